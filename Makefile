@@ -1,0 +1,31 @@
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip
+# On a machine with a CUDA device, `make CONSTRAINTS=` installs the GPU build of torch.
+CONSTRAINTS ?= -c constraints.txt
+
+.PHONY: venv demo test lint bench clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev,s3]'
+	touch $@
+
+venv: .venv/installed
+
+demo: venv
+	.venv/bin/histosge demo --out demo
+
+test: venv
+	.venv/bin/python -m pytest
+
+lint: venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: venv
+	for file in benchmarks/[a-z]*.py; do .venv/bin/python $$file --quick || exit 1; done
+
+clean:
+	rm -rf .venv demo build dist *.egg-info

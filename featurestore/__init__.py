@@ -1,0 +1,1 @@
+"""Slides in, chunked embeddings out. Knows nothing of genes."""

@@ -1,0 +1,1 @@
+"""Encoders: the only part of `featurestore` that imports torch."""

@@ -1,0 +1,49 @@
+"""The errors that a caller of `featurestore` may meet.
+
+One tree, so that `except FeatureStoreError` catches all of it. Each class is also the builtin
+that a caller expects. A message is one line: what was refused, the numbers, and the fix.
+"""
+
+
+class FeatureStoreError(Exception):
+    """Base of every error that is the input's or the environment's fault, not a bug."""
+
+
+class SlideError(FeatureStoreError, ValueError):
+    """A slide that cannot be opened or read."""
+
+
+class SlideNotFoundError(SlideError, FileNotFoundError):
+    """There is no slide at that path."""
+
+
+class MppError(SlideError):
+    """A slide without microns per pixel, or with an absurd value."""
+
+
+class UpsamplingError(SlideError):
+    """A region was asked for at a finer scale than the slide holds."""
+
+
+class SampleSheetError(FeatureStoreError, ValueError):
+    """A sample sheet with unknown columns, missing files or repeated slides."""
+
+
+class EncoderError(FeatureStoreError, ValueError):
+    """An unknown encoder, or weights that do not fit it."""
+
+
+class StoreError(FeatureStoreError, ValueError):
+    """A store, or a place for one, that cannot be used as asked."""
+
+
+class StoreNotFoundError(StoreError, FileNotFoundError):
+    """There is no store at that URL."""
+
+
+class IdentityMismatchError(StoreError):
+    """What is stored was made from another slide, grid or encoder than what is asked for."""
+
+
+class AmbiguousSelectionError(StoreError):
+    """The store holds several grids or encoders and none was named."""

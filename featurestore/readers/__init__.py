@@ -1,0 +1,1 @@
+"""Readers: one file per family of slide formats, all behind `featurestore.slide.Slide`."""

@@ -1,0 +1,1 @@
+"""Embeddings in, expression out. Knows nothing of slide file formats."""

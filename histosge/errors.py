@@ -1,0 +1,19 @@
+"""The errors that a caller of `histosge` may meet; one tree with `featurestore`'s."""
+
+from featurestore.errors import FeatureStoreError
+
+
+class HistosgeError(FeatureStoreError):
+    """Base of every error of the model toolkit that is the input's fault, not a bug."""
+
+
+class ExpressionError(HistosgeError, ValueError):
+    """Expression that cannot be read, or that does not fit its slide."""
+
+
+class ModelError(HistosgeError, ValueError):
+    """A model that cannot be loaded, or that does not fit the store."""
+
+
+class SplitError(HistosgeError, ValueError):
+    """A split that the sections cannot give."""

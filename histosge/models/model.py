@@ -1,0 +1,61 @@
+"""What every model is: the one protocol behind all presets.
+
+A model learns from spots and predicts patches. What it is scored on is what a user gets: the map
+of the patches, averaged under each spot's disc.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histosge.sections import Patches, TrainingSection
+
+State = dict[str, NDArray[Any]]
+"""Named arrays: what safetensors can hold."""
+
+
+class Model(Protocol):
+    """Maps embeddings to expression."""
+
+    name: ClassVar[str]
+    needs_position_on_slide: ClassVar[bool]
+    """True if the model only knows the slides that it was trained on (spatial interpolation)."""
+
+    @property
+    def halo_um(self) -> float:
+        """Return how far beyond a patch the model looks: what a stream must read around each block."""
+        ...
+
+    @classmethod
+    def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
+        """Learn from sections.
+
+        Parameters
+        ----------
+        sections
+            At least one; all share the same genes and embedding dimension.
+        seed
+            Same seed, same machine: the same model, bit for bit.
+        epochs
+            Passes over the spots, for presets that iterate; None means the preset's own.
+        """
+        ...
+
+    def predict(self, patches: Patches) -> NDArray[np.float32]:
+        """Return log1p(CP10k) of every patch, shape ``(n_patches, n_genes)``."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """Return JSON-ready values that, with `state`, rebuild the model."""
+        ...
+
+    def state(self) -> State:
+        """Return the learned arrays."""
+        ...
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], state: State) -> Self:
+        """Rebuild a model that predicts bit-equal to the one that was saved."""
+        ...

@@ -1,0 +1,109 @@
+"""The values that models and evaluation work on: patches in memory, spots, and what ties them.
+
+Terms
+    patches   the tissue patches of one slide (or of one part of it), with their embeddings
+    spots     measured locations with counts
+    overlap   (n_spots, n_patches) weights: which patches lie under which spot's disc, rows sum to 1
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Embedded tissue patches of one slide, in memory.
+
+    Parameters
+    ----------
+    slide_id
+        Whose they are.
+    rows, cols
+        Grid positions, shape ``(n_patches,)`` each. Positions may be missing (background).
+    embedding
+        Shape ``(n_patches, dim)``, float32, without NaN.
+    stride_um, patch_um
+        The grid's step, and the side of a patch, in microns.
+    """
+
+    slide_id: str
+    rows: NDArray[np.int64]
+    cols: NDArray[np.int64]
+    embedding: NDArray[np.float32]
+    stride_um: float
+    patch_um: float
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def xy_um(self) -> NDArray[np.float64]:
+        """Patch centres ``(x, y)`` in microns from the slide's top-left, shape ``(n_patches, 2)``."""
+        return np.stack([self.cols, self.rows], axis=1) * self.stride_um + self.patch_um / 2
+
+    def with_embedding(self, embedding: NDArray[np.float32]) -> "Patches":
+        """Return the same patches carrying other vectors."""
+        return replace(self, embedding=embedding)
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Measured locations of one section.
+
+    Parameters
+    ----------
+    slide_id, donor
+        Which slide they lie on, and whose tissue it is.
+    barcodes
+        Shape ``(n_spots,)``.
+    xy_um
+        Spot centres ``(x, y)`` in microns from the slide's top-left, shape ``(n_spots, 2)``.
+    diameter_um
+        Of one spot's disc.
+    counts
+        Raw counts, sparse, shape ``(n_spots, n_genes)``.
+    genes
+        Names of the columns of `counts`.
+    """
+
+    slide_id: str
+    donor: str
+    barcodes: NDArray[np.str_]
+    xy_um: NDArray[np.float64]
+    diameter_um: float
+    counts: sparse.csr_matrix
+    genes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.barcodes)
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    """One section, ready for a model: patches, the spots to learn from, and their targets.
+
+    Parameters
+    ----------
+    patches
+        All tissue patches of the slide.
+    overlap
+        Sparse ``(n_spots, n_patches)``; each row sums to 1.
+    spot_xy_um
+        Spot centres, shape ``(n_spots, 2)``.
+    target
+        log1p(CP10k) of the chosen genes, shape ``(n_spots, n_genes)``, float32.
+    """
+
+    patches: Patches
+    overlap: sparse.csr_matrix
+    spot_xy_um: NDArray[np.float64]
+    target: NDArray[np.float32]
+
+    def subset(self, keep: NDArray[np.bool_]) -> "TrainingSection":
+        """Return the section with only some of its spots; the patches stay."""
+        return replace(
+            self, overlap=self.overlap[keep], spot_xy_um=self.spot_xy_um[keep], target=self.target[keep]
+        )
