@@ -1,1 +1,29 @@
-"""Embeddings in, expression out. Knows nothing of slide file formats."""
+"""Embeddings in, expression out. Knows nothing of slide file formats.
+
+Importing this loads neither torch nor dask: what is named below is imported when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from histosge.evaluation import evaluate as evaluate
+    from histosge.prediction import predict as predict
+    from histosge.saved import load_model as load_model
+    from histosge.training import TrainSettings as TrainSettings
+    from histosge.training import train as train
+
+_HOMES = {
+    "TrainSettings": "training",
+    "evaluate": "evaluation",
+    "load_model": "saved",
+    "predict": "prediction",
+    "train": "training",
+}
+__all__ = list(_HOMES)  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'histosge' has no attribute {name!r}")
+    return getattr(import_module(f"histosge.{_HOMES[name]}"), name)

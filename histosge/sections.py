@@ -107,3 +107,32 @@ class TrainingSection:
         return replace(
             self, overlap=self.overlap[keep], spot_xy_um=self.spot_xy_um[keep], target=self.target[keep]
         )
+
+
+@dataclass(frozen=True)
+class Section:
+    """One slide with its measured expression, ready to be split, trained on and scored.
+
+    Only usable spots are left: enough counts, and tissue patches under their disc.
+
+    Parameters
+    ----------
+    patches
+        All tissue patches of the slide.
+    spots
+        The usable spots, with raw counts of all genes.
+    overlap
+        Sparse ``(n_spots, n_patches)``; each row sums to 1.
+    thumbnail
+        Mean colour of every patch of the grid, ``(n_rows, n_cols, 3)``, uint8.
+    """
+
+    patches: Patches
+    spots: Spots
+    overlap: sparse.csr_matrix
+    thumbnail: NDArray[np.uint8]
+
+    @property
+    def slide_id(self) -> str:
+        """Which slide this is."""
+        return self.patches.slide_id

@@ -1,0 +1,147 @@
+"""Commands on models: train, predict, evaluate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histosge_cli.show import Voice, out
+from histosge_cli.store import Log, Quiet, StoreArg
+
+SamplesArg = Annotated[
+    str, typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression.")
+]
+Grid = Annotated[str | None, typer.Option("--grid", metavar="KEY", help="Needed when the store holds several grids.")]
+EncoderKey = Annotated[
+    str | None, typer.Option("--encoder", metavar="K", help="Needed when the store holds several encoders.")
+]
+Genes = Annotated[str, typer.Option("--genes", metavar="N|FILE", help="The N most variable genes, or a file with names.")]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the spots, for presets that iterate.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (train, predict, evaluate):
+        app.command()(command)
+
+
+def genes_option(text: str) -> int | str:
+    """Return a number of genes, or a path."""
+    return int(text) if text.isdecimal() else text
+
+
+def train(
+    samples: SamplesArg,
+    store: StoreArg,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
+    preset: Annotated[str, typer.Option(help="dense, paper, ridge, knn or mean.")] = "dense",
+    genes: Genes = "1000",
+    epochs: Epochs = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: the same model.")] = 0,
+    grid: Grid = None,
+    encoder: EncoderKey = None,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Train a model on embedded sections; nothing is encoded again.
+
+    Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
+    """
+    from histosge.training import Selection, TrainSettings
+    from histosge.training import train as run
+
+    voice = Voice(quiet, log)
+    settings = TrainSettings(preset, genes_option(genes), epochs, seed, Selection(grid, encoder))
+    saved = run(samples, store, model, settings, say=voice.say)
+    spots = sum(section["spots"] for section in saved.card.sections)
+    out.print(
+        f"{model}: {preset} for {len(saved.card.genes)} genes from {spots} spots of {len(saved.card.sections)} sections, "
+        f"fingerprint {saved.fingerprint[:16]}",
+        markup=False,
+    )
+
+
+def predict(
+    store: StoreArg,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained model's folder.")],
+    out_store: Annotated[str, typer.Argument(metavar="OUT", help="Expression store to write, a folder or URL.")],
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", metavar="ID", help="Only this slide; repeat for several.")
+    ] = None,
+    genes: Annotated[str | None, typer.Option("--genes", metavar="A,B", help="Only these genes of the model.")] = None,
+    h5ad: Annotated[
+        Path | None, typer.Option("--h5ad", metavar="FILE", help="Also write AnnData, one row per patch (one slide).")
+    ] = None,
+    grid: Grid = None,
+    encoder: EncoderKey = None,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Predict a dense expression map for slides of a store.
+
+    Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
+    """
+    from histosge.errors import ModelError
+    from histosge.maps import ExpressionStore
+    from histosge.prediction import predict as run
+    from histosge.prediction import write_h5ad
+
+    voice = Voice(quiet, log)
+    if h5ad is not None and len(slide or []) != 1:
+        raise ModelError("--h5ad writes one slide; name it with --slide ID")
+    with voice.bars("blocks") as bars:
+        results = run(
+            store,
+            model,
+            out_store,
+            slide_ids=slide or [],
+            genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
+            grid=grid,
+            encoder=encoder,
+            progress=bars.update,
+        )
+    for result in results:
+        voice.record("slide", **vars(result))
+        todo = f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
+        out.print(f"{result.slide_id}: {todo}, {result.patches} patches", markup=False)
+    if h5ad is not None:
+        stored = ExpressionStore.open(out_store).map(results[0].slide_id, results[0].grid_key)
+        rows = write_h5ad(stored, h5ad)
+        out.print(f"{h5ad}: {rows} patches x {len(stored.genes)} genes", markup=False)
+
+
+def evaluate(
+    samples: SamplesArg,
+    store: StoreArg,
+    report_dir: Annotated[Path, typer.Argument(metavar="REPORT_DIR", help="Folder for report.html and its tables.")],
+    split: Annotated[str, typer.Option(help="block, section, donor or random.")] = "block",
+    presets: Annotated[str, typer.Option(metavar="a,b,c", help="Models to compare.")] = "mean,ridge,dense",
+    genes: Genes = "250",
+    seeds: Annotated[int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.")] = 1,
+    epochs: Epochs = None,
+    grid: Grid = None,
+    encoder: EncoderKey = None,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Score models on what they have not seen, with a noise control beside them.
+
+    Example: histosge evaluate cohort.csv store.zarr report --split section --presets mean,ridge,dense --seeds 3
+    """
+    from histosge.evaluation import EvaluateSettings
+    from histosge.evaluation import evaluate as run
+
+    from histosge_cli.scores import print_scores
+
+    voice = Voice(quiet, log)
+    settings = EvaluateSettings(
+        split=split,
+        presets=tuple(p.strip() for p in presets.split(",") if p.strip()),
+        genes=genes_option(genes),
+        seeds=seeds,
+        epochs=epochs,
+    )
+    scores = run(samples, store, report_dir, settings, grid=grid, encoder=encoder, say=voice.say)
+    print_scores(scores)
+    for name in ("report.html", "scores.csv", "genes.csv"):
+        out.print(str(report_dir / name), markup=False)

@@ -1,0 +1,174 @@
+"""Commands on the feature store: embed, ls, validate, rm, encoders, doctor."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from histosge_cli.show import Voice, out, size
+
+StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks.")]
+Log = Annotated[Path | None, typer.Option("--log", metavar="FILE", help="Append JSON lines to this file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (embed, ls, validate, rm, encoders, doctor):
+        app.command()(command)
+
+
+def embed(
+    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV).")],
+    store: StoreArg,
+    encoder: Annotated[
+        list[str] | None, typer.Option("--encoder", metavar="K", help="Encoder key; repeat for several. [default: morphology]")
+    ] = None,
+    mpp: Annotated[float, typer.Option(help="Microns per pixel of the patches.")] = 0.5,
+    patch: Annotated[int, typer.Option(help="Side of a patch, pixels at --mpp.")] = 224,
+    stride: Annotated[int | None, typer.Option(help="Step between patches, pixels at --mpp. [default: --patch]")] = None,
+    no_tissue: Annotated[bool, typer.Option("--no-tissue", help="Encode every patch, tissue or not.")] = False,
+    slide_mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel of slides whose file does not say it.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the encoder, a local file.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Random weights: tests only.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Compute blocks with unreadable patches again.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only: patches, objects, bytes.")] = False,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Encode slides into a store; only what is missing is computed.
+
+    Example: histosge embed cohort.csv store.zarr --mpp 0.5 --patch 224 --stride 112
+    """
+    from featurestore.embedding import EmbedSettings
+    from featurestore.embedding import embed as run
+    from featurestore.encoder import DEFAULT_ENCODER, EncoderOptions
+    from featurestore.errors import StoreError
+    from featurestore.grid import GridSpec
+
+    voice = Voice(quiet, log)
+    try:
+        spec = GridSpec(mpp, patch, stride or patch)
+    except ValueError as error:
+        raise StoreError(f"{error}; see --mpp, --patch, --stride") from error
+    settings = EmbedSettings(
+        encoders=tuple(encoder or [DEFAULT_ENCODER]),
+        spec=spec,
+        options=EncoderOptions(weights, random_weights, device),
+        keep_background=no_tissue,
+        retry_failed=retry_failed,
+    )
+    with voice.bars("blocks") as bars:
+        results = run(
+            samples,
+            store,
+            settings,
+            slide_mpp=slide_mpp,
+            dry_run=dry_run,
+            progress=lambda slide, done, total, patches: bars.update(slide, done, total),
+        )
+    for result in results:
+        voice.record("slide", **vars(result))
+        if result.state == "failed":
+            out.print(f"{result.slide_id}: failed: {result.reason}", markup=False)
+        elif dry_run:
+            out.print(
+                f"{result.slide_id}: {result.patches} patches in {result.planned} objects, "
+                f"{size(result.bytes_to_store)} to store",
+                markup=False,
+            )
+        else:
+            todo = f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
+            bad = f", {result.unreadable} patches could not be read" if result.unreadable else ""
+            out.print(f"{result.slide_id}: {todo}, {result.patches} patches{bad}", markup=False)
+    failed = sum(result.state == "failed" for result in results)
+    if failed:
+        out.print(f"{failed} of {len(results)} slides failed; the others are whole. See: histosge ls {store}")
+        raise typer.Exit(1)
+
+
+def ls(store: StoreArg, as_json: Json = False) -> None:
+    """List a store: slide, grid, encoder, blocks done of planned, bytes, failures."""
+    from featurestore.listing import catalogue
+
+    frame = catalogue(store)
+    if as_json:
+        out.print(json.dumps(frame.to_dicts()), markup=False)
+        return
+    table = Table(*("slide", "grid", "encoder", "state", "blocks", "patches", "size", "unreadable", "reason"), box=None)
+    for row in frame.iter_rows(named=True):
+        blocks = "" if row["planned"] is None else f"{row['done']}/{row['planned']}"
+        cells = [row["slide"], row["grid"], row["encoder"], row["state"], blocks, row["patches"]]
+        cells += ["" if row["bytes"] is None else size(row["bytes"]), row["unreadable"], row["reason"]]
+        table.add_row(*("" if cell is None else str(cell) for cell in cells))
+    out.print(table if frame.height else "the store is empty", markup=False)
+
+
+def validate(
+    store: StoreArg,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every object and check its checksum.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a store against its specification; exit 1 if something is missing or damaged."""
+    from featurestore.validation import validate as run
+
+    problems = run(store, deep=deep)
+    if as_json:
+        out.print(json.dumps([vars(problem) for problem in problems]), markup=False)
+    else:
+        for problem in problems:
+            out.print(f"{problem.path}: {problem.what}. To mend it: {problem.fix}", markup=False)
+        out.print(f"{len(problems)} problems" if problems else "whole", markup=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+def rm(
+    store: StoreArg,
+    slide: Annotated[str | None, typer.Option("--slide", metavar="ID", help="Only this slide.")] = None,
+    grid: Annotated[str | None, typer.Option("--grid", metavar="KEY", help="Only this grid.")] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", metavar="K", help="Only this encoder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+) -> None:
+    """Remove slides, grids or encoders from a store. At least one of the options is needed."""
+    from featurestore.removal import remove
+
+    for path in remove(store, slide, grid, encoder, dry_run=dry_run):
+        out.print(f"{'would remove' if dry_run else 'removed'} {path}", markup=False)
+
+
+def encoders(
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="One encoder in full.")] = None,
+    random_weights: Annotated[bool, typer.Option("--random-weights", help="Random weights: tests only.")] = False,
+) -> None:
+    """List the encoders, or show one in full."""
+    from featurestore.encoder import ENCODERS, EncoderOptions, load_encoder
+
+    if key is None:
+        for name, (_, about) in ENCODERS.items():
+            out.print(f"{name:12}  {about}", markup=False)
+        out.print(f"{'timm:<name>':12}  any timm model, with --weights FILE (or --random-weights, for tests)", markup=False)
+        return
+    identity = load_encoder(key, EncoderOptions(random_weights=random_weights)).identity
+    out.print(f"key          {identity.key}\ndim          {identity.dim}\nfingerprint  {identity.fingerprint}", markup=False)
+    for name, value in identity.facts.items():
+        out.print(f"{name:12} {value}", markup=False)
+
+
+def doctor(store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None) -> None:
+    """Say what is installed, which device there is, which encoders work here, and whether a store answers."""
+    from histosge_cli.doctor import examine
+
+    lines, healthy = examine(store)
+    for line in lines:
+        out.print(line, markup=False)
+    if not healthy:
+        raise typer.Exit(1)

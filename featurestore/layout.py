@@ -1,0 +1,61 @@
+"""Names and dims of a store: docs/SPEC.md as values. No I/O.
+
+A path below is always relative to the store's root, with ``/`` between its segments.
+"""
+
+import re
+
+from featurestore.encoder import slug
+
+SPEC_NAME = "histosge-featurestore"
+SPEC_VERSION = 1
+FAILURES = "_failures"
+
+EMBEDDING = "embedding"
+EMBEDDING_DIMS = ("y", "x", "feature")
+GRID_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {
+    "y": (("y",), "float64"),
+    "x": (("x",), "float64"),
+    "tissue": (("y", "x"), "uint8"),
+    "rgb": (("y", "x", "channel"), "uint8"),
+}
+"""Array -> (dims, dtype) of what every grid holds."""
+
+_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
+_CHUNK = re.compile(r"c/(\d+)/(\d+)/(\d+)")
+
+
+def is_segment(name: str) -> bool:
+    """Tell whether a name may stand in a store path: ``[A-Za-z0-9._-]+``, and not reserved."""
+    return bool(_SEGMENT.fullmatch(name)) and not name.startswith("_") and name not in {".", ".."}
+
+
+def grid_path(slide_id: str, grid_key: str) -> str:
+    """Path of a grid's group."""
+    return f"{slide_id}/{grid_key}"
+
+
+def encoder_path(slide_id: str, grid_key: str, encoder_key: str) -> str:
+    """Path of an encoder's group; the key becomes a slug."""
+    return f"{grid_path(slide_id, grid_key)}/{slug(encoder_key)}"
+
+
+def embedding_path(slide_id: str, grid_key: str, encoder_key: str) -> str:
+    """Path of the embedding array."""
+    return f"{encoder_path(slide_id, grid_key, encoder_key)}/{EMBEDDING}"
+
+
+def failure_path(
+    slide_id: str, grid_key: str = "", encoder_key: str = "", block: tuple[int, int] | None = None
+) -> str:
+    """Path of the JSON that says why a slide, or some patches of a block, could not be read."""
+    parts = [FAILURES, slide_id]
+    if block is not None:
+        parts += [grid_key, slug(encoder_key), f"{block[0]}.{block[1]}"]
+    return "/".join(parts) + ".json"
+
+
+def chunk_index(relative: str) -> tuple[int, ...] | None:
+    """Return the index of a chunk from its path below the array, or None if it is no chunk."""
+    match = _CHUNK.fullmatch(relative)
+    return tuple(int(part) for part in match.groups()) if match else None

@@ -1,0 +1,153 @@
+"""A place that holds a store: a folder, or any URL that fsspec knows (``s3://``, ``memory://``).
+
+All file-system and zarr-store handles are made here, so that credentials, listing caches and atomic
+writes are dealt with once. Nothing here knows what the store holds.
+"""
+
+import json
+import os
+import re
+import time
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from zarr.abc.store import Store as ZarrStore
+from zarr.storage import FsspecStore, LocalStore
+
+from featurestore.errors import StoreError
+
+_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
+_LEFTOVER = re.compile(r"\.[0-9a-f]{16,}\.partial$|\.partial$")
+LEFTOVER_AGE_S = 3600
+"""Temporary files younger than this may belong to a run that is still writing."""
+
+
+def strip_credentials(url: str) -> str:
+    """Return a URL without user, password or signed query: safe to store and to print."""
+    return _CREDENTIALS.sub("", url) if "://" in url else url
+
+
+@dataclass(frozen=True)
+class Location:
+    """The root of a store.
+
+    Parameters
+    ----------
+    url
+        A folder, or a URL. Credentials come from the environment or the profile, not from here.
+    """
+
+    url: str
+
+    @property
+    def label(self) -> str:
+        """The URL as it may be printed."""
+        return strip_credentials(self.url)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder on this machine."""
+        return "://" not in self.url or self.url.startswith("file://")
+
+    @cached_property
+    def _fs_root(self) -> tuple[Any, str]:
+        try:
+            # A cached listing would hide what another worker has written.
+            fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+        except ImportError as error:
+            raise StoreError(
+                f"{self.label} needs an extra package ({error}); install it with: pip install 'histosge[s3]'"
+            ) from error
+        except ValueError as error:
+            raise StoreError(f"{self.label} is no place for a store: {error}") from error
+        return fs, root.rstrip("/")
+
+    def zarr(self, *, read_only: bool = False) -> ZarrStore:
+        """Open the place as a zarr store."""
+        if self.is_local:
+            return LocalStore(self._fs_root[1], read_only=read_only)
+        return FsspecStore.from_url(
+            self.url, storage_options={"use_listings_cache": False}, read_only=read_only
+        )
+
+    def path(self, relative: str) -> str:
+        """Return a path that this location's file system understands."""
+        root = self._fs_root[1]
+        return f"{root}/{relative}" if relative else root
+
+    def exists(self, relative: str = "") -> bool:
+        """Whether an object or folder is there."""
+        return bool(self._fs_root[0].exists(self.path(relative)))
+
+    def is_file(self, relative: str = "") -> bool:
+        """Whether one object is there."""
+        return bool(self._fs_root[0].isfile(self.path(relative)))
+
+    def folders(self, relative: str = "") -> list[str]:
+        """Names of the folders directly below, sorted; one listing."""
+        return sorted(name for name, kind in self._children(relative) if kind == "directory")
+
+    def files(self, relative: str = "") -> list[str]:
+        """Names of the objects directly below, sorted; one listing."""
+        return sorted(name for name, kind in self._children(relative) if kind == "file")
+
+    def _children(self, relative: str) -> list[tuple[str, str]]:
+        try:
+            entries = self._fs_root[0].ls(self.path(relative), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries]
+
+    def sizes(self, relative: str = "") -> dict[str, int]:
+        """Every object below, with its bytes; paths are relative to `relative`; one listing."""
+        base = self.path(relative).rstrip("/") + "/"
+        found = self._fs_root[0].find(self.path(relative), detail=True)
+        prefix = base.lstrip("/")
+        return {
+            name.lstrip("/").removeprefix(prefix): int(entry["size"] or 0) for name, entry in found.items()
+        }
+
+    def read_json(self, relative: str) -> dict[str, Any] | None:
+        """Return a JSON object, or None if there is none."""
+        try:
+            value = json.loads(self._fs_root[0].cat_file(self.path(relative)))
+        except FileNotFoundError:
+            return None
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise StoreError(f"{self.label}/{relative} is damaged: {error}") from error
+        return value if isinstance(value, dict) else None
+
+    def write_json(self, relative: str, value: dict[str, Any]) -> None:
+        """Write a JSON object, whole or not at all."""
+        data = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
+        if not self.is_local:
+            self._fs_root[0].pipe_file(self.path(relative), data)
+            return
+        target = Path(self.path(relative))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        temporary.write_bytes(data)
+        temporary.replace(target)
+
+    def remove(self, relative: str) -> None:
+        """Remove an object or everything below a folder; nothing there is no error."""
+        fs, _ = self._fs_root
+        path = self.path(relative)
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
+
+    def sweep_leftovers(self, relative: str) -> int:
+        """Remove temporary files that a killed write left behind long ago; return how many."""
+        if not self.is_local:
+            return 0  # an object store shows no half-written object
+        root = Path(self.path(relative))
+        horizon = time.time() - LEFTOVER_AGE_S
+        swept = 0
+        for file in root.rglob("*.partial") if root.is_dir() else ():
+            if _LEFTOVER.search(file.name) and file.stat().st_mtime < horizon:
+                file.unlink(missing_ok=True)
+                swept += 1
+        return swept

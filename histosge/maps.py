@@ -1,0 +1,188 @@
+"""The expression store: a dense map of genes per slide, streamed in by blocks.
+
+The same shape and commit rules as the feature store, one floor up: one object per block and gene
+group, done is what exists. Readable by plain zarr and xarray.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
+
+from featurestore.block_array import BlockArray
+from featurestore.blocks import Block, plan_blocks
+from featurestore.documents import check_root, create_root, read_attrs, write_group
+from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
+from featurestore.grid import PatchGrid
+from featurestore.location import Location
+from featurestore.store import StoredGrid
+from featurestore.tissue import TISSUE_THRESHOLD
+
+SPEC_NAME = "histosge-expression"
+SPEC_VERSION = 1
+GENE_GROUP = 256
+"""Genes in one object: a viewer that wants one gene reads this many, a stream writes few objects."""
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """One slide's map, opened.
+
+    Parameters
+    ----------
+    slide_id, grid
+        Whose, and the lattice.
+    genes
+        Names along the last dim.
+    tissue
+        Share of each patch that is tissue, 0..255.
+    rgb
+        Mean colour of each patch.
+    array
+        ``(y, x, gene)``, log1p(CP10k); NaN off tissue.
+    """
+
+    slide_id: str
+    grid: PatchGrid
+    genes: tuple[str, ...]
+    tissue: NDArray[np.uint8]
+    rgb: NDArray[np.uint8]
+    array: BlockArray
+
+    def planned(self) -> list[Block]:
+        """Blocks with tissue: those that will exist."""
+        tissue = self.tissue >= TISSUE_THRESHOLD
+        return [b for b in plan_blocks(self.grid.shape, self.array.block_shape) if tissue[b.slices].any()]
+
+
+class ExpressionStore:
+    """Dense maps at a location. Make one with `open` or `open_or_create`."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    @classmethod
+    def open(cls, url: str) -> "ExpressionStore":
+        """Open an expression store that exists.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If there is nothing at `url`.
+        StoreError
+            If something else lies there.
+        """
+        location = Location(url)
+        if not location.exists():
+            raise StoreNotFoundError(
+                f"there is no expression store at {location.label}; make one with: histosge predict"
+            )
+        check_root(location, SPEC_NAME, SPEC_VERSION, "expression store")
+        return cls(location)
+
+    @classmethod
+    def open_or_create(cls, url: str) -> "ExpressionStore":
+        """Open an expression store, or make an empty one where there is nothing yet."""
+        location = Location(url)
+        create_root(location, SPEC_NAME, SPEC_VERSION, "expression store")
+        return cls(location)
+
+    def maps(self) -> Iterator[tuple[str, str]]:
+        """Yield ``(slide id, grid key)`` of every map."""
+        for slide_id in self.location.folders():
+            for grid_key in self.location.folders(slide_id):
+                if self.location.exists(f"{slide_id}/{grid_key}/expression/zarr.json"):
+                    yield slide_id, grid_key
+
+    def add_map(
+        self,
+        stored: StoredGrid,
+        genes: tuple[str, ...],
+        block_shape: tuple[int, int],
+        made_by: dict[str, Any],
+    ) -> StoredMap:
+        """Create a slide's map, or open the one that the same model began.
+
+        Parameters
+        ----------
+        made_by
+            JSON-ready identity of the model and of the embeddings: a map of another one is refused.
+        """
+        slide_id, grid = stored.slide_id, stored.grid
+        path = f"{slide_id}/{grid.spec.key}"
+        attrs = read_attrs(self.location, f"{path}/expression")
+        if attrs:
+            if attrs["made_by"] != made_by:
+                raise IdentityMismatchError(
+                    f"{self.location.label}/{path} was predicted by {_brief(attrs['made_by'])}, now it is "
+                    f"{_brief(made_by)}; give another OUT or remove that folder"
+                )
+            return self.map(slide_id, grid.spec.key, read_only=False)
+        write_group(self.location, slide_id, {})
+        self._write_coordinates(path, stored, genes)
+        write_group(self.location, path, {"grid": grid.to_attrs()})
+        BlockArray.create(
+            self.location,
+            f"{path}/expression",
+            shape=(*grid.shape, len(genes)),
+            chunks=(*block_shape, min(GENE_GROUP, len(genes))),
+            dtype="float16",
+            dims=("y", "x", "gene"),
+            attrs={"made_by": made_by, "units": "log1p of counts per 10,000"},
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=ZarrUserWarning)
+            zarr.consolidate_metadata(self.location.zarr(), path=slide_id)
+        return self.map(slide_id, grid.spec.key, read_only=False)
+
+    def _write_coordinates(self, path: str, stored: StoredGrid, genes: tuple[str, ...]) -> None:
+        grid = stored.grid
+        values: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {
+            "y": (("y",), grid.y_um),
+            "x": (("x",), grid.x_um),
+            "tissue": (("y", "x"), stored.tissue),
+            "rgb": (("y", "x", "channel"), stored.rgb),
+            "gene": (("gene",), np.array(genes, dtype=np.dtypes.StringDType())),
+        }
+        with warnings.catch_warnings():
+            # Strings are in wide use but not yet in format 3's written core.
+            warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
+            for name, (dims, data) in values.items():
+                zarr.create_array(
+                    self.location.zarr(),
+                    name=f"{path}/{name}",
+                    data=data,
+                    chunks=data.shape,
+                    compressors=[Crc32cCodec()],
+                    dimension_names=dims,
+                    attributes={"units": "micrometer"} if name in ("y", "x") else {},
+                    overwrite=True,
+                )
+
+    def map(self, slide_id: str, grid_key: str, *, read_only: bool = True) -> StoredMap:
+        """Open one slide's map."""
+        path = f"{slide_id}/{grid_key}"
+        attrs = read_attrs(self.location, path).get("grid")
+        if not attrs:
+            raise StoreError(f"{self.location.label} holds no map {path}")
+        store = self.location.zarr(read_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
+            genes = tuple(
+                str(g) for g in np.asarray(zarr.open_array(store, path=f"{path}/gene", mode="r")[...])
+            )
+        tissue, rgb = (
+            np.asarray(zarr.open_array(store, path=f"{path}/{name}", mode="r")[...]) for name in ("tissue", "rgb")
+        )
+        array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
+        return StoredMap(slide_id, PatchGrid.from_attrs(attrs), genes, tissue, rgb, array)
+
+
+def _brief(made_by: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {str(value)[:16]}" for key, value in sorted(made_by.items()))

@@ -1,0 +1,125 @@
+"""What an evaluation found: the values that files and pages are made of.
+
+Plain values, no arithmetic beyond means: `evaluate` fills them, `report` shows them.
+
+Terms
+    preset   a model's name; `noise` is the control: `ridge` on random embeddings
+    row      one number: preset, split, fold, seed, metric, value
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+NOISE = "noise"
+NOISE_LIMIT = 0.01
+"""A control further from 0 than this says that the evaluation leaks."""
+
+
+@dataclass(frozen=True)
+class FoldCount:
+    """How many spots one fold trained on, held out, and dropped into the buffer."""
+
+    seed: int
+    name: str
+    n_train: int
+    n_test: int
+    n_dropped: int
+
+
+@dataclass(frozen=True)
+class GeneMap:
+    """One gene on one section: measured at held-out spots, predicted for every patch.
+
+    Parameters
+    ----------
+    gene, role
+        Whose map, and why it is shown: ``best``, ``median`` or ``worst``.
+    pearson
+        Held-out, mean over the folds that hold out spots of this section.
+    slide_id
+        Which section.
+    spot_xy_um, measured
+        Held-out spots, ``(n_spots, 2)`` microns, and log1p(CP10k), ``(n_spots,)``.
+    spot_um
+        Diameter of a spot in microns.
+    predicted
+        log1p(CP10k), ``(n_rows, n_cols)`` over the thumbnail's grid, NaN on background. Each patch
+        comes from the fold that holds out its nearest spot.
+    thumbnail
+        Mean colour of every patch, ``(n_rows, n_cols, 3)``, uint8.
+    stride_um, patch_um
+        The grid's step, and the side of a patch.
+    """
+
+    gene: str
+    role: str
+    pearson: float
+    slide_id: str
+    spot_xy_um: NDArray[np.float64]
+    measured: NDArray[np.float32]
+    spot_um: float
+    predicted: NDArray[np.float32]
+    thumbnail: NDArray[np.uint8]
+    stride_um: float
+    patch_um: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All scores of one evaluation.
+
+    Parameters
+    ----------
+    scores
+        Columns ``preset, split, fold, seed, metric, value``.
+    genes
+        Columns ``preset, split, fold, seed, gene, pearson, pearson_depth_adjusted, spearman, mse, mae,
+        r2, pearson_undefined, top50``.
+    presets
+        In the order asked for, without the control.
+    default_preset
+        Whose maps are shown.
+    split, seeds
+        As asked for.
+    buffer_um
+        Of the block split, else 0.
+    gene_rule
+        One sentence: how the genes were chosen.
+    folds
+        Counts of spots, for every seed asked for.
+    maps
+        Best, median and worst gene; empty if no gene is scored in all folds of the shown section.
+    notes
+        Further sentences for the report's caveats.
+    """
+
+    scores: pl.DataFrame
+    genes: pl.DataFrame
+    presets: tuple[str, ...]
+    default_preset: str
+    split: str
+    seeds: tuple[int, ...]
+    buffer_um: float
+    gene_rule: str
+    folds: tuple[FoldCount, ...]
+    maps: tuple[GeneMap, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def values(self, preset: str, metric: str, fold: str | None = None) -> NDArray[np.float64]:
+        """Return one value per seed, mean over folds (or of one fold), in the order of the seeds."""
+        rows = self.scores.filter((pl.col("preset") == preset) & (pl.col("metric") == metric))
+        if fold is not None:
+            rows = rows.filter(pl.col("fold") == fold)
+        return rows.group_by("seed").agg(pl.col("value").mean()).sort("seed")["value"].to_numpy()
+
+    def mean(self, preset: str, metric: str) -> float:
+        """Return the mean over folds and seeds."""
+        return float(self.values(preset, metric).mean())
+
+    @property
+    def noise_is_zero(self) -> bool:
+        """True if the control scores within 0 +- `NOISE_LIMIT`, as it must."""
+        return abs(self.mean(NOISE, "pearson_mean")) <= NOISE_LIMIT

@@ -1,0 +1,132 @@
+"""What an evaluation fits on what: one task per fold and seed, the same for every preset.
+
+Genes are chosen here, on the training part of each fold, so no preset can see a held-out count.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histosge.genes import choose_genes, select_target, shared_genes
+from histosge.metrics import top_by_variance
+from histosge.sections import Section, Spots, TrainingSection
+from histosge.splits import Fold, default_buffer_um, make_folds
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fold of one seed, ready to fit: the same for every preset.
+
+    Parameters
+    ----------
+    seed, fold
+        Which.
+    genes
+        Chosen on the fold's training part.
+    sections
+        All of them.
+    targets
+        log1p(CP10k) of all spots of each section, ``(n_spots, n_genes)``.
+    """
+
+    seed: int
+    fold: Fold
+    genes: tuple[str, ...]
+    sections: tuple[Section, ...]
+    targets: tuple[NDArray[np.float32], ...]
+
+    def training(self) -> list[TrainingSection]:
+        """Return the sections that have training spots, with those spots alone."""
+        return [
+            TrainingSection(section.patches, section.overlap, section.spots.xy_um, target).subset(keep)
+            for section, target in zip(self.sections, self.targets, strict=True)
+            if (keep := self.fold.train[section.slide_id]).any()
+        ]
+
+    def tested(self) -> list[tuple[Section, NDArray[np.float32]]]:
+        """Return the sections that have held-out spots, with the targets of all their spots."""
+        pairs = zip(self.sections, self.targets, strict=True)
+        return [(section, target) for section, target in pairs if self.fold.test[section.slide_id].any()]
+
+    def top(self) -> NDArray[np.bool_]:
+        """Mark the genes behind `pearson_top50`, picked on the training spots."""
+        return top_by_variance(np.concatenate([section.target for section in self.training()]))
+
+    def with_noise(self) -> "Task":
+        """Return the same task on standard-normal random embeddings, drawn from the task's seed."""
+        rng = np.random.default_rng([self.seed, len(self.sections)])
+        noisy = []
+        for section in self.sections:
+            random = rng.standard_normal(section.patches.embedding.shape, dtype=np.float32)
+            noisy.append(replace(section, patches=section.patches.with_embedding(random)))
+        return replace(self, sections=tuple(noisy))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted on what: folds per seed, and the genes that each fold's training part gives.
+
+    Parameters
+    ----------
+    sections, split
+        What to split, and how: one of `histosge.splits.SPLITS`.
+    genes
+        How many to choose on each fold's training part, or which.
+    buffer_um
+        Of the block split.
+    """
+
+    sections: tuple[Section, ...]
+    split: str
+    genes: int | Sequence[str]
+    buffer_um: float
+
+    @classmethod
+    def of(cls, sections: Sequence[Section], split: str, genes: int | Sequence[str]) -> Self:
+        """Plan an evaluation; the buffer of a block split comes from the widest spots and patches."""
+        buffers = [default_buffer_um(s.spots.diameter_um, s.patches.patch_um) for s in sections]
+        return cls(tuple(sections), split, genes, max(buffers, default=0.0) if split == "block" else 0.0)
+
+    def folds(self, seed: int) -> tuple[Fold, ...]:
+        """Return one seed's folds, proven free of leaks."""
+        spots = [section.spots for section in self.sections]
+        return make_folds(self.split, spots, seed=seed, buffer_um=self.buffer_um)
+
+    def tasks(self, seeds: Sequence[int]) -> Iterator[Task]:
+        """Prepare every fold of every seed; folds that do not depend on the seed are prepared once."""
+        prepared: list[Task] = []
+        for seed in seeds:
+            if not prepared or self.split in {"block", "random"}:
+                prepared = [self._prepare(seed, fold) for fold in self.folds(seed)]
+            yield from (replace(task, seed=seed) for task in prepared)
+
+    def _prepare(self, seed: int, fold: Fold) -> Task:
+        genes = self._choose(fold)
+        targets = tuple(select_target(section.spots, genes) for section in self.sections)
+        return Task(seed, fold, genes, self.sections, targets)
+
+    def _choose(self, fold: Fold) -> tuple[str, ...]:
+        if not isinstance(self.genes, int):
+            return tuple(self.genes)
+        measured = shared_genes([section.spots for section in self.sections])
+        training = [
+            _with_genes(_subset(section.spots, keep), measured)
+            for section in self.sections
+            if (keep := fold.train[section.slide_id]).any()
+        ]
+        return tuple(choose_genes(training, self.genes))
+
+
+def _subset(spots: Spots, keep: NDArray[np.bool_]) -> Spots:
+    return replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])
+
+
+def _with_genes(spots: Spots, genes: Sequence[str]) -> Spots:
+    """Return the spots with some genes only, so that a gene that another section lacks is not chosen."""
+    if len(genes) == len(spots.genes):
+        return spots
+    place = {gene: i for i, gene in enumerate(spots.genes)}
+    return replace(spots, counts=spots.counts[:, [place[gene] for gene in genes]], genes=tuple(genes))

@@ -1,0 +1,169 @@
+"""Sections in a store -> a saved model. Nothing is encoded here: that was done once, before."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.encoder import EncoderIdentity
+from featurestore.errors import AmbiguousSelectionError
+from featurestore.grid import GridSpec
+from featurestore.samples import read_samples
+from featurestore.store import Store, identity_attrs
+from histosge.errors import ModelError
+from histosge.genes import MIN_COUNTS, choose_genes, read_gene_list, select_target
+from histosge.models.presets import DEFAULT_PRESET, load_preset
+from histosge.saved import ModelCard, SavedModel, save_model
+from histosge.sections import Section, TrainingSection
+from histosge.stream import LoadedSection, load_section
+
+Say = Callable[[str], None]
+DEFAULT_GENES = 1000
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of a store's embeddings to use; None where there is only one."""
+
+    grid: str | None = None
+    encoder: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """How to train.
+
+    Parameters
+    ----------
+    preset
+        One of `histosge.models.presets.PRESETS`.
+    genes
+        How many of the most variable genes, or a file that lists them.
+    epochs
+        For presets that iterate; None means the preset's own.
+    seed
+        Same seed, same machine: the same model.
+    selection
+        Grid and encoder.
+    """
+
+    preset: str = DEFAULT_PRESET
+    genes: int | str = DEFAULT_GENES
+    epochs: int | None = None
+    seed: int = 0
+    selection: Selection = Selection()
+
+
+def train(
+    samples: str, store: str, model: str | Path, settings: TrainSettings | None = None, *, say: Say = _silent
+) -> SavedModel:
+    """Train a model on the sections of a sample sheet and save it.
+
+    Parameters
+    ----------
+    samples
+        A sample sheet whose rows name expression.
+    store
+        The feature store that holds their embeddings.
+    model
+        Folder to write.
+    settings
+        Preset, genes, epochs, seed.
+    say
+        Called with one line on what was found.
+
+    Raises
+    ------
+    FeatureStoreError
+        If the sections, the store or the settings are unusable; nothing is written then.
+    """
+    settings = settings or TrainSettings()
+    preset = load_preset(settings.preset)
+    loaded = load_sections(samples, store, settings.selection, say=say)
+    sections = [item.section for item in loaded]
+    genes = resolve_genes(sections, settings.genes)
+    fitted = preset.fit(
+        [training_section(s, genes) for s in sections], seed=settings.seed, epochs=settings.epochs
+    )
+    return save_model(model, fitted, _card(settings, genes, loaded))
+
+
+def load_sections(samples: str, store_url: str, selection: Selection, *, say: Say = _silent) -> list[LoadedSection]:
+    """Load every section of a sample sheet, and check that all embeddings are of one kind.
+
+    Raises
+    ------
+    ExpressionError, StoreError
+        If a section cannot be used; `ModelError` if encoders or grids differ between sections.
+    """
+    store = Store.open(store_url)
+    loaded: list[LoadedSection] = []
+    for sample in read_samples(samples):
+        item = load_section(sample, store, selection.grid, selection.encoder)
+        say(
+            f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "
+            f"({item.few_counts} spots under {MIN_COUNTS} counts and {item.off_tissue} off tissue left out)"
+        )
+        if item.fit.verdict == "warn":
+            say(f"{sample.slide_id}: {item.fit.message}")
+        loaded.append(item)
+    _check_one_kind(loaded)
+    return loaded
+
+
+def _check_one_kind(loaded: Sequence[LoadedSection]) -> None:
+    first = loaded[0]
+    for other in loaded[1:]:
+        a, b = first.slide, other.slide
+        if a.identity.fingerprint != b.identity.fingerprint:
+            raise ModelError(
+                f"{a.slide_id} holds embeddings of {a.identity.key!r} ({a.identity.fingerprint[:16]}), {b.slide_id} of "
+                f"{b.identity.key!r} ({b.identity.fingerprint[:16]}); embed all slides with one encoder"
+            )
+        if a.stored.grid.spec != b.stored.grid.spec:
+            raise AmbiguousSelectionError(
+                f"{a.slide_id} has grid {a.stored.grid.spec.key}, {b.slide_id} has {b.stored.grid.spec.key}; "
+                "embed all slides with one grid, or name it with --grid"
+            )
+
+
+def resolve_genes(sections: Sequence[Section], genes: int | str) -> tuple[str, ...]:
+    """Choose the most variable genes of these sections, or read the list that the user gave."""
+    spots = [section.spots for section in sections]
+    if isinstance(genes, int):
+        return choose_genes(spots, genes)
+    return read_gene_list(genes, spots)
+
+
+def training_section(section: Section, genes: tuple[str, ...]) -> TrainingSection:
+    """Return what a model learns from: patches, overlap and log1p(CP10k) of the chosen genes."""
+    return TrainingSection(
+        section.patches, section.overlap, section.spots.xy_um, select_target(section.spots, genes)
+    )
+
+
+def _card(settings: TrainSettings, genes: tuple[str, ...], loaded: Sequence[LoadedSection]) -> ModelCard:
+    identity: EncoderIdentity = loaded[0].slide.identity
+    spec: GridSpec = loaded[0].slide.stored.grid.spec
+    return ModelCard(
+        preset=settings.preset,
+        genes=genes,
+        encoder=identity_attrs(identity),
+        grid={"mpp": spec.mpp, "patch_px": spec.patch_px, "stride_px": spec.stride_px},
+        normalisation={"target": "log1p of counts per 10,000", "library": "all genes", "min_counts": MIN_COUNTS},
+        sections=tuple(
+            {
+                "slide_id": item.section.slide_id,
+                "donor": item.section.spots.donor,
+                "slide_fingerprint": item.slide.fingerprint,
+                "spots": len(item.section.spots),
+                "few_counts": item.few_counts,
+                "off_tissue": item.off_tissue,
+            }
+            for item in loaded
+        ),
+        seed=settings.seed,
+    )

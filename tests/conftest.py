@@ -1,0 +1,34 @@
+"""What tests share: where the public data lies, and which markers run here."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+DATA = Path(os.environ.get("HISTOSGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+def _has_gpu() -> bool:
+    return shutil.which("nvidia-smi") is not None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    absent = {}
+    if not (DATA / "cohort.csv").is_file():
+        absent["data"] = "no public sections: set HISTOSGE_DATA to their folder"
+    if not _has_gpu():
+        absent["gpu"] = "no CUDA device"
+    for marker, reason in absent.items():
+        gone = [item for item in items if item.get_closest_marker(marker)]
+        if gone:
+            items[:] = [item for item in items if item not in gone]
+            config.hook.pytest_deselected(items=gone)
+            terminal = config.pluginmanager.get_plugin("terminalreporter")
+            if terminal is not None:
+                terminal.write_line(f"{len(gone)} tests marked {marker} deselected: {reason}")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    return DATA
