@@ -115,7 +115,9 @@ class PatchGrid:
         return self._centres(self.n_cols)
 
     def _centres(self, n: int) -> NDArray[np.float64]:
-        return (np.arange(n) * self.spec.stride_px + self.spec.patch_px / 2) * self.effective_mpp
+        return (
+            np.arange(n, dtype=np.float64) * self.spec.stride_px + self.spec.patch_px / 2
+        ) * self.effective_mpp
 
     def region_px(self, rows: tuple[int, int], cols: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return ``(x, y, width, height)`` in pixels at `effective_mpp` of the patches in two ranges."""

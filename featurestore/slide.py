@@ -6,10 +6,14 @@ Terms
     level_px    (width, height) of each stored level, finest first
 """
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from featurestore.errors import MppError, SlideError, SlideNotFoundError
 
 MPP_RANGE = (0.05, 20.0)
 """Microns per pixel outside this range are a mistake in the file, not a microscope."""
@@ -62,3 +66,46 @@ class Slide(Protocol):
     def close(self) -> None:
         """Free the file handle. Closing twice is allowed."""
         ...
+
+
+def open_slide(path: str, mpp: float | None = None) -> Slide:
+    """Open a slide with whichever reader knows it.
+
+    Parameters
+    ----------
+    path
+        A file: SVS, NDPI, MRXS, DICOM and tiled TIFF through OpenSlide; flat and OME-TIFF through
+        tifffile; PNG and JPEG.
+    mpp
+        Microns per pixel at level 0; overrides what the file says.
+
+    Raises
+    ------
+    SlideNotFoundError
+        If there is no such file.
+    MppError
+        If mpp is neither given nor in the file, or absurd.
+    SlideError
+        If no reader can open it; the message holds each one's reason.
+    """
+    from featurestore.readers.openslide_reader import OpenSlideSlide
+    from featurestore.readers.raster import SUFFIXES, RasterSlide
+    from featurestore.readers.tiff import TiffSlide
+
+    scheme, _, rest = path.partition("://")
+    if rest and scheme != "file":
+        raise SlideError(f"{path.partition('?')[0]}: slides are read from files on this machine; copy it here first")
+    file = rest or path
+    if not Path(file).is_file():
+        raise SlideNotFoundError(f"there is no slide at {file}")
+    suffix = Path(file).suffix.lower()
+    readers: list[Callable[[str, float | None], Slide]] = [OpenSlideSlide, TiffSlide]
+    reasons = []
+    for reader in [RasterSlide] if suffix in SUFFIXES else readers:
+        try:
+            return reader(file, mpp)
+        except MppError:
+            raise
+        except SlideError as error:
+            reasons.append(str(error).splitlines()[0][:120])
+    raise SlideError(f"{file} cannot be opened: {'; '.join(reasons)}")

@@ -256,7 +256,7 @@ class Store:
         zarr_store = self.location.zarr()
         values = {"y": grid.y_um, "x": grid.x_um, "tissue": survey.tissue, "rgb": survey.rgb}
         for name, (dims, dtype) in GRID_ARRAYS.items():
-            attrs = {"units": "micrometer"} if name in dims else {}
+            attrs: dict[str, Any] = {"units": "micrometer"} if name in dims else {}
             zarr.create_array(
                 zarr_store,
                 name=f"{path}/{name}",

@@ -1,6 +1,7 @@
 """A store as a lazy xarray DataTree: every slide, grid and encoder by its path."""
 
 import warnings
+from typing import Any, cast
 
 import xarray as xr
 from zarr.errors import ZarrUserWarning
@@ -34,6 +35,9 @@ def open_store(url: str) -> xr.DataTree:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=ZarrUserWarning)
             trees[slide_id] = xr.open_datatree(
-                store.location.zarr(read_only=True), engine="zarr", group=slide_id, consolidated=True
+                cast(Any, store.location.zarr(read_only=True)),
+                engine="zarr",
+                group=slide_id,
+                consolidated=True,
             )
     return xr.DataTree.from_dict({f"/{slide_id}": tree for slide_id, tree in trees.items()})

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import zarr
+from featurestore.tissue import TISSUE_THRESHOLD
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
@@ -22,7 +23,6 @@ from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFound
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.store import StoredGrid
-from featurestore.tissue import TISSUE_THRESHOLD
 
 SPEC_NAME = "histosge-expression"
 SPEC_VERSION = 1
@@ -178,7 +178,8 @@ class ExpressionStore:
                 str(g) for g in np.asarray(zarr.open_array(store, path=f"{path}/gene", mode="r")[...])
             )
         tissue, rgb = (
-            np.asarray(zarr.open_array(store, path=f"{path}/{name}", mode="r")[...]) for name in ("tissue", "rgb")
+            np.asarray(zarr.open_array(store, path=f"{path}/{name}", mode="r")[...])
+            for name in ("tissue", "rgb")
         )
         array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
         return StoredMap(slide_id, PatchGrid.from_attrs(attrs), genes, tissue, rgb, array)

@@ -19,6 +19,7 @@ from histosge.scores import GeneMap
 COLOURS = "viridis"
 NEUTRAL = "#8a8f98"
 DPI = 110
+WIDTH_IN = 11.0
 FADE = 0.55
 """Share of white over the H&E, so that spots and patches stand out from it."""
 ROBUST = (2.0, 98.0)
@@ -33,9 +34,10 @@ def gene_map(shown: GeneMap) -> bytes:
     bytes
         A PNG.
     """
-    figure = Figure(figsize=(11, 3.9), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, _height_in(shown)), dpi=DPI, layout="constrained")
     tissue, measured, predicted = figure.subplots(1, 3)
     norm = _scale(shown.measured)
+    left, right, bottom, top = _bounds(shown)
     extent = _extent(shown)
     faded = (shown.thumbnail * (1 - FADE) + 255 * FADE).astype(np.uint8)
     for axes, title, background in (
@@ -46,7 +48,7 @@ def gene_map(shown: GeneMap) -> bytes:
         axes.imshow(background, extent=extent, interpolation="nearest")
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
-        _crop(axes, shown)
+        axes.set(xlim=(left, right), ylim=(bottom, top))
     diameters = np.full(len(shown.measured), shown.spot_um)
     discs = EllipseCollection(
         diameters,
@@ -127,14 +129,22 @@ def _extent(shown: GeneMap) -> tuple[float, float, float, float]:
     return corner, corner + n_cols * shown.stride_um, corner + n_rows * shown.stride_um, corner
 
 
-def _crop(axes: Axes, shown: GeneMap) -> None:
-    """Show the patches and spots, not the empty glass around them."""
+def _bounds(shown: GeneMap) -> tuple[float, float, float, float]:
+    """Return ``(left, right, bottom, top)`` around patches and spots, without the empty glass beyond."""
     rows, cols = np.nonzero(~np.isnan(shown.predicted))
     patches = np.stack([cols, rows], axis=1) * shown.stride_um + shown.patch_um / 2
     everything = np.concatenate([patches, shown.spot_xy_um])
     margin = max(shown.patch_um, shown.spot_um)
-    (left, top), (right, bottom) = everything.min(axis=0) - margin, everything.max(axis=0) + margin
-    axes.set(xlim=(left, right), ylim=(bottom, top))
+    left, top = (everything.min(axis=0) - margin).tolist()
+    right, bottom = (everything.max(axis=0) + margin).tolist()
+    return left, right, bottom, top
+
+
+def _height_in(shown: GeneMap) -> float:
+    """Return the height at which three panels fill the figure's width, within reason."""
+    left, right, bottom, top = _bounds(shown)
+    panel = (WIDTH_IN - 1) / 3
+    return float(np.clip(panel * (bottom - top) / (right - left) + 0.4, 1.8, 7))
 
 
 def _scale_bar(axes: Axes) -> None:

@@ -87,7 +87,11 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
     for gene in genes:
         if gene not in known:
             near = get_close_matches(gene, known, n=3, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"it has {len(known)} genes, listed in config.json"
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"it has {len(known)} genes, listed in config.json"
+            )
             raise ModelError(f"the model does not predict gene {gene!r}: {hint}")
     return [known[gene] for gene in genes] or list(range(len(known)))
 

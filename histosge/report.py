@@ -6,7 +6,7 @@ then caveats. It computes no score: all its numbers are means of rows of scores.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,19 +17,18 @@ from numpy.typing import NDArray
 from histosge.plots import gene_map, score_distributions
 from histosge.scores import NOISE, NOISE_LIMIT, Scores
 
-COLUMNS = {
+CORRELATIONS = {
     "pearson_mean": "Pearson",
     "pearson_depth_adjusted": "depth-adjusted",
     "pearson_median": "median gene",
     "pearson_top50": "top 50",
     "spearman_mean": "Spearman",
-    "mse": "MSE",
-    "mae": "MAE",
-    "r2": "R²",
     "n_nan_genes": "NaN genes",
-    "paper_all_spots": "paper_all_spots (not held out)",
 }
-"""Metric -> its column; the last one exists for the random split only."""
+"""Metric -> its column."""
+ERRORS = {"mse": "MSE", "mae": "MAE", "r2": "R²"}
+PAPER = {"paper_all_spots": "paper_all_spots (half of them trained on)"}
+"""Exists for the random split only."""
 
 HELD_OUT = {
     "block": "spatial blocks of every section: straight cuts at an angle drawn from the seed",
@@ -41,11 +40,20 @@ HELD_OUT = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what it shows, for those who see it and those who do not."""
+    """A PNG with what it shows, for those who see it and those who do not.
+
+    Parameters
+    ----------
+    png, alt, caption
+        The picture, the same in words, and what stands under it.
+    name
+        Printed bold before the caption.
+    """
 
     png: bytes
     alt: str
     caption: str
+    name: str = ""
 
     @property
     def base64(self) -> str:
@@ -65,12 +73,15 @@ class Table:
         What the numbers are.
     controls
         Names of rows that are controls, set apart from the rest.
+    folded
+        Show only the caption until the reader opens it.
     """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str
     controls: frozenset[str] = frozenset()
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,7 +92,7 @@ class Block:
     ----------
     title, text
         Headline and one paragraph.
-    pictures, tables, points
+    pictures, points, tables
         Shown in this order; points are a list of sentences.
     status, status_text
         ``good`` or ``bad`` and one sentence; a bad one is repeated at the top of the page, in red.
@@ -133,7 +144,8 @@ def _map_block(scores: Scores) -> Block:
         Picture(
             gene_map(shown),
             f"Maps of {shown.gene}: H&E, measured spots and prediction for every patch of {shown.slide_id}",
-            f"{shown.gene} ({shown.role} gene of {scores.default_preset}): held-out r = {shown.pearson:.3f}",
+            f"{shown.role} gene of {scores.default_preset}: held-out r = {shown.pearson:.3f}",
+            shown.gene,
         )
         for shown in scores.maps
     )
@@ -157,27 +169,35 @@ def _score_block(scores: Scores) -> Block:
         status = "bad"
         verdict = f"{verdict}; beyond 0 ± {NOISE_LIMIT}: the held-out spots are too few, or something leaks."
         verdict += " Differences of this size between presets mean nothing."
+    shown, n_genes = scores.default_preset, scores.mean(scores.default_preset, "n_genes")
+    pearson = _spread(scores.values(shown, "pearson_mean"), "pearson_mean")
     text = (
-        "Mean over folds, then mean ± standard deviation over seeds. Depth-adjusted: log library size and its"
-        " square are regressed out of truth and prediction first, so what remains is composition, not depth."
+        f"{shown} predicts held-out spots with a Pearson of {pearson}, the mean over {n_genes:.0f} genes."
+        " All entries are means over folds, then mean ± standard deviation over seeds (noise: over draws)."
+        " Depth-adjusted: log library size and its square are regressed out of truth and prediction first,"
+        " so what remains is composition, not depth."
     )
-    tables = (_preset_table(scores), _fold_table(scores))
-    return Block("Scores on held-out spots", text, tables=tables, status=status, status_text=verdict)
+    columns = CORRELATIONS | (PAPER if scores.split == "random" else {})
+    caption = (
+        f"Correlation over {n_genes:.0f} genes, split {scores.split}, {_plural(len(scores.seeds), 'seed')}."
+    )
+    tables = [
+        _preset_table(scores, columns, caption),
+        _preset_table(
+            scores, ERRORS, "Error of log1p(CP10k), and share of the variance within sections explained."
+        ),
+    ]
+    if len({count.name for count in scores.folds}) > 1:
+        tables.insert(1, _fold_table(scores))
+    return Block("Scores on held-out spots", text, tables=tuple(tables), status=status, status_text=verdict)
 
 
-def _preset_table(scores: Scores) -> Table:
-    metrics = [name for name in COLUMNS if name != "paper_all_spots" or scores.split == "random"]
+def _preset_table(scores: Scores, columns: Mapping[str, str], caption: str) -> Table:
     rows = [
-        (preset, *(_spread(scores.values(preset, metric), metric) for metric in metrics))
+        (preset, *(_spread(scores.values(preset, metric), metric) for metric in columns))
         for preset in _by_score(scores)
     ]
-    n_genes = scores.mean(NOISE, "n_genes")
-    return Table(
-        ("preset", *(COLUMNS[metric] for metric in metrics)),
-        tuple(rows),
-        f"Presets over {n_genes:.0f} genes, split {scores.split}, {_plural(len(scores.seeds), 'seed')}.",
-        frozenset({NOISE}),
-    )
+    return Table(("preset", *columns.values()), tuple(rows), caption, frozenset({NOISE}))
 
 
 def _fold_table(scores: Scores) -> Table:
@@ -233,7 +253,8 @@ def _caveat_block(scores: Scores, notes: Sequence[str]) -> Block:
     table = Table(
         ("fold", "seed", "training spots", "held-out spots", "dropped"),
         tuple((c.name, *(str(n) for n in (c.seed, c.n_train, c.n_test, c.n_dropped))) for c in counts),
-        "What each fold trained on and held out.",
+        "What each fold trained on and held out",
+        folded=True,
     )
     return Block("What to keep in mind", tables=(table,), points=tuple(points))
 
@@ -245,7 +266,7 @@ def _by_score(scores: Scores) -> list[str]:
 
 def _spread(values: NDArray[np.float64], metric: str) -> str:
     digits = 1 if metric == "n_nan_genes" else 3
-    mean = f"{values.mean():.{digits}f}"
+    mean = f"{values.mean():z.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 
 

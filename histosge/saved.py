@@ -99,7 +99,9 @@ def save_model(folder: str | Path, model: Model, card: ModelCard) -> SavedModel:
     """
     target = Path(folder)
     if target.exists() and not _is_model(target) and (target.is_file() or any(target.iterdir())):
-        raise ModelError(f"{target} holds something that is no histosge model; nothing was written, give another MODEL")
+        raise ModelError(
+            f"{target} holds something that is no histosge model; nothing was written, give another MODEL"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         work = Path(temporary) / "model"

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from featurestore.samples import Sample
 from numpy.typing import NDArray
 
 from featurestore.block_array import BlockArray
 from featurestore.blocks import Block
 from featurestore.encoder import EncoderIdentity
-from featurestore.samples import Sample
 from featurestore.store import Store, StoredGrid
 from histosge.errors import ExpressionError
 from histosge.expression import read_expression
@@ -51,7 +51,9 @@ class EmbeddedSlide:
         return self.stored.slide_id
 
 
-def open_embedded(store: Store, slide_id: str, grid_key: str | None, encoder_key: str | None) -> EmbeddedSlide:
+def open_embedded(
+    store: Store, slide_id: str, grid_key: str | None, encoder_key: str | None
+) -> EmbeddedSlide:
     """Open a slide's embedding; grid and encoder may be left out where there is only one.
 
     Raises
@@ -200,7 +202,12 @@ class LoadedSection:
 
 
 def load_section(
-    sample: Sample, store: Store, grid_key: str | None, encoder_key: str | None, *, min_counts: int = MIN_COUNTS
+    sample: Sample,
+    store: Store,
+    grid_key: str | None,
+    encoder_key: str | None,
+    *,
+    min_counts: int = MIN_COUNTS,
 ) -> LoadedSection:
     """Join a slide's embedding with its measured expression.
 

@@ -55,14 +55,14 @@ class Task:
         """Mark the genes behind `pearson_top50`, picked on the training spots."""
         return top_by_variance(np.concatenate([section.target for section in self.training()]))
 
-    def with_noise(self) -> "Task":
-        """Return the same task on standard-normal random embeddings, drawn from the task's seed."""
-        rng = np.random.default_rng([self.seed, len(self.sections)])
+    def with_noise(self, draw: int) -> "Task":
+        """Return the same fold on standard-normal random embeddings; the draw takes the seed's place."""
+        rng = np.random.default_rng([draw, len(self.sections)])
         noisy = []
         for section in self.sections:
             random = rng.standard_normal(section.patches.embedding.shape, dtype=np.float32)
             noisy.append(replace(section, patches=section.patches.with_embedding(random)))
-        return replace(self, sections=tuple(noisy))
+        return replace(self, seed=draw, sections=tuple(noisy))
 
 
 @dataclass(frozen=True)

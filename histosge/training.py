@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.samples import read_samples
+
 from featurestore.encoder import EncoderIdentity
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.grid import GridSpec
-from featurestore.samples import read_samples
 from featurestore.store import Store, identity_attrs
 from histosge.errors import ModelError
 from histosge.genes import MIN_COUNTS, choose_genes, read_gene_list, select_target
@@ -91,7 +92,9 @@ def train(
     return save_model(model, fitted, _card(settings, genes, loaded))
 
 
-def load_sections(samples: str, store_url: str, selection: Selection, *, say: Say = _silent) -> list[LoadedSection]:
+def load_sections(
+    samples: str, store_url: str, selection: Selection, *, say: Say = _silent
+) -> list[LoadedSection]:
     """Load every section of a sample sheet, and check that all embeddings are of one kind.
 
     Raises
@@ -153,7 +156,11 @@ def _card(settings: TrainSettings, genes: tuple[str, ...], loaded: Sequence[Load
         genes=genes,
         encoder=identity_attrs(identity),
         grid={"mpp": spec.mpp, "patch_px": spec.patch_px, "stride_px": spec.stride_px},
-        normalisation={"target": "log1p of counts per 10,000", "library": "all genes", "min_counts": MIN_COUNTS},
+        normalisation={
+            "target": "log1p of counts per 10,000",
+            "library": "all genes",
+            "min_counts": MIN_COUNTS,
+        },
         sections=tuple(
             {
                 "slide_id": item.section.slide_id,

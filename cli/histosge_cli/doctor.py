@@ -7,7 +7,19 @@ from importlib.metadata import PackageNotFoundError, version
 from featurestore.encoder import ENCODERS, load_encoder
 from featurestore.errors import FeatureStoreError
 
-PACKAGES = ("histosge", "torch", "timm", "zarr", "dask", "xarray", "anndata", "polars", "openslide-python", "tifffile", "s3fs")
+PACKAGES = (
+    "histosge",
+    "torch",
+    "timm",
+    "zarr",
+    "dask",
+    "xarray",
+    "anndata",
+    "polars",
+    "openslide-python",
+    "tifffile",
+    "s3fs",
+)
 
 
 def examine(store: str | None) -> tuple[list[str], bool]:
@@ -23,7 +35,9 @@ def examine(store: str | None) -> tuple[list[str], bool]:
             lines.append(f"encoder      {key}: cannot be used: {error}")
             healthy = False
         else:
-            lines.append(f"encoder      {key}: ready, {identity.dim} dims, fingerprint {identity.fingerprint[:16]}")
+            lines.append(
+                f"encoder      {key}: ready, {identity.dim} dims, fingerprint {identity.fingerprint[:16]}"
+            )
     lines.append("encoder      timm:<name>: ready with --weights FILE")
     if store is not None:
         line, answers = _store(store)
@@ -61,4 +75,7 @@ def _store(url: str) -> tuple[str, bool]:
     except (FeatureStoreError, OSError) as error:
         return f"store        {label}: {error}", False
     done = frame.filter(frame["state"] == "done").height
-    return f"store        {label}: answers, {frame['slide'].n_unique()} slides, {done} of {frame.height} embeddings whole", True
+    return (
+        f"store        {label}: answers, {frame['slide'].n_unique()} slides, {done} of {frame.height} embeddings whole",
+        True,
+    )

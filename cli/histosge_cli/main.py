@@ -7,8 +7,8 @@ import errno
 import sys
 
 import typer
-from featurestore.errors import FeatureStoreError
 
+from featurestore.errors import FeatureStoreError
 from histosge_cli import demo, model, store
 
 app = typer.Typer(

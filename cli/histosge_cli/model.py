@@ -9,13 +9,18 @@ from histosge_cli.show import Voice, out
 from histosge_cli.store import Log, Quiet, StoreArg
 
 SamplesArg = Annotated[
-    str, typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression.")
+    str,
+    typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression."),
 ]
-Grid = Annotated[str | None, typer.Option("--grid", metavar="KEY", help="Needed when the store holds several grids.")]
+Grid = Annotated[
+    str | None, typer.Option("--grid", metavar="KEY", help="Needed when the store holds several grids.")
+]
 EncoderKey = Annotated[
     str | None, typer.Option("--encoder", metavar="K", help="Needed when the store holds several encoders.")
 ]
-Genes = Annotated[str, typer.Option("--genes", metavar="N|FILE", help="The N most variable genes, or a file with names.")]
+Genes = Annotated[
+    str, typer.Option("--genes", metavar="N|FILE", help="The N most variable genes, or a file with names.")
+]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the spots, for presets that iterate.")]
 
 
@@ -64,13 +69,18 @@ def train(
 def predict(
     store: StoreArg,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained model's folder.")],
-    out_store: Annotated[str, typer.Argument(metavar="OUT", help="Expression store to write, a folder or URL.")],
+    out_store: Annotated[
+        str, typer.Argument(metavar="OUT", help="Expression store to write, a folder or URL.")
+    ],
     slide: Annotated[
         list[str] | None, typer.Option("--slide", metavar="ID", help="Only this slide; repeat for several.")
     ] = None,
-    genes: Annotated[str | None, typer.Option("--genes", metavar="A,B", help="Only these genes of the model.")] = None,
+    genes: Annotated[
+        str | None, typer.Option("--genes", metavar="A,B", help="Only these genes of the model.")
+    ] = None,
     h5ad: Annotated[
-        Path | None, typer.Option("--h5ad", metavar="FILE", help="Also write AnnData, one row per patch (one slide).")
+        Path | None,
+        typer.Option("--h5ad", metavar="FILE", help="Also write AnnData, one row per patch (one slide)."),
     ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
@@ -102,7 +112,9 @@ def predict(
         )
     for result in results:
         voice.record("slide", **vars(result))
-        todo = f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
+        todo = (
+            f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
+        )
         out.print(f"{result.slide_id}: {todo}, {result.patches} patches", markup=False)
     if h5ad is not None:
         stored = ExpressionStore.open(out_store).map(results[0].slide_id, results[0].grid_key)
@@ -113,7 +125,9 @@ def predict(
 def evaluate(
     samples: SamplesArg,
     store: StoreArg,
-    report_dir: Annotated[Path, typer.Argument(metavar="REPORT_DIR", help="Folder for report.html and its tables.")],
+    report_dir: Annotated[
+        Path, typer.Argument(metavar="REPORT_DIR", help="Folder for report.html and its tables.")
+    ],
     split: Annotated[str, typer.Option(help="block, section, donor or random.")] = "block",
     presets: Annotated[str, typer.Option(metavar="a,b,c", help="Models to compare.")] = "mean,ridge,dense",
     genes: Genes = "250",
@@ -130,7 +144,6 @@ def evaluate(
     """
     from histosge.evaluation import EvaluateSettings
     from histosge.evaluation import evaluate as run
-
     from histosge_cli.scores import print_scores
 
     voice = Voice(quiet, log)

@@ -22,20 +22,31 @@ def register(app: typer.Typer) -> None:
 
 
 def embed(
-    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV).")],
+    samples: Annotated[
+        str, typer.Argument(metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV).")
+    ],
     store: StoreArg,
     encoder: Annotated[
-        list[str] | None, typer.Option("--encoder", metavar="K", help="Encoder key; repeat for several. [default: morphology]")
+        list[str] | None,
+        typer.Option("--encoder", metavar="K", help="Encoder key; repeat for several. [default: morphology]"),
     ] = None,
     mpp: Annotated[float, typer.Option(help="Microns per pixel of the patches.")] = 0.5,
     patch: Annotated[int, typer.Option(help="Side of a patch, pixels at --mpp.")] = 224,
-    stride: Annotated[int | None, typer.Option(help="Step between patches, pixels at --mpp. [default: --patch]")] = None,
-    no_tissue: Annotated[bool, typer.Option("--no-tissue", help="Encode every patch, tissue or not.")] = False,
+    stride: Annotated[
+        int | None, typer.Option(help="Step between patches, pixels at --mpp. [default: --patch]")
+    ] = None,
+    no_tissue: Annotated[
+        bool, typer.Option("--no-tissue", help="Encode every patch, tissue or not.")
+    ] = False,
     slide_mpp: Annotated[
         float | None, typer.Option(help="Microns per pixel of slides whose file does not say it.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(metavar="FILE", help="Weights of the encoder, a local file.")] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Random weights: tests only.")] = False,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights of the encoder, a local file.")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Random weights: tests only.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Compute blocks with unreadable patches again.")
@@ -86,7 +97,11 @@ def embed(
                 markup=False,
             )
         else:
-            todo = f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
+            todo = (
+                f"{result.computed} of {result.planned} blocks computed"
+                if result.computed
+                else "nothing to do"
+            )
             bad = f", {result.unreadable} patches could not be read" if result.unreadable else ""
             out.print(f"{result.slide_id}: {todo}, {result.patches} patches{bad}", markup=False)
     failed = sum(result.state == "failed" for result in results)
@@ -103,7 +118,9 @@ def ls(store: StoreArg, as_json: Json = False) -> None:
     if as_json:
         out.print(json.dumps(frame.to_dicts()), markup=False)
         return
-    table = Table(*("slide", "grid", "encoder", "state", "blocks", "patches", "size", "unreadable", "reason"), box=None)
+    table = Table(
+        *("slide", "grid", "encoder", "state", "blocks", "patches", "size", "unreadable", "reason"), box=None
+    )
     for row in frame.iter_rows(named=True):
         blocks = "" if row["planned"] is None else f"{row['done']}/{row['planned']}"
         cells = [row["slide"], row["grid"], row["encoder"], row["state"], blocks, row["patches"]]
@@ -147,7 +164,9 @@ def rm(
 
 def encoders(
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="One encoder in full.")] = None,
-    random_weights: Annotated[bool, typer.Option("--random-weights", help="Random weights: tests only.")] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Random weights: tests only.")
+    ] = False,
 ) -> None:
     """List the encoders, or show one in full."""
     from featurestore.encoder import ENCODERS, EncoderOptions, load_encoder
@@ -155,15 +174,23 @@ def encoders(
     if key is None:
         for name, (_, about) in ENCODERS.items():
             out.print(f"{name:12}  {about}", markup=False)
-        out.print(f"{'timm:<name>':12}  any timm model, with --weights FILE (or --random-weights, for tests)", markup=False)
+        out.print(
+            f"{'timm:<name>':12}  any timm model, with --weights FILE (or --random-weights, for tests)",
+            markup=False,
+        )
         return
     identity = load_encoder(key, EncoderOptions(random_weights=random_weights)).identity
-    out.print(f"key          {identity.key}\ndim          {identity.dim}\nfingerprint  {identity.fingerprint}", markup=False)
+    out.print(
+        f"key          {identity.key}\ndim          {identity.dim}\nfingerprint  {identity.fingerprint}",
+        markup=False,
+    )
     for name, value in identity.facts.items():
         out.print(f"{name:12} {value}", markup=False)
 
 
-def doctor(store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None) -> None:
+def doctor(
+    store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None,
+) -> None:
     """Say what is installed, which device there is, which encoders work here, and whether a store answers."""
     from histosge_cli.doctor import examine
 

@@ -31,7 +31,7 @@ def _mend_torchvision() -> None:
     """
     if torch.version.cuda is not None or _keep_alive:
         return
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library: Any = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -73,7 +73,9 @@ class TimmEncoder:
         name = key.removeprefix(TIMM_PREFIX)
         if not timm.is_model(name):
             near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
-            raise EncoderError(f"timm has no model {name!r}; near: {', '.join(near) or 'see timm.list_models()'}")
+            raise EncoderError(
+                f"timm has no model {name!r}; near: {', '.join(near) or 'see timm.list_models()'}"
+            )
         if options.weights is None and not options.random_weights:
             raise EncoderError(
                 f"{key} needs weights: give --weights FILE, or --random-weights to try the machinery only"
@@ -99,7 +101,13 @@ class TimmEncoder:
         self._identity = EncoderIdentity(
             key,
             int(model.num_features),
-            {"architecture": name, "weights": weights, "pooling": "timm default", "steps": steps, "dtype": "float32"},
+            {
+                "architecture": name,
+                "weights": weights,
+                "pooling": "timm default",
+                "steps": steps,
+                "dtype": "float32",
+            },
         )
 
     @property

@@ -253,7 +253,8 @@ def test_the_page_loads_nothing_and_shows_three_maps(by_section: Scores, tmp_pat
     assert not re.search(r"https?://|@import|url\(", text)
     assert "7 spots under 100 counts left out." in text
     for shown in by_section.maps:
-        assert f"{shown.gene} ({shown.role} gene of ridge): held-out r = {shown.pearson:.3f}" in text
+        caption = f"{shown.role} gene of ridge: held-out r = {shown.pearson:.3f}"
+        assert f"<strong>{shown.gene}</strong> {caption}" in text
 
 
 def test_tables_hold_one_row_per_preset_fold_seed_and_gene(by_section: Scores, tmp_path: Path) -> None:

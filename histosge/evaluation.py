@@ -1,0 +1,127 @@
+"""A sample sheet and a store -> scores on disk: loads the sections, scores them, writes the report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from histosge.errors import SplitError
+from histosge.evaluate import evaluate_sections, write_evaluation
+from histosge.genes import MIN_COUNTS, read_gene_list
+from histosge.report import Block
+from histosge.scores import Scores
+from histosge.stream import LoadedSection
+from histosge.training import Selection, load_sections
+
+Say = Callable[[str], None]
+DEFAULT_PRESETS = ("mean", "ridge", "dense")
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What to compare, and how.
+
+    Parameters
+    ----------
+    split
+        ``block``, ``section``, ``donor`` or ``random``.
+    presets
+        Models; the noise control is always added.
+    genes
+        How many of the most variable genes of each training part, or a file that lists them.
+    seeds
+        Repeat with seeds 0 .. seeds - 1.
+    epochs
+        For presets that iterate; None means each preset's own.
+    """
+
+    split: str = "block"
+    presets: tuple[str, ...] = DEFAULT_PRESETS
+    genes: int | str = 250
+    seeds: int = 1
+    epochs: int | None = None
+
+
+def evaluate(
+    samples: str,
+    store: str,
+    report_dir: str | Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    grid: str | None = None,
+    encoder: str | None = None,
+    say: Say = _silent,
+) -> Scores:
+    """Score presets on held-out spots and write report.html, scores.csv and genes.csv.
+
+    Parameters
+    ----------
+    samples
+        A sample sheet whose rows name expression.
+    store
+        The feature store that holds their embeddings.
+    report_dir
+        Folder to write.
+    settings
+        Split, presets, genes, seeds.
+    grid, encoder
+        Needed where the store holds several.
+    say
+        Called with one line on what is being done.
+
+    Raises
+    ------
+    SplitError
+        If the sections cannot give the split.
+    FeatureStoreError
+        If the sections or the store are unusable.
+    """
+    loaded = load_sections(samples, store, Selection(grid, encoder), say=say)
+    return score_sections(loaded, report_dir, settings or EvaluateSettings(), say=say)
+
+
+def score_sections(
+    loaded: Sequence[LoadedSection],
+    report_dir: str | Path,
+    settings: EvaluateSettings,
+    *,
+    extra: Sequence[Block] = (),
+    say: Say = _silent,
+) -> Scores:
+    """Score loaded sections and write the report; `extra` blocks are shown below the scores."""
+    if settings.seeds < 1:
+        raise SplitError(f"an evaluation needs at least 1 seed, not {settings.seeds}")
+    sections = [item.section for item in loaded]
+    genes: int | Sequence[str] = (
+        settings.genes
+        if isinstance(settings.genes, int)
+        else read_gene_list(settings.genes, [section.spots for section in sections])
+    )
+    scores = evaluate_sections(
+        sections,
+        settings.presets,
+        split=settings.split,
+        genes=genes,
+        seeds=range(settings.seeds),
+        epochs=settings.epochs,
+        progress=lambda done, total, what: say(f"{done}/{total} {what}"),
+    )
+    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
+    return scores
+
+
+def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
+    few, off = sum(item.few_counts for item in loaded), sum(item.off_tissue for item in loaded)
+    used = sum(len(item.section.spots) for item in loaded)
+    identity, grid = loaded[0].slide.identity, loaded[0].slide.stored.grid
+    notes = [
+        f"{used} spots used; {few} with fewer than {MIN_COUNTS} counts and {off} without an embedded patch left out.",
+        f"{identity.key} embeddings ({identity.dim} dims, fingerprint {identity.fingerprint[:16]}).",
+        f"{grid.patch_um:.0f} µm patches every {grid.stride_um:.0f} µm.",
+    ]
+    return notes + [
+        f"{item.section.slide_id}: {item.fit.message}" for item in loaded if item.fit.verdict == "warn"
+    ]
