@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from histosge.errors import HistosgeError
+from histosge.genes import library_size
 from histosge.heldout import HeldOut, MapKeeper
 from histosge.metrics import GeneScores, pearson_all_spots, score_genes
 from histosge.models.model import Model
@@ -235,7 +236,7 @@ def _score(
     held_out = np.concatenate([task.fold.test[section.slide_id] for section, _ in tested])
     truth = np.concatenate([target for _, target in tested])
     guess = np.concatenate(predicted)
-    depth = np.concatenate([np.asarray(section.spots.counts.sum(axis=1)).ravel() for section, _ in tested])
+    depth = np.concatenate([library_size(section.spots) for section, _ in tested])
     label = np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in tested])
     genes = score_genes(truth[held_out], guess[held_out], depth[held_out], label[held_out])
     return _Result(genes, pearson_all_spots(truth, guess, label))

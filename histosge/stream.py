@@ -18,7 +18,7 @@ from featurestore.encoder import EncoderIdentity
 from featurestore.store import Store, StoredGrid
 from histosge.errors import ExpressionError
 from histosge.expression import read_expression
-from histosge.fit_check import FitReport, check_fit
+from histosge.fit_check import FitReport, TissueMap, check_fit
 from histosge.genes import MIN_COUNTS, usable
 from histosge.sections import Patches, Section, Spots
 from histosge.windows import disc_overlap
@@ -242,7 +242,7 @@ def load_section(
 
 def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> FitReport:
     grid = slide.stored.grid
-    return check_fit(spots, size_um, slide.stored.tissue, (grid.y_um, grid.x_um))
+    return check_fit(spots, TissueMap(slide.stored.tissue, grid.y_um, grid.x_um, size_um))
 
 
 def _take(spots: Spots, keep: NDArray[np.bool_]) -> Spots:

@@ -111,22 +111,15 @@ class Plan:
     def _choose(self, fold: Fold) -> tuple[str, ...]:
         if not isinstance(self.genes, int):
             return tuple(self.genes)
-        measured = shared_genes([section.spots for section in self.sections])
         training = [
-            _with_genes(_subset(section.spots, keep), measured)
+            _subset(section.spots, keep)
             for section in self.sections
             if (keep := fold.train[section.slide_id]).any()
         ]
-        return tuple(choose_genes(training, self.genes))
+        # Which genes a held-out section measured is no result: a gene that it lacks cannot be scored.
+        measured = shared_genes([section.spots for section in self.sections])
+        return choose_genes(training, self.genes, among=measured)
 
 
 def _subset(spots: Spots, keep: NDArray[np.bool_]) -> Spots:
     return replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])
-
-
-def _with_genes(spots: Spots, genes: Sequence[str]) -> Spots:
-    """Return the spots with some genes only, so that a gene that another section lacks is not chosen."""
-    if len(genes) == len(spots.genes):
-        return spots
-    place = {gene: i for i, gene in enumerate(spots.genes)}
-    return replace(spots, counts=spots.counts[:, [place[gene] for gene in genes]], genes=tuple(genes))

@@ -12,30 +12,32 @@ from histosge.errors import HistosgeError, SplitError
 from histosge.evaluate import NOISE_DRAWS, evaluate_sections, write_evaluation
 from histosge.scores import Scores
 from histosge.sections import Patches, Section, Spots
+from histosge.splits import Fold
+from histosge.tasks import Plan
 
 GRID = (17, 13)
 N_GENES, DIM = 23, 11
 PATCH_UM = 53.0
 
 
-def make_section(slide_id: str, seed: int, signal: float = 1.0, donor: str = "d1") -> Section:
+def make_section(slide_id: str, seed: int, signal: float = 1.0, n_genes: int = N_GENES) -> Section:
     """One spot per patch; rates follow the embedding linearly, by `signal`."""
     rng = np.random.default_rng(seed)
     rows, cols = (index.ravel() for index in np.indices(GRID))
     embedding = rng.standard_normal((rows.size, DIM)).astype(np.float32)
     patches = Patches(slide_id, rows, cols, embedding, PATCH_UM, PATCH_UM)
-    weights = np.random.default_rng(101).standard_normal((DIM, N_GENES)) * signal / np.sqrt(DIM)
-    rates = np.exp(embedding @ weights + rng.standard_normal((rows.size, N_GENES)) * 0.3)
+    weights = np.random.default_rng(101).standard_normal((DIM, n_genes)) * signal / np.sqrt(DIM)
+    rates = np.exp(embedding @ weights + rng.standard_normal((rows.size, n_genes)) * 0.3)
     depth = rng.lognormal(7, 0.4, rows.size)
     counts = rng.poisson(rates / rates.sum(axis=1, keepdims=True) * depth[:, None])
     spots = Spots(
         slide_id,
-        donor,
+        "d1",
         np.array([f"b{i}" for i in range(rows.size)]),
         patches.xy_um,
         43.0,
         sparse.csr_matrix(counts.astype(np.float32)),
-        tuple(f"G{i}" for i in range(N_GENES)),
+        tuple(f"G{i}" for i in range(n_genes)),
     )
     thumbnail = rng.integers(120, 220, (*GRID, 3)).astype(np.uint8)
     return Section(patches, spots, sparse.eye(rows.size, format="csr", dtype=np.float32), thumbnail)
@@ -113,6 +115,30 @@ def test_genes_are_chosen_on_the_training_part_only(three: list[Section]) -> Non
     genes = dict(chosen.iter_rows())
     assert "G0" not in genes["A"]
     assert "G0" in genes["B"]
+
+
+def varying_only_in_the_first_block(section: Section) -> tuple[Section, Fold]:
+    """Let G0 vary, by far the most of all genes, but in the first block's held-out spots alone."""
+    fold = Plan.of([section], "block", 5).folds(0)[0]
+    counts = section.spots.counts.toarray()
+    odd = np.arange(len(counts)) % 2 == 1
+    counts[:, 0] = np.where(fold.test[section.slide_id] & odd, 100000, 0)
+    spots = replace(section.spots, counts=sparse.csr_matrix(counts))
+    return replace(section, spots=spots), fold
+
+
+def test_held_out_spots_of_a_training_section_have_no_say_in_the_genes(three: list[Section]) -> None:
+    section, fold = varying_only_in_the_first_block(three[0])
+    tasks = {task.fold.name: task for task in Plan.of([section], "block", 5).tasks([0])}
+    assert "G0" not in tasks[fold.name].genes
+    assert all("G0" in task.genes for name, task in tasks.items() if name != fold.name)
+
+
+def test_the_top_genes_are_picked_without_the_held_out_spots() -> None:
+    section, fold = varying_only_in_the_first_block(make_section("A", 1, n_genes=61))
+    tasks = {task.fold.name: task for task in Plan.of([section], "block", section.spots.genes).tasks([0])}
+    assert not tasks[fold.name].top()[0]
+    assert all(task.top()[0] and task.top().sum() == 50 for name, task in tasks.items() if name != fold.name)
 
 
 def test_genes_that_one_section_lacks_are_not_chosen(three: list[Section]) -> None:

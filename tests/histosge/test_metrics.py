@@ -63,6 +63,7 @@ def test_the_rounding_of_a_constant_prediction_earns_no_correlation(rng: np.rand
     scores = score_genes(truth, np.float32(1.7) + jitter, equal_depth(), one_section())
     assert scores.undefined.all()
     assert not scores.pearson.any()
+    assert not scores.spearman.any()
 
 
 def test_depth_adjustment_leaves_nothing_of_a_prediction_that_is_only_depth(rng: np.random.Generator) -> None:

@@ -1,0 +1,146 @@
+"""Which slides there are: from one file, a folder, or a sample sheet.
+
+A sample sheet is a CSV with a header; columns ``slide_id, slide, expression, mpp, donor``, all but `slide`
+optional. Paths are relative to the sheet. Whether a slide can be opened is found out later, slide by slide.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import polars as pl
+
+from featurestore.encoder import slug
+from featurestore.errors import SampleSheetError
+
+COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor")
+SLIDE_SUFFIXES = frozenset(
+    ".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .dcm .png .jpg .jpeg .czi".split()
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a sample sheet.
+
+    Parameters
+    ----------
+    slide_id
+        Name in the store; the file's stem unless the sheet says otherwise.
+    slide
+        Absolute path, or a URL.
+    expression
+        Space Ranger folder or ``.h5ad``; None if there is none.
+    mpp
+        Microns per pixel at level 0, overriding the file's; None to take the file's.
+    donor
+        Whose tissue; the slide's own id unless the sheet says otherwise.
+    """
+
+    slide_id: str
+    slide: str
+    expression: str | None = None
+    mpp: float | None = None
+    donor: str = ""
+
+
+def read_samples(samples: str, slide_mpp: float | None = None) -> list[Sample]:
+    """Read a slide file, a folder of slides, or a sample sheet.
+
+    Parameters
+    ----------
+    samples
+        A path; ``.csv`` means a sample sheet.
+    slide_mpp
+        For slides that have no mpp in the sheet; the sheet's own value wins.
+
+    Raises
+    ------
+    SampleSheetError
+        If nothing is there, or a sheet has unknown columns, missing files or repeated slides.
+    """
+    path = Path(samples)
+    if path.suffix.lower() == ".csv":
+        rows = _read_sheet(path, slide_mpp)
+    elif path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix.lower() in SLIDE_SUFFIXES)
+        if not files:
+            known = " ".join(sorted(SLIDE_SUFFIXES))
+            raise SampleSheetError(f"{samples} is a folder without slides; known suffixes: {known}")
+        rows = [_sample(f.stem, str(f.resolve()), mpp=slide_mpp) for f in files]
+    elif path.is_file():
+        rows = [_sample(path.stem, str(path.resolve()), mpp=slide_mpp)]
+    else:
+        raise SampleSheetError(f"there is no slide, folder or sample sheet at {samples}")
+    _refuse_repeated(rows, samples)
+    return rows
+
+
+def _sample(
+    slide_id: str, slide: str, expression: str | None = None, mpp: float | None = None, donor: str | None = None
+) -> Sample:
+    name = slug(slide_id).lstrip("_") or "slide"
+    return Sample(name, slide, expression, mpp, donor or name)
+
+
+def _refuse_repeated(rows: Sequence[Sample], samples: str) -> None:
+    seen: dict[str, str] = {}
+    for row in rows:
+        if row.slide_id in seen:
+            raise SampleSheetError(
+                f"{samples} names slide_id {row.slide_id!r} twice ({Path(seen[row.slide_id]).name} and "
+                f"{Path(row.slide).name}); give each slide its own slide_id"
+            )
+        seen[row.slide_id] = row.slide
+
+
+def _read_sheet(path: Path, slide_mpp: float | None) -> list[Sample]:
+    if not path.is_file():
+        raise SampleSheetError(f"there is no sample sheet at {path}")
+    try:
+        frame = pl.read_csv(path, infer_schema=False)
+    except pl.exceptions.PolarsError as error:
+        raise SampleSheetError(f"{path} is no CSV with a header: {str(error).splitlines()[0]}") from error
+    frame = frame.rename({name: name.strip() for name in frame.columns})
+    for name in frame.columns:
+        if name not in COLUMNS:
+            near = get_close_matches(name, COLUMNS, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COLUMNS)}"
+            raise SampleSheetError(f"{path} has an unknown column {name!r}: {hint}")
+    if "slide" not in frame.columns:
+        raise SampleSheetError(f"{path} has no column 'slide'; it needs one with the path of each slide")
+    if frame.is_empty():
+        raise SampleSheetError(f"{path} has a header but no rows; add one row per slide")
+    return [_row(path, number, row, slide_mpp) for number, row in enumerate(frame.iter_rows(named=True), start=2)]
+
+
+def _row(sheet: Path, line: int, row: dict[str, str | None], slide_mpp: float | None) -> Sample:
+    values = {name: (value or "").strip() for name, value in row.items()}
+    if not values["slide"]:
+        raise SampleSheetError(f"{sheet}, line {line}: the slide's path is empty")
+    slide = _resolve(sheet, line, "slide", values["slide"])
+    expression = values.get("expression")
+    mpp = values.get("mpp")
+    try:
+        own_mpp = float(mpp) if mpp else slide_mpp
+    except ValueError as error:
+        raise SampleSheetError(f"{sheet}, line {line}: mpp {mpp!r} is no number; write it like 0.5") from error
+    return _sample(
+        values.get("slide_id") or Path(values["slide"]).stem,
+        slide,
+        _resolve(sheet, line, "expression", expression) if expression else None,
+        own_mpp,
+        values.get("donor"),
+    )
+
+
+def _resolve(sheet: Path, line: int, column: str, value: str) -> str:
+    if "://" in value:
+        return value
+    path = (sheet.parent / value).resolve()
+    if not path.exists():
+        raise SampleSheetError(
+            f"{sheet}, line {line}: {column} {value!r} does not exist (paths are relative to the sheet)"
+        )
+    return str(path)
