@@ -16,7 +16,7 @@ from featurestore.errors import SampleSheetError
 
 COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor")
 SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .bif .vms .vmu .svslide .dcm .png .jpg .jpeg .czi".split()
+    [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".png", ".jpg", ".jpeg"]
 )
 
 
@@ -78,7 +78,11 @@ def read_samples(samples: str, slide_mpp: float | None = None) -> list[Sample]:
 
 
 def _sample(
-    slide_id: str, slide: str, expression: str | None = None, mpp: float | None = None, donor: str | None = None
+    slide_id: str,
+    slide: str,
+    expression: str | None = None,
+    mpp: float | None = None,
+    donor: str | None = None,
 ) -> Sample:
     name = slug(slide_id).lstrip("_") or "slide"
     return Sample(name, slide, expression, mpp, donor or name)
@@ -112,7 +116,9 @@ def _read_sheet(path: Path, slide_mpp: float | None) -> list[Sample]:
         raise SampleSheetError(f"{path} has no column 'slide'; it needs one with the path of each slide")
     if frame.is_empty():
         raise SampleSheetError(f"{path} has a header but no rows; add one row per slide")
-    return [_row(path, number, row, slide_mpp) for number, row in enumerate(frame.iter_rows(named=True), start=2)]
+    return [
+        _row(path, number, row, slide_mpp) for number, row in enumerate(frame.iter_rows(named=True), start=2)
+    ]
 
 
 def _row(sheet: Path, line: int, row: dict[str, str | None], slide_mpp: float | None) -> Sample:
@@ -125,7 +131,9 @@ def _row(sheet: Path, line: int, row: dict[str, str | None], slide_mpp: float | 
     try:
         own_mpp = float(mpp) if mpp else slide_mpp
     except ValueError as error:
-        raise SampleSheetError(f"{sheet}, line {line}: mpp {mpp!r} is no number; write it like 0.5") from error
+        raise SampleSheetError(
+            f"{sheet}, line {line}: mpp {mpp!r} is no number; write it like 0.5"
+        ) from error
     return _sample(
         values.get("slide_id") or Path(values["slide"]).stem,
         slide,

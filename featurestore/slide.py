@@ -90,18 +90,24 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     """
     from featurestore.readers.openslide_reader import OpenSlideSlide
     from featurestore.readers.raster import SUFFIXES, RasterSlide
-    from featurestore.readers.tiff import TiffSlide
+    from featurestore.readers.tiff import TiffSlide, is_ome
 
     scheme, _, rest = path.partition("://")
     if rest and scheme != "file":
-        raise SlideError(f"{path.partition('?')[0]}: slides are read from files on this machine; copy it here first")
+        raise SlideError(
+            f"{path.partition('?')[0]}: slides are read from files on this machine; copy it here first"
+        )
     file = rest or path
     if not Path(file).is_file():
         raise SlideNotFoundError(f"there is no slide at {file}")
     suffix = Path(file).suffix.lower()
     readers: list[Callable[[str, float | None], Slide]] = [OpenSlideSlide, TiffSlide]
+    if suffix in SUFFIXES:
+        readers = [RasterSlide]
+    elif suffix in (".tif", ".tiff") and is_ome(file):
+        readers.reverse()  # OpenSlide would take it as a plain TIFF, without mpp or pyramid
     reasons = []
-    for reader in [RasterSlide] if suffix in SUFFIXES else readers:
+    for reader in readers:
         try:
             return reader(file, mpp)
         except MppError:

@@ -184,7 +184,9 @@ def patch_means(values: NDArray[np.float64], grid: PatchGrid, scale: float) -> N
     return np.swapaxes(across, 0, 1)
 
 
-def _span_means(values: NDArray[np.float64], count: int, grid: PatchGrid, scale: float) -> NDArray[np.float64]:
+def _span_means(
+    values: NDArray[np.float64], count: int, grid: PatchGrid, scale: float
+) -> NDArray[np.float64]:
     """Average along the first axis over ``count`` patches, by differences of a running sum."""
     total = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
     starts = np.arange(count) * grid.spec.stride_px * scale

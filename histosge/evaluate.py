@@ -8,7 +8,7 @@ training spots bears its own name, `paper_all_spots`, and is given for the `rand
 It loads no store: `stream` makes the sections.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,7 +113,7 @@ def evaluate_sections(
         gene_rule=_gene_rule(genes),
         folds=tuple(_count(seed, fold) for seed in seeds for fold in plan.folds(seed)),
         maps=keeper.maps(),
-        notes=_notes(plan),
+        notes=_notes(plan, ledger.halo_um),
     )
 
 
@@ -182,6 +182,7 @@ class _Result:
 
     genes: GeneScores
     all_spots: float
+    halo_um: float
 
 
 @dataclass
@@ -193,6 +194,7 @@ class _Ledger:
     progress: Progress | None
     rows: list[tuple[str, str, str, int, str, float]] = field(default_factory=list)
     genes: list[pl.DataFrame] = field(default_factory=list)
+    halo_um: dict[str, float] = field(default_factory=dict)
     done: int = 0
 
     def announce(self, preset: str, task: Task | None) -> None:
@@ -210,6 +212,7 @@ class _Ledger:
         key = (preset, self.split, task.fold.name, task.seed)
         self.rows += [(*key, metric, value) for metric, value in values.items()]
         self.genes.append(_gene_rows(key, task.genes, result.genes, top))
+        self.halo_um[preset] = max(result.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
 
 
@@ -222,7 +225,7 @@ def _run(model: type[Model], task: Task, epochs: int | None, keeper: MapKeeper |
         spots.append(spots_from_patches(section.overlap, log_patches))
         if keeper is not None and section.slide_id == keeper.section.slide_id:
             shown = (target, log_patches)
-    result = _score(task, tested, spots)
+    result = _score(task, tested, spots, fitted.halo_um)
     if keeper is not None and shown is not None:
         keeper.keep(task.fold, HeldOut(task.genes, result.genes.pearson, *shown))
     return result
@@ -232,6 +235,7 @@ def _score(
     task: Task,
     tested: list[tuple[Section, NDArray[np.float32]]],
     predicted: list[NDArray[np.float32]],
+    halo_um: float,
 ) -> _Result:
     held_out = np.concatenate([task.fold.test[section.slide_id] for section, _ in tested])
     truth = np.concatenate([target for _, target in tested])
@@ -239,7 +243,7 @@ def _score(
     depth = np.concatenate([library_size(section.spots) for section, _ in tested])
     label = np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in tested])
     genes = score_genes(truth[held_out], guess[held_out], depth[held_out], label[held_out])
-    return _Result(genes, pearson_all_spots(truth, guess, label))
+    return _Result(genes, pearson_all_spots(truth, guess, label), halo_um)
 
 
 def _gene_rows(
@@ -296,11 +300,17 @@ def _count(seed: int, fold: Fold) -> FoldCount:
     return FoldCount(seed, fold.name, fold.n_train, fold.n_test, fold.n_dropped)
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
+def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
     donors = {section.spots.donor for section in plan.sections}
     n_sections = len(plan.sections)
     notes = [f"{n_sections} section{'s' * (n_sections > 1)} of {len(donors)} donor{'s' * (len(donors) > 1)}."]
     # With one section a donor, leaving out a section leaves out its donor.
     if plan.split != "donor" and not (plan.split == "section" and len(donors) == n_sections):
         notes.append("Training and held-out spots share donors: expect less on another person's tissue.")
+    wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
+    if wide and plan.split in {"block", "random"}:
+        notes.append(
+            f"Some presets look beyond a patch ({', '.join(wide)}), so training sees the picture around"
+            " held-out spots, but never their counts."
+        )
     return tuple(notes)

@@ -30,5 +30,7 @@ def pick_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     if name == "cuda":
-        raise EncoderError(f"device 'cuda' was asked for, but torch {torch.__version__} sees 0 CUDA devices: use auto or cpu")
+        raise EncoderError(
+            f"device 'cuda' was asked for, but torch {torch.__version__} sees 0 CUDA devices: use auto or cpu"
+        )
     return torch.device("cpu")

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from featurestore.errors import SlideError
 from featurestore.readers.pyramid import PyramidSlide, check_mpp, isotropic
 
+LATTICE_PX = 512
+"""Side of the squares in which levels above 0 are read."""
+
 
 class OpenSlideSlide(PyramidSlide):
     """A slide behind an OpenSlide handle.
@@ -31,9 +34,23 @@ class OpenSlideSlide(PyramidSlide):
         self._downsamples = tuple(self._handle.level_downsamples)
 
     def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        # OpenSlide takes level-0 coordinates and rounds them down to the level's pixels.
+        if level == 0:
+            return self._read(0, x, y, width, height)
+        # Coarser levels are addressed in level-0 pixels, and where the ratio is not whole OpenSlide shifts by
+        # fractions. Read on a fixed lattice, a pixel at least does not depend on the request.
+        out = np.empty((height, width, 3), np.uint8)
+        level_width, level_height = self._sizes[level]
+        for top in range(y // LATTICE_PX * LATTICE_PX, y + height, LATTICE_PX):
+            for left in range(x // LATTICE_PX * LATTICE_PX, x + width, LATTICE_PX):
+                right, bottom = min(left + LATTICE_PX, level_width), min(top + LATTICE_PX, level_height)
+                tile = self._read(level, left, top, right - left, bottom - top)
+                x0, x1, y0, y1 = max(x, left), min(x + width, right), max(y, top), min(y + height, bottom)
+                out[y0 - y : y1 - y, x0 - x : x1 - x] = tile[y0 - top : y1 - top, x0 - left : x1 - left]
+        return out
+
+    def _read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         scale = self._downsamples[level]
-        at = (x, y) if level == 0 else (int(np.ceil(x * scale)), int(np.ceil(y * scale)))
+        at = (round(x * scale), round(y * scale))
         handle = self._handle
         try:
             image = np.asarray(handle.read_region(at, level, (width, height)))

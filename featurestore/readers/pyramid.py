@@ -47,7 +47,9 @@ def isotropic(mpp_x: float | None, mpp_y: float | None, source: str) -> float | 
     if mpp_x is None or mpp_y is None:
         return mpp_x or mpp_y
     if abs(mpp_x / mpp_y - 1) > 0.05:
-        raise MppError(f"{source} has {mpp_x:.4g} x {mpp_y:.4g} microns per pixel; give one value with --slide-mpp")
+        raise MppError(
+            f"{source} has {mpp_x:.4g} x {mpp_y:.4g} microns per pixel; give one value with --slide-mpp"
+        )
     return (mpp_x + mpp_y) / 2
 
 
@@ -133,9 +135,7 @@ class PyramidSlide(ABC):
         (width, height), (w, h) = self._sizes[0], self._sizes[level]
         return mpp / self._mpp * w / width, mpp / self._mpp * h / height
 
-    def _averaged(
-        self, level: int, x: int, y: int, width: int, height: int, mpp: float
-    ) -> NDArray[np.uint8]:
+    def _averaged(self, level: int, x: int, y: int, width: int, height: int, mpp: float) -> NDArray[np.uint8]:
         scale_x, scale_y = self._scale(level, mpp)
         across, left = area_weights(x, width, scale_x)
         out = np.empty((height, width, 3), np.uint8)
@@ -145,7 +145,9 @@ class PyramidSlide(ABC):
             down, top = area_weights(y + first, rows, scale_y)
             source = self._native(level, left, top, across.shape[1], down.shape[1])
             columns = down @ source.reshape(down.shape[1], -1).astype(np.float32)
-            columns = columns.reshape(rows, across.shape[1], 3).transpose(1, 0, 2).reshape(across.shape[1], -1)
+            columns = (
+                columns.reshape(rows, across.shape[1], 3).transpose(1, 0, 2).reshape(across.shape[1], -1)
+            )
             mean = (across @ columns).reshape(width, rows, 3).transpose(1, 0, 2)
             out[first : first + rows] = np.clip(np.floor(mean + 0.5), 0, 255).astype(np.uint8)
         return out

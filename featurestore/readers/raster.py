@@ -10,7 +10,11 @@ from featurestore.errors import SlideError
 from featurestore.readers.openslide_reader import on_white
 from featurestore.readers.pyramid import PyramidSlide, check_mpp
 
-SUFFIXES = {".png": imagecodecs.png_decode, ".jpg": imagecodecs.jpeg8_decode, ".jpeg": imagecodecs.jpeg8_decode}
+SUFFIXES = {
+    ".png": imagecodecs.png_decode,
+    ".jpg": imagecodecs.jpeg8_decode,
+    ".jpeg": imagecodecs.jpeg8_decode,
+}
 
 
 class RasterSlide(PyramidSlide):

@@ -4,7 +4,8 @@ Tiles and strips are decoded as they are touched; a level is never decoded whole
 """
 
 import threading
-import xml.etree.ElementTree as ElementTree
+import weakref
+import xml.etree.ElementTree as ET
 from collections import OrderedDict
 from typing import Any
 
@@ -28,6 +29,7 @@ class TiffSlide(PyramidSlide):
             self._file = tifffile.TiffFile(path)
         except (tifffile.TiffFileError, ValueError) as error:
             raise SlideError(f"tifffile: {error}") from error
+        weakref.finalize(self, self._file.close)  # a slide that is dropped leaves no open file
         try:
             self._pages = [_page(level) for level in self._file.series[0].levels]
         except (tifffile.TiffFileError, ValueError, IndexError, KeyError) as error:
@@ -83,7 +85,9 @@ class TiffSlide(PyramidSlide):
         try:
             decoded, _, shape = page.decode(data, index, **tables)
         except (ValueError, RuntimeError, tifffile.TiffFileError) as error:
-            raise SlideError(f"{self._source} cannot be read at level {level}, segment {index}: {error}") from error
+            raise SlideError(
+                f"{self._source} cannot be read at level {level}, segment {index}: {error}"
+            ) from error
         if decoded is None:
             return np.full((shape[1], shape[2], 3), 255, np.uint8)  # a sparse file's missing tile
         pixels = np.asarray(decoded)[0, : shape[1], : shape[2], :3]
@@ -92,6 +96,15 @@ class TiffSlide(PyramidSlide):
     def close(self) -> None:
         """Free the file handle."""
         self._file.close()
+
+
+def is_ome(path: str) -> bool:
+    """Tell whether a file is an OME-TIFF."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            return bool(file.is_ome)
+    except (tifffile.TiffFileError, ValueError):
+        return False
 
 
 def _page(level: Any) -> Any:
@@ -129,7 +142,7 @@ def _tag_mpp(page: Any, path: str) -> float | None:
 def _ome_mpp(file: tifffile.TiffFile, path: str) -> float | None:
     if not file.ome_metadata:
         return None
-    pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")  # noqa: S314  # a local file's own header
+    pixels = ET.fromstring(file.ome_metadata).find(".//{*}Pixels")  # noqa: S314  # a local file's own header
     if pixels is None:
         return None
     values = []

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from featurestore.tissue import Survey
 
 from featurestore.blocks import Block, plan_blocks
 from featurestore.encoder import EncoderIdentity
@@ -15,6 +14,7 @@ from featurestore.grid import GridSpec, PatchGrid
 from featurestore.layout import failure_path
 from featurestore.location import Location
 from featurestore.store import SlideRecord, Store
+from featurestore.tissue import Survey
 from featurestore.validation import validate
 
 DIM = 5

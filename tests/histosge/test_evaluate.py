@@ -188,6 +188,13 @@ def test_the_block_split_scores_every_spot_and_says_what_it_dropped(three: list[
     assert scores.mean("ridge", "pearson_mean") > 0.6
 
 
+def test_the_default_preset_is_shown_and_how_far_it_looks_is_said(three: list[Section]) -> None:
+    scores = evaluate_sections(three[:1], ["mean", "ridge", "dense"], split="block", genes=5, seeds=(0,))
+    assert scores.default_preset == "dense"
+    assert any(re.search(r"dense by \d+ µm", note) for note in scores.notes)
+    assert not any("ridge by" in note for note in scores.notes)
+
+
 def test_maps_are_of_the_best_median_and_worst_gene_with_their_held_out_score(by_section: Scores) -> None:
     assert [shown.role for shown in by_section.maps] == ["best", "median", "worst"]
     mine = by_section.genes.filter(

@@ -1,0 +1,32 @@
+"""Which presets there are, and the class behind each name; loading one imports it and nothing else."""
+
+from importlib import import_module
+
+from histosge.errors import ModelError
+from histosge.models.model import Model
+
+_CLASSES = {
+    "dense": ("histosge.models.dense", "DenseModel"),
+    "paper": ("histosge.models.paper", "PaperModel"),
+    "ridge": ("histosge.models.ridge", "RidgeModel"),
+    "knn": ("histosge.models.knn", "NeighbourModel"),
+    "mean": ("histosge.models.mean", "MeanModel"),
+}
+
+PRESETS: tuple[str, ...] = tuple(_CLASSES)
+DEFAULT_PRESET = "dense"
+
+
+def load_preset(name: str) -> type[Model]:
+    """Return the model class of a preset.
+
+    Raises
+    ------
+    ModelError
+        If there is no such preset; the message names those that there are.
+    """
+    if name not in _CLASSES:
+        raise ModelError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
+    module, attribute = _CLASSES[name]
+    preset: type[Model] = getattr(import_module(module), attribute)
+    return preset
