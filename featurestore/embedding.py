@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 from featurestore.block_array import BlockArray
 from featurestore.blocks import DEFAULT_BLOCK, Block
-from featurestore.encoder import DEFAULT_ENCODER, Encoder, EncoderOptions, load_encoder, slug
+from featurestore.encoder import DEFAULT_ENCODER, Encoder, EncoderOptions, load_encoder
 from featurestore.errors import FeatureStoreError, IdentityMismatchError, SlideError
 from featurestore.fingerprint import slide_fingerprint
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.layout import failure_path
 from featurestore.location import strip_credentials
+from featurestore.names import slug
 from featurestore.patches import PatchBatch, read_ahead, read_batches
 from featurestore.samples import Sample, read_samples
 from featurestore.slide import Slide, open_slide

@@ -7,7 +7,6 @@ with one fingerprint give the same vectors; a store never mixes two.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -87,11 +86,6 @@ class EncoderOptions:
     weights: str | None = None
     random_weights: bool = False
     device: str = "auto"
-
-
-def slug(key: str) -> str:
-    """Return a key as a store path segment: every character but ``[A-Za-z0-9._-]`` becomes ``-``."""
-    return re.sub(r"[^A-Za-z0-9._-]", "-", key)
 
 
 def _load_morphology(key: str, options: EncoderOptions) -> Encoder:

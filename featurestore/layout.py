@@ -5,7 +5,7 @@ A path below is always relative to the store's root, with ``/`` between its segm
 
 import re
 
-from featurestore.encoder import slug
+from featurestore.names import slug
 
 SPEC_NAME = "histosge-featurestore"
 SPEC_VERSION = 1
@@ -21,13 +21,7 @@ GRID_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Array -> (dims, dtype) of what every grid holds."""
 
-_SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _CHUNK = re.compile(r"c/(\d+)/(\d+)/(\d+)")
-
-
-def is_segment(name: str) -> bool:
-    """Tell whether a name may stand in a store path: ``[A-Za-z0-9._-]+``, and not reserved."""
-    return bool(_SEGMENT.fullmatch(name)) and not name.startswith("_") and name not in {".", ".."}
 
 
 def grid_path(slide_id: str, grid_key: str) -> str:

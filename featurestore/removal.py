@@ -1,7 +1,7 @@
 """Taking slides, grids or encoders out of a store."""
 
-from featurestore.encoder import slug
 from featurestore.errors import StoreError
+from featurestore.names import slug
 from featurestore.store import Store
 
 

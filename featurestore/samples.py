@@ -11,12 +11,27 @@ from pathlib import Path
 
 import polars as pl
 
-from featurestore.encoder import slug
 from featurestore.errors import SampleSheetError
+from featurestore.names import slug
 
 COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor")
 SLIDE_SUFFIXES = frozenset(
-    [".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".png", ".jpg", ".jpeg"]
+    [
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".mrxs",
+        ".scn",
+        ".bif",
+        ".vms",
+        ".vmu",
+        ".svslide",
+        ".dcm",
+        ".png",
+        ".jpg",
+        ".jpeg",
+    ]
 )
 
 

@@ -19,7 +19,7 @@ from zarr.errors import ZarrUserWarning
 from featurestore.block_array import BlockArray
 from featurestore.blocks import DEFAULT_BLOCK, Block, plan_blocks
 from featurestore.documents import check_root, create_root, read_attrs, write_group
-from featurestore.encoder import EncoderIdentity, slug
+from featurestore.encoder import EncoderIdentity
 from featurestore.errors import (
     AmbiguousSelectionError,
     IdentityMismatchError,
@@ -38,9 +38,9 @@ from featurestore.layout import (
     encoder_path,
     failure_path,
     grid_path,
-    is_segment,
 )
 from featurestore.location import Location
+from featurestore.names import is_segment, slug
 from featurestore.tissue import TISSUE_THRESHOLD, Survey
 
 

@@ -12,10 +12,11 @@ import zarr
 
 from featurestore.block_array import BlockArray
 from featurestore.documents import read_attrs
-from featurestore.encoder import EncoderIdentity, slug
+from featurestore.encoder import EncoderIdentity
 from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
-from featurestore.layout import EMBEDDING_DIMS, GRID_ARRAYS, grid_path, is_segment
+from featurestore.layout import EMBEDDING_DIMS, GRID_ARRAYS, grid_path
+from featurestore.names import is_segment, slug
 from featurestore.store import Store, StoredGrid
 
 

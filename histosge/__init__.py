@@ -20,7 +20,7 @@ _HOMES = {
     "predict": "prediction",
     "train": "training",
 }
-__all__ = list(_HOMES)  # noqa: PLE0604
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featurestore.embedding import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from histosge.evaluation import EvaluateSettings, score_sections
 from histosge.maps import ExpressionStore, StoredMap
+from histosge.metrics import correlate
 from histosge.prediction import predict, write_h5ad
 from histosge.report import Block, Table
 from histosge.scores import Scores
@@ -140,15 +140,9 @@ def score_against_truth(stored: StoredMap, truth: Truth) -> dict[str, float]:
     predicted = values[rows, cols].astype(np.float64)[inside]
     known = {gene: i for i, gene in enumerate(truth.genes)}
     wanted = np.log1p(expected[inside][:, [known[gene] for gene in stored.genes]])
-    pearson = dict(zip(stored.genes, _pearson(predicted, wanted), strict=True))
+    correlation, _ = correlate(predicted, wanted, np.zeros(len(predicted)))
+    pearson = dict(zip(stored.genes, correlation, strict=True))
     return {
         family: float(np.mean([pearson[gene] for gene in genes if gene in pearson]))
         for family, genes in truth.families.items()
     }
-
-
-def _pearson(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return Pearson per column; 0 where a side is constant."""
-    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
-    scale = np.sqrt((a**2).sum(axis=0) * (b**2).sum(axis=0))
-    return np.divide((a * b).sum(axis=0), scale, out=np.zeros(a.shape[1]), where=scale > 1e-12)

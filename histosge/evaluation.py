@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from histosge.errors import SplitError
-from histosge.evaluate import evaluate_sections, write_evaluation
 from histosge.genes import MIN_COUNTS, read_gene_list
 from histosge.report import Block
 from histosge.scores import Scores
+from histosge.scoring import evaluate_sections, write_evaluation
 from histosge.stream import LoadedSection
 from histosge.training import Selection, load_sections
 

@@ -119,7 +119,7 @@ def _counts(matrix: Any, path: Path) -> sparse.csr_matrix:
         raise ExpressionError(f"{path}: counts hold negative or missing values; give the raw counts")
     if not np.array_equal(values, np.round(values)):
         raise ExpressionError(
-            f'{path}: counts look normalised (e.g. {values[values != np.round(values)][0]:.3f}); '
+            f"{path}: counts look normalised (e.g. {values[values != np.round(values)][0]:.3f}); "
             'put the raw counts in X or layers["counts"]'
         )
     if values.sum() == 0:
@@ -159,9 +159,13 @@ def _space_ranger(folder: Path, slide_id: str, donor: str, slide_mpp: float) -> 
     barcodes, genes, counts = _matrix(outs)
     scale = outs / "spatial" / "scalefactors_json.json"
     if not scale.is_file():
-        raise ExpressionError(f"{outs} has no spatial/scalefactors_json.json; give a whole Space Ranger output folder")
+        raise ExpressionError(
+            f"{outs} has no spatial/scalefactors_json.json; give a whole Space Ranger output folder"
+        )
     diameter = json.loads(scale.read_text()).get("spot_diameter_fullres")
-    joined = pl.DataFrame({"barcode": barcodes}).join(positions, on="barcode", how="left", maintain_order="left")
+    joined = pl.DataFrame({"barcode": barcodes}).join(
+        positions, on="barcode", how="left", maintain_order="left"
+    )
     xy = joined.select("pxl_col_in_fullres", "pxl_row_in_fullres").to_numpy().astype(np.float64)
     on_tissue = joined["in_tissue"].fill_null(0).to_numpy() > 0
     spots = Spots(

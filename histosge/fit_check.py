@@ -93,13 +93,15 @@ def check_fit(spots: Spots, tissue: TissueMap) -> FitReport:
     inside, on = tissue.share_inside(spots.xy_um), tissue.share_on_tissue(spots.xy_um)
     label, fit = _best_mend(spots.xy_um, tissue)
     crowded = _crowded(spots.xy_um, tissue)
-    evidence = (
-        f"section {spots.slide_id!r}: {on:.0%} of {len(spots)} spots lie on tissue and {inside:.0%} on the slide"
-    )
+    evidence = f"section {spots.slide_id!r}: {on:.0%} of {len(spots)} spots lie on tissue and {inside:.0%} on the slide"
     mend = f"; {label} would put {fit:.0%} on tissue" if fit > max(on + 0.1, WARN_BELOW) else ""
     if crowded and fit >= on - 0.1:
-        mend = f"; they fill a corner of the slide; {label} would put {fit:.0%} on tissue over its whole extent"
-    wrong = inside < REFUSE_BELOW or (on < REFUSE_BELOW and fit > CONVINCING) or (crowded and fit > CONVINCING)
+        mend = (
+            f"; they fill a corner of the slide; {label} would put {fit:.0%} on tissue over its whole extent"
+        )
+    wrong = (
+        inside < REFUSE_BELOW or (on < REFUSE_BELOW and fit > CONVINCING) or (crowded and fit > CONVINCING)
+    )
     if wrong:
         return FitReport(len(spots), inside, on, "refuse", evidence + (mend or "; are they of this slide?"))
     if on < WARN_BELOW:

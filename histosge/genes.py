@@ -89,7 +89,9 @@ def choose_genes(sections: Sequence[Spots], n: int, *, among: Sequence[str] | No
         raise ExpressionError(f"cannot choose {n} genes; ask for at least 1")
     genes = tuple(among) if among is not None else shared_genes(sections)
     if not genes:
-        raise ExpressionError("the sections share no gene; are their names of one kind (symbols or Ensembl ids)?")
+        raise ExpressionError(
+            "the sections share no gene; are their names of one kind (symbols or Ensembl ids)?"
+        )
     total, squares, count = np.zeros(len(genes)), np.zeros(len(genes)), 0
     for spots in sections:
         column = {gene: i for i, gene in enumerate(spots.genes)}

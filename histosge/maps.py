@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import zarr
-from featurestore.tissue import TISSUE_THRESHOLD
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
@@ -23,6 +22,7 @@ from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFound
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.store import StoredGrid
+from featurestore.tissue import TISSUE_THRESHOLD
 
 SPEC_NAME = "histosge-expression"
 SPEC_VERSION = 1

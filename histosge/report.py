@@ -129,7 +129,7 @@ def evaluation_blocks(scores: Scores, notes: Sequence[str] = ()) -> list[Block]:
     Parameters
     ----------
     scores
-        From `histosge.evaluate.evaluate_sections`.
+        From `histosge.scoring.evaluate_sections`.
     notes
         Further caveats, such as how many spots fell under the floor on counts.
     """

@@ -1,6 +1,6 @@
 """What an evaluation found: the values that files and pages are made of.
 
-Plain values, no arithmetic beyond means: `evaluate` fills them, `report` shows them.
+Plain values, no arithmetic beyond means: `scoring` fills them, `report` shows them.
 
 Terms
     preset   a model's name; `noise` is the control: `ridge` on random embeddings

@@ -42,7 +42,9 @@ class Patches:
     @property
     def xy_um(self) -> NDArray[np.float64]:
         """Patch centres ``(x, y)`` in microns from the slide's top-left, shape ``(n_patches, 2)``."""
-        return np.stack([self.cols, self.rows], axis=1).astype(np.float64) * self.stride_um + self.patch_um / 2
+        return (
+            np.stack([self.cols, self.rows], axis=1).astype(np.float64) * self.stride_um + self.patch_um / 2
+        )
 
     def with_embedding(self, embedding: NDArray[np.float32]) -> "Patches":
         """Return the same patches carrying other vectors."""

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from featurestore.samples import Sample
 from numpy.typing import NDArray
 
 from featurestore.block_array import BlockArray
 from featurestore.blocks import Block
 from featurestore.encoder import EncoderIdentity
+from featurestore.samples import Sample
 from featurestore.store import Store, StoredGrid
 from histosge.errors import ExpressionError
 from histosge.expression import read_expression

@@ -4,11 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.samples import read_samples
-
 from featurestore.encoder import EncoderIdentity
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.grid import GridSpec
+from featurestore.samples import read_samples
 from featurestore.store import Store, identity_attrs
 from histosge.errors import ModelError
 from histosge.genes import MIN_COUNTS, choose_genes, read_gene_list, select_target

@@ -32,7 +32,9 @@ class ColourEncoder:
 
     def __init__(self, options: EncoderOptions) -> None:
         if options.weights is not None:
-            raise EncoderError(f"colour has no weights, so {options.weights} cannot be loaded: leave --weights out")
+            raise EncoderError(
+                f"colour has no weights, so {options.weights} cannot be loaded: leave --weights out"
+            )
         pick_device(options.device)
         facts = {"algorithm": "mean and sd of RGB / 255", "version": VERSION, "dtype": "float32"}
         self._identity = EncoderIdentity("colour", len(feature_names()), facts)

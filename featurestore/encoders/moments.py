@@ -7,21 +7,25 @@ Terms
     map   one value a position, shape ``(..., positions)`` or ``(..., height, width)``
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 FLOOR = 1e-3
 """Added to a spread before dividing by it: below a grey step, so that a flat map gives 0 and no noise."""
+SKEW_LIMIT = 10.0
+"""One speck of dust on clean glass has a skewness of hundreds, and would pull a linear model with it."""
 
 
 def mean_sd_skew(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mean, standard deviation and skewness over the last dimension."""
+    """Return mean, standard deviation and skewness (cut at `SKEW_LIMIT`) over the last dimension."""
     mean = values.mean(-1)
     centred = values - mean.unsqueeze(-1)
     square = centred * centred
     sd = square.mean(-1).sqrt()
     skew = (square * centred).mean(-1) / (sd + FLOOR) ** 3
-    return mean, sd, skew
+    return mean, sd, skew.clamp(-SKEW_LIMIT, SKEW_LIMIT)
 
 
 def mean_sd(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -75,3 +79,8 @@ def percentiles(values: Tensor, shares: tuple[float, ...], low: float, high: flo
     inside = counts.gather(2, at)
     before = reached.gather(2, at) - inside
     return low + step * (at + (wanted - before) / inside)
+
+
+def facts() -> dict[str, Any]:
+    """Return what decides the numbers, JSON-ready."""
+    return {"floor": FLOOR, "skew_limit": SKEW_LIMIT}

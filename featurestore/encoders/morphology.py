@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from featurestore.encoder import EncoderIdentity, EncoderOptions
-from featurestore.encoders import nuclei, pixels, pyramid, stain
+from featurestore.encoders import moments, nuclei, pixels, pyramid, stain
 from featurestore.encoders.device import pick_device
 from featurestore.encoders.moments import halve
 from featurestore.errors import EncoderError
@@ -42,7 +42,9 @@ class MorphologyEncoder:
 
     def __init__(self, options: EncoderOptions) -> None:
         if options.weights is not None:
-            raise EncoderError(f"morphology has no weights, so {options.weights} cannot be loaded: leave --weights out")
+            raise EncoderError(
+                f"morphology has no weights, so {options.weights} cannot be loaded: leave --weights out"
+            )
         self._device = pick_device(options.device)
         self._table = stain.density_table().to(self._device)
         self._unmixing = stain.unmixing().to(self._device)
@@ -52,6 +54,7 @@ class MorphologyEncoder:
             "algorithm": "morphology",
             "version": VERSION,
             "dtype": "float32",
+            "moments": moments.facts(),
             "stain": stain.facts(),
             "pixels": pixels.facts(),
             "pyramid": pyramid.facts(),

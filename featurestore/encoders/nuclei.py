@@ -18,8 +18,8 @@ from torch.nn.functional import conv2d, pad
 from featurestore.encoders.moments import FLOOR
 
 SIGMAS = (1.0, 1.41, 2.0, 2.83, 4.0)
-RATIO = 1.41
-"""Of neighbouring sigmas."""
+COARSEST = 5.66
+"""Sigma of the larger Gaussian at the last size; at the others it is the next size's."""
 CONTRASTS = (0.03, 0.08, 0.16)
 NEIGHBOURS = 5
 """Side of the square within which a blob must be the greatest."""
@@ -32,12 +32,19 @@ def names() -> tuple[str, ...]:
     found = [f"nuclei.sigma{s:g}.over{c:g}" for s in SIGMAS for c in CONTRASTS]
     found += [f"nuclei.sigma{s:g}.energy" for s in SIGMAS]
     found += [f"nuclei.over{c:g}" for c in CONTRASTS]
-    return (*found, "nuclei.contrast", "nuclei.log2_sigma", "nuclei.log2_sigma_sd", "nuclei.haematoxylin", "nuclei.eosin")
+    return (
+        *found,
+        "nuclei.contrast",
+        "nuclei.log2_sigma",
+        "nuclei.log2_sigma_sd",
+        "nuclei.haematoxylin",
+        "nuclei.eosin",
+    )
 
 
 def gaussians() -> Tensor:
-    """Return one-dimensional Gaussians, each ratio wider than the last, ``(sigmas + 1, 1, side)``."""
-    sigmas = [SIGMAS[0] * RATIO**i for i in range(len(SIGMAS) + 1)]
+    """Return one-dimensional Gaussians, finest first, ``(sigmas + 1, 1, side)``."""
+    sigmas = (*SIGMAS, COARSEST)
     reach = int(np.ceil(3 * sigmas[-1]))
     x = np.arange(-reach, reach + 1, dtype=np.float64)
     rows = np.stack([np.exp(-(x**2) / (2 * s**2)) for s in sigmas])
@@ -54,7 +61,7 @@ def measure(half: Tensor, kernels: Tensor) -> Tensor:
     kernels
         From `gaussians`, on the same device.
     """
-    n, _, height, width = half.shape
+    height, width = half.shape[2:]
     answer = _blobs(half[:, :1], kernels)
     greatest = _greatest_near(answer.amax(1, keepdim=True))
     peak = (answer == greatest) & (answer > CONTRASTS[0])
@@ -103,4 +110,11 @@ def _greatest_near(maps: Tensor) -> Tensor:
 
 def facts() -> dict[str, Any]:
     """Return what decides the numbers, JSON-ready."""
-    return {"sigmas": list(SIGMAS), "ratio": RATIO, "contrasts": list(CONTRASTS), "neighbours": NEIGHBOURS, "per_px": PER_PX}
+    return {
+        "sigmas": list(SIGMAS),
+        "coarsest": COARSEST,
+        "padding": "replicate",
+        "contrasts": list(CONTRASTS),
+        "neighbours": NEIGHBOURS,
+        "per_px": PER_PX,
+    }

@@ -30,7 +30,8 @@ WAVELENGTH = 5.0
 FIRST_STRIDE = 2
 """Step at which the finest octave is filtered: its strength varies slowly, and it costs most."""
 POOLS = (4, 8)
-"""Sides of the squares over which texture is averaged to see how uneven it is, pixels of the filtered map."""
+"""Sides of the squares over which texture is averaged to see how uneven it is, pixels of the filtered map;
+at most half the map."""
 CHANNELS = 2
 FIRST_LOWPASS = 2
 """Octave from which on the maps themselves are described: of the finer ones, `pixels` tells."""
@@ -110,7 +111,8 @@ def _statistics(band: Tensor, strength: Tensor, texture: Tensor, lowpass: Tensor
     overall = strength.flatten(3).mean(-1)
     parts = [mean, sd, mean_sd_skew(band)[2], local, overall.amax(2) - overall.amin(2)]
     for side in POOLS:
-        size = (min(side, texture.shape[2]), min(side, texture.shape[3]))
+        # At least two squares a side, or nothing could differ.
+        size = [max(1, min(side, length // 2)) for length in texture.shape[2:]]
         parts.append(mean_sd(avg_pool2d(texture, size).flatten(2))[1])
     compared = [band, flat]
     if lowpass is not None:
@@ -124,6 +126,8 @@ def facts() -> dict[str, Any]:
     """Return what decides the numbers, JSON-ready."""
     return {
         "octaves": OCTAVES,
+        "channels": CHANNELS,
+        "padding": "replicate",
         "orientations": ORIENTATIONS,
         "side": SIDE,
         "envelope": ENVELOPE,

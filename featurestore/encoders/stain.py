@@ -57,4 +57,8 @@ def separate(patches: Tensor, table: Tensor, matrix: Tensor) -> Tensor:
 
 def facts() -> dict[str, Any]:
     """Return what decides the stains, JSON-ready."""
-    return {"density": "-log10((grey + 1) / 256)", "dyes_rgb": [list(dye) for dye in DYES_RGB], "residual": "cross product"}
+    return {
+        "density": "-log10((grey + 1) / 256)",
+        "dyes_rgb": [list(dye) for dye in DYES_RGB],
+        "residual": "cross product",
+    }

@@ -1,14 +1,15 @@
-"""A synthetic H&E section whose true expression is known everywhere, also between spots.
+"""Synthetic sections with a known dense truth: an H&E-like slide, spots on it, and the rates behind them.
 
-For `histosge demo`, tests and benchmarks. It is no model of biology: what it offers is a truth that is
-dense, gene families that a picture can and cannot tell, and pixels that pass for H&E at a glance.
+What the demo, the tests and the benchmarks use where no real section could tell whether a map is right.
 """
 
-from histosge.synthetic.section import SyntheticSection, make_cohort, make_section
-from histosge.synthetic.spec import SyntheticSpec
+from histosge.synthetic.cohort import SyntheticCohort, SyntheticSection, make_cohort, make_section
+from histosge.synthetic.spec import GeneCounts, SyntheticSpec
 from histosge.synthetic.truth import Truth, load_truth, truth_at
 
 __all__ = [
+    "GeneCounts",
+    "SyntheticCohort",
     "SyntheticSection",
     "SyntheticSpec",
     "Truth",

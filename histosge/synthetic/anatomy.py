@@ -1,83 +1,148 @@
-"""Where tissue lies and of which type, on the lattice. Draws no pixel and knows no gene.
+"""Where which tissue lies on a synthetic section.
+
+Regions are cut from smooth random fields, one tissue after the other, so that each gets its share of
+the area. Borders are ragged at cell scale; thin septa of stroma run through the tumour.
 
 Terms
-    composition   share of each tissue type at a lattice position; sums to 1 on tissue, 0 elsewhere
+    lattice      8 microns a step: what the truth is given on
+    fine         2 microns a step: what the slide is painted from
+    composition  share of a lattice position's tissue that is of each type; sums to 1 on tissue
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from histosge.synthetic.fields import LATTICE_UM, lattice_shape, smooth_noise
-from histosge.synthetic.spec import SyntheticSpec
-from histosge.synthetic.tissue_types import STROMA, TISSUE_TYPES
+from histosge.synthetic.fields import Field, random_field, read_linear, smoothed
+from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
 
-TISSUE_SHARE = 0.62
-SEPTUM = 0.14
-"""Half-width of the stromal septa through tumour, in standard deviations of the field they follow."""
+TISSUES = ("background", "tumour", "stroma", "immune", "gland", "fat", "necrosis")
+"""Labels by their number; 0 is no tissue."""
+TUMOUR, STROMA, IMMUNE, GLAND, FAT, NECROSIS = range(1, 7)
+FINE = 4
+"""Fine steps in one lattice step."""
+FINE_UM = LATTICE_UM / FINE
+CELL_UM = 10.0
+"""Tissue of one kind is felt this far into its neighbour: expression has no sharper edge than a cell."""
 
 
 @dataclass(frozen=True)
 class Anatomy:
-    """The layout of one section.
+    """Tissue types over a slide.
 
     Parameters
     ----------
-    tissue
-        Shape ``(n_y, n_x)``.
+    fine
+        Type of every fine position, uint8, ``(4 n_y, 4 n_x)``.
     label
-        0 = background, else 1 + place in `TISSUE_TYPES`; ``(n_y, n_x)``, uint8.
+        Type of every lattice position, uint8, ``(n_y, n_x)``; 0 where less than half is tissue.
     composition
-        Shape ``(n_types, n_y, n_x)``.
+        Shares of tumour, stroma, immune, gland, fat, necrosis: ``(6, n_y, n_x)``.
+    warp_um
+        Displacement ``(down, across)`` that bends textures, ``(2, n_y, n_x)``.
+    turn
+        Angle by which textures are turned, radians.
     """
 
-    tissue: NDArray[np.bool_]
+    fine: NDArray[np.uint8]
     label: NDArray[np.uint8]
-    composition: NDArray[np.float32]
+    composition: Field
+    warp_um: Field
+    turn: float
+
+    @property
+    def tissue(self) -> NDArray[np.bool_]:
+        """Which lattice positions are tissue, ``(n_y, n_x)``."""
+        return self.label > 0
+
+    def type_at(self, x_um: NDArray[np.float64], y_um: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """Return the type at positions in microns; background beyond the slide."""
+        row, col = np.floor(y_um / FINE_UM).astype(np.int64), np.floor(x_um / FINE_UM).astype(np.int64)
+        inside = (row >= 0) & (col >= 0) & (row < self.fine.shape[0]) & (col < self.fine.shape[1])
+        return np.where(inside, self.fine[row * inside, col * inside], 0).astype(np.uint8)
 
 
-def make_anatomy(spec: SyntheticSpec) -> Anatomy:
-    """Lay out a section: outline, tissue types, and their mixing at the borders."""
-    rng = np.random.default_rng([spec.seed, 1])
-    shape = lattice_shape(spec.size_um)
-    side_um = min(spec.size_um)
-    tissue = _outline(rng, shape, side_um)
-    place = _types(rng, tissue, side_um)
-    one_hot = np.stack([(place == k) & tissue for k in range(len(TISSUE_TYPES))]).astype(np.float32)
-    mixed = np.stack([ndimage.gaussian_filter(plane, 0.7) for plane in one_hot])
-    composition = np.where(tissue, mixed / np.maximum(mixed.sum(axis=0), 1e-6), 0).astype(np.float32)
-    return Anatomy(tissue, np.where(tissue, place + 1, 0).astype(np.uint8), composition)
+def grow(spec: SyntheticSpec) -> Anatomy:
+    """Lay out the tissue of one section."""
+    rng = spec.rng(1)
+    shape = spec.lattice_shape
+    length = spec.region_length_um / LATTICE_UM
+    ragged = random_field((shape[0] * FINE, shape[1] * FINE), 9 / FINE_UM, rng)
+    inside = _enlarged(_outline(spec, rng)) + 0.016 * ragged > 0
+    fine = np.where(inside, _types(shape, length, ragged, inside, rng), 0).astype(np.uint8)
+    composition, label = _on_lattice(fine)
+    return Anatomy(fine, label, composition, _warp(shape, length, rng), rng.uniform(0, np.pi))
 
 
-def _outline(rng: np.random.Generator, shape: tuple[int, int], side_um: float) -> NDArray[np.bool_]:
-    v, u = (np.abs(np.linspace(-1, 1, n)) for n in shape)
-    radius = (u[None] ** 2.4 + v[:, None] ** 2.4) ** (1 / 2.4)
-    wobble = 0.10 * smooth_noise(rng, shape, 0.11 * side_um / LATTICE_UM)
-    fray = 0.018 * smooth_noise(rng, shape, max(1.5, 0.012 * side_um / LATTICE_UM))
-    # Glass all around, as on a slide: towards the rim no wobble is strong enough.
-    rim = np.maximum(np.maximum(u[None], v[:, None]) - 0.86, 0) * 6
-    outside = radius + wobble + fray + rim
-    inside = outside <= np.quantile(outside, TISSUE_SHARE)
-    parts, count = ndimage.label(inside)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    sizes[0] = 0
-    return np.asarray(ndimage.binary_fill_holes(parts == sizes.argmax()))
+def _warp(shape: tuple[int, int], length: float, rng: np.random.Generator) -> Field:
+    """Return slow turns, at the scale of regions, and quicker waves."""
+    bend = LATTICE_UM * 0.7 * length * random_field(shape, length * 1.5, rng)
+    waves = 45 * random_field(shape, 14, rng), 20 * random_field(shape, 14, rng)
+    return np.stack([bend + waves[0], waves[1]]).astype(np.float32)
 
 
-def _types(rng: np.random.Generator, tissue: NDArray[np.bool_], side_um: float) -> NDArray[np.int64]:
-    """Return each position's place in `TISSUE_TYPES`: the largest of smooth fields, balanced to the wanted shares."""
-    wide = max(40.0, 0.045 * side_um) / LATTICE_UM
-    scores = np.stack([smooth_noise(rng, tissue.shape, wide) for _ in TISSUE_TYPES])
-    detail = np.stack([smooth_noise(rng, tissue.shape, max(3.0, wide / 5)) for _ in TISSUE_TYPES])
-    scores = scores + 0.25 * detail
-    septa = np.abs(smooth_noise(rng, tissue.shape, wide * 0.55)) < SEPTUM
-    wanted = np.array([kind.share for kind in TISSUE_TYPES])
-    bias = np.zeros(len(TISSUE_TYPES))
-    inside = scores[:, tissue]
-    for _ in range(40):
-        held = np.bincount((inside + bias[:, None]).argmax(axis=0), minlength=len(wanted)) / inside.shape[1]
-        bias += 0.4 * np.log((wanted + 0.01) / (held + 0.01))
-    place = (scores + bias[:, None, None]).argmax(axis=0)
-    return np.where(septa & (place == 0), STROMA, place)
+def _outline(spec: SyntheticSpec, rng: np.random.Generator) -> Field:
+    """Return a field that is positive on tissue: a lopsided disc with bays."""
+    n_y, n_x = spec.lattice_shape
+    y = (np.arange(n_y, dtype=np.float32)[:, None] + 0.5) / n_y - 0.5 + 0.03 * rng.standard_normal()
+    x = (np.arange(n_x, dtype=np.float32)[None] + 0.5) / n_x - 0.5 + 0.03 * rng.standard_normal()
+    angle = rng.uniform(0, np.pi)
+    u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    side = min(n_y, n_x)
+    bays = 0.10 * random_field((n_y, n_x), side * 0.09, rng) + 0.03 * random_field(
+        (n_y, n_x), side * 0.025, rng
+    )
+    body = 1 - (np.abs(u / 0.43) ** 2.4 + np.abs(v / 0.38) ** 2.4) + 1.6 * bays
+    frame = np.minimum(0.47 - np.abs(x), 0.47 - np.abs(y)) * 8
+    return np.asarray(np.minimum(body, frame), dtype=np.float32)
+
+
+def _types(
+    shape: tuple[int, int], length: float, ragged: Field, inside: NDArray[np.bool_], rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    def field(scale: float) -> Field:
+        return _enlarged(random_field(shape, length * scale, rng)) + 0.05 * ragged
+
+    types = np.full(inside.shape, STROMA, np.uint8)
+    free = inside.copy()
+
+    def claim(values: Field, share: float, kind: int) -> float:
+        """Give the highest values of what is free to one type, so much of the whole tissue."""
+        wanted = min(share * inside.sum() / max(free.sum(), 1), 1.0)
+        level = float(np.quantile(values[free][::7], 1 - wanted)) if free.any() else 0.0
+        taken = free & (values > level)
+        types[taken] = kind
+        free[taken] = False
+        return level
+
+    tumour = field(1.0)
+    edge = claim(tumour, 0.40, TUMOUR)
+    core = tumour + 0.25 * field(0.5)
+    dying = inside & (core > np.quantile(core[types == TUMOUR], 0.82) if (types == TUMOUR).any() else False)
+    nests = np.abs(_enlarged(random_field(shape, min(9.0, length / 3), rng)) + 0.03 * ragged) < 0.10
+    types[(types == TUMOUR) & nests] = STROMA
+    types[(types != STROMA) & dying] = NECROSIS
+    claim(field(0.8), 0.12, FAT)
+    claim(field(0.8), 0.15, GLAND)
+    claim(field(0.45) - 0.5 * np.abs(tumour - edge), 0.12, IMMUNE)
+    return types
+
+
+def _enlarged(field: Field) -> Field:
+    """Interpolate a lattice field on the fine lattice."""
+    rows, cols = ((np.arange(n * FINE) + 0.5) / FINE for n in field.shape)
+    return read_linear(field, rows, cols)
+
+
+def _on_lattice(fine: NDArray[np.uint8]) -> tuple[Field, NDArray[np.uint8]]:
+    n_y, n_x = fine.shape[0] // FINE, fine.shape[1] // FINE
+    cells = fine.reshape(n_y, FINE, n_x, FINE)
+    shares = [np.mean(cells == kind, axis=(1, 3), dtype=np.float32) for kind in range(1, len(TISSUES))]
+    area = np.stack(shares)
+    label = np.where(area.sum(axis=0) >= 0.5, area.argmax(axis=0) + 1, 0).astype(np.uint8)
+    blurred = np.stack([smoothed(share, CELL_UM / LATTICE_UM) for share in shares])
+    blurred = np.maximum(blurred, 0)
+    total = blurred.sum(axis=0)
+    composition = np.divide(blurred, total, out=np.zeros_like(blurred), where=(total > 1e-6) & (label > 0))
+    return composition, label

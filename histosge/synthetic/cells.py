@@ -1,102 +1,181 @@
-"""Where nuclei and glands lie: jittered lattices, thinned by the composition. Draws no pixel."""
+"""Where the nuclei and the glands of a synthetic section lie: positions only, no pixels.
+
+Terms
+    nuclei   points with a type, an orientation (radians, x to y) and a variant of their stamp
+    gland    a wobbly ring of epithelium around a lumen
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.synthetic.anatomy import Anatomy
-from histosge.synthetic.fields import LATTICE_UM
-from histosge.synthetic.spec import SyntheticSpec
-from histosge.synthetic.textures import ORIENTATIONS
-from histosge.synthetic.tissue_types import GLANDS, TISSUE_TYPES
+from histosge.synthetic.anatomy import GLAND, IMMUNE, NECROSIS, STROMA, TUMOUR, Anatomy
+from histosge.synthetic.fields import Field, random_field, smoothed
+from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
 
-GLAND_PITCH_UM = 98.0
+SPACING_UM = {TUMOUR: 11.0, STROMA: 21.0, IMMUNE: 7.4, GLAND: 19.0, NECROSIS: 15.0}
+"""Fat has none of its own: the few that it shows belong to its texture."""
+EPITHELIUM = 7
+"""Stamp of the nuclei in a gland's ring; a tissue's own nuclei have the tissue's number."""
+GLAND_PITCH_UM = 118.0
+DENSITY_UM = 20.0
+"""Width of the Gaussian over which nuclei are counted for the truth."""
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Things put on a slide, all arrays of one length.
+class Nuclei:
+    """Nuclei of one section, sorted from top to bottom; arrays of one length.
 
     Parameters
     ----------
-    y, x
-        Centres in level-0 pixels.
-    variant, turn
-        Which stamp, and how it is turned.
-    gain
-        How strongly it is stained.
+    x_um, y_um
+        Centres.
+    stamp
+        Tissue number, or `EPITHELIUM`.
+    angle
+        Orientation of the long axis, 0..pi.
     """
 
-    y: NDArray[np.int64]
-    x: NDArray[np.int64]
-    variant: NDArray[np.int64]
-    turn: NDArray[np.int64]
-    gain: NDArray[np.float64]
+    x_um: NDArray[np.float64]
+    y_um: NDArray[np.float64]
+    stamp: NDArray[np.uint8]
+    angle: NDArray[np.float64]
 
-    def only(self, keep: NDArray[np.bool_]) -> "Placed":
-        """Return some of them."""
-        return Placed(self.y[keep], self.x[keep], self.variant[keep], self.turn[keep], self.gain[keep])
-
-    def near(self, rows: NDArray[np.int64], cols: NDArray[np.int64], reach: int) -> NDArray[np.int64]:
-        """Return which of them reach into a rectangle of pixels, in a fixed order."""
-        inside = (self.y >= rows[0] - reach) & (self.y <= rows[-1] + reach)
-        inside &= (self.x >= cols[0] - reach) & (self.x <= cols[-1] + reach)
-        return np.flatnonzero(inside)
+    def __len__(self) -> int:
+        return len(self.x_um)
 
 
-def place_nuclei(
-    rng: np.random.Generator,
-    spec: SyntheticSpec,
-    anatomy: Anatomy,
-    kind: int,
-    warps: tuple[NDArray[np.float32], NDArray[np.float32]],
-) -> Placed:
-    """Place the nuclei of one tissue type; long ones follow the fibres that `warps` ``(x, y)`` bend."""
-    pitch = 1000 / np.sqrt(TISSUE_TYPES[kind].nuclei_per_mm2)
-    xy_um = _jittered(rng, spec.size_um, pitch, 0.42)
-    i, j = _lattice(xy_um, anatomy.tissue.shape)
-    keep = rng.random(len(xy_um)) < anatomy.composition[kind][i, j]
-    xy_um, i, j = xy_um[keep], i[keep], j[keep]
-    # Fibres are the lines on which y + warp_y is constant.
-    down, along = np.gradient(warps[1] * spec.mpp / LATTICE_UM)
-    angle = np.arctan2(-along, 1 + down)[i, j] + 0.2 * rng.standard_normal(len(i))
-    turn = np.round(angle / np.pi * ORIENTATIONS).astype(int) % ORIENTATIONS
-    return _placed(rng, xy_um / spec.mpp, turn)
+@dataclass(frozen=True)
+class Glands:
+    """Glands of one section: centres, mean radius, and the wobble's amplitudes and phases ``(n, 3)``."""
+
+    x_um: NDArray[np.float64]
+    y_um: NDArray[np.float64]
+    radius_um: NDArray[np.float64]
+    wobble: NDArray[np.float64]
+    phase: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.x_um)
+
+    def outer_um(self, i: int | NDArray[np.int64], angle: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return gland i's outer radius in a direction."""
+        waves = sum(
+            self.wobble[i, k] * np.cos((k + 2) * angle + self.phase[i, k])
+            for k in range(self.wobble.shape[1])
+        )
+        return np.asarray(self.radius_um[i] * (1 + waves))
 
 
-def place_glands(rng: np.random.Generator, spec: SyntheticSpec, anatomy: Anatomy) -> Placed:
-    """Place glands where most of their surroundings are of the gland type."""
-    xy_um = _jittered(rng, spec.size_um, GLAND_PITCH_UM, 0.15)
-    around = anatomy.composition[GLANDS]
-    shares = []
-    for dx, dy in ((0, 0), (24, 0), (-24, 0), (0, 24), (0, -24)):
-        i, j = _lattice(xy_um + np.array([dx, dy]), anatomy.tissue.shape)
-        shares.append(around[i, j])
-    keep = np.mean(shares, axis=0) > 0.7
-    return _placed(rng, xy_um[keep] / spec.mpp, rng.integers(0, 4, int(keep.sum())))
+def populate(spec: SyntheticSpec, anatomy: Anatomy) -> tuple[Nuclei, Glands]:
+    """Place nuclei and glands."""
+    rng = spec.rng(2)
+    glands = _place_glands(spec, anatomy, rng)
+    crowding = random_field(anatomy.label.shape, 8, rng)
+    parts = [_tissue_nuclei(spec, anatomy, kind, crowding, rng) for kind in SPACING_UM]
+    parts = [_outside_glands(part, glands) for part in parts]
+    parts.append(_ring_nuclei(glands, rng))
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    order = np.argsort(columns[1], kind="stable")
+    x, y, stamp, angle = (column[order] for column in columns)
+    return Nuclei(x, y, stamp.astype(np.uint8), angle), glands
+
+
+def density(nuclei: Nuclei, anatomy: Anatomy) -> Field:
+    """Return nuclei per square millimetre around every lattice position, ``(n_y, n_x)``."""
+    shape = anatomy.label.shape
+    edges = [np.arange(n + 1) * LATTICE_UM for n in shape]
+    counts, _, _ = np.histogram2d(nuclei.y_um, nuclei.x_um, bins=edges)
+    sigma = DENSITY_UM / LATTICE_UM
+    near = smoothed(counts.astype(np.float32), sigma)
+    # Divided by the tissue near by: an edge is not thinner for the glass beside it.
+    share = smoothed(anatomy.tissue.astype(np.float32), sigma)
+    return np.asarray(near / np.maximum(share, 0.2) / (LATTICE_UM / 1000) ** 2, dtype=np.float32)
+
+
+_Part = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
 def _jittered(
-    rng: np.random.Generator, size_um: tuple[float, float], pitch: float, jitter: float
-) -> NDArray[np.float64]:
-    """Return ``(x, y)`` on a lattice with every other row shifted, each moved by up to `jitter` pitches."""
-    cols, rows = (int(np.ceil(side / pitch)) for side in size_um)
-    y, x = np.mgrid[0:rows, 0:cols].astype(np.float64)
-    x += 0.5 * (y % 2)
-    xy = np.stack([x, y], axis=-1).reshape(-1, 2) + rng.uniform(-jitter, jitter, (rows * cols, 2))
-    return xy * pitch
+    spec: SyntheticSpec, pitch: float, jitter: float, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return a shaken hexagonal lattice over the slide, ``(x_um, y_um)``."""
+    width, height = (side * spec.mpp for side in spec.size_px)
+    rows = np.arange(0, height + pitch, pitch * 0.866)
+    cols = np.arange(0, width + pitch, pitch)
+    y = np.repeat(rows[:, None], len(cols), axis=1)
+    x = cols[None] + (np.arange(len(rows)) % 2)[:, None] * pitch / 2
+    x = x + rng.uniform(-jitter, jitter, x.shape) * pitch
+    y = y + rng.uniform(-jitter, jitter, y.shape) * pitch
+    return x.ravel(), y.ravel()
 
 
-def _lattice(
-    xy_um: NDArray[np.float64], shape: tuple[int, ...]
+def _tissue_nuclei(
+    spec: SyntheticSpec, anatomy: Anatomy, kind: int, crowding: Field, rng: np.random.Generator
+) -> _Part:
+    x, y = _jittered(spec, SPACING_UM[kind], 0.36, rng)
+    chance = rng.random(len(x))
+    turn = rng.standard_normal(len(x))
+    here = anatomy.type_at(x, y) == kind
+    x, y, chance, turn = x[here], y[here], chance[here], turn[here]
+    row, col = _positions(x, y, anatomy)
+    kept = chance < np.clip(0.78 + 0.17 * crowding[row, col], 0.35, 1.0)
+    x, y, turn, row, col = x[kept], y[kept], turn[kept], row[kept], col[kept]
+    if kind in (STROMA, GLAND):
+        angle = _fibre_angle(anatomy)[row, col] + 0.22 * turn
+    else:
+        angle = turn * np.pi
+    return x, y, np.full(len(x), kind, np.float64), np.mod(angle, np.pi)
+
+
+def _positions(
+    x: NDArray[np.float64], y: NDArray[np.float64], anatomy: Anatomy
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    at = np.floor(xy_um / LATTICE_UM).astype(int)
-    return np.clip(at[:, 1], 0, shape[0] - 1), np.clip(at[:, 0], 0, shape[1] - 1)
+    n_y, n_x = anatomy.label.shape
+    row = np.clip(y / LATTICE_UM, 0, n_y - 1).astype(np.int64)
+    return row, np.clip(x / LATTICE_UM, 0, n_x - 1).astype(np.int64)
 
 
-def _placed(rng: np.random.Generator, xy_px: NDArray[np.float64], turn: NDArray[np.int64]) -> Placed:
-    n = len(xy_px)
-    x, y = np.round(xy_px.T).astype(int)
-    gain = np.clip(1 + 0.14 * rng.standard_normal(n), 0.6, 1.4)
-    return Placed(y, x, rng.integers(0, 1 << 16, n), turn, gain)
+def _fibre_angle(anatomy: Anatomy) -> Field:
+    """Return the direction in which fibres run: along the bent texture's rows."""
+    along_y, along_x = np.gradient(anatomy.warp_um[0], LATTICE_UM)
+    angle = np.arctan2(np.sin(anatomy.turn) - along_x, np.cos(anatomy.turn) + along_y)
+    return np.asarray(angle, dtype=np.float32)
+
+
+def _place_glands(spec: SyntheticSpec, anatomy: Anatomy, rng: np.random.Generator) -> Glands:
+    x, y = _jittered(spec, GLAND_PITCH_UM, 0.14, rng)
+    radius = rng.uniform(30, 54, len(x))
+    turn = np.linspace(0, 2 * np.pi, 8, endpoint=False)
+    rim_x, rim_y = (np.add.outer(radius, 0 * turn) * f(turn) for f in (np.cos, np.sin))
+    inside = anatomy.type_at(x, y) == GLAND
+    inside &= (anatomy.type_at(x[:, None] + rim_x, y[:, None] + rim_y) == GLAND).mean(axis=1) > 0.5
+    inside &= rng.random(len(x)) < 0.93
+    n = int(inside.sum())
+    wobble = rng.uniform(-1, 1, (n, 3)) * np.array([0.16, 0.10, 0.05])
+    return Glands(x[inside], y[inside], radius[inside], wobble, rng.uniform(0, 2 * np.pi, (n, 3)))
+
+
+def _outside_glands(part: _Part, glands: Glands) -> _Part:
+    from scipy.spatial import cKDTree
+
+    x, y, stamp, angle = part
+    if not len(glands) or not len(x):
+        return part
+    apart, nearest = cKDTree(np.column_stack([glands.x_um, glands.y_um])).query(np.column_stack([x, y]))
+    direction = np.arctan2(y - glands.y_um[nearest], x - glands.x_um[nearest])
+    keep = apart > glands.outer_um(nearest, direction) + 3
+    return x[keep], y[keep], stamp[keep], angle[keep]
+
+
+def _ring_nuclei(glands: Glands, rng: np.random.Generator) -> _Part:
+    parts = [np.zeros((4, 0))]
+    for i in range(len(glands)):
+        n = int(2 * np.pi * glands.radius_um[i] * 0.8 / 6.2)
+        turn = (np.arange(n) + rng.uniform(-0.3, 0.3, n)) * 2 * np.pi / n
+        reach = glands.outer_um(i, turn) * rng.normal(0.8, 0.045, n)
+        x, y = glands.x_um[i] + reach * np.cos(turn), glands.y_um[i] + reach * np.sin(turn)
+        parts.append(np.stack([x, y, np.full(n, float(EPITHELIUM)), np.mod(turn, np.pi)]))
+    x, y, stamp, angle = np.concatenate(parts, axis=1)
+    return x, y, stamp, angle

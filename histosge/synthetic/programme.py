@@ -1,8 +1,17 @@
-"""Which gene does what where: expression rates from an anatomy. Draws no pixel.
+"""Which gene answers to what, and the rates that follow: the truth's arithmetic.
 
-Rates are compositions: at every tissue position they sum to `TOTAL`, and the families' shares of it are set so
-that no family leaks into another. Morphology genes sum to the same in every tissue type; gradient and noise genes
-do not correlate with the tissue types; housekeeping genes take what is left.
+Rates are given per 10,000 (like CP10k) and sum to 10,000 at every tissue position. Three families are
+capped so that together they never reach 10,000, and the housekeeping genes take exactly what is left.
+So no gene moves because another one does, except the housekeeping genes: a noise gene stays
+independent of tissue also after normalisation, which it would not if rates were simply rescaled.
+
+Terms
+    morphology genes    follow the composition of tissue types, the density of nuclei, or both
+    gradient genes      follow slow fields of the section, drawn independently of its tissue
+    noise genes         white noise on the lattice: independent at every position, so that neither the picture
+                        nor a neighbour tells them (a constant would leave the Pearson undefined). A model that
+                        is given a spot's own counts still learns what lies under that spot.
+    housekeeping genes  the remainder, in fixed proportions; falls where the morphology genes rise
 """
 
 from dataclasses import dataclass
@@ -10,140 +19,125 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.synthetic.anatomy import Anatomy
-from histosge.synthetic.fields import LATTICE_UM, centres_um, smooth_noise
-from histosge.synthetic.spec import SyntheticSpec
-from histosge.synthetic.tissue_types import TISSUE_TYPES
-from histosge.synthetic.truth import Truth
+from histosge.synthetic.anatomy import TISSUES, Anatomy
+from histosge.synthetic.fields import Field, random_field
+from histosge.synthetic.spec import GeneCounts, SyntheticSpec
 
-TOTAL = 1e4
-MORPHOLOGY_SHARE, GRADIENT_SHARE, NOISE_SHARE = 0.35, 0.20, 0.15
-SWING = 0.8
-"""How far gradient and noise genes go from their mean; below 0.85 housekeeping genes stay positive."""
-NOISE_UM = 16.0
-"""Standard deviation of the Gaussian that smooths noise genes: well under one spot's pitch."""
+TOTAL = 10_000.0
+N_FIELDS = 3
+"""Slow fields of a section; gradient genes are mixtures of them."""
+CANDIDATES = 64
+"""Slow fields drawn, of which those that the tissue explains least are used."""
+GRADIENT_FOLD = 6.0
+NOISE_SD = 0.5
+FULL_DENSITY_MM2 = 12_000.0
+"""Nuclei per square millimetre at which a density gene is fully on."""
 
 
 @dataclass(frozen=True)
 class Programme:
-    """The part of the truth that sections of one cohort share.
+    """The part of the truth that all sections share.
 
     Parameters
     ----------
-    families
-        Family -> gene names.
-    profiles
-        CP10k of each morphology gene in each tissue type, ``(n_types, n_morphology)``.
-    means
-        Family -> mean CP10k of its genes; for housekeeping genes their weights, which sum to 1.
+    affinity
+        Rate of each morphology gene in pure tissue of each type, ``(n_morphology, 6)``; a column sums to its
+        cap at most.
+    follows_density
+        How much of a morphology gene depends on the density of nuclei, 0..1, ``(n_morphology,)``.
+    follows_field
+        How much of it depends on the first slow field, 0..1, ``(n_morphology,)``.
+    loading
+        Gradient genes as mixtures of the slow fields, absolute values sum to 1: ``(n_gradient, 3)``.
+    share
+        Of the remainder, per housekeeping gene.
     """
 
-    families: dict[str, tuple[str, ...]]
-    profiles: NDArray[np.float64]
-    means: dict[str, NDArray[np.float64]]
+    affinity: NDArray[np.float64]
+    follows_density: NDArray[np.float64]
+    follows_field: NDArray[np.float64]
+    loading: NDArray[np.float64]
+    share: NDArray[np.float64]
 
 
-def make_programme(spec: SyntheticSpec) -> Programme:
-    """Draw a gene programme; it depends on `programme_seed` and the gene numbers alone."""
-    rng = np.random.default_rng([spec.programme_seed, 2])
-    counts = {
-        "morphology": ("MORPH", spec.morphology),
-        "gradient": ("GRAD", spec.gradient),
-        "noise": ("NOISE", spec.noise),
-        "housekeeping": ("HOUSE", spec.housekeeping),
-    }
-    families = {name: tuple(f"{stem}{i + 1:02d}" for i in range(n)) for name, (stem, n) in counts.items()}
-    profiles = _profiles(rng, spec.morphology)
-    means = {
-        "gradient": GRADIENT_SHARE * TOTAL * _abundance(rng, spec.gradient),
-        "noise": NOISE_SHARE * TOTAL * _abundance(rng, spec.noise),
-        "housekeeping": _abundance(rng, spec.housekeeping),
-    }
-    return Programme(families, profiles, means)
+def draw_programme(seed: int, genes: GeneCounts) -> Programme:
+    """Draw which gene answers to what."""
+    rng = np.random.default_rng([seed, 7])
+    types = len(TISSUES) - 1
+    affinity = rng.uniform(0.06, 0.16, (genes.morphology, types))
+    density, field = np.zeros(genes.morphology), np.zeros(genes.morphology)
+    for gene in range(genes.morphology):
+        turn, first = divmod(gene, types)
+        second = (first + 1 + turn) % types
+        affinity[gene, first] = 1.0
+        if turn % 4 == 1:  # shared by two tissues
+            affinity[gene, second] = rng.uniform(0.4, 0.8)
+        elif turn % 4 == 2:  # everywhere, more where nuclei crowd
+            affinity[gene] = rng.uniform(0.5, 1.0, types)
+            density[gene] = rng.uniform(0.7, 0.95)
+        elif turn % 4 == 3:  # one tissue's, and partly the gradient's
+            affinity[gene, second] = rng.uniform(0.2, 0.5)
+            field[gene] = 0.4
+    cap = TOTAL * genes.morphology / genes.total
+    affinity *= cap / max(float(affinity.sum(axis=0).max(initial=0)), 1e-12)
+    loading = rng.standard_normal((genes.gradient, N_FIELDS))
+    loading /= np.abs(loading).sum(axis=1, keepdims=True)
+    return Programme(affinity, density, field, loading, rng.dirichlet(np.full(genes.housekeeping, 6.0)))
 
 
-def _abundance(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
-    """Return shares that sum to 1 and differ by about a factor of 4 between rare and common genes."""
-    values = np.exp(0.7 * np.clip(rng.standard_normal(n), -2, 2))
-    return np.asarray(values / max(values.sum(), 1e-12))
+def slow_fields(spec: SyntheticSpec, anatomy: Anatomy) -> Field:
+    """Draw the section's slow fields, ``(3, n_tissue)``, each from -1 to 1 over the tissue.
 
-
-def _profiles(rng: np.random.Generator, n_genes: int) -> NDArray[np.float64]:
-    n_types = len(TISSUE_TYPES)
-    pattern = np.full((n_types, n_genes), 0.08) * np.exp(0.4 * rng.standard_normal((n_types, n_genes)))
-    genes = np.arange(n_genes)
-    main = genes % n_types
-    pattern[main, genes] = 1.0
-    # Every third gene marks two types, so that types cannot be told from single genes.
-    mixed = genes[2::3]
-    second = (main[mixed] + rng.integers(1, n_types, len(mixed))) % n_types
-    pattern[second, mixed] = rng.uniform(0.4, 0.8, len(mixed))
-    pattern *= _abundance(rng, n_genes)
-    return np.asarray(MORPHOLOGY_SHARE * TOTAL * pattern / pattern.sum(axis=1, keepdims=True))
-
-
-def make_truth(spec: SyntheticSpec, anatomy: Anatomy) -> Truth:
-    """Evaluate the gene programme of `spec` on an anatomy."""
-    programme = make_programme(spec)
-    rng = np.random.default_rng([spec.seed, 3])
-    tissue = anatomy.tissue
-    kinds = anatomy.composition[:, tissue].astype(np.float64)
-    morphology = programme.profiles.T @ kinds
-    gradient = _swing(programme.means["gradient"], _gradients(rng, tissue, kinds, spec.gradient))
-    noise = _swing(programme.means["noise"], _noise(rng, tissue, kinds, spec.noise))
-    rest = TOTAL - morphology.sum(axis=0) - gradient.sum(axis=0) - noise.sum(axis=0)
-    house = programme.means["housekeeping"][:, None] * rest
-    rates = np.full((sum(map(len, programme.families.values())), *tissue.shape), np.nan, np.float32)
-    rates[:, tissue] = np.concatenate([morphology, gradient, noise, house])
-    y_um, x_um = (centres_um(n) for n in tissue.shape)
-    genes = tuple(gene for family in programme.families.values() for gene in family)
-    return Truth(rates, y_um, x_um, anatomy.label, _library(anatomy), genes, programme.families)
-
-
-def _library(anatomy: Anatomy) -> NDArray[np.float32]:
-    """Return the expected depth per position relative to its median: mildly more where nuclei are dense."""
-    density = np.array([kind.nuclei_per_mm2 for kind in TISSUE_TYPES]) ** 0.25
-    depth = np.tensordot(density, anatomy.composition, axes=1)
-    depth /= np.median(depth[anatomy.tissue])
-    return np.where(anatomy.tissue, depth, np.nan).astype(np.float32)
-
-
-def _swing(means: NDArray[np.float64], fields: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return rates around their means, each field scaled to use the whole swing."""
-    if len(fields) == 0:
-        return fields
-    reach = np.abs(fields).max(axis=1, keepdims=True)
-    return np.asarray(means[:, None] * (1 + SWING * fields / np.maximum(reach, 1e-12)))
-
-
-def _gradients(
-    rng: np.random.Generator, tissue: NDArray[np.bool_], kinds: NDArray[np.float64], n: int
-) -> NDArray[np.float64]:
-    """Draw smooth fields that do not correlate with any tissue type, ``(n, n_tissue)``.
-
-    Few waves cross a section, so a plain random one would follow some tissue type by chance. The coefficients
-    are drawn under the condition that it does not (a Gaussian conditioned on linear equations), which leaves
-    the fields smooth; subtracting the types would print their borders into them.
+    Of several candidates those are taken that the composition of tissues explains least: regions are few,
+    so a blind draw follows one of them by chance.
     """
-    v, u = (np.linspace(0, np.pi, size) for size in tissue.shape)
-    orders = [(i, j) for i in range(5) for j in range(5) if 0 < i + j <= 4]
-    waves = np.stack([np.outer(np.cos(i * v), np.cos(j * u))[tissue] for i, j in orders])
-    waves -= waves.mean(axis=1, keepdims=True)
-    scale = np.array([1.0 / (i + j) ** 2 for i, j in orders])
-    drawn = scale * rng.standard_normal((n, len(orders)))
-    leak = waves @ (kinds - kinds.mean(axis=1, keepdims=True)).T
-    weighted = scale[:, None] ** 2 * leak
-    fit = np.linalg.lstsq(leak.T @ weighted, leak.T @ drawn.T, rcond=1e-8)[0]
-    return np.asarray((drawn - (weighted @ fit).T) @ waves)
+    rng = spec.rng(5)
+    shape, tissue = anatomy.label.shape, anatomy.tissue
+    known = anatomy.composition[:, tissue].T.astype(np.float64)
+    inverse = np.linalg.pinv(known.T @ known)
+    fields = []
+    for _ in range(CANDIDATES):
+        values = random_field(shape, min(shape) / 4.5, rng)[tissue]
+        values = 2 * (values - values.min()) / max(float(np.ptp(values)), 1e-12) - 1
+        fit = known @ (inverse @ (known.T @ values))
+        fields.append((float(np.var(fit) / max(float(np.var(values)), 1e-12)), values))
+    fields.sort(key=lambda entry: entry[0])
+    return np.stack([values for _, values in fields[:N_FIELDS]]).astype(np.float32)
 
 
-def _noise(
-    rng: np.random.Generator, tissue: NDArray[np.bool_], kinds: NDArray[np.float64], n: int
+def rates(spec: SyntheticSpec, anatomy: Anatomy, nuclei_mm2: Field) -> NDArray[np.float32]:
+    """Return every gene's rate at every tissue position, per 10,000.
+
+    Parameters
+    ----------
+    nuclei_mm2
+        Density of nuclei on the lattice.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(n_genes, n_tissue)``, families in the order of `spec.FAMILIES`; columns sum to 10,000.
+    """
+    programme = draw_programme(spec.programme_seed, spec.genes)
+    genes, tissue = spec.genes, anatomy.tissue
+    slow = slow_fields(spec, anatomy)
+    n = int(tissue.sum())
+    out = np.empty((genes.total, n), np.float32)
+    stops = np.cumsum([genes.morphology, genes.gradient, genes.noise])
+    out[: stops[0]] = _morphology(programme, anatomy.composition[:, tissue], nuclei_mm2[tissue], slow[0])
+    fold = np.log(GRADIENT_FOLD) / 2
+    out[stops[0] : stops[1]] = TOTAL / genes.total * np.exp(fold * (programme.loading @ slow - 1))
+    white = np.clip(spec.rng(6).standard_normal((genes.noise, n), dtype=np.float32), -2, 2)
+    out[stops[1] : stops[2]] = TOTAL / genes.total * np.exp(NOISE_SD * (white - 2))
+    left = TOTAL - out[: stops[2]].sum(axis=0, dtype=np.float64)
+    out[stops[2] :] = programme.share[:, None] * left
+    return out
+
+
+def _morphology(
+    programme: Programme, composition: Field, nuclei_mm2: Field, slow: Field
 ) -> NDArray[np.float64]:
-    """Draw short-range fields, freed from what they share with tissue types by chance, ``(n, n_tissue)``."""
-    sigma = NOISE_UM / LATTICE_UM
-    drawn = [smooth_noise(rng, tissue.shape, sigma)[tissue] for _ in range(n)]
-    fields = np.array(drawn, dtype=np.float64).reshape(n, kinds.shape[1])
-    fields = np.clip(fields, -2.5, 2.5)
-    fit = np.linalg.lstsq(kinds.T, fields.T, rcond=None)[0]
-    return np.asarray(fields - (kinds.T @ fit).T)
+    crowded = np.clip(nuclei_mm2 / FULL_DENSITY_MM2, 0, 1)
+    by_density = 1 - programme.follows_density[:, None] * (1 - crowded)
+    by_field = 1 - programme.follows_field[:, None] * (1 - slow) / 2
+    return np.asarray(programme.affinity @ composition * by_density * by_field)

@@ -1,77 +1,128 @@
-"""What a synthetic section is made from: one frozen value, the same value gives the same section."""
+"""What a synthetic section is asked to be; nothing is drawn here.
 
-from dataclasses import asdict, dataclass
+Terms
+    programme   which gene answers to which tissue: shared by all sections of a cohort
+    anatomy     where which tissue lies: another for every seed
+"""
 
-from histosge.synthetic.tissue_types import TISSUE_TYPES
+import json
+from dataclasses import asdict, dataclass, field
 
-SMALLEST_PX = 256
+import numpy as np
+
+from histosge.errors import ExpressionError
+
+LATTICE_UM = 8.0
+"""Step of the lattice on which the truth is known."""
+MIN_SIDE_UM = 200.0
+FAMILIES = ("morphology", "gradient", "noise", "housekeeping")
+PREFIXES = {"morphology": "MORPH", "gradient": "GRAD", "noise": "NOISE", "housekeeping": "HOUSE"}
+
+
+@dataclass(frozen=True)
+class GeneCounts:
+    """How many genes each family holds.
+
+    Parameters
+    ----------
+    morphology
+        Genes whose rate follows the tissue that the slide shows.
+    gradient
+        Genes that change smoothly over the section, and that nothing in the picture tells.
+    noise
+        Genes that neither the picture nor the neighbours tell.
+    housekeeping
+        Genes that take what the others leave of 10,000; at least one.
+    """
+
+    morphology: int = 24
+    gradient: int = 12
+    noise: int = 12
+    housekeeping: int = 12
+
+    def __post_init__(self) -> None:
+        if min(asdict(self).values()) < 0 or self.housekeeping < 1:
+            raise ExpressionError(
+                f"{self} cannot be made: counts are not negative, and one housekeeping gene or more closes the sum"
+            )
+
+    @property
+    def total(self) -> int:
+        """Genes in all families."""
+        return sum(asdict(self).values())
+
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """Return family -> gene names, in the order in which they are stored."""
+        sizes = asdict(self)
+        return {f: tuple(f"{PREFIXES[f]}{i + 1:02d}" for i in range(sizes[f])) for f in FAMILIES}
 
 
 @dataclass(frozen=True)
 class SyntheticSpec:
-    """Everything that decides a synthetic section.
+    """One synthetic section: the same spec gives the same pixels, counts and truth.
 
     Parameters
     ----------
     size_px
-        ``(width, height)`` at level 0. The sides differ by default, so that swapped axes show.
+        The slide's ``(width, height)`` at level 0.
     mpp
-        Microns per pixel at level 0.
+        Microns per pixel at level 0, 0.1 to 2.
     seed
-        Of the anatomy, the picture and the counts.
+        Of the anatomy, the staining and the counts.
     programme_seed
-        Of the gene programme: which gene follows which tissue type. Sections that share it belong together.
-    morphology, gradient, noise, housekeeping
-        Number of genes in each family. At least one morphology gene per tissue type.
+        Of the gene programme: equal in all sections of a cohort.
+    genes
+        Genes of each family.
     spot_diameter_um, spot_pitch_um
-        Of the hexagonal spot lattice.
-    median_depth
-        Median of a spot's total counts.
-    dispersion
-        Squared coefficient of variation of the counts beyond Poisson.
+        Of the hexagonal lattice of spots.
+    median_counts
+        Median library size of a spot.
+    region_um
+        Rough radius of a region of one tissue; smaller slides get smaller regions, so that all fit.
     """
 
     size_px: tuple[int, int] = (8704, 8192)
     mpp: float = 0.5
     seed: int = 0
     programme_seed: int = 0
-    morphology: int = 24
-    gradient: int = 12
-    noise: int = 12
-    housekeeping: int = 12
+    genes: GeneCounts = field(default_factory=GeneCounts)
     spot_diameter_um: float = 55.0
     spot_pitch_um: float = 100.0
-    median_depth: float = 5000.0
-    dispersion: float = 0.02
+    median_counts: float = 5000.0
+    region_um: float = 330.0
 
     def __post_init__(self) -> None:
-        if min(self.size_px) < SMALLEST_PX:
-            raise ValueError(
-                f"a synthetic slide of {self.size_px[0]} x {self.size_px[1]} px is too small to hold tissue types; "
-                f"give at least {SMALLEST_PX} px a side"
+        if not 0.1 <= self.mpp <= 2 or min(self.size_px) * self.mpp < MIN_SIDE_UM:
+            raise ExpressionError(
+                f"a synthetic slide of {self.size_px[0]} x {self.size_px[1]} px at {self.mpp} microns per pixel cannot "
+                f"be drawn: give sides of at least {MIN_SIDE_UM:g} microns at 0.1 to 2 microns per pixel"
             )
-        if self.morphology < len(TISSUE_TYPES):
-            raise ValueError(
-                f"{self.morphology} morphology genes cannot mark {len(TISSUE_TYPES)} tissue types; "
-                f"give at least {len(TISSUE_TYPES)}"
-            )
-        if min(self.gradient, self.noise) < 0 or self.housekeeping < 1:
-            raise ValueError(
-                f"gene numbers are gradient {self.gradient}, noise {self.noise}, housekeeping {self.housekeeping}; "
-                "give 0 or more, and at least 1 housekeeping gene, which makes rates sum to 10,000"
-            )
-        positive = (self.mpp, self.spot_diameter_um, self.spot_pitch_um, self.median_depth)
-        if min(positive) <= 0 or self.dispersion < 0:
-            raise ValueError(
-                f"mpp, spot diameter, spot pitch and depth are {positive}, dispersion {self.dispersion}; "
-                "give positive numbers (dispersion may be 0)"
+        if (
+            not 0 < self.spot_diameter_um <= self.spot_pitch_um
+            or self.median_counts <= 0
+            or self.region_um <= 0
+        ):
+            raise ExpressionError(
+                f"spots of {self.spot_diameter_um:g} microns every {self.spot_pitch_um:g} with {self.median_counts:g} "
+                f"counts in regions of {self.region_um:g} microns cannot be made: give positive values, and a pitch "
+                "of at least the diameter"
             )
 
     @property
-    def size_um(self) -> tuple[float, float]:
-        """Return ``(width, height)`` in microns."""
-        return self.size_px[0] * self.mpp, self.size_px[1] * self.mpp
+    def lattice_shape(self) -> tuple[int, int]:
+        """Positions of the truth, ``(n_y, n_x)``; the last may reach beyond the slide."""
+        width, height = (int(np.ceil(side * self.mpp / LATTICE_UM - 1e-6)) for side in self.size_px)
+        return height, width
 
-    def to_json(self) -> dict[str, object]:
-        """Return JSON-ready values that tell one spec from another."""
-        return {**asdict(self), "size_px": list(self.size_px)}
+    @property
+    def region_length_um(self) -> float:
+        """Rough radius of a region on this slide, in microns."""
+        return min(self.region_um, min(self.size_px) * self.mpp / 8)
+
+    def rng(self, purpose: int) -> np.random.Generator:
+        """Return the random numbers of one purpose: what one part draws does not move the others."""
+        return np.random.default_rng([self.seed, purpose])
+
+    def to_json(self) -> str:
+        """Return the spec as text that is equal for equal specs."""
+        return json.dumps(asdict(self), sort_keys=True)

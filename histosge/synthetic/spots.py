@@ -1,119 +1,152 @@
-"""Measure a truth as Visium would: discs on a hexagonal lattice, counts of limited depth.
+"""Visium-like spots on a synthetic section: where they lie, what they count, and the ``.h5ad``.
 
 Terms
-    disc   the round area that one spot measures
+    depth   expected total counts of a spot; it follows the density of nuclei mildly, and varies by chance
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from histosge.synthetic.fields import LATTICE_UM
-from histosge.synthetic.spec import SyntheticSpec
+from histosge.errors import ExpressionError
+from histosge.synthetic.fields import Field
+from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
 from histosge.synthetic.truth import Truth
 
-DEPTH_SD = 0.3
-"""Standard deviation of the log of a spot's depth that nothing in the tissue explains."""
+MIN_TISSUE = 0.5
+"""A spot counts as on tissue from this share of its disc on."""
+DEPTH_POWER = 0.3
+DEPTH_SD = 0.25
+"""Of the natural logarithm of a spot's depth, by chance alone."""
+OVERDISPERSION = 0.02
+"""Variance beyond Poisson, relative to the squared mean."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Spots on tissue and their counts.
+class SpotTable:
+    """Spots with their counts.
 
     Parameters
     ----------
+    row, col
+        Visium's array positions: columns are even on even rows and odd on odd ones.
     xy_um
-        Centres in microns from the slide's top-left, ``(n_spots, 2)``.
-    array
-        ``(array_row, array_col)`` as Space Ranger numbers them, ``(n_spots, 2)``.
+        Centres, ``(n_spots, 2)``.
     counts
-        Shape ``(n_spots, n_genes)``.
+        Sparse int32, ``(n_spots, n_genes)``.
     """
 
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
     xy_um: NDArray[np.float64]
-    array: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    counts: sparse.csr_matrix
 
 
-def measure(spec: SyntheticSpec, truth: Truth) -> Measured:
-    """Count the transcripts under every disc that is at least half on tissue."""
-    rng = np.random.default_rng([spec.seed, 4])
-    xy_um, array = _hexagonal(spec)
-    overlap, share = _discs(xy_um, spec.spot_diameter_um / 2, truth.label > 0)
-    keep = share >= 0.5
-    overlap = overlap[keep]
-    rates = np.nan_to_num(truth.rates.reshape(len(truth.genes), -1)).T.astype(np.float64)
-    mean_rate = overlap @ rates
-    depth = overlap @ np.nan_to_num(truth.library.ravel()).astype(np.float64)
-    depth = depth * np.exp(DEPTH_SD * rng.standard_normal(len(depth)))
-    depth *= spec.median_depth / np.median(depth)
-    expected = mean_rate * (depth / mean_rate.sum(axis=1))[:, None]
-    if spec.dispersion > 0:
-        expected = expected * rng.gamma(1 / spec.dispersion, spec.dispersion, expected.shape)
-    return Measured(xy_um[keep], array[keep], rng.poisson(expected))
+def depth_field(nuclei_mm2: Field, tissue: NDArray[np.bool_], median_counts: float) -> Field:
+    """Return a whole spot's expected total counts over the lattice, NaN on background."""
+    crowded = (np.maximum(nuclei_mm2, 0) + 500) ** DEPTH_POWER
+    middle = float(np.median(crowded[tissue]))
+    return np.where(tissue, median_counts * crowded / middle, np.nan).astype(np.float32)
 
 
-def _hexagonal(spec: SyntheticSpec) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    width, height = spec.size_um
-    pitch, radius = spec.spot_pitch_um, spec.spot_diameter_um / 2
-    step = pitch * np.sqrt(3) / 2
-    centres, places = [], []
-    for row in range(int((height - 2 * radius) // step) + 1):
-        shift = (row % 2) * pitch / 2
-        cols = np.arange(int((width - 2 * radius - shift) // pitch) + 1)
-        centres.append(
-            np.stack([radius + shift + cols * pitch, np.full(len(cols), radius + row * step)], axis=1)
+def measure(spec: SyntheticSpec, truth: Truth) -> SpotTable:
+    """Lay spots over the tissue and count.
+
+    Raises
+    ------
+    ExpressionError
+        If no spot lies on tissue.
+    """
+    rng = spec.rng(8)
+    row, col, xy_um = hexagonal(spec)
+    discs = disc_weights(xy_um, spec.spot_diameter_um, truth.label.shape)
+    tissue = truth.label > 0
+    share = discs @ tissue.ravel().astype(np.float64)
+    on = share >= MIN_TISSUE
+    if not on.any():
+        raise ExpressionError(
+            f"none of {len(on)} spots lies on tissue: give a slide larger than "
+            f"{spec.size_px[0]} x {spec.size_px[1]} px or a smaller spot pitch"
         )
-        places.append(np.stack([np.full(len(cols), row), 2 * cols + row % 2], axis=1))
-    return np.concatenate(centres), np.concatenate(places)
+    discs = discs[on][:, tissue.ravel()]
+    per_tissue = sparse.diags_array(1 / share[on]) @ discs
+    mean_rates = per_tissue @ truth.rates[:, tissue].T.astype(np.float64)
+    depth = (discs @ truth.depth[tissue].astype(np.float64)) * np.exp(
+        DEPTH_SD * rng.standard_normal(int(on.sum()))
+    )
+    expected = mean_rates / mean_rates.sum(axis=1, keepdims=True) * depth[:, None]
+    shape = 1 / OVERDISPERSION
+    counts = rng.poisson(expected * rng.gamma(shape, 1 / shape, expected.shape)).astype(np.int32)
+    return SpotTable(row[on], col[on], xy_um[on], sparse.csr_matrix(counts))
 
 
-def _discs(
-    xy_um: NDArray[np.float64], radius_um: float, tissue: NDArray[np.bool_]
-) -> tuple[Any, NDArray[np.float64]]:
-    """Return mean weights over the tissue in each disc, sparse ``(n, n_y * n_x)``, and the disc's tissue share."""
-    reach = int(np.ceil(radius_um / LATTICE_UM))
-    steps = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
-    home = np.floor(xy_um[:, ::-1] / LATTICE_UM).astype(int)
-    yx = home[:, None] + steps
-    distance = np.hypot(*np.moveaxis((yx + 0.5) * LATTICE_UM - xy_um[:, None, ::-1], -1, 0))
-    under = distance <= radius_um
-    yx = np.clip(yx, 0, np.array(tissue.shape) - 1)
-    hit = under & tissue[yx[..., 0], yx[..., 1]]
-    n_under, n_hit = under.sum(axis=1), hit.sum(axis=1)
-    spot, step = np.nonzero(hit)
-    flat = yx[spot, step, 0] * tissue.shape[1] + yx[spot, step, 1]
-    weights = 1.0 / n_hit[spot]
-    matrix = sparse.csr_matrix((weights, (spot, flat)), shape=(len(xy_um), tissue.size))
-    return matrix, n_hit / np.maximum(n_under, 1)
+def hexagonal(spec: SyntheticSpec) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return array rows, array columns and centres ``(x, y)`` of all spots that fit on the slide."""
+    width, height = (side * spec.mpp for side in spec.size_px)
+    pitch, edge = spec.spot_pitch_um, spec.spot_diameter_um / 2
+    step = pitch * np.sqrt(3) / 2
+    rows, halves = int((height - 2 * edge) // step) + 1, int((width - 2 * edge) // (pitch / 2)) + 1
+    row, col = (a.ravel() for a in np.mgrid[:rows, :halves])
+    used = (row + col) % 2 == 0
+    row, col = row[used], col[used]
+    return row, col, np.column_stack([edge + col * pitch / 2, edge + row * step])
 
 
-def write_h5ad(path: Path, measured: Measured, truth: Truth, spec: SyntheticSpec, slide_id: str) -> None:
-    """Write spots as AnnData in the layout that scanpy and squidpy expect of Visium."""
+def disc_weights(xy_um: NDArray[np.float64], diameter_um: float, shape: tuple[int, ...]) -> sparse.csr_matrix:
+    """Return how much of each disc lies on each lattice position, ``(n_spots, n_y * n_x)``.
+
+    Rows sum to 1 for discs inside the lattice. Areas are counted on a grid of 2 microns or finer.
+    """
+    step = min(2.0, diameter_um / 25)
+    axis = np.arange(-diameter_um / 2 + step / 2, diameter_um / 2, step)
+    dy, dx = (a.ravel() for a in np.meshgrid(axis, axis, indexing="ij"))
+    inside = np.hypot(dx, dy) <= diameter_um / 2
+    dy, dx = dy[inside], dx[inside]
+    rows = np.floor((xy_um[:, 1:] + dy) / LATTICE_UM).astype(np.int64)
+    cols = np.floor((xy_um[:, :1] + dx) / LATTICE_UM).astype(np.int64)
+    there = (rows >= 0) & (cols >= 0) & (rows < shape[0]) & (cols < shape[1])
+    spot = np.broadcast_to(np.arange(len(xy_um))[:, None], rows.shape)[there]
+    place = (rows * shape[1] + cols)[there]
+    weight = np.full(len(spot), 1 / len(dx))
+    return sparse.csr_matrix((weight, (spot, place)), shape=(len(xy_um), shape[0] * shape[1]))
+
+
+def write_h5ad(
+    path: Path, table: SpotTable, truth: Truth, spec: SyntheticSpec, picture: tuple[str, NDArray[np.uint8]]
+) -> None:
+    """Write spots as AnnData, with what scanpy needs to plot them.
+
+    Parameters
+    ----------
+    picture
+        The slide's id and a small RGB picture of it.
+    """
     import anndata
     import pandas as pd
 
-    family_of = {gene: name for name, genes in truth.families.items() for gene in genes}
+    slide_id, hires = picture
+    family = {gene: name for name, genes in truth.families.items() for gene in genes}
     obs = pd.DataFrame(
-        {"in_tissue": 1, "array_row": measured.array[:, 0], "array_col": measured.array[:, 1]},
-        index=pd.Index([f"{slide_id}-{row:03d}x{col:03d}" for row, col in measured.array], dtype=object),
+        {"in_tissue": np.ones(len(table.row), np.int64), "array_row": table.row, "array_col": table.col},
+        index=[f"{r:03d}x{c:03d}" for r, c in zip(table.row, table.col, strict=True)],
     )
-    var = pd.DataFrame(
-        {"family": [family_of[gene] for gene in truth.genes]}, index=pd.Index(truth.genes, dtype=object)
-    )
-    data = anndata.AnnData(sparse.csr_matrix(measured.counts.astype(np.float32)), obs=obs, var=var)
-    data.obsm["spatial"] = measured.xy_um / spec.mpp
+    var = pd.DataFrame({"family": [family[gene] for gene in truth.genes]}, index=list(truth.genes))
+    data = anndata.AnnData(table.counts, obs=obs, var=var, obsm={"spatial": table.xy_um / spec.mpp})
     data.uns["spatial"] = {
         slide_id: {
+            "images": {"hires": hires},
             "scalefactors": {
                 "spot_diameter_fullres": spec.spot_diameter_um / spec.mpp,
-                "tissue_hires_scalef": 2000 / max(spec.size_px),
+                "tissue_hires_scalef": hires.shape[1] / spec.size_px[0],
             },
-            "metadata": {"mpp": spec.mpp},
+            "metadata": {
+                "mpp": spec.mpp,
+                "spot_diameter_um": spec.spot_diameter_um,
+                "spot_pitch_um": spec.spot_pitch_um,
+            },
         }
     }
-    data.write_h5ad(path)
+    data.write_h5ad(path, compression="gzip")

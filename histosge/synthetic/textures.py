@@ -1,168 +1,167 @@
-"""What tissue is drawn with: repeating textures, and stamps of nuclei and glands. Arithmetic alone.
+"""What tissues look like up close: periodic textures, and stamps of nuclei, in optical density of two stains.
 
 Terms
-    texture   a square of side `TEXTURE_PX` whose opposite borders fit, looked up modulo its side
-    stamp     a small picture that is put down many times
+    density   -log10 of transmitted light along a stain's direction, kept as uint8: 255 is `FULL_DENSITY`
 """
 
-from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from histosge.synthetic.fields import smooth_noise
-from histosge.synthetic.tissue_types import TissueType
+from histosge.synthetic.anatomy import FAT, GLAND, IMMUNE, NECROSIS, STROMA, TISSUES, TUMOUR
+from histosge.synthetic.cells import EPITHELIUM
+from histosge.synthetic.fields import Field, random_field
 
-TEXTURE_PX = 2048
-VARIANTS = 24
-ORIENTATIONS = 12
-
-
-@dataclass(frozen=True)
-class Gland:
-    """One gland seen across: what it covers, and the stains there, all ``(side, side)``."""
-
-    cover: NDArray[np.float32]
-    eosin: NDArray[np.float32]
-    haematoxylin: NDArray[np.float32]
+FULL_DENSITY = 1.6
+TEXTURE_PX = 1024
+TEXTURE_UM = 0.5
+"""Microns per texture pixel: a texture repeats after 512 microns, bent differently each time."""
+ORIENTATIONS = 16
+VARIANTS = 8
+JITTER_PX = 5
 
 
-def fibres(rng: np.random.Generator, mpp: float) -> NDArray[np.float32]:
-    """Draw fibres along x, mean 0, standard deviation 1."""
-    shape = (TEXTURE_PX, TEXTURE_PX)
-    thin = smooth_noise(rng, shape, (0.8 / mpp, 16 / mpp), periodic=True)
-    thick = smooth_noise(rng, shape, (2.5 / mpp, 34 / mpp), periodic=True)
-    mixed = 0.75 * thin + thick
-    return np.asarray(mixed / mixed.std(), dtype=np.float32)
+def to_byte(density: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return densities as bytes."""
+    return np.asarray(np.clip(density * (255 / FULL_DENSITY) + 0.5, 0, 255).astype(np.uint8))
 
 
-def mottle(rng: np.random.Generator, mpp: float) -> NDArray[np.float32]:
-    """Draw cytoplasm: grains and clouds, mean 0, standard deviation 1."""
-    shape = (TEXTURE_PX, TEXTURE_PX)
-    mixed = smooth_noise(rng, shape, 0.9 / mpp, periodic=True) + smooth_noise(
-        rng, shape, 4.5 / mpp, periodic=True
-    )
-    return np.asarray(mixed / mixed.std(), dtype=np.float32)
+@lru_cache(maxsize=1)
+def make_textures() -> NDArray[np.uint16]:
+    """Draw one texture per tissue; haematoxylin in the high byte, eosin in the low one.
 
+    The same for every section, as staining, bending and cells are not.
 
-def grain(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw the camera's noise, mean 0, standard deviation 1."""
-    return smooth_noise(rng, (TEXTURE_PX, TEXTURE_PX), 0.6, periodic=True)
-
-
-def vacuoles(rng: np.random.Generator, mpp: float) -> NDArray[np.float32]:
-    """Draw the thin walls between fat cells: 1 on a wall, 0 in a vacuole."""
-    coarse = TEXTURE_PX // 4
-    cells = max(2, round(TEXTURE_PX * mpp / 62))
-    places = (np.stack(np.meshgrid(*[np.arange(cells)] * 2), axis=-1).reshape(-1, 2) + 0.5) * coarse / cells
-    places = (places + rng.uniform(-0.38, 0.38, places.shape) * coarse / cells) % coarse
-    at = np.stack(np.meshgrid(*[np.arange(coarse)] * 2, indexing="ij"), axis=-1).reshape(-1, 2)
-    # Walls bend: the places are looked for a little beside where they are.
-    bend = [smooth_noise(rng, (coarse, coarse), 5 / mpp, periodic=True).ravel() for _ in range(2)]
-    at = (at + 0.9 / mpp * np.stack(bend, axis=1)) % coarse
-    near, _ = cKDTree(places, boxsize=np.full(2, float(coarse))).query(at, k=2)
-    gap_um = ((near[:, 1] - near[:, 0]) * 4 * mpp).reshape(coarse, coarse)
-    gap_um = ndimage.gaussian_filter(gap_um, 0.8, mode="wrap")
-    gap_um = ndimage.zoom(gap_um, TEXTURE_PX / coarse, order=1, mode="grid-wrap", grid_mode=True)
-    return np.exp(-((gap_um / 3.2) ** 2)).astype(np.float32)
-
-
-def nuclei(rng: np.random.Generator, kind: TissueType, mpp: float) -> list[list[NDArray[np.float32]]]:
-    """Draw the nuclei of a tissue type: haematoxylin, orientation -> variants.
-
-    Orientation ``o`` turns the long axis by ``o / ORIENTATIONS * pi`` from x towards y.
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(7, 1024, 1024)``, by tissue number.
     """
-    turns = ORIENTATIONS if kind.nucleus_um[0] > 2 * kind.nucleus_um[1] else 1
-    return [
-        [
-            nucleus(rng, kind, mpp, np.pi * turn / turns if turns > 1 else rng.uniform(0, np.pi))
-            for _ in range(VARIANTS // min(turns, 4))
-        ]
-        for turn in range(turns)
-    ]
+    rng = np.random.default_rng(TEXTURE_PX)
+    shape = (TEXTURE_PX, TEXTURE_PX)
+
+    def noise(*length: float) -> Field:
+        return random_field(shape, (length[0], length[-1]), rng)
+
+    grain = noise(0.8)
+    mottle = noise(7)
+    cloud = noise(24)
+    fibre, strand, cleft = noise(1.3, 38), noise(4.5, 90), noise(2.6, 60)
+    stains = {
+        0: (0.012 + 0.004 * grain, 0.030 + 0.008 * grain + 0.004 * cloud),
+        TUMOUR: _epithelial(mottle, cloud, noise(3), grain),
+        STROMA: _fibrous(fibre, strand, cleft, grain, 0.34),
+        IMMUNE: (0.12 + 0.03 * mottle, 0.17 + 0.05 * mottle + 0.03 * cloud + 0.02 * grain),
+        GLAND: _fibrous(noise(1.6, 22), noise(5, 50), noise(4, 34) + 0.3, grain, 0.23),
+        FAT: _fatty(rng, grain),
+        NECROSIS: _necrotic(mottle, noise(2.2), cloud, grain),
+    }
+    out = np.empty((len(TISSUES), *shape), np.uint16)
+    for kind, (haematoxylin, eosin) in stains.items():
+        out[kind] = to_byte(haematoxylin).astype(np.uint16) << 8 | to_byte(eosin)
+    return out
 
 
-def nucleus(rng: np.random.Generator, kind: TissueType, mpp: float, angle: float) -> NDArray[np.float32]:
-    """Draw one nucleus: a wobbly ellipse with a rim, chromatin, and a nucleolus if it is vesicular."""
-    long, short = (
-        axis * np.exp(0.16 * np.clip(rng.standard_normal(), -2, 2)) / mpp for axis in kind.nucleus_um
+def _epithelial(mottle: Field, cloud: Field, clump: Field, grain: Field) -> tuple[Field, Field]:
+    open_ = np.clip((mottle + 0.5 * clump - 1.9) * 2, 0, 1)
+    haematoxylin = (0.15 + 0.03 * mottle + 0.025 * clump + 0.02 * cloud + 0.015 * grain) * (1 - open_)
+    return haematoxylin, (0.25 + 0.04 * mottle + 0.03 * clump + 0.02 * grain) * (1 - open_) + 0.04 * open_
+
+
+def _fibrous(fibre: Field, strand: Field, cleft: Field, grain: Field, level: float) -> tuple[Field, Field]:
+    open_ = np.clip((cleft - 1.15) * 3, 0, 1)
+    eosin = (level + 0.065 * fibre + 0.085 * strand + 0.02 * grain) * (1 - open_) + 0.05 * open_
+    return 0.05 + 0.02 * fibre * (1 - open_), np.maximum(eosin, 0.04)
+
+
+def _necrotic(mottle: Field, fine: Field, cloud: Field, grain: Field) -> tuple[Field, Field]:
+    debris = np.clip((fine - 1.9) * 1.2, 0, 1)
+    return (
+        0.07 + 0.03 * cloud + 0.45 * debris,
+        0.36 + 0.08 * mottle + 0.06 * cloud + 0.05 * fine + 0.02 * grain,
     )
-    half = int(np.ceil(max(long, short) * 1.35)) + 2
-    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
-    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
-    theta = np.arctan2(across / short, along / long)
-    wobble = 1 + 0.09 * np.cos(2 * theta + rng.uniform(0, 6)) + 0.06 * np.cos(3 * theta + rng.uniform(0, 6))
-    rho = np.hypot(along / long, across / short) / wobble
-    inside = np.clip((1 - rho) * min(long, short) / 1.3 + 0.5, 0, 1)
-    chromatin = smooth_noise(rng, (2 * half + 1, 2 * half + 1), 1.6)
-    stain = 1 + 0.16 * chromatin - kind.vesicular * np.clip(1 - rho * 1.15, 0, 1)
-    if kind.vesicular > 0.3:
-        spot = rng.uniform(-0.35, 0.35, 2)
-        dot = np.hypot(along / long - spot[0], across / short - spot[1])
-        stain = stain + 0.55 * np.clip(1.4 - dot / 0.17, 0, 1)
-    return (kind.nucleus_od * inside * np.clip(stain, 0.3, 1.6)).astype(np.float32)
 
 
-def gland(rng: np.random.Generator, lining: TissueType, mpp: float) -> Gland:
-    """Draw one gland: a lumen, a columnar lining with nuclei at its base, a thin sheath."""
-    radius = rng.uniform(30, 44) / mpp
-    half = int(radius * 1.35) + 2
-    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
-    theta, phases = np.arctan2(y, x), rng.uniform(0, 6, 3)
-    edge = radius * (
-        1
-        + 0.13 * np.cos(2 * theta + phases[0])
-        + 0.06 * np.cos(3 * theta + phases[1])
-        + 0.02 * np.cos(7 * theta + phases[2])
-    )
-    rho = np.hypot(x, y) / edge
-    texture = smooth_noise(rng, rho.shape, 1.6 / mpp)
-    opening = rng.uniform(0.34, 0.5)
-    lumen = np.clip((opening + 0.03 * texture - rho) * radius / 3 + 0.5, 0, 1)
-    sheath = np.exp(-(((rho - 1.01) / 0.035) ** 2))
-    cover = np.clip((1.04 - rho) * radius / 3 + 0.5, 0, 1)
-    eosin = (0.34 + 0.04 * texture + 0.25 * sheath) * (1 - lumen) + 0.02
-    haematoxylin = (0.17 + 0.03 * texture) * (1 - lumen)
-    _ring(rng, haematoxylin, edge, half, lining, mpp)
-    return Gland(*(plane.astype(np.float32) for plane in (cover, eosin, haematoxylin)))
+@lru_cache(maxsize=1)
+def make_jitter() -> NDArray[np.int32]:
+    """Draw how far each pixel looks aside for its tissue, pixels ``(down or across, 1024, 1024)``: ragged borders."""
+    rng = np.random.default_rng(JITTER_PX)
+    fields = [random_field((TEXTURE_PX, TEXTURE_PX), 2.5, rng) for _ in range(2)]
+    return np.clip(np.round(1.5 * np.stack(fields)), -JITTER_PX, JITTER_PX).astype(np.int32)
 
 
-def _ring(
-    rng: np.random.Generator,
-    plane: NDArray[np.float32],
-    edge: NDArray[np.float32],
-    half: int,
-    lining: TissueType,
+def _fatty(rng: np.random.Generator, grain: Field) -> tuple[Field, Field]:
+    """Draw vacuoles with thin septa: what is nearly as close to a second cell as to its own."""
+    n = 9
+    lattice = (np.stack(np.meshgrid(np.arange(n), np.arange(n)), axis=-1).reshape(-1, 2) + 0.5) / n
+    centres = np.mod(lattice + rng.uniform(-0.3, 0.3, lattice.shape) / n, 1) * TEXTURE_PX
+    half = TEXTURE_PX // 2
+    y, x = np.mgrid[:half, :half] * 2.0
+    apart, _ = cKDTree(centres, boxsize=TEXTURE_PX).query(np.column_stack([y.ravel(), x.ravel()]), k=3)
+    near, second, third = (np.kron(d.reshape(half, half), np.ones((2, 2))) for d in apart.T)
+    septum = np.exp(-(((second - near) / 5.5) ** 2))
+    corner = np.exp(-(((third - near) / 9.0) ** 2))
+    eosin = 0.025 + 0.33 * septum + 0.15 * corner + 0.008 * grain
+    return (0.012 + 0.05 * septum + 0.35 * corner).astype(np.float32), eosin.astype(np.float32)
+
+
+# Half axes in microns, peak density, how mottled: a nucleus of each tissue.
+_NUCLEI = {
+    TUMOUR: (4.9, 3.8, 0.62, 0.22),
+    STROMA: (6.4, 1.5, 0.80, 0.10),
+    IMMUNE: (2.9, 2.6, 0.95, 0.14),
+    GLAND: (5.6, 1.5, 0.75, 0.10),
+    NECROSIS: (1.9, 1.5, 0.75, 0.10),
+    EPITHELIUM: (4.9, 2.6, 0.78, 0.16),
+}
+
+
+@lru_cache(maxsize=4)
+def make_stamps(mpp: float) -> dict[int, NDArray[np.uint8]]:
+    """Draw nuclei as haematoxylin stamps.
+
+    Returns
+    -------
+    dict
+        Tissue number or `EPITHELIUM` -> ``(orientations, variants, side, side)``, side odd.
+    """
+    rng = np.random.default_rng(VARIANTS)
+    return {
+        kind: np.stack(
+            [
+                np.stack([_stamp(*axes, np.pi * turn / ORIENTATIONS, mpp, rng) for _ in range(VARIANTS)])
+                for turn in range(ORIENTATIONS)
+            ]
+        )
+        for kind, axes in _NUCLEI.items()
+    }
+
+
+def _stamp(
+    long_um: float,
+    short_um: float,
+    peak: float,
+    mottled: float,
+    angle: float,
     mpp: float,
-) -> None:
-    """Put nuclei along the base of a gland's lining, their long axes towards the lumen."""
-    count = int(2 * np.pi * float(edge.mean()) * 0.82 * mpp / 6.2)
-    for angle in (np.arange(count) + rng.uniform(-0.25, 0.25, count)) * 2 * np.pi / count:
-        at = edge[half + round(0.5 * half * np.sin(angle)), half + round(0.5 * half * np.cos(angle))]
-        distance = at * rng.uniform(0.77, 0.86)
-        stamp = nucleus(rng, lining, mpp, float(angle))
-        put_max(plane, stamp, half + round(distance * np.sin(angle)), half + round(distance * np.cos(angle)))
-
-
-def put_max(
-    plane: NDArray[np.float32], stamp: NDArray[np.float32], y: int, x: int, gain: float = 1.0
-) -> None:
-    """Put a stamp down centred on ``(y, x)``, keeping the darker of both; what falls outside is lost."""
-    here, part = overlap(plane.shape, stamp.shape, y, x)
-    if here is not None:
-        np.maximum(plane[here], stamp[part] * np.float32(gain), out=plane[here])
-
-
-def overlap(
-    shape: tuple[int, ...], stamp: tuple[int, ...], y: int, x: int
-) -> tuple[tuple[slice, slice] | None, tuple[slice, slice]]:
-    """Return where a stamp centred on ``(y, x)`` meets a plane, in the plane (None if nowhere) and in the stamp."""
-    top, left = y - stamp[0] // 2, x - stamp[1] // 2
-    y0, y1 = max(top, 0), min(top + stamp[0], shape[0])
-    x0, x1 = max(left, 0), min(left + stamp[1], shape[1])
-    part = (slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-    if y0 >= y1 or x0 >= x1:
-        return None, part
-    return (slice(y0, y1), slice(x0, x1)), part
+    rng: np.random.Generator,
+) -> NDArray[np.uint8]:
+    reach = int(np.ceil(long_um * 1.35 / mpp)) + 1
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] * mpp
+    size = rng.uniform(0.78, 1.18)
+    u = (x * np.cos(angle) + y * np.sin(angle)) / (long_um * size * rng.uniform(0.9, 1.1))
+    v = (y * np.cos(angle) - x * np.sin(angle)) / (short_um * size * rng.uniform(0.9, 1.1))
+    direction = np.arctan2(v, u)
+    edge = (
+        1
+        + 0.07 * np.cos(2 * direction + rng.uniform(0, 6))
+        + 0.05 * np.cos(3 * direction + rng.uniform(0, 6))
+    )
+    far = np.hypot(u, v) / edge
+    body = 1 / (1 + np.exp((far - 1) * short_um / 0.28))
+    chromatin = random_field(far.shape, 0.8 / mpp, rng)
+    rim = np.exp(-(((far - 0.88) / 0.16) ** 2))
+    inner = peak * (1 + mottled * chromatin + mottled * (rim - 0.35))
+    return to_byte((body * np.maximum(inner, 0.2)).astype(np.float32))

@@ -1,9 +1,13 @@
-"""The known expression of a synthetic section: keep it, load it, average it.
+"""The dense truth of a synthetic section: what a map is compared with.
 
 Terms
-    rate   expected counts per 10,000 (CP10k) of one gene at one lattice position
+    rate      expected share of a position's transcripts, times 10,000: log1p of it is what a map of
+              log1p(CP10k) should show
+    lattice   8 microns a step, ``(y, x)`` row-major; centres in microns from the slide's top-left
 """
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,135 +15,140 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.errors import ExpressionError
-from histosge.synthetic.fields import LATTICE_UM, centres_um
+from histosge.synthetic.spec import LATTICE_UM
+
+VERSION = 1
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Expression rates everywhere on a section.
+    """Rates of every gene over the whole slide.
 
     Parameters
     ----------
     rates
-        CP10k, ``(n_genes, n_y, n_x)``, float32; they sum to 10,000 over genes, NaN on background.
+        Per 10,000, float32, ``(gene, y, x)``; they sum to 10,000 over genes on tissue and are NaN elsewhere.
     y_um, x_um
-        Lattice centres in microns from the slide's top-left, ``(n_y,)`` and ``(n_x,)``.
+        Centres of the lattice positions.
     label
-        Tissue type: 0 = background, else 1 + place in ``TISSUE_TYPES``; ``(n_y, n_x)``, uint8.
-    library
-        Expected depth relative to the section's median, ``(n_y, n_x)``, float32, NaN on background.
+        Tissue type of every position, uint8, ``(y, x)``: a place in `anatomy.TISSUES`, 0 = background.
     genes
-        In the order of `rates`.
+        Names along the first axis of `rates`.
     families
-        Family -> its genes: ``morphology``, ``gradient``, ``noise``, ``housekeeping``.
+        Family -> names: morphology, gradient, noise, housekeeping.
+    depth
+        Expected total counts of a whole spot there, float32, ``(y, x)``; NaN on background.
     """
 
     rates: NDArray[np.float32]
     y_um: NDArray[np.float64]
     x_um: NDArray[np.float64]
     label: NDArray[np.uint8]
-    library: NDArray[np.float32]
     genes: tuple[str, ...]
     families: dict[str, tuple[str, ...]]
+    depth: NDArray[np.float32]
 
 
-def save_truth(path: Path, truth: Truth) -> None:
-    """Write a truth as ``.npz``; only tissue positions are stored."""
+def save_truth(path: Path, truth: Truth, spec_json: str) -> None:
+    """Write a truth, whole or not at all; only tissue positions are stored."""
     tissue = truth.label > 0
-    family_of = {gene: name for name, genes in truth.families.items() for gene in genes}
-    with path.open("wb") as file:
+    header = {"version": VERSION, "families": truth.families, "genes": truth.genes}
+    part = path.with_name(path.name + ".partial")
+    with part.open("wb") as file:
         np.savez(
             file,
             rates=truth.rates[:, tissue],
             label=truth.label,
-            library=truth.library[tissue],
-            genes=np.array(truth.genes),
-            family=np.array([family_of[gene] for gene in truth.genes]),
+            depth=truth.depth[tissue],
+            header=np.array(json.dumps(header)),
+            spec=np.array(spec_json),
         )
+    os.replace(part, path)
 
 
 def load_truth(path: str | Path) -> Truth:
-    """Read what `make_section` wrote.
+    """Read a truth that `make_section` wrote.
 
     Raises
     ------
     ExpressionError
-        If there is no truth at `path`.
+        If it is not there, or is no such file.
     """
     try:
-        with np.load(path) as held:
-            stored = {name: held[name] for name in ("rates", "label", "library", "genes", "family")}
-    except (OSError, KeyError, ValueError) as error:
+        with np.load(path) as data:
+            header = json.loads(str(data["header"]))
+            label, tissue_rates, tissue_depth = data["label"], data["rates"], data["depth"]
+    except FileNotFoundError as error:
         raise ExpressionError(
-            f"{path} holds no synthetic truth ({error}); make one with make_section()"
+            f"there is no truth at {path}; make_section writes one beside its slide"
         ) from error
-    label = stored["label"]
-    rates = np.full((len(stored["genes"]), *label.shape), np.nan, np.float32)
-    rates[:, label > 0] = stored["rates"]
-    library = np.full(label.shape, np.nan, np.float32)
-    library[label > 0] = stored["library"]
-    families: dict[str, tuple[str, ...]] = {}
-    for gene, name in zip(stored["genes"].tolist(), stored["family"].tolist(), strict=True):
-        families[name] = (*families.get(name, ()), gene)
-    y_um, x_um = (centres_um(n) for n in label.shape)
-    return Truth(rates, y_um, x_um, label, library, tuple(stored["genes"].tolist()), families)
+    except (OSError, KeyError, ValueError) as error:
+        raise ExpressionError(f"{path} is no truth of a synthetic section: {error}") from error
+    tissue = label > 0
+    rates = np.full((len(tissue_rates), *label.shape), np.nan, np.float32)
+    rates[:, tissue] = tissue_rates
+    depth = np.full(label.shape, np.nan, np.float32)
+    depth[tissue] = tissue_depth
+    y_um, x_um = ((np.arange(n) + 0.5) * LATTICE_UM for n in label.shape)
+    families = {family: tuple(names) for family, names in header["families"].items()}
+    return Truth(rates, y_um, x_um, label, tuple(header["genes"]), families, depth)
+
+
+def spec_of(path: Path) -> str | None:
+    """Return the spec that a truth was made from as text, or None where there is no readable truth."""
+    try:
+        with np.load(path) as data:
+            return str(data["spec"])
+    except (OSError, KeyError, ValueError):
+        return None
 
 
 def truth_at(truth: Truth, xy_um: NDArray[np.float64], side_um: float) -> NDArray[np.float64]:
-    """Average the rates over squares, exactly, borders that cut lattice positions included.
+    """Average the rates over squares.
 
     Parameters
     ----------
     xy_um
         Centres ``(x, y)`` in microns from the slide's top-left, ``(n, 2)``.
     side_um
-        Side of a square.
+        Side of the squares; positions that a square cuts count by the area inside.
 
     Returns
     -------
     numpy.ndarray
-        CP10k, ``(n, n_genes)``: the mean over the tissue in the square; NaN where there is none.
+        Rates (not logarithms), ``(n, n_genes)``: the mean over the tissue in each square, NaN where there is none.
     """
-    tissue = truth.label > 0
-    corners = _corners(np.asarray(xy_um, dtype=np.float64), side_um, tissue.shape)
-    area = _square_sums(tissue.astype(np.float64), corners)
-    # Less than a thousandth of a lattice position is rounding, not tissue.
-    known = area > 1e-3
+    place = _Squares(np.asarray(xy_um, dtype=np.float64), side_um, truth.label.shape)
+    area = place.sums((truth.label > 0).astype(np.float64))
     out = np.full((len(area), len(truth.genes)), np.nan)
-    for gene, plane in enumerate(truth.rates):
-        sums = _square_sums(np.where(tissue, plane, 0).astype(np.float64), corners)
-        out[known, gene] = sums[known] / area[known]
+    some = area > 1e-6
+    for gene, values in enumerate(truth.rates):
+        out[some, gene] = place.sums(np.nan_to_num(values).astype(np.float64))[some] / area[some]
     return out
 
 
-@dataclass(frozen=True)
-class _Corners:
-    """Where squares begin and end, per axis: whole positions and the rest, each ``(2, n)``."""
+class _Squares:
+    """Squares on the lattice, ready to sum any field under them by one running total."""
 
-    y: NDArray[np.int64]
-    y_part: NDArray[np.float64]
-    x: NDArray[np.int64]
-    x_part: NDArray[np.float64]
+    def __init__(self, xy_um: NDArray[np.float64], side_um: float, shape: tuple[int, ...]) -> None:
+        self._corners = []
+        for axis, n in ((1, shape[0]), (0, shape[1])):
+            edges = (xy_um[:, axis] + np.array([[-0.5], [0.5]]) * side_um) / LATTICE_UM
+            edges = np.clip(edges, 0, n)
+            whole = np.minimum(np.floor(edges).astype(np.int64), n - 1)
+            self._corners.append((whole, edges - whole))
 
+    def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the sum under each square, in lattice positions."""
+        total = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
+        np.cumsum(np.cumsum(values, axis=0), axis=1, out=total[1:, 1:])
+        (rows, down), (cols, across) = self._corners
 
-def _corners(xy_um: NDArray[np.float64], side_um: float, shape: tuple[int, ...]) -> _Corners:
-    ends = np.stack([xy_um - side_um / 2, xy_um + side_um / 2]) / LATTICE_UM
-    x = np.clip(ends[..., 0], 0, shape[1])
-    y = np.clip(ends[..., 1], 0, shape[0])
-    whole_x, whole_y = (np.minimum(np.floor(v).astype(int), n - 1) for v, n in ((x, shape[1]), (y, shape[0])))
-    return _Corners(whole_y, y - whole_y, whole_x, x - whole_x)
+        def upto(i: int, j: int) -> NDArray[np.float64]:
+            """Interpolate the running total: exact, as values are constant within a position."""
+            row, col, d, a = rows[i], cols[j], down[i], across[j]
+            upper = total[row, col] * (1 - a) + total[row, col + 1] * a
+            lower = total[row + 1, col] * (1 - a) + total[row + 1, col + 1] * a
+            return np.asarray(upper * (1 - d) + lower * d)
 
-
-def _square_sums(plane: NDArray[np.float64], corners: _Corners) -> NDArray[np.float64]:
-    # A running sum is linear within a lattice position, so interpolating it is exact.
-    total = np.zeros((plane.shape[0] + 1, plane.shape[1] + 1))
-    total[1:, 1:] = plane.cumsum(axis=0).cumsum(axis=1)
-
-    def up_to(row: int, col: int) -> NDArray[np.float64]:
-        y, x = corners.y[row], corners.x[col]
-        a, b = corners.y_part[row], corners.x_part[col]
-        near = (1 - b) * total[y, x] + b * total[y, x + 1]
-        far = (1 - b) * total[y + 1, x] + b * total[y + 1, x + 1]
-        return (1 - a) * near + a * far
-
-    return np.asarray(up_to(1, 1) - up_to(0, 1) - up_to(1, 0) + up_to(0, 0))
+        return upto(1, 1) - upto(0, 1) - upto(1, 0) + upto(0, 0)

@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from histosge.errors import HistosgeError, SplitError
-from histosge.evaluate import NOISE_DRAWS, evaluate_sections, write_evaluation
+from histosge.scoring import NOISE_DRAWS, evaluate_sections, write_evaluation
 from histosge.scores import Scores
 from histosge.sections import Patches, Section, Spots
 from histosge.splits import Fold
