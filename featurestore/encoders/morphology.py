@@ -13,6 +13,7 @@ from featurestore.encoder import EncoderIdentity, EncoderOptions
 from featurestore.encoders import moments, nuclei, pixels, pyramid, stain
 from featurestore.encoders.device import pick_device
 from featurestore.encoders.moments import halve
+from featurestore.encoders.threads import map_pieces
 from featurestore.errors import EncoderError
 
 VERSION = 1
@@ -67,7 +68,6 @@ class MorphologyEncoder:
         """What this encoder is."""
         return self._identity
 
-    @torch.inference_mode()
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode a batch.
 
@@ -90,15 +90,22 @@ class MorphologyEncoder:
         n, height, width, _ = patches.shape
         found = np.empty((n, self._identity.dim), dtype=np.float32)
         size = max(1, CHUNK_PX[self._device.type] // (height * width))
-        for start in range(0, n, size):
+
+        def measure_chunk(start: int) -> None:
             chunk = patches[start : start + size]
             # Always full chunks: a row must not depend on how many patches came with it.
             full = np.zeros((size, height, width, 3), dtype=np.uint8)
             full[: len(chunk)] = chunk
             rows = self._measure(torch.from_numpy(full).to(self._device))
             found[start : start + size] = rows[: len(chunk)].cpu().numpy()
+
+        # One stream of work for a GPU; on a CPU every core takes a chunk.
+        run = map if self._device.type == "cuda" else map_pieces
+        for _ in run(measure_chunk, range(0, n, size)):
+            pass
         return found
 
+    @torch.inference_mode()
     def _measure(self, patches: torch.Tensor) -> torch.Tensor:
         stains = stain.separate(patches, self._table, self._unmixing)
         half = halve(stains)
