@@ -254,7 +254,12 @@ class Store:
         """Write a grid with its tissue and thumbnail; its group comes last and commits it."""
         path = grid_path(slide_id, grid.spec.key)
         zarr_store = self.location.zarr()
-        values = {"y": grid.y_um, "x": grid.x_um, "tissue": survey.tissue, "rgb": survey.rgb}
+        values: dict[str, NDArray[Any]] = {
+            "y": grid.y_um,
+            "x": grid.x_um,
+            "tissue": survey.tissue,
+            "rgb": survey.rgb,
+        }
         for name, (dims, dtype) in GRID_ARRAYS.items():
             attrs: dict[str, Any] = {"units": "micrometer"} if name in dims else {}
             zarr.create_array(

@@ -124,7 +124,7 @@ def _local_sd(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     values = values.astype(np.float64)
     mean = ndimage.uniform_filter(values, side)
     variance = ndimage.uniform_filter(values**2, side) - mean**2
-    return np.sqrt(np.maximum(variance, 0)).astype(np.float32)
+    return np.asarray(np.sqrt(np.maximum(variance, 0)), dtype=np.float32)
 
 
 def _close(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:

@@ -84,7 +84,7 @@ def _h5ad(path: Path, slide_id: str, donor: str, slide_mpp: float) -> Spots:
     xy = np.asarray(data.obsm["spatial"], dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] < 2:
         raise ExpressionError(f'{path}: obsm["spatial"] has shape {xy.shape}; it should be (n_spots, 2)')
-    source = data.layers["counts"] if "counts" in data.layers else data.X
+    source = data.layers.get("counts", data.X)
     keep = np.ones(data.n_obs, dtype=bool)
     if "in_tissue" in data.obs:
         keep &= data.obs["in_tissue"].to_numpy().astype(float) > 0

@@ -79,7 +79,8 @@ class TissueMap:
 
 def _nearest(centres: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.int64]:
     step = centres[1] - centres[0] if len(centres) > 1 else 1.0
-    return np.clip(np.rint((values - centres[0]) / step), 0, len(centres) - 1).astype(np.int64)
+    nearest = np.rint((values - centres[0]) / step)
+    return np.asarray(np.clip(nearest, 0, len(centres) - 1), dtype=np.int64)
 
 
 def check_fit(spots: Spots, tissue: TissueMap) -> FitReport:

@@ -99,7 +99,7 @@ def choose_genes(sections: Sequence[Spots], n: int, *, among: Sequence[str] | No
         total += np.asarray(values.sum(axis=0)).ravel()
         squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
         count += len(spots)
-    variance = squares / count - (total / count) ** 2
+    variance = (squares / count - (total / count) ** 2).tolist()
     order = sorted(range(len(genes)), key=lambda i: (-round(variance[i], 12), genes[i]))
     varying = tuple(genes[i] for i in order if variance[i] > 1e-9)
     if not varying:

@@ -138,7 +138,7 @@ def choose_penalties(X: Floats, Y: Floats, groups: Indices) -> Floats:
 
     What the inputs do not predict gets the largest penalty, which is as good as leaving it out.
     """
-    return np.array(PENALTIES)[_held_out_error(X, Y, groups).argmin(axis=0)]
+    return np.asarray(np.array(PENALTIES)[_held_out_error(X, Y, groups).argmin(axis=0)])
 
 
 def _held_out_error(X: Floats, Y: Floats, groups: Indices) -> Floats:

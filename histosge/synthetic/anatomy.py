@@ -138,7 +138,9 @@ def _enlarged(field: Field) -> Field:
 def _on_lattice(fine: NDArray[np.uint8]) -> tuple[Field, NDArray[np.uint8]]:
     n_y, n_x = fine.shape[0] // FINE, fine.shape[1] // FINE
     cells = fine.reshape(n_y, FINE, n_x, FINE)
-    shares = [np.mean(cells == kind, axis=(1, 3), dtype=np.float32) for kind in range(1, len(TISSUES))]
+    shares = [
+        np.asarray(np.mean(cells == kind, axis=(1, 3), dtype=np.float32)) for kind in range(1, len(TISSUES))
+    ]
     area = np.stack(shares)
     label = np.where(area.sum(axis=0) >= 0.5, area.argmax(axis=0) + 1, 0).astype(np.uint8)
     blurred = np.stack([smoothed(share, CELL_UM / LATTICE_UM) for share in shares])

@@ -59,7 +59,7 @@ class Glands:
     def __len__(self) -> int:
         return len(self.x_um)
 
-    def outer_um(self, i: int | NDArray[np.int64], angle: NDArray[np.float64]) -> NDArray[np.float64]:
+    def outer_um(self, i: int | NDArray[np.integer], angle: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return gland i's outer radius in a direction."""
         waves = sum(
             self.wobble[i, k] * np.cos((k + 2) * angle + self.phase[i, k])
@@ -122,10 +122,8 @@ def _tissue_nuclei(
     row, col = _positions(x, y, anatomy)
     kept = chance < np.clip(0.78 + 0.17 * crowding[row, col], 0.35, 1.0)
     x, y, turn, row, col = x[kept], y[kept], turn[kept], row[kept], col[kept]
-    if kind in (STROMA, GLAND):
-        angle = _fibre_angle(anatomy)[row, col] + 0.22 * turn
-    else:
-        angle = turn * np.pi
+    along = kind in (STROMA, GLAND)
+    angle = _fibre_angle(anatomy)[row, col] + 0.22 * turn if along else turn * np.pi
     return x, y, np.full(len(x), kind, np.float64), np.mod(angle, np.pi)
 
 
@@ -164,6 +162,7 @@ def _outside_glands(part: _Part, glands: Glands) -> _Part:
     if not len(glands) or not len(x):
         return part
     apart, nearest = cKDTree(np.column_stack([glands.x_um, glands.y_um])).query(np.column_stack([x, y]))
+    nearest = np.asarray(nearest)
     direction = np.arctan2(y - glands.y_um[nearest], x - glands.x_um[nearest])
     keep = apart > glands.outer_um(nearest, direction) + 3
     return x[keep], y[keep], stamp[keep], angle[keep]

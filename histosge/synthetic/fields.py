@@ -39,7 +39,7 @@ def smoothed(values: NDArray[np.float32], length: float) -> Field:
     return np.asarray(ndimage.gaussian_filter(values, length, mode="reflect", truncate=3.0), dtype=np.float32)
 
 
-def read_linear(field: Field, rows: NDArray[np.float64], cols: NDArray[np.float64]) -> Field:
+def read_linear(field: Field, rows: NDArray[np.floating], cols: NDArray[np.floating]) -> Field:
     """Interpolate a field at every crossing of `rows` and `cols`.
 
     Parameters
@@ -63,7 +63,7 @@ def read_linear(field: Field, rows: NDArray[np.float64], cols: NDArray[np.float6
     return step
 
 
-def _neighbours(at: NDArray[np.float64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Field]:
+def _neighbours(at: NDArray[np.floating], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Field]:
     place = np.clip(at - 0.5, 0, n - 1)
     first = np.floor(place).astype(np.int64)
     return first, np.minimum(first + 1, n - 1), (place - first).astype(np.float32)

@@ -92,8 +92,10 @@ def _encoded(rows: Bytes) -> Iterator[bytes]:
         rows = np.pad(rows, ((0, TILE_PX - height), (0, -width % TILE_PX), (0, 0)), mode="edge")
     for left in range(0, width, TILE_PX):
         tile = np.ascontiguousarray(rows[:, left : left + TILE_PX])
-        yield imagecodecs.jpeg8_encode(
-            tile, level=QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="420"
+        yield bytes(
+            imagecodecs.jpeg8_encode(
+                tile, level=QUALITY, colorspace="RGB", outcolorspace="YCBCR", subsampling="420"
+            )
         )
 
 

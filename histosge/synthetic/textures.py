@@ -96,10 +96,13 @@ def _fatty(rng: np.random.Generator, grain: Field) -> tuple[Field, Field]:
     """Draw vacuoles with thin septa: what is nearly as close to a second cell as to its own."""
     n = 9
     lattice = (np.stack(np.meshgrid(np.arange(n), np.arange(n)), axis=-1).reshape(-1, 2) + 0.5) / n
-    centres = np.mod(lattice + rng.uniform(-0.3, 0.3, lattice.shape) / n, 1) * TEXTURE_PX
+    shifted = lattice + rng.uniform(-0.3, 0.3, lattice.shape) / n
+    centres = np.asarray(np.mod(shifted, 1) * TEXTURE_PX, dtype=np.float64)
     half = TEXTURE_PX // 2
     y, x = np.mgrid[:half, :half] * 2.0
-    apart, _ = cKDTree(centres, boxsize=TEXTURE_PX).query(np.column_stack([y.ravel(), x.ravel()]), k=3)
+    apart, _ = cKDTree(centres, boxsize=np.full(2, float(TEXTURE_PX))).query(
+        np.column_stack([y.ravel(), x.ravel()]), k=3
+    )
     near, second, third = (np.kron(d.reshape(half, half), np.ones((2, 2))) for d in apart.T)
     septum = np.exp(-(((second - near) / 5.5) ** 2))
     corner = np.exp(-(((third - near) / 9.0) ** 2))

@@ -7,7 +7,6 @@ Terms
 """
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +40,8 @@ class Truth:
     """
 
     rates: NDArray[np.float32]
-    y_um: NDArray[np.float64]
-    x_um: NDArray[np.float64]
+    y_um: NDArray[np.floating]
+    x_um: NDArray[np.floating]
     label: NDArray[np.uint8]
     genes: tuple[str, ...]
     families: dict[str, tuple[str, ...]]
@@ -63,7 +62,7 @@ def save_truth(path: Path, truth: Truth, spec_json: str) -> None:
             header=np.array(json.dumps(header)),
             spec=np.array(spec_json),
         )
-    os.replace(part, path)
+    part.replace(path)
 
 
 def load_truth(path: str | Path) -> Truth:

@@ -9,8 +9,8 @@ import pytest
 from scipy import sparse
 
 from histosge.errors import HistosgeError, SplitError
-from histosge.scoring import NOISE_DRAWS, evaluate_sections, write_evaluation
 from histosge.scores import Scores
+from histosge.scoring import NOISE_DRAWS, evaluate_sections, write_evaluation
 from histosge.sections import Patches, Section, Spots
 from histosge.splits import Fold
 from histosge.tasks import Plan
