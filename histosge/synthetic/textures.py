@@ -103,7 +103,8 @@ def _fatty(rng: np.random.Generator, grain: Field) -> tuple[Field, Field]:
     apart, _ = cKDTree(centres, boxsize=np.full(2, float(TEXTURE_PX))).query(
         np.column_stack([y.ravel(), x.ravel()]), k=3
     )
-    near, second, third = (np.kron(d.reshape(half, half), np.ones((2, 2))) for d in apart.T)
+    nearest = np.asarray(apart).T
+    near, second, third = (np.kron(d.reshape(half, half), np.ones((2, 2))) for d in nearest)
     septum = np.exp(-(((second - near) / 5.5) ** 2))
     corner = np.exp(-(((third - near) / 9.0) ** 2))
     eosin = 0.025 + 0.33 * septum + 0.15 * corner + 0.008 * grain
