@@ -162,9 +162,9 @@ def _embed_slide(
     except SlideError as error:
         return fail_slide(store, sample.slide_id, error)
     try:
-        if store is None:
-            return _dry_run(slide, sample, encoders, settings)
         try:
+            if store is None:
+                return _dry_run(slide, sample, encoders, settings)
             todo = plan_slide(store, slide, sample, encoders, settings)
         except IdentityMismatchError:
             raise
@@ -187,7 +187,7 @@ def plan_slide(
 ) -> Todo:
     """Write what is missing of a slide's metadata, and list the blocks that each encoder lacks."""
     slide_id = sample.slide_id
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, settings.spec)
+    grid = lay_grid(slide, sample, settings.spec)
     fingerprint = slide_fingerprint(local_path(sample.slide))
     store.add_slide(
         SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
@@ -209,6 +209,24 @@ def plan_slide(
         planned = stored.planned(array.block_shape)
         missing[key] = array.missing(planned)
     return Todo(sample, stored, missing, planned)
+
+
+def lay_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
+    """Lay the grid over a slide.
+
+    Raises
+    ------
+    SlideError
+        If patches would be finer than the slide's pixels: an encoder would see detail that nobody measured.
+    """
+    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
+    finest = min(slide.level_mpps)
+    if grid.effective_mpp < finest * (1 - 1e-6):
+        raise SlideError(
+            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, and patches were asked "
+            f"for at {spec.mpp:g}; ask for --mpp {finest:.4g} or coarser"
+        )
+    return grid
 
 
 def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, *, keep_background: bool) -> None:
@@ -254,7 +272,7 @@ def local_path(slide: str) -> str:
 def _dry_run(
     slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
 ) -> SlideResult:
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, settings.spec)
+    grid = lay_grid(slide, sample, settings.spec)
     found: Survey = survey(slide, grid, keep_all=settings.keep_background)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     blocks = stored.planned(settings.block_shape)

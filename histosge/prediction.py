@@ -70,13 +70,15 @@ def predict(
     """
     source, saved = Store.open(store), load_model(model)
     columns = _gene_columns(saved, genes)
-    target = ExpressionStore.open_or_create(out)
     ids = list(slide_ids) or source.slide_ids()
     if not ids:
         raise ModelError(f"{source.location.label} holds no slide; fill it with: histosge embed")
     slides = [open_embedded(source, slide_id, grid, encoder) for slide_id in ids]
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
+        _check_whole(slide)
+    # Only now: what is refused leaves nothing behind.
+    target = ExpressionStore.open_or_create(out)
     return [_predict_slide(slide, saved, columns, target, progress) for slide in slides]
 
 
@@ -96,16 +98,20 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
     return [known[gene] for gene in genes] or list(range(len(known)))
 
 
+def _check_whole(slide: EmbeddedSlide) -> None:
+    planned = slide.stored.planned(slide.array.block_shape)
+    lacking = slide.array.missing(planned)
+    if lacking:
+        raise ModelError(
+            f"slide {slide.slide_id!r} has {len(planned) - len(lacking)} of {len(planned)} blocks; "
+            "finish it first: run the same histosge embed again"
+        )
+
+
 def _predict_slide(
     slide: EmbeddedSlide, saved: SavedModel, columns: list[int], target: ExpressionStore, progress: Progress
 ) -> PredictResult:
     planned = slide.stored.planned(slide.array.block_shape)
-    unembedded = slide.array.missing(planned)
-    if unembedded:
-        raise ModelError(
-            f"slide {slide.slide_id!r} has {len(planned) - len(unembedded)} of {len(planned)} blocks; "
-            "finish it first: run the same histosge embed again"
-        )
     genes = tuple(saved.card.genes[i] for i in columns)
     made_by = {
         "model": saved.fingerprint,

@@ -1,9 +1,7 @@
 """Scores as a table on the terminal."""
 
-from rich.table import Table
-
 from histosge.scores import NOISE, NOISE_LIMIT, Scores
-from histosge_cli.show import out
+from histosge_cli.show import out, table
 
 COLUMNS = {
     "pearson_mean": "Pearson",
@@ -17,15 +15,15 @@ COLUMNS = {
 
 def print_scores(scores: Scores) -> None:
     """Print one line a preset, mean and sd over seeds, and what the noise control says."""
-    table = Table(f"held out by {scores.split}", *COLUMNS.values(), box=None)
+    rows = []
     for preset in (*scores.presets, NOISE):
         cells = []
         for metric in COLUMNS:
             values = scores.values(preset, metric)
             spread = f" ± {values.std():.3f}" if len(values) > 1 and metric == "pearson_mean" else ""
             cells.append(f"{values.mean():.3f}{spread}")
-        table.add_row(preset, *cells)
-    out.print(table)
+        rows.append([preset, *cells])
+    table([f"held out by {scores.split}", *COLUMNS.values()], rows)
     if not scores.noise_is_zero:
         found = scores.mean(NOISE, "pearson_mean")
         out.print(

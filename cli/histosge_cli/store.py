@@ -2,12 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from histosge_cli.show import Voice, out, size
+from histosge_cli.show import Voice, out, size, table
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks.")]
@@ -67,7 +66,7 @@ def embed(
 
     voice = Voice(quiet, log)
     try:
-        spec = GridSpec(mpp, patch, stride or patch)
+        spec = GridSpec(mpp, patch, patch if stride is None else stride)
     except ValueError as error:
         raise StoreError(f"{error}; see --mpp, --patch, --stride") from error
     settings = EmbedSettings(
@@ -102,6 +101,8 @@ def embed(
                 if result.computed
                 else "nothing to do"
             )
+            if not result.patches:
+                todo = "no tissue found, nothing to do; --no-tissue encodes every patch"
             bad = f", {result.unreadable} patches could not be read" if result.unreadable else ""
             out.print(f"{result.slide_id}: {todo}, {result.patches} patches{bad}", markup=False)
     failed = sum(result.state == "failed" for result in results)
@@ -118,15 +119,18 @@ def ls(store: StoreArg, as_json: Json = False) -> None:
     if as_json:
         out.print(json.dumps(frame.to_dicts()), markup=False)
         return
-    table = Table(
-        *("slide", "grid", "encoder", "state", "blocks", "patches", "size", "unreadable", "reason"), box=None
-    )
-    for row in frame.iter_rows(named=True):
-        blocks = "" if row["planned"] is None else f"{row['done']}/{row['planned']}"
-        cells = [row["slide"], row["grid"], row["encoder"], row["state"], blocks, row["patches"]]
-        cells += ["" if row["bytes"] is None else size(row["bytes"]), row["unreadable"], row["reason"]]
-        table.add_row(*("" if cell is None else str(cell) for cell in cells))
-    out.print(table if frame.height else "the store is empty", markup=False)
+    if not frame.height:
+        out.print("the store is empty")
+        return
+    header = ("slide", "grid", "encoder", "state", "blocks", "patches", "size", "unreadable", "reason")
+    table(header, (_cells(row) for row in frame.iter_rows(named=True)))
+
+
+def _cells(row: dict[str, Any]) -> list[object]:
+    blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
+    taken = None if row["bytes"] is None else size(row["bytes"])
+    named = [row["slide"], row["grid"], row["encoder"], row["state"], blocks, row["patches"], taken]
+    return [*named, row["unreadable"], row["reason"]]
 
 
 def validate(
