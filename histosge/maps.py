@@ -123,7 +123,13 @@ class ExpressionStore:
                     f"{self.location.label}/{path} was predicted by {_brief(attrs['made_by'])}, now it is "
                     f"{_brief(made_by)}; give another OUT or remove that folder"
                 )
-            return self.map(slide_id, grid.spec.key, read_only=False)
+            found = self.map(slide_id, grid.spec.key, read_only=False)
+            if found.genes != genes:
+                raise IdentityMismatchError(
+                    f"{self.location.label}/{path} holds genes {found.genes[0]}..{found.genes[-1]}, now it is "
+                    f"{genes[0]}..{genes[-1]}; give another OUT or remove that folder"
+                )
+            return found
         write_group(self.location, slide_id, {})
         self._write_coordinates(path, stored, genes)
         write_group(self.location, path, {"grid": grid.to_attrs()})

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from featurestore.encoder import EncoderIdentity
@@ -134,18 +135,21 @@ def load_model(folder: str | Path) -> SavedModel:
     if not _is_model(path):
         raise ModelError(f"{path} is no saved model (no {CONFIG} of one); make one with: histosge train")
     document = json.loads((path / CONFIG).read_text())
-    if document["format"] > FORMAT:
+    if document.get("format", 0) > FORMAT:
         raise ModelError(
             f"{path} was written by a newer version (format {document['format']}, known: {FORMAT}); "
             "upgrade with: pip install -U histosge"
         )
     try:
         state = load_file(path / WEIGHTS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{path / WEIGHTS} cannot be read ({error}); train again") from error
-    card = document["card"]
-    card = ModelCard(**{**card, "genes": tuple(card["genes"]), "sections": tuple(card["sections"])})
-    model = load_preset(card.preset).from_state(document["model"], state)
+    try:
+        card = document["card"]
+        card = ModelCard(**{**card, "genes": tuple(card["genes"]), "sections": tuple(card["sections"])})
+        model = load_preset(card.preset).from_state(document["model"], state)
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path / CONFIG} does not go with its weights ({error}); train again") from error
     digest = hashlib.sha256((path / WEIGHTS).read_bytes())
     digest.update(json.dumps([document["card"], document["model"]], sort_keys=True).encode())
     return SavedModel(model, card, digest.hexdigest())
