@@ -108,7 +108,7 @@ def test_another_model_into_the_same_maps_is_refused(
     train(sheet, store, folder / "other", TrainSettings("ridge", genes=10))
     before = (folder / "maps-two" / "A").stat().st_mtime_ns
     with pytest.raises(
-        IdentityMismatchError, match="preset dense.* now it is .*preset ridge.*give another OUT"
+        IdentityMismatchError, match=r"preset dense.* now it is .*preset ridge.*give another OUT"
     ):
         predict(store, folder / "other", out)
     assert (folder / "maps-two" / "A").stat().st_mtime_ns == before

@@ -1,0 +1,172 @@
+"""What every preset promises, on small sections whose embeddings carry the genes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from histosge.errors import ModelError
+from histosge.metrics import correlate
+from histosge.models.model import Model
+from histosge.models.presets import PRESETS, load_preset
+from histosge.sections import Patches, TrainingSection
+from histosge.windows import disc_overlap, gaussian_pool, spots_from_patches
+
+GENES = 8
+LEARNERS = ("ridge", "dense", "paper")
+
+
+def _section(
+    seed: int, dim: int = 12, side: int = 22, offset: float = 0.0, *, noise: bool = False
+) -> TrainingSection:
+    """Genes are smooth combinations of four smooth fields, which the embedding shows with noise on top."""
+    rng = np.random.default_rng(seed)
+    rows, cols = np.nonzero(rng.random((side, side)) > 0.08)
+    blank = Patches(
+        f"S{seed}", rows, cols, rng.standard_normal((len(rows), 4)).astype(np.float32), 50.0, 100.0
+    )
+    fields = gaussian_pool(blank, 100.0, ("mean",))
+    fields = (fields - fields.mean(axis=0)) / fields.std(axis=0)
+    shared = np.random.default_rng(99)
+    loading, mixing = shared.standard_normal((4, GENES)), shared.standard_normal((4, dim))
+    logs = np.maximum(2 + 0.4 * fields @ loading + offset, 0.05)
+    embedding = fields @ mixing + 0.3 * rng.standard_normal((len(rows), dim))
+    if noise:
+        embedding = rng.standard_normal(embedding.shape)
+    patches = blank.with_embedding(embedding.astype(np.float32))
+    x, y = (
+        axis.ravel() for axis in np.meshgrid(np.arange(150, side * 50, 100), np.arange(150, side * 50, 100))
+    )
+    xy = np.stack([x, y], axis=1).astype(float)
+    overlap = disc_overlap(xy, 55.0, patches)
+    keep = np.asarray(overlap.sum(axis=1)).ravel() > 0
+    target = spots_from_patches(overlap[keep], logs) + 0.1 * rng.standard_normal((keep.sum(), GENES))
+    return TrainingSection(patches, overlap[keep], xy[keep], target.astype(np.float32))
+
+
+def _score(model: Model, section: TrainingSection) -> float:
+    guess = spots_from_patches(section.overlap, model.predict(section.patches))
+    pearson, _ = correlate(section.target, guess, np.zeros(len(guess)))
+    return float(pearson.mean())
+
+
+def _fit(preset: str, sections: list[TrainingSection], seed: int = 0) -> Model:
+    return load_preset(preset).fit(sections, seed=seed, epochs=15)
+
+
+@pytest.mark.parametrize("preset", LEARNERS)
+def test_what_embeddings_tell_is_learned_and_carries_over_to_another_section(preset: str) -> None:
+    model = _fit(preset, [_section(1), _section(2)])
+    assert _score(model, _section(3)) > (0.3 if preset == "paper" else 0.85)
+
+
+@pytest.mark.parametrize("preset", LEARNERS)
+def test_nothing_is_learned_from_noise(preset: str) -> None:
+    model = _fit(preset, [_section(1, noise=True), _section(2, noise=True)])
+    scores = [_score(model, _section(seed, noise=True)) for seed in (3, 4, 5)]
+    assert abs(np.mean(scores)) < 0.1
+
+
+def test_dense_beats_ridge_where_one_patch_tells_little() -> None:
+    def blurred(seed: int) -> TrainingSection:
+        section = _section(seed)
+        rng = np.random.default_rng(seed)
+        noisy = section.patches.embedding + 3 * rng.standard_normal(section.patches.embedding.shape)
+        return replace(section, patches=section.patches.with_embedding(noisy.astype(np.float32)))
+
+    sections = [blurred(1), blurred(2)]
+    assert _score(_fit("dense", sections), blurred(3)) > _score(_fit("ridge", sections), blurred(3)) + 0.05
+
+
+def test_neighbours_interpolate_their_own_slide_and_know_nothing_of_another() -> None:
+    section = _section(1)
+    model = _fit("knn", [section])
+    assert _score(model, section) > 0.8
+    elsewhere = model.predict(_section(2).patches)
+    np.testing.assert_allclose(elsewhere, np.broadcast_to(elsewhere[0], elsewhere.shape))
+
+
+def test_mean_is_the_mean_everywhere() -> None:
+    sections = [_section(1), _section(2)]
+    predicted = _fit("mean", sections).predict(_section(3).patches)
+    pooled = np.concatenate([s.target for s in sections]).mean(axis=0)
+    np.testing.assert_allclose(predicted, np.broadcast_to(pooled, predicted.shape), rtol=1e-5)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_same_seed_gives_the_same_bits_also_after_saving(preset: str) -> None:
+    section = _section(1)
+    first, second = _fit(preset, [section]), _fit(preset, [section])
+    expected = first.predict(section.patches)
+    np.testing.assert_array_equal(expected, second.predict(section.patches))
+    config = json.loads(json.dumps(first.config()))
+    again = load_preset(preset).from_state(config, {k: np.array(v) for k, v in first.state().items()})
+    np.testing.assert_array_equal(expected, again.predict(section.patches))
+    assert again.halo_um == first.halo_um
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_predictions_are_finite_not_negative_and_have_the_promised_shape(preset: str) -> None:
+    section = _section(1)
+    far = section.patches.with_embedding(section.patches.embedding * 30)
+    for patches in (section.patches, far):
+        predicted = _fit(preset, [section]).predict(patches)
+        assert predicted.shape == (len(patches), GENES)
+        assert predicted.dtype == np.float32
+        assert np.isfinite(predicted).all()
+        assert (predicted >= 0).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_gene_that_does_not_vary_and_a_dead_feature_do_no_harm(preset: str) -> None:
+    section = _section(1)
+    target, embedding = section.target.copy(), section.patches.embedding.copy()
+    target[:, 3], embedding[:, 5] = 1.5, 4.0
+    section = replace(section, target=target, patches=section.patches.with_embedding(embedding))
+    predicted = _fit(preset, [section]).predict(section.patches)
+    assert np.isfinite(predicted).all()
+    if preset != "paper":
+        np.testing.assert_allclose(predicted[:, 3], 1.5, atol=0.02)
+
+
+@pytest.mark.parametrize("preset", ["ridge", "dense"])
+def test_embeddings_wider_than_there_are_spots_are_learned_from(preset: str) -> None:
+    model = _fit(preset, [_section(1, dim=700), _section(2, dim=700)])
+    assert _score(model, _section(3, dim=700)) > 0.8
+
+
+def test_an_offset_between_sections_does_not_pass_for_a_pattern() -> None:
+    model = _fit("dense", [_section(1), _section(2, offset=1.5)])
+    assert _score(model, _section(3)) > 0.85
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_part_with_its_halo_gives_what_the_whole_gives(preset: str) -> None:
+    section = _section(1, side=40)
+    model, patches = _fit(preset, [section]), section.patches
+    halo = int(np.ceil(model.halo_um / patches.stride_um))
+
+    def inside(margin: int) -> np.ndarray:
+        return (abs(patches.rows - 19.5) < 4 + margin) & (abs(patches.cols - 19.5) < 4 + margin)
+
+    near = inside(halo)
+    part = replace(
+        patches, rows=patches.rows[near], cols=patches.cols[near], embedding=patches.embedding[near]
+    )
+    expected = model.predict(patches)[inside(0)]
+    np.testing.assert_allclose(model.predict(part)[inside(0)[near]], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dense_never_goes_flat_where_it_is_low() -> None:
+    section = _section(1)
+    low = section.patches.with_embedding(section.patches.embedding * 6)
+    predicted = _fit("dense", [section]).predict(low)
+    for gene in range(GENES):
+        values = np.sort(predicted[:, gene])
+        assert len(np.unique(values)) > 0.9 * len(values)
+
+
+def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
+    with pytest.raises(ModelError, match="dense, paper, ridge, knn, mean"):
+        load_preset("transformer")

@@ -1,0 +1,127 @@
+import numpy as np
+import pytest
+from scipy import sparse
+
+from histosge.sections import Patches
+from histosge.windows import (
+    TRUNCATE,
+    disc_overlap,
+    find_patches,
+    gaussian_pool,
+    neighbourhood,
+    spots_from_patches,
+)
+
+STRIDE, PATCH = 50.0, 100.0
+
+
+def _patches(shape: tuple[int, int] = (9, 11), drop: float = 0.2, dim: int = 3, seed: int = 0) -> Patches:
+    rng = np.random.default_rng(seed)
+    rows, cols = np.nonzero(rng.random(shape) >= drop)
+    embedding = rng.standard_normal((len(rows), dim)).astype(np.float32)
+    order = rng.permutation(len(rows))
+    return Patches("S", rows[order], cols[order], embedding, STRIDE, PATCH)
+
+
+def test_a_patch_is_found_at_its_position_and_nowhere_else() -> None:
+    patches = _patches()
+    rows, cols = (a.ravel() for a in np.meshgrid(np.arange(-2, 12), np.arange(-2, 14), indexing="ij"))
+    found = find_patches(patches, rows, cols)
+    where = {(r, c): i for i, (r, c) in enumerate(zip(patches.rows, patches.cols, strict=True))}
+    assert found.tolist() == [where.get((r, c), -1) for r, c in zip(rows, cols, strict=True)]
+    none = Patches("S", rows[:0], cols[:0], np.empty((0, 3), np.float32), STRIDE, PATCH)
+    assert (find_patches(none, rows, cols) == -1).all()
+
+
+@pytest.mark.parametrize("diameter", [20.0, 55.0, 130.0])
+def test_weights_are_the_areas_that_a_disc_shares_with_stride_cells(diameter: float) -> None:
+    patches = _patches(drop=0.0)
+    xy = np.array([[233.0, 251.0], [300.0, 300.0], [270.4, 199.9]])
+    weights = disc_overlap(xy, diameter, patches).toarray()
+    fine = np.arange(0, 700, 0.5) + 0.25
+    x, y = np.meshgrid(fine, fine)
+    col = np.floor((x - PATCH / 2) / STRIDE + 0.5).astype(int)
+    row = np.floor((y - PATCH / 2) / STRIDE + 0.5).astype(int)
+    for spot, (cx, cy) in enumerate(xy):
+        inside = (x - cx) ** 2 + (y - cy) ** 2 < (diameter / 2) ** 2
+        for patch in range(len(patches)):
+            area = (inside & (row == patches.rows[patch]) & (col == patches.cols[patch])).sum()
+            assert weights[spot, patch] == pytest.approx(area / inside.sum(), abs=0.006)
+
+
+def test_weights_are_normalised_over_the_patches_that_exist() -> None:
+    patches = _patches(drop=0.5)
+    rng = np.random.default_rng(1)
+    weights = disc_overlap(rng.uniform(-100, 700, (200, 2)), 55.0, patches)
+    sums = np.asarray(weights.sum(axis=1)).ravel()
+    assert set(np.round(sums, 9)) == {0.0, 1.0}
+    assert (weights.data > 0).all()
+
+
+@pytest.mark.parametrize("diameter", [0.0, -5.0, float("nan")])
+def test_a_disc_without_a_diameter_is_refused(diameter: float) -> None:
+    with pytest.raises(ValueError, match="positive diameter"):
+        disc_overlap(np.zeros((1, 2)), diameter, _patches())
+
+
+def test_a_spot_is_the_mean_of_rates_not_of_logarithms() -> None:
+    overlap = sparse.csr_matrix(np.array([[0.25, 0.75, 0.0], [0.0, 0.0, 1.0]]))
+    logs = np.log1p(np.array([[0.0], [8.0], [3.0]]))
+    np.testing.assert_allclose(spots_from_patches(overlap, logs), np.log1p([[6.0], [3.0]]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sigma", [30.0, 80.0])
+def test_pooling_is_the_gaussian_mean_and_spread_of_what_exists(sigma: float) -> None:
+    patches = _patches()
+    pooled = gaussian_pool(patches, sigma)
+    delta = np.stack([patches.rows, patches.cols]).astype(float)
+    delta = (delta[:, :, None] - delta[:, None, :]) * STRIDE
+    weight = np.exp(-(delta**2).sum(axis=0) / (2 * sigma**2)) * (abs(delta) <= TRUNCATE * sigma + 1e-6).all(
+        axis=0
+    )
+    weight /= weight.sum(axis=1, keepdims=True)
+    mean = weight @ patches.embedding
+    spread = np.sqrt(np.maximum(weight @ patches.embedding.astype(float) ** 2 - mean**2, 0))
+    np.testing.assert_allclose(pooled, np.hstack([mean, spread]), atol=2e-6)
+
+
+def test_pooling_a_constant_changes_nothing_at_edges_and_holes() -> None:
+    patches = _patches(drop=0.4)
+    constant = patches.with_embedding(np.full((len(patches), 2), 7.0, np.float32))
+    pooled = gaussian_pool(constant, 80.0)
+    np.testing.assert_allclose(pooled[:, :2], 7.0, rtol=1e-6)
+    np.testing.assert_allclose(pooled[:, 2:], 0.0, atol=1e-3)
+
+
+def test_moments_come_in_the_order_asked_for_and_unknown_ones_are_refused() -> None:
+    patches = _patches()
+    both = gaussian_pool(patches, 80.0)
+    np.testing.assert_array_equal(gaussian_pool(patches, 80.0, ("sd", "mean")), np.roll(both, 3, axis=1))
+    with pytest.raises(ValueError, match="kurtosis"):
+        gaussian_pool(patches, 80.0, ("kurtosis",))
+    with pytest.raises(ValueError, match="sigma"):
+        gaussian_pool(patches, 0.0)
+
+
+def test_a_window_spans_the_same_microns_on_any_grid() -> None:
+    for stride, shape in ((50.0, (9, 11)), (25.0, (18, 22))):
+        patches = Patches(
+            "S", *np.nonzero(np.ones(shape)), np.zeros((shape[0] * shape[1], 1), np.float32), stride, 100
+        )
+        window = neighbourhood(patches, 150.0, 3)
+        assert window.index.shape == (len(patches), 49)
+        assert np.unique(window.offset_um[:, 0]).tolist() == [-150, -100, -50, 0, 50, 100, 150]
+        xy = patches.xy_um
+        seen = window.index >= 0
+        offset = xy[window.index] - xy[:, None, :]
+        np.testing.assert_allclose(offset[seen], np.broadcast_to(window.offset_um, offset.shape)[seen])
+        middle = np.flatnonzero((window.offset_um == 0).all(axis=1))
+        assert window.index[:, middle].ravel().tolist() == list(range(len(patches)))
+
+
+def test_a_window_can_be_laid_around_some_patches_only() -> None:
+    patches = _patches()
+    some = np.array([5, 1, 7])
+    np.testing.assert_array_equal(
+        neighbourhood(patches, 100.0, 2, some).index, neighbourhood(patches, 100.0, 2).index[some]
+    )
