@@ -5,7 +5,9 @@ scale to [0, 1], resize to the model's input, normalise. Pooling is the model's 
 """
 
 import hashlib
+from difflib import get_close_matches
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -72,7 +74,7 @@ class TimmEncoder:
         timm = _import_timm()
         name = key.removeprefix(TIMM_PREFIX)
         if not timm.is_model(name):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:3]
+            near = get_close_matches(name, timm.list_models(), n=3)
             raise EncoderError(
                 f"timm has no model {name!r}; near: {', '.join(near) or 'see timm.list_models()'}"
             )
@@ -134,16 +136,32 @@ class TimmEncoder:
         return (x - self._mean) / self._std
 
 
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, KeyError, EOFError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise EncoderError(
+            f"{path.name} cannot be read as weights ({reason}); give a .safetensors file or a state dict "
+            "that torch.save wrote"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise EncoderError(
+            f"{path.name} holds no state dict (name -> tensor); save model.state_dict() instead"
+        )
+    return state
+
+
 def _load_weights(model: torch.nn.Module, path: Path) -> str:
     """Load a state dict, and return its file's sha256."""
     if not path.is_file():
         raise EncoderError(f"there is no weights file at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _read_state(path)
     own = model.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith("head.")}
     for key in sorted(set(own) | set(state)):
