@@ -142,7 +142,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 -- bytes that are no weights end in whatever error they lead to
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise EncoderError(
             f"{path.name} cannot be read as weights ({reason}); give a .safetensors file or a state dict "
