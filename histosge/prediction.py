@@ -95,7 +95,7 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
                 else f"it has {len(known)} genes, listed in config.json"
             )
             raise ModelError(f"the model does not predict gene {gene!r}: {hint}")
-    return [known[gene] for gene in genes] or list(range(len(known)))
+    return [known[gene] for gene in dict.fromkeys(genes)] or list(range(len(known)))
 
 
 def _check_whole(slide: EmbeddedSlide) -> None:

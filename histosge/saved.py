@@ -116,6 +116,7 @@ def save_model(folder: str | Path, model: Model, card: ModelCard) -> SavedModel:
             "model": model.config(),
             "versions": {name: version(name) for name in ("histosge", "torch", "numpy")},
         }
+        document["fingerprint"] = _fingerprint(work / WEIGHTS, document)
         (work / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
         if target.exists():
             shutil.rmtree(target)
@@ -135,9 +136,10 @@ def load_model(folder: str | Path) -> SavedModel:
     if not _is_model(path):
         raise ModelError(f"{path} is no saved model (no {CONFIG} of one); make one with: histosge train")
     document = json.loads((path / CONFIG).read_text())
-    if document.get("format", 0) > FORMAT:
+    found = document.get("format")
+    if not isinstance(found, int) or found > FORMAT:
         raise ModelError(
-            f"{path} was written by a newer version (format {document['format']}, known: {FORMAT}); "
+            f"{path} was written by a newer version (format {found}, known: {FORMAT}); "
             "upgrade with: pip install -U histosge"
         )
     try:
@@ -150,9 +152,17 @@ def load_model(folder: str | Path) -> SavedModel:
         model = load_preset(card.preset).from_state(document["model"], state)
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path / CONFIG} does not go with its weights ({error}); train again") from error
-    digest = hashlib.sha256((path / WEIGHTS).read_bytes())
+    fingerprint = _fingerprint(path / WEIGHTS, document)
+    if document.get("fingerprint") != fingerprint:
+        raise ModelError(f"{path} was changed after it was trained: its fingerprint is another; train again")
+    return SavedModel(model, card, fingerprint)
+
+
+def _fingerprint(weights: Path, document: dict[str, Any]) -> str:
+    """Return sha256 over the weights' file, the card and the model's config."""
+    digest = hashlib.sha256(weights.read_bytes())
     digest.update(json.dumps([document["card"], document["model"]], sort_keys=True).encode())
-    return SavedModel(model, card, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def _is_model(path: Path) -> bool:

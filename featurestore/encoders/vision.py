@@ -148,6 +148,11 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
             f"{path.name} cannot be read as weights ({reason}); give a .safetensors file or a state dict "
             "that torch.save wrote"
         ) from error
+    if isinstance(state, dict):
+        # Training scripts put the state dict one level down, beside the optimiser's.
+        state = next(
+            (state[name] for name in ("state_dict", "model") if isinstance(state.get(name), dict)), state
+        )
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise EncoderError(
             f"{path.name} holds no state dict (name -> tensor); save model.state_dict() instead"
@@ -155,13 +160,15 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def _load_weights(model: torch.nn.Module, path: Path) -> str:
+def _load_weights(model: Any, path: Path) -> str:
     """Load a state dict, and return its file's sha256."""
     if not path.is_file():
         raise EncoderError(f"there is no weights file at {path}")
     state = _read_state(path)
     own = model.state_dict()
-    state = {key: value for key, value in state.items() if key in own or not key.startswith("head.")}
+    # num_classes=0 took the classifier away; a file of the whole model still has one.
+    classifier = tuple(f"{name}." for name in {"head", model.default_cfg.get("classifier", "head")})
+    state = {key: value for key, value in state.items() if key in own or not key.startswith(classifier)}
     for key in sorted(set(own) | set(state)):
         mine, theirs = own.get(key), state.get(key)
         if mine is None or theirs is None or mine.shape != theirs.shape:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from histosge.errors import ExpressionError
 from histosge.synthetic.anatomy import grow
 from histosge.synthetic.cells import density, populate
 from histosge.synthetic.painting import Painter
@@ -113,6 +114,10 @@ def make_cohort(
     SyntheticCohort
         The sheet is ``cohort.csv`` in `out_dir`: slide_id, slide, expression, mpp, donor; paths relative to it.
     """
+    if n < 1 or sections_per_donor < 1:
+        raise ExpressionError(
+            f"a cohort needs sections and donors, not {n} sections, {sections_per_donor} a donor"
+        )
     folder = Path(out_dir)
     sections = tuple(
         make_section(folder, replace(spec, seed=spec.seed + i), slide_id=f"S{i + 1}") for i in range(n)

@@ -15,6 +15,7 @@ from histosge.errors import ExpressionError
 LATTICE_UM = 8.0
 """Step of the lattice on which the truth is known."""
 MIN_SIDE_UM = 200.0
+MAX_COUNTS = 1e7
 FAMILIES = ("morphology", "gradient", "noise", "housekeeping")
 PREFIXES = {"morphology": "MORPH", "gradient": "GRAD", "noise": "NOISE", "housekeeping": "HOUSE"}
 
@@ -92,20 +93,26 @@ class SyntheticSpec:
     region_um: float = 330.0
 
     def __post_init__(self) -> None:
+        whole = all(isinstance(side, int) for side in (*self.size_px, self.seed, self.programme_seed))
+        if not whole or min(self.seed, self.programme_seed) < 0:
+            raise ExpressionError(
+                f"size_px {self.size_px}, seed {self.seed} and programme_seed {self.programme_seed} must be whole numbers, "
+                "and seeds not negative"
+            )
         if not 0.1 <= self.mpp <= 2 or min(self.size_px) * self.mpp < MIN_SIDE_UM:
             raise ExpressionError(
                 f"a synthetic slide of {self.size_px[0]} x {self.size_px[1]} px at {self.mpp} microns per pixel cannot "
                 f"be drawn: give sides of at least {MIN_SIDE_UM:g} microns at 0.1 to 2 microns per pixel"
             )
         if (
-            not 0 < self.spot_diameter_um <= self.spot_pitch_um
-            or self.median_counts <= 0
-            or self.region_um <= 0
+            not 0 < self.spot_diameter_um <= min(self.spot_pitch_um, min(self.size_px) * self.mpp)
+            or not 0 < self.median_counts < MAX_COUNTS
+            or not self.region_um > 0
         ):
             raise ExpressionError(
                 f"spots of {self.spot_diameter_um:g} microns every {self.spot_pitch_um:g} with {self.median_counts:g} "
                 f"counts in regions of {self.region_um:g} microns cannot be made: give positive values, and a pitch "
-                "of at least the diameter"
+                "and a slide of at least the diameter"
             )
 
     @property

@@ -7,6 +7,7 @@ Terms
 """
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from histosge.errors import ExpressionError
 from histosge.synthetic.spec import LATTICE_UM
 
 VERSION = 1
+_UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def load_truth(path: str | Path) -> Truth:
         raise ExpressionError(
             f"there is no truth at {path}; make_section writes one beside its slide"
         ) from error
-    except (OSError, KeyError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ExpressionError(f"{path} is no truth of a synthetic section: {error}") from error
     tissue = label > 0
     rates = np.full((len(tissue_rates), *label.shape), np.nan, np.float32)
@@ -98,7 +100,7 @@ def spec_of(path: Path) -> str | None:
     try:
         with np.load(path) as data:
             return str(data["spec"])
-    except (OSError, KeyError, ValueError):
+    except _UNREADABLE:
         return None
 
 

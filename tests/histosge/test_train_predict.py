@@ -286,11 +286,6 @@ def _flipped_weights(folder: Path) -> None:
     path.write_bytes(bytes(whole))
 
 
-_unnoticed = pytest.mark.xfail(
-    strict=True, reason="bug: load_model has no stored fingerprint to compare weights and config with"
-)
-
-
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
@@ -304,22 +299,18 @@ _unnoticed = pytest.mark.xfail(
         ),
         pytest.param(
             _edited(lambda d: d["card"]["encoder"].update(fingerprint="0" * 64)),
-            "trained on encoder 'colour' (0000000000000000)",
+            "train again",
             id="other encoder",
         ),
-        pytest.param(_edited(lambda d: d["card"]["grid"].update(mpp=0.5)), "'mpp': 0.5", id="other grid"),
+        pytest.param(_edited(lambda d: d["card"]["grid"].update(mpp=0.5)), "train again", id="other grid"),
         pytest.param(_cut("model.safetensors"), "cannot be read", id="cut weights"),
         pytest.param(_edited(lambda d: d.pop("model")), "train again", id="no model"),
         pytest.param(_edited(lambda d: d["card"].pop("seed")), "train again", id="no seed"),
         pytest.param(_edited(lambda d: d["card"].update(preset="ridge")), "train again", id="wrong preset"),
-        pytest.param(
-            _edited(lambda d: d["card"]["genes"].append("X")), "", id="a gene more", marks=_unnoticed
-        ),
-        pytest.param(_edited(lambda d: d["card"]["genes"].pop()), "", id="a gene less", marks=_unnoticed),
-        pytest.param(
-            _edited(lambda d: d["card"]["genes"].reverse()), "", id="genes swapped", marks=_unnoticed
-        ),
-        pytest.param(_flipped_weights, "", id="flipped weights", marks=_unnoticed),
+        pytest.param(_edited(lambda d: d["card"]["genes"].append("X")), "train again", id="a gene more"),
+        pytest.param(_edited(lambda d: d["card"]["genes"].pop()), "train again", id="a gene less"),
+        pytest.param(_edited(lambda d: d["card"]["genes"].reverse()), "train again", id="genes swapped"),
+        pytest.param(_flipped_weights, "train again", id="flipped weights"),
     ],
 )
 def test_a_damaged_model_is_refused_in_one_line_and_nothing_is_written(
