@@ -1,107 +1,31 @@
-"""Slides -> embeddings in a store: plan each slide, then read -> encode -> write its missing blocks.
+"""Slides -> embeddings in a store: here, in this process, or on a cluster of workers.
 
-Knows no dask: `cluster` runs `embed_blocks` on workers. Safe to run again: done is what exists.
+Safe to run again: done is what exists, and only what is missing is computed.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
-from urllib.parse import urlsplit
-
-import numpy as np
-from numpy.typing import NDArray
-
-from featurestore.block_array import BlockArray
-from featurestore.blocks import DEFAULT_BLOCK, Block
-from featurestore.encoder import DEFAULT_ENCODER, Encoder, EncoderOptions, load_encoder
-from featurestore.errors import FeatureStoreError, IdentityMismatchError, SlideError
-from featurestore.fingerprint import slide_fingerprint
-from featurestore.grid import GridSpec, PatchGrid
-from featurestore.layout import failure_path
-from featurestore.location import strip_credentials
-from featurestore.names import slug
-from featurestore.patches import PatchBatch, read_ahead, read_batches
+from featurestore.encoder import Encoder
+from featurestore.encoding import embed_blocks
+from featurestore.errors import IdentityMismatchError, SlideError
+from featurestore.planning import (
+    EmbedSettings as EmbedSettings,
+)
+from featurestore.planning import (
+    Progress,
+    Todo,
+    blocks_to_read,
+    dry_run_slide,
+    fail_slide,
+    load_encoders,
+    plan_slide,
+)
+from featurestore.planning import SlideResult as SlideResult
 from featurestore.samples import Sample, read_samples
 from featurestore.slide import Slide, open_slide
-from featurestore.store import SlideRecord, Store, StoredGrid
-from featurestore.tissue import Survey, survey
-
-BATCH = 64
-"""Patches handed to an encoder at once; encoders split or pad as they need."""
-
-Progress = Callable[[str, int, int, int], None]
-"""Called with (slide id, blocks done, blocks to do, patches done) after each block."""
+from featurestore.store import Store
 
 
 def _silent(slide_id: str, done: int, total: int, patches: int) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """How to embed; the same for every slide of a run.
-
-    Parameters
-    ----------
-    encoders
-        Keys; all are fed from one pass over each slide.
-    spec
-        The grid.
-    options
-        How to load the encoders.
-    keep_background
-        Encode every patch, tissue or not (``--no-tissue``).
-    retry_failed
-        Compute blocks with unreadable patches again.
-    block_shape
-        Patches in one stored object.
-    """
-
-    encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
-    spec: GridSpec = field(default_factory=GridSpec)
-    options: EncoderOptions = field(default_factory=EncoderOptions)
-    keep_background: bool = False
-    retry_failed: bool = False
-    block_shape: tuple[int, int] = DEFAULT_BLOCK
-
-
-@dataclass(frozen=True)
-class SlideResult:
-    """What became of one slide in one run.
-
-    Parameters
-    ----------
-    state
-        ``done``, ``failed`` (see `reason`) or ``planned`` (dry run).
-    planned, computed
-        Objects that belong in the store, and those that this run wrote, over all encoders.
-    patches
-        Tissue patches on the grid.
-    unreadable
-        Patches that could not be read in this run.
-    bytes_to_store
-        What the missing objects will take (dry run) or took.
-    """
-
-    slide_id: str
-    state: str
-    reason: str = ""
-    planned: int = 0
-    computed: int = 0
-    patches: int = 0
-    unreadable: int = 0
-    bytes_to_store: int = 0
-
-
-@dataclass(frozen=True)
-class Todo:
-    """One slide, planned: what to read and which blocks each encoder still lacks."""
-
-    sample: Sample
-    stored: StoredGrid
-    missing: dict[str, list[Block]]
-    planned: list[Block]
 
 
 def embed(
@@ -145,11 +69,6 @@ def embed(
     return [_embed_slide(target, sample, encoders, settings, progress) for sample in rows]
 
 
-def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
-    """Load the encoders of a run by key, in order, each once."""
-    return {key: load_encoder(key, settings.options) for key in dict.fromkeys(settings.encoders)}
-
-
 def _embed_slide(
     store: Store | None,
     sample: Sample,
@@ -164,7 +83,7 @@ def _embed_slide(
     try:
         try:
             if store is None:
-                return _dry_run(slide, sample, encoders, settings)
+                return dry_run_slide(slide, sample, encoders, settings)
             todo = plan_slide(store, slide, sample, encoders, settings)
         except IdentityMismatchError:
             raise
@@ -173,118 +92,6 @@ def _embed_slide(
         return _embed_planned(store, slide, todo, encoders, progress)
     finally:
         slide.close()
-
-
-def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> SlideResult:
-    """Record why a slide could not be embedded, and say so."""
-    if store is not None:
-        store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": str(error)})
-    return SlideResult(slide_id, "failed", str(error))
-
-
-def plan_slide(
-    store: Store, slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
-) -> Todo:
-    """Write what is missing of a slide's metadata, and list the blocks that each encoder lacks."""
-    slide_id = sample.slide_id
-    grid = lay_grid(slide, sample, settings.spec)
-    fingerprint = slide_fingerprint(local_path(sample.slide))
-    store.add_slide(
-        SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
-    )
-    _add_grid(store, slide, slide_id, grid, keep_background=settings.keep_background)
-    stored = store.grid(slide_id, grid.spec.key)
-    arrays = {
-        key: store.add_embedding(slide_id, grid, encoder.identity, settings.block_shape)
-        for key, encoder in encoders.items()
-    }
-    store.consolidate(slide_id)
-    store.location.remove(failure_path(slide_id))
-    if settings.retry_failed:
-        _forget_failed(store, slide_id, grid, arrays)
-    missing: dict[str, list[Block]] = {}
-    planned: list[Block] = []
-    for key, array in arrays.items():
-        store.location.sweep_leftovers(array.path)
-        planned = stored.planned(array.block_shape)
-        missing[key] = array.missing(planned)
-    return Todo(sample, stored, missing, planned)
-
-
-def lay_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
-    """Lay the grid over a slide.
-
-    Raises
-    ------
-    SlideError
-        If patches would be finer than the slide's pixels: an encoder would see detail that nobody measured.
-    """
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
-    finest = min(slide.level_mpps)
-    if grid.effective_mpp < finest * (1 - 1e-6):
-        raise SlideError(
-            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, and patches were asked "
-            f"for at {spec.mpp:g}; ask for --mpp {finest:.4g} or coarser"
-        )
-    return grid
-
-
-def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, *, keep_background: bool) -> None:
-    attrs = store.grid_attrs(slide_id, grid.spec.key)
-    if not attrs.get("grid"):
-        store.add_grid(slide_id, grid, survey(slide, grid, keep_all=keep_background), software_versions())
-        return
-    clear = f"clear it with: histosge rm {store.location.label} --slide {slide_id} --grid {grid.spec.key}"
-    if attrs["grid"] != grid.to_attrs():
-        raise IdentityMismatchError(
-            f"{slide_id}/{grid.spec.key} is stored as {attrs['grid']}, now it is {grid.to_attrs()}; {clear}"
-        )
-    stored_keeps = attrs["tissue"].get("name") == "none"
-    if stored_keeps != keep_background:
-        stored, now = (
-            "every patch" if keeps else "tissue patches only" for keeps in (stored_keeps, keep_background)
-        )
-        raise IdentityMismatchError(
-            f"{slide_id}/{grid.spec.key} is stored with {stored}, now it is {now}; {clear}"
-        )
-
-
-def _forget_failed(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[str, BlockArray]) -> None:
-    by_slug = {slug(key): array for key, array in arrays.items()}
-    for name, record in list(store.block_failures(slide_id)):
-        grid_key, encoder_slug, _ = name.split("/")
-        if grid_key == grid.spec.key and encoder_slug in by_slug:
-            row, col = record["block"]
-            by_slug[encoder_slug].remove_block(Block((row, col), (0, 0), (0, 0)))
-            store.location.remove(failure_path(slide_id, grid_key, encoder_slug, (row, col)))
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of what decides pixels and bytes, for a grid's attributes."""
-    return {name: version(name) for name in ("histosge", "zarr", "numpy", "openslide-python", "tifffile")}
-
-
-def local_path(slide: str) -> str:
-    """Return a slide's path on this machine."""
-    return urlsplit(slide).path if slide.startswith("file://") else str(Path(slide))
-
-
-def _dry_run(
-    slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
-) -> SlideResult:
-    grid = lay_grid(slide, sample, settings.spec)
-    found: Survey = survey(slide, grid, keep_all=settings.keep_background)
-    stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
-    blocks = stored.planned(settings.block_shape)
-    patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)
-    object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())
-    return SlideResult(
-        sample.slide_id,
-        "planned",
-        planned=len(blocks) * len(encoders),
-        patches=int(stored.is_tissue.sum()),
-        bytes_to_store=object_bytes * len(blocks),
-    )
 
 
 def _embed_planned(
@@ -309,99 +116,3 @@ def _embed_planned(
         patches=int(todo.stored.is_tissue.sum()),
         unreadable=unreadable,
     )
-
-
-def blocks_to_read(todo: Todo) -> dict[Block, tuple[str, ...]]:
-    """Return each block that some encoder lacks, with the keys of those encoders, in planned order."""
-    lacking = {key: set(blocks) for key, blocks in todo.missing.items()}
-    wanted = ((block, tuple(k for k, lacks in lacking.items() if block in lacks)) for block in todo.planned)
-    return {block: keys for block, keys in wanted if keys}
-
-
-@dataclass(frozen=True)
-class BlockResult:
-    """What became of one block: objects written, patches encoded and patches that could not be read."""
-
-    block: Block
-    written: int
-    patches: int
-    unreadable: int
-
-
-def embed_blocks(
-    store: Store,
-    slide: Slide,
-    stored: StoredGrid,
-    blocks: dict[Block, tuple[str, ...]],
-    encoders: dict[str, Encoder],
-) -> Iterator[BlockResult]:
-    """Read, encode and write blocks of one slide; reading runs ahead of encoding in a thread.
-
-    Parameters
-    ----------
-    blocks
-        Block -> keys of the encoders that lack it.
-
-    Yields
-    ------
-    BlockResult
-        After each block's objects were written.
-    """
-    slide_id, grid = stored.slide_id, stored.grid
-    tissue = stored.is_tissue
-    arrays = {
-        key: store.embedding(slide_id, grid.spec.key, key, read_only=False)
-        for key in {key for keys in blocks.values() for key in keys}
-    }
-
-    def batches() -> Iterator[PatchBatch]:
-        for block in blocks:
-            yield from read_batches(slide, grid, block, tissue[block.slices], BATCH)
-
-    buffers: dict[str, NDArray[np.float32]] = {}
-    failures: list[tuple[int, int, str]] = []
-    patches = 0
-    for batch in read_ahead(batches):
-        keys = blocks[batch.block]
-        for key in keys:
-            shape = (*batch.block.shape, encoders[key].identity.dim)
-            buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float32))
-            buffer[batch.rows, batch.cols] = encoders[key].encode(batch.pixels)
-        patches += len(batch.rows)
-        failures += batch.failures
-        if batch.last:
-            for key in keys:
-                _commit(store, arrays[key], stored, batch.block, key, buffers[key], failures)
-            yield BlockResult(batch.block, len(keys), patches, len(failures))
-            buffers, failures, patches = {}, [], 0
-
-
-def _commit(
-    store: Store,
-    array: BlockArray,
-    stored: StoredGrid,
-    block: Block,
-    key: str,
-    values: NDArray[np.float32],
-    failures: Sequence[tuple[int, int, str]],
-) -> None:
-    path = failure_path(stored.slide_id, stored.grid.spec.key, key, block.index)
-    if failures:
-        # Before the block: once the block exists, nobody comes back to say why it holds NaN.
-        store.record_failure(
-            path,
-            {
-                "block": list(block.index),
-                "patches": [[row, col] for row, col, _ in failures],
-                "reason": failures[0][2],
-            },
-        )
-    array.write(block, to_float16(values))
-
-
-def to_float16(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Round to the stored dtype; what overflows becomes NaN, never infinity."""
-    with np.errstate(over="ignore"):
-        stored = values.astype(np.float16)
-    stored[~np.isfinite(stored)] = np.nan
-    return stored

@@ -1,0 +1,110 @@
+"""Blocks of a slide: read -> encode -> write, each block one object, written whole and once.
+
+Knows no dask and no plan: whoever calls it says which blocks.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.block_array import BlockArray
+from featurestore.blocks import Block
+from featurestore.encoder import Encoder
+from featurestore.layout import failure_path
+from featurestore.patches import PatchBatch, read_ahead, read_batches
+from featurestore.slide import Slide
+from featurestore.store import Store, StoredGrid
+
+BATCH = 64
+"""Patches handed to an encoder at once; encoders split or pad as they need."""
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What became of one block: objects written, patches encoded and patches that could not be read."""
+
+    block: Block
+    written: int
+    patches: int
+    unreadable: int
+
+
+def embed_blocks(
+    store: Store,
+    slide: Slide,
+    stored: StoredGrid,
+    blocks: dict[Block, tuple[str, ...]],
+    encoders: dict[str, Encoder],
+) -> Iterator[BlockResult]:
+    """Read, encode and write blocks of one slide; reading runs ahead of encoding in a thread.
+
+    Parameters
+    ----------
+    blocks
+        Block -> keys of the encoders that lack it.
+
+    Yields
+    ------
+    BlockResult
+        After each block's objects were written.
+    """
+    slide_id, grid = stored.slide_id, stored.grid
+    tissue = stored.is_tissue
+    arrays = {
+        key: store.embedding(slide_id, grid.spec.key, key, read_only=False)
+        for key in {key for keys in blocks.values() for key in keys}
+    }
+
+    def batches() -> Iterator[PatchBatch]:
+        for block in blocks:
+            yield from read_batches(slide, grid, block, tissue[block.slices], BATCH)
+
+    buffers: dict[str, NDArray[np.float32]] = {}
+    failures: list[tuple[int, int, str]] = []
+    patches = 0
+    for batch in read_ahead(batches):
+        keys = blocks[batch.block]
+        for key in keys:
+            shape = (*batch.block.shape, encoders[key].identity.dim)
+            buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float32))
+            buffer[batch.rows, batch.cols] = encoders[key].encode(batch.pixels)
+        patches += len(batch.rows)
+        failures += batch.failures
+        if batch.last:
+            for key in keys:
+                _commit(store, arrays[key], stored, batch.block, key, buffers[key], failures)
+            yield BlockResult(batch.block, len(keys), patches, len(failures))
+            buffers, failures, patches = {}, [], 0
+
+
+def _commit(
+    store: Store,
+    array: BlockArray,
+    stored: StoredGrid,
+    block: Block,
+    key: str,
+    values: NDArray[np.float32],
+    failures: Sequence[tuple[int, int, str]],
+) -> None:
+    path = failure_path(stored.slide_id, stored.grid.spec.key, key, block.index)
+    if failures:
+        # Before the block: once the block exists, nobody comes back to say why it holds NaN.
+        store.record_failure(
+            path,
+            {
+                "block": list(block.index),
+                "patches": [[row, col] for row, col, _ in failures],
+                "reason": failures[0][2],
+            },
+        )
+    array.write(block, to_float16(values))
+
+
+def to_float16(values: NDArray[np.float32]) -> NDArray[np.float16]:
+    """Round to the stored dtype; what overflows becomes NaN, never infinity."""
+    with np.errstate(over="ignore"):
+        stored = values.astype(np.float16)
+    stored[~np.isfinite(stored)] = np.nan
+    return stored

@@ -1,0 +1,219 @@
+"""What is to be done for a slide: its metadata in the store, and the blocks that each encoder still lacks.
+
+Done is what exists: planning reads one listing per encoder and decides nothing from any other book.
+One process plans a slide; nobody else writes its metadata.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from featurestore.block_array import BlockArray
+from featurestore.blocks import DEFAULT_BLOCK, Block
+from featurestore.encoder import DEFAULT_ENCODER, Encoder, EncoderOptions, load_encoder
+from featurestore.errors import FeatureStoreError, IdentityMismatchError, SlideError
+from featurestore.fingerprint import slide_fingerprint
+from featurestore.grid import GridSpec, PatchGrid
+from featurestore.layout import failure_path
+from featurestore.location import strip_credentials
+from featurestore.names import slug
+from featurestore.samples import Sample
+from featurestore.slide import Slide
+from featurestore.store import SlideRecord, Store, StoredGrid
+from featurestore.tissue import Survey, survey
+
+Progress = Callable[[str, int, int, int], None]
+"""Called with (slide id, blocks done, blocks to do, patches done) after each block."""
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How to embed; the same for every slide of a run.
+
+    Parameters
+    ----------
+    encoders
+        Keys; all are fed from one pass over each slide.
+    spec
+        The grid.
+    options
+        How to load the encoders.
+    keep_background
+        Encode every patch, tissue or not (``--no-tissue``).
+    retry_failed
+        Compute blocks with unreadable patches again.
+    block_shape
+        Patches in one stored object.
+    """
+
+    encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
+    spec: GridSpec = field(default_factory=GridSpec)
+    options: EncoderOptions = field(default_factory=EncoderOptions)
+    keep_background: bool = False
+    retry_failed: bool = False
+    block_shape: tuple[int, int] = DEFAULT_BLOCK
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What became of one slide in one run.
+
+    Parameters
+    ----------
+    state
+        ``done``, ``failed`` (see `reason`) or ``planned`` (dry run).
+    planned, computed
+        Objects that belong in the store, and those that this run wrote, over all encoders.
+    patches
+        Tissue patches on the grid.
+    unreadable
+        Patches that could not be read in this run.
+    bytes_to_store
+        What the missing objects will take (dry run) or took.
+    """
+
+    slide_id: str
+    state: str
+    reason: str = ""
+    planned: int = 0
+    computed: int = 0
+    patches: int = 0
+    unreadable: int = 0
+    bytes_to_store: int = 0
+
+
+@dataclass(frozen=True)
+class Todo:
+    """One slide, planned: what to read and which blocks each encoder still lacks."""
+
+    sample: Sample
+    stored: StoredGrid
+    missing: dict[str, list[Block]]
+    planned: list[Block]
+
+
+def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
+    """Load the encoders of a run by key, in order, each once."""
+    return {key: load_encoder(key, settings.options) for key in dict.fromkeys(settings.encoders)}
+
+
+def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> SlideResult:
+    """Record why a slide could not be embedded, and say so."""
+    if store is not None:
+        store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": str(error)})
+    return SlideResult(slide_id, "failed", str(error))
+
+
+def plan_slide(
+    store: Store, slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
+) -> Todo:
+    """Write what is missing of a slide's metadata, and list the blocks that each encoder lacks."""
+    slide_id = sample.slide_id
+    grid = lay_grid(slide, sample, settings.spec)
+    fingerprint = slide_fingerprint(local_path(sample.slide))
+    store.add_slide(
+        SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
+    )
+    _add_grid(store, slide, slide_id, grid, keep_background=settings.keep_background)
+    stored = store.grid(slide_id, grid.spec.key)
+    arrays = {
+        key: store.add_embedding(slide_id, grid, encoder.identity, settings.block_shape)
+        for key, encoder in encoders.items()
+    }
+    store.consolidate(slide_id)
+    store.location.remove(failure_path(slide_id))
+    if settings.retry_failed:
+        _forget_failed(store, slide_id, grid, arrays)
+    missing: dict[str, list[Block]] = {}
+    planned: list[Block] = []
+    for key, array in arrays.items():
+        store.location.sweep_leftovers(array.path)
+        planned = stored.planned(array.block_shape)
+        missing[key] = array.missing(planned)
+    return Todo(sample, stored, missing, planned)
+
+
+def lay_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
+    """Lay the grid over a slide.
+
+    Raises
+    ------
+    SlideError
+        If patches would be finer than the slide's pixels: an encoder would see detail that nobody measured.
+    """
+    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
+    finest = min(slide.level_mpps)
+    if grid.effective_mpp < finest * (1 - 1e-6):
+        raise SlideError(
+            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, and patches were asked "
+            f"for at {spec.mpp:g}; ask for --mpp {finest:.4g} or coarser"
+        )
+    return grid
+
+
+def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, *, keep_background: bool) -> None:
+    attrs = store.grid_attrs(slide_id, grid.spec.key)
+    if not attrs.get("grid"):
+        store.add_grid(slide_id, grid, survey(slide, grid, keep_all=keep_background), software_versions())
+        return
+    clear = f"clear it with: histosge rm {store.location.label} --slide {slide_id} --grid {grid.spec.key}"
+    if attrs["grid"] != grid.to_attrs():
+        raise IdentityMismatchError(
+            f"{slide_id}/{grid.spec.key} is stored as {attrs['grid']}, now it is {grid.to_attrs()}; {clear}"
+        )
+    stored_keeps = attrs["tissue"].get("name") == "none"
+    if stored_keeps != keep_background:
+        stored, now = (
+            "every patch" if keeps else "tissue patches only" for keeps in (stored_keeps, keep_background)
+        )
+        raise IdentityMismatchError(
+            f"{slide_id}/{grid.spec.key} is stored with {stored}, now it is {now}; {clear}"
+        )
+
+
+def _forget_failed(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[str, BlockArray]) -> None:
+    by_slug = {slug(key): array for key, array in arrays.items()}
+    for name, record in list(store.block_failures(slide_id)):
+        grid_key, encoder_slug, _ = name.split("/")
+        if grid_key == grid.spec.key and encoder_slug in by_slug:
+            row, col = record["block"]
+            by_slug[encoder_slug].remove_block(Block((row, col), (0, 0), (0, 0)))
+            store.location.remove(failure_path(slide_id, grid_key, encoder_slug, (row, col)))
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what decides pixels and bytes, for a grid's attributes."""
+    return {name: version(name) for name in ("histosge", "zarr", "numpy", "openslide-python", "tifffile")}
+
+
+def local_path(slide: str) -> str:
+    """Return a slide's path on this machine."""
+    return urlsplit(slide).path if slide.startswith("file://") else str(Path(slide))
+
+
+def dry_run_slide(
+    slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
+) -> SlideResult:
+    """Survey a slide and say what embedding it would store; nothing is written."""
+    grid = lay_grid(slide, sample, settings.spec)
+    found: Survey = survey(slide, grid, keep_all=settings.keep_background)
+    stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
+    blocks = stored.planned(settings.block_shape)
+    patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)
+    object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())
+    return SlideResult(
+        sample.slide_id,
+        "planned",
+        planned=len(blocks) * len(encoders),
+        patches=int(stored.is_tissue.sum()),
+        bytes_to_store=object_bytes * len(blocks),
+    )
+
+
+def blocks_to_read(todo: Todo) -> dict[Block, tuple[str, ...]]:
+    """Return each block that some encoder lacks, with the keys of those encoders, in planned order."""
+    lacking = {key: set(blocks) for key, blocks in todo.missing.items()}
+    wanted = ((block, tuple(k for k, lacks in lacking.items() if block in lacks)) for block in todo.planned)
+    return {block: keys for block, keys in wanted if keys}
