@@ -35,6 +35,8 @@ def embed(
     *,
     slide_mpp: float | None = None,
     dry_run: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
     progress: Progress = _silent,
 ) -> list[SlideResult]:
     """Encode slides into a store; only what is missing is computed.
@@ -51,6 +53,10 @@ def embed(
         Microns per pixel of slides that do not say it themselves.
     dry_run
         Survey and plan only; nothing is written.
+    workers
+        Start so many processes on this machine, and share the work among them.
+    scheduler
+        Address of a running dask scheduler, whose workers see the same slides and store.
 
     Returns
     -------
@@ -64,6 +70,12 @@ def embed(
     """
     settings = settings or EmbedSettings()
     rows = read_samples(samples, slide_mpp)
+    if (workers or scheduler) and not dry_run and rows:
+        from featurestore.cluster import embed_on_cluster, local_client, remote_client
+
+        connect = remote_client(scheduler) if scheduler else local_client(workers or 1)
+        with connect as client:
+            return embed_on_cluster(client, rows, store, settings, progress)
     encoders = load_encoders(settings)
     target = None if dry_run else Store.open_or_create(store)
     return [_embed_slide(target, sample, encoders, settings, progress) for sample in rows]

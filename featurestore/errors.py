@@ -41,6 +41,10 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no store at that URL."""
 
 
+class ClusterError(FeatureStoreError, ConnectionError):
+    """A scheduler that does not answer, or went away."""
+
+
 class IdentityMismatchError(StoreError):
     """What is stored was made from another slide, grid or encoder than what is asked for."""
 

@@ -47,6 +47,12 @@ def embed(
         bool, typer.Option("--random-weights", help="Random weights: tests only.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Worker processes on this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler, such as tcp://host:8786.")
+    ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Compute blocks with unreadable patches again.")
     ] = False,
@@ -65,6 +71,10 @@ def embed(
     from featurestore.grid import GridSpec
 
     voice = Voice(quiet, log)
+    if workers and scheduler:
+        raise StoreError(
+            "--workers starts processes here and --scheduler uses those elsewhere; give one of them"
+        )
     try:
         spec = GridSpec(mpp, patch, patch if stride is None else stride)
     except ValueError as error:
@@ -83,6 +93,8 @@ def embed(
             settings,
             slide_mpp=slide_mpp,
             dry_run=dry_run,
+            workers=workers,
+            scheduler=scheduler,
             progress=lambda slide, done, total, patches: bars.update(slide, done, total),
         )
     for result in results:
