@@ -3,7 +3,7 @@ PIP = .venv/bin/python -m pip
 # On a machine with a CUDA device, `make CONSTRAINTS=` installs the GPU build of torch.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test lint bench s3 clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,10 @@ lint: venv
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+# A local S3 server to try things on: prints how to reach it.
+s3: venv
+	.venv/bin/python benchmarks/_s3.py
 
 bench: venv
 	for file in benchmarks/[a-z]*.py; do .venv/bin/python $$file --quick || exit 1; done

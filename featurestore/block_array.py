@@ -76,7 +76,7 @@ class BlockArray:
         """
         try:
             array = zarr.open_array(
-                location.zarr(read_only=read_only), path=path, mode="r" if read_only else "r+"
+                location.zarr(read_only=read_only), path=path, mode="r" if read_only else "r+", zarr_format=3
             )
         except FileNotFoundError as error:
             raise StoreError(f"{location.label} holds no array {path}") from error

@@ -36,6 +36,9 @@ RETRIES = 2
 DEATHS = 1
 """Further workers that a task may kill before it is given up (local clusters)."""
 
+LOOK_AGAIN = 64
+"""Tasks after which the cluster's threads are counted anew."""
+
 Work = tuple[Block, tuple[str, ...]]
 
 
@@ -159,7 +162,7 @@ class _Run:
         self._suspects: dict[str, _SlideState] = {}
         self._finished: dict[str, SlideResult] = {}
         self._landing = as_completed()
-        self._threads = 1
+        self._threads, self._landed = 1, 0
 
     def results(self) -> list[SlideResult]:
         """Run to the end."""
@@ -180,7 +183,7 @@ class _Run:
             self._feed()
 
     def _feed(self) -> None:
-        if not self._running:
+        if self._landed % LOOK_AGAIN == 0:  # workers come and go
             self._threads = max(1, sum(self._client.nthreads().values()))
         threads = self._threads
         plans = sum(task.work is None for task in self._running.values())
@@ -208,6 +211,7 @@ class _Run:
         return future
 
     def _land(self, future: Future) -> None:
+        self._landed += 1
         task = self._running.pop(future)
         state = self._states[task.slide_id]
         try:

@@ -21,6 +21,8 @@ from featurestore.errors import StoreError
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16,}\.partial$|\.partial$")
+S3_TRIES = 10
+"""Of one request; waits double up to 20 s, so about two minutes in all."""
 LEFTOVER_AGE_S = 3600
 """Temporary files younger than this may belong to a run that is still writing."""
 
@@ -28,6 +30,19 @@ LEFTOVER_AGE_S = 3600
 def strip_credentials(url: str) -> str:
     """Return a URL without user, password or signed query: safe to store and to print."""
     return _CREDENTIALS.sub("", url) if "://" in url else url
+
+
+def _options(url: str) -> dict[str, Any]:
+    """Return how to open a URL: patiently, since a run of days meets every kind of bad minute."""
+    # A cached listing would hide what another worker has written.
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if url.startswith("s3"):
+        options["config_kwargs"] = {
+            "retries": {"max_attempts": S3_TRIES, "mode": "standard"},
+            "connect_timeout": 10,
+            "read_timeout": 60,
+        }
+    return options
 
 
 @dataclass(frozen=True)
@@ -55,8 +70,7 @@ class Location:
     @cached_property
     def _fs_root(self) -> tuple[Any, str]:
         try:
-            # A cached listing would hide what another worker has written.
-            fs, root = fsspec.core.url_to_fs(self.url, use_listings_cache=False)
+            fs, root = fsspec.core.url_to_fs(self.url, **_options(self.url))
         except ImportError as error:
             raise StoreError(
                 f"{self.label} needs an extra package ({error}); install it with: pip install 'histosge[s3]'"
@@ -69,9 +83,7 @@ class Location:
         """Open the place as a zarr store."""
         if self.is_local:
             return LocalStore(self._fs_root[1], read_only=read_only)
-        return FsspecStore.from_url(
-            self.url, storage_options={"use_listings_cache": False}, read_only=read_only
-        )
+        return FsspecStore.from_url(self.url, storage_options=_options(self.url), read_only=read_only)
 
     def path(self, relative: str) -> str:
         """Return a path that this location's file system understands."""

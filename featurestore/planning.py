@@ -122,7 +122,8 @@ def plan_slide(
         key: store.add_embedding(slide_id, grid, encoder.identity, settings.block_shape)
         for key, encoder in encoders.items()
     }
-    store.consolidate(slide_id)
+    if not store.is_consolidated(slide_id, [array.path for array in arrays.values()]):
+        store.consolidate(slide_id)
     store.location.remove(failure_path(slide_id))
     if settings.retry_failed:
         _forget_failed(store, slide_id, grid, arrays)

@@ -6,7 +6,7 @@ carries the identity of what it was made from; asking for another is refused, wi
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
-from zarr.errors import ZarrUserWarning
+from zarr.errors import ContainsArrayError, ZarrUserWarning
 
 from featurestore.block_array import BlockArray
 from featurestore.blocks import DEFAULT_BLOCK, Block, plan_blocks
@@ -175,7 +175,7 @@ class Store:
             raise StoreError(f"{self.location.label} holds no grid {grid_key!r} of slide {slide_id!r}")
         zarr_store, path = self.location.zarr(read_only=True), grid_path(slide_id, grid_key)
         tissue, rgb = (
-            np.asarray(zarr.open_array(zarr_store, path=f"{path}/{name}", mode="r")[...])
+            np.asarray(zarr.open_array(zarr_store, path=f"{path}/{name}", mode="r", zarr_format=3)[...])
             for name in ("tissue", "rgb")
         )
         return StoredGrid(slide_id, PatchGrid.from_attrs(attrs["grid"]), tissue, rgb)
@@ -253,7 +253,6 @@ class Store:
     def add_grid(self, slide_id: str, grid: PatchGrid, survey: Survey, software: dict[str, str]) -> None:
         """Write a grid with its tissue and thumbnail; its group comes last and commits it."""
         path = grid_path(slide_id, grid.spec.key)
-        zarr_store = self.location.zarr()
         values: dict[str, NDArray[Any]] = {
             "y": grid.y_um,
             "x": grid.x_um,
@@ -262,16 +261,7 @@ class Store:
         }
         for name, (dims, dtype) in GRID_ARRAYS.items():
             attrs: dict[str, Any] = {"units": "micrometer"} if name in dims else {}
-            zarr.create_array(
-                zarr_store,
-                name=f"{path}/{name}",
-                data=np.asarray(values[name], dtype=dtype),
-                chunks=values[name].shape,
-                compressors=[Crc32cCodec()],
-                dimension_names=dims,
-                attributes=attrs,
-                overwrite=True,  # a survey that was cut off half-way is written again
-            )
+            _write_array(self.location, f"{path}/{name}", np.asarray(values[name], dtype=dtype), dims, attrs)
         write_group(
             self.location,
             path,
@@ -299,15 +289,20 @@ class Store:
             return BlockArray.open(self.location, path, read_only=False)
         write_group(self.location, encoder_path(slide_id, grid.spec.key, identity.key), {})
         rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
-        return BlockArray.create(
-            self.location,
-            path,
-            shape=(grid.n_rows, grid.n_cols, identity.dim),
-            chunks=(rows, cols, identity.dim),
-            dtype="float16",
-            dims=EMBEDDING_DIMS,
-            attrs={"encoder": {**identity_attrs(identity)}},
-        )
+        try:
+            return BlockArray.create(
+                self.location,
+                path,
+                shape=(grid.n_rows, grid.n_cols, identity.dim),
+                chunks=(rows, cols, identity.dim),
+                dtype="float16",
+                dims=EMBEDDING_DIMS,
+                attrs={"encoder": {**identity_attrs(identity)}},
+            )
+        except ContainsArrayError:  # another run was quicker by a moment: the same rule applies
+            stored = read_attrs(self.location, path).get("encoder") or {"key": "", "fingerprint": ""}
+            self._check_encoder(stored, identity, slide_id, grid.spec.key)
+            return BlockArray.open(self.location, path, read_only=False)
 
     def _check_encoder(
         self, stored: dict[str, Any], identity: EncoderIdentity, slide_id: str, grid_key: str
@@ -320,12 +315,18 @@ class Store:
             f"histosge rm {self.location.label} --slide {slide_id} --grid {grid_key} --encoder {slug(identity.key)}"
         )
 
+    def is_consolidated(self, slide_id: str, paths: Iterable[str]) -> bool:
+        """Tell whether a slide's group already gathers the metadata of some paths."""
+        document = self.location.read_json(f"{slide_id}/zarr.json") or {}
+        known = (document.get("consolidated_metadata") or {}).get("metadata") or {}
+        return all(path.removeprefix(f"{slide_id}/") in known for path in paths)
+
     def consolidate(self, slide_id: str) -> None:
         """Gather a slide's metadata into its group, so that opening it costs one request."""
         with warnings.catch_warnings():
             # Consolidated metadata is an accepted extension that format 3 has not yet written down.
             warnings.simplefilter("ignore", category=ZarrUserWarning)
-            zarr.consolidate_metadata(self.location.zarr(), path=slide_id)
+            zarr.consolidate_metadata(self.location.zarr(), path=slide_id, zarr_format=3)
 
     # ------------------------------------------------------------------ failures and removal
 
@@ -358,6 +359,33 @@ class Store:
             self.location.remove(failure_path(slide_id))
         elif self.location.exists(f"{slide_id}/zarr.json"):
             self.consolidate(slide_id)
+
+
+def _write_array(
+    location: Location, path: str, values: NDArray[Any], dims: tuple[str, ...], attrs: dict[str, Any]
+) -> None:
+    """Write a small array as one object; one that is there is replaced.
+
+    It is replaced in place, never removed first: another run of the same command may be reading it.
+    """
+    store = location.zarr()
+    try:
+        zarr.create_array(
+            store,
+            name=path,
+            data=values,
+            chunks=values.shape,
+            compressors=[Crc32cCodec()],
+            dimension_names=dims,
+            attributes=attrs,
+        )
+    except ContainsArrayError:
+        array = zarr.open_array(store, path=path, mode="r+", zarr_format=3)
+        if array.shape != values.shape or array.dtype != values.dtype:
+            location.remove(path)
+            _write_array(location, path, values, dims, attrs)
+            return
+        array[...] = values
 
 
 def identity_attrs(identity: EncoderIdentity) -> dict[str, Any]:

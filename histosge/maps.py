@@ -144,7 +144,7 @@ class ExpressionStore:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=ZarrUserWarning)
-            zarr.consolidate_metadata(self.location.zarr(), path=slide_id)
+            zarr.consolidate_metadata(self.location.zarr(), path=slide_id, zarr_format=3)
         return self.map(slide_id, grid.spec.key, read_only=False)
 
     def _write_coordinates(self, path: str, stored: StoredGrid, genes: tuple[str, ...]) -> None:
@@ -181,10 +181,10 @@ class ExpressionStore:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
             genes = tuple(
-                str(g) for g in np.asarray(zarr.open_array(store, path=f"{path}/gene", mode="r")[...])
+                str(g) for g in np.asarray(zarr.open_array(store, path=f"{path}/gene", mode="r", zarr_format=3)[...])
             )
         tissue, rgb = (
-            np.asarray(zarr.open_array(store, path=f"{path}/{name}", mode="r")[...])
+            np.asarray(zarr.open_array(store, path=f"{path}/{name}", mode="r", zarr_format=3)[...])
             for name in ("tissue", "rgb")
         )
         array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)

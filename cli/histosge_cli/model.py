@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from histosge_cli.show import Voice, out
+from histosge_cli.show import Voice, out, resumable
 from histosge_cli.store import Log, Quiet, StoreArg
 
 SamplesArg = Annotated[
@@ -99,7 +99,7 @@ def predict(
     voice = Voice(quiet, log)
     if h5ad is not None and len(slide or []) != 1:
         raise ModelError("--h5ad writes one slide; name it with --slide ID")
-    with voice.bars("blocks") as bars:
+    with resumable(), voice.bars("blocks") as bars:
         results = run(
             store,
             model,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
@@ -55,6 +56,16 @@ class Voice:
         )
         with Progress(*columns, console=err, disable=self.quiet or not err.is_terminal) as progress:
             yield Bars(progress)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Turn Ctrl-C into one line that says how to go on; exit 130, as a shell expects."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print("\nstopped; what is written is whole: run the same command again to go on")
+        raise typer.Exit(130) from None
 
 
 class Bars:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from histosge_cli.show import Voice, out, size, table
+from histosge_cli.show import Voice, out, resumable, size, table
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks.")]
@@ -86,7 +86,7 @@ def embed(
         keep_background=no_tissue,
         retry_failed=retry_failed,
     )
-    with voice.bars("blocks") as bars:
+    with resumable(), voice.bars("blocks") as bars:
         results = run(
             samples,
             store,
