@@ -8,15 +8,19 @@ Terms
     suspect  a slide that was there when a worker died
 """
 
+import logging
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
+from distributed.client import FutureCancelledError
+from distributed.comm import CommClosedError
 
 from featurestore.blocks import Block
 from featurestore.encoding import BlockResult
@@ -36,8 +40,12 @@ RETRIES = 2
 DEATHS = 1
 """Further workers that a task may kill before it is given up (local clusters)."""
 
+CONNECT_S = 10
+"""A scheduler that does not answer for so long is not there."""
 LOOK_AGAIN = 64
 """Tasks after which the cluster's threads are counted anew."""
+
+GONE = "the scheduler went away; every block that is written stays: run the same command again to go on"
 
 Work = tuple[Block, tuple[str, ...]]
 
@@ -53,6 +61,7 @@ def local_client(workers: int, threads: int = THREADS) -> Iterator[Client]:
     threads
         Tasks at once in each.
     """
+    _silence()
     share = str(max(1, len(os.sched_getaffinity(0)) // workers))
     settings = {
         "distributed.scheduler.allowed-failures": DEATHS,
@@ -79,12 +88,20 @@ def remote_client(address: str) -> Iterator[Client]:
     ClusterError
         If it does not answer.
     """
+    _silence()
     try:
-        client = Client(address, timeout=20)
+        client = Client(address, timeout=CONNECT_S)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(f"no scheduler answers at {address} ({type(error).__name__}: {error})") from error
     with client:
         yield client
+
+
+def _silence() -> None:
+    """Keep the library's logs off the terminal: what goes wrong is said by us, in one line."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] in ("distributed", "tornado", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 @dataclass
@@ -170,8 +187,11 @@ class _Run:
             self._drain()
             for state in list(self._suspects.values()):
                 self._try_alone(state)
+        except (CancelledError, FutureCancelledError, CommClosedError) as error:
+            raise ClusterError(GONE) from error
         except BaseException:
-            self._client.cancel(list(self._running))
+            with suppress(CommClosedError, TimeoutError):
+                self._client.cancel(list(self._running))
             raise
         return [self._finished[slide_id] for slide_id in self._order]
 
@@ -223,9 +243,7 @@ class _Run:
 
     def _value(self, future: Future) -> Any:
         if future.cancelled():
-            raise ClusterError(
-                "the scheduler went away; every block that is written stays: run the same command again to go on"
-            )
+            raise ClusterError(GONE)
         result = future.result()
         if isinstance(result, Refused):
             raise result.error

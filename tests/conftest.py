@@ -13,10 +13,16 @@ def _has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run tests that take more than ten seconds")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     absent = {}
     if not (DATA / "cohort.csv").is_file():
         absent["data"] = "no public sections: set HISTOSGE_DATA to their folder"
+    if not config.getoption("--slow"):
+        absent["slow"] = "run them with: pytest --slow"
     if not _has_gpu():
         absent["gpu"] = "no CUDA device"
     for marker, reason in absent.items():

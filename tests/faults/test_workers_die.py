@@ -1,0 +1,220 @@
+"""Processes are killed for real; the next run finishes, and the store is what an undisturbed run makes."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from running import OPTIONS, Start, blocks, contents, wait_until
+
+from featurestore.listing import catalogue
+from featurestore.validation import validate
+
+CLUSTER = ("--workers", 2)
+
+
+def test_two_workers_make_the_store_that_one_process_makes(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    code, out, err = start("embed", sheet, tmp_path / "store", *OPTIONS, *CLUSTER).wait()
+    assert (code, err) == (0, "")
+    assert contents(tmp_path / "store") == undisturbed
+    code, out, _ = start("embed", sheet, tmp_path / "store", *OPTIONS, *CLUSTER).wait()
+    assert code == 0
+    assert out.count("nothing to do") == 3
+
+
+def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    store = tmp_path / "store"
+    run = start("embed", sheet, store, *OPTIONS, *CLUSTER)
+    wait_until(lambda: blocks(store))
+    workers = run.workers()
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    code, _, err = run.wait()
+    assert code == 0, err
+    assert contents(store) == undisturbed
+
+
+def test_a_run_killed_whole_goes_on_with_the_missing_blocks(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    store = tmp_path / "store"
+    run = start("embed", sheet, store, *OPTIONS, *CLUSTER)
+    wait_until(lambda: len(blocks(store)) >= 3)
+    run.kill_group()
+    done = {path: path.stat().st_mtime_ns for path in blocks(store)}
+    total = sum("/embedding/c/" in name for name in undisturbed)
+    assert 3 <= len(done) < total
+    code, out, err = start("embed", sheet, store, *OPTIONS, *CLUSTER).wait()
+    assert code == 0, err
+    computed = sum(int(line.split()[1]) for line in out.splitlines() if "blocks computed" in line)
+    assert computed == total - len(done)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert contents(store) == undisturbed
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_change_nothing(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    store, moments, seen = tmp_path / "store", random.Random(5), []
+    for number in range(20):
+        run = start("embed", sheet, store, *OPTIONS, *(CLUSTER if number % 2 else ()))
+        # Early ones find nothing written yet, later ones a few blocks more each.
+        target = len(blocks(store)) + number % 2
+        deadline = time.monotonic() + moments.uniform(0.5, 8)
+        while time.monotonic() < deadline and len(blocks(store)) <= target and run.process.poll() is None:
+            time.sleep(0.01)
+        run.kill_group()
+        seen.append(len(blocks(store)))
+    assert seen[-1] > 0
+    assert seen == sorted(seen)
+    code, _, err = start("embed", sheet, store, *OPTIONS, *CLUSTER).wait()
+    assert code == 0, err
+    assert contents(store) == undisturbed
+    assert validate(str(store), deep=True) == []
+
+
+def test_two_runs_at_once_make_one_whole_store(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    store = tmp_path / "store"
+    runs = [start("embed", sheet, store, *OPTIONS) for _ in range(2)]
+    for run in runs:
+        code, _, err = run.wait()
+        assert code == 0, err
+    assert contents(store) == undisturbed
+
+
+def test_leftovers_of_killed_writes_are_swept_once_they_are_old(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    store = tmp_path / "store"
+    assert start("embed", sheet, store, *OPTIONS).wait()[0] == 0
+    folder = next(iter(blocks(store))).parent
+    old, young = (folder / f"0.{'ab' * 16}{i}.partial" for i in range(2))
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 86400,) * 2)
+    assert start("embed", sheet, store, *OPTIONS).wait()[0] == 0
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_clocks_and_dates_of_files_play_no_part(start: Start, sheet: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    assert start("embed", sheet, store, *OPTIONS).wait()[0] == 0
+    for number, path in enumerate([*sheet.parent.glob("*.tif"), *blocks(store)]):
+        os.utime(path, ((-1) ** number * 1e9 + 1.2e9,) * 2)
+    code, out, _ = start("embed", sheet, store, *OPTIONS).wait()
+    assert code == 0
+    assert out.count("nothing to do") == 3
+
+
+POISON = """
+import os
+import imagecodecs
+honest = imagecodecs.png_decode
+def deadly(data, *a, **k):
+    if b"poison" in data:
+        os.kill(os.getpid(), 9)
+    return honest(data, *a, **k)
+imagecodecs.png_decode = deadly
+"""
+
+
+def test_a_slide_that_kills_whoever_reads_it_is_reported_and_the_others_are_finished(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(POISON)
+    (tmp_path / "poison.png").write_bytes(b"\x89PNG\r\n\x1a\n poison")
+    rows = [line.split(",")[1] for line in sheet.read_text().splitlines()[1:]]
+    poisoned = tmp_path / "sheet.csv"
+    lines = [f"S{i + 1},{sheet.parent / name},0.5" for i, name in enumerate(rows)]
+    poisoned.write_text(
+        "\n".join(["slide_id,slide,mpp", lines[0], f"P,{tmp_path / 'poison.png'},0.5", *lines[1:]])
+    )
+    store = tmp_path / "store"
+    run = start("embed", poisoned, store, *OPTIONS, *CLUSTER, PYTHONPATH=str(tmp_path / "site"))
+    code, out, err = run.wait()
+    assert code == 1, err
+    assert "P: failed: " in out
+    assert "kills the process that reads it" in out, out
+    state = {row["slide"]: row["state"] for row in catalogue(str(store)).to_dicts()}
+    assert state == {"S1": "done", "S2": "done", "S3": "done", "P": "failed"}
+    whole = {name: data for name, data in contents(store).items() if "embedding/c/" in name}
+    assert whole == {name: data for name, data in undisturbed.items() if "embedding/c/" in name}
+
+
+def test_a_truncated_slide_costs_only_itself(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    names = sorted(sheet.parent.glob("S*.tif"))
+    cut = tmp_path / "cut.tif"
+    whole = names[0].read_bytes()
+    cut.write_bytes(whole[: len(whole) // 2])
+    text = "\n".join(["slide_id,slide", f"cut,{cut}", *(f"{p.stem},{p}" for p in names)])
+    (tmp_path / "sheet.csv").write_text(text)
+    store = tmp_path / "store"
+    code, _, err = start("embed", tmp_path / "sheet.csv", store, *OPTIONS, *CLUSTER).wait()
+    rows = {row["slide"]: row for row in catalogue(str(store)).to_dicts()}
+    assert [rows[p.stem]["state"] for p in names] == ["done"] * 3
+    lost = rows["cut"]
+    assert (lost["state"], code) == ("failed", 1) or (lost["unreadable"] > 0 and code == 0), err
+    assert {n: d for n, d in contents(store).items() if n.startswith("S2/")} == {
+        n: d for n, d in undisturbed.items() if n.startswith("S2/")
+    }
+
+
+def _dask(kind: str, *arguments: object) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *map(str, arguments)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+
+
+def test_a_scheduler_that_dies_is_said_in_one_line_and_the_command_repeated_goes_on(
+    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    from _s3 import free_port
+
+    store, port = tmp_path / "store", free_port()
+    address = f"tcp://127.0.0.1:{port}"
+    processes = []
+
+    def cluster() -> None:
+        processes.append(_dask("scheduler", "--port", port, "--no-dashboard", "--host", "127.0.0.1"))
+        options = ("--no-dashboard", "--nthreads", 2, "--death-timeout", 10, "--no-nanny")
+        processes.append(_dask("worker", address, *options))
+
+    try:
+        cluster()
+        run = start("embed", sheet, store, *OPTIONS, "--scheduler", address)
+        wait_until(lambda: blocks(store))
+        processes[0].kill()
+        processes[1].kill()
+        code, _, err = run.wait()
+        assert code == 2, err
+        assert err.strip().splitlines()[-1].startswith("error: the scheduler went away")
+        assert "Traceback" not in err, err
+        cluster()
+        code, _, err = start("embed", sheet, store, *OPTIONS, "--scheduler", address).wait()
+        assert code == 0, err
+        assert contents(store) == undisturbed
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_a_scheduler_that_is_not_there_is_said(start: Start, sheet: Path, tmp_path: Path) -> None:
+    code, _, err = start("embed", sheet, tmp_path / "s", *OPTIONS, "--scheduler", "tcp://127.0.0.1:9").wait()
+    assert code == 2
+    assert err.strip().splitlines()[-1].startswith("error: no scheduler answers at tcp://127.0.0.1:9")
+    assert not (tmp_path / "s").exists()
