@@ -18,8 +18,8 @@ from featurestore.errors import SlideError
 from featurestore.grid import PatchGrid
 from featurestore.slide import Slide
 
-MAX_STRIP_PX = 16_000_000
-"""Pixels held at once for one strip: 48 MB of RGB."""
+MAX_STRIP_PX = 8_000_000
+"""Pixels held at once for one strip: 24 MB of RGB, which malloc reuses; above 32 MB it asks for fresh pages."""
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ def _cut(
         except SlideError as error:
             ok[i] = False
             failures.append((*at, str(error)))
-    return pixels[ok], ok, failures
+    return (pixels[ok] if failures else pixels), ok, failures
 
 
 def read_ahead(items: Callable[[], Iterator[T]], depth: int = 4) -> Iterator[T]:

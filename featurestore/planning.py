@@ -186,7 +186,7 @@ def _forget_failed(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[st
 
 def software_versions() -> dict[str, str]:
     """Versions of what decides pixels and bytes, for a grid's attributes."""
-    return {name: version(name) for name in ("histosge", "zarr", "numpy", "openslide-python", "tifffile")}
+    return {name: version(name) for name in ("histosge", "zarr", "numpy", "openslide-python", "simplejpeg", "tifffile")}
 
 
 def local_path(slide: str) -> str:

@@ -74,8 +74,8 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     Parameters
     ----------
     path
-        A file: SVS, NDPI, MRXS, DICOM and tiled TIFF through OpenSlide; flat and OME-TIFF through
-        tifffile; PNG and JPEG.
+        A file: JPEG-tiled TIFF and SVS; other SVS and TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and
+        OME-TIFF through tifffile; PNG and JPEG.
     mpp
         Microns per pixel at level 0; overrides what the file says.
 
@@ -88,6 +88,7 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     SlideError
         If no reader can open it; the message holds each one's reason.
     """
+    from featurestore.readers.jpeg_tiles import JpegTileSlide
     from featurestore.readers.openslide_reader import OpenSlideSlide
     from featurestore.readers.raster import SUFFIXES, RasterSlide
     from featurestore.readers.tiff import TiffSlide, is_ome
@@ -106,6 +107,8 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
         readers = [RasterSlide]
     elif suffix in (".tif", ".tiff") and is_ome(file):
         readers.reverse()  # OpenSlide would take it as a plain TIFF, without mpp or pyramid
+    elif suffix in (".svs", ".tif", ".tiff"):
+        readers.insert(0, JpegTileSlide)
     reasons = []
     for reader in readers:
         try:
@@ -114,4 +117,4 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
             raise
         except SlideError as error:
             reasons.append(str(error).splitlines()[0][:120])
-    raise SlideError(f"{file} cannot be opened: {'; '.join(reasons)}")
+    raise SlideError(f"{file} cannot be opened: {'; '.join(dict.fromkeys(reasons))}")

@@ -22,15 +22,8 @@ class OpenSlideSlide(PyramidSlide):
     def __init__(self, path: str, mpp: float | None) -> None:
         self._path = path
         self._lock = threading.Lock()
-        self._handle = _open(path)
-        properties = self._handle.properties
-        if mpp is None:
-            mpp = isotropic(
-                _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
-                _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
-                path,
-            )
-        super().__init__(path, tuple(self._handle.level_dimensions), check_mpp(mpp, path))
+        self._handle = open_handle(path)
+        super().__init__(path, tuple(self._handle.level_dimensions), handle_mpp(self._handle, mpp, path))
         self._downsamples = tuple(self._handle.level_downsamples)
 
     def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -62,7 +55,7 @@ class OpenSlideSlide(PyramidSlide):
     def _reopen(self, failed: openslide.OpenSlide) -> None:
         with self._lock:
             if self._handle is failed:
-                self._handle = _open(self._path)
+                self._handle = open_handle(self._path)
                 failed.close()
 
     def close(self) -> None:
@@ -70,13 +63,38 @@ class OpenSlideSlide(PyramidSlide):
         self._handle.close()
 
 
-def _open(path: str) -> openslide.OpenSlide:
+def open_handle(path: str) -> openslide.OpenSlide:
+    """Open a file with OpenSlide.
+
+    Raises
+    ------
+    SlideError
+        If OpenSlide cannot.
+    """
     try:
         return openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise SlideError("OpenSlide does not know the format") from error
     except openslide.OpenSlideError as error:
         raise SlideError(f"OpenSlide: {error}") from error
+
+
+def handle_mpp(handle: openslide.OpenSlide, mpp: float | None, path: str) -> float:
+    """Return microns per pixel at level 0: as given, or as OpenSlide finds it in the file.
+
+    Raises
+    ------
+    MppError
+        If it is neither given nor in the file, or absurd.
+    """
+    if mpp is None:
+        properties = handle.properties
+        mpp = isotropic(
+            _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
+            _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
+            path,
+        )
+    return check_mpp(mpp, path)
 
 
 def _number(text: str | None) -> float | None:
