@@ -137,11 +137,19 @@ class Proxy:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # Head and body of an answer in one packet: apart they would wait for each other's acknowledgement.
+            wbufsize = -1
+            disable_nagle_algorithm = True
 
             def handle_any(self) -> None:
                 proxy._handle(self)
 
             do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any  # noqa: N815
+
+            def handle_expect_100(self) -> bool:
+                super().handle_expect_100()
+                self.wfile.flush()
+                return True
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -213,6 +221,7 @@ class Proxy:
         request.end_headers()
         if request.command != "HEAD":
             request.wfile.write(data)
+        request.wfile.flush()
 
 
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"

@@ -21,6 +21,22 @@ def read_attrs(location: Location, path: str) -> dict[str, Any]:
     return dict(document.get("attributes") or {}) if document else {}
 
 
+def consolidate(location: Location, path: str) -> None:
+    """Gather the metadata of everything below a group into its own document, so that opening costs one request.
+
+    The layout is the one that zarr and xarray read (``consolidated_metadata``, inline).
+    """
+    below = sorted(name for name in location.sizes(path) if name.endswith("/zarr.json"))
+    documents = {name.removesuffix("/zarr.json"): location.read_json(f"{path}/{name}") for name in below}
+    whole = {"kind": "inline", "must_understand": False, "metadata": documents}
+    own = location.read_json(f"{path}/zarr.json") or {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {},
+    }
+    location.write_json(f"{path}/zarr.json", {**own, "consolidated_metadata": whole})
+
+
 def create_root(location: Location, spec: str, version: int, what: str) -> None:
     """Make an empty store, or check the one that is there.
 

@@ -21,8 +21,8 @@ from featurestore.errors import StoreError
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 _LEFTOVER = re.compile(r"\.[0-9a-f]{16,}\.partial$|\.partial$")
-S3_TRIES = 10
-"""Of one request; waits double up to 20 s, so about two minutes in all."""
+S3_TRIES = 6
+"""Of one request, with waits that double; s3fs tries that again a few times: minutes in all."""
 LEFTOVER_AGE_S = 3600
 """Temporary files younger than this may belong to a run that is still writing."""
 

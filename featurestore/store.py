@@ -5,7 +5,6 @@ carries the identity of what it was made from; asking for another is refused, wi
 `docs/SPEC.md` says what each name means; `validate` checks it.
 """
 
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +13,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
-from zarr.errors import ContainsArrayError, ZarrUserWarning
+from zarr.errors import ContainsArrayError
 
 from featurestore.block_array import BlockArray
 from featurestore.blocks import DEFAULT_BLOCK, Block, plan_blocks
-from featurestore.documents import check_root, create_root, read_attrs, write_group
+from featurestore.documents import check_root, consolidate, create_root, read_attrs, write_group
 from featurestore.encoder import EncoderIdentity
 from featurestore.errors import (
     AmbiguousSelectionError,
@@ -323,10 +322,7 @@ class Store:
 
     def consolidate(self, slide_id: str) -> None:
         """Gather a slide's metadata into its group, so that opening it costs one request."""
-        with warnings.catch_warnings():
-            # Consolidated metadata is an accepted extension that format 3 has not yet written down.
-            warnings.simplefilter("ignore", category=ZarrUserWarning)
-            zarr.consolidate_metadata(self.location.zarr(), path=slide_id, zarr_format=3)
+        consolidate(self.location, slide_id)
 
     # ------------------------------------------------------------------ failures and removal
 

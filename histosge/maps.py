@@ -13,11 +13,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
-from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
+from zarr.errors import UnstableSpecificationWarning
 
 from featurestore.block_array import BlockArray
 from featurestore.blocks import Block, plan_blocks
-from featurestore.documents import check_root, create_root, read_attrs, write_group
+from featurestore.documents import check_root, consolidate, create_root, read_attrs, write_group
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
@@ -142,9 +142,7 @@ class ExpressionStore:
             dims=("y", "x", "gene"),
             attrs={"made_by": made_by, "units": "log1p of counts per 10,000"},
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=ZarrUserWarning)
-            zarr.consolidate_metadata(self.location.zarr(), path=slide_id, zarr_format=3)
+        consolidate(self.location, slide_id)
         return self.map(slide_id, grid.spec.key, read_only=False)
 
     def _write_coordinates(self, path: str, stored: StoredGrid, genes: tuple[str, ...]) -> None:
@@ -181,7 +179,8 @@ class ExpressionStore:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
             genes = tuple(
-                str(g) for g in np.asarray(zarr.open_array(store, path=f"{path}/gene", mode="r", zarr_format=3)[...])
+                str(g)
+                for g in np.asarray(zarr.open_array(store, path=f"{path}/gene", mode="r", zarr_format=3)[...])
             )
         tissue, rgb = (
             np.asarray(zarr.open_array(store, path=f"{path}/{name}", mode="r", zarr_format=3)[...])

@@ -15,6 +15,7 @@ from featurestore.listing import catalogue
 from featurestore.validation import validate
 
 CLUSTER = ("--workers", 2)
+COLOUR = ("--encoder", "colour")
 
 
 def test_two_workers_make_the_store_that_one_process_makes(
@@ -94,25 +95,25 @@ def test_two_runs_at_once_make_one_whole_store(
 
 
 def test_leftovers_of_killed_writes_are_swept_once_they_are_old(
-    start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
+    start: Start, sheet: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
-    assert start("embed", sheet, store, *OPTIONS).wait()[0] == 0
+    assert start("embed", sheet, store, *OPTIONS, *COLOUR).wait()[0] == 0
     folder = next(iter(blocks(store))).parent
     old, young = (folder / f"0.{'ab' * 16}{i}.partial" for i in range(2))
     for path in (old, young):
         path.write_bytes(b"half")
     os.utime(old, (time.time() - 86400,) * 2)
-    assert start("embed", sheet, store, *OPTIONS).wait()[0] == 0
+    assert start("embed", sheet, store, *OPTIONS, *COLOUR).wait()[0] == 0
     assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_clocks_and_dates_of_files_play_no_part(start: Start, sheet: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
-    assert start("embed", sheet, store, *OPTIONS).wait()[0] == 0
+    assert start("embed", sheet, store, *OPTIONS, *COLOUR).wait()[0] == 0
     for number, path in enumerate([*sheet.parent.glob("*.tif"), *blocks(store)]):
         os.utime(path, ((-1) ** number * 1e9 + 1.2e9,) * 2)
-    code, out, _ = start("embed", sheet, store, *OPTIONS).wait()
+    code, out, _ = start("embed", sheet, store, *OPTIONS, *COLOUR).wait()
     assert code == 0
     assert out.count("nothing to do") == 3
 
