@@ -184,7 +184,9 @@ def gaussian_pool(patches: Patches, sigma_um: float, moments: Sequence[str] = MO
 
 
 def _spread(mean_square: Floats, mean: Floats) -> Floats:
-    return np.asarray(np.sqrt(np.maximum(mean_square - mean**2, 0.0)))
+    variance = mean_square - mean**2
+    # What rounding leaves of a constant is no spread: standardised, it would rule every prediction.
+    return np.asarray(np.sqrt(np.where(variance > 1e-12 * mean_square, variance, 0.0)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from histosge.errors import ModelError
 from histosge.metrics import correlate
@@ -170,3 +171,123 @@ def test_dense_never_goes_flat_where_it_is_low() -> None:
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
     with pytest.raises(ModelError, match="dense, paper, ridge, knn, mean"):
         load_preset("transformer")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_same_seed_learns_the_same_bits(preset: str) -> None:
+    sections = [_section(1), _section(2)]
+    first = _fit(preset, sections, seed=5).state()
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(11)  # whatever else drew numbers in between
+        second = _fit(preset, sections, seed=5).state()
+    assert list(first) == list(second)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], strict=True)
+
+
+def test_another_seed_gives_another_paper_network_and_leaves_the_global_generator_alone() -> None:
+    section = _section(1)
+    before = torch.random.get_rng_state()
+    first, second = _fit("paper", [section], seed=0), _fit("paper", [section], seed=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert (first.predict(section.patches) != second.predict(section.patches)).any()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_patches_in_another_order_give_the_same_map(preset: str) -> None:
+    section = _section(1)
+    model, patches = _fit(preset, [section]), section.patches
+    order = np.random.default_rng(7).permutation(len(patches))
+    shuffled = replace(
+        patches, rows=patches.rows[order], cols=patches.cols[order], embedding=patches.embedding[order]
+    )
+    np.testing.assert_allclose(model.predict(shuffled), model.predict(patches)[order], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("preset", LEARNERS)
+def test_the_units_of_an_embedding_do_not_matter(preset: str) -> None:
+    rng = np.random.default_rng(7)
+    scale, shift = 10.0 ** rng.uniform(-2, 2, 12), rng.uniform(-1, 1, 12)
+
+    def rescaled(section: TrainingSection) -> TrainingSection:
+        embedding = (section.patches.embedding + shift) * scale
+        return replace(section, patches=section.patches.with_embedding(embedding.astype(np.float32)))
+
+    sections, other = [_section(1), _section(2)], _section(3)
+    plain = _fit(preset, sections).predict(other.patches)
+    scaled = _fit(preset, [rescaled(s) for s in sections]).predict(rescaled(other).patches)
+    difference = np.abs(scaled - plain).mean() / plain.std()
+    assert difference < (0.1 if preset == "paper" else 0.001)
+
+
+@pytest.mark.parametrize("preset", ["ridge", "dense"])
+def test_on_noise_the_chosen_penalty_costs_hardly_more_than_the_mean(preset: str) -> None:
+    sections = [_section(1, dim=60, noise=True), _section(2, dim=60, noise=True)]
+    other = _section(3, dim=60, noise=True)
+
+    def squared_error(name: str) -> float:
+        guess = spots_from_patches(other.overlap, _fit(name, sections).predict(other.patches))
+        return float(((guess - other.target) ** 2).mean())
+
+    assert squared_error(preset) < 1.05 * squared_error("mean")
+
+
+def test_dense_predicts_another_section_around_the_mean_of_all_training_spots() -> None:
+    sections = [_section(1), _section(2, offset=1.5)]
+    pooled = np.concatenate([s.target for s in sections]).mean(axis=0)
+    predicted = _fit("dense", sections).predict(_section(3).patches)
+    assert abs(predicted.mean() - pooled.mean()) < 0.2
+
+
+def test_dense_learns_nothing_from_tissue_beyond_its_halo() -> None:
+    section = _section(1, dim=300, side=30)
+    left = section.subset(section.spot_xy_um[:, 0] < 400)
+    beyond = section.patches.xy_um[:, 0] > 400 + 55 + 50 + load_preset("dense").fit([left]).halo_um
+    assert beyond.sum() > 50
+    other = section.patches.embedding.copy()
+    other[beyond] = 1000.0
+    changed = replace(left, patches=section.patches.with_embedding(other))
+    first, second = _fit("dense", [left]).state(), _fit("dense", [changed]).state()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+
+
+def test_neighbours_weigh_the_nearest_eight_spots_by_inverse_distance() -> None:
+    whole = _section(1)
+    # Off a regular lattice no two distances tie, so the nearest eight are beyond doubt.
+    moved = whole.spot_xy_um + np.random.default_rng(7).uniform(-13, 13, whole.spot_xy_um.shape)
+    section = replace(whole, spot_xy_um=moved)
+    distance = np.linalg.norm(section.patches.xy_um[:, None] - moved[None], axis=2)
+    nearest = np.argsort(distance, axis=1)[:, :8]
+    weight = 1 / np.take_along_axis(distance, nearest, axis=1)
+    expected = (weight[..., None] * section.target[nearest]).sum(axis=1) / weight.sum(axis=1)[:, None]
+    predicted = _fit("knn", [section]).predict(section.patches)
+    np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_gene_of_the_paper_network_dies_where_the_embedding_carries_it() -> None:
+    section = _section(1)
+    predicted = _fit("paper", [section]).predict(section.patches)
+    assert (predicted.std(axis=0) > 0.1).all()
+    assert ((predicted == 0).mean(axis=0) < 0.2).all()
+
+
+def test_the_paper_network_predicts_a_slide_larger_than_its_table_of_positions() -> None:
+    section = _section(1)
+    model, patches = _fit("paper", [section]), section.patches
+    far = replace(patches, rows=patches.rows + 5000, cols=patches.cols + 7001)
+    predicted = model.predict(far)
+    assert predicted.shape == (len(far), GENES)
+    assert np.isfinite(predicted).all()
+
+
+def test_a_feature_that_never_varied_in_training_may_vary_elsewhere() -> None:
+    def with_feature(section: TrainingSection, values: np.ndarray | float) -> TrainingSection:
+        embedding = section.patches.embedding.copy()
+        embedding[:, 5] = values
+        return replace(section, patches=section.patches.with_embedding(embedding))
+
+    model = _fit("dense", [with_feature(_section(1), 0.37), with_feature(_section(2), 0.37)])
+    elsewhere = _section(3)
+    drift = 0.37 + 0.01 * np.random.default_rng(0).standard_normal(len(elsewhere.patches))
+    assert _score(model, with_feature(elsewhere, drift)) > 0.85

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -125,3 +127,52 @@ def test_a_window_can_be_laid_around_some_patches_only() -> None:
     np.testing.assert_array_equal(
         neighbourhood(patches, 100.0, 2, some).index, neighbourhood(patches, 100.0, 2).index[some]
     )
+
+
+def test_a_spot_with_no_patch_under_its_disc_gets_an_empty_row_and_the_others_keep_theirs() -> None:
+    patches = _patches()
+    near, far = patches.xy_um[13], np.array([5003.0, -701.0])
+    both = disc_overlap(np.stack([near, far]), 55.0, patches)
+    assert both.shape == (2, len(patches))
+    assert both[1].nnz == 0
+    np.testing.assert_array_equal(
+        both[0].toarray(), disc_overlap(near[None], 55.0, patches).toarray(), strict=True
+    )
+
+
+def test_a_cell_that_a_disc_only_touches_gets_nothing() -> None:
+    stride = 56.3
+    patches = replace(_patches(shape=(13, 17), drop=0.0), stride_um=stride)
+    inner = (abs(patches.rows - 6) < 4) & (abs(patches.cols - 8) < 6)
+    for steps in (1, 3, 5):
+        weights = disc_overlap(patches.xy_um[inner], steps * stride, patches)
+        away = abs(
+            np.stack([patches.rows, patches.cols])[:, weights.indices]
+            - np.repeat(np.stack([patches.rows, patches.cols])[:, inner], np.diff(weights.indptr), axis=1)
+        )
+        assert away.max() == steps // 2
+
+
+def test_pooling_sees_the_patch_at_the_truncation_and_nothing_beyond() -> None:
+    patches = _patches(shape=(13, 17), drop=0.0)
+    sigma = STRIDE  # TRUNCATE sigmas are then a whole number of patches
+    middle = int(find_patches(patches, np.array(6), np.array(8)))
+    away = np.maximum(abs(patches.rows - 6), abs(patches.cols - 8))
+    before = gaussian_pool(patches, sigma)[middle]
+    for steps, seen in ((3, True), (4, False)):
+        assert (steps * STRIDE <= TRUNCATE * sigma) is seen
+        other = patches.embedding.copy()
+        other[away == steps] += 1000
+        after = gaussian_pool(patches.with_embedding(other), sigma)[middle]
+        assert (after != before).all() if seen else (after == before).all()
+
+
+def test_pooling_many_features_on_a_large_slide_is_pooling_each_alone() -> None:
+    patches = _patches(shape=(7, 5), dim=31)
+    # A patch far away makes the rectangle so large that features are pooled in several chunks.
+    rows, cols = np.append(patches.rows, 400), np.append(patches.cols, 300)
+    embedding = np.concatenate([patches.embedding, np.full((1, 31), 2.0, np.float32)])
+    wide = Patches("S", rows, cols, embedding, STRIDE, PATCH)
+    together, near = gaussian_pool(wide, 80.0), gaussian_pool(patches, 80.0)
+    np.testing.assert_array_equal(together[:-1], near)
+    np.testing.assert_allclose(together[-1], np.repeat([2.0, 0.0], 31), atol=1e-6)
