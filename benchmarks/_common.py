@@ -1,12 +1,16 @@
 """What the benchmarks share: options, a slide to work on, a table and its JSON."""
 
 import argparse
+import datetime as dt
 import json
+import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from histosge.synthetic import SyntheticSection, SyntheticSpec, make_section
 
@@ -14,10 +18,38 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def options(about: str) -> argparse.Namespace:
+@dataclass(frozen=True)
+class Result:
+    """One figure.
+
+    Parameters
+    ----------
+    target
+        What it should reach, such as ``>= 0.95``; empty if it only informs.
+    """
+
+    what: str
+    value: float
+    unit: str = ""
+    target: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is met; None without one."""
+        if not self.target:
+            return None
+        sign, _, bound = self.target.partition(" ")
+        return {
+            ">=": self.value >= float(bound),
+            "<=": self.value <= float(bound),
+            "=": self.value == float(bound),
+        }[sign]
+
+
+def options(about: str | None) -> argparse.Namespace:
     """Read --quick and --json."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--quick", action="store_true", help="a small case, in well under a minute")
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small case, in about half a minute")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
     return parser.parse_args()
 
@@ -34,22 +66,32 @@ def timed(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[floa
     return time.perf_counter() - begun, result
 
 
-def report(title: str, rows: Sequence[dict[str, Any]], to: Path | None) -> None:
-    """Print a table, and write it as JSON with the machine it was measured on."""
-    columns = list(rows[0])
-    cells = [columns, *([_text(row[c]) for c in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    print(f"\n{title}")
-    for line in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
+    """Print a table, and write it as JSON with the machine, commit and date."""
+    print(f"\n{benchmark}, {_machine()}")
+    for result in results:
+        verdict = {True: "met", False: "MISSED", None: ""}[result.met]
+        value = f"{result.value:.3g}" if abs(result.value) < 1000 else f"{result.value:.0f}"
+        print(f"  {result.what:42} {value:>9} {result.unit:14} {result.target:10} {verdict}".rstrip())
     if to is not None:
-        machine = f"{platform.machine()} {platform.system()} python {platform.python_version()}"
-        to.write_text(json.dumps({"title": title, "machine": machine, "rows": list(rows)}, indent=1) + "\n")
+        document = {
+            "benchmark": benchmark,
+            "machine": _machine(),
+            "commit": _commit(),
+            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+            "results": [{**asdict(result), "met": result.met} for result in results],
+        }
+        to.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _text(value: object) -> str:
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 100
-        else (f"{value:.0f}" if isinstance(value, float) else str(value))
+def _machine() -> str:
+    cores, python = len(os.sched_getaffinity(0)), platform.python_version()
+    return f"{cores} cores {platform.machine()} {platform.system()}, python {python}"
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
+    return asked.stdout.strip()

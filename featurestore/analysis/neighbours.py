@@ -1,0 +1,186 @@
+"""Find more of this: the patches of a cohort nearest to a given one, in one pass.
+
+Held are the best so far and a few blocks, however large the cohort. The search is exact.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from featurestore.analysis.selection import SlideEmbedding
+from featurestore.analysis.stream import PatchBlock, PatchStream
+from featurestore.analysis.tables import places
+from featurestore.errors import StoreError
+from featurestore.grid import PatchGrid
+
+Metric = Literal["cosine", "euclidean"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A patch to look for.
+
+    Parameters
+    ----------
+    slide_id, row, col
+        Which patch.
+    vector
+        Its embedding, ``(dim,)``.
+    """
+
+    slide_id: str
+    row: int
+    col: int
+    vector: NDArray[np.float64]
+
+
+def patch_at_um(stream: PatchStream, slide_id: str, x_um: float, y_um: float) -> Query:
+    """Take the patch whose centre is nearest to a place in microns from the slide's top-left.
+
+    Raises
+    ------
+    StoreError
+        If the place is off the grid, or the patch has no embedding.
+    """
+    grid = stream.slide(slide_id).grid
+    width, height = ((n - 1) * grid.stride_um + grid.patch_um for n in (grid.n_cols, grid.n_rows))
+    if not (0 <= x_um <= width and 0 <= y_um <= height):
+        raise StoreError(
+            f"({x_um:g}, {y_um:g}) um is off the patches of slide {slide_id!r}, which cover "
+            f"x 0 to {width:g} um and y 0 to {height:g} um"
+        )
+    row, col = np.abs(grid.y_um - y_um).argmin(), np.abs(grid.x_um - x_um).argmin()
+    return patch_at(stream, slide_id, int(row), int(col))
+
+
+def patch_at(stream: PatchStream, slide_id: str, row: int, col: int) -> Query:
+    """Take a patch by its place on the grid; reads the one block that holds it.
+
+    Raises
+    ------
+    StoreError
+        If the patch is off the grid, background, or could not be read.
+    """
+    slide = stream.slide(slide_id)
+    n_rows, n_cols = slide.grid.shape
+    if not (0 <= row < n_rows and 0 <= col < n_cols):
+        raise StoreError(
+            f"slide {slide_id!r} has no patch ({row}, {col}): rows are 0 to {n_rows - 1}, cols 0 to {n_cols - 1}"
+        )
+    vector = slide.array.read((row, row + 1), (col, col + 1))[0, 0].astype(np.float64)
+    if not np.isfinite(vector).all():
+        raise StoreError(_no_embedding(slide, row, col))
+    return Query(slide_id, row, col, vector)
+
+
+def _no_embedding(slide: SlideEmbedding, row: int, col: int) -> str:
+    is_tissue = slide.read_tissue()
+    if is_tissue[row, col]:
+        return (
+            f"patch ({row}, {col}) of slide {slide.slide_id!r} has no embedding: unreadable, or not embedded yet; "
+            "see: histosge ls"
+        )
+    rows, cols = np.nonzero(is_tissue)
+    hint = "the slide holds no tissue"
+    if len(rows):
+        nearest = ((rows - row) ** 2 + (cols - col) ** 2).argmin()
+        hint = f"the nearest tissue is patch ({rows[nearest]}, {cols[nearest]})"
+    return f"patch ({row}, {col}) of slide {slide.slide_id!r} is background; {hint}"
+
+
+def as_metric(name: str) -> Metric:
+    """Return a metric by its name.
+
+    Raises
+    ------
+    StoreError
+        If there is none of that name.
+    """
+    for metric in METRICS:
+        if metric == name:
+            return metric
+    raise StoreError(f"there is no metric {name!r}; take one of: {', '.join(METRICS)}")
+
+
+def similar(
+    stream: PatchStream,
+    query: Query,
+    n: int = 20,
+    metric: Metric = "cosine",
+    exclude_um: float | None = None,
+) -> pl.DataFrame:
+    """Find the patches nearest to a query over all slides, in one pass.
+
+    Parameters
+    ----------
+    n
+        How many at most.
+    metric
+        ``cosine`` (1 - cosine of the angle) or ``euclidean``.
+    exclude_um
+        Leave out patches of the query's own slide whose centre is within this distance of it, in microns; the query
+        itself always is. One patch side if left out: those would overlap the query.
+
+    Returns
+    -------
+    polars.DataFrame
+        `slide`, `row`, `col`, `x_um`, `y_um`, `distance`; nearest first, ties in the order of reading.
+
+    Raises
+    ------
+    StoreError
+        If nothing is asked for, or the direction of a zero vector.
+    """
+    if metric not in METRICS or n < 1:
+        raise StoreError(
+            f"similar needs n of at least 1 and a metric of {', '.join(METRICS)}, not {n}, {metric}"
+        )
+    if metric == "cosine" and not query.vector.any():
+        raise StoreError(
+            f"patch ({query.row}, {query.col}) of slide {query.slide_id!r} is the zero vector, which has no direction; "
+            "use the metric euclidean"
+        )
+    grid = stream.slide(query.slide_id).grid
+    radius_um = grid.patch_um * (1 - 1e-9) if exclude_um is None else exclude_um
+    slides = {slide.slide_id: slide for slide in stream.slides}
+    nothing = np.empty(0, np.int64)
+    best = places("", grid, nothing, nothing).with_columns(pl.Series("distance", [], pl.Float64))
+    for patches in stream.blocks():
+        distances = _distances(patches.values, query.vector, metric)
+        if patches.slide_id == query.slide_id:
+            distances[_excluded(patches, query, grid, radius_um)] = np.inf
+        worst = best["distance"][-1] if best.height >= n else np.inf
+        near = np.flatnonzero(distances < worst)
+        if not len(near):
+            continue
+        near = near[np.argsort(distances[near], kind="stable")[:n]]
+        found = places(
+            patches.slide_id, slides[patches.slide_id].grid, patches.rows[near], patches.cols[near]
+        ).with_columns(pl.Series("distance", distances[near]))
+        best = pl.concat([best, found]).sort("distance", maintain_order=True).head(n)
+    return best
+
+
+def _distances(
+    values: NDArray[np.float32], vector: NDArray[np.float64], metric: Metric
+) -> NDArray[np.float64]:
+    rows = values.astype(np.float64)
+    if metric == "euclidean":
+        rows -= vector
+        lengths: NDArray[np.float64] = np.linalg.norm(rows, axis=1)
+        return lengths
+    lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
+    # A zero vector has no direction: it counts as at a right angle.
+    cosine: NDArray[np.float64] = np.zeros(len(rows))
+    np.divide(rows @ vector, lengths, out=cosine, where=lengths > 0)
+    return 1 - cosine
+
+
+def _excluded(patches: PatchBlock, query: Query, grid: PatchGrid, radius_um: float) -> NDArray[np.bool_]:
+    steps = np.hypot(patches.rows - query.row, patches.cols - query.col)
+    excluded: NDArray[np.bool_] = (steps * grid.stride_um <= radius_um) | (steps == 0)
+    return excluded

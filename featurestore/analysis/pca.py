@@ -1,0 +1,165 @@
+"""Principal components of a whole cohort, exactly, in one pass: from the streamed mean and covariance.
+
+What is held is one ``(dim, dim)`` matrix, however many patches there are. Each block is centred on its own mean
+before it is squared, so that a large common mean costs no precision.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+from scipy.linalg.blas import dsyrk
+
+from featurestore.analysis.stream import PatchStream
+from featurestore.analysis.tables import check_folder, write_patches
+from featurestore.errors import IdentityMismatchError, StoreError
+
+MAX_DIM = 8192
+"""Two float64 matrices of this side are 1 GB."""
+DEFAULT_COMPONENTS = 50
+
+
+@dataclass(frozen=True)
+class Pca:
+    """Principal components of embeddings, largest variance first.
+
+    Parameters
+    ----------
+    mean
+        Of each feature, ``(dim,)``.
+    components
+        Orthonormal rows, ``(k, dim)``; the entry of largest size in each is positive.
+    explained_variance, explained_variance_ratio
+        With n - 1, ``(k,)``; and as a share of the variance of all features.
+    n_patches
+        How many patches it was made from.
+    encoder
+        Fingerprint of the encoder whose embeddings it fits.
+    """
+
+    mean: NDArray[np.float64]
+    components: NDArray[np.float64]
+    explained_variance: NDArray[np.float64]
+    explained_variance_ratio: NDArray[np.float64]
+    n_patches: int
+    encoder: str
+
+    def project(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the scores of patches, ``(n, dim) -> (n, k)``."""
+        return ((values - self.mean) @ self.components.T).astype(np.float32)
+
+    def transform(self, stream: PatchStream) -> Iterator[tuple[str, xr.DataArray]]:
+        """Compute the scores of every slide in one pass, one slide at a time; nothing is written.
+
+        Yields
+        ------
+        (str, xarray.DataArray)
+            Slide id, and scores ``(y, x, component)`` float32 with coordinates in microns; NaN where a patch is
+            no tissue or has no embedding.
+        """
+        self.check_fits(stream)
+        for slide, blocks in stream.by_slide():
+            scores = np.full((*slide.grid.shape, len(self.components)), np.nan, np.float32)
+            for patches in blocks:
+                scores[patches.rows, patches.cols] = self.project(patches.values)
+            coords = {"y": slide.grid.y_um, "x": slide.grid.x_um}
+            yield (
+                slide.slide_id,
+                xr.DataArray(scores, coords, ("y", "x", "component"), name=slide.slide_id),
+            )
+
+    def check_fits(self, stream: PatchStream) -> None:
+        """Refuse embeddings of another encoder.
+
+        Raises
+        ------
+        IdentityMismatchError
+            With both fingerprints.
+        """
+        if stream.encoder != self.encoder:
+            raise IdentityMismatchError(
+                f"these components were made from embeddings of encoder {self.encoder[:16]}, not {stream.encoder[:16]}; "
+                "fit them on this embedding"
+            )
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row per component: `component` (from 1), `variance`, `ratio`, `loadings`."""
+        dim = len(self.mean)
+        return pl.DataFrame(
+            {
+                "component": np.arange(1, len(self.components) + 1),
+                "variance": self.explained_variance,
+                "ratio": self.explained_variance_ratio,
+                "loadings": pl.Series(self.components.tolist(), dtype=pl.Array(pl.Float64, dim)),
+            }
+        )
+
+
+def fit_pca(stream: PatchStream, components: int | None = None) -> Pca:
+    """Fit principal components in one pass; the same store gives the same signs.
+
+    Parameters
+    ----------
+    components
+        How many; 50 if left out, or as many as there are.
+
+    Raises
+    ------
+    StoreError
+        If there are too few patches, or features for a matrix in memory.
+    """
+    dim = stream.dim
+    if dim > MAX_DIM:
+        raise StoreError(
+            f"embeddings of {dim} features need {2 * 8 * dim**2 / 2**30:.1f} GiB for their covariance; "
+            f"exact PCA is for {MAX_DIM} features at most"
+        )
+    n, mean, scatter = _scatter(stream)
+    most = min(dim, n - 1)
+    k = min(DEFAULT_COMPONENTS, most) if components is None else components
+    if most < 1 or not 1 <= k <= most:
+        raise StoreError(
+            f"{n} patches of {dim} features have {max(most, 0)} components, not {k}; ask for 1 to {max(most, 1)}"
+        )
+    total = float(np.trace(scatter))
+    sizes, axes = eigh(scatter, lower=False, subset_by_index=(dim - k, dim - 1), overwrite_a=True)
+    sizes, rows = np.maximum(sizes[::-1], 0), axes.T[::-1]
+    largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
+    ratio = sizes / total if total > 0 else np.zeros(k)
+    return Pca(mean, rows * np.where(largest < 0, -1.0, 1.0), sizes / (n - 1), ratio, n, stream.encoder)
+
+
+def _scatter(stream: PatchStream) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+    """Return count, mean, and the sum of squared deviations as an upper triangle, ``(dim, dim)``."""
+    n, mean = 0, np.zeros(stream.dim)
+    scatter = np.zeros((stream.dim, stream.dim), order="F")
+    for patches in stream.blocks():
+        m = len(patches.values)
+        if not m:
+            continue
+        # One more row than patches: the step between the means, weighted as Chan's merging asks for.
+        rows = np.empty((m + 1, stream.dim))
+        rows[:m] = patches.values
+        step = rows[:m].mean(axis=0)
+        rows[:m] -= step
+        step -= mean
+        rows[m] = step * np.sqrt(n * m / (n + m))
+        scatter = dsyrk(1.0, rows.T, beta=1.0, c=scatter, overwrite_c=True)
+        mean += step * (m / (n + m))
+        n += m
+    return n, mean, scatter
+
+
+def write_scores(pca: Pca, stream: PatchStream, folder: Path) -> None:
+    """Write one table per slide, in one pass: `slide`, `row`, `col`, `x_um`, `y_um`, `pc1`, `pc2` ..."""
+    check_folder(folder)
+    for slide_id, scores in pca.transform(stream):
+        values = scores.to_numpy()
+        rows, cols = np.nonzero(np.isfinite(values[..., 0]))
+        columns = {f"pc{i + 1}": values[rows, cols, i] for i in range(values.shape[2])}
+        write_patches(folder, stream.slide(slide_id), rows, cols, columns)

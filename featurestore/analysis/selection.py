@@ -1,0 +1,183 @@
+"""Which embeddings of a store are analysed together: one grid, one encoder, the slides that have both.
+
+A slide's metadata costs one request, since its group gathers it. Embeddings of unlike encoders are never mixed:
+the fingerprints must agree.
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.errors import ZarrUserWarning
+
+from featurestore.block_array import BlockArray
+from featurestore.blocks import Block, plan_blocks
+from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
+from featurestore.grid import PatchGrid
+from featurestore.layout import EMBEDDING, embedding_path, grid_path
+from featurestore.names import slug
+from featurestore.store import Store
+from featurestore.tissue import TISSUE_THRESHOLD
+
+AT_ONCE = 16
+"""Slides whose metadata is read at once: on an object store nearly all of it is waiting."""
+
+Pair = tuple[str, str]
+"""A grid key and an encoder slug."""
+
+
+@dataclass(frozen=True)
+class SlideEmbedding:
+    """One slide's embedding, opened; neither tissue nor vectors are read yet.
+
+    Parameters
+    ----------
+    slide_id, grid
+        Whose, and where its patches are.
+    array
+        The embedding, ``(y, x, feature)``.
+    encoder
+        Attributes that say what made it: `key`, `dim`, `fingerprint`.
+    """
+
+    slide_id: str
+    grid: PatchGrid
+    array: BlockArray
+    encoder: dict[str, Any]
+    _tissue: "zarr.Array[Any]"
+
+    @property
+    def dim(self) -> int:
+        """Features of one patch."""
+        return self.array.shape[2]
+
+    def read_tissue(self) -> NDArray[np.bool_]:
+        """Read which patches are tissue, ``(n_rows, n_cols)``: one small object."""
+        return np.asarray(self._tissue[...]) >= TISSUE_THRESHOLD
+
+    def planned(self, is_tissue: NDArray[np.bool_]) -> list[Block]:
+        """Blocks with tissue: those that are stored, or will be."""
+        blocks = plan_blocks(self.grid.shape, self.array.block_shape)
+        return [block for block in blocks if is_tissue[block.slices].any()]
+
+
+def open_slides(
+    store: Store, slide_ids: Sequence[str] | None, grid: str | None, encoder: str | None
+) -> tuple[list[SlideEmbedding], list[str]]:
+    """Open one embedding of every slide that has it.
+
+    Parameters
+    ----------
+    slide_ids
+        Only these; None for all.
+    grid, encoder
+        May be left out where the slides hold only one.
+
+    Returns
+    -------
+    (list of SlideEmbedding, list of str)
+        In the order of their ids, and the ids of slides that lack the embedding.
+
+    Raises
+    ------
+    AmbiguousSelectionError
+        If several embeddings fit; the message lists them.
+    IdentityMismatchError
+        If the slides were embedded by unlike encoders of the same name.
+    StoreError
+        If nothing fits, or a slide that was named does not.
+    """
+    there = store.slide_ids()
+    unknown = sorted(set(slide_ids or []) - set(there))
+    if unknown:
+        raise StoreError(
+            f"{store.location.label} holds no slide {unknown[0]!r}; see: histosge ls {store.location.label}"
+        )
+    names = there if slide_ids is None else sorted(set(slide_ids))
+    zarr_store = store.location.zarr(read_only=True)
+    with warnings.catch_warnings(), ThreadPoolExecutor(AT_ONCE) as pool:
+        warnings.simplefilter("ignore", category=ZarrUserWarning)
+        opened = list(pool.map(lambda name: _embeddings(store, zarr_store, name), names))
+    found = dict(zip(names, opened, strict=True))
+    chosen = choose(found, grid, encoder, store.location.label)
+    slides = [pairs[chosen] for pairs in found.values() if chosen in pairs]
+    without = [name for name, pairs in found.items() if chosen not in pairs]
+    if slide_ids is not None and without:
+        raise StoreError(
+            f"slide {without[0]!r} has no embedding --grid {chosen[0]} --encoder {chosen[1]} "
+            f"in {store.location.label}; leave it out, or embed it first"
+        )
+    _check_one_encoder(slides)
+    return slides, without
+
+
+def choose(found: Mapping[str, Iterable[Pair]], grid: str | None, encoder: str | None, label: str) -> Pair:
+    """Resolve the one embedding that is meant.
+
+    Parameters
+    ----------
+    found
+        Slide id -> the embeddings that it has.
+    grid, encoder
+        As the user named them; None leaves it open.
+    label
+        The store, for messages.
+    """
+    pairs = sorted({pair for of_slide in found.values() for pair in of_slide})
+    fitting = [(g, e) for g, e in pairs if grid in (None, g) and (encoder is None or slug(encoder) == e)]
+    if len(fitting) == 1:
+        return fitting[0]
+    listed = "; ".join(f"--grid {g} --encoder {e}" for g, e in (fitting or pairs))
+    if fitting:
+        raise AmbiguousSelectionError(f"{label} holds several embeddings; name one of: {listed}")
+    raise StoreError(
+        f"{label} holds no embedding for grid {grid or 'any'}, encoder {encoder or 'any'}; "
+        f"it has: {listed or 'nothing yet, run histosge embed'}"
+    )
+
+
+def _embeddings(store: Store, zarr_store: Any, slide_id: str) -> dict[Pair, SlideEmbedding]:
+    group = zarr.open_group(zarr_store, path=slide_id, mode="r", zarr_format=3)
+    gathered = group.metadata.consolidated_metadata
+    if gathered is None:  # planned by a run that was killed before it could gather the metadata
+        pairs = [(g, e) for g in store.grid_keys(slide_id) for e in store.encoder_slugs(slide_id, g)]
+    else:
+        paths = (path.split("/") for path in gathered.flattened_metadata)
+        pairs = [(parts[0], parts[1]) for parts in paths if parts[2:] == [EMBEDDING]]
+    return {pair: _embedding(store, group, slide_id, pair) for pair in pairs}
+
+
+def _embedding(store: Store, group: zarr.Group, slide_id: str, pair: Pair) -> SlideEmbedding:
+    path = embedding_path(slide_id, *pair)
+    array = _array(group, path.removeprefix(f"{slide_id}/"))
+    grid_group = group[pair[0]]
+    return SlideEmbedding(
+        slide_id,
+        PatchGrid.from_attrs(dict(grid_group.attrs)["grid"]),  # type: ignore[arg-type]
+        BlockArray(store.location, path, array),
+        dict(array.attrs)["encoder"],  # type: ignore[arg-type]
+        _array(group, f"{grid_path(slide_id, pair[0])}/tissue".removeprefix(f"{slide_id}/")),
+    )
+
+
+def _array(group: zarr.Group, path: str) -> "zarr.Array[Any]":
+    array = group[path]
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{group.path}/{path} is no array; see: histosge validate")
+    return array
+
+
+def _check_one_encoder(slides: Sequence[SlideEmbedding]) -> None:
+    first = slides[0]
+    for slide in slides[1:]:
+        if slide.encoder["fingerprint"] != first.encoder["fingerprint"]:
+            raise IdentityMismatchError(
+                f"slides {first.slide_id!r} and {slide.slide_id!r} were embedded by unlike encoders "
+                f"{first.encoder['key']!r}: fingerprints {first.encoder['fingerprint'][:16]} and "
+                f"{slide.encoder['fingerprint'][:16]}; name slides of one of them"
+            )

@@ -1,0 +1,101 @@
+"""How many patches each slide has, and how their features are spread: one pass, per slide and over the cohort.
+
+Moments are merged as in Chan, Golub & LeVeque (1979), "Updating formulae and a pairwise algorithm for computing
+sample variances", in float64: no sum of squares is ever subtracted from another.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from featurestore.analysis.stream import PatchStream
+
+
+class Moments:
+    """Count, mean and squared deviations of each feature, of all rows added so far."""
+
+    def __init__(self, dim: int) -> None:
+        self.n = 0
+        self.mean = np.zeros(dim)
+        self.squares = np.zeros(dim)
+
+    def add(self, values: NDArray[Any]) -> None:
+        """Take in rows, ``(n, dim)``; none is fine."""
+        if not len(values):
+            return
+        centred = values.astype(np.float64)
+        part = Moments(values.shape[1])
+        part.n, part.mean = len(values), centred.mean(axis=0)
+        centred -= part.mean
+        part.squares = np.einsum("nd,nd->d", centred, centred)
+        self.merge(part)
+
+    def merge(self, other: Self) -> None:
+        """Take in what another has seen."""
+        if not other.n:
+            return
+        total = self.n + other.n
+        step = other.mean - self.mean
+        self.mean = self.mean + step * (other.n / total)
+        self.squares = self.squares + other.squares + step**2 * (self.n * other.n / total)
+        self.n = total
+
+    @property
+    def sd(self) -> NDArray[np.float64]:
+        """Standard deviation with n - 1; NaN of fewer than two rows."""
+        if self.n < 2:
+            return np.full(len(self.mean), np.nan)
+        deviation: NDArray[np.float64] = np.sqrt(self.squares / (self.n - 1))
+        return deviation
+
+
+def summarise(stream: PatchStream) -> pl.DataFrame:
+    """Summarise the slides of a cohort in one pass.
+
+    Returns
+    -------
+    polars.DataFrame
+        One row per slide and, last, one with a null `slide` for the cohort. `patches`; `absent` tissue patches
+        without an embedding; `shift`, how far the slide's mean lies from the cohort's, in the cohort's standard
+        deviations (root mean square over features: a slide far out is stained or scanned unlike the others);
+        `mean` and `sd` (n - 1) of each feature, null where there are too few patches.
+    """
+    cohort = Moments(stream.dim)
+    slides: list[tuple[str, Moments]] = []
+    for slide, blocks in stream.by_slide():
+        moments = Moments(stream.dim)
+        for patches in blocks:
+            moments.add(patches.values)
+        cohort.merge(moments)
+        slides.append((slide.slide_id, moments))
+    absent = stream.reads.absent
+    rows = [_row(name, moments, absent[name], cohort) for name, moments in slides]
+    vector = pl.Array(pl.Float64, stream.dim)
+    return pl.DataFrame(
+        [*rows, _row(None, cohort, absent.total(), cohort)],
+        schema={
+            "slide": pl.String,
+            "patches": pl.Int64,
+            "absent": pl.Int64,
+            "shift": pl.Float64,
+            "mean": vector,
+            "sd": vector,
+        },
+        orient="row",
+    )
+
+
+def _row(slide_id: str | None, moments: Moments, absent: int, cohort: Moments) -> tuple[object, ...]:
+    mean = moments.mean if moments.n else None
+    sd = moments.sd if moments.n > 1 else None
+    return slide_id, moments.n, absent, _shift(moments, cohort), mean, sd
+
+
+def _shift(moments: Moments, cohort: Moments) -> float | None:
+    varies = cohort.squares > 0
+    if not moments.n or not varies.any():
+        return None
+    steps = (moments.mean - cohort.mean)[varies] / cohort.sd[varies]
+    return float(np.sqrt(np.mean(steps**2)))
