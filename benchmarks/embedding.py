@@ -56,7 +56,7 @@ def share_of_bare(
 ) -> list[Result]:
     """Compare `embed` with the encoder alone."""
     # A ViT on a CPU takes a while: patches side by side are enough for it.
-    spec = GridSpec(0.5, 224, 448 if quick else 224) if key == VIT else SPEC
+    spec = GridSpec(0.5, 224, 224) if key == VIT else SPEC
     settings = EmbedSettings((key,), spec, EncoderOptions(random_weights=key == VIT))
     encoder = load_encoder(key, settings.options)
     whole, bare, patches = [], [], 0

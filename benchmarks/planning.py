@@ -8,6 +8,7 @@ ones. The run is stopped once enough blocks are done to measure the cost of one.
 
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -45,12 +46,10 @@ def main() -> None:
         with local_client(WORKERS) as client:
             client.wait_for_workers(WORKERS)
             watch = Watch(wanted)
-            try:
+            with suppress(EnoughError):
                 embed_on_cluster(client, samples, str(folder / "store"), settings, watch)
-            except EnoughError:
-                pass
     overhead = watch.seconds_per_block * WORKERS
-    blocks = SLIDES * BLOCKS_A_SLIDE
+    blocks, block_bytes = SLIDES * BLOCKS_A_SLIDE, PATCHES_A_BLOCK * DIM * 2
     results = [
         Result("slides in the sheet", len(samples)),
         Result("reading the sheet", catalogue_s, "s"),
@@ -59,11 +58,7 @@ def main() -> None:
         Result("blocks done", watch.blocks),
         Result("a block and its share of planning", 1e3 * overhead, "ms of worker"),
         Result("of which encoding", 1e3 * encoder_s * vectors, "ms"),
-        Result(
-            f"bytes for {SLIDES} slides of {BLOCKS_A_SLIDE} blocks, {DIM} dims",
-            blocks * PATCHES_A_BLOCK * DIM * 2 / 1e12,
-            "TB",
-        ),
+        Result(f"{SLIDES} slides of {BLOCKS_A_SLIDE} blocks, {DIM} dims", blocks * block_bytes / 1e12, "TB"),
         Result("requests for them: one PUT a block", blocks / 1e6, "M"),
         Result("hours of overhead for them, one worker", blocks * overhead / 3600, "h"),
     ]

@@ -37,6 +37,7 @@ def _options(url: str) -> dict[str, Any]:
     # A cached listing would hide what another worker has written.
     options: dict[str, Any] = {"use_listings_cache": False}
     if url.startswith("s3"):
+        options["max_concurrency"] = 1  # objects are small: more would ask for each one's size first
         options["config_kwargs"] = {
             "retries": {"max_attempts": S3_TRIES, "mode": "standard"},
             "connect_timeout": 10,
