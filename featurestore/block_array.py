@@ -16,7 +16,7 @@ from zarr.codecs import Crc32cCodec
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
 from featurestore.layout import chunk_index
-from featurestore.location import Location
+from featurestore.location import Entry, Location
 
 Shape3 = tuple[int, int, int]
 
@@ -150,9 +150,12 @@ class BlockArray:
 
     def objects(self) -> dict[tuple[int, ...], int]:
         """Chunk index -> bytes of every object that exists; one listing."""
-        sizes = self._location.sizes(self.path)
-        indexed = ((chunk_index(name), size) for name, size in sizes.items())
-        return {index: size for index, size in indexed if index is not None}
+        return {index: entry.size for index, entry in self.entries().items()}
+
+    def entries(self) -> dict[tuple[int, ...], Entry]:
+        """Chunk index -> bytes and date of every object that exists; one listing."""
+        indexed = ((chunk_index(name), entry) for name, entry in self._location.entries(self.path).items())
+        return {index: entry for index, entry in indexed if index is not None}
 
     def done(self) -> set[tuple[int, int]]:
         """Blocks all of whose objects exist; one listing."""

@@ -4,7 +4,7 @@ Safe to run again: done is what exists, and only what is missing is computed.
 """
 
 from featurestore.encoder import Encoder
-from featurestore.encoding import embed_blocks
+from featurestore.encoding import Pace, embed_blocks
 from featurestore.errors import IdentityMismatchError, SlideError
 from featurestore.planning import (
     EmbedSettings as EmbedSettings,
@@ -77,12 +77,30 @@ def embed(
         with connect as client:
             return embed_on_cluster(client, rows, store, settings, progress)
     encoders = load_encoders(settings)
-    target = None if dry_run else Store.open_or_create(store)
+    if dry_run:
+        pace = Pace(encoders)
+        return [_dry_run(sample, encoders, settings, pace) for sample in rows]
+    target = Store.open_or_create(store)
     return [_embed_slide(target, sample, encoders, settings, progress) for sample in rows]
 
 
+def _dry_run(
+    sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings, pace: Pace
+) -> SlideResult:
+    try:
+        slide = open_slide(sample.slide, sample.mpp)
+    except SlideError as error:
+        return fail_slide(None, sample.slide_id, error)
+    try:
+        return dry_run_slide(slide, sample, encoders, settings, pace)
+    except SlideError as error:
+        return fail_slide(None, sample.slide_id, error)
+    finally:
+        slide.close()
+
+
 def _embed_slide(
-    store: Store | None,
+    store: Store,
     sample: Sample,
     encoders: dict[str, Encoder],
     settings: EmbedSettings,
@@ -94,8 +112,6 @@ def _embed_slide(
         return fail_slide(store, sample.slide_id, error)
     try:
         try:
-            if store is None:
-                return dry_run_slide(slide, sample, encoders, settings)
             todo = plan_slide(store, slide, sample, encoders, settings)
         except IdentityMismatchError:
             raise

@@ -3,8 +3,10 @@
 Knows no dask and no plan: whoever calls it says which blocks.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +19,36 @@ from featurestore.patches import PatchBatch, read_ahead, read_batches
 from featurestore.slide import Slide
 from featurestore.store import Store, StoredGrid
 
+PACE_BATCHES = 3
 BATCH = 64
 """Patches handed to an encoder at once; encoders split or pad as they need."""
+
+
+class Pace:
+    """Seconds per patch of reading and encoding, measured once, on the first slide that has tissue."""
+
+    def __init__(self, encoders: dict[str, Encoder]) -> None:
+        self._encoders = encoders
+        self._seconds: float | None = None
+
+    def __call__(self, slide: Slide, stored: StoredGrid, blocks: Sequence[Block]) -> float:
+        """Return it; a slide without tissue is not measured."""
+        if self._seconds is None and blocks:
+            middle = blocks[len(blocks) // 2]
+            wanted = stored.is_tissue[middle.slices]
+            batches = read_batches(slide, stored.grid, middle, wanted, BATCH)
+            self._encode(next(batches).pixels)  # the first one pays for what is set up once
+            begun, patches = time.perf_counter(), 0
+            for batch in islice(batches, PACE_BATCHES):
+                self._encode(batch.pixels)
+                patches += len(batch.pixels)
+            if patches:
+                self._seconds = (time.perf_counter() - begun) / patches
+        return self._seconds or 0.0
+
+    def _encode(self, pixels: NDArray[np.uint8]) -> None:
+        for encoder in self._encoders.values():
+            encoder.encode(pixels)
 
 
 @dataclass(frozen=True)

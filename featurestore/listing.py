@@ -23,6 +23,7 @@ SCHEMA: dict[str, Any] = {
     "reason": pl.String,
     "fingerprint": pl.String,
     "source": pl.String,
+    "modified": pl.Datetime("us", "UTC"),
 }
 
 
@@ -33,7 +34,8 @@ def catalogue(url: str) -> pl.DataFrame:
     -------
     polars.DataFrame
         Columns as in `SCHEMA`. `state` is ``done``, ``partial`` or ``failed``; `done` and `planned`
-        count blocks; `patches` tissue patches; `unreadable` patches that could not be read.
+        count blocks; `patches` tissue patches; `unreadable` patches that could not be read; `modified`
+        is when the last block was written (UTC).
 
     Raises
     ------
@@ -66,7 +68,7 @@ def _slide_rows(store: Store, slide_id: str) -> Iterator[dict[str, Any]]:
         for encoder_slug in store.encoder_slugs(slide_id, grid_key):
             array = store.embedding(slide_id, grid_key, encoder_slug)
             identity = store.identity(slide_id, grid_key, encoder_slug)
-            objects = array.objects()
+            objects = array.entries()
             planned = {block.index for block in stored.planned(array.block_shape)}
             done = len(planned & {(row, col) for row, col, _ in objects})
             yield _row(
@@ -77,10 +79,11 @@ def _slide_rows(store: Store, slide_id: str) -> Iterator[dict[str, Any]]:
                 done=done,
                 planned=len(planned),
                 patches=int(stored.is_tissue.sum()),
-                bytes=sum(objects.values()),
+                bytes=sum(entry.size for entry in objects.values()),
                 unreadable=unreadable.get((grid_key, encoder_slug), 0),
                 fingerprint=identity.fingerprint,
                 source=record.source,
+                modified=max((e.modified for e in objects.values() if e.modified), default=None),
             )
 
 

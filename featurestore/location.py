@@ -4,6 +4,7 @@ All file-system and zarr-store handles are made here, so that credentials, listi
 writes are dealt with once. Nothing here knows what the store holds.
 """
 
+import datetime as dt
 import json
 import os
 import re
@@ -30,6 +31,21 @@ LEFTOVER_AGE_S = 3600
 def strip_credentials(url: str) -> str:
     """Return a URL without user, password or signed query: safe to store and to print."""
     return _CREDENTIALS.sub("", url) if "://" in url else url
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One object in a listing: bytes, and when it was written, if the place says so."""
+
+    size: int
+    modified: dt.datetime | None
+
+
+def _modified(entry: dict[str, Any]) -> dt.datetime | None:
+    value = entry.get("LastModified") or entry.get("mtime") or entry.get("created")
+    if isinstance(value, (int, float)):
+        return dt.datetime.fromtimestamp(value, dt.UTC)
+    return value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else None
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -116,11 +132,16 @@ class Location:
 
     def sizes(self, relative: str = "") -> dict[str, int]:
         """Every object below, with its bytes; paths are relative to `relative`; one listing."""
+        return {name: entry.size for name, entry in self.entries(relative).items()}
+
+    def entries(self, relative: str = "") -> dict[str, Entry]:
+        """Every object below; paths are relative to `relative`; one listing."""
         base = self.path(relative).rstrip("/") + "/"
         found = self._fs_root[0].find(self.path(relative), detail=True)
         prefix = base.lstrip("/")
         return {
-            name.lstrip("/").removeprefix(prefix): int(entry["size"] or 0) for name, entry in found.items()
+            name.lstrip("/").removeprefix(prefix): Entry(int(entry["size"] or 0), _modified(entry))
+            for name, entry in found.items()
         }
 
     def read_json(self, relative: str) -> dict[str, Any] | None:

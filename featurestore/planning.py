@@ -71,7 +71,9 @@ class SlideResult:
     unreadable
         Patches that could not be read in this run.
     bytes_to_store
-        What the missing objects will take (dry run) or took.
+        What the objects will take (dry run).
+    seconds
+        What they will take to compute here, from the pace of a few batches (dry run).
     """
 
     slide_id: str
@@ -82,6 +84,7 @@ class SlideResult:
     patches: int = 0
     unreadable: int = 0
     bytes_to_store: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,10 @@ def _forget_failed(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[st
 
 def software_versions() -> dict[str, str]:
     """Versions of what decides pixels and bytes, for a grid's attributes."""
-    return {name: version(name) for name in ("histosge", "zarr", "numpy", "openslide-python", "simplejpeg", "tifffile")}
+    return {
+        name: version(name)
+        for name in ("histosge", "zarr", "numpy", "openslide-python", "simplejpeg", "tifffile")
+    }
 
 
 def local_path(slide: str) -> str:
@@ -195,21 +201,33 @@ def local_path(slide: str) -> str:
 
 
 def dry_run_slide(
-    slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
+    slide: Slide,
+    sample: Sample,
+    encoders: dict[str, Encoder],
+    settings: EmbedSettings,
+    pace: Callable[[Slide, StoredGrid, list[Block]], float],
 ) -> SlideResult:
-    """Survey a slide and say what embedding it would store; nothing is written."""
+    """Survey a slide and say what embedding it would store; nothing is written.
+
+    Parameters
+    ----------
+    pace
+        Returns seconds per patch on this device.
+    """
     grid = lay_grid(slide, sample, settings.spec)
     found: Survey = survey(slide, grid, keep_all=settings.keep_background)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     blocks = stored.planned(settings.block_shape)
     patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)
     object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())
+    patches = int(stored.is_tissue.sum())
     return SlideResult(
         sample.slide_id,
         "planned",
         planned=len(blocks) * len(encoders),
-        patches=int(stored.is_tissue.sum()),
+        patches=patches,
         bytes_to_store=object_bytes * len(blocks),
+        seconds=patches * pace(slide, stored, blocks),
     )
 
 

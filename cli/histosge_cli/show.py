@@ -91,6 +91,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         out.print(line.rstrip(), markup=False)
 
 
+def duration(seconds: float) -> str:
+    """Return a time as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
 def size(n_bytes: int) -> str:
     """Return bytes as a person reads them."""
     value = float(n_bytes)

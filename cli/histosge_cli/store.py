@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from histosge_cli.show import Voice, out, resumable, size, table
+from histosge_cli.show import Voice, duration, out, resumable, size, table
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks.")]
@@ -104,7 +104,7 @@ def embed(
         elif dry_run:
             out.print(
                 f"{result.slide_id}: {result.patches} patches in {result.planned} objects, "
-                f"{size(result.bytes_to_store)} to store",
+                f"{size(result.bytes_to_store)} to store, {duration(result.seconds)} on this device",
                 markup=False,
             )
         else:
@@ -117,6 +117,13 @@ def embed(
                 todo = "no tissue found, nothing to do; --no-tissue encodes every patch"
             bad = f", {result.unreadable} patches could not be read" if result.unreadable else ""
             out.print(f"{result.slide_id}: {todo}, {result.patches} patches{bad}", markup=False)
+    if dry_run and len(results) > 1:
+        out.print(
+            f"{len(results)} slides: {sum(r.patches for r in results)} patches in {sum(r.planned for r in results)} "
+            f"objects, {size(sum(r.bytes_to_store for r in results))} to store, "
+            f"{duration(sum(r.seconds for r in results))} on this device, one process",
+            markup=False,
+        )
     failed = sum(result.state == "failed" for result in results)
     if failed:
         out.print(f"{failed} of {len(results)} slides failed; the others are whole. See: histosge ls {store}")
@@ -129,12 +136,23 @@ def ls(store: StoreArg, as_json: Json = False) -> None:
 
     frame = catalogue(store)
     if as_json:
-        out.print(json.dumps(frame.to_dicts()), markup=False)
+        out.print(json.dumps(frame.to_dicts(), default=str), markup=False)
         return
     if not frame.height:
         out.print("the store is empty")
         return
-    header = ("slide", "grid", "encoder", "state", "blocks", "patches", "size", "unreadable", "reason")
+    header = (
+        "slide",
+        "grid",
+        "encoder",
+        "state",
+        "blocks",
+        "patches",
+        "size",
+        "written",
+        "unreadable",
+        "reason",
+    )
     table(header, (_cells(row) for row in frame.iter_rows(named=True)))
 
 
@@ -142,7 +160,8 @@ def _cells(row: dict[str, Any]) -> list[object]:
     blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
     taken = None if row["bytes"] is None else size(row["bytes"])
     named = [row["slide"], row["grid"], row["encoder"], row["state"], blocks, row["patches"], taken]
-    return [*named, row["unreadable"], row["reason"]]
+    written = None if row["modified"] is None else f"{row['modified']:%Y-%m-%d %H:%M}"
+    return [*named, written, row["unreadable"], row["reason"]]
 
 
 def validate(
