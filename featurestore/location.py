@@ -48,7 +48,7 @@ def _modified(entry: dict[str, Any]) -> dt.datetime | None:
     return value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else None
 
 
-def _options(url: str) -> dict[str, Any]:
+def storage_options(url: str) -> dict[str, Any]:
     """Return how to open a URL: patiently, since a run of days meets every kind of bad minute."""
     # A cached listing would hide what another worker has written.
     options: dict[str, Any] = {"use_listings_cache": False}
@@ -87,7 +87,7 @@ class Location:
     @cached_property
     def _fs_root(self) -> tuple[Any, str]:
         try:
-            fs, root = fsspec.core.url_to_fs(self.url, **_options(self.url))
+            fs, root = fsspec.core.url_to_fs(self.url, **storage_options(self.url))
         except ImportError as error:
             raise StoreError(
                 f"{self.label} needs an extra package ({error}); install it with: pip install 'histosge[s3]'"
@@ -100,7 +100,7 @@ class Location:
         """Open the place as a zarr store."""
         if self.is_local:
             return LocalStore(self._fs_root[1], read_only=read_only)
-        return FsspecStore.from_url(self.url, storage_options=_options(self.url), read_only=read_only)
+        return FsspecStore.from_url(self.url, storage_options=storage_options(self.url), read_only=read_only)
 
     def path(self, relative: str) -> str:
         """Return a path that this location's file system understands."""

@@ -21,6 +21,7 @@ from featurestore.location import strip_credentials
 from featurestore.names import slug
 from featurestore.samples import Sample
 from featurestore.slide import Slide
+from featurestore.slide_cache import fetch, is_remote
 from featurestore.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue import Survey, survey
 
@@ -196,7 +197,9 @@ def software_versions() -> dict[str, str]:
 
 
 def local_path(slide: str) -> str:
-    """Return a slide's path on this machine."""
+    """Return a slide's path on this machine; a remote one is fetched."""
+    if is_remote(slide):
+        return str(fetch(slide))
     return urlsplit(slide).path if slide.startswith("file://") else str(Path(slide))
 
 

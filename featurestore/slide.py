@@ -74,8 +74,8 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     Parameters
     ----------
     path
-        A file: JPEG-tiled TIFF and SVS; other SVS and TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and
-        OME-TIFF through tifffile; PNG and JPEG.
+        A file, or a URL that fsspec knows (it is fetched whole): JPEG-tiled TIFF and SVS; other SVS and
+        TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and OME-TIFF through tifffile; PNG and JPEG.
     mpp
         Microns per pixel at level 0; overrides what the file says.
 
@@ -92,13 +92,9 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     from featurestore.readers.openslide_reader import OpenSlideSlide
     from featurestore.readers.raster import SUFFIXES, RasterSlide
     from featurestore.readers.tiff import TiffSlide, is_ome
+    from featurestore.slide_cache import fetch, is_remote
 
-    scheme, _, rest = path.partition("://")
-    if rest and scheme != "file":
-        raise SlideError(
-            f"{path.partition('?')[0]}: slides are read from files on this machine; copy it here first"
-        )
-    file = rest or path
+    file = str(fetch(path)) if is_remote(path) else path.removeprefix("file://")
     if not Path(file).is_file():
         raise SlideNotFoundError(f"there is no slide at {file}")
     suffix = Path(file).suffix.lower()
