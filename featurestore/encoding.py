@@ -16,12 +16,11 @@ from featurestore.blocks import Block
 from featurestore.encoder import Encoder
 from featurestore.layout import failure_path
 from featurestore.patches import PatchBatch, read_ahead, read_batches
+from featurestore.planning import BATCH
 from featurestore.slide import Slide
 from featurestore.store import Store, StoredGrid
 
 PACE_BATCHES = 3
-BATCH = 64
-"""Patches handed to an encoder at once; encoders split or pad as they need."""
 
 
 class Pace:

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
+
 from featurestore.block_array import BlockArray
 from featurestore.blocks import DEFAULT_BLOCK, Block
 from featurestore.encoder import DEFAULT_ENCODER, Encoder, EncoderOptions, load_encoder
@@ -18,12 +20,16 @@ from featurestore.fingerprint import slide_fingerprint
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.layout import failure_path
 from featurestore.location import strip_credentials
+from featurestore.memory import worker_bytes
 from featurestore.names import slug
 from featurestore.samples import Sample
 from featurestore.slide import Slide
 from featurestore.slide_cache import fetch, is_remote
 from featurestore.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue import Survey, survey
+
+BATCH = 64
+"""Patches handed to an encoder at once; encoders split or pad as they need."""
 
 Progress = Callable[[str, int, int, int], None]
 """Called with (slide id, blocks done, blocks to do, patches done) after each block."""
@@ -75,6 +81,8 @@ class SlideResult:
         What the objects will take (dry run).
     seconds
         What they will take to compute here, from the pace of a few batches (dry run).
+    worker_bytes
+        Memory that a process working on it will hold at most, one block at a time (dry run).
     """
 
     slide_id: str
@@ -86,6 +94,7 @@ class SlideResult:
     unreadable: int = 0
     bytes_to_store: int = 0
     seconds: float = 0.0
+    worker_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,11 @@ def _forget_failed(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[st
             store.location.remove(failure_path(slide_id, grid_key, encoder_slug, (row, col)))
 
 
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
 def software_versions() -> dict[str, str]:
     """Versions of what decides pixels and bytes, for a grid's attributes."""
     return {
@@ -231,6 +245,15 @@ def dry_run_slide(
         patches=patches,
         bytes_to_store=object_bytes * len(blocks),
         seconds=patches * pace(slide, stored, blocks),
+        worker_bytes=worker_bytes(
+            resident_bytes(),
+            grid,
+            [encoder.identity.dim for encoder in encoders.values()],
+            threads=1,
+            batch=BATCH,
+            block_shape=settings.block_shape,
+            open_slides=1,
+        ),
     )
 
 

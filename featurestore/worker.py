@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.encoder import Encoder, EncoderIdentity
-from featurestore.encoding import BATCH, BlockResult, embed_blocks
+from featurestore.encoding import BlockResult, embed_blocks
 from featurestore.errors import FeatureStoreError, IdentityMismatchError, SlideError
 from featurestore.planning import (
+    BATCH,
     EmbedSettings,
     SlideResult,
     blocks_to_read,

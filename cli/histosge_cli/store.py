@@ -104,7 +104,8 @@ def embed(
         elif dry_run:
             out.print(
                 f"{result.slide_id}: {result.patches} patches in {result.planned} objects, "
-                f"{size(result.bytes_to_store)} to store, {duration(result.seconds)} on this device",
+                f"{size(result.bytes_to_store)} to store, {duration(result.seconds)} on this device, "
+                f"{size(result.worker_bytes)} of memory",
                 markup=False,
             )
         else:
