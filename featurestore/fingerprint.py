@@ -4,15 +4,39 @@ import hashlib
 from pathlib import Path
 
 from featurestore.errors import SlideNotFoundError
+from featurestore.location import Location
 
 SAMPLE_BYTES = 1 << 20
+METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
+
+
+def folder_fingerprint(path: str) -> str:
+    """Return ``<bytes>-<sha256>`` over the names and sizes of all objects of an OME-Zarr, and its metadata's content.
+
+    Raises
+    ------
+    SlideNotFoundError
+        If nothing is there.
+    """
+    location = Location(path)
+    sizes = location.sizes()
+    if not sizes:
+        raise SlideNotFoundError(f"there is no slide at {location.label}")
+    digest = hashlib.sha256()
+    for name in sorted(sizes):
+        digest.update(f"{name} {sizes[name]}\n".encode())
+        if name.rsplit("/", 1)[-1] in METADATA:
+            digest.update(location.read_bytes(name))
+    return f"{sum(sizes.values())}-{digest.hexdigest()}"
 
 
 def slide_fingerprint(path: str) -> str:
-    """Return ``<bytes>-<sha256>`` of a slide's first and last MiB.
+    """Return ``<bytes>-<sha256>`` of a slide's first and last MiB; of an OME-Zarr, see `folder_fingerprint`.
 
     Reading whole slides of several GB would cost more than it protects from.
     """
+    if path.rstrip("/").lower().endswith(".zarr"):
+        return folder_fingerprint(path)
     file = Path(path)
     if not file.is_file():
         raise SlideNotFoundError(f"there is no slide at {path}")

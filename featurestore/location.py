@@ -154,6 +154,10 @@ class Location:
             raise StoreError(f"{self.label}/{relative} is damaged: {error}") from error
         return value if isinstance(value, dict) else None
 
+    def read_bytes(self, relative: str) -> bytes:
+        """Return an object's bytes."""
+        return bytes(self._fs_root[0].cat_file(self.path(relative)))
+
     def write_json(self, relative: str, value: dict[str, Any]) -> None:
         """Write a JSON object, whole or not at all."""
         data = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

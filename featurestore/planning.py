@@ -212,6 +212,8 @@ def software_versions() -> dict[str, str]:
 
 def local_path(slide: str) -> str:
     """Return a slide's path on this machine; a remote one is fetched."""
+    if slide.rstrip("/").lower().endswith(".zarr"):
+        return slide
     if is_remote(slide):
         return str(fetch(slide))
     return urlsplit(slide).path if slide.startswith("file://") else str(Path(slide))

@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 
 from featurestore.errors import SampleSheetError
+from featurestore.location import strip_credentials
 from featurestore.names import slug
 
 COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor")
@@ -78,8 +79,15 @@ def read_samples(samples: str, slide_mpp: float | None = None) -> list[Sample]:
     path = Path(samples)
     if path.suffix.lower() == ".csv":
         rows = _read_sheet(path, slide_mpp)
+    elif "://" in samples or (path.is_dir() and path.suffix.lower() == ".zarr"):
+        name = Path(strip_credentials(samples)).stem
+        rows = [_sample(name, samples if "://" in samples else str(path.resolve()), mpp=slide_mpp)]
     elif path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.is_file() and f.suffix.lower() in SLIDE_SUFFIXES)
+        files = sorted(
+            f
+            for f in path.iterdir()
+            if (f.is_file() and f.suffix.lower() in SLIDE_SUFFIXES) or f.suffix.lower() == ".zarr"
+        )
         if not files:
             known = " ".join(sorted(SLIDE_SUFFIXES))
             raise SampleSheetError(f"{samples} is a folder without slides; known suffixes: {known}")

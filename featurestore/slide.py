@@ -76,6 +76,7 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     path
         A file, or a URL that fsspec knows (it is fetched whole): JPEG-tiled TIFF and SVS; other SVS and
         TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and OME-TIFF through tifffile; PNG and JPEG.
+        A folder or URL that ends in ``.zarr``: OME-Zarr, read where it lies.
     mpp
         Microns per pixel at level 0; overrides what the file says.
 
@@ -89,11 +90,14 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
         If no reader can open it; the message holds each one's reason.
     """
     from featurestore.readers.jpeg_tiles import JpegTileSlide
+    from featurestore.readers.ome_zarr import SUFFIX, OmeZarrSlide
     from featurestore.readers.openslide_reader import OpenSlideSlide
     from featurestore.readers.raster import SUFFIXES, RasterSlide
     from featurestore.readers.tiff import TiffSlide, is_ome
     from featurestore.slide_cache import fetch, is_remote
 
+    if path.rstrip("/").lower().endswith(SUFFIX):
+        return OmeZarrSlide(path.removeprefix("file://"), mpp)
     file = str(fetch(path)) if is_remote(path) else path.removeprefix("file://")
     if not Path(file).is_file():
         raise SlideNotFoundError(f"there is no slide at {file}")
