@@ -9,7 +9,7 @@ import sys
 import typer
 
 from featurestore.errors import FeatureStoreError
-from histosge_cli import analyse, demo, model, store
+from histosge_cli import analyse, demo, exchange, model, store
 
 app = typer.Typer(
     name="histosge",
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, store, model, analyse):
+for module in (demo, store, model, analyse, exchange):
     module.register(app)
 
 

@@ -1,0 +1,1 @@
+"""Embeddings of other tools in, ours out: TRIDENT and CLAM ``.h5``, raw2features ``.embeddings.zarr``."""
