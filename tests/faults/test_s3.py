@@ -13,12 +13,7 @@ from featurestore.store import Store
 from featurestore.validation import validate
 from histosge.stream import load_patches, open_embedded
 
-pytestmark = [
-    pytest.mark.s3,
-    # A client that is forgotten leaves its sockets to the garbage collector, which says so.
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-]
+pytestmark = pytest.mark.s3
 URL = "s3://test/store"
 
 

@@ -43,6 +43,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
     assert contents(store) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_run_killed_whole_goes_on_with_the_missing_blocks(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -214,6 +215,7 @@ def test_a_scheduler_that_dies_is_said_in_one_line_and_the_command_repeated_goes
             process.wait()
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_said(start: Start, sheet: Path, tmp_path: Path) -> None:
     code, _, err = start("embed", sheet, tmp_path / "s", *OPTIONS, "--scheduler", "tcp://127.0.0.1:9").wait()
     assert code == 2

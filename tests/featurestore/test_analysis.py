@@ -711,6 +711,7 @@ def test_on_s3_a_tree_costs_a_constant_number_of_requests_a_slide(s3: Proxy) -> 
 
 
 @pytest.mark.s3
+@pytest.mark.slow
 def test_every_block_of_the_guide_runs(s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = GridSpec(0.5, 224, 224)
     identity = EncoderIdentity("uni2-h", 24, {"weights": "made up"})
