@@ -10,12 +10,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, FeatureStoreError
+from featurestore.registry import find, records
 
 DEFAULT_ENCODER = "morphology"
 
@@ -71,7 +73,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """How to load an encoder: none of it changes what the vectors mean, but `weights` does.
+    """How to load an encoder. `weights` and `precision` change what the vectors mean, and so the fingerprint.
 
     Parameters
     ----------
@@ -81,11 +83,17 @@ class EncoderOptions:
         Use seeded random weights: for tests and dry runs only.
     device
         ``auto``, ``cpu`` or ``cuda``.
+    precision
+        ``fp32``, ``fp16``, ``bf16``, or ``auto``: as the encoder's authors advise, where the device can.
+    compile
+        Compile the network with torch: minutes at the start, faster after.
     """
 
     weights: str | None = None
     random_weights: bool = False
     device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
 
 
 def _load_morphology(key: str, options: EncoderOptions) -> Encoder:
@@ -100,22 +108,24 @@ def _load_colour(key: str, options: EncoderOptions) -> Encoder:
     return ColourEncoder(options)
 
 
-def _load_timm(key: str, options: EncoderOptions) -> Encoder:
-    from featurestore.encoders.vision import TimmEncoder
-
-    return TimmEncoder(key, options)
-
-
-ENCODERS: dict[str, tuple[Callable[[str, EncoderOptions], Encoder], str]] = {
+HANDCRAFTED: dict[str, tuple[Callable[[str, EncoderOptions], Encoder], int, str]] = {
     "morphology": (
         _load_morphology,
+        164,
         "handcrafted: stain statistics, oriented filters, nuclei; no weights, no network",
     ),
-    "colour": (_load_colour, "mean and standard deviation of R, G, B: the floor that texture has to beat"),
+    "colour": (_load_colour, 6, "mean and standard deviation of R, G, B: the floor that texture has to beat"),
 }
-"""Key -> (loader, one line about it)."""
+"""Key -> (loader, width, one line about it)."""
 
 TIMM_PREFIX = "timm:"
+ENTRY_POINTS = "histosge.encoders"
+"""Group under which other packages offer encoders: key = a callable ``(key, options) -> Encoder``."""
+
+
+def third_party() -> dict[str, EntryPoint]:
+    """Return the encoders that installed packages offer, by key; nothing is imported."""
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
 
 
 def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
@@ -124,13 +134,46 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
     Raises
     ------
     EncoderError
-        If the key is unknown (the nearest names are given) or the weights do not fit.
+        If the key is unknown (the nearest names are given), the weights cannot be had or they do not fit.
     """
     options = options or EncoderOptions()
+    if key in HANDCRAFTED:
+        return HANDCRAFTED[key][0](key, options)
+    record = find(key)
+    if record is not None:
+        from featurestore.encoders.vision import load_record
+
+        return load_record(record, options)
     if key.startswith(TIMM_PREFIX):
-        return _load_timm(key, options)
-    if key not in ENCODERS:
-        near = get_close_matches(key, ENCODERS, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(ENCODERS)}, timm:<name>"
-        raise EncoderError(f"unknown encoder {key!r}: {hint}")
-    return ENCODERS[key][0](key, options)
+        from featurestore.encoders.vision import load_timm
+
+        return load_timm(key, options)
+    others = third_party()
+    if key in others:
+        return _load_third_party(key, others[key], options)
+    known = [*HANDCRAFTED, *records(), *others]
+    near = get_close_matches(key.lower(), known, n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "see: histosge encoders"
+    raise EncoderError(f"unknown encoder {key!r}: {hint}")
+
+
+def _load_third_party(key: str, point: EntryPoint, options: EncoderOptions) -> Encoder:
+    try:
+        encoder: Encoder = point.load()(key, options)
+    except FeatureStoreError:
+        raise
+    except Exception as error:
+        raise EncoderError(
+            f"encoder {key!r} of {point.value} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+    if encoder.identity.key != key:
+        raise EncoderError(
+            f"encoder {key!r} of {point.value} calls itself {encoder.identity.key!r}; its author has to mend that"
+        )
+    return encoder
+
+
+def canonical_key(key: str) -> str:
+    """Return the key that a store records: ``uni@cls`` and ``uni`` are one encoder."""
+    record = find(key)
+    return key if record is None else record.key

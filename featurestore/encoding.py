@@ -22,6 +22,9 @@ from featurestore.store import Store, StoredGrid
 
 PACE_BATCHES = 3
 
+PatchFailure = tuple[int, int, str]
+"""(row, col) in the grid, and why it has no vector."""
+
 
 class Pace:
     """Seconds per patch of reading and encoding, measured once, on the first slide that has tissue."""
@@ -52,7 +55,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What became of one block: objects written, patches encoded and patches that could not be read."""
+    """What became of one block: objects written, patches encoded, and patches that have no vector."""
 
     block: Block
     written: int
@@ -90,22 +93,35 @@ def embed_blocks(
         for block in blocks:
             yield from read_batches(slide, grid, block, tissue[block.slices], BATCH)
 
-    buffers: dict[str, NDArray[np.float32]] = {}
-    failures: list[tuple[int, int, str]] = []
+    buffers: dict[str, NDArray[np.float16]] = {}
+    failures: list[PatchFailure] = []
+    not_finite: dict[str, list[PatchFailure]] = {}
     patches = 0
     for batch in read_ahead(batches):
         keys = blocks[batch.block]
         for key in keys:
             shape = (*batch.block.shape, encoders[key].identity.dim)
-            buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float32))
-            buffer[batch.rows, batch.cols] = encoders[key].encode(batch.pixels)
+            buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float16))
+            vectors, unusable = to_float16(encoders[key].encode(batch.pixels))
+            buffer[batch.rows, batch.cols] = vectors
+            corner = batch.block.rows[0], batch.block.cols[0]
+            not_finite.setdefault(key, []).extend(
+                (
+                    corner[0] + int(batch.rows[i]),
+                    corner[1] + int(batch.cols[i]),
+                    "the encoder gave no finite vector",
+                )
+                for i in unusable
+            )
         patches += len(batch.rows)
         failures += batch.failures
         if batch.last:
             for key in keys:
-                _commit(store, arrays[key], stored, batch.block, key, buffers[key], failures)
-            yield BlockResult(batch.block, len(keys), patches, len(failures))
-            buffers, failures, patches = {}, [], 0
+                failed = [*failures, *not_finite.get(key, [])]
+                _commit(store, arrays[key], stored, batch.block, key, buffers[key], failed)
+            nan = len({(row, col) for rows in not_finite.values() for row, col, _ in rows})
+            yield BlockResult(batch.block, len(keys), patches, len(failures) + nan)
+            buffers, failures, not_finite, patches = {}, [], {}, 0
 
 
 def _commit(
@@ -114,8 +130,8 @@ def _commit(
     stored: StoredGrid,
     block: Block,
     key: str,
-    values: NDArray[np.float32],
-    failures: Sequence[tuple[int, int, str]],
+    values: NDArray[np.float16],
+    failures: Sequence[PatchFailure],
 ) -> None:
     path = failure_path(stored.slide_id, stored.grid.spec.key, key, block.index)
     if failures:
@@ -128,12 +144,19 @@ def _commit(
                 "reason": failures[0][2],
             },
         )
-    array.write(block, to_float16(values))
+    array.write(block, values)
 
 
-def to_float16(values: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Round to the stored dtype; what overflows becomes NaN, never infinity."""
+def to_float16(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.intp]]:
+    """Round to the stored dtype.
+
+    Returns
+    -------
+    tuple
+        The vectors, and which of them, counted through, hold a number that is no finite float16: these are NaN whole.
+    """
     with np.errstate(over="ignore"):
-        stored = values.astype(np.float16)
-    stored[~np.isfinite(stored)] = np.nan
-    return stored
+        stored = vectors.astype(np.float16)
+    unusable = ~np.isfinite(stored).all(axis=-1)
+    stored[unusable] = np.nan
+    return stored, np.flatnonzero(unusable)

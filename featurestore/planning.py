@@ -5,7 +5,7 @@ One process plans a slide; nobody else writes its metadata.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,8 +14,8 @@ import psutil
 
 from featurestore.block_array import BlockArray
 from featurestore.blocks import DEFAULT_BLOCK, Block
-from featurestore.encoder import DEFAULT_ENCODER, Encoder, EncoderOptions, load_encoder
-from featurestore.errors import FeatureStoreError, IdentityMismatchError, SlideError
+from featurestore.encoder import DEFAULT_ENCODER, Encoder, EncoderOptions, canonical_key, load_encoder
+from featurestore.errors import EncoderError, FeatureStoreError, IdentityMismatchError, SlideError
 from featurestore.fingerprint import slide_fingerprint
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.layout import failure_path
@@ -53,6 +53,8 @@ class EmbedSettings:
         Compute blocks with unreadable patches again.
     block_shape
         Patches in one stored object.
+    weights
+        ``(encoder key, file)`` of encoders that have files of their own; the others follow `options`.
     """
 
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
@@ -61,6 +63,7 @@ class EmbedSettings:
     keep_background: bool = False
     retry_failed: bool = False
     block_shape: tuple[int, int] = DEFAULT_BLOCK
+    weights: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,17 @@ class Todo:
 
 def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
     """Load the encoders of a run by key, in order, each once."""
-    return {key: load_encoder(key, settings.options) for key in dict.fromkeys(settings.encoders)}
+    files = {canonical_key(key): file for key, file in settings.weights}
+    keys = dict.fromkeys(canonical_key(key) for key in settings.encoders)
+    if unused := set(files) - set(keys):
+        raise EncoderError(
+            f"--weights names {', '.join(sorted(unused))}, but the encoders are {', '.join(keys)}"
+        )
+    return {key: _load(key, settings.options, files.get(key)) for key in keys}
+
+
+def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
+    return load_encoder(key, options if weights is None else replace(options, weights=weights))
 
 
 def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> SlideResult:

@@ -2,10 +2,12 @@
 
 import os
 import platform
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 
-from featurestore.encoder import ENCODERS, load_encoder
+from featurestore.encoder import HANDCRAFTED, load_encoder, third_party
 from featurestore.errors import FeatureStoreError
+from featurestore.registry import records
 
 PACKAGES = (
     "histosge",
@@ -27,8 +29,9 @@ def examine(store: str | None) -> tuple[list[str], bool]:
     lines = [f"python       {platform.python_version()} on {platform.system()} {platform.machine()}"]
     lines += [f"{name:12} {_version(name)}" for name in PACKAGES]
     lines += _device()
+    lines.append(f"disk         {shutil.disk_usage('.').free / 1e9:.0f} GB free here")
     healthy = True
-    for key in ENCODERS:
+    for key in HANDCRAFTED:
         try:
             identity = load_encoder(key).identity
         except FeatureStoreError as error:
@@ -38,12 +41,42 @@ def examine(store: str | None) -> tuple[list[str], bool]:
             lines.append(
                 f"encoder      {key}: ready, {identity.dim} dims, fingerprint {identity.fingerprint[:16]}"
             )
-    lines.append("encoder      timm:<name>: ready with --weights FILE")
+    lines += _published()
+    for key, point in third_party().items():
+        lines.append(f"encoder      {key}: offered by {point.value}")
+    lines.append("encoder      timm:<name>: ready with --weights FILE, or --random-weights")
     if store is not None:
         line, answers = _store(store)
         lines.append(line)
         healthy = healthy and answers
     return lines, healthy
+
+
+def _published() -> list[str]:
+    """Say of each encoder with published weights whether it can be used here now, and if not why: alike together."""
+    from featurestore.encoders.hub import has_token, hub_answers, in_cache
+    from featurestore.encoders.packages import missing_package
+
+    reachable, token = hub_answers(), has_token()
+    groups: dict[str, list[str]] = {}
+    for record in records().values():
+        if not record.is_default or record.published is None:
+            continue
+        if record.package != "timm" and missing_package(record):
+            state = f"need the package {record.package}"
+        elif in_cache(record.published):
+            state = "ready, weights are here"
+        elif not reachable:
+            state = "need their weights, and the hub cannot be reached from here: use --weights FILE"
+        elif record.published.gated and not token:
+            state = "gated: accept the licence on the hub, then run `hf auth login`, or use --weights FILE"
+        else:
+            state = "weights will be downloaded on first use"
+        groups.setdefault(state, []).append(record.name)
+    lines = [
+        f"hub          {'answers' if reachable else 'cannot be reached'}, {'a' if token else 'no'} token"
+    ]
+    return lines + [f"encoders     {', '.join(names)}: {state}" for state, names in groups.items()]
 
 
 def _version(name: str) -> str:
@@ -56,10 +89,14 @@ def _version(name: str) -> str:
 def _device() -> list[str]:
     import torch
 
-    lines = [f"cpu          {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"]
+    from featurestore.encoders.precision import device_dtypes
+
+    can = ", ".join(device_dtypes(torch.device("cpu")))
+    lines = [f"cpu          {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {can}"]
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        lines.append(f"gpu          {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        can = ", ".join(device_dtypes(torch.device("cuda")))
+        lines.append(f"gpu          {properties.name}, {properties.total_memory / 2**30:.0f} GiB, {can}")
     else:
         lines.append("gpu          none")
     return lines

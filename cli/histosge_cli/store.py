@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from histosge_cli.encoders import scale_remarks, weights_option
 from histosge_cli.show import Voice, duration, out, resumable, size, table
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
@@ -41,12 +42,22 @@ def embed(
         float | None, typer.Option(help="Microns per pixel of slides whose file does not say it.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Weights of the encoder, a local file.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights, a local file; KEY=FILE, repeated, when several encoders have weights.",
+        ),
     ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Random weights: tests only.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (as the encoder's authors advise), fp32, fp16 or bf16.")
+    ] = "auto",
+    compile_network: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first: for long runs.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Worker processes on this machine.")
     ] = None,
@@ -79,13 +90,17 @@ def embed(
         spec = GridSpec(mpp, patch, patch if stride is None else stride)
     except ValueError as error:
         raise StoreError(f"{error}; see --mpp, --patch, --stride") from error
+    keys = tuple(encoder or [DEFAULT_ENCODER])
     settings = EmbedSettings(
-        encoders=tuple(encoder or [DEFAULT_ENCODER]),
+        encoders=keys,
         spec=spec,
-        options=EncoderOptions(weights, random_weights, device),
+        options=EncoderOptions(None, random_weights, device, precision, compile_network),
         keep_background=no_tissue,
         retry_failed=retry_failed,
+        weights=weights_option(weights or [], keys),
     )
+    for remark in scale_remarks(keys, spec):
+        voice.say(remark)
     with resumable(), voice.bars("blocks") as bars:
         results = run(
             samples,
@@ -200,28 +215,40 @@ def rm(
 
 def encoders(
     key: Annotated[str | None, typer.Argument(metavar="KEY", help="One encoder in full.")] = None,
+    golden: Annotated[
+        bool, typer.Option("--golden", help="Embed a fixed image and print a short digest, to compare sites.")
+    ] = False,
+    download: Annotated[
+        Path | None,
+        typer.Option("--download", metavar="DIR", help="Load its published weights into this folder."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights, a local file (with --golden).")
+    ] = None,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Random weights: tests only.")
     ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
+    as_json: Json = False,
 ) -> None:
-    """List the encoders, or show one in full."""
-    from featurestore.encoder import ENCODERS, EncoderOptions, load_encoder
+    """List the encoders, or show one in full.
+
+    Example: histosge encoders virchow2
+    """
+    from featurestore.encoder import EncoderOptions
+    from histosge_cli import encoders as show
 
     if key is None:
-        for name, (_, about) in ENCODERS.items():
-            out.print(f"{name:12}  {about}", markup=False)
-        out.print(
-            f"{'timm:<name>':12}  any timm model, with --weights FILE (or --random-weights, for tests)",
-            markup=False,
-        )
-        return
-    identity = load_encoder(key, EncoderOptions(random_weights=random_weights)).identity
-    out.print(
-        f"key          {identity.key}\ndim          {identity.dim}\nfingerprint  {identity.fingerprint}",
-        markup=False,
-    )
-    for name, value in identity.facts.items():
-        out.print(f"{name:12} {value}", markup=False)
+        if golden or download is not None:
+            raise typer.BadParameter("name the encoder: histosge encoders KEY --golden, or --download DIR")
+        show.list_all(as_json=as_json)
+    elif download is not None:
+        show.download(key, download)
+    elif golden:
+        show.golden(key, EncoderOptions(weights, random_weights, device, precision))
+    else:
+        show.show_one(key, EncoderOptions(weights, random_weights, device, precision), as_json=as_json)
 
 
 def doctor(

@@ -97,7 +97,7 @@ def import_embeddings(file: str, store: str, told: Told) -> tuple[str, str, int]
         of = index[block.slices]
         values = np.full((*block.shape, identity.dim), np.nan, np.float32)
         values[of >= 0] = foreign.features[of[of >= 0]]
-        array.write(block, to_float16(values))
+        array.write(block, to_float16(values)[0])
     return record.slide_id, grid.spec.key, len(rows)
 
 

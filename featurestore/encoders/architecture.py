@@ -1,0 +1,147 @@
+"""An encoder's network without its weights: built from its record, and compared with what the record says."""
+
+from functools import partial
+from importlib import import_module
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featurestore.encoders.timm_import import import_timm
+from featurestore.errors import EncoderError
+from featurestore.registry import EncoderRecord
+
+
+class ConvStem(nn.Module):
+    """The patch embedding of CTransPath: two strided convolutions and a projection, in place of one 4 x 4 patch.
+
+    Source: Wang et al., Medical Image Analysis 2022. Output ``(n, height / 4, width / 4, embed_dim)``.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 4,
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        norm_layer: type[nn.Module] | None = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        self.img_size, self.patch_size = (height, width), (patch_size, patch_size)
+        self.grid_size = (height // patch_size, width // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        widths = (in_chans, embed_dim // 8, embed_dim // 4)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [
+                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            ]
+        self.proj = nn.Sequential(*layers, nn.Conv2d(widths[-1], embed_dim, 1))
+        self.norm = norm_layer(embed_dim) if norm_layer is not None else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed a batch of images, channels first."""
+        found: Tensor = self.norm(self.proj(x).permute(0, 2, 3, 1))
+        return found
+
+
+def _arguments(record: EncoderRecord) -> dict[str, Any]:
+    """Return timm's arguments, with the classes that the record names."""
+    layers: Any = import_module("timm.layers")
+    classes: dict[str, Any] = {
+        "SwiGLUPacked": layers.SwiGLUPacked,
+        "SiLU": nn.SiLU,
+        "ConvStem": ConvStem,
+    }
+    found: dict[str, Any] = {
+        name: classes.get(value, value) if isinstance(value, str) else value
+        for name, value in record.arguments.items()
+    }
+    if "norm_eps" in found:
+        found["norm_layer"] = partial(nn.LayerNorm, eps=found.pop("norm_eps"))
+    return found
+
+
+def build(record: EncoderRecord) -> Any:
+    """Build the network with random weights, without a classifier, on the device of the moment."""
+    timm = import_timm()
+    return timm.create_model(record.architecture, pretrained=False, num_classes=0, **_arguments(record))
+
+
+def check_against(record: EncoderRecord, model: Any) -> None:
+    """Compare what was built with what the record says.
+
+    Raises
+    ------
+    EncoderError
+        If parameters, prefix tokens or width differ; both values are shown.
+    """
+    width = int(model.num_features) * (2 if record.pooling == "cls+mean" else 1)
+    built = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "prefix tokens": getattr(model, "num_prefix_tokens", None),
+        "dim": width,
+    }
+    said = {
+        "parameters": record.parameters,
+        "prefix tokens": record.prefix_tokens,
+        "dim": record.dim,
+    }
+    for name, value in said.items():
+        if value is not None and value != built[name]:
+            raise EncoderError(
+                f"{record.key}: the record says {name} = {value}, the network that was built has {built[name]}; "
+                "the installed timm builds another network than the record means"
+            )
+
+
+def check_config(record: EncoderRecord, config: dict[str, Any]) -> None:
+    """Compare the record's mean and std with the config that lies beside the weights.
+
+    Raises
+    ------
+    EncoderError
+        If they differ and the record does not say why; both are shown.
+    """
+    published = config.get("pretrained_cfg", config)
+    how = record.preprocessing
+    for name, said in (("mean", how.mean), ("std", how.std)):
+        found = published.get(name, published.get(f"image_{name}"))
+        if not isinstance(found, list):
+            continue
+        known = () if record.config_norm is None else record.config_norm[name == "std"]
+        if not (_close(found, said) or _close(found, known)):
+            raise EncoderError(
+                f"{record.key}: the record says {name} = {list(said)}, the config beside its weights says {found}; "
+                "find out which is right before embedding anything (--weights FILE uses the record's)"
+            )
+
+
+def _close(one: list[float], other: tuple[float, ...]) -> bool:
+    return len(one) == len(other) and all(abs(a - b) < 1e-4 for a, b in zip(one, other, strict=True))
+
+
+@torch.no_grad()
+def pool(model: Any, images: Tensor, pooling: str, prefix_tokens: int | None) -> Tensor:
+    """Run the network and make one vector of each image, float32.
+
+    Parameters
+    ----------
+    pooling
+        ``cls``: the class token; ``cls+mean``: it and the mean of the patch tokens; anything else: the network's own.
+    prefix_tokens
+        Tokens that are no patches.
+    """
+    if pooling not in ("cls", "cls+mean"):
+        found: Tensor = model(images)
+        return found.float()
+    tokens: Tensor = model.forward_features(images)
+    first = tokens[:, 0].float()
+    if pooling == "cls":
+        return first
+    return torch.cat([first, tokens[:, prefix_tokens:].float().mean(1)], dim=-1)

@@ -1,0 +1,95 @@
+"""Names of tensors in weights files that transformers wrote, turned into timm's names for the same network.
+
+transformers keeps query, key and value apart, timm in one matrix; DINOv2 with registers adds the class token's
+position to the class token itself. Equal to transformers' own result, by a test on small networks.
+"""
+
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+_BLOCK = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
+_QKV = {"query": 0, "key": 1, "value": 2}
+_COMMON = {
+    "attention.output.dense": "attn.proj",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "mlp.weights_in": "mlp.fc1",
+    "mlp.weights_out": "mlp.fc2",
+    "layer_scale1": "ls1",
+    "layer_scale2": "ls2",
+}
+_TOP = {
+    "embeddings.cls_token": "cls_token",
+    "embeddings.register_tokens": "reg_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
+    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "layernorm.weight": "norm.weight",
+    "layernorm.bias": "norm.bias",
+}
+_UNUSED = ("embeddings.mask_token", "pooler.")
+
+
+def to_timm(state: State, layout: str) -> State:
+    """Rename a state dict.
+
+    Parameters
+    ----------
+    state
+        As it was read.
+    layout
+        ``timm`` (returned as it is), ``hf-vit`` or ``hf-dinov2``.
+    """
+    return _LAYOUTS[layout](state)
+
+
+def _from_transformers(state: State) -> State:
+    found: State = {}
+    attention: dict[str, list[Tensor | None]] = {}
+    for full_name, tensor in state.items():
+        name = re.sub(r"^(vit|dinov2|model)\.(?=embeddings|encoder|layernorm)", "", full_name)
+        if name.startswith(_UNUSED):
+            continue
+        match = _BLOCK.match(name)
+        if match is None:
+            found[_TOP.get(name, name)] = tensor
+            continue
+        block, rest = match.groups()
+        part, _, kind = rest.rpartition(".")
+        last = part.rpartition(".")[2]
+        if last in _QKV:
+            attention.setdefault(f"blocks.{block}.attn.qkv.{kind}", [None] * 3)[_QKV[last]] = tensor
+        elif kind == "lambda1":
+            found[f"blocks.{block}.{_COMMON[part]}.gamma"] = tensor
+        else:
+            found[f"blocks.{block}.{_COMMON.get(part, part)}.{kind}"] = tensor
+    for name, parts in attention.items():
+        found[name] = torch.cat([part for part in parts if part is not None])
+    return found
+
+
+def _from_dinov2(state: State) -> State:
+    found = _from_transformers(state)
+    if "reg_token" in found and "pos_embed" in found:
+        place = found["pos_embed"]
+        found["cls_token"] = found["cls_token"] + place[:, :1]
+        found["pos_embed"] = place[:, 1:]
+    return found
+
+
+_LAYOUTS: dict[str, Callable[[State], State]] = {
+    "timm": lambda state: state,
+    "hf-vit": _from_transformers,
+    "hf-dinov2": _from_dinov2,
+}
