@@ -37,7 +37,7 @@ def remove(
 def _targets(
     store: Store, slide: str | None, grid: str | None, encoder: str | None
 ) -> list[tuple[str, str | None, str | None]]:
-    known = sorted(set(store.slide_ids()) | set(store.slide_failures()))
+    known = sorted(set(store.slide_ids()) | set(store.failures()[0]))
     slides = [name for name in known if slide in (None, name)]
     if grid is None and encoder is None:
         return [(name, None, None) for name in slides]

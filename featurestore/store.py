@@ -179,6 +179,12 @@ class Store:
         )
         return StoredGrid(slide_id, PatchGrid.from_attrs(attrs["grid"]), tissue, rgb)
 
+    def tissue(self, slide_id: str, grid_key: str) -> NDArray[np.uint8]:
+        """Read which share of each patch of a grid is tissue, 0..255, shape ``(n_rows, n_cols)``."""
+        path = f"{grid_path(slide_id, grid_key)}/tissue"
+        array = zarr.open_array(self.location.zarr(read_only=True), path=path, mode="r", zarr_format=3)
+        return np.asarray(array[...])
+
     def embedding(
         self, slide_id: str, grid_key: str, encoder_key: str, *, read_only: bool = True
     ) -> BlockArray:
@@ -330,11 +336,18 @@ class Store:
         """Keep why something could not be read; diagnosis only, no decision rests on it."""
         self.location.write_json(path, reason)
 
-    def slide_failures(self) -> dict[str, str]:
-        """Slide id -> why it could not be opened."""
-        names = [name.removesuffix(".json") for name in self.location.files(FAILURES)]
-        records = ((name, self.location.read_json(failure_path(name))) for name in names)
-        return {name: str(record.get("reason", "")) for name, record in records if record}
+    def failures(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Why slides could not be opened, by slide id; and records of blocks, by ``slide/grid/encoder``; one listing."""
+        blocks: dict[str, list[str]] = {}
+        slides: list[str] = []
+        for name in sorted(self.location.sizes(FAILURES)):
+            of, slash, _ = name.rpartition("/")
+            if slash:
+                blocks.setdefault(of, []).append(f"{FAILURES}/{name}")
+            else:
+                slides.append(name.removesuffix(".json"))
+        records = ((name, self.location.read_json(failure_path(name))) for name in slides)
+        return {name: str(record.get("reason", "")) for name, record in records if record}, blocks
 
     def block_failures(self, slide_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield ``(path below the slide's failures, record)`` of every block with unreadable patches."""

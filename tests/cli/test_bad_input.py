@@ -154,7 +154,7 @@ def test_a_sheet_with_a_mistake_is_refused_before_anything_is_written(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--encoder", "uni9"), "unknown encoder 'uni9': known: morphology"),
+        (("--encoder", "uni9"), "unknown encoder 'uni9': did you mean uni"),
         (("--stride", 0), "--stride"),
         (("--encoder", "timm:no_such_net"), "no model 'no_such_net'"),
         (("--device", "tpu"), "unknown device 'tpu': use one of auto, cpu, cuda"),

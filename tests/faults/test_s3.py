@@ -62,8 +62,11 @@ def test_reading_costs_the_gets_of_the_blocks_and_a_constant(start: Start, sheet
     assert len(load_patches(slide)) > 100
     reads = [path for method, path in s3.proxy.log if method == "GET" and "/embedding/c/" in path]
     assert len(reads) == len(set(reads)) == len(slide.stored.planned(slide.array.block_shape))
+    s3.proxy.reset()
     frame = catalogue(URL)
     assert frame["state"].to_list() == ["done"] * 3
+    # Of the store its document, its slides and its failures; of a slide one listing, its document and its tissue.
+    assert sum(s3.proxy.requests.values()) <= 4 + 3 * 5
     assert validate(URL, deep=True) == []
 
 

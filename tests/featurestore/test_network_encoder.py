@@ -118,14 +118,19 @@ import numpy as np
 import torch
 from featurestore.encoder import EncoderOptions, load_encoder
 torch.set_num_threads(1)
-encoder = load_encoder("timm:test_vit", EncoderOptions(random_weights=True, device="cpu"))
-encoder.encode(np.zeros((1, 160, 160, 3), np.uint8))
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 130_000_000, -1))
-patches = np.zeros((16, 1600, 1600, 3), np.uint8)
-with warnings.catch_warnings(record=True) as said:
-    warnings.simplefilter("always")
-    print(encoder.encode(patches).shape, len(said), encoder.chunk)
+encoder = load_encoder("timm:vit_tiny_patch16_224", EncoderOptions(random_weights=True, device="cpu"))
+patches = np.zeros((16, 224, 224, 3), np.uint8)
+expected = encoder.encode(patches)
+for room in range(100_000_000, 0, -4_000_000):
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + room, -1))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = encoder.encode(patches)
+    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+    if said:
+        break
+print(len(said), encoder.chunk, np.abs(found - expected).max() < 1e-4)
 """
 
 
@@ -135,7 +140,7 @@ def test_a_process_whose_memory_really_ends_goes_on_with_smaller_batches() -> No
         [sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    shape, said, chunk = done.stdout.strip().rsplit(" ", 2)
-    assert shape == "(16, 64)"
+    said, chunk, same = done.stdout.split()
     assert int(said) >= 1
     assert int(chunk) < CPU_CHUNK
+    assert same == "True"
