@@ -87,6 +87,8 @@ class EncoderOptions:
         ``fp32``, ``fp16``, ``bf16``, or ``auto``: as the encoder's authors advise, where the device can.
     compile
         Compile the network with torch: minutes at the start, faster after.
+    engine
+        ``torch``, or ``openvino`` on a CPU.
     """
 
     weights: str | None = None
@@ -94,6 +96,7 @@ class EncoderOptions:
     device: str = "auto"
     precision: str = "auto"
     compile: bool = False
+    engine: str = "torch"
 
 
 def _load_morphology(key: str, options: EncoderOptions) -> Encoder:

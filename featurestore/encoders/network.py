@@ -6,6 +6,7 @@ alone, however blocks were batched. On a GPU the chunk is as large as its memory
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class NetworkEncoder:
         Where the network is.
     precision
         ``fp32``, ``fp16`` or ``bf16``.
+    casts
+        Run the network under torch's autocast; False where it sees to its arithmetic itself.
     """
 
     def __init__(
@@ -49,10 +52,13 @@ class NetworkEncoder:
         preprocess: Preprocess,
         device: torch.device,
         precision: str,
+        *,
+        casts: bool = True,
     ) -> None:
         self._identity = identity
         self._network, self._preprocess = network, preprocess
         self._device, self._precision = device, precision
+        self._casts = casts
         self._chunk = CPU_CHUNK if device.type == "cpu" else 0
 
     @property
@@ -105,8 +111,11 @@ class NetworkEncoder:
 
     def _forward(self, patches: Tensor) -> Tensor:
         images = self._preprocess(patches.to(self._device, non_blocking=True))
-        with autocast(self._device, self._precision):
+        with self._arithmetic():
             return self._network(images).float()
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        return autocast(self._device, self._precision) if self._casts else nullcontext()
 
     def _fitting_chunk(self, patches: NDArray[np.uint8]) -> int:
         """Measure what a patch takes on the GPU, and return the power of two that fits its free memory."""

@@ -17,6 +17,7 @@ from featurestore.encoders.architecture import build, check_against, check_confi
 from featurestore.encoders.device import pick_device
 from featurestore.encoders.hub import fetch_config, fetch_weights
 from featurestore.encoders.network import NetworkEncoder
+from featurestore.encoders.openvino_engine import by_openvino
 from featurestore.encoders.packages import load_package
 from featurestore.encoders.precision import pick_precision
 from featurestore.encoders.preprocessing import Preprocess
@@ -26,6 +27,7 @@ from featurestore.errors import EncoderError
 from featurestore.registry import EncoderRecord, Preprocessing, Published
 
 RANDOM_SEED = 0
+ENGINES = ("torch", "openvino")
 
 
 def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncoder:
@@ -39,11 +41,14 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
     """
     device = pick_device(options.device)
     precision = pick_precision(options.precision, record.dtype, device)
+    _check_engine(record, options, device)
     if record.package == "timm":
         model = _random(record)
         check_against(record, model)
         weights = _fill(model, record, options)
         network = _pooled(model.eval().to(device), record, options)
+        if options.engine == "openvino":
+            network = by_openvino(model, network, record.preprocessing.input_px, precision)
     else:
         path, weights = _weights(record, options)
         network = load_package(record, path, device)
@@ -55,10 +60,22 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         "prefix_tokens": record.prefix_tokens,
         "steps": record.preprocessing.steps(),
         "dtype": precision,
+        **({} if options.engine == "torch" else {"engine": options.engine}),
     }
     identity = EncoderIdentity(record.key, record.dim, facts)
     preprocess = Preprocess(record.preprocessing, device)
-    return NetworkEncoder(identity, network, preprocess, device, precision)
+    casts = options.engine == "torch"
+    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts)
+
+
+def _check_engine(record: EncoderRecord, options: EncoderOptions, device: torch.device) -> None:
+    if options.engine not in ENGINES:
+        raise EncoderError(f"unknown engine {options.engine!r}: use one of {', '.join(ENGINES)}")
+    if options.engine == "openvino" and (device.type != "cpu" or record.package != "timm" or options.compile):
+        raise EncoderError(
+            f"OpenVINO runs networks of timm on a CPU, and does not go with --compile; for {record.key} on {device.type} "
+            "use --engine torch"
+        )
 
 
 def load_timm(key: str, options: EncoderOptions) -> NetworkEncoder:

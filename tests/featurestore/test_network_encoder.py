@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,22 @@ def test_a_process_whose_memory_really_ends_goes_on_with_smaller_batches() -> No
     assert int(said) >= 1
     assert int(chunk) < CPU_CHUNK
     assert same == "True"
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
+def test_openvino_gives_torch_s_vectors_under_an_identity_of_its_own(precision: str) -> None:
+    patches = _patches(19)
+    options = _options(precision)
+    ours, theirs = (load_encoder(KEY, replace(options, engine=engine)) for engine in ("openvino", "torch"))
+    a, b = (torch.from_numpy(encoder.encode(patches)) for encoder in (ours, theirs))
+    assert torch.cosine_similarity(a, b).min() > (0.999999 if precision == "fp32" else 0.999)
+    assert ours.identity.fingerprint != theirs.identity.fingerprint
+    parts = [ours.encode(patches[i : i + 5]) for i in range(0, len(patches), 5)]
+    assert np.array_equal(np.concatenate(parts), a.numpy())
+
+
+def test_an_engine_that_is_not_there_is_refused() -> None:
+    with pytest.raises(EncoderError, match="unknown engine 'tpu'"):
+        load_encoder(KEY, replace(_options("fp32"), engine="tpu"))
+    with pytest.raises(EncoderError, match="--engine torch"):
+        load_encoder(KEY, replace(_options("fp32"), engine="openvino", compile=True))
