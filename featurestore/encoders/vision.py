@@ -3,6 +3,8 @@
 Also any timm model by name, ``timm:vit_small_patch16_224``, with timm's own preprocessing and pooling.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -157,11 +159,23 @@ def _weights(record: EncoderRecord, options: EncoderOptions) -> tuple[Path, str]
     return path, f"sha256 {digest}"
 
 
+def _has_compiler() -> bool:
+    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
+
+
 def _pooled(model: Any, record: EncoderRecord, options: EncoderOptions) -> Callable[[Tensor], Tensor]:
+    # Convolutions on a CPU are half as fast again so; networks of tokens gain nothing.
+    layout = torch.preserve_format if hasattr(model, "patch_embed") else torch.channels_last
+    model = model.to(memory_format=layout)
+
     def network(images: Tensor) -> Tensor:
-        return pool(model, images, record.pooling, record.prefix_tokens)
+        return pool(model, images.to(memory_format=layout), record.pooling, record.prefix_tokens)
 
     if not options.compile:
         return network
+    if pick_device(options.device).type == "cpu" and not _has_compiler():
+        raise EncoderError(
+            "--compile needs a C++ compiler, and there is none here: install g++, or leave it out"
+        )
     compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False)
     return compiled

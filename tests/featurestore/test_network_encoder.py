@@ -164,3 +164,21 @@ def test_an_engine_that_is_not_there_is_refused() -> None:
         load_encoder(KEY, replace(_options("fp32"), engine="tpu"))
     with pytest.raises(EncoderError, match="--engine torch"):
         load_encoder(KEY, replace(_options("fp32"), engine="openvino", compile=True))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # torch compiles with parts of its own that it deprecates
+def test_a_compiled_network_gives_the_same_vectors() -> None:
+    patches = _patches(19)
+    compiled = load_encoder(KEY, replace(_options("fp32"), compile=True))
+    a, b = (torch.from_numpy(e.encode(patches)) for e in (compiled, load_encoder(KEY, _options("fp32"))))
+    assert torch.cosine_similarity(a, b).min() > 0.999999
+    assert np.array_equal(compiled.encode(patches[:5]), a.numpy()[:5])
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(EncoderError, match=r"needs a C\+\+ compiler"):
+        load_encoder(KEY, replace(_options("fp32"), compile=True))
