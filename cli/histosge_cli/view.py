@@ -25,11 +25,15 @@ def view(
     ] = None,
     samples: Annotated[
         str | None,
-        typer.Option("--samples", metavar="CSV", help="Sample sheet: its measured spots, and where slides lie now."),
+        typer.Option(
+            "--samples", metavar="CSV", help="Sample sheet: its measured spots, and where slides lie now."
+        ),
     ] = None,
     domains: Annotated[
         Path | None,
-        typer.Option("--domains", metavar="DIR", help="Labels, as histosge analyse STORE clusters --labels writes."),
+        typer.Option(
+            "--domains", metavar="DIR", help="Labels, as histosge analyse STORE clusters --labels writes."
+        ),
     ] = None,
     port: Annotated[int, typer.Option(help="Port on this machine; 0 means a free one.")] = 8765,
     no_open: Annotated[bool, typer.Option("--no-open", help="Do not open a browser.")] = False,
@@ -41,7 +45,8 @@ def view(
         str | None, typer.Option("--genes", metavar="A,B", help="With --static: only these genes.")
     ] = None,
     tiles_mpp: Annotated[
-        float, typer.Option("--tiles-mpp", metavar="F", help="With --static: finest tiles, microns per pixel.")
+        float,
+        typer.Option("--tiles-mpp", metavar="F", help="With --static: finest tiles, microns per pixel."),
     ] = 2.0,
     quiet: Quiet = False,
     log: Log = None,

@@ -66,7 +66,9 @@ class Collection:
         maps = ExpressionStore.open(expression) if expression else None
         rows = {row.slide_id: row for row in read_samples(samples)} if samples else {}
         if domains is not None and not domains.is_dir():
-            raise ViewError(f"there is no folder of domains at {domains}; make one with: histosge analyse --labels")
+            raise ViewError(
+                f"there is no folder of domains at {domains}; make one with: histosge analyse --labels"
+            )
         found = cls(Sources(opened, maps, rows, domains, new_cache(), finest_mpp))
         ids = [slide.slide_id for slide in found.slides]
         if maps is not None:

@@ -91,16 +91,22 @@ class _Writer:
 
 def _check_folder(out: Path) -> None:
     if "://" in str(out) or out.is_file():
-        raise ViewError(f"a page is written into a folder of this machine, not to {out}; copy it on from there")
+        raise ViewError(
+            f"a page is written into a folder of this machine, not to {out}; copy it on from there"
+        )
     if out.is_dir() and any(out.iterdir()) and not (out / "static" / "main.js").is_file():
-        raise ViewError(f"{out} holds something that is no page; nothing was written, give a new or empty folder")
+        raise ViewError(
+            f"{out} holds something that is no page; nothing was written, give a new or empty folder"
+        )
 
 
 def _choose(collection: Collection, genes: Sequence[str]) -> list[str]:
     predicted = dict.fromkeys(gene for gene in _predicted(collection))
     if not genes and predicted:
         if len(predicted) > ALL_GENES:
-            raise ViewError(f"the maps hold {len(predicted)} genes; choose up to {ALL_GENES} with --genes A,B,C")
+            raise ViewError(
+                f"the maps hold {len(predicted)} genes; choose up to {ALL_GENES} with --genes A,B,C"
+            )
         return list(predicted)
     measured = dict.fromkeys(
         gene
@@ -109,7 +115,9 @@ def _choose(collection: Collection, genes: Sequence[str]) -> list[str]:
         for gene in slide.describe_spots().get("genes", [])
     )
     if not genes and measured:
-        raise ViewError(f"nothing is predicted and {len(measured)} genes are measured; choose with --genes A,B,C")
+        raise ViewError(
+            f"nothing is predicted and {len(measured)} genes are measured; choose with --genes A,B,C"
+        )
     known = predicted | measured
     for gene in genes:
         if gene not in known:
@@ -168,7 +176,9 @@ def _write_tiles(writer: _Writer, collection: Collection, number: int, say: Say)
     writer.json(f"{base}/picture.json", slide.picture.describe(None))
     pyramid = slide.picture.tiles()
     if pyramid is None:
-        say(f"{slide.slide_id}: {slide.picture.describe()['reason']}; its thumbnail takes the picture's place")
+        say(
+            f"{slide.slide_id}: {slide.picture.describe()['reason']}; its thumbnail takes the picture's place"
+        )
         return 0
     names = [
         (level, col, row)

@@ -58,7 +58,9 @@ class GenePlanes:
     def _read(self, first: int, stop: int) -> Plane:
         step = self._stored.array.block_shape[0]
         if self._by_group:
-            return self._stored.array.read(self._rows, self._cols, slice(first, stop)).astype(np.float16, copy=False)
+            return self._stored.array.read(self._rows, self._cols, slice(first, stop)).astype(
+                np.float16, copy=False
+            )
         # Objects hold a whole gene group: a row of blocks at a time keeps what is thrown away small.
         strips = [
             self._stored.array.read((row, min(row + step, self._rows[1])), self._cols, slice(first, stop))

@@ -19,7 +19,6 @@ from histosge.viewer.collection import Collection
 from histosge.viewer.errors import ViewError
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -29,7 +28,11 @@ DEFAULT_PORT = 8765
 NAMES = frozenset({"127.0.0.1", "localhost"})
 """Host names under which the page may be asked for."""
 HEADERS = [
-    (b"content-security-policy", b"default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'"),
+    (
+        b"content-security-policy",
+        # OpenSeadragon styles its elements one by one.
+        b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; frame-ancestors 'none'",
+    ),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"cross-origin-resource-policy", b"same-origin"),
@@ -43,7 +46,9 @@ def require_packages() -> None:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise ViewError(f"the viewer needs {error.name}; install it with: pip install 'histosge[view]'") from error
+        raise ViewError(
+            f"the viewer needs {error.name}; install it with: pip install 'histosge[view]'"
+        ) from error
 
 
 def make_app(collection: Collection) -> "ASGIApp":
@@ -79,7 +84,9 @@ class LocalOnly:
             await send(message)
 
         if scope["type"] == "http" and not _addressed_here(dict(scope["headers"]).get(b"host", b"")):
-            answer = PlainTextResponse("this page is for this machine: ask for it as 127.0.0.1 or localhost", 400)
+            answer = PlainTextResponse(
+                "this page is for this machine: ask for it as 127.0.0.1 or localhost", 400
+            )
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, with_headers)
@@ -158,10 +165,13 @@ def listen(port: int) -> socket.socket:
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((HOST, port))
+        taken.listen()  # only now is a second server refused, and an early browser kept waiting instead
     except (OSError, OverflowError) as error:
         taken.close()
         reason = getattr(error, "strerror", None) or "a port is 0 to 65535"
-        raise ViewError(f"cannot listen on port {port}: {reason}; give another with --port, or --port 0") from error
+        raise ViewError(
+            f"cannot listen on port {port}: {reason}; give another with --port, or --port 0"
+        ) from error
     return taken
 
 
@@ -170,7 +180,9 @@ def serve(collection: Collection, taken: socket.socket, *, open_browser: bool) -
     import uvicorn
 
     address = f"http://{HOST}:{taken.getsockname()[1]}/"
-    server = uvicorn.Server(uvicorn.Config(make_app(collection), log_level="warning", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(make_app(collection), log_level="warning", timeout_graceful_shutdown=1)
+    )
     if open_browser:
         threading.Thread(target=_open_when_ready, args=(server, address), daemon=True).start()
     server.run(sockets=[taken])

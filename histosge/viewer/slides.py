@@ -179,7 +179,9 @@ class ShownSlide:
             assert expression is not None
             found["genes"] = list(layer.stored.genes)
             found["unit"] = layer.stored.array.attrs.get("units", "")
-            found["made_by"] = {k: str(v)[:16] for k, v in layer.stored.array.attrs.get("made_by", {}).items()}
+            found["made_by"] = {
+                k: str(v)[:16] for k, v in layer.stored.array.attrs.get("made_by", {}).items()
+            }
             found |= per_gene(expression.location, f"{self.slide_id}/{layer.key}", len(layer.stored.genes))
         try:
             labels = self.labels(number)

@@ -53,7 +53,10 @@ class TilePyramid:
         finest = mpp * 2**halvings
         max_level = max(0, math.ceil(math.log2(max(width, height) / TILE_PX)))
         min_level = max_level
-        while min_level > 0 and _reduction(finest * 2 ** (max_level - min_level + 1), level_mpps) <= MAX_REDUCTION:
+        while (
+            min_level > 0
+            and _reduction(finest * 2 ** (max_level - min_level + 1), level_mpps) <= MAX_REDUCTION
+        ):
             min_level -= 1
         return cls((width, height), finest, min_level, max_level)
 

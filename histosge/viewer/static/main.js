@@ -254,8 +254,9 @@ function arrange() {
   const layout = find("layout").value;
   find("measured-panel").hidden = layout === "predicted";
   find("predicted-panel").hidden = layout === "measured";
-  // A view that was hidden has kept its old place.
-  setTimeout(() => leading().moved(), 100);
+  // A view that was hidden has kept its old place, and takes a moment to know its size.
+  leading().lead();
+  setTimeout(() => leading().moved(), 150);
 }
 
 /** Read out what lies at a place, in both views, and outline it. */

@@ -43,6 +43,9 @@ export class Panel {
     this.viewer.addHandler("viewport-change", () => this.moved());
     this.viewer.addHandler("animation-finish", () => this.keyboard && this.look(this.centre()));
     this.viewer.addHandler("resize", () => requestAnimationFrame(() => this.paint()));
+    for (const kind of ["pointerenter", "pointerdown", "wheel", "keydown"]) {
+      this.host.addEventListener(kind, () => this.lead(), { capture: true, passive: true });
+    }
     focus.addEventListener("pointermove", (event) => this.pointed(event));
     focus.addEventListener("pointerleave", () => this.look(null));
     focus.addEventListener("focus", () => {
@@ -131,11 +134,19 @@ export class Panel {
 
   home(immediately = false) {
     if (!this.slide) return;
+    if (!immediately) this.lead();
     const [width, height] = this.slide.size_um;
     this.viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, 1, height / width), immediately);
   }
 
+  /** From now on the other view follows this one: it was touched last. */
+  lead() {
+    this.following = false;
+    for (const other of this.followers) other.following = true;
+  }
+
   zoom(factor) {
+    this.lead();
     this.viewer.viewport.zoomBy(factor);
     this.viewer.viewport.applyConstraints();
   }
@@ -146,13 +157,11 @@ export class Panel {
     const { viewport } = this.viewer;
     for (const other of this.followers) {
       if (!other.slide || !other.host.clientWidth) continue;
-      other.following = true;
       // The same scale on the screen, whatever the widths of the two.
       const zoom = (viewport.getZoom(true) * this.host.clientWidth) / other.host.clientWidth;
       other.viewer.viewport.zoomTo(zoom, null, true);
       other.viewer.viewport.panTo(viewport.getCenter(true), true);
       other.chooseTiles();
-      other.following = false;
     }
   }
 
@@ -242,4 +251,5 @@ export class Panel {
 export function link(one, other) {
   one.followers = [other];
   other.followers = [one];
+  one.lead();
 }
