@@ -51,7 +51,7 @@ def _open(page: "Page", address: str, slide: str = "here", gene: str = GENES[0])
     page.goto(f"{address}/#slide={slide}&gene={gene}")
     _settled(page, gene)
     page.wait_for_selector("body[data-picture]")
-    page.wait_for_timeout(700)  # tiles fade in
+    page.wait_for_timeout(400)  # tiles fade in
 
 
 def _settled(page: "Page", gene: str) -> None:

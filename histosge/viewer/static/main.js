@@ -66,7 +66,7 @@ async function openSlide(n, gene) {
   slide.notes.forEach((text, i) => note(`slide ${i}`, text));
   for (const panel of Object.values(panels)) panel.setLayer(null);
   const thumbnails = Promise.all(Object.values(panels).map((panel) => panel.open(slide, base)));
-  thumbnails.then(() => mark("first-picture"));
+  thumbnails.then(() => mark("thumbnail"));
   guarded(openPicture(opened, base));
   if (slide.spots) guarded(openSpots(opened, base));
   find("layer").replaceChildren(...slide.layers.map((key, i) => new Option(key, i)));
@@ -94,6 +94,8 @@ async function openPicture(opened, base) {
       note("picture", "");
       await Promise.all(Object.values(panels).map((panel) => panel.addPicture(picture, base)));
       document.body.dataset.picture = "tiles";
+      await leading().sharp();
+      mark("sharp");
       return;
     }
     document.body.dataset.picture = "thumbnail";

@@ -109,6 +109,15 @@ export class Panel {
     });
   }
 
+  /** Resolves once all tiles that are in sight are drawn. */
+  sharp() {
+    const { picture } = this;
+    return new Promise((done) => {
+      if (!picture || picture.getFullyLoaded()) done();
+      else picture.addOnceHandler("fully-loaded-change", () => done());
+    });
+  }
+
   chooseTiles() {
     if (!this.picture) return;
     const shown = this.viewer.viewport.getZoom(true) * this.host.clientWidth;
