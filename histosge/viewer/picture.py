@@ -85,8 +85,9 @@ class Picture:
         SlideError
             If the file cannot be read there.
         """
-        if self._opened is None:
+        if self._opened is None and self.describe()["state"] != "ready":
             raise LookupError("the slide is not open")
+        assert self._opened is not None
         slide, tiles = self._opened
         pixels = slide.read_region(*tiles.region_px(level, col, row), tiles.level_mpp(level))
         return bytes(simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="RGB"))

@@ -9,6 +9,7 @@ import threading
 import time
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -185,7 +186,8 @@ def serve(collection: Collection, taken: socket.socket, *, open_browser: bool) -
     )
     if open_browser:
         threading.Thread(target=_open_when_ready, args=(server, address), daemon=True).start()
-    server.run(sockets=[taken])
+    with suppress(KeyboardInterrupt):  # Ctrl-C is how a page ends
+        server.run(sockets=[taken])
 
 
 def _open_when_ready(server: Any, address: str) -> None:

@@ -75,6 +75,7 @@ async function openSlide(n, gene) {
   find("layout").disabled = !slide.spots || !slide.layers.length;
   if (slide.spots && !slide.layers.length) find("layout").value = "measured";
   arrange();
+  find("predicted-title").textContent = "Slide";
   if (slide.layers.length) await openLayer(0);
   if (opened !== shown.opened) return;
   listGenes();
@@ -133,6 +134,7 @@ async function openLayer(n) {
   layer.column = new Map(layer.genes.map((name, i) => [name, i]));
   shown.layer = layer;
   note("layer", layer.note ?? "");
+  find("predicted-title").textContent = layer.genes.length ? "Predicted, every patch" : "Slide";
   find("show").querySelector("[value=domains]").disabled = !layer.domains;
   if (!layer.domains) find("show").value = "gene";
   else if (!layer.genes.length) find("show").value = "domains";
@@ -217,7 +219,9 @@ function drawPredicted(found, range) {
   const about = half == null ? "" : ` ± ${number(half)}`;
   const say = (value) => (Number.isNaN(value) ? "no prediction" : `${shown.gene} ${number(value)}${about}`);
   panels.predicted.setLayer(new PatchLayer(shown.layer, found, scaleColour(map, range), say));
-  scaleLegend(legend, { map, range, unit: shown.layer.unit, title: `${shown.gene} predicted` });
+  const by = shown.layer.made_by?.preset ? ` by ${shown.layer.made_by.preset}` : "";
+  const caveat = shown.spots ? "The model may have been trained on these spots: scores on held-out ones are in its evaluation." : "";
+  scaleLegend(legend, { map, range, unit: shown.layer.unit, title: `${shown.gene} predicted${by}`, caveat });
 }
 
 function drawDomains(found) {
