@@ -96,7 +96,11 @@ class Collection:
 
     def describe(self) -> dict[str, Any]:
         """Return the list of slides."""
-        return {"title": self.label, "slides": [slide.slide_id for slide in self.slides]}
+        # Its name without its path, which is nobody's business once the page is hosted.
+        return {
+            "title": self.label.rstrip("/").rsplit("/", 1)[-1],
+            "slides": [slide.slide_id for slide in self.slides],
+        }
 
 
 def _refuse_strangers(what: str, named: list[str], known: list[str], store: str) -> None:

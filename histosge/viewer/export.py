@@ -22,6 +22,8 @@ from histosge.viewer.slides import ShownSlide
 ALL_GENES = 500
 """Genes that are written without being named; more must be chosen."""
 THREADS = 4
+UNREADABLE = "it could not be read when this page was written"
+"""In place of reasons, which name paths of this machine."""
 Say = Callable[[str], None]
 
 
@@ -145,6 +147,8 @@ def _write_slide(writer: _Writer, base: str, slide: ShownSlide, chosen: Sequence
 
 def _write_layer(writer: _Writer, base: str, slide: ShownSlide, number: int, chosen: Sequence[str]) -> None:
     found = slide.describe_layer(number)
+    if "note" in found:
+        found["note"] = f"Domains: {UNREADABLE}."
     column = {gene: i for i, gene in enumerate(found["genes"])}
     kept = [gene for gene in chosen if gene in column]
     for name in ("half_width", "trust"):
@@ -162,7 +166,7 @@ def _write_spots(writer: _Writer, base: str, slide: ShownSlide, chosen: Sequence
     found = slide.describe_spots()
     measured = slide.measured
     if measured is None or "error" in found:
-        writer.json(f"{base}/spots.json", found)
+        writer.json(f"{base}/spots.json", {"error": UNREADABLE})
         return
     column = {gene: i for i, gene in enumerate(found["genes"])}
     kept = [gene for gene in chosen if gene in column]
@@ -173,13 +177,12 @@ def _write_spots(writer: _Writer, base: str, slide: ShownSlide, chosen: Sequence
 
 def _write_tiles(writer: _Writer, collection: Collection, number: int, say: Say) -> int:
     slide, base = collection.slides[number], f"data/{number}"
-    writer.json(f"{base}/picture.json", slide.picture.describe(None))
-    pyramid = slide.picture.tiles()
+    found, pyramid = slide.picture.describe(None), slide.picture.tiles()
     if pyramid is None:
-        say(
-            f"{slide.slide_id}: {slide.picture.describe()['reason']}; its thumbnail takes the picture's place"
-        )
+        say(f"{slide.slide_id}: {found['reason']}; its thumbnail takes the picture's place")
+        writer.json(f"{base}/picture.json", {**found, "reason": UNREADABLE})
         return 0
+    writer.json(f"{base}/picture.json", found)
     names = [
         (level, col, row)
         for level in range(pyramid.min_level, pyramid.max_level + 1)

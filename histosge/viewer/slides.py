@@ -138,8 +138,7 @@ class ShownSlide:
         record, layers = self.record, self.layers
         notes = []
         if self._sources.expression is not None and not any(layer.stored for layer in layers):
-            label = self._sources.expression.location.label
-            notes.append(f"{label} holds no map of this slide; make one with: histosge predict")
+            notes.append("There is no map of this slide; make one with: histosge predict")
         if not layers:
             notes.append("The store holds no grid of this slide; finish it with: histosge embed")
         return {

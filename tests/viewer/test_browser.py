@@ -186,7 +186,15 @@ def test_everything_is_reached_and_worked_by_keyboard(page: "Page", address: str
     assert page.locator("#readout").get_attribute("aria-live") == "polite"
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(900)
-    assert _readout(page) != before
+    moved = _readout(page)
+    assert moved != before
+    page.keyboard.press("r")
+    page.keyboard.press("f")
+    page.wait_for_timeout(600)
+    assert _readout(page) == moved, "a view is neither turned nor mirrored"
+    page.keyboard.press("0")
+    page.wait_for_timeout(900)
+    assert _readout(page) == before
 
 
 def test_every_control_has_a_name_and_text_stands_out(page: "Page", address: str) -> None:

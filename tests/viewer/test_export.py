@@ -68,3 +68,16 @@ def test_a_folder_that_holds_something_else_and_a_gene_that_nobody_knows_are_ref
     with pytest.raises(ViewError, match="did you mean AAA1"):
         export_page(_open(world), tmp_path / "page", ["AAA"])
     assert not (tmp_path / "page").exists()
+
+
+def test_no_path_of_this_machine_is_written(exported: Path, world: World) -> None:
+    for file in exported.rglob("*.json"):
+        assert str(world.store.parent) not in file.read_text(), file
+
+
+def test_more_genes_than_a_page_should_hold_are_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histosge.viewer.export.ALL_GENES", 4)
+    with pytest.raises(ViewError, match=r"hold 5 genes; choose up to 4 with --genes"):
+        export_page(_open(world), tmp_path / "page")

@@ -114,7 +114,7 @@ async function openSpots(opened, base) {
   const spots = await document_(`${base}/spots.json`);
   if (opened !== shown.opened) return;
   if (spots.error) {
-    note("spots", spots.error);
+    note("spots", `Measured spots: ${spots.error}.`);
     noLegend(find("measured-legend"), "no measured spots");
     return;
   }

@@ -39,6 +39,10 @@ export class Panel {
     focus.setAttribute("role", "application");
     focus.setAttribute("aria-label", `${label}. Arrow keys move, plus and minus zoom, 0 shows all; the value at the cross is read out.`);
     focus.setAttribute("aria-describedby", "readout");
+    // Turning and mirroring are left out: what is drawn over the slide would not follow.
+    this.viewer.addHandler("canvas-key", (event) => {
+      if (/^[rfjn]$/i.test(event.originalEvent.key)) event.preventDefaultAction = true;
+    });
     this.viewer.addHandler("update-viewport", () => this.paint());
     this.viewer.addHandler("viewport-change", () => this.moved());
     this.viewer.addHandler("animation-finish", () => this.keyboard && this.look(this.centre()));
