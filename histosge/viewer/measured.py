@@ -13,6 +13,9 @@ from histosge.expression import read_expression
 from histosge.genes import log_cp10k
 from histosge.sections import Spots
 
+NAMED = 50_000
+"""Spots that come with their barcodes; of more, such as the bins of Visium HD, these alone would be 10 MB."""
+
 
 class MeasuredSpots:
     """One section's spots, read when they are first asked for.
@@ -56,7 +59,7 @@ class MeasuredSpots:
         return {
             "xy_um": np.round(spots.xy_um, 2).tolist(),
             "diameter_um": spots.diameter_um,
-            "barcodes": spots.barcodes.tolist(),
+            "barcodes": spots.barcodes.tolist() if len(spots) <= NAMED else None,
             "genes": list(spots.genes) if genes is None else genes,
             "unit": "log1p of counts per 10,000",
         }

@@ -242,7 +242,20 @@ def test_colour_maps_and_domains_recolour_the_patches(page: "Page", address: str
     page.locator("#show").select_option("domains")
     _settled(page, GENES[0])
     assert "domain 1" in page.locator("#predicted-legend").inner_text()
-    assert _change(_middle(seen[-1]), _middle(_pixels(page, PREDICTED))) > 0.5
+    page.locator("#opacity").fill("100")
+    page.wait_for_timeout(100)
+    domains = _pixels(page, PREDICTED)
+    assert _change(_middle(seen[-1]), _middle(domains)) > 0.5
+    # What is drawn at a place is what is read out there: find the border between the two domains in the picture.
+    box = page.locator(PREDICTED).bounding_box()
+    assert box is not None
+    y = domains.shape[0] * 55 // 100
+    line = domains[y, int(domains.shape[1] * 0.3) : int(domains.shape[1] * 0.6)]
+    border = int(domains.shape[1] * 0.3) + int(np.abs(np.diff(line, axis=0)).sum(axis=1).argmax())
+    for x, domain in ((border - 1, 0), (border + 3, 1)):
+        page.mouse.move(box["x"] + x, box["y"] + y)
+        page.wait_for_timeout(50)
+        assert f"domain {domain}" in _readout(page)
 
 
 def test_slides_are_changed_and_what_is_missing_is_said(page: "Page", address: str) -> None:
@@ -284,6 +297,12 @@ def test_the_page_of_files_works_on_any_web_server(page: "Page", world: World, t
         _settled(page, "CCC3")
         assert _change(_middle(first), _middle(_pixels(page, PREDICTED))) > 0.1
         server.shutdown()
+
+
+def test_a_bookmarked_gene_that_only_the_spots_have_is_shown(page: "Page", address: str) -> None:
+    _open(page, address, gene="ONLY9")
+    assert "ONLY9 measured" in page.locator("#measured-legend").inner_text()
+    assert "ONLY9 is not predicted here" in page.locator("#predicted-legend").inner_text()
 
 
 def test_a_server_that_went_away_is_said(browser: "Browser", world: World) -> None:

@@ -54,10 +54,14 @@ export class PatchLayer {
   }
 }
 
-/** Measured spots, discs of their true size. */
+const MANY = 20000; // spots: more are drawn once, as a picture, unless one looks closely
+const CLOSE_PX = 4; // radius on the screen from which on spots are drawn one by one
+const PICTURE_PX = 4096; // longest side of that picture
+
+/** Measured spots, discs of their true size; squares where they are too many or too small for discs. */
 export class SpotLayer {
   /**
-   * @param spots {xy_um, diameter_um, barcodes}
+   * @param spots {xy_um, diameter_um, barcodes or null}
    * @param values one per spot
    * @param colour value -> [red, green, blue]
    * @param say value -> words
@@ -71,12 +75,42 @@ export class SpotLayer {
       return rgb && `rgb(${rgb.join(" ")})`;
     });
     // Low ones first, so that a high one is not hidden where spots overlap.
-    this.order = Array.from(values.keys()).sort((a, b) => values[a] - values[b]);
+    this.order = Uint32Array.from(values.keys()).sort((a, b) => values[a] - values[b]);
+    this.picture = null;
   }
 
   draw(context, view) {
-    const radius = Math.max(1.5, (this.spots.diameter_um / 2) * view.scale);
-    const asSquares = this.order.length > 20000 || radius < 2;
+    if (this.order.length > MANY && (this.spots.diameter_um / 2) * view.scale < CLOSE_PX) {
+      this.picture ??= this.drawPicture();
+      const { left, top, width, height } = this.picture.place;
+      const [x, y] = [view.left + left * view.scale, view.top + top * view.scale];
+      context.drawImage(this.picture.image, x, y, width * view.scale, height * view.scale);
+      return;
+    }
+    this.drawSpots(context, view, Math.max(1.5, (this.spots.diameter_um / 2) * view.scale));
+  }
+
+  drawPicture() {
+    const { xy_um, diameter_um } = this.spots;
+    const [low, high] = [[Infinity, Infinity], [-Infinity, -Infinity]];
+    for (const place of xy_um) {
+      for (const axis of [0, 1]) {
+        low[axis] = Math.min(low[axis], place[axis] - diameter_um);
+        high[axis] = Math.max(high[axis], place[axis] + diameter_um);
+      }
+    }
+    const place = { left: low[0], top: low[1], width: high[0] - low[0], height: high[1] - low[1] };
+    const scale = Math.min(2 / diameter_um, PICTURE_PX / Math.max(place.width, place.height));
+    const image = document.createElement("canvas");
+    image.width = Math.ceil(place.width * scale);
+    image.height = Math.ceil(place.height * scale);
+    const view = { left: -low[0] * scale, top: -low[1] * scale, scale, width: image.width, height: image.height };
+    this.drawSpots(image.getContext("2d"), view, Math.max(0.5, (diameter_um / 2) * scale));
+    return { image, place };
+  }
+
+  drawSpots(context, view, radius) {
+    const asSquares = this.order.length > MANY || radius < 2;
     for (const i of this.order) {
       const x = view.left + this.spots.xy_um[i][0] * view.scale;
       const y = view.top + this.spots.xy_um[i][1] * view.scale;
@@ -105,7 +139,7 @@ export class SpotLayer {
     const [cx, cy] = this.spots.xy_um[nearest];
     const value = this.values[nearest];
     const box = [cx - radius, cy - radius, 2 * radius, 2 * radius];
-    return { words: `spot ${this.spots.barcodes[nearest]}: ${this.say(value)}`, value, box };
+    return { words: `spot ${this.spots.barcodes?.[nearest] ?? nearest}: ${this.say(value)}`, value, box };
   }
 }
 

@@ -17,7 +17,7 @@ async function begin() {
   panels.measured = new Panel(find("measured"), "Slide with measured spots", look);
   panels.predicted = new Panel(find("predicted"), "Slide with the prediction", look);
   link(panels.measured, panels.predicted);
-  search = new GeneSearch(find("gene"), find("genes"), chooseGene);
+  search = new GeneSearch(find("gene"), find("genes"), pick);
   find("map").replaceChildren(...NAMES.map((name) => new Option(name)));
   const wanted = new URLSearchParams(location.hash.slice(1));
   if (NAMES.includes(wanted.get("map"))) find("map").value = wanted.get("map");
@@ -62,7 +62,7 @@ async function openSlide(n, gene) {
   notes.clear();
   const slide = await document_(`${base}/slide.json`);
   if (opened !== shown.opened) return;
-  Object.assign(shown, { slide, base, layer: null, spots: null, gene: null });
+  Object.assign(shown, { slide, base, layer: null, spots: null, gene: null, wanted: gene, chosen: false });
   slide.notes.forEach((text, i) => note(`slide ${i}`, text));
   for (const panel of Object.values(panels)) panel.setLayer(null);
   const thumbnails = Promise.all(Object.values(panels).map((panel) => panel.open(slide, base)));
@@ -121,7 +121,10 @@ async function openSpots(opened, base) {
   spots.column = new Map(spots.genes.map((name, i) => [name, i]));
   shown.spots = spots;
   listGenes();
-  if (shown.gene) await draw();
+  // A gene that was asked for before it was known: only the spots have it.
+  const late = !shown.chosen && shown.wanted !== shown.gene && spots.column.has(shown.wanted);
+  if (late) await chooseGene(shown.wanted);
+  else if (shown.gene) await draw();
   else if (shown.names.length && !shown.slide.layers.length) await chooseGene(shown.names[0]);
 }
 
@@ -160,7 +163,13 @@ function listGenes() {
 
 function step(by) {
   const at = shown.names.indexOf(shown.gene);
-  chooseGene(shown.names[(at + by + shown.names.length) % shown.names.length]);
+  pick(shown.names[(at + by + shown.names.length) % shown.names.length]);
+}
+
+/** Take a gene that a person chose. */
+function pick(name) {
+  shown.chosen = true;
+  return chooseGene(name);
 }
 
 function chooseGene(name) {
