@@ -81,7 +81,10 @@ class LocalOnly:
 
         async def with_headers(message: Any) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *HEADERS]
+                kept = any(name == b"cache-control" for name, _ in message["headers"])
+                # The same address may be another store's tomorrow.
+                fresh = [] if kept else [(b"cache-control", b"no-store")]
+                message["headers"] = [*message["headers"], *HEADERS, *fresh]
             await send(message)
 
         if scope["type"] == "http" and not _addressed_here(dict(scope["headers"]).get(b"host", b"")):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
-WAIT_MS = 10_000
+WAIT_MS = 20_000
 MEASURED, PREDICTED = "#measured", "#predicted"
 
 

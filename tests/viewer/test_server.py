@@ -162,4 +162,10 @@ def test_the_page_and_its_parts_are_served_and_kept_to_themselves(get: Get) -> N
     for part in ("static/main.js", "static/viewer.css", "static/vendor/openseadragon.min.js"):
         assert part in text
         assert get(part).status == 200
-    assert get("data/index.json").headers["x-content-type-options"] == "nosniff"
+    headers = get("data/index.json").headers
+    assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
+
+
+def test_only_tiles_are_kept_by_the_browser(get: Get) -> None:
+    assert "immutable" in get(f"data/{HERE}/tiles/0/0_0.jpg").headers["cache-control"]
+    assert get(f"data/{HERE}/layers/0/genes/0.f16").headers["cache-control"] == "no-store"
