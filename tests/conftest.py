@@ -1,5 +1,6 @@
 """What tests share: where the public data lies, and which markers run here."""
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -13,6 +14,12 @@ def _has_gpu() -> bool:
     return shutil.which("nvidia-smi") is not None
 
 
+def find_chromium() -> str | None:
+    """Where Chromium lies: ``HISTOSGE_CHROMIUM``, or the system's."""
+    names = (os.environ.get("HISTOSGE_CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome")
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests that take more than ten seconds")
 
@@ -23,6 +30,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         absent["data"] = "no public sections: set HISTOSGE_DATA to their folder"
     if not config.getoption("--slow"):
         absent["slow"] = "run them with: pytest --slow"
+    if find_chromium() is None:
+        absent["browser"] = "no Chromium: apt-get install chromium, or set HISTOSGE_CHROMIUM"
+    elif importlib.util.find_spec("playwright") is None:
+        absent["browser"] = "no playwright: pip install playwright"
     if not _has_gpu():
         absent["gpu"] = "no CUDA device"
     for marker, reason in absent.items():
@@ -38,3 +49,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     return DATA
+
+
+@pytest.fixture(scope="session")
+def chromium_path() -> str:
+    found = find_chromium()
+    assert found is not None
+    return found

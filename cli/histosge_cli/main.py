@@ -9,7 +9,7 @@ import sys
 import typer
 
 from featurestore.errors import FeatureStoreError
-from histosge_cli import analyse, demo, exchange, model, store
+from histosge_cli import analyse, demo, exchange, model, store, view
 
 app = typer.Typer(
     name="histosge",
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, store, model, analyse, exchange):
+for module in (demo, store, model, analyse, exchange, view):
     module.register(app)
 
 

@@ -1,0 +1,56 @@
+"""Things that are dear to make and asked for again: kept up to a number of bytes, the least recently used dropped."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
+
+
+class ByteCache(Generic[V]):
+    """A thread-safe cache of bounded size.
+
+    Parameters
+    ----------
+    max_bytes
+        Of all values together; one that is larger alone is handed out and not kept.
+    size
+        Bytes of a value.
+    """
+
+    def __init__(self, max_bytes: int, size: Callable[[V], int]) -> None:
+        self._max, self._size = max_bytes, size
+        self._values: OrderedDict[Hashable, V] = OrderedDict()
+        self._held = 0
+        self._lock = threading.Lock()
+        self._making: dict[Hashable, threading.Lock] = {}
+
+    def get(self, key: Hashable, make: Callable[[], V]) -> V:
+        """Return a value; the first who asks for it makes it, and others who ask meanwhile wait."""
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            with self._lock:
+                if key in self._values:
+                    return self._values[key]
+            try:
+                value = make()
+                self._put(key, value)
+            finally:
+                with self._lock:
+                    self._making.pop(key, None)
+        return value
+
+    def _put(self, key: Hashable, value: V) -> None:
+        size = self._size(value)
+        if size > self._max:
+            return
+        with self._lock:
+            self._values[key] = value
+            self._held += size
+            while self._held > self._max:
+                self._held -= self._size(self._values.popitem(last=False)[1])

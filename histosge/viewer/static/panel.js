@@ -1,0 +1,268 @@
+// One view of a slide: the H&E in OpenSeadragon and a canvas over it. Places are in microns from the slide's top-left.
+
+/* global OpenSeadragon */
+
+const SHARPEST = 8; // screen pixels per pixel of the picture, at most
+const SPARE = 0.5; // tiles are not asked for when the picture is shown smaller than this share of its coarsest level
+
+export class Panel {
+  /**
+   * @param host the element that becomes the view
+   * @param label what a screen reader calls it
+   * @param onLook called with (panel, {x, y} or null) when a place is pointed at
+   */
+  constructor(host, label, onLook) {
+    this.host = host;
+    this.onLook = onLook;
+    this.layer = null;
+    this.opacity = 1;
+    this.spotlight = null;
+    this.followers = [];
+    this.viewer = OpenSeadragon({
+      element: host,
+      drawer: "canvas",
+      showNavigationControl: false,
+      visibilityRatio: 0.3,
+      maxZoomPixelRatio: SHARPEST,
+      minZoomImageRatio: 0.6,
+      animationTime: 0.4,
+      springStiffness: 9,
+      gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
+      imageLoaderLimit: 6,
+      timeout: 120000,
+    });
+    this.canvas = document.createElement("canvas");
+    this.canvas.className = "overlay";
+    this.canvas.setAttribute("aria-hidden", "true");
+    host.append(this.canvas);
+    const focus = this.viewer.canvas;
+    focus.setAttribute("role", "application");
+    focus.setAttribute("aria-label", `${label}. Arrow keys move, plus and minus zoom, 0 shows all; the value at the cross is read out.`);
+    focus.setAttribute("aria-describedby", "readout");
+    // Turning and mirroring are left out: what is drawn over the slide would not follow.
+    this.viewer.addHandler("canvas-key", (event) => {
+      if (/^[rfjn]$/i.test(event.originalEvent.key)) event.preventDefaultAction = true;
+    });
+    this.viewer.addHandler("update-viewport", () => this.paint());
+    this.viewer.addHandler("viewport-change", () => this.moved());
+    this.viewer.addHandler("animation-finish", () => this.keyboard && this.look(this.centre()));
+    this.viewer.addHandler("resize", () => requestAnimationFrame(() => this.paint()));
+    for (const kind of ["pointerenter", "pointerdown", "wheel", "keydown"]) {
+      this.host.addEventListener(kind, () => this.lead(), { capture: true, passive: true });
+    }
+    focus.addEventListener("pointermove", (event) => this.pointed(event));
+    focus.addEventListener("pointerleave", () => this.look(null));
+    focus.addEventListener("focus", () => {
+      this.keyboard = focus.matches(":focus-visible");
+      if (this.keyboard && this.slide) this.look(this.centre());
+    });
+    focus.addEventListener("blur", () => {
+      this.keyboard = false;
+      this.look(null);
+    });
+  }
+
+  /** Show a slide: its thumbnail at once, its tiles over it. */
+  open(slide, base) {
+    this.slide = slide;
+    this.viewer.world.removeAll();
+    this.picture = null;
+    const width = slide.size_um[0];
+    const small = slide.thumbnail;
+    const ready = new Promise((done) => {
+      if (!small) return done();
+      this.viewer.addTiledImage({
+        tileSource: { type: "image", url: `${base}/thumbnail.png`, buildPyramid: false },
+        x: small.origin_um[0] / width,
+        y: small.origin_um[1] / width,
+        width: (small.shape[1] * small.step_um) / width,
+        success: () => done(),
+        error: () => done(),
+      });
+    });
+    return ready.then(() => this.home(true));
+  }
+
+  /** Lay the tiles of the H&E over the thumbnail. */
+  addPicture(picture, base) {
+    const tiles = {
+      width: picture.width,
+      height: picture.height,
+      tileSize: picture.tile_px,
+      tileOverlap: 0,
+      minLevel: picture.min_level,
+      maxLevel: picture.max_level,
+      getTileUrl: (level, x, y) => `${base}/tiles/${level}/${x}_${y}.jpg?v=${picture.version}`,
+    };
+    // Where even the coarsest tiles are too many for a whole slide, the thumbnail serves until one looks closer.
+    this.coarsest = picture.min_level > 0 ? picture.width / 2 ** (picture.max_level - picture.min_level) : 0;
+    return new Promise((done) => {
+      this.viewer.addTiledImage({
+        tileSource: tiles,
+        x: 0,
+        y: 0,
+        width: 1,
+        opacity: 0,
+        success: ({ item }) => {
+          this.picture = item;
+          this.chooseTiles();
+          done();
+        },
+        error: () => done(),
+      });
+    });
+  }
+
+  /** Resolves once all tiles that are in sight are drawn. */
+  sharp() {
+    const { picture } = this;
+    return new Promise((done) => {
+      if (!picture || picture.getFullyLoaded()) done();
+      else picture.addOnceHandler("fully-loaded-change", () => done());
+    });
+  }
+
+  chooseTiles() {
+    if (!this.picture) return;
+    const shown = this.viewer.viewport.getZoom(true) * this.host.clientWidth;
+    const wanted = shown >= this.coarsest * SPARE ? 1 : 0;
+    if (this.picture.getOpacity() !== wanted) this.picture.setOpacity(wanted);
+  }
+
+  setLayer(layer) {
+    this.layer = layer;
+    this.paint();
+  }
+
+  setOpacity(opacity) {
+    this.opacity = opacity;
+    this.paint();
+  }
+
+  /** Outline a place, here or because it is pointed at in the other view. */
+  setSpotlight(spotlight) {
+    this.spotlight = spotlight;
+    this.paint();
+  }
+
+  home(immediately = false) {
+    if (!this.slide) return;
+    if (!immediately) this.lead();
+    const [width, height] = this.slide.size_um;
+    this.viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, 1, height / width), immediately);
+  }
+
+  /** From now on the other view follows this one: it was touched last. */
+  lead() {
+    this.following = false;
+    for (const other of this.followers) other.following = true;
+  }
+
+  zoom(factor) {
+    this.lead();
+    this.viewer.viewport.zoomBy(factor);
+    this.viewer.viewport.applyConstraints();
+  }
+
+  moved() {
+    this.chooseTiles();
+    if (this.following) return;
+    const { viewport } = this.viewer;
+    for (const other of this.followers) {
+      if (!other.slide || !other.host.clientWidth) continue;
+      // The same scale on the screen, whatever the widths of the two.
+      const zoom = (viewport.getZoom(true) * this.host.clientWidth) / other.host.clientWidth;
+      other.viewer.viewport.zoomTo(zoom, null, true);
+      other.viewer.viewport.panTo(viewport.getCenter(true), true);
+      other.chooseTiles();
+    }
+  }
+
+  view() {
+    const { viewport } = this.viewer;
+    const origin = viewport.pixelFromPoint(new OpenSeadragon.Point(0, 0), true);
+    const unit = viewport.pixelFromPoint(new OpenSeadragon.Point(1, 0), true);
+    const [width, height] = [this.host.clientWidth, this.host.clientHeight];
+    return { left: origin.x, top: origin.y, scale: (unit.x - origin.x) / this.slide.size_um[0], width, height };
+  }
+
+  centre() {
+    const point = this.viewer.viewport.getCenter(true);
+    return { x: point.x * this.slide.size_um[0], y: point.y * this.slide.size_um[0] };
+  }
+
+  pointed(event) {
+    if (!this.slide) return;
+    this.keyboard = false;
+    const box = this.host.getBoundingClientRect();
+    const view = this.view();
+    this.look({
+      x: (event.clientX - box.left - view.left) / view.scale,
+      y: (event.clientY - box.top - view.top) / view.scale,
+    });
+  }
+
+  look(place) {
+    this.onLook(this, place);
+  }
+
+  paint() {
+    if (!this.slide) return;
+    const view = this.view();
+    const ratio = window.devicePixelRatio || 1;
+    const [width, height] = [Math.round(view.width * ratio), Math.round(view.height * ratio)];
+    if (this.canvas.width !== width || this.canvas.height !== height) {
+      this.canvas.width = width;
+      this.canvas.height = height;
+    }
+    const context = this.canvas.getContext("2d");
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.clearRect(0, 0, view.width, view.height);
+    this.canvas.style.opacity = 1;
+    if (this.layer) {
+      context.globalAlpha = this.opacity;
+      this.layer.draw(context, view);
+      context.globalAlpha = 1;
+    }
+    this.paintSpotlight(context, view);
+    this.paintScaleBar(context, view);
+  }
+
+  paintSpotlight(context, view) {
+    if (!this.spotlight) return;
+    const [x, y, width, height] = this.spotlight.box ?? [this.spotlight.x, this.spotlight.y, 0, 0];
+    const grown = Math.max(0, 7 - (width * view.scale) / 2);
+    const box = [
+      view.left + x * view.scale - grown,
+      view.top + y * view.scale - grown,
+      width * view.scale + 2 * grown,
+      height * view.scale + 2 * grown,
+    ];
+    for (const [colour, line] of [["#ffffff", 4], ["#000000", 2]]) {
+      context.strokeStyle = colour;
+      context.lineWidth = line;
+      context.strokeRect(...box);
+    }
+  }
+
+  paintScaleBar(context, view) {
+    const round = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].filter((um) => um * view.scale <= 120).pop();
+    if (!round) return;
+    const words = round >= 1000 ? `${round / 1000} mm` : `${round} µm`;
+    const [left, bottom, long] = [12, view.height - 12, round * view.scale];
+    context.font = "600 12px system-ui, sans-serif";
+    const width = Math.max(long, context.measureText(words).width) + 12;
+    context.fillStyle = "rgb(255 255 255 / 85%)";
+    context.fillRect(left - 6, bottom - 22, width, 28);
+    context.fillStyle = "#111";
+    context.fillText(words, left, bottom - 8);
+    context.fillRect(left, bottom - 3, long, 3);
+  }
+}
+
+/** Let two views move together. */
+export function link(one, other) {
+  one.followers = [other];
+  other.followers = [one];
+  one.lead();
+}
