@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         absent["data"] = "no public sections: set HISTOSGE_DATA to their folder"
     if not config.getoption("--slow"):
         absent["slow"] = "run them with: pytest --slow"
+    if find_spec("spatialdata_io") is None:
+        absent["spatialdata"] = "install them: pip install 'histosge[spatialdata]' spatialdata-io"
     if not _has_gpu():
         absent["gpu"] = "no CUDA device"
     for marker, reason in absent.items():

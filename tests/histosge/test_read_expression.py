@@ -129,7 +129,7 @@ def test_a_space_ranger_folder_is_read_in_the_matrix_order(tmp_path: Path, versi
     assert list(spots.barcodes) == ["BC4-1", "BC0-1", "BC1-1", "BC3-1"]  # BC2 is off tissue
     np.testing.assert_allclose(spots.xy_um[0], (502.0, 52.0))
     assert spots.genes == ("G1", "G2")
-    assert spots.diameter_um == 45.5
+    assert spots.diameter_um == VISIUM_SPOT_UM  # the chip's, not the 65 µm of spot_diameter_fullres
     assert read_expression(str(tmp_path), "S", "D", 0.5).genes == spots.genes  # the folder above outs/
 
 
