@@ -26,13 +26,16 @@ def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[n
     rng = np.random.default_rng(seed)
     share = min(1.0, SAMPLE / len(table))
     parts = [values[rng.random(len(values)) < share] for _, values in table.chunks()]
-    sample = np.nan_to_num(np.concatenate(parts).astype(np.float64))
-    mean, spread = sample.mean(axis=0), sample.std(axis=0)
+    sample = np.nan_to_num(np.concatenate(parts))
+    mean, spread = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
     scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
-    _, _, axes = np.linalg.svd((sample - mean) * scale, full_matrices=False)
-    turn = (axes[: min(COMPONENTS, len(axes))] * scale).T
-    n = min(n_domains, len(np.unique(sample, axis=0)))
-    centres, _ = kmeans2((sample - mean) @ turn, n, minit="++", seed=rng)
+    sample = (sample - mean.astype(np.float32)) * scale.astype(np.float32)
+    _, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
+    strongest = axes[:, ::-1][:, :COMPONENTS]
+    turn = strongest * scale[:, None]
+    places = (sample @ strongest).astype(np.float64)
+    n = min(n_domains, len(np.unique(places, axis=0)))
+    centres, _ = kmeans2(places, n, minit="++", seed=rng)
     flat = np.empty(len(table), dtype=np.int64)
     for rows, values in table.chunks():
         flat[rows], _ = vq((np.nan_to_num(values.astype(np.float64)) - mean) @ turn, centres)

@@ -43,6 +43,8 @@ def read(path: Path, frame: SlideFrame) -> Found:
     mpp = theoretical_visium_mpp(data.obs, xy[:, :2], diameter / frame.mpp)
     if mpp:
         diameter, note = VISIUM_SPOT_UM, VISIUM_NOTE
+    else:
+        mpp = _stated_mpp(data.uns.get("spatial", {}))
     spots = make_spots(
         frame,
         path,
@@ -66,3 +68,12 @@ def spot_diameter(spatial: Any, slide_mpp: float) -> tuple[float, str]:
         if microns:
             return float(microns), ""
     return VISIUM_SPOT_UM, "the file does not say how wide a spot is: Visium's 55 µm assumed"
+
+
+def _stated_mpp(spatial: Any) -> float | None:
+    """Return the mpp in ``uns["spatial"]``, unless it says that it is an estimate."""
+    for library in spatial.values() if isinstance(spatial, Mapping) else ():
+        metadata = library.get("metadata", {})
+        if metadata.get("mpp") and not metadata.get("mpp_is_estimate"):
+            return float(metadata["mpp"])
+    return None

@@ -281,3 +281,27 @@ def test_a_square_spot_weighs_patches_by_the_area_it_shares_with_them(tmp_path: 
     expected = np.zeros((5, 7))
     expected[1:3, 2:4] = np.outer((8, 4), (5, 7)) / 144
     np.testing.assert_allclose(weights, expected)
+
+
+def test_a_run_on_small_bins_says_what_was_found_pooled_and_odd(tmp_path: Path) -> None:
+    from make_slides import tissue_like, write_pyramid
+
+    from featurestore.embedding import EmbedSettings, embed
+    from featurestore.grid import GridSpec
+    from featurestore.samples import Sample
+    from featurestore.store import Store
+    from histosge.stream import load_section
+
+    slide = write_pyramid(tmp_path / "A.tif", tissue_like(1100, 900, 0.5), 0.5)
+    store = str(tmp_path / "store")
+    embed(str(slide), store, EmbedSettings(("colour",), GridSpec(1.0, 32, 16)))
+    home = visium_hd(tmp_path / "hd", mpp=0.45, corner_um=(220, 220))
+    sample = Sample("A", str(slide), str(home), donor="D")
+    loaded = load_section(sample, Store.open(store), None, None, min_counts=30)
+    assert "Visium HD, 8 µm bins: 28 spots x 3 genes, median" in loaded.found
+    assert "side 8 µm, 0.5 µm/px (0.45 by its own files); square_008um taken" in loaded.found
+    assert "pooled into" in loaded.found
+    assert loaded.section.spots.shape == "square"
+    np.testing.assert_allclose(loaded.section.overlap.sum(axis=1), 1)
+    assert loaded.fit.verdict == "warn"
+    assert "set mpp 0.45 in the sample sheet" in loaded.fit.message

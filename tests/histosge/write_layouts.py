@@ -107,7 +107,12 @@ def visium(folder: Path, positions: str, *, mtx: bool = False, mpp: float = 0.7)
     return folder
 
 
-def visium_hd(folder: Path, mpp: float = 0.5, sizes: tuple[int, ...] = (2, 8, 16)) -> Path:
+def visium_hd(
+    folder: Path,
+    mpp: float = 0.5,
+    sizes: tuple[int, ...] = (2, 8, 16),
+    corner_um: tuple[int, int] = (300, 100),
+) -> Path:
     """Write a Visium HD ``outs``: one folder per bin size, positions as parquet."""
     for size in sizes:
         home = folder / "binned_outputs" / f"square_{size:03d}um"
@@ -120,8 +125,8 @@ def visium_hd(folder: Path, mpp: float = 0.5, sizes: tuple[int, ...] = (2, 8, 16
                 "in_tissue": (rows > 0).astype(np.int64),
                 "array_row": rows,
                 "array_col": cols,
-                "pxl_row_in_fullres": (100 + (rows + 0.5) * size) / mpp,
-                "pxl_col_in_fullres": (300 + (cols + 0.5) * size) / mpp,
+                "pxl_row_in_fullres": (corner_um[1] + (rows + 0.5) * size) / mpp,
+                "pxl_col_in_fullres": (corner_um[0] + (cols + 0.5) * size) / mpp,
             }
         ).write_parquet(home / "spatial" / "tissue_positions.parquet")
         scale = {
