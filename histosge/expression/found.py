@@ -5,6 +5,7 @@ Terms
                   the chip, or from what they state
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +127,7 @@ def raw_counts(matrix: Any, path: Path) -> sparse.csr_matrix:
     values = counts.data
     if not np.isfinite(values).all() or (values < 0).any():
         raise ExpressionError(f"{path}: counts hold negative or missing values; give the raw counts")
-    if not np.array_equal(values, np.round(values)):
+    if values.dtype.kind not in "iu" and not np.array_equal(values, np.round(values)):
         raise ExpressionError(
             f"{path}: counts look normalised (e.g. {values[values != np.round(values)][0]:.3f}); "
             'put the raw counts in X or layers["counts"]'
@@ -134,6 +135,15 @@ def raw_counts(matrix: Any, path: Path) -> sparse.csr_matrix:
     if values.sum() == 0:
         raise ExpressionError(f"{path}: all counts are zero")
     return counts.astype(np.float32)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object of an output folder; refuse a damaged one."""
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise ExpressionError(f"{file} is damaged: {error}") from error
+    return dict(value)
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:

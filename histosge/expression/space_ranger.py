@@ -8,7 +8,6 @@ Terms
                             sections it is 0.653 of the chip's pitch of 100 µm, so it is not used
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from histosge.errors import ExpressionError
-from histosge.expression.found import VISIUM_SPOT_UM, Found, SlideFrame, implied_mpp, make_spots
+from histosge.expression.found import VISIUM_SPOT_UM, Found, SlideFrame, implied_mpp, make_spots, read_json
 from histosge.expression.tenx import TenxMatrix, find_matrix, read_matrix
 
 PITCH_UM = 100.0
@@ -76,7 +75,7 @@ def _bins(folder: Path) -> dict[int, Path]:
 
 def _bin_size(folder: Path) -> float | None:
     file = folder / "spatial" / "scalefactors_json.json"
-    return json.loads(file.read_text()).get("bin_size_um") if file.is_file() else None
+    return read_json(file).get("bin_size_um") if file.is_file() else None
 
 
 def _read_bins(home: Path, frame: SlideFrame) -> Found:
@@ -165,7 +164,7 @@ def _scale_factors(folder: Path) -> dict[str, Any]:
         raise ExpressionError(
             f"{folder} has no spatial/scalefactors_json.json; give a whole Space Ranger output folder"
         )
-    return dict(json.loads(file.read_text()))
+    return read_json(file)
 
 
 def _located_matrix(

@@ -119,4 +119,6 @@ def _genes_only(
             f"{file} holds no feature of type {GENE_EXPRESSION!r}, only {sorted(set(kinds))}"
         )
     genes = [names[i] for i in wanted]
-    return TenxMatrix(file, barcodes, genes, counts[:, wanted], len(names) - len(wanted))
+    if len(wanted) < len(names):  # a copy of a large matrix is not made for nothing
+        counts = counts[:, wanted]
+    return TenxMatrix(file, barcodes, genes, counts, len(names) - len(wanted))

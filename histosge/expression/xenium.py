@@ -7,7 +7,6 @@ Terms
     pixel size   microns per pixel of the morphology picture, in ``experiment.xenium``
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from histosge.errors import ExpressionError
-from histosge.expression.found import Found, SlideFrame, make_spots
+from histosge.expression.found import Found, SlideFrame, make_spots, read_json
 from histosge.expression.tenx import find_matrix, read_matrix
 
 MATRIX = "cell_feature_matrix"
@@ -80,8 +79,8 @@ def _cells(home: Path) -> pl.DataFrame:
 
 
 def _diameter(cells: pl.DataFrame) -> float:
-    area = cells["cell_area"].median() if "cell_area" in cells.columns else None
-    return 2 * float(np.sqrt(float(area) / np.pi)) if isinstance(area, float) and area > 0 else CELL_UM
+    areas = cells["cell_area"].drop_nulls().to_numpy() if "cell_area" in cells.columns else np.empty(0)
+    return 2 * float(np.sqrt(np.median(areas) / np.pi)) if len(areas) else CELL_UM
 
 
 def _on_slide(
@@ -111,4 +110,4 @@ def _on_slide(
 
 def _pixel_um(home: Path) -> float:
     file = home / "experiment.xenium"
-    return float(json.loads(file.read_text()).get("pixel_size", PIXEL_UM)) if file.is_file() else PIXEL_UM
+    return float(read_json(file).get("pixel_size", PIXEL_UM)) if file.is_file() else PIXEL_UM
