@@ -14,6 +14,7 @@ from featurestore.names import slug
 from histosge.exporting.ome_zarr import few_enough
 from histosge.exporting.picture import on_slide
 from histosge.exporting.table import PatchTable
+from histosge.expression.found import unique_names
 
 CM_UM = 1e4
 CLIP = (1.0, 99.0)
@@ -34,12 +35,13 @@ def write_tiffs(table: PatchTable, folder: Path) -> int:
     for band in table.bands():
         values[:, slice(*band)] = table.lattice(band).transpose(2, 0, 1)
     mpp = table.grid.stride_um / 2
-    for name, plane in zip(table.names, values, strict=True):
+    files = unique_names([slug(name) for name in table.names])
+    for name, file, plane in zip(table.names, files, values, strict=True):
         low, high = np.nanpercentile(plane, CLIP)
         said = f"{table.slide_id} {name}: {table.what}, colours from {low:.4g} to {high:.4g}, {mpp:.6g} um/px"
         picture = on_slide(_coloured(plane, float(low), float(high)), table.grid, 255)
         options: dict[str, Any] = {"photometric": "rgb", "description": said, "metadata": None}
-        _write(folder / f"{slug(name)}.tif", picture, mpp, options)
+        _write(folder / f"{file}.tif", picture, mpp, options)
     whole = np.stack([on_slide(plane, table.grid, np.nan) for plane in values])
     metadata = {
         "axes": "CYX",

@@ -146,6 +146,19 @@ def read_json(file: Path) -> dict[str, Any]:
     return dict(value)
 
 
+def zarr_attributes(path: Path) -> dict[str, Any]:
+    """Return the attributes of a Zarr group on disk, format 2 or 3; empty for anything else."""
+    for name, inner in (("zarr.json", "attributes"), (".zattrs", None)):
+        file = path / name
+        if file.is_file():
+            try:
+                document = json.loads(file.read_text())
+            except ValueError:
+                return {}
+            return dict(document.get(inner, {}) if inner else document)
+    return {}
+
+
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
     """Append ``-1``, ``-2`` ... to the second, third ... gene of one name."""
     seen: dict[str, int] = {}

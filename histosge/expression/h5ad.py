@@ -1,4 +1,4 @@
-"""AnnData: an ``.h5ad`` with raw counts and ``obsm["spatial"]`` = (x, y) in level-0 pixels."""
+"""AnnData: an ``.h5ad``, or the same as ``.zarr``, with raw counts and ``obsm["spatial"]`` = (x, y) in level-0 pixels."""
 
 import warnings
 from collections.abc import Mapping
@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from histosge.errors import ExpressionError
-from histosge.expression.found import VISIUM_SPOT_UM, Found, SlideFrame, make_spots
+from histosge.expression.found import VISIUM_SPOT_UM, Found, SlideFrame, make_spots, zarr_attributes
 from histosge.expression.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
 
 
 def recognises(path: Path) -> bool:
-    """Tell whether this is an AnnData file."""
-    return path.is_file() and path.suffix.lower() == ".h5ad"
+    """Tell whether this is an AnnData file or group."""
+    if path.is_dir():
+        return zarr_attributes(path).get("encoding-type") == "anndata"
+    return path.suffix.lower() == ".h5ad"
 
 
 def read(path: Path, frame: SlideFrame) -> Found:
@@ -25,7 +27,7 @@ def read(path: Path, frame: SlideFrame) -> Found:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UserWarning)
             warnings.simplefilter("ignore", category=FutureWarning)
-            data = anndata.read_h5ad(path)
+            data = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
     except (OSError, KeyError, anndata.io.IORegistryError) as error:
         raise ExpressionError(f"{path} cannot be read as AnnData: {error}") from error
     if "spatial" not in data.obsm:

@@ -9,6 +9,7 @@ Terms
 
 import gzip
 import re
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from histosge.expression.found import Found, SlideFrame, implied_mpp, make_spots
 
 SPOT_UM, PITCH_UM = 100.0, 200.0
 SUFFIXES = (".tsv", ".tsv.gz", ".txt", ".txt.gz", ".csv", ".csv.gz")
+_WORD = re.compile(r"[._-]+")
 _SPOT = re.compile(r"([\d.]+)x([\d.]+)")
 _MISNAMED = "give a folder with one counts table and one spot file, or name the table"
 
@@ -54,21 +56,31 @@ def _counts_in(folder: Path) -> list[Path]:
 
 
 def _is_counts(path: Path) -> bool:
-    if not _is_table(path):
-        return False
-    try:
-        head = _lines(path, 2)
-    except (OSError, UnicodeDecodeError):
-        return False
+    head = _head(path)
     if len(head) < 2 or len(head[1]) < 3:
         return False
     return bool(_SPOT.fullmatch(head[1][0]) or all(_SPOT.fullmatch(name) for name in head[0][1:] or ["-"]))
 
 
+def _is_spot_file(path: Path) -> bool:
+    head = _head(path)
+    return bool(head) and "pixel_x" in head[0]
+
+
+def _head(path: Path) -> list[list[str]]:
+    """Return the first two lines of a table, split; empty for what is no table."""
+    if not _is_table(path):
+        return []
+    try:
+        return _lines(path, 2)
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
 def _lines(path: Path, most: int | None = None) -> list[list[str]]:
     separator = "," if ".csv" in path.name.lower() else "\t"
     with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
-        lines = (line.rstrip("\n\r") for number, line in enumerate(stream) if most is None or number < most)
+        lines = (line.rstrip("\n\r") for line in islice(stream, most))
         return [[cell.strip('"') for cell in line.split(separator)] for line in lines if line]
 
 
@@ -101,19 +113,23 @@ def _pixels(counts: Path, array: NDArray[np.float64]) -> tuple[NDArray[np.float6
     tables = [
         path for folder in dict.fromkeys(folders) for path in sorted(folder.iterdir()) if path != counts
     ]
-    stem = re.split(r"[._-]", counts.name)[0]
-    tables.sort(key=lambda path: not path.name.startswith(stem))
-    spot_files = [path for path in tables if _is_table(path) and "pixel_x" in (_lines(path, 1) or [[]])[0]]
-    own = [path for path in spot_files if path.name.startswith(stem)] or spot_files
-    if len(own) > 1:
-        listed = ", ".join(path.name for path in own[:5])
+    spot_files = _best([path for path in tables if _is_spot_file(path)], counts)
+    if len(spot_files) > 1:
+        listed = ", ".join(path.name for path in spot_files[:5])
         raise ExpressionError(f"{counts} could belong to several spot files ({listed}); {_MISNAMED}")
-    if own:
-        return _by_spot_file(own[0], array), own[0].name
-    transforms = [path for path in tables if "transform" in path.name.lower() and path.is_file()]
-    if transforms:
+    if spot_files:
+        return _by_spot_file(spot_files[0], array), spot_files[0].name
+    transforms = _best([p for p in tables if "transform" in p.name.lower() and p.is_file()], counts)
+    if len(transforms) == 1:
         return _by_transform(transforms[0], array), transforms[0].name
     raise ExpressionError(f"{counts} has no spot file (a table with pixel_x, pixel_y) beside it; {_MISNAMED}")
+
+
+def _best(paths: list[Path], counts: Path) -> list[Path]:
+    """Return the files that share most words of their name with a counts table: ``A1``, never ``A10``."""
+    words = set(_WORD.split(counts.name)) - {"tsv", "csv", "txt", "gz"}
+    shared = [len(words & set(_WORD.split(path.name))) for path in paths]
+    return [path for path, n in zip(paths, shared, strict=True) if n == max(shared)]
 
 
 def _by_spot_file(path: Path, array: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,7 +4,6 @@ Positions are read where the shapes lie in the coordinate system of a picture: t
 the slide, or as a scaled copy of it if its sides have the slide's proportions.
 """
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.errors import ExpressionError
-from histosge.expression.found import VISIUM_SPOT_UM, Found, SlideFrame, make_spots
+from histosge.expression.found import VISIUM_SPOT_UM, Found, SlideFrame, make_spots, zarr_attributes
 from histosge.expression.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
 from histosge.extras import load_extra
 
@@ -22,7 +21,7 @@ SAME_PROPORTIONS = 0.02
 
 def recognises(path: Path) -> bool:
     """Tell whether this is a SpatialData folder."""
-    return path.is_dir() and "spatialdata_attrs" in _attributes(path)
+    return path.is_dir() and "spatialdata_attrs" in zarr_attributes(path)
 
 
 def read(path: Path, frame: SlideFrame) -> Found:
@@ -61,18 +60,6 @@ def read(path: Path, frame: SlideFrame) -> Found:
         shape=shape,
     )
     return Found(spots, "SpatialData", mpp, tuple(notes))
-
-
-def _attributes(path: Path) -> dict[str, Any]:
-    for name, inner in (("zarr.json", "attributes"), (".zattrs", None)):
-        file = path / name
-        if file.is_file():
-            try:
-                document = json.loads(file.read_text())
-            except ValueError:
-                return {}
-            return dict(document.get(inner, {}) if inner else document)
-    return {}
 
 
 def _annotating_table(data: Any, path: Path) -> tuple[str, str, Any]:

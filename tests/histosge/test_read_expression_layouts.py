@@ -168,6 +168,7 @@ def test_the_right_spot_file_of_a_folder_with_many_sections(tmp_path: Path) -> N
     (tmp_path / "spotfiles").mkdir()
     text = (tmp_path / "cnts" / "spot_data-selection-A1.tsv").read_text()
     (tmp_path / "cnts" / "spot_data-selection-A1.tsv").rename(tmp_path / "spotfiles" / "A1_selection.tsv")
+    (tmp_path / "spotfiles" / "A10_selection.tsv").write_text(text.replace("\t1\n", "\t0\n"))
     (tmp_path / "spotfiles" / "B1_selection.tsv").write_text(text.replace("\t1\n", "\t0\n"))
     (tmp_path / "cnts" / "B1_counts.tsv").write_text((tmp_path / "cnts" / "A1_counts.tsv").read_text())
     assert len(_find(tmp_path / "cnts" / "A1_counts.tsv").spots) == 19
