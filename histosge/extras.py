@@ -3,11 +3,7 @@
 from importlib import import_module
 from types import ModuleType
 
-from histosge.errors import HistosgeError
-
-
-class MissingExtraError(HistosgeError, ImportError):
-    """Something was asked for that needs an extra."""
+from histosge.errors import MissingExtraError
 
 
 def load_extra(extra: str, what: str) -> ModuleType:

@@ -13,7 +13,7 @@ import numpy as np
 from featurestore.store import Store
 from histosge.errors import ModelError
 from histosge.exporting.anndata_files import write_anndata
-from histosge.exporting.table import table_of_map
+from histosge.exporting.opening import table_of_map
 from histosge.maps import ExpressionStore, StoredMap
 from histosge.saved import SavedModel, load_model
 from histosge.stream import EmbeddedSlide, open_embedded, stream_windows

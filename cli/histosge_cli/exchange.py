@@ -73,7 +73,7 @@ def export(
     """
     from histosge.exporting.export import ExportSettings
     from histosge.exporting.export import export as run
-    from histosge.exporting.table import Choice
+    from histosge.exporting.opening import Choice
 
     names = [g.strip() for g in genes.split(",") if g.strip()] if genes else []
     choice = Choice(tuple(slide or ()), tuple(names), grid, encoder)

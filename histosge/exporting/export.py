@@ -11,14 +11,16 @@ from pathlib import Path
 from featurestore.exchange.h5 import write_h5
 from featurestore.slide import Slide
 from featurestore.store import Store
+from histosge.errors import ExportError
 from histosge.exporting.anndata_files import write_anndata
 from histosge.exporting.geojson import write_geojson
 from histosge.exporting.labels import domain_labels
 from histosge.exporting.ome_zarr import write_ome_zarr
+from histosge.exporting.opening import Choice, is_feature_store, open_tables
 from histosge.exporting.parquet import write_parquet
 from histosge.exporting.picture import find_slide
 from histosge.exporting.spatial_data import write_spatialdata
-from histosge.exporting.table import Choice, ExportError, PatchTable, is_feature_store, open_tables
+from histosge.exporting.table import PatchTable
 from histosge.exporting.tiff import write_tiffs
 
 SUFFIXES = {

@@ -12,7 +12,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from histosge.exporting.table import ExportError, PatchTable
+from histosge.errors import ExportError
+from histosge.exporting.table import PatchTable
 
 VERSIONS = ("0.4", "0.5")
 MOST_CHANNELS = 64

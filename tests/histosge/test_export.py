@@ -18,12 +18,13 @@ from make_slides import tissue_like, write_pyramid
 from featurestore.embedding import EmbedSettings, embed
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.store import Store
+from histosge.errors import ExportError, MissingExtraError
 from histosge.exporting.export import ExportSettings, export
 from histosge.exporting.geojson import polygons, write_geojson
 from histosge.exporting.labels import domain_labels
 from histosge.exporting.ome_zarr import write_ome_zarr
-from histosge.exporting.table import Choice, ExportError, PatchTable, open_tables, table_of_map
-from histosge.extras import MissingExtraError
+from histosge.exporting.opening import Choice, open_tables, table_of_map
+from histosge.exporting.table import PatchTable
 from histosge.maps import ExpressionStore
 
 SLIDE_MPP = 0.5
