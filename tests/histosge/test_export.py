@@ -233,6 +233,14 @@ def test_coarser_levels_are_means_of_what_is_there(
             padded.reshape(5, padded.shape[1] // 2, 2, padded.shape[2] // 2, 2), axis=(2, 4)
         )
     np.testing.assert_allclose(coarser, expected, rtol=1e-6)
+    whole = np.isfinite(padded[0].reshape(expected.shape[1], 2, expected.shape[2], 2)).all(axis=(1, 3))
+    scale, translation = (
+        t[t["type"]] for t in group.attrs["ome"]["multiscales"][0]["datasets"][1]["coordinateTransformations"]
+    )
+    rows, cols = np.nonzero(whole)
+    # Gene 0 is x / 97, gene 1 is y / 89: the store keeps half precision.
+    np.testing.assert_allclose(coarser[0][whole] * 97, cols * scale[2] + translation[2], atol=0.5)
+    np.testing.assert_allclose(coarser[1][whole] * 89, rows * scale[1] + translation[1], atol=0.5)
 
 
 @pytest.mark.spatialdata
@@ -457,3 +465,20 @@ def test_embeddings_as_spatialdata(made: Made, tmp_path: Path) -> None:
         data = spatialdata.read_zarr(tmp_path / "OUT.zarr")
         (table,) = open_tables(made.store, Choice(["B"]))
         assert data.tables["B_embedding"].shape == (len(table), len(table.names))
+
+
+# ---------------------------------------------------------------- elsewhere than on a disk
+
+
+def test_a_map_behind_a_url_is_read_where_it_lies(made: Made, tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in Path(made.maps).rglob("*"):
+        if file.is_file():
+            memory.pipe_file(f"/exports/{file.relative_to(made.maps)}", file.read_bytes())
+    export("memory://exports", tmp_path / "B.parquet", "parquet", Choice(["B"]))
+    export(made.maps, tmp_path / "local.parquet", "parquet", Choice(["B"]))
+    assert pl.read_parquet(tmp_path / "B.parquet").equals(pl.read_parquet(tmp_path / "local.parquet"))
+    with pytest.raises(ExportError, match="export there, then copy it up"):
+        export(made.maps, "s3://bucket/x.h5ad", "h5ad", Choice(["B"]))

@@ -306,3 +306,24 @@ def test_a_run_on_small_bins_says_what_was_found_pooled_and_odd(tmp_path: Path) 
     np.testing.assert_allclose(loaded.section.overlap.sum(axis=1), 1)
     assert loaded.fit.verdict == "warn"
     assert "set mpp 0.45 in the sample sheet" in loaded.fit.message
+
+
+def test_a_cytassist_run_says_whose_pixels_its_positions_are(tmp_path: Path) -> None:
+    home = visium(tmp_path, POSITIONS[1])
+    (home / "spatial" / "cytassist_image.tiff").write_bytes(b"")
+    found = _find(home)
+    assert found.layout == "Visium, CytAssist"
+    assert "positions are of the microscope's picture" in found.describe(MPP)
+
+
+def test_damaged_json_is_one_line(tmp_path: Path) -> None:
+    home = visium(tmp_path, POSITIONS[1])
+    (home / "spatial" / "scalefactors_json.json").write_text("{")
+    with pytest.raises(ExpressionError, match=r"scalefactors_json\.json is damaged"):
+        _find(home)
+
+
+@pytest.mark.data
+def test_a_real_folder_without_positions_is_refused(data_dir: Path) -> None:
+    with pytest.raises(ExpressionError, match="none of the layouts"):
+        _find(data_dir / "spaceranger" / "v2.1.0")
