@@ -61,7 +61,12 @@ def export(
     picture_mpp: Annotated[
         float, typer.Option(help="Microns per pixel of the picture in SpatialData.")
     ] = 2.0,
-    domains: Annotated[int, typer.Option(metavar="N", min=1, help="Domains in a GeoJSON.")] = 7,
+    domains: Annotated[
+        str,
+        typer.Option(
+            metavar="N|FOLDER", help="Domains in a GeoJSON, or a table of labels per slide (parquet)."
+        ),
+    ] = "7",
     ngff: Annotated[str, typer.Option(help="Version of OME-Zarr: 0.4 or 0.5.")] = "0.4",
     grid: Annotated[str | None, typer.Option(metavar="KEY", help="Needed when there are several.")] = None,
     encoder: Annotated[str | None, typer.Option(metavar="K", help="Needed when there are several.")] = None,
@@ -77,6 +82,7 @@ def export(
 
     names = [g.strip() for g in genes.split(",") if g.strip()] if genes else []
     choice = Choice(tuple(slide or ()), tuple(names), grid, encoder)
-    settings = ExportSettings(slides_of, picture_mpp, domains, ngff)
+    wanted = int(domains) if domains.isdecimal() and int(domains) else Path(domains)
+    settings = ExportSettings(slides_of, picture_mpp, wanted, ngff)
     for line in run(store, out_path, to, choice, settings, say=Voice(quiet).say):
         out.print(line, markup=False)

@@ -14,7 +14,7 @@ from featurestore.store import Store
 from histosge.errors import ExportError
 from histosge.exporting.anndata_files import write_anndata
 from histosge.exporting.geojson import write_geojson
-from histosge.exporting.labels import domain_labels
+from histosge.exporting.labels import domain_labels, read_labels
 from histosge.exporting.ome_zarr import write_ome_zarr
 from histosge.exporting.opening import Choice, is_feature_store, open_tables
 from histosge.exporting.parquet import write_parquet
@@ -51,14 +51,14 @@ class ExportSettings:
     picture_mpp
         Of the picture in SpatialData.
     domains
-        How many, where the map holds none.
+        How many, where the map holds none; or a folder with a table of labels per slide.
     ngff
         Version of OME-Zarr.
     """
 
     store: str | None = None
     picture_mpp: float = 2.0
-    domains: int = 7
+    domains: int | Path = 7
     ngff: str = "0.4"
 
 
@@ -169,7 +169,8 @@ def _write(table: PatchTable, slide: Slide | None, path: Path, to: str, settings
     elif to == "tiff":
         size = f"{write_tiffs(table, path)} files"
     else:
-        labels = domain_labels(table, settings.domains)
+        given = settings.domains
+        labels = domain_labels(table, given) if isinstance(given, int) else read_labels(table, given)
         pieces = write_geojson(labels, table.grid, path)
         size = f"{len(set(labels[labels >= 0].tolist()))} domains in {pieces} polygons"
     return f"{path}: {size}"

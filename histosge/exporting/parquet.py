@@ -10,7 +10,7 @@ from polars.io.plugins import register_io_source
 from histosge.exporting.table import PatchTable
 
 PLACE = {
-    "slide_id": pl.String,
+    "slide": pl.String,
     "row": pl.Int32,
     "col": pl.Int32,
     "x_um": pl.Float64,
@@ -32,7 +32,7 @@ def write_parquet(table: PatchTable, path: Path) -> int:
     ) -> Iterator[pl.DataFrame]:
         for rows, values in table.chunks():
             place = {
-                "slide_id": [table.slide_id] * len(values),
+                "slide": [table.slide_id] * len(values),
                 "row": table.rows[rows],
                 "col": table.cols[rows],
                 "x_um": xy_um[rows, 0],

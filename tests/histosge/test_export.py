@@ -170,7 +170,7 @@ def test_parquet_has_a_row_per_patch_and_a_column_per_gene(
     export(made.maps, tmp_path, "parquet")
     frame = pl.read_parquet(tmp_path / "A.parquet")
     names = ["EPCAM", "CD3E", "COL1A1", "gene_row", "ACTA2"]
-    assert frame.columns == ["slide_id", "row", "col", "x_um", "y_um", *names]
+    assert frame.columns == ["slide", "row", "col", "x_um", "y_um", *names]
     np.testing.assert_array_equal(frame.select(names).to_numpy(), _expected(made, table))
     np.testing.assert_allclose(frame.select("x_um", "y_um").to_numpy(), table.xy_um)
     assert (tmp_path / "B.parquet").is_file()
@@ -345,6 +345,21 @@ def test_stored_domains_win_over_k_means(made: Made) -> None:
     table = table_of_map(stored, (), {"domain": (("y", "x"), own)})
     labels = domain_labels(table, 7)
     np.testing.assert_array_equal(labels[table.kept], own[table.kept])
+
+
+def test_labels_come_from_a_table_per_slide(made: Made, table: PatchTable, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"row": table.rows, "col": table.cols, "cluster": table.rows % 3})
+    frame.write_parquet(tmp_path / "A.parquet")
+    settings = ExportSettings(domains=tmp_path)
+    export(made.maps, tmp_path / "A.geojson", "geojson", Choice(["A"]), settings)
+    features = json.loads((tmp_path / "A.geojson").read_text())["features"]
+    assert {f["properties"]["name"] for f in features} == {"domain 1", "domain 2", "domain 3"}
+    assert len(features) >= len(np.unique(table.rows))  # stripes
+    with pytest.raises(ExportError, match=r"there is no .*B\.parquet"):
+        export(made.maps, tmp_path / "x", "geojson", settings=settings)
+    frame.rename({"cluster": "niche"}).write_parquet(tmp_path / "B.parquet")
+    with pytest.raises(ExportError, match="one of domain, cluster"):
+        export(made.maps, tmp_path / "x", "geojson", Choice(["B"]), settings)
 
 
 # ---------------------------------------------------------------- embeddings, refusals
