@@ -52,7 +52,7 @@ def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[n
 
 
 def read_labels(table: PatchTable, folder: Path) -> NDArray[np.int64]:
-    """Return the labels in ``<folder>/<slide id>.parquet``, as ``histosge analyse STORE clusters --labels FOLDER`` writes them.
+    """Return the labels in ``<folder>/<slide id>.parquet``, as ``histosge analyse ... --labels`` writes them.
 
     Raises
     ------
