@@ -47,7 +47,7 @@ class Sample:
     slide
         Absolute path, or a URL.
     expression
-        Space Ranger folder or ``.h5ad``; None if there is none.
+        A folder or file in any layout that `histosge` reads; None if there is none.
     mpp
         Microns per pixel at level 0, overriding the file's; None to take the file's.
     donor

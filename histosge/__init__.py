@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from histosge.evaluation import evaluate as evaluate
+    from histosge.exporting.export import export as export
     from histosge.prediction import predict as predict
     from histosge.saved import load_model as load_model
     from histosge.training import TrainSettings as TrainSettings
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "TrainSettings": "training",
     "evaluate": "evaluation",
+    "export": "exporting.export",
     "load_model": "saved",
     "predict": "prediction",
     "train": "training",

@@ -17,3 +17,11 @@ class ModelError(HistosgeError, ValueError):
 
 class SplitError(HistosgeError, ValueError):
     """A split that the sections cannot give."""
+
+
+class ExportError(HistosgeError, ValueError):
+    """Something that cannot be exported as asked."""
+
+
+class MissingExtraError(HistosgeError, ImportError):
+    """Something was asked for that needs an extra."""

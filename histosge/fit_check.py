@@ -5,7 +5,7 @@ corner, swapped axes mirror the section, another mpp scales it. Each is tried, a
 spots on tissue is named with its share.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ TISSUE = 26
 REFUSE_BELOW, WARN_BELOW, CONVINCING = 0.5, 0.8, 0.9
 SPREAD = (0.5, 2.0)
 """Spots whose extent is within these factors of the tissue's may be scaled as they are."""
+SAME_MPP = 0.05
+"""Two statements of microns per pixel this far apart, as a share, are of one scale."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,25 @@ def check_fit(spots: Spots, tissue: TissueMap) -> FitReport:
     if on < WARN_BELOW:
         return FitReport(len(spots), inside, on, "warn", evidence + mend)
     return FitReport(len(spots), inside, on, "ok")
+
+
+def check_scale(fit: FitReport, slide_id: str, slide_mpp: float, implied_mpp: float | None) -> FitReport:
+    """Compare the slide's mpp with the one that the expression's own files imply.
+
+    Positions in pixels lie on tissue whatever the mpp is, so `check_fit` cannot see a wrong one.
+
+    Returns
+    -------
+    FitReport
+        ``warn`` with both values where they differ by more than `SAME_MPP`.
+    """
+    if implied_mpp is None or abs(implied_mpp / slide_mpp - 1) <= SAME_MPP:
+        return fit
+    message = (
+        f"section {slide_id!r}: the slide is said to have {slide_mpp:.4g} µm/px, its expression's files imply "
+        f"{implied_mpp:.4g}; if these are right, set mpp {implied_mpp:.4g} in the sample sheet and embed again"
+    )
+    return replace(fit, verdict="warn", message="; ".join(filter(None, [fit.message, message])))
 
 
 def _crowded(xy_um: NDArray[np.float64], tissue: TissueMap) -> bool:

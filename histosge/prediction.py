@@ -12,6 +12,8 @@ import numpy as np
 
 from featurestore.store import Store
 from histosge.errors import ModelError
+from histosge.exporting.anndata_files import write_anndata
+from histosge.exporting.opening import table_of_map
 from histosge.maps import ExpressionStore, StoredMap
 from histosge.saved import SavedModel, load_model
 from histosge.stream import EmbeddedSlide, open_embedded, stream_windows
@@ -146,36 +148,4 @@ def write_h5ad(stored_map: StoredMap, path: str | Path) -> int:
     `X` is log1p(CP10k), float32; ``obsm["spatial"]`` is (x, y) in level-0 pixels, as scanpy expects;
     ``obs`` has `row`, `col` and the centre in microns. A patch without a prediction is left out.
     """
-    import anndata
-    import pandas as pd
-
-    grid = stored_map.grid
-    values = stored_map.array.read((0, grid.n_rows), (0, grid.n_cols))
-    rows, cols = np.nonzero(np.isfinite(values).all(axis=2))
-    xy_um = np.stack([grid.x_um[cols], grid.y_um[rows]], axis=1)
-    obs = pd.DataFrame(
-        {"row": rows, "col": cols, "x_um": xy_um[:, 0], "y_um": xy_um[:, 1]},
-        index=pd.Index([f"{stored_map.slide_id}_{r}_{c}" for r, c in zip(rows, cols, strict=True)]),
-    )
-    data = anndata.AnnData(
-        X=values[rows, cols].astype(np.float32), obs=obs, var=pd.DataFrame(index=pd.Index(stored_map.genes))
-    )
-    data.obsm["spatial"] = xy_um / grid.slide_mpp
-    # One pixel a patch; the margin puts a patch's pixel where its centre lies on the slide.
-    margin = round(grid.spec.patch_px / (2 * grid.spec.stride_px))
-    thumbnail = np.pad(stored_map.rgb, ((margin, margin), (margin, margin), (0, 0)), constant_values=255)
-    data.uns["spatial"] = {
-        stored_map.slide_id: {
-            "images": {"hires": thumbnail},
-            "scalefactors": {
-                "spot_diameter_fullres": grid.stride_um / grid.slide_mpp,
-                "tissue_hires_scalef": grid.slide_mpp / grid.stride_um,
-            },
-            "metadata": {"mpp": grid.slide_mpp},
-        }
-    }
-    data.uns["histosge"] = {"made_by": {k: str(v) for k, v in stored_map.array.attrs["made_by"].items()}}
-    temporary = Path(f"{path}.partial")
-    data.write_h5ad(temporary)
-    temporary.replace(path)
-    return len(rows)
+    return write_anndata(table_of_map(stored_map), Path(path))

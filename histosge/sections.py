@@ -64,11 +64,13 @@ class Spots:
     xy_um
         Spot centres ``(x, y)`` in microns from the slide's top-left, shape ``(n_spots, 2)``.
     diameter_um
-        Of one spot's disc.
+        Of one spot's disc; the side, where spots are squares.
     counts
         Raw counts, sparse, shape ``(n_spots, n_genes)``.
     genes
         Names of the columns of `counts`.
+    shape
+        Of a spot: ``disc`` or ``square`` (a bin).
     """
 
     slide_id: str
@@ -78,6 +80,7 @@ class Spots:
     diameter_um: float
     counts: sparse.csr_matrix
     genes: tuple[str, ...]
+    shape: str = "disc"
 
     def __len__(self) -> int:
         return len(self.barcodes)

@@ -6,7 +6,7 @@ so that no model ever sees them.
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,13 @@ from featurestore.encoder import EncoderIdentity
 from featurestore.samples import Sample
 from featurestore.store import Store, StoredGrid
 from histosge.errors import ExpressionError
-from histosge.expression import read_expression
-from histosge.fit_check import FitReport, TissueMap, check_fit
+from histosge.expression.found import SlideFrame
+from histosge.expression.pooling import needs_pooling, pool_spots
+from histosge.expression.reading import find_expression
+from histosge.fit_check import FitReport, TissueMap, check_fit, check_scale
 from histosge.genes import MIN_COUNTS, usable
 from histosge.sections import Patches, Section, Spots
-from histosge.windows import disc_overlap
+from histosge.windows import spot_overlap
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,8 @@ class LoadedSection:
         Spots under the floor on counts.
     off_tissue
         Spots with enough counts but no embedded patch under their disc.
+    found
+        What the expression's reader says of it, in one line.
     """
 
     section: Section
@@ -199,6 +203,7 @@ class LoadedSection:
     few_counts: int
     off_tissue: int
     fit: FitReport
+    found: str = ""
 
 
 def load_section(
@@ -222,13 +227,20 @@ def load_section(
         )
     slide = open_embedded(store, sample.slide_id, grid_key, encoder_key)
     record = store.slide(sample.slide_id)
-    spots = read_expression(sample.expression, sample.slide_id, sample.donor, record.mpp)
+    frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
+    found = find_expression(sample.expression, frame)
+    spots = found.spots
     fit = _fit(slide, spots, (record.size_px[0] * record.mpp, record.size_px[1] * record.mpp))
     if fit.verdict == "refuse":
         raise ExpressionError(fit.message)
+    fit = check_scale(fit, sample.slide_id, record.mpp, found.implied_mpp)
     patches = load_patches(slide)
+    said = found.describe(record.mpp)
+    if needs_pooling(spots, patches.stride_um, min_counts):
+        spots = pool_spots(spots, patches.stride_um)
+        said += f"; too few counts each, so pooled into {len(spots)} squares of {patches.stride_um:g} µm"
     enough = usable(spots, min_counts)
-    overlap = disc_overlap(spots.xy_um, spots.diameter_um, patches)
+    overlap = spot_overlap(spots, patches)
     covered = np.asarray(overlap.sum(axis=1)).ravel() > 0
     keep = enough & covered
     if not keep.any():
@@ -237,7 +249,8 @@ def load_section(
             f"({int((~enough).sum())} under {min_counts} counts, {int((enough & ~covered).sum())} off tissue)"
         )
     section = Section(patches, _take(spots, keep), overlap[keep], slide.stored.rgb)
-    return LoadedSection(section, slide, int((~enough).sum()), int((enough & ~covered).sum()), fit)
+    lost = int((enough & ~covered).sum())
+    return LoadedSection(section, slide, int((~enough).sum()), lost, fit, said)
 
 
 def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> FitReport:
@@ -246,12 +259,4 @@ def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> Fi
 
 
 def _take(spots: Spots, keep: NDArray[np.bool_]) -> Spots:
-    return Spots(
-        spots.slide_id,
-        spots.donor,
-        spots.barcodes[keep],
-        spots.xy_um[keep],
-        spots.diameter_um,
-        spots.counts[keep],
-        spots.genes,
-    )
+    return replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])

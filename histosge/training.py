@@ -105,6 +105,7 @@ def load_sections(
     loaded: list[LoadedSection] = []
     for sample in read_samples(samples):
         item = load_section(sample, store, selection.grid, selection.encoder)
+        say(f"{sample.slide_id}: {item.found}")
         say(
             f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "
             f"({item.few_counts} spots under {MIN_COUNTS} counts and {item.off_tissue} off tissue left out)"

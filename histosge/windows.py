@@ -9,14 +9,14 @@ Terms
     moment       ``mean`` or ``sd``: of an embedding, weighted by a Gaussian of the distance
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
-from histosge.sections import Patches
+from histosge.sections import Patches, Spots
 
 TRUNCATE = 3.0
 """Sigmas after which a Gaussian is cut off: how far a pooled patch looks."""
@@ -40,6 +40,12 @@ def find_patches(patches: Patches, rows: Indices, cols: Indices) -> Indices:
     place = np.minimum(np.searchsorted(keys[order], wanted), len(order) - 1)
     found: Indices = order[place]
     return np.where(keys[found] == wanted, found, -1)
+
+
+def spot_overlap(spots: Spots, patches: Patches) -> sparse.csr_matrix:
+    """Weigh the patches under each spot, disc or square: see `disc_overlap`."""
+    overlap = square_overlap if spots.shape == "square" else disc_overlap
+    return overlap(spots.xy_um, spots.diameter_um, patches)
 
 
 def disc_overlap(spot_xy_um: Floats, diameter_um: float, patches: Patches) -> sparse.csr_matrix:
@@ -67,6 +73,22 @@ def disc_overlap(spot_xy_um: Floats, diameter_um: float, patches: Patches) -> sp
     """
     if not diameter_um > 0:
         raise ValueError(f"a spot's disc needs a positive diameter, not {diameter_um} µm")
+    return _overlap(spot_xy_um, diameter_um, patches, _disc_in_cell)
+
+
+def square_overlap(spot_xy_um: Floats, side_um: float, patches: Patches) -> sparse.csr_matrix:
+    """Weigh the patches under each square spot, whose sides run along the slide's: see `disc_overlap`."""
+    if not side_um > 0:
+        raise ValueError(f"a square spot needs a positive side, not {side_um} µm")
+    return _overlap(spot_xy_um, side_um, patches, _square_in_cell)
+
+
+def _overlap(
+    spot_xy_um: Floats,
+    diameter_um: float,
+    patches: Patches,
+    in_cell: Callable[[Floats, Floats, float], Floats],
+) -> sparse.csr_matrix:
     radius, stride = diameter_um / 2, patches.stride_um
     # In units of the stride, with patch (row, col) at (col, row): every cell is a unit square.
     at = (np.asarray(spot_xy_um, dtype=np.float64) - patches.patch_um / 2) / stride
@@ -74,7 +96,7 @@ def disc_overlap(spot_xy_um: Floats, diameter_um: float, patches: Patches) -> sp
     d_row, d_col = _square(reach)
     nearest = np.rint(at).astype(np.int64)
     rows, cols = nearest[:, 1:] + d_row, nearest[:, :1] + d_col
-    area = _disc_in_cell(cols - at[:, :1], rows - at[:, 1:], radius / stride)
+    area = in_cell(cols - at[:, :1], rows - at[:, 1:], radius / stride)
     index = find_patches(patches, rows, cols)
     keep = (index >= 0) & (area > 0)
     spot = np.nonzero(keep)[0]
@@ -89,6 +111,12 @@ def _square(reach: int) -> tuple[Indices, Indices]:
     """Return row and column steps to all positions at most `reach` away, row by row."""
     steps = np.arange(-reach, reach + 1)
     return np.repeat(steps, len(steps)), np.tile(steps, len(steps))
+
+
+def _square_in_cell(dx: Floats, dy: Floats, half: float) -> Floats:
+    """Return the area that a square at the origin shares with unit squares centred on ``(dx, dy)``."""
+    wide, high = (np.minimum(d + 0.5, half) - np.maximum(d - 0.5, -half) for d in (dx, dy))
+    return np.asarray(np.maximum(wide, 0) * np.maximum(high, 0))
 
 
 def _disc_in_cell(dx: Floats, dy: Floats, radius: float) -> Floats:

@@ -1,8 +1,8 @@
 """What tests share: where the public data lies, and which markers run here."""
 
-import importlib.util
 import os
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,8 +32,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         absent["slow"] = "run them with: pytest --slow"
     if find_chromium() is None:
         absent["browser"] = "no Chromium: apt-get install chromium, or set HISTOSGE_CHROMIUM"
-    elif importlib.util.find_spec("playwright") is None:
+    elif find_spec("playwright") is None:
         absent["browser"] = "no playwright: pip install playwright"
+    if find_spec("spatialdata_io") is None:
+        absent["spatialdata"] = "install them: pip install 'histosge[spatialdata]' spatialdata-io"
     if not _has_gpu():
         absent["gpu"] = "no CUDA device"
     for marker, reason in absent.items():

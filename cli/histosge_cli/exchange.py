@@ -1,12 +1,12 @@
-"""Commands that bring embeddings in from other tools and take them out: import, export."""
+"""Commands that bring embeddings in from other tools, and take maps and embeddings out: import, export."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from histosge_cli.show import out
-from histosge_cli.store import StoreArg
+from histosge_cli.show import Voice, out
+from histosge_cli.store import Quiet, StoreArg
 
 
 def register(app: typer.Typer) -> None:
@@ -42,28 +42,47 @@ def import_(
 
 
 def export(
-    store: StoreArg,
-    out_dir: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write to.")],
-    to: Annotated[str, typer.Option(help="trident")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Expression store or feature store.")],
+    out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write to.")],
+    to: Annotated[
+        str,
+        typer.Option(help="h5ad, spatialdata, ome-zarr, geojson, tiff, parquet; of embeddings also trident."),
+    ],
     slide: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this slide; repeat for several.")
     ] = None,
+    genes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these genes of a map.")] = None,
+    slides_of: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="STORE", help="Feature store that knows the slides, for their picture."
+        ),
+    ] = None,
+    picture_mpp: Annotated[
+        float, typer.Option(help="Microns per pixel of the picture in SpatialData.")
+    ] = 2.0,
+    domains: Annotated[
+        str,
+        typer.Option(
+            metavar="N|FOLDER", help="Domains in a GeoJSON, or a table of labels per slide (parquet)."
+        ),
+    ] = "7",
+    ngff: Annotated[str, typer.Option(help="Version of OME-Zarr: 0.4 or 0.5.")] = "0.4",
     grid: Annotated[str | None, typer.Option(metavar="KEY", help="Needed when there are several.")] = None,
     encoder: Annotated[str | None, typer.Option(metavar="K", help="Needed when there are several.")] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Write embeddings as other tools read them: one .h5 per slide.
+    """Write maps or embeddings as other tools read them; OUT ending in .zarr with --to h5ad is AnnData in Zarr.
 
-    Example: histosge export store.zarr features --to trident
+    Example: histosge export maps.zarr c4.h5ad --to h5ad --slide C4 --store store.zarr
     """
-    from featurestore.errors import StoreError
-    from featurestore.exchange.h5 import write_h5
-    from featurestore.store import Store
+    from histosge.exporting.export import ExportSettings
+    from histosge.exporting.export import export as run
+    from histosge.exporting.opening import Choice
 
-    if to != "trident":
-        raise StoreError(f"cannot export to {to!r}; known: trident")
-    source = Store.open(store)
-    for slide_id in slide or source.slide_ids():
-        grid_key, key = source.select(grid, encoder, slide_id)
-        path = out_dir / f"{slide_id}.h5"
-        patches = write_h5(source, slide_id, grid_key, key, path)
-        out.print(f"{path}: {patches} patches", markup=False)
+    names = [g.strip() for g in genes.split(",") if g.strip()] if genes else []
+    choice = Choice(tuple(slide or ()), tuple(names), grid, encoder)
+    wanted = int(domains) if domains.isdecimal() and int(domains) else Path(domains)
+    settings = ExportSettings(slides_of, picture_mpp, wanted, ngff)
+    for line in run(store, out_path, to, choice, settings, say=Voice(quiet).say):
+        out.print(line, markup=False)

@@ -44,6 +44,16 @@ def test_coordinates_become_microns_x_first(tmp_path: Path) -> None:
     assert spots.diameter_um == VISIUM_SPOT_UM
 
 
+def test_anndata_in_zarr_is_the_same(tmp_path: Path) -> None:
+    data = _data()
+    data.write_zarr(tmp_path / "a.zarr", convert_strings_to_categoricals=False)
+    zarr, h5ad = (
+        read_expression(p, "S", "D", MPP) for p in (str(tmp_path / "a.zarr"), _write(data, tmp_path))
+    )
+    np.testing.assert_array_equal(zarr.counts.toarray(), h5ad.counts.toarray())
+    np.testing.assert_array_equal(zarr.xy_um, h5ad.xy_um)
+
+
 def test_genes_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
     assert read_expression(_write(_data(), tmp_path), "S", "D", MPP).genes == ("A", "B", "A-1", "C", "A-2")
 
@@ -129,7 +139,7 @@ def test_a_space_ranger_folder_is_read_in_the_matrix_order(tmp_path: Path, versi
     assert list(spots.barcodes) == ["BC4-1", "BC0-1", "BC1-1", "BC3-1"]  # BC2 is off tissue
     np.testing.assert_allclose(spots.xy_um[0], (502.0, 52.0))
     assert spots.genes == ("G1", "G2")
-    assert spots.diameter_um == 45.5
+    assert spots.diameter_um == VISIUM_SPOT_UM  # the chip's, not the 65 µm of spot_diameter_fullres
     assert read_expression(str(tmp_path), "S", "D", 0.5).genes == spots.genes  # the folder above outs/
 
 

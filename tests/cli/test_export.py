@@ -1,0 +1,81 @@
+"""`histosge export` on both kinds of store, as a user types it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import anndata
+import numpy as np
+import pytest
+from make_slides import tissue_like, write_pyramid
+
+from featurestore.store import Store
+from histosge.maps import ExpressionStore
+
+Histosge = Callable[..., NamedTuple]
+GRID = "mpp1.0000_px32_stride16"
+
+
+@pytest.fixture
+def store(histosge: Histosge, tmp_path: Path) -> Path:
+    slide = write_pyramid(tmp_path / "A.tif", tissue_like(700, 600, 0.5), 0.5)
+    options = ("--mpp", 1.0, "--patch", 32, "--stride", 16, "--encoder", "colour")
+    assert histosge("embed", slide, tmp_path / "store", *options).code == 0
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def maps(store: Path, tmp_path: Path) -> Path:
+    stored = Store.open(str(store)).grid("A", GRID)
+    target = ExpressionStore.open_or_create(str(tmp_path / "maps")).add_map(
+        stored, ("G1", "G2"), (32, 32), {}
+    )
+    for block in target.planned():
+        target.array.write(block, np.full((*block.shape, 2), (0.5, 1.5), np.float32))
+    return tmp_path / "maps"
+
+
+def test_one_command_serves_maps_and_embeddings(
+    histosge: Histosge, store: Path, maps: Path, tmp_path: Path
+) -> None:
+    ran = histosge("export", maps, tmp_path / "m.h5ad", "--to", "h5ad", "--store", store, "--genes", "G2")
+    assert (ran.code, ran.err) == (0, "")
+    assert "patches x 1 genes" in ran.out
+    assert (anndata.read_h5ad(tmp_path / "m.h5ad").X == 1.5).all()
+    ran = histosge("export", store, tmp_path / "e.h5ad", "--to", "h5ad")
+    assert ran.code == 0
+    assert "features" in ran.out
+    again = histosge("export", store, tmp_path / "e.h5ad", "--to", "h5ad")
+    assert again.out == ran.out
+
+
+def test_a_picture_that_stands_in_is_said_unless_quiet(
+    histosge: Histosge, maps: Path, tmp_path: Path
+) -> None:
+    ran = histosge("export", maps, tmp_path / "m.h5ad", "--to", "h5ad")
+    assert "mean colours stand for the picture" in ran.err
+    assert histosge("export", maps, tmp_path / "m.h5ad", "--to", "h5ad", "--quiet").err == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--to", "qupath"), "cannot export to 'qupath'"),
+        (("--to", "h5ad", "--genes", "G3"), "no gene 'G3': did you mean"),
+        (("--to", "h5ad", "--slide", "Z"), "no map of slide 'Z'"),
+        (("--to", "ome-zarr", "--ngff", "0.3"), "known: 0.4, 0.5"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_2(
+    histosge: Histosge, maps: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    ran = histosge("export", maps, tmp_path / "out", *arguments)
+    assert ran.code == 2
+    assert message in ran.err
+    assert len(ran.err.strip().splitlines()) == 1
+
+
+def test_nothing_there_is_said(histosge: Histosge, tmp_path: Path) -> None:
+    ran = histosge("export", tmp_path / "none", tmp_path / "out", "--to", "h5ad")
+    assert ran.code == 2
+    assert "there is no store" in ran.err
