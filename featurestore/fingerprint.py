@@ -3,8 +3,10 @@
 import hashlib
 from pathlib import Path
 
-from featurestore.errors import SlideNotFoundError
+from featurestore.errors import SlideError, SlideNotFoundError
 from featurestore.location import Location
+from featurestore.ranged import RangedFile
+from featurestore.slide_cache import fetch, is_remote
 
 SAMPLE_BYTES = 1 << 20
 METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
@@ -34,10 +36,17 @@ def slide_fingerprint(path: str) -> str:
     """Return ``<bytes>-<sha256>`` of a slide's first and last MiB; of an OME-Zarr, see `folder_fingerprint`.
 
     Reading whole slides of several GB would cost more than it protects from.
+
+    Parameters
+    ----------
+    path
+        A file, or a URL: of a server that serves parts, no more than these two MiB are fetched.
     """
     if path.rstrip("/").lower().endswith(".zarr"):
         return folder_fingerprint(path)
-    file = Path(path)
+    if is_remote(path):
+        return _remote_fingerprint(path)
+    file = Path(path.removeprefix("file://"))
     if not file.is_file():
         raise SlideNotFoundError(f"there is no slide at {path}")
     size = file.stat().st_size
@@ -48,3 +57,20 @@ def slide_fingerprint(path: str) -> str:
             stream.seek(max(SAMPLE_BYTES, size - SAMPLE_BYTES))
             digest.update(stream.read(SAMPLE_BYTES))
     return f"{size}-{digest.hexdigest()}"
+
+
+def _remote_fingerprint(url: str) -> str:
+    try:
+        remote = RangedFile(url)
+    except SlideNotFoundError:
+        raise
+    except SlideError:
+        return slide_fingerprint(str(fetch(url)))
+    parts = [(0, min(SAMPLE_BYTES, remote.size))]
+    if remote.size > SAMPLE_BYTES:
+        start = max(SAMPLE_BYTES, remote.size - SAMPLE_BYTES)
+        parts.append((start, remote.size - start))
+    digest = hashlib.sha256()
+    for data in remote.read(parts):
+        digest.update(data)
+    return f"{remote.size}-{digest.hexdigest()}"

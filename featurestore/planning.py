@@ -7,8 +7,6 @@ One process plans a slide; nobody else writes its metadata.
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
-from pathlib import Path
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -24,7 +22,6 @@ from featurestore.memory import worker_bytes
 from featurestore.names import slug
 from featurestore.samples import Sample
 from featurestore.slide import Slide
-from featurestore.slide_cache import fetch, is_remote
 from featurestore.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue import Survey, survey
 
@@ -138,7 +135,7 @@ def plan_slide(
     """Write what is missing of a slide's metadata, and list the blocks that each encoder lacks."""
     slide_id = sample.slide_id
     grid = lay_grid(slide, sample, settings.spec)
-    fingerprint = slide_fingerprint(local_path(sample.slide))
+    fingerprint = slide_fingerprint(sample.slide)
     store.add_slide(
         SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
     )
@@ -221,15 +218,6 @@ def software_versions() -> dict[str, str]:
         name: version(name)
         for name in ("histosge", "zarr", "numpy", "openslide-python", "simplejpeg", "tifffile")
     }
-
-
-def local_path(slide: str) -> str:
-    """Return a slide's path on this machine; a remote one is fetched."""
-    if slide.rstrip("/").lower().endswith(".zarr"):
-        return slide
-    if is_remote(slide):
-        return str(fetch(slide))
-    return urlsplit(slide).path if slide.startswith("file://") else str(Path(slide))
 
 
 def dry_run_slide(

@@ -7,6 +7,7 @@ Terms
 """
 
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol
 
@@ -74,8 +75,9 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     Parameters
     ----------
     path
-        A file, or a URL that fsspec knows (it is fetched whole): JPEG-tiled TIFF and SVS; other SVS and
-        TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and OME-TIFF through tifffile; PNG and JPEG.
+        A file, or a URL that fsspec knows: JPEG-tiled TIFF and SVS (of a URL the tiles that are needed;
+        other formats are fetched whole); other SVS and TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and
+        OME-TIFF through tifffile; PNG and JPEG.
         A folder or URL that ends in ``.zarr``: OME-Zarr, read where it lies.
     mpp
         Microns per pixel at level 0; overrides what the file says.
@@ -98,6 +100,8 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
 
     if path.rstrip("/").lower().endswith(SUFFIX):
         return OmeZarrSlide(path.removeprefix("file://"), mpp)
+    if is_remote(path) and (found := _open_in_parts(path, mpp)) is not None:
+        return found
     file = str(fetch(path)) if is_remote(path) else path.removeprefix("file://")
     if not Path(file).is_file():
         raise SlideNotFoundError(f"there is no slide at {file}")
@@ -118,3 +122,27 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
         except SlideError as error:
             reasons.append(str(error).splitlines()[0][:120])
     raise SlideError(f"{file} cannot be opened: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def _open_in_parts(url: str, mpp: float | None) -> Slide | None:
+    """Open a remote slide of JPEG tiles without fetching it; None if it is none, or its server serves no parts."""
+    from featurestore.ranged import RangedFile, SparseCopy
+    from featurestore.readers.jpeg_tiles import JpegTileSlide
+    from featurestore.readers.tiff import is_ome
+
+    suffix = Path(url.partition("?")[0]).suffix.lower()
+    if suffix not in (".svs", ".tif", ".tiff"):
+        return None
+    try:
+        remote = RangedFile(url)
+        with SparseCopy(remote, suffix) as copy:
+            directories = BufferedReader(copy, 256 << 10)
+            if is_ome(directories):
+                return None
+            return JpegTileSlide(
+                str(copy.path), mpp, remote=remote, directories=directories, source=remote.label
+            )
+    except (MppError, SlideNotFoundError):
+        raise
+    except SlideError:
+        return None

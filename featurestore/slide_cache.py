@@ -1,7 +1,7 @@
-"""Slides that lie elsewhere: fetched whole, once, into a folder of bounded size.
+"""Slides that lie elsewhere and cannot be read in parts: fetched whole, once, into a folder of bounded size.
 
-Slide formats are read here and there all over the file by libraries that want a file, so ranged reads would
-cost more requests than the file has tiles. Credentials come from the environment, as for stores.
+Most formats are read here and there all over the file by libraries that want a file (JPEG tiles are not: see
+`ranged`). Credentials come from the environment, as for stores.
 """
 
 import fcntl

@@ -16,7 +16,7 @@ from featurestore.fingerprint import slide_fingerprint
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.location import strip_credentials
 from featurestore.names import slug
-from featurestore.planning import local_path, software_versions
+from featurestore.planning import software_versions
 from featurestore.slide import open_slide
 from featurestore.store import SlideRecord, Store
 from featurestore.tissue import Survey
@@ -115,9 +115,7 @@ def _slide_record(foreign: Foreign, told: Told) -> SlideRecord:
         slide = open_slide(told.slide, told.slide_mpp)
         size, mpp = slide.size_px, slide.mpp
         slide.close()
-        return SlideRecord(
-            slide_id, strip_credentials(told.slide), size, mpp, slide_fingerprint(local_path(told.slide))
-        )
+        return SlideRecord(slide_id, strip_credentials(told.slide), size, mpp, slide_fingerprint(told.slide))
     mpp = told.slide_mpp or foreign.mpp or 0.0
     if not mpp:
         raise MppError(

@@ -13,9 +13,10 @@ import struct
 import threading
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import simplejpeg
@@ -51,26 +52,61 @@ class _Level:
     rgb: bool
 
 
-class JpegTileSlide(PyramidSlide):
-    """A slide of JPEG tiles. Threads may read at once."""
+class TileBytes(Protocol):
+    """Where the compressed tiles are read from."""
 
-    def __init__(self, path: str, mpp: float | None) -> None:
+    def read(self, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Return the bytes of parts ``(offset, bytes)``."""
+        ...
+
+
+class JpegTileSlide(PyramidSlide):
+    """A slide of JPEG tiles. Threads may read at once.
+
+    Parameters
+    ----------
+    path
+        The file, or a sparse copy of it that holds its directories.
+    mpp
+        Microns per pixel at level 0, if it is given.
+    remote
+        Where the tiles are, if the path is a sparse copy; named `source`.
+    directories
+        The same file as a stream that fetches what it lacks.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        mpp: float | None,
+        *,
+        remote: TileBytes | None = None,
+        directories: BinaryIO | None = None,
+        source: str | None = None,
+    ) -> None:
+        # The directories are read first: where they are fetched from afar, OpenSlide finds them in the copy.
+        if directories is not None:
+            _touch(directories)
         handle = open_handle(path)
         try:
             vendor = handle.properties.get("openslide.vendor")
             if vendor not in VENDORS:
                 raise SlideError(f"JPEG tiles: not read from {vendor}")
             sizes = tuple(handle.level_dimensions)
-            levels = _levels(path, sizes)
+            levels = _levels(directories or path, sizes)
             if vendor == "aperio" and any((level.counts == 0).any() for level in levels):
                 raise SlideError("JPEG tiles: some are missing; OpenSlide redraws theirs from finer levels")
-            super().__init__(path, sizes, handle_mpp(handle, mpp, path))
+            label = source or path
+            super().__init__(label, sizes, handle_mpp(handle, mpp, label))
         finally:
             handle.close()
         self._levels = levels
         self._cache = _TileCache(CACHED_PX)
-        self._file = Path(path).open("rb", buffering=0)  # noqa: SIM115  # it stays open as long as the slide
-        weakref.finalize(self, self._file.close)  # a slide that is dropped leaves no open file
+        self._remote = remote
+        self._fetched = threading.local()
+        self._file = None if remote else Path(path).open("rb", buffering=0)  # noqa: SIM115  # open as long as the slide
+        if self._file is not None:
+            weakref.finalize(self, self._file.close)  # a slide that is dropped leaves no open file
 
     def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         return self._assembled(level, x, y, width, height, 1)
@@ -95,11 +131,15 @@ class JpegTileSlide(PyramidSlide):
         tile_width, tile_height = layout.tile_px[0] // factor, layout.tile_px[1] // factor
         margin = OVERLAP_PX // factor
         out = np.empty((height, width, 3), np.uint8)
-        for row in range(y // tile_height, -(-(y + height) // tile_height)):
+        rows = range(y // tile_height, -(-(y + height) // tile_height))
+        cols = range(x // tile_width, -(-(x + width) // tile_width))
+        if self._remote is not None:
+            self._fetch(level, [row * layout.across + col for row in rows for col in cols])
+        for row in rows:
             top = row * tile_height
             y0, y1 = max(y, top), min(y + height, top + tile_height)
             passed = y <= top and top + tile_height + margin <= y + height
-            for col in range(x // tile_width, -(-(x + width) // tile_width)):
+            for col in cols:
                 left = col * tile_width
                 x0, x1 = max(x, left), min(x + width, left + tile_width)
                 done = passed and x <= left and left + tile_width + margin <= x + width
@@ -119,6 +159,25 @@ class JpegTileSlide(PyramidSlide):
                 self._cache.put((level, index), tile)
         return tile
 
+    def _fetch(self, level: int, indexes: list[int]) -> None:
+        """Fetch the tiles of one request that are not decoded yet, together; this thread decodes them next."""
+        layout = self._levels[level]
+        lacking = [i for i in indexes if layout.counts[i] and self._cache.get((level, i)) is None]
+        parts = [(int(layout.offsets[i]), int(layout.counts[i])) for i in lacking]
+        found = self._remote.read(parts) if self._remote is not None and parts else []
+        self._fetched.tiles = dict(zip(((level, i) for i in lacking), found, strict=True))
+
+    def _compressed(self, level: int, index: int) -> bytes:
+        layout = self._levels[level]
+        offset, count = int(layout.offsets[index]), int(layout.counts[index])
+        if self._file is not None:
+            return os.pread(self._file.fileno(), count, offset)
+        held: dict[tuple[int, int], bytes] = getattr(self._fetched, "tiles", {})
+        data = held.pop((level, index), None)
+        if data is None and self._remote is not None:
+            (data,) = self._remote.read([(offset, count)])
+        return data or b""
+
     def _decoded(self, level: int, index: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
         layout = self._levels[level]
         count = int(layout.counts[index])
@@ -126,7 +185,7 @@ class JpegTileSlide(PyramidSlide):
             out[:] = 255  # never scanned; OpenSlide shows it transparent
             return out
         try:
-            data = os.pread(self._file.fileno(), count, int(layout.offsets[index]))
+            data = self._compressed(level, index)
             if len(data) < count:
                 raise ValueError("the file ends within it")
             tile = _decode(_stream(layout, data), out)
@@ -140,7 +199,20 @@ class JpegTileSlide(PyramidSlide):
 
     def close(self) -> None:
         """Free the file handle."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+
+def _touch(directories: BinaryIO) -> None:
+    """Read every directory of a TIFF with the values of its tags."""
+    directories.seek(0)
+    try:
+        with tifffile.TiffFile(directories) as file:
+            for page in file.pages:
+                for tag in getattr(page, "tags", ()):
+                    _ = tag.value
+    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, struct.error) as error:
+        raise SlideError(f"JPEG tiles: tifffile: {error}") from error
 
 
 class _TileCache:
@@ -180,8 +252,10 @@ class _TileCache:
         return buffer
 
 
-def _levels(path: str, sizes: tuple[tuple[int, int], ...]) -> list[_Level]:
+def _levels(path: str | BinaryIO, sizes: tuple[tuple[int, int], ...]) -> list[_Level]:
     """Find the page of each level that OpenSlide reports: the only tiled one of that size."""
+    if not isinstance(path, str):
+        path.seek(0)
     try:
         with tifffile.TiffFile(path) as file:
             every: list[Any] = list(file.pages)

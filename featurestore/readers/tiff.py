@@ -7,7 +7,7 @@ import threading
 import weakref
 import xml.etree.ElementTree as ET
 from collections import OrderedDict
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tifffile
@@ -98,10 +98,10 @@ class TiffSlide(PyramidSlide):
         self._file.close()
 
 
-def is_ome(path: str) -> bool:
+def is_ome(file_or_path: str | BinaryIO) -> bool:
     """Tell whether a file is an OME-TIFF."""
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(file_or_path) as file:
             return bool(file.is_ome)
     except (tifffile.TiffFileError, ValueError):
         return False

@@ -1,0 +1,188 @@
+"""A file behind a URL, read in parts: what a slide's tiles need, and not the gigabytes between them.
+
+Only servers that serve ranges are taken; from others a slide is fetched whole (`slide_cache`).
+"""
+
+import io
+import os
+import tempfile
+from collections.abc import Sequence
+from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, Self
+from urllib.request import Request, urlopen
+
+import fsspec
+
+from featurestore.errors import SlideError, SlideNotFoundError
+from featurestore.location import storage_options, strip_credentials
+
+MAX_GAP = 64 << 10
+"""Bytes between two parts that are fetched along: less than a request costs."""
+MAX_PART = 8 << 20
+"""Bytes of one request at most."""
+PAGE = 64 << 10
+"""What a `SparseCopy` fetches at least."""
+
+
+class RangedFile:
+    """A remote file. Threads may read at once.
+
+    Parameters
+    ----------
+    url
+        Where; credentials come from the environment.
+
+    Raises
+    ------
+    SlideNotFoundError
+        If nothing is there.
+    SlideError
+        If it cannot be reached, or not be read in parts.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.label = strip_credentials(url)
+        try:
+            self._fs, self._path = fsspec.core.url_to_fs(url, **storage_options(url))
+            info: dict[str, Any] = self._fs.info(self._path)
+        except FileNotFoundError as error:
+            raise SlideNotFoundError(f"there is no slide at {self.label}") from error
+        except ImportError as error:
+            raise SlideError(
+                f"{self.label} needs an extra package ({error}): pip install 'histosge[s3]'"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise SlideError(f"{self.label} cannot be reached: {_first_line(error)}") from error
+        self.size = int(info.get("size") or 0)
+        if not self.size or (self._path.startswith("http") and not _serves_ranges(url)):
+            raise SlideError(f"{self.label} cannot be read in parts")
+
+    def read(self, parts: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Read parts, those close together by one request, several requests at once.
+
+        Parameters
+        ----------
+        parts
+            ``(offset, bytes)`` each, in any order.
+
+        Raises
+        ------
+        SlideError
+            If some cannot be read, or come short.
+        """
+        runs = merged(parts)
+        starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
+        try:
+            found = self._fs.cat_ranges([self._path] * len(runs), starts, ends, on_error="raise")
+        except Exception as error:
+            if not isinstance(error, (OSError, ValueError)) and not type(error).__module__.startswith(
+                "aiohttp"
+            ):
+                raise
+            raise SlideError(f"{self.label} cannot be read: {_first_line(error)}") from error
+        for (start, stop), data in zip(runs, found, strict=True):
+            if len(data) != stop - start:
+                raise SlideError(f"{self.label}: {len(data)} of {stop - start} bytes came from {start}")
+        return [_cut(runs, found, offset, count) for offset, count in parts]
+
+
+def _serves_ranges(url: str) -> bool:
+    """Ask a web server for one byte: one that serves no ranges begins to send the whole file, and is not listened to."""
+    try:
+        with urlopen(Request(url, headers={"Range": "bytes=0-0"}), timeout=30) as answer:  # noqa: S310 -- http by its name
+            return bool(answer.status == HTTPStatus.PARTIAL_CONTENT)
+    except (OSError, ValueError, HTTPException):
+        return False
+
+
+def merged(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ``(start, stop)`` of the requests that cover parts ``(offset, bytes)``, in order."""
+    runs: list[tuple[int, int]] = []
+    for offset, count in sorted(parts):
+        if runs:
+            start, stop = runs[-1]
+            end = max(stop, offset + count)
+            if offset < stop or (offset - stop <= MAX_GAP and end - start <= MAX_PART):
+                runs[-1] = (start, end)
+                continue
+        runs.append((offset, offset + count))
+    return runs
+
+
+def _cut(runs: list[tuple[int, int]], found: list[bytes], offset: int, count: int) -> bytes:
+    for (start, stop), data in zip(runs, found, strict=True):
+        if start <= offset and offset + count <= stop:
+            return data[offset - start : offset - start + count]
+    raise AssertionError("every part lies in a run")
+
+
+class SparseCopy(io.RawIOBase):
+    """A local file of a remote one's size, which holds the parts that were read: for libraries that want a path.
+
+    What was not read is a hole, and reads as zeros through the path.
+    """
+
+    def __init__(self, remote: RangedFile, suffix: str) -> None:
+        self._remote = remote
+        self._folder = tempfile.TemporaryDirectory(prefix="histosge-")
+        self.path = Path(self._folder.name) / f"slide{suffix}"
+        self._file = self.path.open("w+b", buffering=0)
+        self._file.truncate(remote.size)
+        self._held = bytearray(-(-remote.size // PAGE))
+        self._at = 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move, as files do."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._remote.size}[whence]
+        self._at = max(0, base + offset)
+        return self._at
+
+    def tell(self) -> int:
+        """Where the next read begins."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read, fetching what is not here yet."""
+        count = max(0, min(len(buffer), self._remote.size - self._at))
+        self._hold(self._at, count)
+        self._file.seek(self._at)
+        buffer[:count] = self._file.read(count)
+        self._at += count
+        return count
+
+    def _hold(self, offset: int, count: int) -> None:
+        if not count:
+            return
+        pages = [p for p in range(offset // PAGE, (offset + count - 1) // PAGE + 1) if not self._held[p]]
+        parts = [(p * PAGE, min(PAGE, self._remote.size - p * PAGE)) for p in pages]
+        for page, (start, _), data in zip(
+            pages, parts, self._remote.read(parts) if parts else [], strict=True
+        ):
+            self._file.seek(start)
+            self._file.write(data)
+            self._held[page] = 1
+
+    def close(self) -> None:
+        """Remove the local file."""
+        if not self.closed:
+            self._file.close()
+            self._folder.cleanup()
+        super().close()
+
+    def __enter__(self) -> Self:
+        """Use as a context."""
+        return self
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
