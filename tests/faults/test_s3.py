@@ -9,6 +9,8 @@ from _s3 import SECRET
 from running import OPTIONS, S3, Start, blocks, contents, wait_until
 
 from featurestore.listing import catalogue
+from featurestore.readers.jpeg_tiles import JpegTileSlide
+from featurestore.slide import open_slide
 from featurestore.store import Store
 from featurestore.validation import validate
 from histosge.stream import load_patches, open_embedded
@@ -129,3 +131,15 @@ def test_a_server_killed_in_the_middle_and_started_again_loses_nothing(
     assert code == 0, err
     assert all(path.read_bytes() == data for path, data in before.items())
     assert contents(s3.store()) == undisturbed
+
+
+@pytest.mark.usefixtures("reach")
+def test_a_slide_on_s3_is_read_in_parts(sheet: Path, s3: S3) -> None:
+    local = next(sheet.parent.rglob("*.tif"))
+    fsspec.filesystem("s3").put_file(str(local), "test/slides/a.tif")
+    s3.proxy.reset()
+    remote, file = open_slide("s3://test/slides/a.tif"), open_slide(str(local))
+    assert isinstance(remote, JpegTileSlide)
+    region = (100, 100, 300, 200, file.mpp)
+    assert (remote.read_region(*region) == file.read_region(*region)).all()
+    assert sum(s3.proxy.requests.values()) < 15
