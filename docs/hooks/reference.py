@@ -66,7 +66,7 @@ def _group(group: Any, path: str) -> list[str]:
         if command.hidden:
             continue
         if hasattr(command, "commands"):
-            arguments = " ".join(p.make_metavar(None) if False else _metavar(p) for p in command.params if _is_argument(p))
+            arguments = " ".join(_metavar(p) for p in command.params if _is_argument(p))
             lines += [f"## {path} {name}", "", _plain(command.help or ""), ""]
             lines += _group(command, f"{path} {name} {arguments}".rstrip())
         else:
@@ -99,8 +99,13 @@ def _flags(parameter: Any) -> str:
     flags = ", ".join(parameter.opts)
     if parameter.is_flag:
         return flags
-    kind = parameter.metavar or parameter.type.name.upper()
+    kind = parameter.metavar or _type(parameter)
     return f"{flags} {kind}" + (" ..." if parameter.multiple else "")
+
+
+def _type(parameter: Any) -> str:
+    kind = parameter.type_descriptor.annotation if hasattr(parameter, "type_descriptor") else parameter.type
+    return str(getattr(kind, "__name__", kind)).upper().replace("STR", "TEXT")
 
 
 def _default(parameter: Any) -> str:
