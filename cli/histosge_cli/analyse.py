@@ -157,7 +157,9 @@ def pca(
     """
     from featurestore.analysis.pca import fit_pca, write_scores
 
-    with _opened(context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=scores) as stream:
+    with _opened(
+        context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=scores
+    ) as stream:
         fitted = fit_pca(stream, components)
         if scores is not None:
             write_scores(fitted, stream, scores)
@@ -193,7 +195,9 @@ def clusters(
     from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
 
     settings = KMeansSettings(k, seed, passes, mini_batch=mini_batch)
-    with _opened(context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels) as stream:
+    with _opened(
+        context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels
+    ) as stream:
         fitted = fit_kmeans(stream, settings, labels)
     if not quiet:
         state = "at rest" if fitted.converged else "still moving; more --passes may help"

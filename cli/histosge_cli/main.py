@@ -44,7 +44,8 @@ def _in_order(app: typer.Typer) -> None:
     """Put commands into their panels, in the order in which they are used; a new one goes last, under no heading."""
     order = {name: i for i, name in enumerate(name for names in PANELS.values() for name in names)}
     panel_of = {name: panel for panel, names in PANELS.items() for name in names}
-    for info in (*app.registered_commands, *app.registered_groups):
+    infos: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for info in infos:
         info.rich_help_panel = panel_of.get(_name(info), info.rich_help_panel)
     app.registered_commands.sort(key=lambda info: order.get(_name(info), len(order)))
 

@@ -111,7 +111,9 @@ class Bars:
         self._last = self._start = time.monotonic()
         self._said = self._start
         self._slides, self._done, self._failed, self._unreadable = slides, 0, 0, 0
-        self._all = self._progress.add_task("all", total=slides, unit="slides", note="") if slides > 1 else None
+        self._all = (
+            self._progress.add_task("all", total=slides, unit="slides", note="") if slides > 1 else None
+        )
 
     @property
     def is_shown(self) -> bool:
@@ -141,7 +143,9 @@ class Bars:
             self._progress.update(task, visible=False)
         if not self.is_shown and (is_end or now - self._said >= PLAIN_SECONDS):
             self._said = now
-            self._plain(f"{name}: {done}/{total} {self._unit}", note, _left(done, total, now - self._begun[name]))
+            self._plain(
+                f"{name}: {done}/{total} {self._unit}", note, _left(done, total, now - self._begun[name])
+            )
         self._voice.record("progress", name=name, done=done, total=total, unit=self._unit, patches=patches)
 
     def finish(self, name: str, *, failed: bool = False, unreadable: int = 0) -> None:

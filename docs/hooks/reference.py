@@ -15,13 +15,13 @@ from mkdocs.structure.files import File, Files
 PACKAGES = {
     "featurestore": (
         "Slides in, chunked embeddings out.",
-        ("embedding", "planning", "grid", "slide", "encoder", "store", "tree", "listing", "validation", "removal", "samples", "errors"),
+        "embedding planning grid slide encoder store tree listing validation removal samples errors".split(),
     ),
     "histosge": (
         "Embeddings in, expression out.",
-        ("training", "prediction", "evaluation", "saved", "maps", "expression", "splits", "metrics", "scores", "demo", "errors"),
+        "training prediction evaluation saved maps expression splits metrics scores demo errors".split(),
     ),
-}  # fmt: skip
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -36,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def api_page(package: str, purpose: str, modules: tuple[str, ...]) -> str:
+def api_page(package: str, purpose: str, modules: list[str]) -> str:
     """Return a page that mkdocstrings fills from the docstrings."""
     blocks = "\n\n".join(f"::: {package}.{module}" for module in modules)
     return f"# {package}\n\n{purpose}\n\n{blocks}\n"
@@ -110,9 +110,9 @@ def _type(parameter: Any) -> str:
 
 def _default(parameter: Any) -> str:
     value = parameter.default
-    if parameter.is_flag or callable(value) or value is None or type(value).__name__ == "Sentinel" or value == ():
-        return ""
-    return f" Default: `{value}`."
+    if not parameter.is_flag and isinstance(value, str | int | float | Path):
+        return f" Default: `{value}`."
+    return ""
 
 
 def _cell(text: str | None) -> str:
@@ -120,6 +120,7 @@ def _cell(text: str | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Return help as Markdown: an example becomes code, and form feeds and rich's own marks go."""
-    text = re.sub(r"\[/?(bold|dim|cyan|green)\]", "", text.replace("\b", "").replace("\f", ""))
+    """Return help as Markdown: an example becomes code, and so does what stands as it is."""
+    text = re.sub(r"\x08\n((?: {2,}.*\n)+)", r"```shell\n\1```\n", text)
+    text = re.sub(r"^  histosge", "histosge", text, flags=re.MULTILINE)
     return re.sub(r"Example: (.+)", r"Example: `\1`", text.strip())

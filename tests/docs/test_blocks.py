@@ -142,7 +142,9 @@ def test_what_is_not_run_says_why() -> None:
     for page in PAGES:
         for block in blocks_of(page):
             if block.mark.startswith("not run"):
-                assert re.fullmatch(r"not run: \w.{5,}", block.mark), f"{page.name}:{block.line}: {block.mark}"
+                assert re.fullmatch(r"not run: \w.{5,}", block.mark), (
+                    f"{page.name}:{block.line}: {block.mark}"
+                )
 
 
 def test_every_fenced_block_is_seen() -> None:
