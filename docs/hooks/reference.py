@@ -15,11 +15,36 @@ from mkdocs.structure.files import File, Files
 PACKAGES = {
     "featurestore": (
         "Slides in, chunked embeddings out.",
-        "embedding planning grid slide encoder store tree listing validation removal samples errors".split(),
+        [
+            "embedding",
+            "planning",
+            "grid",
+            "slide",
+            "encoder",
+            "store",
+            "tree",
+            "listing",
+            "validation",
+            "removal",
+            "samples",
+            "errors",
+        ],
     ),
     "histosge": (
         "Embeddings in, expression out.",
-        "training prediction evaluation saved maps expression splits metrics scores demo errors".split(),
+        [
+            "training",
+            "prediction",
+            "evaluation",
+            "saved",
+            "maps",
+            "expression",
+            "splits",
+            "metrics",
+            "scores",
+            "demo",
+            "errors",
+        ],
     ),
 }
 

@@ -160,3 +160,8 @@ def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
     reasons = {b.mark for page in PAGES for b in blocks_of(page) if not b.is_run}
     allowed = ("needs a", "needs your", "set-up")
     assert all(any(word in reason for word in allowed) for reason in reasons), reasons
+
+
+def test_no_page_holds_a_blank_to_fill_in() -> None:
+    for page in (ROOT / "docs").glob("*.md"):
+        assert not re.search(r"@@\w+@@|TODO|FIXME", page.read_text()), page.name
