@@ -26,7 +26,7 @@ from featurestore.blocks import Block
 from featurestore.encoding import BlockResult
 from featurestore.errors import ClusterError, SlideError
 from featurestore.interleaving import Interleaver
-from featurestore.planning import EmbedSettings, Progress, SlideResult, fail_slide
+from featurestore.planning import EmbedSettings, Finished, Progress, SlideResult, fail_slide, unheard
 from featurestore.samples import Sample
 from featurestore.store import Store
 from featurestore.worker import Job, PlannedSlide, Refused, check_encoders, embed_block, plan_job
@@ -131,6 +131,7 @@ def embed_on_cluster(
     store: str,
     settings: EmbedSettings,
     progress: Progress,
+    finished: Finished = unheard,
 ) -> list[SlideResult]:
     """Plan and embed slides on a cluster's workers.
 
@@ -138,7 +139,7 @@ def embed_on_cluster(
     ----------
     client
         Connected; its workers see the same slides and the same store as this process.
-    samples, store, settings, progress
+    samples, store, settings, progress, finished
         As for `featurestore.embedding.embed`.
 
     Returns
@@ -153,7 +154,7 @@ def embed_on_cluster(
     FeatureStoreError
         If what is stored was made otherwise.
     """
-    return _Run(client, samples, store, settings, progress).results()
+    return _Run(client, samples, store, settings, progress, finished).results()
 
 
 class _Run:
@@ -166,8 +167,9 @@ class _Run:
         store: str,
         settings: EmbedSettings,
         progress: Progress,
+        finished: Finished,
     ) -> None:
-        self._client, self._progress = client, progress
+        self._client, self._progress, self._report = client, progress, finished
         run = uuid.uuid4().hex[:12]
         self._order = [sample.slide_id for sample in samples]
         self._unplanned = (_SlideState(Job(run, store, sample, settings)) for sample in samples)
@@ -253,7 +255,8 @@ class _Run:
         slide_id = state.job.sample.slide_id
         if isinstance(result, SlideResult):  # it failed
             self._queue.drop(slide_id)
-            self._finished.setdefault(slide_id, result)
+            if slide_id not in self._finished:
+                self._finish(result)
         elif isinstance(result, PlannedSlide):
             state.todo, state.planned, state.patches = len(result.blocks), result.planned, result.patches
             self._queue.add(slide_id, result.blocks.items())
@@ -264,15 +267,21 @@ class _Run:
             state.patches_done += result.patches
             self._progress(slide_id, state.done, state.todo, state.patches_done)
         if state.done == state.todo and slide_id not in self._finished:
-            self._finished[slide_id] = SlideResult(
-                slide_id,
-                "done",
-                planned=state.planned,
-                computed=state.computed,
-                patches=state.patches,
-                unreadable=state.unreadable,
+            self._finish(
+                SlideResult(
+                    slide_id,
+                    "done",
+                    planned=state.planned,
+                    computed=state.computed,
+                    patches=state.patches,
+                    unreadable=state.unreadable,
+                )
             )
             del self._states[slide_id]
+
+    def _finish(self, result: SlideResult) -> None:
+        self._finished[result.slide_id] = result
+        self._report(result)
 
     def _suspect(self, state: _SlideState, task: _Task) -> None:
         """Set a slide aside: its block was there when a worker died, but others were there too."""
@@ -293,7 +302,7 @@ class _Run:
                     self._alone(state, work)
         except KilledWorker:
             reason = f"{state.job.sample.slide} kills the process that reads it ({DEATHS + 1} tries, nothing else running)"
-            self._finished[slide_id] = fail_slide(self._store, slide_id, SlideError(reason))
+            self._finish(fail_slide(self._store, slide_id, SlideError(reason)))
 
     def _alone(self, state: _SlideState, work: Work | None) -> None:
         future = self._submit(state, work)

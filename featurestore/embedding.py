@@ -10,6 +10,7 @@ from featurestore.planning import (
     EmbedSettings as EmbedSettings,
 )
 from featurestore.planning import (
+    Finished,
     Progress,
     Todo,
     blocks_to_read,
@@ -17,6 +18,7 @@ from featurestore.planning import (
     fail_slide,
     load_encoders,
     plan_slide,
+    unheard,
 )
 from featurestore.planning import SlideResult as SlideResult
 from featurestore.samples import Sample, read_samples
@@ -38,6 +40,7 @@ def embed(
     workers: int | None = None,
     scheduler: str | None = None,
     progress: Progress = _silent,
+    finished: Finished = unheard,
 ) -> list[SlideResult]:
     """Encode slides into a store; only what is missing is computed.
 
@@ -57,6 +60,10 @@ def embed(
         Start so many processes on this machine, and share the work among them.
     scheduler
         Address of a running dask scheduler, whose workers see the same slides and store.
+    progress
+        Called after each block.
+    finished
+        Called with each slide's result as soon as it is known.
 
     Returns
     -------
@@ -75,13 +82,17 @@ def embed(
 
         connect = remote_client(scheduler) if scheduler else local_client(workers or 1)
         with connect as client:
-            return embed_on_cluster(client, rows, store, settings, progress)
+            return embed_on_cluster(client, rows, store, settings, progress, finished)
     encoders = load_encoders(settings)
     if dry_run:
         pace = Pace(encoders)
         return [_dry_run(sample, encoders, settings, pace) for sample in rows]
     target = Store.open_or_create(store)
-    return [_embed_slide(target, sample, encoders, settings, progress) for sample in rows]
+    results = []
+    for sample in rows:
+        results.append(_embed_slide(target, sample, encoders, settings, progress))
+        finished(results[-1])
+    return results
 
 
 def _dry_run(

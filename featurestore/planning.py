@@ -30,6 +30,12 @@ BATCH = 64
 
 Progress = Callable[[str, int, int, int], None]
 """Called with (slide id, blocks done, blocks to do, patches done) after each block."""
+Finished = Callable[["SlideResult"], None]
+"""Called with each slide's result as soon as it is known: done, failed, or nothing to do."""
+
+
+def unheard(result: "SlideResult") -> None:
+    """Report a slide to nobody."""
 
 
 @dataclass(frozen=True)

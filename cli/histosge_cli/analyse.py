@@ -10,7 +10,7 @@ import typer
 
 from histosge_cli.model import EncoderKey, Grid
 from histosge_cli.show import Voice, err, out, resumable, table
-from histosge_cli.store import Json, Quiet, StoreArg
+from histosge_cli.store import Json, Log, Quiet, StoreArg
 
 if TYPE_CHECKING:
     import polars as pl
@@ -50,6 +50,7 @@ def _opened(
     encoder: str | None,
     *,
     quiet: bool,
+    log: Path | None,
     out_file: Path | None,
     folder: Path | None = None,
 ) -> "Iterator[PatchStream]":
@@ -61,7 +62,7 @@ def _opened(
         check_file(out_file)
     if folder is not None:
         check_folder(folder)
-    voice = Voice(quiet)
+    voice = Voice(quiet, log)
     with resumable(), voice.bars("slides") as bars:
         stream = open_stream(
             context.obj,
@@ -120,6 +121,7 @@ def summary(
     out_file: OutFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    log: Log = None,
 ) -> None:
     """Count patches and say how far each slide lies from the cohort; --out has mean and sd of every feature.
 
@@ -127,7 +129,7 @@ def summary(
     """
     from featurestore.analysis.summary import summarise
 
-    with _opened(context, slide, grid, encoder, quiet=quiet, out_file=out_file) as stream:
+    with _opened(context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
         frame = summarise(stream)
     _show(frame, as_json=as_json, out_file=out_file)
 
@@ -147,6 +149,7 @@ def pca(
     out_file: OutFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    log: Log = None,
 ) -> None:
     """Principal components of all patches, exact, in one pass; --scores makes a second one.
 
@@ -154,7 +157,9 @@ def pca(
     """
     from featurestore.analysis.pca import fit_pca, write_scores
 
-    with _opened(context, slide, grid, encoder, quiet=quiet, out_file=out_file, folder=scores) as stream:
+    with _opened(
+        context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=scores
+    ) as stream:
         fitted = fit_pca(stream, components)
         if scores is not None:
             write_scores(fitted, stream, scores)
@@ -181,6 +186,7 @@ def clusters(
     out_file: OutFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    log: Log = None,
 ) -> None:
     """K-means over all patches of the cohort: how much of each slide is in each cluster.
 
@@ -189,7 +195,9 @@ def clusters(
     from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
 
     settings = KMeansSettings(k, seed, passes, mini_batch=mini_batch)
-    with _opened(context, slide, grid, encoder, quiet=quiet, out_file=out_file, folder=labels) as stream:
+    with _opened(
+        context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels
+    ) as stream:
         fitted = fit_kmeans(stream, settings, labels)
     if not quiet:
         state = "at rest" if fitted.converged else "still moving; more --passes may help"
@@ -215,6 +223,7 @@ def similar(
     out_file: OutFile = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    log: Log = None,
 ) -> None:
     """Find more of this: the patches of the whole cohort that are nearest to one of them.
 
@@ -223,7 +232,7 @@ def similar(
     from featurestore.analysis import neighbours
     from featurestore.errors import StoreError
 
-    with _opened(context, None, grid, encoder, quiet=quiet, out_file=out_file) as stream:
+    with _opened(context, None, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
         if row is not None and col is not None and x_um is None and y_um is None:
             query = neighbours.patch_at(stream, slide, row, col)
         elif x_um is not None and y_um is not None and row is None and col is None:

@@ -22,12 +22,16 @@ def demo(
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
-    """Run the whole job offline on a synthetic slide with a known truth, and write a report."""
+    """Run the whole job offline on a synthetic slide with a known truth, and write a report.
+
+    Example: histosge demo --out demo
+    """
     from histosge.demo import run_demo
 
     voice = Voice(quiet, log)
     begun = time.monotonic()
-    result = run_demo(out_dir, say=voice.say)
+    with voice.steps("demo") as say:
+        result = run_demo(out_dir, say=say)
     out.print("\nheld-out spots (buffered blocks), mean Pearson over genes:")
     for name, value in result.held_out.items():
         out.print(f"  {name:10} {value:6.3f}")

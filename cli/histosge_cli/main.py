@@ -7,23 +7,65 @@ import errno
 import sys
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 from featurestore.errors import FeatureStoreError
 from histosge_cli import analyse, demo, exchange, model, store, view
 
+PANELS = {
+    "Start here": ("demo", "doctor"),
+    "1. Encode slides once": ("encoders", "embed", "import"),
+    "2. Train and predict": ("train", "predict"),
+    "3. Know how good it is": ("evaluate",),
+    "4. Look, and take it elsewhere": ("view", "analyse", "export"),
+    "Care for a store": ("ls", "validate", "rm"),
+}
+"""Panels of ``--help``, in the order of use."""
+HELP = """
+From an ordinary H&E slide to a spatial map of every gene.
+
+Encode a slide once into a store that lives anywhere; train in seconds; predict everywhere; trust the number.
+A first session, on a sample sheet (CSV: slide_id, slide, expression, mpp, donor):
+
+\b
+  histosge demo                                            all of it, offline, on a made slide
+  histosge embed cohort.csv store.zarr --mpp 0.5 --stride 112
+  histosge train cohort.csv store.zarr model --genes 250
+  histosge predict store.zarr model maps.zarr --h5ad maps.h5ad --slide C4
+  histosge evaluate cohort.csv store.zarr report --split section
+  histosge ls store.zarr
+
+Every command can be repeated: only what is missing is computed. STORE is a folder or a URL (s3://bucket/store).
+Each command's own help ends with an example: histosge COMMAND --help.
+"""
+
+
+def _in_order(app: typer.Typer) -> None:
+    """Put commands into their panels, in the order in which they are used; a new one goes last, under no heading."""
+    order = {name: i for i, name in enumerate(name for names in PANELS.values() for name in names)}
+    panel_of = {name: panel for panel, names in PANELS.items() for name in names}
+    infos: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for info in infos:
+        info.rich_help_panel = panel_of.get(_name(info), info.rich_help_panel)
+    app.registered_commands.sort(key=lambda info: order.get(_name(info), len(order)))
+
+
+def _name(info: CommandInfo | TyperInfo) -> str:
+    callback = getattr(info, "callback", None)
+    return info.name or str(getattr(callback, "__name__", ""))
+
+
 app = typer.Typer(
     name="histosge",
-    help=(
-        "From an ordinary H&E slide to a spatial map of every gene.\n\n"
-        "Encode a slide once (embed), into a store that lives anywhere; train in seconds (train); "
-        "predict everywhere (predict); trust the number (evaluate). Start with: histosge demo"
-    ),
+    help=HELP,
     no_args_is_help=True,
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (demo, store, model, analyse, exchange, view):
     module.register(app)
+_in_order(app)
 
 
 def main() -> None:

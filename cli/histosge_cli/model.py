@@ -57,7 +57,8 @@ def train(
 
     voice = Voice(quiet, log)
     settings = TrainSettings(preset, genes_option(genes), epochs, seed, Selection(grid, encoder))
-    saved = run(samples, store, model, settings, say=voice.say)
+    with voice.steps("training") as say:
+        saved = run(samples, store, model, settings, say=say)
     spots = sum(section["spots"] for section in saved.card.sections)
     out.print(
         f"{model}: {preset} for {len(saved.card.genes)} genes from {spots} spots of {len(saved.card.sections)} sections, "
@@ -154,7 +155,8 @@ def evaluate(
         seeds=seeds,
         epochs=epochs,
     )
-    scores = run(samples, store, report_dir, settings, grid=grid, encoder=encoder, say=voice.say)
+    with voice.steps("fits") as say:
+        scores = run(samples, store, report_dir, settings, grid=grid, encoder=encoder, say=say)
     print_scores(scores)
     for name in ("report.html", "scores.csv", "genes.csv"):
         out.print(str(report_dir / name), markup=False)

@@ -1,8 +1,9 @@
 """What commands print: results on standard output, progress and remarks on standard error."""
 
 import json
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 # A table that is piped is for a program or a log: nothing may be cut.
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+COUNTED = re.compile(r"(\d+)/(\d+) (.*)")
+KEPT = 8
+"""Bars that stay on the screen when they are full."""
+PLAIN_SECONDS = 10.0
+"""Between two plain lines about one slide."""
+COLUMNS = (
+    TextColumn("{task.description}", markup=False),
+    BarColumn(bar_width=24),
+    MofNCompleteColumn(),
+    TextColumn("{task.fields[unit]}"),
+    TimeRemainingColumn(elapsed_when_finished=True),
+    TextColumn("{task.fields[note]}", markup=False),
+)
 
 
 @dataclass
@@ -45,17 +60,34 @@ class Voice:
                 stream.write(json.dumps({"time": time.time(), "message": message, **facts}) + "\n")
 
     @contextmanager
-    def bars(self, unit: str) -> Iterator["Bars"]:
-        """Show one progress bar per slide; nothing when not a terminal."""
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=err, disable=self.quiet or not err.is_terminal) as progress:
-            yield Bars(progress)
+    def bars(self, unit: str, slides: int = 0) -> Iterator["Bars"]:
+        """Show what is going on: bars on a terminal, plain lines elsewhere, nothing when quiet.
+
+        Parameters
+        ----------
+        unit
+            What is counted.
+        slides
+            How many slides there will be, for a line over all of them; 0 if unknown.
+        """
+        with Progress(*COLUMNS, console=err, disable=self.quiet or not err.is_terminal) as progress:
+            yield Bars(progress, self, unit, slides)
+
+    @contextmanager
+    def steps(self, what: str) -> Iterator[Callable[[str], None]]:
+        """Yield a `say` for work that reports lines; those of the form ``3/12 this`` move a bar on a terminal."""
+        with self.bars("steps") as bars:
+
+            def say(message: str) -> None:
+                counted = COUNTED.match(message)
+                if counted and bars.is_shown:
+                    bars.update(what, int(counted[1]), int(counted[2]), note=counted[3])
+                    self.record(message)
+                else:
+                    self.say(message)
+
+            bars.begin(what)
+            yield say
 
 
 @contextmanager
@@ -69,17 +101,81 @@ def resumable() -> Iterator[None]:
 
 
 class Bars:
-    """One bar per name, made when it is first heard of."""
+    """One bar per name, made when it is first heard of; finished ones make room, and a line over all slides stays."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, voice: Voice, unit: str, slides: int = 0) -> None:
+        self._progress, self._voice, self._unit = progress, voice, unit
         self._tasks: dict[str, TaskID] = {}
+        self._patches: dict[str, int] = {}
+        self._begun: dict[str, float] = {}
+        self._last = self._start = time.monotonic()
+        self._said = self._start
+        self._slides, self._done, self._failed, self._unreadable = slides, 0, 0, 0
+        self._all = (
+            self._progress.add_task("all", total=slides, unit="slides", note="") if slides > 1 else None
+        )
 
-    def update(self, name: str, done: int, total: int) -> None:
-        """Set a bar."""
+    @property
+    def is_shown(self) -> bool:
+        """Whether bars are drawn: on a terminal, unless quiet."""
+        return not self._progress.disable
+
+    def begin(self, name: str) -> None:
+        """Show that something runs whose length is not known yet."""
+        self._tasks[name] = self._progress.add_task(name, total=None, unit=self._unit, note="")
+        self._begun[name] = self._last
+
+    def update(self, name: str, done: int, total: int, patches: int | None = None, note: str = "") -> None:
+        """Set a bar, or print a plain line now and then."""
+        now = time.monotonic()
         if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, total=total)
-        self._progress.update(self._tasks[name], completed=done)
+            self.begin(name)
+        self._last = now
+        if patches is not None:
+            self._patches[name] = patches
+            note = f"{patches} patches, {patches / max(now - self._begun[name], 1e-3):.0f} patches/s"
+        task = self._tasks[name]
+        self._progress.update(task, completed=done, total=total, note=note)
+        if patches is not None and self._all is not None:
+            self._progress.update(self._all, note=self._overall(now))
+        is_end = done >= total
+        if is_end and len(self._tasks) > KEPT:
+            self._progress.update(task, visible=False)
+        if not self.is_shown and (is_end or now - self._said >= PLAIN_SECONDS):
+            self._said = now
+            self._plain(
+                f"{name}: {done}/{total} {self._unit}", note, _left(done, total, now - self._begun[name])
+            )
+        self._voice.record("progress", name=name, done=done, total=total, unit=self._unit, patches=patches)
+
+    def finish(self, name: str, *, failed: bool = False, unreadable: int = 0) -> None:
+        """Count a slide as finished: whole, or failed; and its patches that could not be read."""
+        self._done += 1
+        self._failed += failed
+        self._unreadable += unreadable
+        if self._all is not None:
+            note = self._overall(time.monotonic())
+            self._progress.update(self._all, completed=self._done, note=note)
+            if not self.is_shown:
+                self._plain(f"slides: {self._done}/{self._slides}", note, f"{name} failed" if failed else "")
+
+    def _overall(self, now: float) -> str:
+        parts = []
+        if self._patches:
+            parts.append(f"{sum(self._patches.values()) / max(now - self._start, 1e-3):.0f} patches/s")
+        if self._failed:
+            parts.append(f"{self._failed} failed")
+        if self._unreadable:
+            parts.append(f"{self._unreadable} patches unreadable")
+        return ", ".join(parts)
+
+    def _plain(self, *parts: str) -> None:
+        if not self._voice.quiet:
+            err.print(", ".join(part for part in parts if part), markup=False)
+
+
+def _left(done: int, total: int, seconds: float) -> str:
+    return f"{duration(seconds / done * (total - done))} left" if 0 < done < total else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -81,6 +81,7 @@ def embed(
     from featurestore.encoder import DEFAULT_ENCODER, EncoderOptions
     from featurestore.errors import StoreError
     from featurestore.grid import GridSpec
+    from featurestore.samples import read_samples
 
     voice = Voice(quiet, log)
     if workers and scheduler:
@@ -102,7 +103,8 @@ def embed(
     )
     for remark in scale_remarks(keys, spec):
         voice.say(remark)
-    with resumable(), voice.bars("blocks") as bars:
+    slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
+    with resumable(), voice.bars("blocks", slides) as bars:
         results = run(
             samples,
             store,
@@ -111,7 +113,10 @@ def embed(
             dry_run=dry_run,
             workers=workers,
             scheduler=scheduler,
-            progress=lambda slide, done, total, patches: bars.update(slide, done, total),
+            progress=bars.update,
+            finished=lambda slide: bars.finish(
+                slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable
+            ),
         )
     for result in results:
         voice.record("slide", **vars(result))
@@ -148,7 +153,10 @@ def embed(
 
 
 def ls(store: StoreArg, as_json: Json = False) -> None:
-    """List a store: slide, grid, encoder, blocks done of planned, bytes, failures."""
+    """List a store: slide, grid, encoder, blocks done of planned, bytes, failures.
+
+    Example: histosge ls s3://bucket/store
+    """
     from featurestore.listing import catalogue
 
     frame = catalogue(store)
@@ -186,7 +194,10 @@ def validate(
     deep: Annotated[bool, typer.Option("--deep", help="Read every object and check its checksum.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a store against its specification; exit 1 if something is missing or damaged."""
+    """Check a store against its specification; exit 1 if something is missing or damaged.
+
+    Example: histosge validate store.zarr --deep
+    """
     from featurestore.validation import validate as run
 
     problems = run(store, deep=deep)
@@ -207,7 +218,10 @@ def rm(
     encoder: Annotated[str | None, typer.Option("--encoder", metavar="K", help="Only this encoder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
 ) -> None:
-    """Remove slides, grids or encoders from a store. At least one of the options is needed."""
+    """Remove slides, grids or encoders from a store. At least one of the options is needed.
+
+    Example: histosge rm store.zarr --slide C2 --dry-run
+    """
     from featurestore.removal import remove
 
     for path in remove(store, slide, grid, encoder, dry_run=dry_run):
@@ -255,7 +269,10 @@ def encoders(
 def doctor(
     store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None,
 ) -> None:
-    """Say what is installed, which device there is, which encoders work here, and whether a store answers."""
+    """Say what is installed, which device there is, which encoders work here, and whether a store answers.
+
+    Example: histosge doctor s3://bucket/store
+    """
     from histosge_cli.doctor import examine
 
     lines, healthy = examine(store)
