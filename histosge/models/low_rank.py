@@ -49,10 +49,11 @@ class LowRankTargets:
         """Return a section's targets as patterns, ``(n_spots, n_patterns)``."""
         return standardise(section.target) @ self.axes
 
-    def genes(self, patterns: Floats) -> NDArray[np.float32]:
-        """Return log1p(CP10k) from patterns, positive, ``(n, n_genes)``."""
+    def genes(self, patterns: Floats, mean: Floats | None = None) -> NDArray[np.float32]:
+        """Return log1p(CP10k) from patterns, positive, ``(n, n_genes)``; around another mean if one is given."""
         weight = (self.axes * self.sd[:, None]).T.astype(np.float32)
-        values = patterns.astype(np.float32) @ weight + self.mean.astype(np.float32)
+        mean = self.mean if mean is None else mean
+        values = patterns.astype(np.float32) @ weight + mean.astype(np.float32)
         return bend(values, (FLOOR * self.mean).astype(np.float32))
 
     def state(self) -> State:

@@ -9,6 +9,7 @@ _CLASSES = {
     "dense": ("histosge.models.dense", "DenseModel"),
     "paper": ("histosge.models.paper", "PaperModel"),
     "ridge": ("histosge.models.ridge", "RidgeModel"),
+    "gp": ("histosge.models.gp", "GaussianProcessModel"),
     "knn": ("histosge.models.knn", "NeighbourModel"),
     "mean": ("histosge.models.mean", "MeanModel"),
 }
