@@ -65,8 +65,11 @@ class DenseSpotsModel:
 
     def config(self) -> dict[str, Any]:
         """Return what was chosen."""
-        parts = {"image": self.image, "leftover": self.leftover, "joint": self.joint}
-        return {name: part.config() for name, part in parts.items()}
+        return {
+            "image": self.image.config(),
+            "leftover": self.leftover.config(),
+            "joint": self.joint.config(),
+        }
 
     def state(self) -> State:
         """Return the learned arrays."""

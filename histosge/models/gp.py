@@ -56,9 +56,7 @@ class GaussianProcessModel:
         views = np.concatenate([surroundings.describe_spots(s) for s in sections])
         standardiser = Standardiser.of(views)
         slide = np.repeat(np.arange(len(sections)), [len(s.spot_xy_um) for s in sections])
-        spots = Measured(
-            slide, np.concatenate([s.spot_xy_um for s in sections]), standardiser.apply(views)
-        )
+        spots = Measured(slide, np.concatenate([s.spot_xy_um for s in sections]), standardiser.apply(views))
         process = Kriging.fit(spots, np.concatenate([targets.patterns(s) for s in sections]))
         slides = {
             s.patches.slide_id: (i, s.target.mean(axis=0, dtype=np.float64)) for i, s in enumerate(sections)

@@ -86,7 +86,7 @@ class Measured:
         for number in np.unique(self.slide):
             xy_um = self.xy_um[self.slide == number]
             if len(xy_um) > 1:
-                near.append(cKDTree(xy_um).query(xy_um, k=[2])[0].ravel())
+                near.append(np.asarray(cKDTree(xy_um).query(xy_um, k=[2])[0]).ravel())
         return max(float(np.median(np.concatenate(near))), 1e-3) if near else 100.0
 
 
@@ -171,8 +171,11 @@ class Kriging:
 
 
 def choose_kernels(spots: Measured, Y: Floats) -> tuple[Kernel, ...]:
-    """Choose one kernel per output by marginal likelihood, over a grid; the signal's size is profiled out."""
-    rows = _judges(len(spots))
+    """Choose kernels by marginal likelihood, over a grid; the signal's size is profiled out.
+
+    Up to `EXACT` spots every output has its own; beyond, all share one, so that one solution serves them.
+    """
+    together, rows = len(spots) > EXACT, _judges(len(spots))
     spots, Y = spots.take(rows), Y[rows]
     best = np.full(Y.shape[1], -np.inf)
     chosen = [Kernel(100.0, 0.0, NOISES[-1])] * Y.shape[1]
@@ -187,6 +190,8 @@ def choose_kernels(spots: Measured, Y: Floats) -> tuple[Kernel, ...]:
                 spread = np.maximum(values, 0.0) + noise
                 signal = np.maximum((square / spread[:, None]).mean(axis=0), 1e-300)
                 likelihood = -0.5 * (len(spots) * np.log(signal) + np.log(spread).sum())
+                if together:
+                    likelihood = np.full_like(likelihood, likelihood.sum())
                 for output in np.nonzero(likelihood > best)[0]:
                     best[output], chosen[output] = likelihood[output], Kernel(length, share, noise)
     return tuple(chosen)

@@ -50,12 +50,24 @@ class Leftover:
 
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], predicted: Sequence[NDArray[np.float32]]) -> Self:
+        """Learn from spots; see `fit_unseen`."""
+        return cls.fit_unseen(sections, predicted)[0]
+
+    @classmethod
+    def fit_unseen(
+        cls, sections: Sequence[TrainingSection], predicted: Sequence[NDArray[np.float32]]
+    ) -> tuple[Self, list[NDArray[np.float32]]]:
         """Learn from spots and from what the image model says of each without having seen it.
 
         Parameters
         ----------
         predicted
             log1p(CP10k) per section, ``(n_spots, n_genes)``.
+
+        Returns
+        -------
+        tuple
+            The leftover, and per section what must be added at each spot, learned from the other spots.
         """
         left = [replace(s, target=s.target - p) for s, p in zip(sections, predicted, strict=True)]
         surroundings, targets = Surroundings.of(sections), LowRankTargets.of(left, PATTERNS)
@@ -66,15 +78,12 @@ class Leftover:
         spots = Measured(slide, xy_um, standardiser.apply(views))
         patterns = np.concatenate([targets.patterns(s) for s in left])
         process = Kriging.fit(spots, patterns)
-        return cls(
-            surroundings,
-            standardiser,
-            targets,
-            process,
-            choose_blend(patterns, _unseen(spots, patterns, process)),
-            tuple(s.patches.slide_id for s in sections),
-            np.stack([s.target.mean(axis=0, dtype=np.float64) for s in left]),
-        )
+        unseen = _unseen(spots, patterns, process)
+        means = np.stack([s.target.mean(axis=0, dtype=np.float64) for s in left])
+        blend = choose_blend(patterns, unseen)
+        ids = tuple(s.patches.slide_id for s in sections)
+        fitted = cls(surroundings, standardiser, targets, process, blend, ids, means)
+        return fitted, [fitted._genes(unseen[slide == i], i) for i in range(len(sections))]
 
     def __call__(self, patches: Patches) -> NDArray[np.float32]:
         """Return what to add to log1p(CP10k), ``(n_patches, n_genes)``; 0 on other slides."""
@@ -83,6 +92,9 @@ class Leftover:
         number = self.slides.index(patches.slide_id)
         patterns = self.surroundings.project(patches, self.process.affine().after(self.standardiser))
         patterns += self.process.by_position(number, patches.xy_um)
+        return self._genes(patterns, number)
+
+    def _genes(self, patterns: Floats, number: int) -> NDArray[np.float32]:
         weight = (self.targets.axes * self.targets.sd[:, None]).T.astype(np.float32)
         added = (patterns * self.blend).astype(np.float32) @ weight
         return np.asarray(added + self.means[number].astype(np.float32))
