@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.models.kriging import Kriging, Measured
+from histosge.models.kriging import Kernel, Kriging, Measured, choose_kernels
 from histosge.models.linear import (
     Affine,
     Floats,
@@ -88,10 +88,12 @@ class DenseModel:
         spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
         Y = np.concatenate([targets.patterns(s) for s in sections])
         unseen, part = np.zeros_like(Y), np.random.default_rng(seed).permutation(len(spots)) % PARTS
+        kernels = choose_kernels(_standardised(spots), Y - Y.mean(axis=0))
         for k in range(min(PARTS, len(spots))):
             kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
             if len(kept):
-                unseen[gone] = fit_members(spots.take(kept), Y[kept], groups[kept])[0](spots.features[gone])
+                affine, _ = fit_members(spots.take(kept), Y[kept], groups[kept], kernels)
+                unseen[gone] = affine(spots.features[gone])
         ends = np.cumsum([len(s.target) for s in sections])[:-1]
         return [targets.genes(patterns) for patterns in np.split(unseen, ends)]
 
@@ -150,10 +152,15 @@ def see_spots(sections: Sequence[TrainingSection], surroundings: Surroundings) -
     )
 
 
-def fit_members(spots: Measured, Y: Floats, groups: Indices) -> tuple[Affine, tuple[tuple[float, ...], ...]]:
-    """Fit every member, and return their mean as one map, with the penalties of the ridges."""
+def fit_members(
+    spots: Measured, Y: Floats, groups: Indices, kernels: Sequence[Kernel] | None = None
+) -> tuple[Affine, tuple[tuple[float, ...], ...]]:
+    """Fit every member, and return their mean as one map, with the penalties of the ridges.
+
+    Kernels of the spatial member are chosen here unless given.
+    """
     X = spots.features
-    members, penalties = [_kriged_member(spots, Y)], []
+    members, penalties = [_kriged_member(spots, Y, kernels)], []
     for views in MEMBERS:
         columns = view_columns(views, X.shape[1] // len(VIEWS))
         standardiser = Standardiser.of(X[:, columns])
@@ -168,16 +175,21 @@ def fit_members(spots: Measured, Y: Floats, groups: Indices) -> tuple[Affine, tu
     return Affine(weight, np.mean([member.offset for member in members], axis=0)), tuple(penalties)
 
 
-def _kriged_member(spots: Measured, Y: Floats) -> Affine:
+def _kriged_member(spots: Measured, Y: Floats, kernels: Sequence[Kernel] | None) -> Affine:
     """Fit all views beside a smooth field of each section, and keep what the views give.
 
     What varies slowly over a section for reasons that the picture does not show goes to the field, so the
     views are not bent to explain it.
     """
-    standardiser, mean = Standardiser.of(spots.features), Y.mean(axis=0)
-    seen = Measured(spots.slide, spots.xy_um, standardiser.apply(spots.features))
-    affine = Kriging.fit(seen, Y - mean).affine().after(standardiser)
+    mean = Y.mean(axis=0)
+    process = Kriging.fit(_standardised(spots), Y - mean, kernels)
+    affine = process.affine().after(Standardiser.of(spots.features))
     return Affine(affine.weight, affine.offset + mean)
+
+
+def _standardised(spots: Measured) -> Measured:
+    features = Standardiser.of(spots.features).apply(spots.features)
+    return Measured(spots.slide, spots.xy_um, features)
 
 
 def fit_depth(spots: Measured, sections: Sequence[TrainingSection], groups: Indices) -> Affine | None:

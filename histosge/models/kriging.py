@@ -30,11 +30,11 @@ EXACT = 3000
 """Spots that are solved exactly; 3,000 need some 200 MB and seconds."""
 ANCHORS = 1500
 """Inducing points over all slides, beyond `EXACT` spots."""
-JUDGES = 600
+JUDGES = 400
 """Spots that the kernel is chosen on, at most: more hardly move the choice, and cost their cube."""
 PITCHES = (1.0, 2.0, 4.0, 8.0)
 """Length scales tried, in distances between neighbouring spots."""
-SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.97)
+SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)
 NOISES = tuple(float(v) for v in 10.0 ** np.arange(-1.5, 2.6, 0.25))
 """Noise variances tried, as multiples of the signal's."""
 _JITTER = 1e-8

@@ -15,7 +15,7 @@ from histosge.sections import Patches, TrainingSection
 from histosge.windows import disc_overlap, gaussian_pool, spots_from_patches
 
 GENES = 8
-LEARNERS = ("ridge", "dense", "paper")
+LEARNERS = ("ridge", "dense", "gp", "dense+spots", "paper")
 
 
 def _section(
@@ -169,7 +169,7 @@ def test_dense_never_goes_flat_where_it_is_low() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ModelError, match="dense, paper, ridge, knn, mean"):
+    with pytest.raises(ModelError, match=r"dense, dense\+spots, paper, ridge, gp, knn, mean"):
         load_preset("transformer")
 
 
