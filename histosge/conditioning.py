@@ -47,6 +47,9 @@ class ConditionedModel:
         Of the measured genes.
     floor
         Where their predictions bend, ``(n_measured,)``.
+    values
+        What each spot's rate is believed to be, per 10,000, ``(n_spots, n_measured)``: what the map's mean
+        over its disc is brought to.
     fingerprint
         Of the spots.
     """
@@ -56,6 +59,7 @@ class ConditionedModel:
     leftover: Leftover
     stamps: Stamps
     floor: NDArray[np.float32]
+    values: NDArray[np.float64]
     fingerprint: str
 
     @property
@@ -87,7 +91,7 @@ class ConditionedModel:
         added = under.predict(leftover, HALO_UM)
         stamps = Stamps.of(section.patches, overlap, bend(log_under + added, floor), wanted)
         digest = hashlib.sha256(target.tobytes() + section.spots.xy_um.tobytes()).hexdigest()
-        return cls(image, columns, leftover, stamps, floor, digest)
+        return cls(image, columns, leftover, stamps, floor, wanted, digest)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
