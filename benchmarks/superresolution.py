@@ -36,7 +36,7 @@ MOST = 6000
 def main() -> None:
     """Make a cohort, train on its spots, and score maps of its first section."""
     asked = options(__doc__)
-    n_sections, side = (2, 2000) if asked.quick else (6, 3000)
+    n_sections, side = (2, 2000) if asked.quick else (4, 2600)
     encoder = "colour" if asked.quick else "morphology"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

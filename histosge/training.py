@@ -20,6 +20,8 @@ from histosge.stream import LoadedSection, load_section
 
 Say = Callable[[str], None]
 DEFAULT_GENES = 1000
+MIN_SPOTS = 20
+"""A section with fewer cannot be standardised, nor tell a good model from a bad one."""
 SLOW = ("paper",)
 """Presets that take minutes a fit: not calibrated unless asked for."""
 
@@ -122,7 +124,8 @@ def load_sections(
     Raises
     ------
     ExpressionError, StoreError
-        If a section cannot be used; `ModelError` if encoders or grids differ between sections.
+        If a section cannot be used; `ModelError` if encoders or grids differ between sections, or if none has
+        `MIN_SPOTS` usable spots (a section with fewer is left out, and said).
     """
     store = Store.open(store_url)
     loaded: list[LoadedSection] = []
@@ -134,7 +137,18 @@ def load_sections(
         )
         if item.fit.verdict == "warn":
             say(f"{sample.slide_id}: {item.fit.message}")
+        if len(item.section.spots) < MIN_SPOTS:
+            say(
+                f"{sample.slide_id}: left out, since {len(item.section.spots)} usable spots are too few "
+                f"({MIN_SPOTS} are needed)"
+            )
+            continue
         loaded.append(item)
+    if not loaded:
+        raise ModelError(
+            f"no section of {samples} has the {MIN_SPOTS} usable spots that are needed; are counts raw, and spots on "
+            "tissue?"
+        )
     _check_one_kind(loaded)
     return loaded
 
