@@ -12,6 +12,8 @@ from featurestore.store import Store, identity_attrs
 from histosge.conformal import Intervals, calibrate
 from histosge.errors import ModelError
 from histosge.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target
+from histosge.models.counts import check_loss
+from histosge.models.dense import DenseModel
 from histosge.models.model import Model
 from histosge.models.presets import DEFAULT_PRESET, load_preset
 from histosge.saved import ModelCard, SavedModel, save_model
@@ -57,6 +59,8 @@ class TrainSettings:
     intervals
         Whether to calibrate intervals, at the cost of a few more fits; None means all presets but `paper`,
         which takes minutes a fit.
+    loss
+        Of `dense`: ``mse`` on log1p(CP10k), or ``poisson`` or ``nb`` on counts with library size.
     """
 
     preset: str = DEFAULT_PRESET
@@ -65,6 +69,7 @@ class TrainSettings:
     seed: int = 0
     selection: Selection = Selection()
     intervals: bool | None = None
+    loss: str = "mse"
 
 
 def train(
@@ -92,12 +97,15 @@ def train(
     """
     settings = settings or TrainSettings()
     preset = load_preset(settings.preset)
+    check_loss(settings.loss, settings.preset)
     loaded = load_sections(samples, store, settings.selection, say=say)
     sections = [item.section for item in loaded]
     genes = resolve_genes(sections, settings.genes)
     training = [training_section(s, genes) for s in sections]
 
     def fit(some: Sequence[TrainingSection]) -> Model:
+        if settings.loss != "mse":
+            return DenseModel.fit(some, seed=settings.seed, loss=settings.loss)
         return preset.fit(some, seed=settings.seed, epochs=settings.epochs)
 
     intervals = None

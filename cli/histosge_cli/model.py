@@ -43,6 +43,9 @@ def train(
     genes: Genes = "1000",
     epochs: Epochs = None,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: the same model.")] = 0,
+    loss: Annotated[
+        str, typer.Option(help="Of dense: mse on log1p(CP10k), poisson or nb on counts.")
+    ] = "mse",
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -56,7 +59,7 @@ def train(
     from histosge.training import train as run
 
     voice = Voice(quiet, log)
-    settings = TrainSettings(preset, genes_option(genes), epochs, seed, Selection(grid, encoder))
+    settings = TrainSettings(preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss)
     saved = run(samples, store, model, settings, say=voice.say)
     spots = sum(section["spots"] for section in saved.card.sections)
     out.print(

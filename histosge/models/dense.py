@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.models.counts import CountHead
 from histosge.models.kriging import Kernel, Kriging, Measured, choose_kernels
 from histosge.models.linear import (
     Affine,
@@ -56,6 +57,8 @@ class DenseModel:
         As chosen, per ridge member and pattern.
     depth
         Views -> log of a spot's total counts, one output; None if no counts were given in training.
+    counts
+        Patterns -> genes fitted by a count likelihood, in place of `targets`; None for squared error.
     """
 
     name: ClassVar[str] = "dense"
@@ -65,6 +68,7 @@ class DenseModel:
     targets: LowRankTargets
     penalties: tuple[tuple[float, ...], ...]
     depth: Affine | None = None
+    counts: CountHead | None = None
 
     @property
     def halo_um(self) -> float:
@@ -72,34 +76,39 @@ class DenseModel:
         return HALO_UM
 
     @classmethod
-    def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
-        """Solve in closed form; seed and epochs have no effect."""
+    def fit(
+        cls,
+        sections: Sequence[TrainingSection],
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        loss: str = "mse",
+    ) -> Self:
+        """Solve in closed form; epochs have no effect, and the seed only draws parts for a count loss."""
         surroundings = Surroundings.of(sections)
         targets = LowRankTargets.of(sections, PATTERNS)
         spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
         Y = np.concatenate([targets.patterns(s) for s in sections])
         affine, penalties = fit_members(spots, Y, groups)
-        return cls(surroundings, affine, targets, penalties, fit_depth(spots, sections, groups))
+        depth, head = fit_depth(spots, sections, groups), None
+        if loss != "mse":
+            head = CountHead.fit(loss, sections, _unseen_patterns(spots, Y, sections, seed))
+        return cls(surroundings, affine, targets, penalties, depth, head)
 
     @classmethod
     def cross_fitted(cls, sections: Sequence[TrainingSection], *, seed: int = 0) -> list[NDArray[np.float32]]:
         """Predict each training spot by a linear part that was fitted without it, log1p(CP10k) per section."""
         surroundings, targets = Surroundings.of(sections), LowRankTargets.of(sections, PATTERNS)
-        spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
+        spots = see_spots(sections, surroundings)
         Y = np.concatenate([targets.patterns(s) for s in sections])
-        unseen, part = np.zeros_like(Y), np.random.default_rng(seed).permutation(len(spots)) % PARTS
-        kernels = choose_kernels(_standardised(spots), Y - Y.mean(axis=0))
-        for k in range(min(PARTS, len(spots))):
-            kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
-            if len(kept):
-                affine, _ = fit_members(spots.take(kept), Y[kept], groups[kept], kernels)
-                unseen[gone] = affine(spots.features[gone])
-        ends = np.cumsum([len(s.target) for s in sections])[:-1]
-        return [targets.genes(patterns) for patterns in np.split(unseen, ends)]
+        return [targets.genes(patterns) for patterns in _unseen_patterns(spots, Y, sections, seed)]
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        return self.targets.genes(self.surroundings.project(patches, self.affine))
+        return self._genes(self.surroundings.project(patches, self.affine))
+
+    def _genes(self, patterns: Floats) -> NDArray[np.float32]:
+        return self.counts(patterns) if self.counts is not None else self.targets.genes(patterns)
 
     def predict_with_depth(self, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return `predict`, and the log of the total counts that a spot there would have, ``(n_patches,)``.
@@ -113,7 +122,7 @@ class DenseModel:
             np.concatenate([self.affine.offset, self.depth.offset]),
         )
         projected = self.surroundings.project(patches, both)
-        return self.targets.genes(projected[:, :-1]), projected[:, -1].astype(np.float32)
+        return self._genes(projected[:, :-1]), projected[:, -1].astype(np.float32)
 
     def config(self) -> dict[str, Any]:
         """Return what was chosen."""
@@ -128,6 +137,8 @@ class DenseModel:
         linear = {f"linear.{name}": array for name, array in self.affine.state().items()}
         if self.depth is not None:
             linear |= {f"depth.{name}": array for name, array in self.depth.state().items()}
+        if self.counts is not None:
+            linear |= self.counts.state()
         return {**self.surroundings.state(), **linear, **self.targets.state()}
 
     @classmethod
@@ -140,7 +151,23 @@ class DenseModel:
             LowRankTargets.from_state(state),
             tuple(map(tuple, config["penalties"])),
             Affine(state["depth.weight"], state["depth.offset"]) if known else None,
+            CountHead(state["counts.weight"], state["counts.offset"]) if "counts.weight" in state else None,
         )
+
+
+def _unseen_patterns(
+    spots: Measured, Y: Floats, sections: Sequence[TrainingSection], seed: int
+) -> list[Floats]:
+    """Predict each spot's patterns by members that were fitted without it, per section."""
+    groups = spatial_groups(sections)
+    unseen, part = np.zeros_like(Y), np.random.default_rng(seed).permutation(len(spots)) % PARTS
+    kernels = choose_kernels(_standardised(spots), Y - Y.mean(axis=0))
+    for k in range(min(PARTS, len(spots))):
+        kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
+        if len(kept):
+            affine, _ = fit_members(spots.take(kept), Y[kept], groups[kept], kernels)
+            unseen[gone] = affine(spots.features[gone])
+    return np.split(unseen, np.cumsum([len(s.target) for s in sections])[:-1])
 
 
 def see_spots(sections: Sequence[TrainingSection], surroundings: Surroundings) -> Measured:
