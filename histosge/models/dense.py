@@ -35,6 +35,8 @@ from histosge.sections import Patches, TrainingSection
 
 PATTERNS = 10
 """Enough: each has its own penalty, so one that cannot be predicted costs nothing."""
+KRIGED = 10_000
+"""Spots up to which the member beside a smooth field is fitted: with more, it costs minutes and adds little."""
 PARTS = 5
 """Parts of the spots that are left out in turn by `cross_fitted`."""
 MEMBERS = (
@@ -161,7 +163,7 @@ def _unseen_patterns(
     """Predict each spot's patterns by members that were fitted without it, per section."""
     groups = spatial_groups(sections)
     unseen, part = np.zeros_like(Y), np.random.default_rng(seed).permutation(len(spots)) % PARTS
-    kernels = choose_kernels(_standardised(spots), Y - Y.mean(axis=0))
+    kernels = choose_kernels(_standardised(spots), Y - Y.mean(axis=0)) if len(spots) <= KRIGED else None
     for k in range(min(PARTS, len(spots))):
         kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
         if len(kept):
@@ -187,7 +189,9 @@ def fit_members(
     Kernels of the spatial member are chosen here unless given.
     """
     X = spots.features
-    members, penalties = [_kriged_member(spots, Y, kernels)], []
+    members, penalties = [], []
+    if len(spots) <= KRIGED:
+        members.append(_kriged_member(spots, Y, kernels))
     for views in MEMBERS:
         columns = view_columns(views, X.shape[1] // len(VIEWS))
         standardiser = Standardiser.of(X[:, columns])

@@ -291,3 +291,15 @@ def test_a_feature_that_never_varied_in_training_may_vary_elsewhere() -> None:
     elsewhere = _section(3)
     drift = 0.37 + 0.01 * np.random.default_rng(0).standard_normal(len(elsewhere.patches))
     assert _score(model, with_feature(elsewhere, drift)) > 0.85
+
+
+def test_beyond_many_spots_dense_does_without_the_member_beside_a_field(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sections = [_section(1), _section(2)]
+    with_field = _fit("dense", sections).predict(sections[0].patches)
+    monkeypatch.setattr("histosge.models.dense.KRIGED", 10)
+    model = _fit("dense", sections)
+    assert _score(model, _section(3)) > 0.85
+    assert (model.predict(sections[0].patches) != with_field).any()
+    assert _score(_fit("dense+spots", sections), sections[0]) > 0.85
