@@ -23,6 +23,7 @@ from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.store import StoredGrid
 from featurestore.tissue import TISSUE_THRESHOLD
+from histosge.conformal import Intervals
 
 SPEC_NAME = "histosge-expression"
 SPEC_VERSION = 1
@@ -46,6 +47,10 @@ class StoredMap:
         Mean colour of each patch.
     array
         ``(y, x, gene)``, log1p(CP10k); NaN off tissue.
+    half_width, trust
+        Per gene, see `histosge.conformal`; None where the model was not calibrated.
+    depth
+        ``(y, x, 1)``, log of the total counts that a spot there would have; None where it was not predicted.
     """
 
     slide_id: str
@@ -54,6 +59,26 @@ class StoredMap:
     tissue: NDArray[np.uint8]
     rgb: NDArray[np.uint8]
     array: BlockArray
+    half_width: NDArray[np.float32] | None = None
+    trust: NDArray[np.float32] | None = None
+    depth: BlockArray | None = None
+
+    def read_with_bounds(
+        self, rows: tuple[int, int], cols: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Return prediction, lower and upper end of its interval, each ``(rows, cols, gene)``.
+
+        Raises
+        ------
+        StoreError
+            If the map has no intervals.
+        """
+        if self.half_width is None:
+            raise StoreError(
+                f"the map of {self.slide_id!r} has no intervals: its model was not calibrated; train again"
+            )
+        values = self.array.read(rows, cols).astype(np.float32)
+        return values, np.maximum(values - self.half_width, 0), values + self.half_width
 
     def planned(self) -> list[Block]:
         """Blocks with tissue: those that will exist."""
@@ -106,6 +131,9 @@ class ExpressionStore:
         genes: tuple[str, ...],
         block_shape: tuple[int, int],
         made_by: dict[str, Any],
+        *,
+        intervals: Intervals | None = None,
+        depth: bool = False,
     ) -> StoredMap:
         """Create a slide's map, or open the one that the same model began.
 
@@ -113,6 +141,10 @@ class ExpressionStore:
         ----------
         made_by
             JSON-ready identity of the model and of the embeddings: a map of another one is refused.
+        intervals
+            Of these genes: their half widths and trust are written beside the expression.
+        depth
+            Whether the model predicts depth: an array for it is made.
         """
         slide_id, grid = stored.slide_id, stored.grid
         path = f"{slide_id}/{grid.spec.key}"
@@ -131,8 +163,19 @@ class ExpressionStore:
                 )
             return found
         write_group(self.location, slide_id, {})
-        self._write_coordinates(path, stored, genes)
+        self._write_coordinates(path, stored, genes, intervals)
         write_group(self.location, path, {"grid": grid.to_attrs()})
+        if depth:
+            BlockArray.create(
+                self.location,
+                f"{path}/depth",
+                shape=(*grid.shape, 1),
+                chunks=(*block_shape, 1),
+                dtype="float16",
+                dims=("y", "x", "library"),
+                attrs={"units": "log of a spot's total counts"},
+            )
+        # Last: a map is known by its expression.
         BlockArray.create(
             self.location,
             f"{path}/expression",
@@ -145,7 +188,9 @@ class ExpressionStore:
         consolidate(self.location, slide_id)
         return self.map(slide_id, grid.spec.key, read_only=False)
 
-    def _write_coordinates(self, path: str, stored: StoredGrid, genes: tuple[str, ...]) -> None:
+    def _write_coordinates(
+        self, path: str, stored: StoredGrid, genes: tuple[str, ...], intervals: Intervals | None
+    ) -> None:
         grid = stored.grid
         values: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {
             "y": (("y",), grid.y_um),
@@ -154,6 +199,9 @@ class ExpressionStore:
             "rgb": (("y", "x", "channel"), stored.rgb),
             "gene": (("gene",), np.array(genes, dtype=np.dtypes.StringDType())),
         }
+        if intervals is not None:
+            values["half_width"] = (("gene",), intervals.half_width)
+            values["trust"] = (("gene",), intervals.trust)
         with warnings.catch_warnings():
             # Strings are in wide use but not yet in format 3's written core.
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
@@ -187,7 +235,18 @@ class ExpressionStore:
             for name in ("tissue", "rgb")
         )
         array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
-        return StoredMap(slide_id, PatchGrid.from_attrs(attrs), genes, tissue, rgb, array)
+        half_width, trust = (self._optional(f"{path}/{name}") for name in ("half_width", "trust"))
+        depth = None
+        if self.location.exists(f"{path}/depth/zarr.json"):
+            depth = BlockArray.open(self.location, f"{path}/depth", read_only=read_only)
+        grid = PatchGrid.from_attrs(attrs)
+        return StoredMap(slide_id, grid, genes, tissue, rgb, array, half_width, trust, depth)
+
+    def _optional(self, path: str) -> NDArray[np.float32] | None:
+        if not self.location.exists(f"{path}/zarr.json"):
+            return None
+        store = self.location.zarr(read_only=True)
+        return np.asarray(zarr.open_array(store, path=path, mode="r", zarr_format=3)[...])
 
 
 def _brief(made_by: dict[str, Any]) -> str:

@@ -7,15 +7,21 @@ predicted, never a slide.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
+from featurestore.samples import Sample
 from featurestore.store import Store
+from histosge.conditioning import ConditionedModel, load_conditioned
 from histosge.errors import ModelError
 from histosge.exporting.anndata_files import write_anndata
 from histosge.exporting.opening import table_of_map
 from histosge.maps import ExpressionStore, StoredMap
+from histosge.models.model import DepthModel, Model
 from histosge.saved import SavedModel, load_model
+from histosge.sections import Patches
 from histosge.stream import EmbeddedSlide, open_embedded, stream_windows
 
 Progress = Callable[[str, int, int], None]
@@ -46,7 +52,9 @@ def predict(
     genes: Sequence[str] = (),
     grid: str | None = None,
     encoder: str | None = None,
+    condition_on: str | None = None,
     progress: Progress = _silent,
+    say: Callable[[str], None] = lambda message: None,
 ) -> list[PredictResult]:
     """Predict a dense map for slides of a store.
 
@@ -64,6 +72,10 @@ def predict(
         Which of the model's genes; all if empty.
     grid, encoder
         Needed where the store holds several.
+    condition_on
+        Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
+    progress, say
+        Called after each block, and with one line on what was found.
 
     Raises
     ------
@@ -79,9 +91,49 @@ def predict(
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
         _check_whole(slide)
+    task = _Task(saved, saved.model, columns, None)
+    if condition_on is not None:
+        if len(ids) != 1:
+            raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
+        sample = Sample(ids[0], "", condition_on)
+        conditioned = load_conditioned(source, saved, sample, (grid, encoder), say)
+        task = _Task(saved, conditioned, columns, conditioned.fingerprint)
     # Only now: what is refused leaves nothing behind.
     target = ExpressionStore.open_or_create(out)
-    return [_predict_slide(slide, saved, columns, target, progress) for slide in slides]
+    return [_predict_slide(slide, task, target, progress) for slide in slides]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is predicted by what: the saved model, or the same one conditioned on spots.
+
+    Parameters
+    ----------
+    columns
+        Of the model's genes.
+    spots
+        Fingerprint of the spots that it was conditioned on, or None.
+    """
+
+    saved: SavedModel
+    model: Model | ConditionedModel
+    columns: list[int]
+    spots: str | None
+
+    @property
+    def knows_depth(self) -> bool:
+        return isinstance(self.saved.model, DepthModel) and self.saved.model.depth is not None
+
+    def predict(self, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the chosen genes and, where the model knows it, depth."""
+        if self.knows_depth and self.spots is None:
+            genes, depth = cast(DepthModel, self.model).predict_with_depth(patches)
+        elif self.knows_depth:
+            genes = self.model.predict(patches)
+            depth = cast(DepthModel, self.saved.model).predict_with_depth(patches)[1]
+        else:
+            genes, depth = self.model.predict(patches), None
+        return genes[:, self.columns], depth
 
 
 def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
@@ -111,10 +163,11 @@ def _check_whole(slide: EmbeddedSlide) -> None:
 
 
 def _predict_slide(
-    slide: EmbeddedSlide, saved: SavedModel, columns: list[int], target: ExpressionStore, progress: Progress
+    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, progress: Progress
 ) -> PredictResult:
     planned = slide.stored.planned(slide.array.block_shape)
-    genes = tuple(saved.card.genes[i] for i in columns)
+    saved = task.saved
+    genes = tuple(saved.card.genes[i] for i in task.columns)
     made_by = {
         "model": saved.fingerprint,
         "preset": saved.card.preset,
@@ -122,15 +175,31 @@ def _predict_slide(
         "slide": slide.fingerprint,
         "genes": len(genes),
     }
-    stored_map = target.add_map(slide.stored, genes, slide.array.block_shape, made_by)
+    if task.spots is not None:
+        made_by["spots"] = task.spots
+    intervals = saved.intervals.take(task.columns) if saved.intervals else None
+    stored_map = target.add_map(
+        slide.stored,
+        genes,
+        slide.array.block_shape,
+        made_by,
+        intervals=intervals,
+        depth=task.knows_depth,
+    )
     missing = stored_map.array.missing(planned)
-    for number, window in enumerate(stream_windows(slide, missing, saved.model.halo_um), start=1):
-        values = np.full((*window.block.shape, len(columns)), np.nan, np.float32)
+    for number, window in enumerate(stream_windows(slide, missing, task.model.halo_um), start=1):
+        values = np.full((*window.block.shape, len(genes)), np.nan, np.float32)
+        depths = np.full((*window.block.shape, 1), np.nan, np.float32)
         if window.own.any():
-            predicted = saved.model.predict(window.patches)[window.own][:, columns]
+            predicted, depth = task.predict(window.patches)
             rows = window.patches.rows[window.own] - window.block.rows[0]
             cols = window.patches.cols[window.own] - window.block.cols[0]
-            values[rows, cols] = predicted
+            values[rows, cols] = predicted[window.own]
+            if depth is not None:
+                depths[rows, cols, 0] = depth[window.own]
+        # Expression last: a block is done when it has that.
+        if stored_map.depth is not None:
+            stored_map.depth.write(window.block, depths)
         stored_map.array.write(window.block, values)
         progress(slide.slide_id, number, len(missing))
     return PredictResult(
@@ -146,6 +215,7 @@ def write_h5ad(stored_map: StoredMap, path: str | Path) -> int:
     """Write a map as AnnData, one row per tissue patch; return the number of rows.
 
     `X` is log1p(CP10k), float32; ``obsm["spatial"]`` is (x, y) in level-0 pixels, as scanpy expects;
-    ``obs`` has `row`, `col` and the centre in microns. A patch without a prediction is left out.
+    ``obs`` has `row`, `col`, the centre in microns and, where the model predicts it, the log of total counts;
+    ``var`` has each gene's `half_width`, `trust` and whether it is `trusted`. A patch without a prediction is left out.
     """
     return write_anndata(table_of_map(stored_map), Path(path))

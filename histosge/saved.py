@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from featurestore.encoder import EncoderIdentity
 from featurestore.grid import PatchGrid
+from histosge.conformal import Intervals
 from histosge.errors import ModelError
 from histosge.models.model import Model
 from histosge.models.presets import load_preset
+from histosge.sections import Patches
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -61,12 +64,28 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """log1p(CP10k) of some patches, ``(n_patches, n_genes)``, and the ends of its intervals, if known."""
+
+    values: NDArray[np.float32]
+    lower: NDArray[np.float32] | None
+    upper: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
 class SavedModel:
-    """A model with its card and the fingerprint of its weights and config."""
+    """A model with its card, the fingerprint of its weights and config, and its intervals (None if not calibrated)."""
 
     model: Model
     card: ModelCard
     fingerprint: str
+    intervals: Intervals | None = None
+
+    def predict(self, patches: Patches) -> "Prediction":
+        """Predict patches, with the interval of each prediction where the model was calibrated."""
+        values = self.model.predict(patches)
+        lower, upper = self.intervals.bounds(values) if self.intervals else (None, None)
+        return Prediction(values, lower, upper)
 
     def check_fits(self, identity: EncoderIdentity, grid: PatchGrid) -> None:
         """Refuse embeddings of another encoder or grid.
@@ -90,7 +109,9 @@ class SavedModel:
             )
 
 
-def save_model(folder: str | Path, model: Model, card: ModelCard) -> SavedModel:
+def save_model(
+    folder: str | Path, model: Model, card: ModelCard, intervals: Intervals | None = None
+) -> SavedModel:
     """Write a model's folder, whole or not at all; an older model there is replaced.
 
     Raises
@@ -107,13 +128,15 @@ def save_model(folder: str | Path, model: Model, card: ModelCard) -> SavedModel:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         work = Path(temporary) / "model"
         work.mkdir()
-        state = {name: np.ascontiguousarray(array) for name, array in model.state().items()}
+        arrays = model.state() | (intervals.state() if intervals else {})
+        state = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(state, work / WEIGHTS)
         document = {
             "spec": SPEC_NAME,
             "format": FORMAT,
             "card": asdict(card),
             "model": model.config(),
+            "calibration": intervals.config() if intervals else None,
             "versions": {name: version(name) for name in ("histosge", "torch", "numpy")},
         }
         document["fingerprint"] = _fingerprint(work / WEIGHTS, document)
@@ -150,18 +173,23 @@ def load_model(folder: str | Path) -> SavedModel:
         card = document["card"]
         card = ModelCard(**{**card, "genes": tuple(card["genes"]), "sections": tuple(card["sections"])})
         model = load_preset(card.preset).from_state(document["model"], state)
+        calibration = document.get("calibration")
+        intervals = Intervals.from_state(calibration, state) if calibration else None
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path / CONFIG} does not go with its weights ({error}); train again") from error
     fingerprint = _fingerprint(path / WEIGHTS, document)
     if document.get("fingerprint") != fingerprint:
         raise ModelError(f"{path} was changed after it was trained: its fingerprint is another; train again")
-    return SavedModel(model, card, fingerprint)
+    return SavedModel(model, card, fingerprint, intervals)
 
 
 def _fingerprint(weights: Path, document: dict[str, Any]) -> str:
     """Return sha256 over the weights' file, the card and the model's config."""
     digest = hashlib.sha256(weights.read_bytes())
-    digest.update(json.dumps([document["card"], document["model"]], sort_keys=True).encode())
+    parts = [document["card"], document["model"]]
+    if document.get("calibration"):
+        parts.append(document["calibration"])
+    digest.update(json.dumps(parts, sort_keys=True).encode())
     return digest.hexdigest()
 
 

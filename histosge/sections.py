@@ -100,17 +100,25 @@ class TrainingSection:
         Spot centres, shape ``(n_spots, 2)``.
     target
         log1p(CP10k) of the chosen genes, shape ``(n_spots, n_genes)``, float32.
+    library
+        Total counts of each spot, shape ``(n_spots,)``; None where they are not known.
     """
 
     patches: Patches
     overlap: sparse.csr_matrix
     spot_xy_um: NDArray[np.float64]
     target: NDArray[np.float32]
+    library: NDArray[np.float64] | None = None
 
     def subset(self, keep: NDArray[np.bool_]) -> "TrainingSection":
         """Return the section with only some of its spots; the patches stay."""
+        library = None if self.library is None else self.library[keep]
         return replace(
-            self, overlap=self.overlap[keep], spot_xy_um=self.spot_xy_um[keep], target=self.target[keep]
+            self,
+            overlap=self.overlap[keep],
+            spot_xy_um=self.spot_xy_um[keep],
+            target=self.target[keep],
+            library=library,
         )
 
 

@@ -9,8 +9,12 @@ from featurestore.errors import AmbiguousSelectionError
 from featurestore.grid import GridSpec
 from featurestore.samples import read_samples
 from featurestore.store import Store, identity_attrs
+from histosge.conformal import Intervals, calibrate
 from histosge.errors import ModelError
-from histosge.genes import MIN_COUNTS, choose_genes, read_gene_list, select_target
+from histosge.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target
+from histosge.models.counts import check_loss
+from histosge.models.dense import DenseModel
+from histosge.models.model import Model
 from histosge.models.presets import DEFAULT_PRESET, load_preset
 from histosge.saved import ModelCard, SavedModel, save_model
 from histosge.sections import Section, TrainingSection
@@ -18,6 +22,10 @@ from histosge.stream import LoadedSection, load_section
 
 Say = Callable[[str], None]
 DEFAULT_GENES = 1000
+MIN_SPOTS = 20
+"""A section with fewer cannot be standardised, nor tell a good model from a bad one."""
+SLOW = ("paper",)
+"""Presets that take minutes a fit: not calibrated unless asked for."""
 
 
 def _silent(message: str) -> None:
@@ -48,6 +56,11 @@ class TrainSettings:
         Same seed, same machine: the same model.
     selection
         Grid and encoder.
+    intervals
+        Whether to calibrate intervals, at the cost of a few more fits; None means all presets but `paper`,
+        which takes minutes a fit.
+    loss
+        Of `dense`: ``mse`` on log1p(CP10k), or ``poisson`` or ``nb`` on counts with library size.
     """
 
     preset: str = DEFAULT_PRESET
@@ -55,6 +68,8 @@ class TrainSettings:
     epochs: int | None = None
     seed: int = 0
     selection: Selection = Selection()
+    intervals: bool | None = None
+    loss: str = "mse"
 
 
 def train(
@@ -82,13 +97,31 @@ def train(
     """
     settings = settings or TrainSettings()
     preset = load_preset(settings.preset)
+    check_loss(settings.loss, settings.preset)
     loaded = load_sections(samples, store, settings.selection, say=say)
     sections = [item.section for item in loaded]
     genes = resolve_genes(sections, settings.genes)
-    fitted = preset.fit(
-        [training_section(s, genes) for s in sections], seed=settings.seed, epochs=settings.epochs
+    training = [training_section(s, genes) for s in sections]
+
+    def fit(some: Sequence[TrainingSection]) -> Model:
+        if settings.loss != "mse":
+            return DenseModel.fit(some, seed=settings.seed, loss=settings.loss)
+        return preset.fit(some, seed=settings.seed, epochs=settings.epochs)
+
+    intervals = None
+    if settings.intervals if settings.intervals is not None else settings.preset not in SLOW:
+        intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
+        say(_calibrated(intervals, genes))
+    return save_model(model, fit(training), _card(settings, genes, loaded), intervals)
+
+
+def _calibrated(intervals: Intervals | None, genes: tuple[str, ...]) -> str:
+    if intervals is None:
+        return "no intervals: too few spots to hold some out"
+    return (
+        f"{int(intervals.trusted.sum())} of {len(genes)} genes can be trusted; half widths of "
+        f"{round(100 * intervals.level)} % intervals from {intervals.n_spots} held-out spots"
     )
-    return save_model(model, fitted, _card(settings, genes, loaded))
 
 
 def load_sections(
@@ -99,7 +132,8 @@ def load_sections(
     Raises
     ------
     ExpressionError, StoreError
-        If a section cannot be used; `ModelError` if encoders or grids differ between sections.
+        If a section cannot be used; `ModelError` if encoders or grids differ between sections, or if none has
+        `MIN_SPOTS` usable spots (a section with fewer is left out, and said).
     """
     store = Store.open(store_url)
     loaded: list[LoadedSection] = []
@@ -112,7 +146,18 @@ def load_sections(
         )
         if item.fit.verdict == "warn":
             say(f"{sample.slide_id}: {item.fit.message}")
+        if len(item.section.spots) < MIN_SPOTS:
+            say(
+                f"{sample.slide_id}: left out, since {len(item.section.spots)} usable spots are too few "
+                f"({MIN_SPOTS} are needed)"
+            )
+            continue
         loaded.append(item)
+    if not loaded:
+        raise ModelError(
+            f"no section of {samples} has the {MIN_SPOTS} usable spots that are needed; are counts raw, and spots on "
+            "tissue?"
+        )
     _check_one_kind(loaded)
     return loaded
 
@@ -142,9 +187,13 @@ def resolve_genes(sections: Sequence[Section], genes: int | str) -> tuple[str, .
 
 
 def training_section(section: Section, genes: tuple[str, ...]) -> TrainingSection:
-    """Return what a model learns from: patches, overlap and log1p(CP10k) of the chosen genes."""
+    """Return what a model learns from: patches, overlap, log1p(CP10k) of the chosen genes, total counts."""
     return TrainingSection(
-        section.patches, section.overlap, section.spots.xy_um, select_target(section.spots, genes)
+        section.patches,
+        section.overlap,
+        section.spots.xy_um,
+        select_target(section.spots, genes),
+        library_size(section.spots),
     )
 
 

@@ -39,10 +39,13 @@ def train(
     samples: SamplesArg,
     store: StoreArg,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
-    preset: Annotated[str, typer.Option(help="dense, paper, ridge, knn or mean.")] = "dense",
+    preset: Annotated[str, typer.Option(help="dense, dense+spots, paper, ridge, gp, knn or mean.")] = "dense",
     genes: Genes = "1000",
     epochs: Epochs = None,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: the same model.")] = 0,
+    loss: Annotated[
+        str, typer.Option(help="Of dense: mse on log1p(CP10k), poisson or nb on counts.")
+    ] = "mse",
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -56,7 +59,7 @@ def train(
     from histosge.training import train as run
 
     voice = Voice(quiet, log)
-    settings = TrainSettings(preset, genes_option(genes), epochs, seed, Selection(grid, encoder))
+    settings = TrainSettings(preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss)
     with voice.steps("training") as say:
         saved = run(samples, store, model, settings, say=say)
     spots = sum(section["spots"] for section in saved.card.sections)
@@ -65,6 +68,12 @@ def train(
         f"fingerprint {saved.fingerprint[:16]}",
         markup=False,
     )
+    if saved.intervals is not None:
+        out.print(
+            f"{int(saved.intervals.trusted.sum())} of {len(saved.card.genes)} genes can be trusted on other tissue; "
+            "the others are listed with their trust by predict --h5ad",
+            markup=False,
+        )
 
 
 def predict(
@@ -82,6 +91,14 @@ def predict(
     h5ad: Annotated[
         Path | None,
         typer.Option("--h5ad", metavar="FILE", help="Also write AnnData, one row per patch (one slide)."),
+    ] = None,
+    condition_on: Annotated[
+        str | None,
+        typer.Option(
+            "--condition-on",
+            metavar="FILE",
+            help="Spots measured on the slide: .h5ad or Space Ranger folder.",
+        ),
     ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
@@ -109,7 +126,9 @@ def predict(
             genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
             grid=grid,
             encoder=encoder,
+            condition_on=condition_on,
             progress=bars.update,
+            say=voice.say,
         )
     for result in results:
         voice.record("slide", **vars(result))

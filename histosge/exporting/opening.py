@@ -14,6 +14,7 @@ from featurestore.errors import StoreError, StoreNotFoundError
 from featurestore.layout import SPEC_NAME as FEATURE_SPEC
 from featurestore.location import Location
 from featurestore.store import Store
+from histosge.conformal import TRUSTED
 from histosge.errors import ExportError
 from histosge.exporting.table import PatchTable
 from histosge.maps import ExpressionStore, StoredMap
@@ -105,7 +106,7 @@ Further = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
 def table_of_map(stored: StoredMap, genes: Sequence[str] = (), further: Further | None = None) -> PatchTable:
     """Return an opened map as a table; all genes if none is named."""
     columns = _columns(stored.genes, genes, stored.slide_id)
-    extras = further or {}
+    extras = {**_own_arrays(stored), **(further or {})}
     made_by = stored.array.attrs.get("made_by", {})
     return PatchTable(
         stored.slide_id,
@@ -120,6 +121,19 @@ def table_of_map(stored: StoredMap, genes: Sequence[str] = (), further: Further 
         {name: values for name, (dims, values) in extras.items() if dims == ("y", "x")},
         {name: values[list(columns)] for name, (dims, values) in extras.items() if dims == ("gene",)},
     )
+
+
+def _own_arrays(stored: StoredMap) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
+    """Return what a model says besides expression: depth, half widths and trust, where it does."""
+    found: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
+    if stored.depth is not None:
+        depth = stored.depth.read((0, stored.grid.n_rows), (0, stored.grid.n_cols))[..., 0]
+        found["log_total_counts"] = ("y", "x"), depth.astype(np.float32)
+    if stored.half_width is not None and stored.trust is not None:
+        found["half_width"] = ("gene",), stored.half_width
+        found["trust"] = ("gene",), stored.trust
+        found["trusted"] = ("gene",), stored.trust >= TRUSTED
+    return found
 
 
 def _further_arrays(location: Location, path: str) -> Further:

@@ -6,7 +6,8 @@ hundred spots that is as good as anything deeper, and it is solved in a second.
 Terms
     view      what is seen of a patch at one scale, see `surroundings`
     pattern   a combination of genes that vary together, see `low_rank`
-    member    a ridge on some of the views; the linear solution is the mean of all members
+    member    a ridge on some of the views, or what the views give beside a smooth field of each section; the
+              linear solution is the mean of all members
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,17 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.models.linear import Affine, RidgePath, Standardiser, choose_penalties, spatial_groups
+from histosge.models.counts import CountHead
+from histosge.models.kriging import Kernel, Kriging, Measured, choose_kernels
+from histosge.models.linear import (
+    Affine,
+    Floats,
+    Indices,
+    RidgePath,
+    Standardiser,
+    choose_penalties,
+    spatial_groups,
+)
 from histosge.models.low_rank import LowRankTargets
 from histosge.models.model import State
 from histosge.models.surroundings import HALO_UM, VIEWS, Surroundings, view_columns
@@ -24,6 +35,10 @@ from histosge.sections import Patches, TrainingSection
 
 PATTERNS = 10
 """Enough: each has its own penalty, so one that cannot be predicted costs nothing."""
+KRIGED = 10_000
+"""Spots up to which the member beside a smooth field is fitted: with more, it costs minutes and adds little."""
+PARTS = 5
+"""Parts of the spots that are left out in turn by `cross_fitted`."""
 MEMBERS = (
     ((0.0, "mean"),),
     ((80.0, "mean"), (80.0, "sd")),
@@ -41,7 +56,11 @@ class DenseModel:
     surroundings, affine, targets
         Embeddings -> views -> patterns -> genes.
     penalties
-        As chosen, per member and pattern.
+        As chosen, per ridge member and pattern.
+    depth
+        Views -> log of a spot's total counts, one output; None if no counts were given in training.
+    counts
+        Patterns -> genes fitted by a count likelihood, in place of `targets`; None for squared error.
     """
 
     name: ClassVar[str] = "dense"
@@ -50,6 +69,8 @@ class DenseModel:
     affine: Affine
     targets: LowRankTargets
     penalties: tuple[tuple[float, ...], ...]
+    depth: Affine | None = None
+    counts: CountHead | None = None
 
     @property
     def halo_um(self) -> float:
@@ -57,18 +78,53 @@ class DenseModel:
         return HALO_UM
 
     @classmethod
-    def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
-        """Solve the linear part."""
+    def fit(
+        cls,
+        sections: Sequence[TrainingSection],
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        loss: str = "mse",
+    ) -> Self:
+        """Solve in closed form; epochs have no effect, and the seed only draws parts for a count loss."""
         surroundings = Surroundings.of(sections)
         targets = LowRankTargets.of(sections, PATTERNS)
-        X = np.concatenate([surroundings.describe_spots(s) for s in sections])
+        spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
         Y = np.concatenate([targets.patterns(s) for s in sections])
-        affine, penalties = fit_members(X, Y, spatial_groups(sections))
-        return cls(surroundings, affine, targets, penalties)
+        affine, penalties = fit_members(spots, Y, groups)
+        depth, head = fit_depth(spots, sections, groups), None
+        if loss != "mse":
+            head = CountHead.fit(loss, sections, _unseen_patterns(spots, Y, sections, seed))
+        return cls(surroundings, affine, targets, penalties, depth, head)
+
+    @classmethod
+    def cross_fitted(cls, sections: Sequence[TrainingSection], *, seed: int = 0) -> list[NDArray[np.float32]]:
+        """Predict each training spot by a linear part that was fitted without it, log1p(CP10k) per section."""
+        surroundings, targets = Surroundings.of(sections), LowRankTargets.of(sections, PATTERNS)
+        spots = see_spots(sections, surroundings)
+        Y = np.concatenate([targets.patterns(s) for s in sections])
+        return [targets.genes(patterns) for patterns in _unseen_patterns(spots, Y, sections, seed)]
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        return self.targets.genes(self.surroundings.project(patches, self.affine))
+        return self._genes(self.surroundings.project(patches, self.affine))
+
+    def _genes(self, patterns: Floats) -> NDArray[np.float32]:
+        return self.counts(patterns) if self.counts is not None else self.targets.genes(patterns)
+
+    def predict_with_depth(self, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return `predict`, and the log of the total counts that a spot there would have, ``(n_patches,)``.
+
+        The two are apart: depth is no part of log1p(CP10k). It is None where the model learned no depth.
+        """
+        if self.depth is None:
+            return self.predict(patches), None
+        both = Affine(
+            np.hstack([self.affine.weight, self.depth.weight]),
+            np.concatenate([self.affine.offset, self.depth.offset]),
+        )
+        projected = self.surroundings.project(patches, both)
+        return self._genes(projected[:, :-1]), projected[:, -1].astype(np.float32)
 
     def config(self) -> dict[str, Any]:
         """Return what was chosen."""
@@ -81,25 +137,61 @@ class DenseModel:
     def state(self) -> State:
         """Return the learned arrays."""
         linear = {f"linear.{name}": array for name, array in self.affine.state().items()}
+        if self.depth is not None:
+            linear |= {f"depth.{name}": array for name, array in self.depth.state().items()}
+        if self.counts is not None:
+            linear |= self.counts.state()
         return {**self.surroundings.state(), **linear, **self.targets.state()}
 
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        affine = Affine(state["linear.weight"], state["linear.offset"])
+        known = "depth.weight" in state
         return cls(
             Surroundings.from_state(state),
-            affine,
+            Affine(state["linear.weight"], state["linear.offset"]),
             LowRankTargets.from_state(state),
             tuple(map(tuple, config["penalties"])),
+            Affine(state["depth.weight"], state["depth.offset"]) if known else None,
+            CountHead(state["counts.weight"], state["counts.offset"]) if "counts.weight" in state else None,
         )
 
 
+def _unseen_patterns(
+    spots: Measured, Y: Floats, sections: Sequence[TrainingSection], seed: int
+) -> list[Floats]:
+    """Predict each spot's patterns by members that were fitted without it, per section."""
+    groups = spatial_groups(sections)
+    unseen, part = np.zeros_like(Y), np.random.default_rng(seed).permutation(len(spots)) % PARTS
+    kernels = choose_kernels(_standardised(spots), Y - Y.mean(axis=0)) if len(spots) <= KRIGED else None
+    for k in range(min(PARTS, len(spots))):
+        kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
+        if len(kept):
+            affine, _ = fit_members(spots.take(kept), Y[kept], groups[kept], kernels)
+            unseen[gone] = affine(spots.features[gone])
+    return np.split(unseen, np.cumsum([len(s.target) for s in sections])[:-1])
+
+
+def see_spots(sections: Sequence[TrainingSection], surroundings: Surroundings) -> Measured:
+    """Return the spots of all sections with their views as features."""
+    return Measured(
+        np.repeat(np.arange(len(sections)), [len(s.spot_xy_um) for s in sections]),
+        np.concatenate([s.spot_xy_um for s in sections]),
+        np.concatenate([surroundings.describe_spots(s) for s in sections]),
+    )
+
+
 def fit_members(
-    X: NDArray[np.float64], Y: NDArray[np.float64], groups: NDArray[np.int64]
+    spots: Measured, Y: Floats, groups: Indices, kernels: Sequence[Kernel] | None = None
 ) -> tuple[Affine, tuple[tuple[float, ...], ...]]:
-    """Fit one ridge per member on its views, and return their mean as one map, with their penalties."""
-    weight, offset, penalties = np.zeros((X.shape[1], Y.shape[1])), np.zeros(Y.shape[1]), []
+    """Fit every member, and return their mean as one map, with the penalties of the ridges.
+
+    Kernels of the spatial member are chosen here unless given.
+    """
+    X = spots.features
+    members, penalties = [], []
+    if len(spots) <= KRIGED:
+        members.append(_kriged_member(spots, Y, kernels))
     for views in MEMBERS:
         columns = view_columns(views, X.shape[1] // len(VIEWS))
         standardiser = Standardiser.of(X[:, columns])
@@ -107,6 +199,37 @@ def fit_members(
         chosen = choose_penalties(inputs, Y, groups)
         member = RidgePath.of(inputs, Y).at(chosen).after(standardiser)
         penalties.append(tuple(chosen.tolist()))
-        weight[columns] += member.weight / len(MEMBERS)
-        offset += member.offset / len(MEMBERS)
-    return Affine(weight, offset), tuple(penalties)
+        weight = np.zeros((X.shape[1], Y.shape[1]))
+        weight[columns] = member.weight
+        members.append(Affine(weight, member.offset))
+    weight = np.mean([member.weight for member in members], axis=0)
+    return Affine(weight, np.mean([member.offset for member in members], axis=0)), tuple(penalties)
+
+
+def _kriged_member(spots: Measured, Y: Floats, kernels: Sequence[Kernel] | None) -> Affine:
+    """Fit all views beside a smooth field of each section, and keep what the views give.
+
+    What varies slowly over a section for reasons that the picture does not show goes to the field, so the
+    views are not bent to explain it.
+    """
+    mean = Y.mean(axis=0)
+    process = Kriging.fit(_standardised(spots), Y - mean, kernels)
+    affine = process.affine().after(Standardiser.of(spots.features))
+    return Affine(affine.weight, affine.offset + mean)
+
+
+def _standardised(spots: Measured) -> Measured:
+    features = Standardiser.of(spots.features).apply(spots.features)
+    return Measured(spots.slide, spots.xy_um, features)
+
+
+def fit_depth(spots: Measured, sections: Sequence[TrainingSection], groups: Indices) -> Affine | None:
+    """Fit a ridge of the log of total counts; each section's own mean is taken out, the pooled one put back."""
+    logs = [np.log(np.maximum(s.library, 1.0)) for s in sections if s.library is not None]
+    if len(logs) < len(sections):
+        return None
+    Y = np.concatenate([log - log.mean() for log in logs])[:, None]
+    standardiser = Standardiser.of(spots.features)
+    inputs = standardiser.apply(spots.features)
+    affine = RidgePath.of(inputs, Y).at(choose_penalties(inputs, Y, groups)).after(standardiser)
+    return Affine(affine.weight, affine.offset + np.concatenate(logs).mean())

@@ -92,8 +92,12 @@ def principal_axes(values: Floats, n_axes: int) -> Floats:
     else:
         square, right = np.linalg.eigh(centred.T @ centred)
         axes = right[:, np.argsort(square)[::-1][:n_axes]]
-    signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    return np.asarray(axes * signs)
+    return fix_signs(axes)
+
+
+def fix_signs(axes: Floats) -> Floats:
+    """Turn each axis so that its largest entry is positive."""
+    return np.asarray(axes * np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]))
 
 
 @dataclass(frozen=True)

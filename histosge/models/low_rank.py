@@ -11,12 +11,17 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.models.linear import Floats, principal_axes
+from histosge.models.linear import Floats, fix_signs
 from histosge.models.model import State
 from histosge.sections import TrainingSection
 
 FLOOR = 0.1
 """Below this share of a gene's mean a prediction bends towards 0 and never reaches it."""
+
+EXACT = 4000
+"""Spots, or genes, up to which principal axes come from a Gram matrix (128 MB)."""
+ITERATIONS = 8
+_CHUNK = 512
 
 
 @dataclass(frozen=True)
@@ -38,21 +43,23 @@ class LowRankTargets:
     @classmethod
     def of(cls, sections: Sequence[TrainingSection], n_patterns: int) -> Self:
         """Find the patterns of the training spots."""
-        targets = [section.target.astype(np.float64) for section in sections]
-        counts = [len(target) for target in targets]
-        mean = np.average([target.mean(axis=0) for target in targets], axis=0, weights=counts)
-        variance = np.average([target.var(axis=0) for target in targets], axis=0, weights=counts)
-        axes = principal_axes(np.concatenate([standardise(s.target) for s in sections]), n_patterns)
-        return cls(mean, np.sqrt(variance), axes)
+        counts = [len(section.target) for section in sections]
+        means, variances = zip(*(_moments(section.target) for section in sections), strict=True)
+        mean, variance = (np.average(values, axis=0, weights=counts) for values in (means, variances))
+        return cls(mean, np.sqrt(variance), pattern_axes([s.target for s in sections], n_patterns))
 
     def patterns(self, section: TrainingSection) -> Floats:
         """Return a section's targets as patterns, ``(n_spots, n_patterns)``."""
-        return standardise(section.target) @ self.axes
+        out = np.zeros((len(section.target), self.axes.shape[1]))
+        for columns in _chunks(section.target.shape[1]):
+            out += standardise(section.target[:, columns]) @ self.axes[columns]
+        return out
 
-    def genes(self, patterns: Floats) -> NDArray[np.float32]:
-        """Return log1p(CP10k) from patterns, positive, ``(n, n_genes)``."""
+    def genes(self, patterns: Floats, mean: Floats | None = None) -> NDArray[np.float32]:
+        """Return log1p(CP10k) from patterns, positive, ``(n, n_genes)``; around another mean if one is given."""
         weight = (self.axes * self.sd[:, None]).T.astype(np.float32)
-        values = patterns.astype(np.float32) @ weight + self.mean.astype(np.float32)
+        mean = self.mean if mean is None else mean
+        values = patterns.astype(np.float32) @ weight + mean.astype(np.float32)
         return bend(values, (FLOOR * self.mean).astype(np.float32))
 
     def state(self) -> State:
@@ -63,6 +70,58 @@ class LowRankTargets:
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
         return cls(state["targets.mean"], state["targets.sd"], state["targets.axes"])
+
+
+def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
+    """Return the leading principal axes of targets standardised within sections, ``(n_genes, n_axes)``.
+
+    Exact from the smaller of the two Gram matrices, up to `EXACT` spots or genes; beyond, by subspace
+    iteration. Genes are taken `_CHUNK` at a time: beside the targets themselves, memory holds the Gram matrix
+    or ``n_genes + n_spots`` rows of axes, never a second copy of the targets.
+    """
+    n_spots, n_genes = sum(map(len, targets)), targets[0].shape[1]
+    if n_spots > EXACT and n_genes <= EXACT:
+        square = sum((z.T @ z for z in map(standardise, targets)), np.zeros((n_genes, n_genes)))
+        values, vectors = np.linalg.eigh(square)
+        return fix_signs(vectors[:, np.argsort(values)[::-1][:n_axes]])
+    if n_spots <= EXACT:
+        square = np.zeros((n_spots, n_spots))
+        for columns in _chunks(n_genes):
+            part = _standardised(targets, columns)
+            square += part @ part.T
+        values, vectors = np.linalg.eigh(square)
+        order = np.argsort(values)[::-1][:n_axes]
+        order = order[values[order] > 1e-10 * max(values[order].max(initial=0.0), 1e-300)]
+        left = vectors[:, order] / np.sqrt(values[order])
+    else:
+        left = np.random.default_rng(0).standard_normal((n_spots, n_axes + 10))
+        for _ in range(ITERATIONS):
+            left = np.linalg.qr(left)[0]
+            again = np.zeros_like(left)
+            for columns in _chunks(n_genes):
+                part = _standardised(targets, columns)
+                again += part @ (part.T @ left)
+            left = again
+        vectors, values, _ = np.linalg.svd(left, full_matrices=False)
+        left = vectors[:, :n_axes] / np.sqrt(np.maximum(values[:n_axes], 1e-300))
+    axes = np.concatenate([_standardised(targets, columns).T @ left for columns in _chunks(n_genes)])
+    return fix_signs(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-300))
+
+
+def _chunks(n_genes: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, n_genes, _CHUNK)]
+
+
+def _standardised(targets: Sequence[NDArray[np.float32]], columns: slice) -> Floats:
+    return np.concatenate([standardise(target[:, columns]) for target in targets])
+
+
+def _moments(target: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    mean, variance = np.empty(target.shape[1]), np.empty(target.shape[1])
+    for columns in _chunks(target.shape[1]):
+        part = target[:, columns].astype(np.float64)
+        mean[columns], variance[columns] = part.mean(axis=0), part.var(axis=0)
+    return mean, variance
 
 
 def standardise(target: NDArray[np.float32]) -> Floats:

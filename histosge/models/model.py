@@ -5,7 +5,7 @@ of the patches, averaged under each spot's disc.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,4 +58,18 @@ class Model(Protocol):
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild a model that predicts bit-equal to the one that was saved."""
+        ...
+
+
+@runtime_checkable
+class DepthModel(Protocol):
+    """A model that predicts depth apart from composition."""
+
+    @property
+    def depth(self) -> object | None:
+        """Return what predicts depth; None where training gave no total counts."""
+        ...
+
+    def predict_with_depth(self, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return log1p(CP10k), ``(n_patches, n_genes)``, and log of total counts, ``(n_patches,)``."""
         ...

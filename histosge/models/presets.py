@@ -7,8 +7,10 @@ from histosge.models.model import Model
 
 _CLASSES = {
     "dense": ("histosge.models.dense", "DenseModel"),
+    "dense+spots": ("histosge.models.dense_spots", "DenseSpotsModel"),
     "paper": ("histosge.models.paper", "PaperModel"),
     "ridge": ("histosge.models.ridge", "RidgeModel"),
+    "gp": ("histosge.models.gp", "GaussianProcessModel"),
     "knn": ("histosge.models.knn", "NeighbourModel"),
     "mean": ("histosge.models.mean", "MeanModel"),
 }

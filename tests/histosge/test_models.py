@@ -15,7 +15,7 @@ from histosge.sections import Patches, TrainingSection
 from histosge.windows import disc_overlap, gaussian_pool, spots_from_patches
 
 GENES = 8
-LEARNERS = ("ridge", "dense", "paper")
+LEARNERS = ("ridge", "dense", "gp", "dense+spots", "paper")
 
 
 def _section(
@@ -169,7 +169,7 @@ def test_dense_never_goes_flat_where_it_is_low() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ModelError, match="dense, paper, ridge, knn, mean"):
+    with pytest.raises(ModelError, match=r"dense, dense\+spots, paper, ridge, gp, knn, mean"):
         load_preset("transformer")
 
 
@@ -291,3 +291,15 @@ def test_a_feature_that_never_varied_in_training_may_vary_elsewhere() -> None:
     elsewhere = _section(3)
     drift = 0.37 + 0.01 * np.random.default_rng(0).standard_normal(len(elsewhere.patches))
     assert _score(model, with_feature(elsewhere, drift)) > 0.85
+
+
+def test_beyond_many_spots_dense_does_without_the_member_beside_a_field(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sections = [_section(1), _section(2)]
+    with_field = _fit("dense", sections).predict(sections[0].patches)
+    monkeypatch.setattr("histosge.models.dense.KRIGED", 10)
+    model = _fit("dense", sections)
+    assert _score(model, _section(3)) > 0.85
+    assert (model.predict(sections[0].patches) != with_field).any()
+    assert _score(_fit("dense+spots", sections), sections[0]) > 0.85

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from featurestore.embedding import EmbedSettings, embed
-from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError
+from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
 from featurestore.grid import GridSpec
 from featurestore.slide import open_slide
 from featurestore.store import Store
-from histosge.errors import ModelError
+from histosge.errors import ExpressionError, ModelError
 from histosge.maps import ExpressionStore, StoredMap
 from histosge.models.presets import load_preset
 from histosge.prediction import predict, write_h5ad
@@ -35,6 +35,7 @@ from histosge.training import (
     train,
     training_section,
 )
+from histosge.windows import spots_from_patches
 
 SLIDE_MPP = 0.5
 GRID = GridSpec(mpp=1.0, patch_px=48, stride_px=24)
@@ -348,7 +349,10 @@ def test_only_what_is_missing_is_predicted_again_as_it_was(chain: Chain, tmp_pat
     after = _contents(out)
     assert {path: data for path, (_, data) in after.items()} == {p: data for p, (_, data) in before.items()}
     rewritten = {path for path in before if after[path][0] != before[path][0]}
-    assert rewritten <= {str(path) for path in lost}
+    # Depth is written with its block, before the expression that makes the block done.
+    assert rewritten <= {str(path) for path in lost} | {
+        str(path).replace("/expression/", "/depth/") for path in lost
+    }
 
 
 def test_a_map_of_another_model_is_refused_and_left_as_it_is(chain: Chain, tmp_path: Path) -> None:
@@ -528,3 +532,114 @@ def test_plain_xarray_reads_the_map_that_we_read(chain: Chain, tmp_path: Path) -
     np.testing.assert_array_equal(arrays["values"], _values(chain.out("dense")))
     np.testing.assert_array_equal(arrays["tissue"], Store.open(chain.store).grid("S1", GRID.key).tissue)
     np.testing.assert_array_equal(arrays["nearest"], _values(chain.out("dense"))[13, 8])
+
+
+# ---------------------------------------------------------------- depth, intervals, measured spots
+
+
+def test_a_map_carries_half_widths_trust_and_bounds(chain: Chain) -> None:
+    saved, stored = load_model(chain.model("dense")), _map(chain.out("dense"))
+    assert saved.intervals is not None
+    assert saved.intervals.held_out == "block"
+    np.testing.assert_array_equal(stored.half_width, saved.intervals.half_width)
+    np.testing.assert_array_equal(stored.trust, saved.intervals.trust)
+    values, lower, upper = stored.read_with_bounds((5, 20), (3, 30))
+    there = np.isfinite(values)
+    assert there.any()
+    assert (lower[there] >= 0).all()
+    assert ((lower < values) & (values < upper))[there].mean() > 0.99
+    np.testing.assert_allclose((upper - values)[there.all(axis=2)][0], saved.intervals.half_width, rtol=1e-3)
+
+
+def test_python_gives_bounds_beside_every_prediction(chain: Chain, patches: Patches) -> None:
+    saved = load_model(chain.model("ridge"))
+    found = saved.predict(patches)
+    assert found.lower is not None
+    assert found.upper is not None
+    assert found.values.shape == found.lower.shape == found.upper.shape == (len(patches), N_GENES)
+    assert (found.lower <= found.values).all()
+
+
+def test_a_model_that_was_not_calibrated_says_so_when_bounds_are_asked_for(chain: Chain) -> None:
+    assert load_model(chain.model("paper")).intervals is None
+    with pytest.raises(StoreError, match="not calibrated"):
+        _map(chain.out("paper")).read_with_bounds((0, 1), (0, 1))
+
+
+def test_depth_is_mapped_apart_from_composition(chain: Chain) -> None:
+    stored = _map(chain.out("dense"))
+    assert stored.depth is not None
+    depth = stored.depth.read((0, stored.grid.n_rows), (0, stored.grid.n_cols))[..., 0]
+    assert np.array_equal(np.isfinite(depth), np.isfinite(_values(chain.out("dense"))[..., 0]))
+    (section,) = [item.section for item in load_sections(chain.sheet, chain.store, Selection())]
+    measured = np.log(np.asarray(section.spots.counts.sum(axis=1)).ravel())
+    under = section.overlap @ depth[section.patches.rows, section.patches.cols].astype(float)
+    assert np.corrcoef(under, measured)[0, 1] > 0.5
+    assert abs(under.mean() - measured.mean()) < 0.3
+    assert _map(chain.out("ridge")).depth is None
+
+
+def test_a_map_conditioned_on_spots_is_nearer_to_them_and_is_not_mixed_with_another(
+    chain: Chain, tmp_path: Path
+) -> None:
+    (section,) = [item.section for item in load_sections(chain.sheet, chain.store, Selection())]
+    model, expression = chain.model("ridge"), str(chain.folder / "data" / "S1.h5ad")
+    said: list[str] = []
+    out = str(tmp_path / "conditioned")
+    predict(chain.store, model, out, slide_ids=["S1"], condition_on=expression, say=said.append)
+    assert any(f"conditioned on {len(section.spots)} spots" in line for line in said)
+    assert any("trained on this slide" in line for line in said)
+    target = training_section(section, load_model(model).card.genes).target
+
+    def off(url: str) -> float:
+        patches = section.patches
+        mapped = _values(url)[patches.rows, patches.cols].astype(np.float32)
+        return float(np.abs(spots_from_patches(section.overlap, mapped) - target).mean())
+
+    assert off(out) < 0.8 * off(chain.out("ridge"))
+    with pytest.raises(IdentityMismatchError, match="spots"):
+        predict(chain.store, model, out, slide_ids=["S1"])
+
+
+def test_conditioning_on_what_does_not_belong_is_refused_and_nothing_is_written(
+    chain: Chain, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(ExpressionError, match=r"neither an \.h5ad nor a Space Ranger folder"):
+        predict(chain.store, chain.model("ridge"), str(out), condition_on=chain.sheet)
+    data = anndata.read_h5ad(chain.folder / "data" / "S1.h5ad")
+    data[:11].write_h5ad(tmp_path / "few.h5ad")
+    with pytest.raises(ModelError, match="too few to condition on"):
+        predict(chain.store, chain.model("ridge"), str(out), condition_on=str(tmp_path / "few.h5ad"))
+    assert not out.exists()
+
+
+def test_a_section_with_fewer_than_twenty_spots_is_left_out_and_alone_refused(
+    chain: Chain, tmp_path: Path
+) -> None:
+    data = anndata.read_h5ad(chain.folder / "data" / "S1.h5ad")
+    data[:19].write_h5ad(tmp_path / "few.h5ad")
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text(f"slide_id,slide,expression,mpp\nS1,{chain.slide},{tmp_path / 'few.h5ad'},{SLIDE_MPP}\n")
+    said: list[str] = []
+    with pytest.raises(ModelError, match=r"no section of .* has the 20 usable spots") as refused:
+        train(str(sheet), chain.store, tmp_path / "model", _settings("ridge"), say=said.append)
+    assert "\n" not in str(refused.value)
+    assert any("S1: left out, since" in line for line in said)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_written_by_a_newer_version_is_refused_in_one_line(chain: Chain, tmp_path: Path) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(chain.model("dense"), newer)
+    config = json.loads((newer / "config.json").read_text())
+    (newer / "config.json").write_text(json.dumps(config | {"format": 99}))
+    assert "newer version (format 99" in _refusal(chain, newer, tmp_path / "out")
+
+
+def test_the_h5ad_says_which_genes_can_be_trusted(chain: Chain, tmp_path: Path) -> None:
+    write_h5ad(_map(chain.out("dense")), tmp_path / "map.h5ad")
+    data = anndata.read_h5ad(tmp_path / "map.h5ad")
+    assert data.var["trusted"].tolist() == (data.var["trust"] >= 0.1).tolist()
+    assert (data.var["half_width"] > 0).all()
+    assert np.isfinite(data.obs["log_total_counts"]).all()
