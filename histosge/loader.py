@@ -16,7 +16,7 @@ Terms
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -183,6 +183,8 @@ class Loader:
         self._slot_patches = max(int(np.prod(reader.slot_shape[:2])) for reader in self._readers)
         self._plan = _plan(self._slides)
         self._slots = self._count_slots()
+        # Kept from epoch to epoch: new memory costs as much as reading into it.
+        self._buffers: list[NDArray[np.float16]] = []
         self._epoch = 0
         self.reads = Reads()
 
@@ -229,7 +231,7 @@ class Loader:
             order = np.random.default_rng([s.seed, epoch]).permutation(order)
         mine = [self._plan[i] for i in order[s.rank :: s.world_size]]
         pools = [mine[i : i + self._slots] for i in range(0, len(mine), self._slots)]
-        halves = [self._buffer() for _ in pools[:2]]
+        halves = [self._buffers.pop() if self._buffers else self._buffer() for _ in pools[:2]]
         threads = s.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
         with ThreadPoolExecutor(threads) as executor:
             waiting = self._begin(executor, pools[0], halves[0]) if pools else []
@@ -247,6 +249,8 @@ class Loader:
             finally:
                 for future in waiting:
                     future.cancel()
+                wait(waiting)
+                self._buffers += halves
 
     def _buffer(self) -> NDArray[np.float16]:
         return np.empty((self._slots, self._slot_patches, self.dim), self._readers[0].dtype)

@@ -6,6 +6,7 @@ predicted, never a slide.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from featurestore.store import Store
 from histosge.errors import ModelError
 from histosge.maps import ExpressionStore, StoredMap
+from histosge.parallel import map_slides
 from histosge.saved import SavedModel, load_model
 from histosge.stream import EmbeddedSlide, open_embedded, stream_windows
 
@@ -44,6 +46,7 @@ def predict(
     genes: Sequence[str] = (),
     grid: str | None = None,
     encoder: str | None = None,
+    workers: int = 1,
     progress: Progress = _silent,
 ) -> list[PredictResult]:
     """Predict a dense map for slides of a store.
@@ -62,6 +65,8 @@ def predict(
         Which of the model's genes; all if empty.
     grid, encoder
         Needed where the store holds several.
+    workers
+        Processes that share the slides out among themselves; the maps are the same.
 
     Raises
     ------
@@ -79,7 +84,27 @@ def predict(
         _check_whole(slide)
     # Only now: what is refused leaves nothing behind.
     target = ExpressionStore.open_or_create(out)
+    if workers > 1 and len(ids) > 1:
+        run = partial(_predict_one, store, model, out, genes=tuple(genes), grid=grid, encoder=encoder)
+        return map_slides(
+            run, ids, workers, lambda slide_id, result: progress(slide_id, result.planned, result.planned)
+        )
     return [_predict_slide(slide, saved, columns, target, progress) for slide in slides]
+
+
+def _predict_one(
+    store: str,
+    model: str | Path,
+    out: str,
+    slide_id: str,
+    *,
+    genes: tuple[str, ...],
+    grid: str | None,
+    encoder: str | None,
+) -> PredictResult:
+    """Predict one slide in a worker."""
+    (result,) = predict(store, model, out, slide_ids=[slide_id], genes=genes, grid=grid, encoder=encoder)
+    return result
 
 
 def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:

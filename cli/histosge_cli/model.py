@@ -82,6 +82,10 @@ def predict(
         Path | None,
         typer.Option("--h5ad", metavar="FILE", help="Also write AnnData, one row per patch (one slide)."),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Processes that share several slides out among themselves."),
+    ] = 1,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -108,6 +112,7 @@ def predict(
             genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
             grid=grid,
             encoder=encoder,
+            workers=workers,
             progress=bars.update,
         )
     for result in results:
