@@ -99,17 +99,15 @@ def stages(run: Run) -> list[Result]:
     windows = list(stream_windows(slide, blocks, model.halo_um))
     read = time.perf_counter() - begun
     patches = sum(int(window.own.sum()) for window in windows)
-    predict = model.predict
     compute, products = [], []
     for _ in range(3):
         begun = time.perf_counter()
-        predicted = [predict(window.patches) for window in windows]
+        predicted = [model.predict_some(window.patches, np.flatnonzero(window.own)) for window in windows]
         compute.append(time.perf_counter() - begun)
         products.append(bare_products(model, slide, windows))
     begun = time.perf_counter()
     values = [
-        genes[window.own].reshape(*window.block.shape, GENES)
-        for window, genes in zip(windows, predicted, strict=True)
+        genes.reshape(*window.block.shape, GENES) for window, genes in zip(windows, predicted, strict=True)
     ]
     array = (
         ExpressionStore.open(str(run.folder / "maps"))

@@ -25,7 +25,7 @@ from histosge.stream import open_embedded
 from histosge.windows import spots_from_patches
 
 EPOCHS = 1000
-SMALL = {"sections": 3, "spots": 300, "genes": 100, "dim": 128}
+SMALL = {"sections": 2, "spots": 150, "genes": 50, "dim": 64}
 
 
 def main() -> None:
@@ -104,7 +104,7 @@ def absolute(folder: Path, sections: int) -> list[Result]:
     load, fit, peak = map(float, done.stdout.split())
     return [
         Result("absolute: sections of 4,000 spots", sections),
-        Result("absolute: reading", load, "s"),
+        Result("absolute: reading, spots under discs", load, "s"),
         Result("absolute: dense", fit, "s"),
         Result("absolute_seconds", load + fit, "s", "<= 120"),
         Result("absolute: peak memory", peak / 2**20, "GB"),

@@ -10,13 +10,15 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurestore.store import Store
 from histosge.errors import ModelError
 from histosge.maps import ExpressionStore, StoredMap
+from histosge.models.model import Model, PartialModel
 from histosge.parallel import map_slides
 from histosge.saved import SavedModel, load_model
-from histosge.stream import EmbeddedSlide, open_embedded, stream_windows
+from histosge.stream import EmbeddedSlide, Window, open_embedded, stream_windows
 
 Progress = Callable[[str, int, int], None]
 """Called with (slide id, blocks done, blocks to do) after each block."""
@@ -150,7 +152,7 @@ def _predict_slide(
     for number, window in enumerate(stream_windows(slide, missing, saved.model.halo_um), start=1):
         values = np.full((*window.block.shape, len(columns)), np.nan, np.float32)
         if window.own.any():
-            predicted = saved.model.predict(window.patches)[window.own][:, columns]
+            predicted = _predict_own(saved.model, window)[:, columns]
             rows = window.patches.rows[window.own] - window.block.rows[0]
             cols = window.patches.cols[window.own] - window.block.cols[0]
             values[rows, cols] = predicted
@@ -163,6 +165,13 @@ def _predict_slide(
         len(missing),
         int(slide.stored.is_tissue.sum()),
     )
+
+
+def _predict_own(model: Model, window: Window) -> NDArray[np.float32]:
+    """Predict the patches of a window's block; those around it are only looked at, where the model can."""
+    if isinstance(model, PartialModel):
+        return model.predict_some(window.patches, np.flatnonzero(window.own))
+    return model.predict(window.patches)[window.own]
 
 
 def write_h5ad(stored_map: StoredMap, path: str | Path) -> int:

@@ -68,7 +68,11 @@ class DenseModel:
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        return self.targets.genes(self.surroundings.project(patches, self.affine))
+        return self.predict_some(patches, np.arange(len(patches)))
+
+    def predict_some(self, patches: Patches, of: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what `predict` does for some of the patches; the others are only looked at."""
+        return self.targets.genes(self.surroundings.project(patches, self.affine, of))
 
     def config(self) -> dict[str, Any]:
         """Return what was chosen."""

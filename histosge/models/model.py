@@ -5,7 +5,7 @@ of the patches, averaged under each spot's disc.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,4 +58,13 @@ class Model(Protocol):
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild a model that predicts bit-equal to the one that was saved."""
+        ...
+
+
+@runtime_checkable
+class PartialModel(Protocol):
+    """A model that does not pay for the patches of a halo in full."""
+
+    def predict_some(self, patches: Patches, of: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what `predict` does for the patches `of`, ``(len(of), n_genes)``."""
         ...
