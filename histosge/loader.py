@@ -233,23 +233,25 @@ class Loader:
         pools = [mine[i : i + self._slots] for i in range(0, len(mine), self._slots)]
         halves = [self._buffers.pop() if self._buffers else self._buffer() for _ in pools[:2]]
         threads = s.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
+        fetching: list[list[Future[_Read]]] = []
         with ThreadPoolExecutor(threads) as executor:
-            waiting = self._begin(executor, pools[0], halves[0]) if pools else []
             try:
-                for number, planned in enumerate(pools):
-                    reads = [future.result() for future in waiting]
+                for pool, half in zip(pools, halves, strict=False):
+                    fetching.append(self._begin(executor, pool, half))
+                for number, pool in enumerate(pools):
                     half = halves[number % 2]
-                    waiting = []
-                    if number + 1 < len(pools):
-                        waiting = self._begin(executor, pools[number + 1], halves[1 - number % 2])
-                    places = self._book(planned, reads)
+                    places = self._book(pool, [future.result() for future in fetching[0]])
+                    del fetching[0]
                     if s.shuffle:
                         np.random.default_rng([s.seed, epoch, s.rank, number]).shuffle(places)
-                    yield _Pool(half, self._corners(planned)), places
+                    yield _Pool(half, self._corners(pool)), places
+                    # What was drawn is gone: threads go on there before the other half is complete.
+                    if number + 2 < len(pools):
+                        fetching.append(self._begin(executor, pools[number + 2], half))
             finally:
-                for future in waiting:
+                for future in (futures := [f for some in fetching for f in some]):
                     future.cancel()
-                wait(waiting)
+                wait(futures)
                 self._buffers += halves
 
     def _buffer(self) -> NDArray[np.float16]:
