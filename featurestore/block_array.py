@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
+from zarr.codecs import BytesCodec, Crc32cCodec
 
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
@@ -19,6 +19,7 @@ from featurestore.layout import chunk_index
 from featurestore.location import Entry, Location
 
 Shape3 = tuple[int, int, int]
+_CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
 
 
 class BlockArray:
@@ -33,7 +34,7 @@ class BlockArray:
     """
 
     def __init__(self, location: Location, path: str, array: "zarr.Array[Any]") -> None:
-        self._location = location
+        self.location = location
         self.path = path
         # A block whose patches all failed is NaN throughout; unwritten, it would never be done. zarr
         # forgets this setting when an array is opened, so it is set here and nowhere else.
@@ -112,6 +113,21 @@ class BlockArray:
         return max(1, math.ceil(self.shape[2] / self._array.chunks[2]))
 
     @property
+    def is_raw(self) -> bool:
+        """Whether an object is a block's little-endian values, whole, and their CRC-32C: no more, no less."""
+        metadata = self._array.metadata
+        if metadata.zarr_format != 3 or metadata.chunk_key_encoding.to_dict() != _CHUNK_KEYS:
+            return False
+        match metadata.codecs:
+            case (BytesCodec(endian=endian), Crc32cCodec()):
+                return self.dtype.itemsize == 1 or getattr(endian, "value", endian) == "little"
+        return False
+
+    def object_path(self, index: tuple[int, int], group: int = 0) -> str:
+        """Return where one of a block's objects lies, below the store's root."""
+        return f"{self.path}/c/{index[0]}/{index[1]}/{group}"
+
+    @property
     def attrs(self) -> dict[str, Any]:
         """The array's attributes."""
         return dict(self._array.attrs)
@@ -154,7 +170,7 @@ class BlockArray:
 
     def entries(self) -> dict[tuple[int, ...], Entry]:
         """Chunk index -> bytes and date of every object that exists; one listing."""
-        indexed = ((chunk_index(name), entry) for name, entry in self._location.entries(self.path).items())
+        indexed = ((chunk_index(name), entry) for name, entry in self.location.entries(self.path).items())
         return {index: entry for index, entry in indexed if index is not None}
 
     def done(self) -> set[tuple[int, int]]:
@@ -172,4 +188,4 @@ class BlockArray:
     def remove_block(self, block: Block) -> None:
         """Delete a block's objects, so that it is planned again."""
         for group in range(self.n_groups):
-            self._location.remove(f"{self.path}/c/{block.index[0]}/{block.index[1]}/{group}")
+            self.location.remove(self.object_path(block.index, group))

@@ -6,6 +6,7 @@ predicted, never a slide.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -19,10 +20,10 @@ from histosge.errors import ModelError
 from histosge.exporting.anndata_files import write_anndata
 from histosge.exporting.opening import table_of_map
 from histosge.maps import ExpressionStore, StoredMap
-from histosge.models.model import DepthModel, Model
+from histosge.models.model import DepthModel, Model, PartialModel
+from histosge.parallel import map_slides
 from histosge.saved import SavedModel, load_model
-from histosge.sections import Patches
-from histosge.stream import EmbeddedSlide, open_embedded, stream_windows
+from histosge.stream import EmbeddedSlide, Window, open_embedded, stream_windows
 
 Progress = Callable[[str, int, int], None]
 """Called with (slide id, blocks done, blocks to do) after each block."""
@@ -53,6 +54,7 @@ def predict(
     grid: str | None = None,
     encoder: str | None = None,
     condition_on: str | None = None,
+    workers: int = 1,
     progress: Progress = _silent,
     say: Callable[[str], None] = lambda message: None,
 ) -> list[PredictResult]:
@@ -74,6 +76,8 @@ def predict(
         Needed where the store holds several.
     condition_on
         Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
+    workers
+        Processes that share the slides out among themselves; the maps are the same.
     progress, say
         Called after each block, and with one line on what was found.
 
@@ -100,6 +104,11 @@ def predict(
         task = _Task(saved, conditioned, columns, conditioned.fingerprint)
     # Only now: what is refused leaves nothing behind.
     target = ExpressionStore.open_or_create(out)
+    if workers > 1 and len(ids) > 1:
+        run = partial(_predict_one, store, model, out, genes=tuple(genes), grid=grid, encoder=encoder)
+        return map_slides(
+            run, ids, workers, lambda slide_id, result: progress(slide_id, result.planned, result.planned)
+        )
     return [_predict_slide(slide, task, target, progress) for slide in slides]
 
 
@@ -124,16 +133,35 @@ class _Task:
     def knows_depth(self) -> bool:
         return isinstance(self.saved.model, DepthModel) and self.saved.model.depth is not None
 
-    def predict(self, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the chosen genes and, where the model knows it, depth."""
-        if self.knows_depth and self.spots is None:
-            genes, depth = cast(DepthModel, self.model).predict_with_depth(patches)
-        elif self.knows_depth:
-            genes = self.model.predict(patches)
-            depth = cast(DepthModel, self.saved.model).predict_with_depth(patches)[1]
-        else:
-            genes, depth = self.model.predict(patches), None
+    def predict(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the chosen genes of the block's own patches and, where the model knows it, depth."""
+        own = np.flatnonzero(window.own)
+        depth: NDArray[np.float32] | None = None
+        if self.knows_depth:
+            genes, depth = cast(DepthModel, self.saved.model).predict_with_depth(window.patches, own)
+        if self.spots is not None or not self.knows_depth:
+            genes = self._genes(window, own)
         return genes[:, self.columns], depth
+
+    def _genes(self, window: Window, own: NDArray[np.int64]) -> NDArray[np.float32]:
+        if isinstance(self.model, PartialModel):  # those around the block are only looked at
+            return self.model.predict_some(window.patches, own)
+        return self.model.predict(window.patches)[own]
+
+
+def _predict_one(
+    store: str,
+    model: str | Path,
+    out: str,
+    slide_id: str,
+    *,
+    genes: tuple[str, ...],
+    grid: str | None,
+    encoder: str | None,
+) -> PredictResult:
+    """Predict one slide in a worker."""
+    (result,) = predict(store, model, out, slide_ids=[slide_id], genes=genes, grid=grid, encoder=encoder)
+    return result
 
 
 def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
@@ -191,12 +219,12 @@ def _predict_slide(
         values = np.full((*window.block.shape, len(genes)), np.nan, np.float32)
         depths = np.full((*window.block.shape, 1), np.nan, np.float32)
         if window.own.any():
-            predicted, depth = task.predict(window.patches)
+            predicted, depth = task.predict(window)
             rows = window.patches.rows[window.own] - window.block.rows[0]
             cols = window.patches.cols[window.own] - window.block.cols[0]
-            values[rows, cols] = predicted[window.own]
+            values[rows, cols] = predicted
             if depth is not None:
-                depths[rows, cols, 0] = depth[window.own]
+                depths[rows, cols, 0] = depth
         # Expression last: a block is done when it has that.
         if stored_map.depth is not None:
             stored_map.depth.write(window.block, depths)

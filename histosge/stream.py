@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from featurestore.block_array import BlockArray
 from featurestore.blocks import Block
 from featurestore.encoder import EncoderIdentity
+from featurestore.halves import nan_rows, to_float32
+from featurestore.raw_blocks import RawBlocks
 from featurestore.samples import Sample
 from featurestore.store import Store, StoredGrid
 from histosge.errors import ExpressionError
@@ -89,8 +91,8 @@ def load_patches(slide: EmbeddedSlide) -> Patches:
             f"slide {slide.slide_id!r} has {len(planned) - len(missing)} of {len(planned)} blocks; "
             "finish it first: run the same histosge embed again"
         )
-    parts = [_tissue_part(slide, block, slide.array.read(block.rows, block.cols)) for block in planned]
-    return _join(slide, parts)
+    reader = RawBlocks(slide.array)
+    return _join(slide, [_tissue_part(slide, block, reader.read(block)) for block in planned])
 
 
 Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
@@ -98,9 +100,19 @@ Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 def _tissue_part(slide: EmbeddedSlide, block: Block, values: NDArray[np.float16]) -> Part:
     """Return rows, cols and embeddings of a block's patches that have one."""
-    keep = slide.stored.is_tissue[block.slices] & ~np.isnan(values).any(axis=2)
-    rows, cols = np.nonzero(keep)
-    return rows + block.rows[0], cols + block.cols[0], values[keep].astype(np.float32)
+    rows, cols = np.nonzero(slide.stored.is_tissue[block.slices])
+    values = values[rows, cols]
+    there = ~nan_rows(values)
+    if not there.all():
+        rows, cols, values = rows[there], cols[there], values[there]
+    return rows + block.rows[0], cols + block.cols[0], _as_float32(values)
+
+
+def _as_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
+    try:
+        return to_float32(values)
+    except ValueError:  # infinities: rare, and kept as they are
+        return values.astype(np.float32)
 
 
 def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
@@ -154,12 +166,12 @@ class _BlockCache:
 
     def __init__(self, slide: EmbeddedSlide, size: int) -> None:
         self._slide, self._size = slide, max(1, size)
+        self._reader = RawBlocks(slide.array)
         self._parts: OrderedDict[tuple[int, int], Part] = OrderedDict()
 
     def part(self, block: Block) -> Part:
         if block.index not in self._parts:
-            values = self._slide.array.read(block.rows, block.cols)
-            self._parts[block.index] = _tissue_part(self._slide, block, values)
+            self._parts[block.index] = _tissue_part(self._slide, block, self._reader.read(block))
         self._parts.move_to_end(block.index)
         while len(self._parts) > self._size:
             self._parts.popitem(last=False)

@@ -10,11 +10,11 @@ Terms
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
+from scipy import sparse
 
 from histosge.sections import Patches, Spots
 
@@ -23,6 +23,8 @@ TRUNCATE = 3.0
 MOMENTS = ("mean", "sd")
 _LATTICE_BYTES = 64 << 20
 """Working memory of one feature chunk in `gaussian_pool`."""
+_TILE = 32
+"""Rows or columns that one product of matrices pools at once."""
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -165,7 +167,9 @@ def spots_from_patches(overlap: sparse.csr_matrix, log_patches: NDArray[np.float
     return np.log1p(means).astype(np.float32)
 
 
-def gaussian_pool(patches: Patches, sigma_um: float, moments: Sequence[str] = MOMENTS) -> NDArray[np.float32]:
+def gaussian_pool(
+    patches: Patches, sigma_um: float, moments: Sequence[str] = MOMENTS, of: Indices | None = None
+) -> NDArray[np.float32]:
     """Pool the embeddings around each patch by a Gaussian: mean, spread or both.
 
     Only patches that exist have weight, so background neither dilutes nor leaks in. A patch's result
@@ -179,12 +183,14 @@ def gaussian_pool(patches: Patches, sigma_um: float, moments: Sequence[str] = MO
         Standard deviation of the Gaussian, positive.
     moments
         From `MOMENTS`, in the order wanted.
+    of
+        Patches to pool around; all if None.
 
     Returns
     -------
     numpy.ndarray
-        Shape ``(n_patches, dim * len(moments))``, moment after moment. Costs patches x dim x window
-        side; working memory beyond the result is bounded.
+        Shape ``(n_patches or len(of), dim * len(moments))``, moment after moment. Costs patches x dim x
+        window side, as products of matrices; working memory beyond the result is bounded.
 
     Raises
     ------
@@ -196,18 +202,19 @@ def gaussian_pool(patches: Patches, sigma_um: float, moments: Sequence[str] = MO
         raise ValueError(
             f"cannot pool moments {unknown or list(moments)} at sigma {sigma_um} µm: know {MOMENTS}"
         )
-    n, dim = patches.embedding.shape
-    pooled = np.empty((n, dim * len(moments)), dtype=np.float32)
-    if n == 0:
+    of = np.arange(len(patches)) if of is None else of
+    dim = patches.embedding.shape[1]
+    pooled = np.empty((len(of), dim * len(moments)), dtype=np.float32)
+    if len(of) == 0:
         return pooled
-    lattice = _Lattice.over(patches, sigma_um)
+    lattice = _Lattice.over(patches, sigma_um, of)
     step = max(1, _LATTICE_BYTES // (8 * 4 * lattice.size))
     for start in range(0, dim, step):
-        values = patches.embedding[:, start : start + step].astype(np.float64)
-        mean = lattice.average(values)
+        filled = lattice.fill(patches.embedding[:, start : start + step])
+        mean = lattice.average(filled)
         for place, name in enumerate(moments):
-            result = mean if name == "mean" else _spread(lattice.average(values**2), mean)
-            pooled[:, place * dim + start : place * dim + start + values.shape[1]] = result
+            result = mean if name == "mean" else _spread(lattice.average(filled * filled), mean)
+            pooled[:, place * dim + start : place * dim + start + filled.shape[2]] = result
     return pooled
 
 
@@ -219,45 +226,82 @@ def _spread(mean_square: Floats, mean: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class _Lattice:
-    """The bounding rectangle of some patches, and a Gaussian on it.
+    """The bounding rectangle of some patches, and a Gaussian on it as two banded matrices.
 
     Parameters
     ----------
-    rows, cols
-        Positions in the rectangle.
-    kernel
-        One axis of the Gaussian, odd length.
+    shape, rows, cols
+        Of the rectangle, and the patches' positions in it.
+    down, along
+        Weights of its rows and columns for those of the box around the wanted patches.
+    out_rows, out_cols
+        The wanted patches' positions in that box.
     weight
-        Of all existing patches around each patch, shape ``(n_patches,)``.
+        Of all existing patches around each wanted one, ``(n, 1)``.
     """
 
     shape: tuple[int, int]
     rows: Indices
     cols: Indices
-    kernel: Floats
+    down: "_Band"
+    along: "_Band"
+    out_rows: Indices
+    out_cols: Indices
     weight: Floats
 
     @classmethod
-    def over(cls, patches: Patches, sigma_um: float) -> "_Lattice":
+    def over(cls, patches: Patches, sigma_um: float, of: Indices) -> "_Lattice":
         rows, cols = patches.rows - patches.rows.min(), patches.cols - patches.cols.min()
-        # The tolerance lets 3 x 56 / 56 be 3 whatever the rounding of the stride.
-        reach = int(np.floor(TRUNCATE * sigma_um / patches.stride_um + 1e-6))
-        distance = np.arange(-reach, reach + 1) * patches.stride_um / sigma_um
         shape = (int(rows.max()) + 1, int(cols.max()) + 1)
-        lattice = cls(shape, rows, cols, np.exp(-(distance**2) / 2), np.ones(len(patches)))
-        return cls(shape, rows, cols, lattice.kernel, lattice.average(np.ones((len(patches), 1)))[:, 0])
+        sigma = sigma_um / patches.stride_um
+        down, along = _Band.of(rows[of], shape[0], sigma), _Band.of(cols[of], shape[1], sigma)
+        out = (rows[of] - down.first, cols[of] - along.first)
+        lattice = cls(shape, rows, cols, down, along, *out, np.ones((len(of), 1)))
+        return replace(lattice, weight=lattice.average(lattice.fill(np.ones((len(patches), 1), np.float32))))
 
     @property
     def size(self) -> int:
         return self.shape[0] * self.shape[1]
 
-    def average(self, values: Floats) -> Floats:
-        """Return the weighted mean of ``(n_patches, n)`` values around each patch."""
-        filled = np.zeros((values.shape[1], *self.shape))
-        filled[:, self.rows, self.cols] = values.T
-        for axis in (1, 2):
-            filled = ndimage.correlate1d(filled, self.kernel, axis=axis, mode="constant")
-        return np.asarray(filled[:, self.rows, self.cols].T) / self.weight[:, None]
+    def fill(self, values: NDArray[np.float32]) -> Floats:
+        """Lay ``(n_patches, n)`` values out, ``(rows, cols, n)``; 0 where there is no patch."""
+        filled = np.zeros((*self.shape, values.shape[1]))
+        filled[self.rows, self.cols] = values
+        return filled
+
+    def average(self, filled: Floats) -> Floats:
+        """Return the weighted mean around each wanted patch, ``(n_wanted, n)``."""
+        n = filled.shape[2]
+        half = self.down.apply(filled.reshape(1, self.shape[0], -1)).reshape(-1, self.shape[1], n)
+        return np.asarray(self.along.apply(half)[self.out_rows, self.out_cols] / self.weight)
+
+
+@dataclass(frozen=True)
+class _Band:
+    """One axis of a Gaussian: ``(n_out, n_in)`` weights, 0 further than `reach` from the place `first` + i."""
+
+    weight: Floats
+    first: int
+    reach: int
+
+    @classmethod
+    def of(cls, wanted: Indices, n_in: int, sigma: float) -> "_Band":
+        first, last = int(wanted.min()), int(wanted.max())
+        # The tolerance lets 3 x 56 / 56 be 3 whatever the rounding of the stride.
+        reach = int(np.floor(TRUNCATE * sigma + 1e-6))
+        step = np.arange(n_in) - np.arange(first, last + 1)[:, None]
+        return cls(np.where(abs(step) <= reach, np.exp(-((step / sigma) ** 2) / 2), 0.0), first, reach)
+
+    def apply(self, values: Floats) -> Floats:
+        """Multiply ``(m, n_in, n)`` values from the left, `_TILE` places at a time: the rest of a row is 0."""
+        n_out, n_in = self.weight.shape
+        applied = np.empty((len(values), n_out, values.shape[2]))
+        for start in range(0, n_out, _TILE):
+            stop = min(start + _TILE, n_out)
+            low = max(0, self.first + start - self.reach)
+            high = min(n_in, self.first + stop + self.reach)
+            np.matmul(self.weight[start:stop, low:high], values[:, low:high], out=applied[:, start:stop])
+        return applied
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,10 @@ def predict(
             help="Spots measured on the slide: .h5ad or Space Ranger folder.",
         ),
     ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Processes that share several slides out among themselves."),
+    ] = 1,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -127,6 +131,7 @@ def predict(
             grid=grid,
             encoder=encoder,
             condition_on=condition_on,
+            workers=workers,
             progress=bars.update,
             say=voice.say,
         )

@@ -107,23 +107,29 @@ class DenseModel:
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        return self._genes(self.surroundings.project(patches, self.affine))
+        return self.predict_some(patches, np.arange(len(patches)))
+
+    def predict_some(self, patches: Patches, of: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what `predict` does for some of the patches; the others are only looked at."""
+        return self._genes(self.surroundings.project(patches, self.affine, of))
 
     def _genes(self, patterns: Floats) -> NDArray[np.float32]:
         return self.counts(patterns) if self.counts is not None else self.targets.genes(patterns)
 
-    def predict_with_depth(self, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return `predict`, and the log of the total counts that a spot there would have, ``(n_patches,)``.
+    def predict_with_depth(
+        self, patches: Patches, of: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return `predict_some`, and the log of the total counts that a spot there would have, ``(len(of),)``.
 
         The two are apart: depth is no part of log1p(CP10k). It is None where the model learned no depth.
         """
         if self.depth is None:
-            return self.predict(patches), None
+            return self.predict_some(patches, of), None
         both = Affine(
             np.hstack([self.affine.weight, self.depth.weight]),
             np.concatenate([self.affine.offset, self.depth.offset]),
         )
-        projected = self.surroundings.project(patches, both)
+        projected = self.surroundings.project(patches, both, of)
         return self._genes(projected[:, :-1]), projected[:, -1].astype(np.float32)
 
     def config(self) -> dict[str, Any]:

@@ -137,7 +137,9 @@ def bend(values: NDArray[np.float32], floor: NDArray[np.float32]) -> NDArray[np.
     Smooth and increasing everywhere, unlike a clip: two patches that a linear map tells apart stay apart.
     """
     floor = np.maximum(floor, np.float32(1e-6))
-    low_rows, low_cols = np.nonzero(values < floor)
-    f = floor[low_cols]
-    values[low_rows, low_cols] = f * np.exp(np.maximum(values[low_rows, low_cols] / f - 1, -80))
+    values = np.ascontiguousarray(values)
+    flat = values.reshape(-1)  # places in one dimension are found much faster than in two
+    low = np.flatnonzero((values < floor).reshape(-1))
+    f = floor[low % len(floor)]
+    flat[low] = f * np.exp(np.maximum(flat[low] / f - 1, -80))
     return values

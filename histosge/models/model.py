@@ -62,6 +62,15 @@ class Model(Protocol):
 
 
 @runtime_checkable
+class PartialModel(Protocol):
+    """A model that does not pay for the patches of a halo in full."""
+
+    def predict_some(self, patches: Patches, of: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what `predict` does for the patches `of`, ``(len(of), n_genes)``."""
+        ...
+
+
+@runtime_checkable
 class DepthModel(Protocol):
     """A model that predicts depth apart from composition."""
 
@@ -70,6 +79,8 @@ class DepthModel(Protocol):
         """Return what predicts depth; None where training gave no total counts."""
         ...
 
-    def predict_with_depth(self, patches: Patches) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return log1p(CP10k), ``(n_patches, n_genes)``, and log of total counts, ``(n_patches,)``."""
+    def predict_with_depth(
+        self, patches: Patches, of: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return log1p(CP10k) of the patches `of`, ``(len(of), n_genes)``, and log of total counts, ``(len(of),)``."""
         ...

@@ -80,10 +80,10 @@ class Surroundings:
             described[:, columns] = overlap @ values.astype(np.float64)
         return described
 
-    def project(self, patches: Patches, affine: Affine) -> Floats:
-        """Return ``affine(views)`` of every patch without holding the views, ``(n_patches, n_outputs)``."""
-        projected = np.tile(affine.offset, (len(patches), 1))
-        for columns, values in _views(self.components(patches)):
+    def project(self, patches: Patches, affine: Affine, of: Indices | None = None) -> Floats:
+        """Return ``affine(views)`` of every patch, or of some, without holding the views, ``(n, n_outputs)``."""
+        projected = np.tile(affine.offset, (len(patches) if of is None else len(of), 1))
+        for columns, values in _views(self.components(patches), of):
             projected += values.astype(np.float64) @ affine.weight[columns]
         return projected
 
@@ -104,7 +104,7 @@ def view_columns(views: Sequence[tuple[float, str]], dim: int) -> Indices:
     return np.concatenate([np.arange(dim) + VIEWS.index(view) * dim for view in views])
 
 
-def _views(patches: Patches) -> Iterator[tuple[Indices, NDArray[np.float32]]]:
+def _views(patches: Patches, of: Indices | None = None) -> Iterator[tuple[Indices, NDArray[np.float32]]]:
     """Yield columns of the description and their values, few at a time."""
     dim = patches.embedding.shape[1]
     for start in range(0, dim, _CHUNK):
@@ -112,7 +112,8 @@ def _views(patches: Patches) -> Iterator[tuple[Indices, NDArray[np.float32]]]:
         width = part.embedding.shape[1]
         for sigma in dict.fromkeys(sigma for sigma, _ in VIEWS):
             moments = [moment for s, moment in VIEWS if s == sigma]
-            values = gaussian_pool(part, sigma, moments) if sigma > 0 else part.embedding
+            own = part.embedding if of is None else part.embedding[of]
+            values = gaussian_pool(part, sigma, moments, of) if sigma > 0 else own
             places = [VIEWS.index((sigma, moment)) for moment in moments]
             columns = np.concatenate([np.arange(start, start + width) + place * dim for place in places])
             yield columns, values

@@ -176,3 +176,20 @@ def test_pooling_many_features_on_a_large_slide_is_pooling_each_alone() -> None:
     together, near = gaussian_pool(wide, 80.0), gaussian_pool(patches, 80.0)
     np.testing.assert_array_equal(together[:-1], near)
     np.testing.assert_allclose(together[-1], np.repeat([2.0, 0.0], 31), atol=1e-6)
+
+
+def test_pooling_around_some_patches_is_a_part_of_pooling_around_all() -> None:
+    rng = np.random.default_rng(5)
+    rows, cols = np.nonzero(rng.random((61, 83)) < 0.8)
+    embedding = rng.standard_normal((len(rows), 7)).astype(np.float32)
+    patches = Patches("s", rows, cols, embedding, 56.0, 112.0)
+    some = np.flatnonzero((rows >= 29) & (rows < 53) & (cols >= 40) & (cols < 51))[::-1]
+    whole = gaussian_pool(patches, 80.0)
+    np.testing.assert_allclose(gaussian_pool(patches, 80.0, of=some), whole[some], rtol=1e-5, atol=1e-6)
+    # Each is the weighted mean that its definition says, beyond the edge of a tile too.
+    for i in (some[0], 0, len(rows) - 1):
+        d = np.stack([rows - rows[i], cols - cols[i]]) * 56.0
+        near = (np.abs(d) <= 240.0 + 1e-6).all(axis=0)
+        weight = np.exp(-(d[:, near] ** 2).sum(axis=0) / (2 * 80.0**2))
+        expected = np.average(embedding[near].astype(float), axis=0, weights=weight)
+        np.testing.assert_allclose(whole[i, :7], expected, rtol=1e-5, atol=1e-6)

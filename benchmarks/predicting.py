@@ -1,0 +1,150 @@
+"""What a dense map of 1,000 genes costs: memory, time against patches, compute against its bare matrix products.
+
+    python benchmarks/predicting.py [--quick] [--json FILE]
+
+Stores are made directly, with random 128-dimensional embeddings; `dense` is fitted on invented spots. The bare products
+are those that the model's linear steps come down to, on arrays of the same sizes that are there already: the Gaussians
+of every view along rows and columns of a window, views to patterns, patterns to genes; sums of squares and roots,
+filling the lattice and putting results in their place are not among them. Writing is timed apart.
+"""
+
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+from _common import Result, options, report
+from _models import invent_model
+from _stores import Made, write_store
+
+from featurestore.store import Store
+from histosge.maps import ExpressionStore
+from histosge.models.dense import DenseModel
+from histosge.models.surroundings import VIEWS
+from histosge.saved import load_model
+from histosge.stream import EmbeddedSlide, Window, open_embedded, stream_windows
+
+DIM, GENES = 128, 1000
+WINDOWS = 24
+
+
+def main() -> None:
+    """Measure."""
+    asked = options(__doc__)
+    small, large = ((64, 160), (320, 320)) if asked.quick else ((320, 320), (1000, 1024))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        runs = [Run(folder / str(side[0] * side[1]), side) for side in (small, large)]
+        results = [
+            result
+            for run in runs
+            for result in (
+                Result(f"{run.patches} patches: seconds", run.seconds, "s"),
+                Result(f"{run.patches} patches: patches a second", run.patches / run.seconds, "patches/s"),
+            )
+        ]
+        ratio = runs[1].seconds / runs[0].seconds
+        results += [
+            Result("peak_gb", runs[1].peak_gb, "GB", "<= 2"),
+            Result("time_ratio_10x_patches", ratio, "x", "<= 11"),
+            *stages(runs[1]),
+        ]
+    report("predicting", results, asked.json)
+
+
+SCRIPT = """
+    import sys, time
+    from histosge.prediction import predict
+    begun = time.perf_counter()
+    predict(*sys.argv[1:])
+    seconds = time.perf_counter() - begun
+    (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(seconds, peak)
+"""
+
+
+class Run:
+    """One slide, predicted in a process of its own."""
+
+    def __init__(self, folder: Path, shape: tuple[int, int]) -> None:
+        self.patches = shape[0] * shape[1]
+        self.folder = folder
+        store = write_store(folder / "store", 1, Made(shape, DIM))
+        self.url, self.model = store.location.url, folder / "model"
+        invent_model(store, "S00", self.model, GENES)
+        command = [
+            sys.executable,
+            "-c",
+            textwrap.dedent(SCRIPT),
+            self.url,
+            str(self.model),
+            str(folder / "maps"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, peak = done.stdout.split()
+        self.seconds, self.peak_gb = float(seconds), int(peak) / 2**20
+
+
+def stages(run: Run) -> list[Result]:
+    """Time the stages apart, on some windows from the middle of the slide."""
+    slide = open_embedded(Store.open(run.url), "S00", None, None)
+    model = load_model(run.model).model
+    assert isinstance(model, DenseModel)
+    blocks = slide.stored.planned(slide.array.block_shape)
+    blocks = blocks[len(blocks) // 2 :][:WINDOWS]
+    begun = time.perf_counter()
+    windows = list(stream_windows(slide, blocks, model.halo_um))
+    read = time.perf_counter() - begun
+    patches = sum(int(window.own.sum()) for window in windows)
+    compute, products = [], []
+    for _ in range(3):
+        begun = time.perf_counter()
+        predicted = [model.predict_some(window.patches, np.flatnonzero(window.own)) for window in windows]
+        compute.append(time.perf_counter() - begun)
+        products.append(bare_products(model, slide, windows))
+    begun = time.perf_counter()
+    values = [
+        genes.reshape(*window.block.shape, GENES) for window, genes in zip(windows, predicted, strict=True)
+    ]
+    array = (
+        ExpressionStore.open(str(run.folder / "maps"))
+        .map("S00", slide.stored.grid.spec.key, read_only=False)
+        .array
+    )
+    for window, genes in zip(windows, values, strict=True):
+        array.write(window.block, genes)
+    write = time.perf_counter() - begun
+    return [
+        Result("reading", patches / read, "patches/s"),
+        Result("computing", patches / min(compute), "patches/s"),
+        Result("its bare matrix products", patches / min(products), "patches/s"),
+        Result("share_of_bare_products", min(products) / min(compute), "", ">= 0.8"),
+        Result("writing", patches / write, "patches/s"),
+    ]
+
+
+def bare_products(model: DenseModel, slide: EmbeddedSlide, windows: list[Window]) -> float:
+    """Return the seconds of nothing but matrix products, for as many windows of the same sizes."""
+    rng = np.random.default_rng(0)
+    rows, cols = slide.array.block_shape
+    halo = int(np.ceil(model.halo_um / slide.stored.grid.stride_um))
+    sigmas = {sigma for sigma, _ in VIEWS if sigma > 0}
+    lattice = rng.standard_normal((rows + 2 * halo, (cols + 2 * halo) * DIM))
+    down, along = rng.random((rows, rows + 2 * halo)), rng.random((cols, cols + 2 * halo))
+    views = rng.standard_normal((rows * cols, DIM * len(VIEWS)))
+    patterns = model.affine.weight.shape[1]
+    to_genes = rng.standard_normal((patterns, GENES)).astype(np.float32)
+    begun = time.perf_counter()
+    for _ in windows:
+        for _ in range(2 * len(sigmas)):  # of values and of their squares
+            half = (down @ lattice).reshape(rows, -1, DIM)
+            np.matmul(along, half)
+        (views @ model.affine.weight).astype(np.float32) @ to_genes
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    main()
