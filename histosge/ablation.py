@@ -70,9 +70,9 @@ def ablate(
             here = _prepared(task, encoded, switches, genes)
             model = PaperSwitches(*(switch in switches for switch in MODEL))
             key = model, "hvg_before_split" in switches
-            held_out, all_spots = _score(here, model, epochs)
+            held_out, all_spots = score_variant(here, model, epochs)
             if key not in noise:
-                noise[key] = _score(here.with_noise(task.seed), model, epochs)[1]
+                noise[key] = score_variant(here.with_noise(task.seed), model, epochs)[1]
             reported = all_spots if "all_spots_metric" in switches else held_out
             values = zip(METRICS, (held_out, all_spots, noise[key], reported), strict=True)
             rows += [(name, split, task.fold.name, task.seed, metric, value) for metric, value in values]
@@ -101,7 +101,7 @@ def _prepared(task: Task, encoded: Encoded, switches: frozenset[str], genes: int
     return replace(task, sections=sections, genes=chosen, targets=targets)
 
 
-def _score(task: Task, switches: PaperSwitches, epochs: int | None) -> tuple[float, float]:
+def score_variant(task: Task, switches: PaperSwitches, epochs: int | None) -> tuple[float, float]:
     """Return Pearson over held-out spots, and over all spots of all sections."""
     fitted = PaperModel.fit(task.training(), seed=task.seed, epochs=epochs, switches=switches)
     guess = np.concatenate([spots_from_patches(s.overlap, fitted.predict(s.patches)) for s in task.sections])

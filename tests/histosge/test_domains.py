@@ -23,10 +23,10 @@ def test_planted_domains_are_found_and_noise_is_not() -> None:
     assert len(found.ari) == 20
     assert np.median(found.ari) > 0.8
     assert np.median(found.nmi) > 0.8
-    # One draw's smooth blobs may lie well by chance: the mean over draws must not.
+    # Not 0: any smooth domains share neighbours with smooth labels, so a noise control stands beside each score.
     rng = np.random.default_rng(2)
     noise = [score_domains(rng.standard_normal(expression.shape), xy_um, label, seeds=2) for _ in range(20)]
-    assert abs(np.mean([found.ari for found in noise])) < 0.02
+    assert 0 < np.mean([found.ari for found in noise]) < 0.1
 
 
 def test_unlabelled_positions_are_dropped_and_not_a_class() -> None:
