@@ -134,7 +134,8 @@ def neighbour_weights(xy_um: NDArray[np.float64]) -> sparse.csr_matrix:
     k = min(NEIGHBOURS, n - 1)
     if k < 1:
         return sparse.csr_matrix((n, n))
-    distance, nearest = cKDTree(xy_um).query(xy_um, k=list(range(2, min(2 * NEIGHBOURS, n - 1) + 2)))
+    found = cKDTree(xy_um).query(xy_um, k=list(range(2, min(2 * NEIGHBOURS, n - 1) + 2)))
+    distance, nearest = (np.asarray(part) for part in found)
     # Ties with the last one count too, or the order of the file would decide between them.
     spot, place = np.nonzero(distance <= distance[:, k - 1 : k] * (1 + 1e-6))
     weights = sparse.csr_matrix((np.ones(len(spot)), (spot, nearest[spot, place])), shape=(n, n))
