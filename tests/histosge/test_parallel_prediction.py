@@ -44,7 +44,15 @@ def _blocks(out: Path) -> dict[str, bytes]:
 
 
 def test_slides_shared_out_among_workers_give_the_same_maps(made: Cohort, tmp_path: Path) -> None:
-    command = ["predict", made.store.location.url, str(made.model), str(tmp_path / "maps"), "--workers", "2"]
+    command = [
+        "predict",
+        made.store.location.url,
+        str(made.model),
+        str(tmp_path / "maps"),
+        "--workers",
+        "2",
+        "--quiet",
+    ]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output
     assert [line.split(":")[0] for line in done.output.splitlines()] == ["S00", "S01", "S02"]

@@ -1,6 +1,6 @@
 """Whether 90 % intervals cover 90 % of spots on sections that had no say, and which genes are trusted.
 
-python benchmarks/coverage.py [--quick] [--json FILE]
+python benchmarks/calibration.py [--quick] [--json FILE]
 """
 
 import tempfile
