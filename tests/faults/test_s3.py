@@ -30,7 +30,7 @@ def reach(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_slide_costs_one_put_per_block_and_a_constant(
     start: Start, sheet: Path, s3: S3, undisturbed: dict[str, bytes]
 ) -> None:
-    code, out, err = start("embed", sheet, URL, *OPTIONS, **s3.environ).wait()
+    code, out, err = start("embed", sheet, URL, *OPTIONS, "--quiet", **s3.environ).wait()
     assert (code, err) == (0, "")
     assert contents(s3.store()) == undisturbed
     puts = [path for method, path in s3.proxy.log if method == "PUT"]
@@ -108,7 +108,7 @@ def test_a_troubled_server_costs_nothing_but_time(
     start: Start, sheet: Path, s3: S3, undisturbed: dict[str, bytes], name: str, n: int, trouble: str | float
 ) -> None:
     s3.proxy.fault = _every(n, trouble)  # type: ignore[assignment]
-    code, _, err = start("embed", sheet, URL, *OPTIONS, "--workers", 2, **s3.environ).wait()
+    code, _, err = start("embed", sheet, URL, *OPTIONS, "--quiet", "--workers", 2, **s3.environ).wait()
     assert (code, err) == (0, ""), name
     assert s3.proxy.faults > 5
     assert contents(s3.store()) == undisturbed

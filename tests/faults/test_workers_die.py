@@ -21,7 +21,7 @@ COLOUR = ("--encoder", "colour")
 def test_two_workers_make_the_store_that_one_process_makes(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    code, out, err = start("embed", sheet, tmp_path / "store", *OPTIONS, *CLUSTER).wait()
+    code, out, err = start("embed", sheet, tmp_path / "store", *OPTIONS, *CLUSTER, "--quiet").wait()
     assert (code, err) == (0, "")
     assert contents(tmp_path / "store") == undisturbed
     code, out, _ = start("embed", sheet, tmp_path / "store", *OPTIONS, *CLUSTER).wait()
