@@ -84,6 +84,7 @@ def test_twenty_kills_at_random_moments_change_nothing(
     assert validate(str(store), deep=True) == []
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_make_one_whole_store(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -95,6 +96,7 @@ def test_two_runs_at_once_make_one_whole_store(
     assert contents(store) == undisturbed
 
 
+@pytest.mark.slow
 def test_leftovers_of_killed_writes_are_swept_once_they_are_old(
     start: Start, sheet: Path, tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ def test_leftovers_of_killed_writes_are_swept_once_they_are_old(
     assert (old.exists(), young.exists()) == (False, True)
 
 
+@pytest.mark.slow
 def test_clocks_and_dates_of_files_play_no_part(start: Start, sheet: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     assert start("embed", sheet, store, *OPTIONS, *COLOUR).wait()[0] == 0
@@ -131,6 +134,7 @@ imagecodecs.png_decode = deadly
 """
 
 
+@pytest.mark.slow
 def test_a_slide_that_kills_whoever_reads_it_is_reported_and_the_others_are_finished(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -181,6 +185,7 @@ def _dask(kind: str, *arguments: object) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
+@pytest.mark.slow
 def test_a_scheduler_that_dies_is_said_in_one_line_and_the_command_repeated_goes_on(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:

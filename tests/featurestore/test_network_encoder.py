@@ -136,6 +136,7 @@ print(len(said), encoder.chunk, np.abs(found - expected).max() < 1e-4)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 def test_a_process_whose_memory_really_ends_goes_on_with_smaller_batches() -> None:
     # Else the allocator keeps what was freed, and the limit is never felt.

@@ -34,6 +34,7 @@ def test_every_route_gives_the_principal_axes(
     np.testing.assert_allclose(np.abs((found * expected).sum(axis=0)), 1, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eighteen_thousand_genes_fit_in_a_gigabyte() -> None:
     """300 spots and 5,000 patches: 22 MB of targets, 360 MB of map."""
     script = textwrap.dedent("""
