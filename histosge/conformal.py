@@ -163,7 +163,7 @@ def held_out_parts(
             )
         return
     (lone,) = sections
-    buffer_um = default_buffer_um(spot_um, lone.patches.patch_um, lone.patches.stride_um)
+    buffer_um = default_buffer_um(spot_um, lone.patches.patch_um)
     stripe = spatial_groups(sections, FOLDS)
     for k in np.unique(stripe):
         gone = stripe == k

@@ -12,14 +12,13 @@ It loads no store: `stream` makes the sections.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from histosge.conformal import calibrate
 from histosge.differences import Bootstrap, Scored
 from histosge.errors import HistosgeError
 from histosge.genes import library_size
@@ -106,8 +105,6 @@ def evaluate_sections(
             ledger.announce(name, task)
             kept = keeper if (name, task.seed) == (default, seeds[0]) else None
             result = _run_depth(task) if name in ORACLES else _run(models[name], task, epochs, kept)
-            if name == DEFAULT_PRESET:
-                result = replace(result, intervals=_intervals(models[name], task, result))
             ledger.add(name, task, result)
             bootstrap.add(name, result.scored)
         for draw in draws[task.seed]:
@@ -200,7 +197,6 @@ class _Result:
     all_spots: float
     halo_um: float
     scored: Scored
-    intervals: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -224,7 +220,7 @@ class _Ledger:
     def add(self, preset: str, task: Task, result: _Result) -> None:
         """Write down one run's rows."""
         top = task.top()
-        values = result.genes.summary(top) | result.maps.summary() | result.intervals
+        values = result.genes.summary(top) | result.maps.summary()
         if self.split == "random":
             values["paper_all_spots"] = result.all_spots
         key = (preset, self.split, task.fold.name, task.seed)
@@ -247,13 +243,6 @@ def _run(model: type[Model], task: Task, epochs: int | None, keeper: MapKeeper |
     if keeper is not None and shown is not None:
         keeper.keep(task.fold, HeldOut(task.genes, result.genes.pearson, *shown))
     return result
-
-
-def _intervals(model: type[Model], task: Task, result: _Result) -> dict[str, float]:
-    """Return how often intervals that the training part gives hold on the held-out spots, and the share of trusted genes."""
-    spot_um = max(section.spots.diameter_um for section in task.sections)
-    found = calibrate(lambda sections: model.fit(sections, seed=task.seed), task.training(), spot_um)
-    return {} if found is None else found.scores(result.scored.truth, result.scored.predicted)
 
 
 def _run_depth(task: Task) -> _Result:

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.genes import choose_genes, library_size, select_target, shared_genes
+from histosge.genes import choose_genes, select_target, shared_genes
 from histosge.metrics import top_by_variance
 from histosge.sections import Section, Spots, TrainingSection
 from histosge.splits import Fold, check_windows_apart, default_buffer_um, make_folds
@@ -41,9 +41,7 @@ class Task:
     def training(self) -> list[TrainingSection]:
         """Return the sections that have training spots, with those spots alone."""
         return [
-            TrainingSection(
-                section.patches, section.overlap, section.spots.xy_um, target, library_size(section.spots)
-            ).subset(keep)
+            TrainingSection(section.patches, section.overlap, section.spots.xy_um, target).subset(keep)
             for section, target in zip(self.sections, self.targets, strict=True)
             if (keep := self.fold.train[section.slide_id]).any()
         ]
