@@ -1,23 +1,14 @@
 """A sample sheet and a store -> scores on disk: loads the sections, scores them, writes the report."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import polars as pl
-
-from featurestore.errors import FeatureStoreError
-from featurestore.samples import read_samples
-from histosge.ablation import ENCODING, Encoded, ablate
-from histosge.errors import HistosgeError, SplitError
+from histosge.errors import SplitError
 from histosge.genes import MIN_COUNTS, read_gene_list
-from histosge.protocol_hest import HestResult, score_hest
-from histosge.reencoding import encode_anew, store_encoder
-from histosge.report import Block, render_report
-from histosge.report_blocks import ablation_block, hest_blocks
+from histosge.report import Block
 from histosge.scores import Scores
 from histosge.scoring import evaluate_sections, write_evaluation
-from histosge.sections import Section
 from histosge.stream import LoadedSection
 from histosge.training import Selection, load_sections
 
@@ -45,8 +36,6 @@ class EvaluateSettings:
         Repeat with seeds 0 .. seeds - 1.
     epochs
         For presets that iterate; None means each preset's own.
-    ablate
-        Also score `paper` with each defect of the released code switched on.
     """
 
     split: str = "block"
@@ -54,7 +43,6 @@ class EvaluateSettings:
     genes: int | str = 250
     seeds: int = 1
     epochs: int | None = None
-    ablate: bool = False
 
 
 def evaluate(
@@ -67,7 +55,7 @@ def evaluate(
     encoder: str | None = None,
     say: Say = _silent,
 ) -> Scores:
-    """Score presets on held-out spots and write report.html, scores.csv, genes.csv and differences.csv.
+    """Score presets on held-out spots and write report.html, scores.csv and genes.csv.
 
     Parameters
     ----------
@@ -92,29 +80,7 @@ def evaluate(
         If the sections or the store are unusable.
     """
     loaded = load_sections(samples, store, Selection(grid, encoder), say=say)
-    settings = settings or EvaluateSettings()
-    encoded, left_out = _encoded(samples, loaded, say) if settings.ablate else ({}, [])
-    return score_sections(loaded, report_dir, settings, encoded=encoded, left_out=left_out, say=say)
-
-
-def evaluate_hest(
-    samples: str,
-    store: str,
-    report_dir: str | Path,
-    *,
-    grid: str | None = None,
-    encoder: str | None = None,
-    say: Say = _silent,
-) -> HestResult:
-    """Score a store's encoder by the HEST-Benchmark's protocol, and write report.html and scores.csv."""
-    loaded = load_sections(samples, store, Selection(grid, encoder), say=say)
-    result = score_hest([item.section for item in loaded])
-    folder = Path(report_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    result.scores.write_csv(folder / "scores.csv")
-    page = render_report("HEST-Benchmark's protocol", hest_blocks(result, _notes(loaded)))
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    return result
+    return score_sections(loaded, report_dir, settings or EvaluateSettings(), say=say)
 
 
 def score_sections(
@@ -123,15 +89,9 @@ def score_sections(
     settings: EvaluateSettings,
     *,
     extra: Sequence[Block] = (),
-    encoded: Encoded | None = None,
-    left_out: Sequence[str] = (),
     say: Say = _silent,
 ) -> Scores:
-    """Score loaded sections and write the report; `extra` blocks are shown below the scores.
-
-    With `settings.ablate`, `encoded` holds the sections with embeddings of changed pixels, and `left_out`
-    says which switches could not be tried.
-    """
+    """Score loaded sections and write the report; `extra` blocks are shown below the scores."""
     if settings.seeds < 1:
         raise SplitError(f"an evaluation needs at least 1 seed, not {settings.seeds}")
     sections = [item.section for item in loaded]
@@ -149,52 +109,8 @@ def score_sections(
         epochs=settings.epochs,
         progress=lambda done, total, what: say(f"{done}/{total} {what}"),
     )
-    blocks = list(extra)
-    if settings.ablate:
-        found = ablate(
-            encoded or {frozenset(): sections},
-            split=settings.split,
-            genes=genes,
-            seeds=range(settings.seeds),
-            epochs=settings.epochs,
-            left_out=left_out,
-            say=say,
-        )
-        blocks.insert(0, ablation_block(found))
-        keys = ["preset", "fold", "seed", "metric"]
-        new = found.scores.join(scores.scores, on=keys, how="anti")
-        scores = replace(
-            scores, scores=pl.concat([scores.scores, new.cast(scores.scores.schema)]), ablation=found
-        )
-    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=blocks)
+    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
     return scores
-
-
-def _encoded(
-    samples: str, loaded: Sequence[LoadedSection], say: Say
-) -> tuple[dict[frozenset[str], list[Section]], list[str]]:
-    """Encode all sections anew with each defect of the encoding, and with both; say what cannot be had."""
-    encoded = {frozenset[str](): [item.section for item in loaded]}
-    rows = {sample.slide_id: sample for sample in read_samples(samples)}
-    left_out: list[str] = []
-    try:
-        encoder = store_encoder(loaded[0])
-    except (FeatureStoreError, HistosgeError) as error:
-        return encoded, [f"{', '.join(ENCODING)}: {error}"]
-    usable: list[str] = []
-    for switches in (*((switch,) for switch in ENCODING), ENCODING):
-        if not set(switches) <= {*usable, *switches[:1]}:
-            continue
-        say(f"encoding patches anew: {' and '.join(switches)}")
-        wanted = {switch: switch in switches for switch in ENCODING}
-        try:
-            encoded[frozenset(switches)] = [
-                encode_anew(item, rows[item.section.slide_id], encoder, **wanted) for item in loaded
-            ]
-            usable += switches
-        except (FeatureStoreError, HistosgeError) as error:
-            left_out.append(f"{' and '.join(switches)}: {error}")
-    return encoded, left_out
 
 
 def _notes(loaded: Sequence[LoadedSection]) -> list[str]:

@@ -41,8 +41,6 @@ class GeneScores:
         1 - squared error / squared deviation from each section's own mean; 0 where truth is constant.
     undefined
         True where `pearson` is not defined and was set to 0.
-    constant
-        True where the prediction is constant within every section: a dead output.
     """
 
     pearson: Floats
@@ -52,7 +50,6 @@ class GeneScores:
     mae: Floats
     r2: Floats
     undefined: NDArray[np.bool_]
-    constant: NDArray[np.bool_]
 
     def summary(self, top: NDArray[np.bool_]) -> dict[str, float]:
         """Return the scores of a whole prediction, by metric.
@@ -74,7 +71,6 @@ class GeneScores:
             "r2": float(self.r2.mean()),
             "n_genes": float(len(self.pearson)),
             "n_nan_genes": float(self.undefined.sum()),
-            "n_constant": float(self.constant.sum()),
         }
 
 
@@ -117,7 +113,6 @@ def score_genes(
         mae=np.abs(error).mean(axis=0),
         r2=1 - np.divide(squared, deviation, out=np.ones_like(squared), where=_varies(deviation, true)),
         undefined=undefined,
-        constant=~_varies((within_sections(guess, section) ** 2).sum(axis=0), guess),
     )
 
 

@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from histosge.plots import gene_map, score_distributions
-from histosge.scores import NOISE, NOISE_LIMIT, ORACLES, Scores
+from histosge.scores import NOISE, NOISE_LIMIT, Scores
 
 CORRELATIONS = {
     "pearson_mean": "Pearson",
@@ -24,11 +24,9 @@ CORRELATIONS = {
     "pearson_top50": "top 50",
     "spearman_mean": "Spearman",
     "n_nan_genes": "NaN genes",
-    "n_constant": "constant",
 }
 """Metric -> its column."""
 ERRORS = {"mse": "MSE", "mae": "MAE", "r2": "R²"}
-MAPS = {"ssim": "SSIM", "moran_measured": "Moran's I measured", "moran_predicted": "Moran's I predicted"}
 PAPER = {"paper_all_spots": "paper_all_spots (half of them trained on)"}
 """Exists for the random split only."""
 
@@ -189,72 +187,29 @@ def _score_block(scores: Scores) -> Block:
             scores, ERRORS, "Error of log1p(CP10k), and share of the variance within sections explained."
         ),
     ]
-    tables.append(
-        _preset_table(
-            scores,
-            MAPS,
-            "Shape of the map over held-out spots, mean over genes: structural similarity, and spatial"
-            " autocorrelation that the prediction should share with what was measured.",
-        )
-    )
     if len({count.name for count in scores.folds}) > 1:
         tables.insert(1, _fold_table(scores))
-    if len(scores.differences):
-        tables.insert(1, _difference_table(scores))
     return Block("Scores on held-out spots", text, tables=tuple(tables), status=status, status_text=verdict)
 
 
 def _preset_table(scores: Scores, columns: Mapping[str, str], caption: str) -> Table:
     rows = [
-        (_marked(preset), *(_spread(scores.values(preset, metric), metric) for metric in columns))
+        (preset, *(_spread(scores.values(preset, metric), metric) for metric in columns))
         for preset in _by_score(scores)
     ]
-    return Table(("preset", *columns.values()), tuple(rows), caption, _controls())
-
-
-def _difference_table(scores: Scores) -> Table:
-    """Show what is drawn over genes and spots together; the rest stands in differences.csv."""
-    both = scores.differences.filter(pl.col("over") == "both")
-    labels = {"pearson_mean": "Pearson", "pearson_depth_adjusted": "depth-adjusted"}
-    found = {(row["preset"], row["minus"], row["metric"]): row for row in both.iter_rows(named=True)}
-    pairs = dict.fromkeys((preset, minus) for preset, minus, _ in found)
-
-    def cell(preset: str, minus: str, metric: str) -> str:
-        row = found[preset, minus, metric]
-        return f"{row['difference']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
-
-    rows = tuple(
-        (f"{_marked(preset)} - {_marked(minus)}", *(cell(preset, minus, metric) for metric in labels))
-        for preset, minus in pairs
-    )
-    caption = (
-        "Paired differences on held-out spots, with 95 % intervals of a bootstrap over genes and spots;"
-        " few sections or donors make the true uncertainty larger."
-    )
-    return Table(("difference", *labels.values()), rows, caption)
-
-
-def _marked(preset: str) -> str:
-    return f"{preset} (oracle)" if preset in ORACLES else preset
-
-
-def _controls() -> frozenset[str]:
-    return frozenset({NOISE, *map(_marked, ORACLES)})
+    return Table(("preset", *columns.values()), tuple(rows), caption, frozenset({NOISE}))
 
 
 def _fold_table(scores: Scores) -> Table:
     folds = tuple(dict.fromkeys(count.name for count in scores.folds))
     rows = [
-        (
-            _marked(preset),
-            *(_spread(scores.values(preset, "pearson_mean", fold), "pearson_mean") for fold in folds),
-        )
+        (preset, *(_spread(scores.values(preset, "pearson_mean", fold), "pearson_mean") for fold in folds))
         for preset in _by_score(scores)
     ]
     caption = "Pearson per fold, named by what is held out."
     if scores.split == "block":
         caption += " Blocks differ from seed to seed."
-    return Table(("preset", *folds), tuple(rows), caption, _controls())
+    return Table(("preset", *folds), tuple(rows), caption, frozenset({NOISE}))
 
 
 def _spread_block(scores: Scores) -> Block:
@@ -310,7 +265,7 @@ def _by_score(scores: Scores) -> list[str]:
 
 
 def _spread(values: NDArray[np.float64], metric: str) -> str:
-    digits = 1 if metric in {"n_nan_genes", "n_constant"} else 3
+    digits = 1 if metric == "n_nan_genes" else 3
     mean = f"{values.mean():z.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 

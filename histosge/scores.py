@@ -14,37 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 NOISE = "noise"
-ORACLES = frozenset({"depth"})
-"""Presets that look at the held-out spots themselves: yardsticks, marked as such wherever they are shown."""
 NOISE_LIMIT = 0.01
 """A control further from 0 than this says that the evaluation leaks."""
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """What each defect of the released code does to `paper`.
-
-    Parameters
-    ----------
-    scores
-        Columns as in scores.csv: ``preset, split, fold, seed, metric, value``.
-    variants
-        `paper`, ``paper+<switch>``, ``paper+all``, in order.
-    split
-        As asked for.
-    left_out
-        Switches that could not be tried, each with its reason.
-    """
-
-    scores: pl.DataFrame
-    variants: tuple[str, ...]
-    split: str
-    left_out: tuple[str, ...] = ()
-
-    def mean(self, variant: str, metric: str) -> float:
-        """Return the mean over folds and seeds."""
-        rows = self.scores.filter((pl.col("preset") == variant) & (pl.col("metric") == metric))
-        return float(rows["value"].to_numpy().mean())
 
 
 @dataclass(frozen=True)
@@ -106,11 +77,9 @@ class Scores:
         Columns ``preset, split, fold, seed, metric, value``.
     genes
         Columns ``preset, split, fold, seed, gene, pearson, pearson_depth_adjusted, spearman, mse, mae,
-        r2, pearson_undefined, top50, constant, ssim, moran_measured, moran_predicted``.
-    differences
-        Columns ``preset, minus, split, metric, over, difference, low, high``: paired bootstrap.
+        r2, pearson_undefined, top50``.
     presets
-        In the order asked for, without the control and without those that the split leaves out.
+        In the order asked for, without the control.
     default_preset
         Whose maps are shown.
     split, seeds
@@ -125,13 +94,10 @@ class Scores:
         Best, median and worst gene; empty if no gene is scored in all folds of the shown section.
     notes
         Further sentences for the report's caveats.
-    ablation
-        Of `paper`, where it was asked for.
     """
 
     scores: pl.DataFrame
     genes: pl.DataFrame
-    differences: pl.DataFrame
     presets: tuple[str, ...]
     default_preset: str
     split: str
@@ -141,7 +107,6 @@ class Scores:
     folds: tuple[FoldCount, ...]
     maps: tuple[GeneMap, ...] = ()
     notes: tuple[str, ...] = field(default=())
-    ablation: Ablation | None = None
 
     def values(self, preset: str, metric: str, fold: str | None = None) -> NDArray[np.float64]:
         """Return one value per seed, mean over folds (or of one fold), in the order of the seeds."""

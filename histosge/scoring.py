@@ -5,9 +5,6 @@ noise control (`ridge` on random embeddings) goes through exactly the same code:
 evaluation leaks. Its rows bear the number of the draw as their seed. The one figure that looks at
 training spots bears its own name, `paper_all_spots`, and is given for the `random` split only.
 
-`depth` is an oracle: it uses the held-out spots' own library sizes. Presets that only know the slides that
-they were trained on are left out where whole sections or donors are held out.
-
 It loads no store: `stream` makes the sections.
 """
 
@@ -19,18 +16,15 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from histosge.differences import Bootstrap, Scored
 from histosge.errors import HistosgeError
 from histosge.genes import library_size
 from histosge.heldout import HeldOut, MapKeeper
 from histosge.metrics import GeneScores, pearson_all_spots, score_genes
-from histosge.models.depth import DepthOracle
 from histosge.models.model import Model
 from histosge.models.presets import DEFAULT_PRESET, load_preset
 from histosge.report import Block, evaluation_blocks, render_report
-from histosge.scores import NOISE, ORACLES, FoldCount, Scores
+from histosge.scores import NOISE, FoldCount, Scores
 from histosge.sections import Section
-from histosge.spatial_metrics import MapScores, score_maps
 from histosge.splits import Fold
 from histosge.tasks import Plan, Task
 from histosge.windows import spots_from_patches
@@ -70,7 +64,7 @@ def evaluate_sections(
     sections
         At least one; the section and donor splits need two.
     presets
-        Names from `histosge.models.presets`, and ``depth``; the noise control is always added.
+        Names from `histosge.models.presets`; the noise control is always added.
     split
         One of `histosge.splits.SPLITS`.
     genes
@@ -90,23 +84,19 @@ def evaluate_sections(
         If there is no preset or no seed, or a preset or gene is unknown.
     """
     presets, seeds = _asked_for(presets, seeds)
-    models = {name: load_preset(name) for name in (*presets, NOISE_PRESET) if name not in ORACLES}
-    presets, left_out = _possible(presets, models, split)
     default = _shown_preset(presets)
+    models = {name: load_preset(name) for name in (*presets, NOISE_PRESET)}
     plan = Plan.of(sections, split, genes)
     folds = plan.folds(seeds[0])
     keeper = MapKeeper.over(sections, folds)
     draws = _noise_draws(seeds)
     total = len(folds) * (len(presets) * len(seeds) + sum(len(some) for some in draws.values()))
     ledger = _Ledger(split, total, progress)
-    bootstrap = Bootstrap({section.slide_id: len(section.spots) for section in sections})
     for task in plan.tasks(seeds):
         for name in presets:
             ledger.announce(name, task)
             kept = keeper if (name, task.seed) == (default, seeds[0]) else None
-            result = _run_depth(task) if name in ORACLES else _run(models[name], task, epochs, kept)
-            ledger.add(name, task, result)
-            bootstrap.add(name, result.scored)
+            ledger.add(name, task, _run(models[name], task, epochs, kept))
         for draw in draws[task.seed]:
             noise = task.with_noise(draw)
             ledger.announce(NOISE, noise)
@@ -115,7 +105,6 @@ def evaluate_sections(
     return Scores(
         scores=pl.DataFrame(ledger.rows, schema=SCORE_SCHEMA, orient="row"),
         genes=pl.concat(ledger.genes),
-        differences=bootstrap.table(presets, split),
         presets=presets,
         default_preset=default,
         split=split,
@@ -124,14 +113,14 @@ def evaluate_sections(
         gene_rule=_gene_rule(genes),
         folds=tuple(_count(seed, fold) for seed in seeds for fold in plan.folds(seed)),
         maps=keeper.maps(),
-        notes=(*left_out, *_notes(plan, ledger.halo_um)),
+        notes=_notes(plan, ledger.halo_um),
     )
 
 
 def write_evaluation(
     scores: Scores, out_dir: str | Path, *, notes: Sequence[str] = (), extra: Sequence[Block] = ()
 ) -> Path:
-    """Write report.html, scores.csv, genes.csv and differences.csv; after a failure there is no report.html.
+    """Write report.html, scores.csv and genes.csv; after a failure there is no report.html.
 
     Parameters
     ----------
@@ -166,7 +155,6 @@ def write_evaluation(
     texts = {
         folder / "scores.csv": scores.scores.write_csv(),
         folder / "genes.csv": scores.genes.write_csv(),
-        folder / "differences.csv": scores.differences.write_csv(),
         page: render_report(
             "How well held-out spots are predicted",
             [maps, *rest[:-1], *extra, rest[-1]],
@@ -193,10 +181,8 @@ class _Result:
     """What one model scored on one fold."""
 
     genes: GeneScores
-    maps: MapScores
     all_spots: float
     halo_um: float
-    scored: Scored
 
 
 @dataclass
@@ -220,12 +206,12 @@ class _Ledger:
     def add(self, preset: str, task: Task, result: _Result) -> None:
         """Write down one run's rows."""
         top = task.top()
-        values = result.genes.summary(top) | result.maps.summary()
+        values = result.genes.summary(top)
         if self.split == "random":
             values["paper_all_spots"] = result.all_spots
         key = (preset, self.split, task.fold.name, task.seed)
         self.rows += [(*key, metric, value) for metric, value in values.items()]
-        self.genes.append(_gene_rows(key, task.genes, result, top))
+        self.genes.append(_gene_rows(key, task.genes, result.genes, top))
         self.halo_um[preset] = max(result.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
 
@@ -245,16 +231,6 @@ def _run(model: type[Model], task: Task, epochs: int | None, keeper: MapKeeper |
     return result
 
 
-def _run_depth(task: Task) -> _Result:
-    """Score the oracle: fitted on training spots, told the library sizes of the held-out ones."""
-    pairs = zip(task.sections, task.targets, strict=True)
-    train = [(s, target, keep) for s, target in pairs if (keep := task.fold.train[s.slide_id]).any()]
-    depth = np.concatenate([library_size(s.spots)[keep] for s, _, keep in train])
-    oracle = DepthOracle.fit(depth, np.concatenate([target[keep] for _, target, keep in train]))
-    tested = task.tested()
-    return _score(task, tested, [oracle.predict(library_size(s.spots)) for s, _ in tested], 0.0)
-
-
 def _score(
     task: Task,
     tested: list[tuple[Section, NDArray[np.float32]]],
@@ -266,20 +242,14 @@ def _score(
     guess = np.concatenate(predicted)
     depth = np.concatenate([library_size(section.spots) for section, _ in tested])
     label = np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in tested])
-    xy_um = np.concatenate([section.spots.xy_um for section, _ in tested])
-    spot = np.concatenate([np.arange(len(section.spots)) for section, _ in tested])
-    out = (values[held_out] for values in (truth, guess, depth, label, spot))
-    scored = Scored(task.genes, *out)
-    genes = score_genes(scored.truth, scored.predicted, scored.depth, scored.section)
-    maps = score_maps(scored.truth, scored.predicted, scored.section, xy_um[held_out])
-    return _Result(genes, maps, pearson_all_spots(truth, guess, label), halo_um, scored)
+    genes = score_genes(truth[held_out], guess[held_out], depth[held_out], label[held_out])
+    return _Result(genes, pearson_all_spots(truth, guess, label), halo_um)
 
 
 def _gene_rows(
-    key: tuple[str, str, str, int], genes: tuple[str, ...], result: _Result, top: NDArray[np.bool_]
+    key: tuple[str, str, str, int], genes: tuple[str, ...], scores: GeneScores, top: NDArray[np.bool_]
 ) -> pl.DataFrame:
     preset, split, fold, seed = key
-    scores, maps = result.genes, result.maps
     columns = {
         "gene": list(genes),
         "pearson": scores.pearson,
@@ -290,10 +260,6 @@ def _gene_rows(
         "r2": scores.r2,
         "pearson_undefined": scores.undefined,
         "top50": top,
-        "constant": scores.constant,
-        "ssim": maps.ssim,
-        "moran_measured": maps.moran_measured,
-        "moran_predicted": maps.moran_predicted,
     }
     labels = [
         pl.lit(preset).alias("preset"),
@@ -313,31 +279,9 @@ def _asked_for(presets: Sequence[str], seeds: Sequence[int]) -> tuple[tuple[str,
     return wanted, tuple(dict.fromkeys(seeds))
 
 
-def _possible(
-    presets: tuple[str, ...], models: Mapping[str, type[Model]], split: str
-) -> tuple[tuple[str, ...], list[str]]:
-    """Return the presets that can play this split, and a sentence on each that cannot."""
-    notes = [
-        f"{name} is an oracle: it is told the held-out spots' own totals."
-        for name in presets
-        if name in ORACLES
-    ]
-    if split in {"section", "donor"}:
-        lost = [n for n in presets if n not in ORACLES and models[n].needs_position_on_slide]
-        notes += [
-            f"{n} only knows slides that it was trained on: left out of the {split} split." for n in lost
-        ]
-        presets = tuple(name for name in presets if name not in lost)
-    if all(name in ORACLES for name in presets):
-        raise HistosgeError(
-            f"nothing to evaluate on the {split} split: {' '.join(notes)} Name another preset, such as ridge"
-        )
-    return presets, notes
-
-
 def _shown_preset(presets: tuple[str, ...]) -> str:
     """Return whose maps are shown: the default preset, else the first one that draws a map at all."""
-    return min(presets, key=lambda name: (name in ORACLES, name != DEFAULT_PRESET, name == "mean"))
+    return min(presets, key=lambda name: (name != DEFAULT_PRESET, name == "mean"))
 
 
 def _noise_draws(seeds: tuple[int, ...]) -> dict[int, list[int]]:

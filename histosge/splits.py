@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from histosge.errors import SplitError
-from histosge.sections import Section, Spots
+from histosge.sections import Spots
 
 SPLITS = ("block", "section", "donor", "random")
 N_BLOCKS = 4
@@ -96,47 +96,20 @@ def make_folds(
     return folds
 
 
-def default_buffer_um(spot_um: float, patch_um: float, stride_um: float) -> float:
-    """Return the buffer that keeps every training spot's window off every held-out spot's window.
+def default_buffer_um(spot_um: float, patch_um: float) -> float:
+    """Return the buffer that keeps every training patch off every held-out spot's disc.
 
-    A spot's window is the pixels of the patches under its disc. Their centres lie within half a stride
-    cell's diagonal of the disc and reach half a patch's diagonal further, on either side.
+    A patch under a training spot reaches at most its own diagonal beyond that spot's disc, so two
+    centres one diameter and one diagonal apart share no pixel.
 
     Parameters
     ----------
     spot_um
         Diameter of a spot, in microns.
-    patch_um, stride_um
-        Side of a patch, and the grid's step, in microns.
+    patch_um
+        Side of a patch, in microns.
     """
-    return spot_um + float(np.sqrt(2)) * (patch_um + stride_um)
-
-
-def check_windows_apart(folds: Sequence[Fold], sections: Sequence[Section]) -> None:
-    """Refuse folds in which a training spot's window and a held-out spot's window share a pixel.
-
-    It looks at the patches themselves, not at the buffer that should keep them apart.
-
-    Raises
-    ------
-    SplitError
-        Naming the fold, the section and how many windows overlap.
-    """
-    for fold in folds:
-        for section in sections:
-            train, test = (
-                np.unique(section.overlap[part[section.slide_id]].indices) for part in (fold.train, fold.test)
-            )
-            if not len(train) or not len(test):
-                continue
-            xy_um, side = section.patches.xy_um, section.patches.patch_um
-            apart = np.asarray(cKDTree(xy_um[test]).query(xy_um[train], p=np.inf)[0])
-            if touched := int((apart < side * (1 - 1e-9)).sum()):
-                spot_um, step = section.spots.diameter_um, section.patches.stride_um
-                raise SplitError(
-                    f"fold {fold.name!r}: {touched} patches under training spots of {section.slide_id!r} share pixels"
-                    f" with held-out windows: use a buffer of {default_buffer_um(spot_um, side, step):.0f} um"
-                )
+    return spot_um + float(np.sqrt(2)) * patch_um
 
 
 def block_folds(

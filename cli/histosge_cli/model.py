@@ -153,20 +153,11 @@ def evaluate(
     report_dir: Annotated[
         Path, typer.Argument(metavar="REPORT_DIR", help="Folder for report.html and its tables.")
     ],
-    split: Annotated[
-        str | None,
-        typer.Option(help="block (default), section, donor or random (default with --ablate)."),
-    ] = None,
+    split: Annotated[str, typer.Option(help="block, section, donor or random.")] = "block",
     presets: Annotated[str, typer.Option(metavar="a,b,c", help="Models to compare.")] = "mean,ridge,dense",
     genes: Genes = "250",
     seeds: Annotated[int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.")] = 1,
     epochs: Epochs = None,
-    ablate: Annotated[
-        bool, typer.Option("--ablate", help="Also switch on each defect of the published code in paper.")
-    ] = False,
-    protocol: Annotated[
-        str | None, typer.Option(help="hest: the HEST-Benchmark's own, in place of the presets.")
-    ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -176,30 +167,20 @@ def evaluate(
 
     Example: histosge evaluate cohort.csv store.zarr report --split section --presets mean,ridge,dense --seeds 3
     """
-    from histosge.errors import HistosgeError
-    from histosge.evaluation import EvaluateSettings, evaluate_hest
+    from histosge.evaluation import EvaluateSettings
     from histosge.evaluation import evaluate as run
-    from histosge_cli.scores import print_ablation, print_hest, print_scores
+    from histosge_cli.scores import print_scores
 
     voice = Voice(quiet, log)
-    if protocol not in {None, "hest"}:
-        raise HistosgeError(f"unknown protocol {protocol!r}: the only one is hest")
-    if protocol == "hest":
-        print_hest(evaluate_hest(samples, store, report_dir, grid=grid, encoder=encoder, say=voice.say))
-        out.print(str(report_dir / "report.html"), markup=False)
-        return
     settings = EvaluateSettings(
-        split=split or ("random" if ablate else "block"),
+        split=split,
         presets=tuple(p.strip() for p in presets.split(",") if p.strip()),
         genes=genes_option(genes),
         seeds=seeds,
         epochs=epochs,
-        ablate=ablate,
     )
     with voice.steps("fits") as say:
         scores = run(samples, store, report_dir, settings, grid=grid, encoder=encoder, say=say)
     print_scores(scores)
-    if scores.ablation is not None:
-        print_ablation(scores.ablation)
-    for name in ("report.html", "scores.csv", "genes.csv", "differences.csv"):
+    for name in ("report.html", "scores.csv", "genes.csv"):
         out.print(str(report_dir / name), markup=False)

@@ -1,18 +1,17 @@
 """The published model behind our protocol: to be compared with, not to be used.
 
 Kept as published: the network, its learned absolute positions, MSE on log1p(CP10k), Adam at 1e-3.
-Mended: groups are spatial, positions are continuous, patches finer than spots are predicted, embeddings
-of any scale are standardised. Two defects of the released code can be switched on again, to measure them.
+Mended, since it could not run otherwise: groups are spatial, patches finer than spots are predicted,
+embeddings of any scale are standardised.
 
 Terms
     pitch    distance from a spot to the next
     group    about 50 spots (or patches one pitch apart) that one attention call sees
-    lattice  a spot's row and column: microns from the slide's top-left over the pitch, 0 .. 511; between two
-             rows of the learned table it takes the mean of both, weighted by nearness
+    lattice  a spot's row and column: microns from the slide's top-left over the pitch, rounded, 0 .. 511
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -34,22 +33,6 @@ _GROUPS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
-class PaperSwitches:
-    """Defects of the released code, each off unless it is to be measured.
-
-    Parameters
-    ----------
-    file_order_groups
-        A group is 50 consecutive rows of the file (or consecutive patches), wherever they lie.
-    integer_coordinates
-        Positions are cast to whole rows and columns, so patches between spots fall onto a spot's.
-    """
-
-    file_order_groups: bool = False
-    integer_coordinates: bool = False
-
-
-@dataclass(frozen=True)
 class PaperModel:
     """The published network with what it needs to meet a slide.
 
@@ -63,8 +46,6 @@ class PaperModel:
         Of the training spots, and of the grid.
     epochs
         Passes over the training spots.
-    switches
-        Defects that are on.
     """
 
     name: ClassVar[str] = "paper"
@@ -74,7 +55,6 @@ class PaperModel:
     pitch_um: float
     stride_um: float
     epochs: int
-    switches: PaperSwitches = PaperSwitches()
 
     @property
     def halo_um(self) -> float:
@@ -82,26 +62,18 @@ class PaperModel:
         return SIDE * _step(self.pitch_um, self.stride_um) * self.stride_um
 
     @classmethod
-    def fit(
-        cls,
-        sections: Sequence[TrainingSection],
-        *,
-        seed: int = 0,
-        epochs: int | None = None,
-        switches: PaperSwitches | None = None,
-    ) -> Self:
+    def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
         """Train, one group a step, in an order that the seed decides; `epochs` defaults to `EPOCHS`."""
-        switches = switches or PaperSwitches()
         epochs = EPOCHS if epochs is None else epochs
         standardiser, pitch_um = Standardiser.of(np.concatenate(_at_spots(sections))), spot_pitch(sections)
-        groups = _groups(sections, standardiser, pitch_um, switches)
+        groups = _groups(sections, standardiser, pitch_um)
         dim, n_genes = groups[0][0].shape[2], groups[0][2].shape[2]
         # Layers draw their first weights from torch's global generator: borrow it, and give it back.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             network = PaperNetwork(dim, n_genes)
         _train(network, groups, np.random.default_rng(seed), epochs)
-        return cls(network.eval(), standardiser, pitch_um, sections[0].patches.stride_um, epochs, switches)
+        return cls(network.eval(), standardiser, pitch_um, sections[0].patches.stride_um, epochs)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``.
@@ -109,12 +81,8 @@ class PaperModel:
         Patches a pitch apart form groups like those of training; the patches between them form others.
         """
         predicted = np.empty((len(patches), self.network.n_genes), dtype=np.float32)
-        whole = self.switches.integer_coordinates
-        position = torch.from_numpy(lattice_position(patches.xy_um, self.pitch_um, whole=whole))
-        if self.switches.file_order_groups:
-            groups = _consecutive(len(patches))
-        else:
-            groups = _interleaved(patches, _step(self.pitch_um, patches.stride_um))
+        position = torch.from_numpy(lattice_position(patches.xy_um, self.pitch_um))
+        groups = _interleaved(patches, _step(self.pitch_um, patches.stride_um))
         for start in range(0, len(groups), _GROUPS_AT_ONCE):
             index = groups[start : start + _GROUPS_AT_ONCE]
             embedding = self.standardiser.apply(patches.embedding[index]).astype(np.float32)
@@ -127,12 +95,7 @@ class PaperModel:
 
     def config(self) -> dict[str, Any]:
         """Return how it was trained."""
-        return {
-            "pitch_um": self.pitch_um,
-            "stride_um": self.stride_um,
-            "epochs": self.epochs,
-            "switches": asdict(self.switches),
-        }
+        return {"pitch_um": self.pitch_um, "stride_um": self.stride_um, "epochs": self.epochs}
 
     def state(self) -> State:
         """Return the network's weights and the standardiser."""
@@ -155,10 +118,7 @@ class PaperModel:
             network = PaperNetwork(weights["row.weight"].shape[1], weights["head.3.weight"].shape[0])
         network.load_state_dict(weights)
         standardiser = Standardiser(state["embedding.mean"], state["embedding.scale"])
-        # A model saved before there were switches had learned whole positions.
-        switches = PaperSwitches(**config.get("switches", {"integer_coordinates": True}))
-        numbers = config["pitch_um"], config["stride_um"], config["epochs"]
-        return cls(network.eval(), standardiser, *numbers, switches)
+        return cls(network.eval(), standardiser, config["pitch_um"], config["stride_um"], config["epochs"])
 
 
 Group = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -169,23 +129,15 @@ def _at_spots(sections: Sequence[TrainingSection]) -> list[Floats]:
     return [s.overlap @ s.patches.embedding.astype(np.float64) for s in sections]
 
 
-def _groups(
-    sections: Sequence[TrainingSection], standardiser: Standardiser, pitch_um: float, switches: PaperSwitches
-) -> list[Group]:
+def _groups(sections: Sequence[TrainingSection], standardiser: Standardiser, pitch_um: float) -> list[Group]:
     groups = []
     for section, at_spots in zip(sections, _at_spots(sections), strict=True):
         embedding = torch.from_numpy(standardiser.apply(at_spots).astype(np.float32))
-        whole = switches.integer_coordinates
-        position = torch.from_numpy(lattice_position(section.spot_xy_um, pitch_um, whole=whole))
-        n_spots = len(section.spot_xy_um)
+        position = torch.from_numpy(lattice_position(section.spot_xy_um, pitch_um))
         target = torch.from_numpy(section.target)
         groups += [
             (embedding[members][None], position[members][None], target[members][None])
-            for members in (
-                [np.arange(i, min(i + GROUP, n_spots)) for i in range(0, n_spots, GROUP)]
-                if switches.file_order_groups
-                else spatial_split(section.spot_xy_um, GROUP)
-            )
+            for members in spatial_split(section.spot_xy_um, GROUP)
         ]
     return groups
 
@@ -212,21 +164,12 @@ def spot_pitch(sections: Sequence[TrainingSection]) -> float:
     return max(float(np.median(np.concatenate(nearest))), stride_um) if nearest else stride_um
 
 
-def lattice_position(xy_um: Floats, pitch_um: float, *, whole: bool = False) -> NDArray[np.float32]:
+def lattice_position(xy_um: Floats, pitch_um: float) -> Indices:
     """Return ``(row, col)`` on the spots' lattice, shape ``(n, 2)``; beyond 511 it stays at 511.
 
     It counts from the slide's corner, so that a slide predicted block by block gives the same rows.
-    With `whole` positions are rounded, as the released code casts them.
     """
-    at = xy_um[:, ::-1] / pitch_um
-    return np.clip(np.rint(at) if whole else at, 0, POSITIONS - 1).astype(np.float32)
-
-
-def _consecutive(n_patches: int) -> Indices:
-    """Group patches as they come, 50 to a group; return indices ``(n_groups, 50)``, -1 for none."""
-    index = np.full(-(-n_patches // GROUP) * GROUP, -1, dtype=np.int64)
-    index[:n_patches] = np.arange(n_patches)
-    return index.reshape(-1, GROUP)
+    return np.clip(np.rint(xy_um[:, ::-1] / pitch_um), 0, POSITIONS - 1).astype(np.int64)
 
 
 def spatial_split(xy_um: Floats, size: int) -> list[Indices]:

@@ -35,17 +35,8 @@ class Attention(nn.Module):
         return mixed
 
 
-def _between(table: nn.Embedding, position: Tensor) -> Tensor:
-    """Read a table between its rows: the mean of the two nearest, weighted by nearness."""
-    low = position.floor().clamp(0, POSITIONS - 1)
-    share = (position - low)[..., None]
-    first: Tensor = table(low.long())
-    second: Tensor = table((low + 1).clamp(max=POSITIONS - 1).long())
-    return first + share * (second - first)
-
-
 class PaperNetwork(nn.Module):
-    """Embeddings and positions -> log1p(CP10k).
+    """Embeddings and integer positions -> log1p(CP10k).
 
     Parameters
     ----------
@@ -78,7 +69,7 @@ class PaperNetwork(nn.Module):
         embedding
             ``(groups, patches, dim)``; any finite value where `exists` is False.
         position
-            Row and column, 0 .. `POSITIONS` - 1, float, ``(groups, patches, 2)``.
+            Row and column, 0 .. `POSITIONS` - 1, ``(groups, patches, 2)``.
         exists
             ``(groups, patches)``; every group holds at least one.
 
@@ -87,7 +78,7 @@ class PaperNetwork(nn.Module):
         Tensor
             ``(groups, patches, genes)``, not negative.
         """
-        h = embedding + _between(self.row, position[..., 0]) + _between(self.col, position[..., 1])
+        h = embedding + self.row(position[..., 0]) + self.col(position[..., 1])
         h = h + self.attention(h, exists)
         h = h + self.mlp(h)
         genes: Tensor = self.head(h)

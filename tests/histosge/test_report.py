@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from histosge.differences import SCHEMA
 from histosge.plots import gene_map, score_distributions
 from histosge.report import Block, Picture, Table, evaluation_blocks, render_report
 from histosge.scores import FoldCount, GeneMap, Scores
@@ -64,19 +63,9 @@ def make_map(gene: str = "GENE1", role: str = "best") -> GeneMap:
     )
 
 
-def make_differences(split: str) -> pl.DataFrame:
-    rows = [
-        ("dense", "ridge", split, metric, over, 0.101, 0.053, 0.149)
-        for metric in ("pearson_mean", "pearson_depth_adjusted")
-        for over in ("genes", "spots", "both")
-    ]
-    return pl.DataFrame(rows, schema=SCHEMA, orient="row")
-
-
 def make_scores(noise: float = 0.002, split: str = "section", seeds: tuple[int, ...] = (0, 1)) -> Scores:
     metrics = ("pearson_mean", "pearson_depth_adjusted", "pearson_median", "pearson_top50", "spearman_mean")
     others = {"mse": 0.5, "mae": 0.6, "r2": 0.1, "n_genes": 2.0, "n_nan_genes": 1.0, "paper_all_spots": 0.9}
-    others |= {"n_constant": 1.0, "ssim": 0.2, "moran_measured": 0.3, "moran_predicted": 0.4}
     rows, genes = [], []
     for preset, level in (("ridge", 0.3), ("dense", 0.4), ("noise", noise)):
         for fold in ("A", "B"):
@@ -88,7 +77,6 @@ def make_scores(noise: float = 0.002, split: str = "section", seeds: tuple[int, 
     return Scores(
         pl.DataFrame(rows),
         pl.DataFrame(genes),
-        make_differences(split),
         ("ridge", "dense"),
         "dense",
         split,
@@ -141,12 +129,6 @@ def test_scores_are_means_over_folds_with_the_spread_over_seeds() -> None:
     start = cells.index("dense")
     assert cells[start + 1] == "0.405 ± 0.007"
     assert cells.index("dense") < cells.index("ridge") < cells.index("noise")
-
-
-def test_differences_stand_with_their_intervals() -> None:
-    _, page = page_of(make_scores())
-    assert ("th", "dense - ridge") in page.words
-    assert ("td", "+0.101 [+0.053, +0.149]") in page.words
 
 
 def test_one_seed_shows_no_spread() -> None:
