@@ -8,7 +8,8 @@ from histosge.errors import SplitError
 from histosge.genes import MIN_COUNTS, read_gene_list
 from histosge.report import Block
 from histosge.scores import Scores
-from histosge.scoring import evaluate_sections, write_evaluation
+from histosge.score_files import write_evaluation
+from histosge.scoring import evaluate_sections
 from histosge.stream import LoadedSection
 from histosge.training import Selection, load_sections
 

@@ -73,7 +73,7 @@ def make_folds(
     seed
         Moves the blocks, or draws the random half; without effect on sections and donors.
     buffer_um
-        Of the block split; `default_buffer_um` gives one.
+        Of the block split; `histosge.sides.window_buffer_um` gives one.
 
     Raises
     ------
@@ -94,22 +94,6 @@ def make_folds(
     check_no_leak(folds, spots, buffer_um=buffer_um if split == "block" else 0.0)
     check_apart(folds, spots, split)
     return folds
-
-
-def default_buffer_um(spot_um: float, patch_um: float) -> float:
-    """Return the buffer that keeps every training patch off every held-out spot's disc.
-
-    A patch under a training spot reaches at most its own diagonal beyond that spot's disc, so two
-    centres one diameter and one diagonal apart share no pixel.
-
-    Parameters
-    ----------
-    spot_um
-        Diameter of a spot, in microns.
-    patch_um
-        Side of a patch, in microns.
-    """
-    return spot_um + float(np.sqrt(2)) * patch_um
 
 
 def block_folds(

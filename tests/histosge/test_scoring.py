@@ -10,7 +10,8 @@ from scipy import sparse
 
 from histosge.errors import HistosgeError, SplitError
 from histosge.scores import Scores
-from histosge.scoring import NOISE_DRAWS, evaluate_sections, write_evaluation
+from histosge.score_files import write_evaluation
+from histosge.scoring import NOISE_DRAWS, evaluate_sections
 from histosge.sections import Patches, Section, Spots
 from histosge.splits import Fold
 from histosge.tasks import Plan
@@ -179,7 +180,7 @@ def test_the_papers_figure_is_given_for_the_random_split_only(by_section: Scores
 
 def test_the_block_split_scores_every_spot_and_says_what_it_dropped(three: list[Section]) -> None:
     scores = evaluate_sections(three[:1], ["ridge"], split="block", genes=19, seeds=(0, 1))
-    assert scores.buffer_um == pytest.approx(43 + np.sqrt(2) * PATCH_UM)
+    assert scores.buffer_um == pytest.approx(43 + np.sqrt(2) * 2 * PATCH_UM)
     for seed in (0, 1):
         counts = [count for count in scores.folds if count.seed == seed]
         assert sum(count.n_test for count in counts) == GRID[0] * GRID[1]
@@ -295,7 +296,12 @@ def test_tables_hold_one_row_per_preset_fold_seed_and_gene(by_section: Scores, t
     genes = pl.read_csv(tmp_path / "genes.csv")
     assert genes.columns[:6] == ["preset", "split", "fold", "seed", "gene", "pearson"]
     assert len(genes) == 3 * 19 * (2 + 2 + NOISE_DRAWS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["genes.csv", "report.html", "scores.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "differences.csv",
+        "genes.csv",
+        "report.html",
+        "scores.csv",
+    ]
 
 
 def test_after_a_failure_there_is_no_page_and_no_half_written_file(
