@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.errors import HistosgeError
-from histosge.genes import choose_genes, library_size, select_target, shared_genes
+from histosge.genes import choose_genes, library_size, shared_genes
 from histosge.models.depth import DepthOracle
 from histosge.models.model import Model
 from histosge.models.presets import PRESETS, load_preset
@@ -196,10 +196,10 @@ class PaperContestant:
             "" if self.switches else f"+{SPOTS}"
         )
 
-    @property
-    def fit_name(self) -> str:
-        """Return the name of what is fitted: how it is scored makes no other fit."""
-        return PaperContestant(self.switches - {"all_spots_metric"}).name
+    def fit_name(self, task: Task) -> str:
+        """Return the name of what is fitted: how it is scored, or how noise was encoded, makes no other fit."""
+        idle = {"all_spots_metric"} | (set(PATCH_SWITCHES) if task.noise else set())
+        return PaperContestant(self.switches - idle).name
 
     def prepare(self, task: Task) -> Task:
         """Choose genes on all spots, or take patches encoded in another way, where a switch says so."""
@@ -251,14 +251,16 @@ def resolve(
         elif name.startswith(f"{PAPER}+"):
             switches = _switches(name)
             if switches & set(PATCH_SWITCHES) and reencode is None:
-                left_out.append(f"{name} is left out: the slides cannot be read here, and it encodes their patches anew.")
+                left_out.append(
+                    f"{name} is left out: the slides cannot be read here, and it encodes their patches anew."
+                )
             else:
                 found.append(PaperContestant(switches, reencode))
         else:
             preset = load_preset(name) if name in PRESETS else _unknown(name)
             if preset.needs_position_on_slide and split not in WITHIN_SECTION:
                 left_out.append(
-                    f"{name} is left out: it only knows slides that it was trained on, and split {split} holds out whole ones."
+                    f"{name} is left out: it only knows slides that it was trained on; split {split} holds out whole ones."
                 )
             else:
                 found.append(PresetContestant(name, preset))
@@ -286,7 +288,9 @@ def _switches(name: str) -> frozenset[str]:
     if wanted == {"all"}:
         return frozenset(SWITCHES)
     if unknown := sorted(wanted - set(SWITCHES)):
-        raise HistosgeError(f"unknown switch {unknown[0]!r} in {name!r}: choose of {', '.join(SWITCHES)}, all")
+        raise HistosgeError(
+            f"unknown switch {unknown[0]!r} in {name!r}: choose of {', '.join(SWITCHES)}, all"
+        )
     return frozenset(wanted)
 
 

@@ -114,7 +114,9 @@ class PairedBootstrap:
             gaps = np.mean([self._values[a][key] - self._values[b][key] for key in common], axis=0)
             for metric, gap in zip(METRICS, gaps, strict=True):
                 low, high = np.percentile(gap[1:], [tail, 100 - tail])
-                rows.append((a, b, split, metric, float(gap[0]), float(low), float(high), CONFIDENCE, self.draws))
+                rows.append(
+                    (a, b, split, metric, float(gap[0]), float(low), float(high), CONFIDENCE, self.draws)
+                )
         return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
     def _correlate(self, true: NDArray[np.float32], guess: NDArray[np.float32], tested: Tested) -> Floats:
@@ -131,7 +133,7 @@ class PairedBootstrap:
             for i, (left, right) in enumerate(((t, t), (g, g), (t, g))):
                 squares[i] += sums[:, (2 + i) * n : (3 + i) * n] - left * right / total
         scale = np.sqrt(np.maximum(squares[0], 0) * np.maximum(squares[1], 0))
-        return np.divide(squares[2], scale, out=np.zeros_like(scale), where=scale > 1e-4)
+        return np.asarray(np.divide(squares[2], scale, out=np.zeros_like(scale), where=scale > 1e-4))
 
     def _spot_counts(self, slide_id: str) -> NDArray[np.float32]:
         if slide_id not in self._counts:
@@ -162,4 +164,5 @@ def _standard(
     residual = within_sections(wide, section, log_depth)
     sd = residual.std(axis=0)
     varies = sd > CONSTANT * np.abs(wide).max(axis=0)
-    return np.divide(residual, sd, out=np.zeros_like(residual), where=varies).astype(np.float32)
+    scaled = np.divide(residual, sd, out=np.zeros_like(residual), where=varies)
+    return np.asarray(scaled, dtype=np.float32)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from histosge.errors import HistosgeError
-from histosge.report import Block, evaluation_blocks, render_report
+from histosge.evaluation_report import evaluation_blocks
+from histosge.report import Block, render_report
 from histosge.scores import Scores
 
 

@@ -207,9 +207,10 @@ class _Runner:
         """Fit on a fold's training spots, and score all of its held-out spots."""
         if not isinstance(contestant, PaperContestant):
             return self._run(contestant, keeper)
-        if contestant.fit_name not in self.cache:
-            self.cache[contestant.fit_name] = self._run(contestant, keeper)
-        return self.cache[contestant.fit_name]
+        name = contestant.fit_name(self.task)
+        if name not in self.cache:
+            self.cache[name] = self._run(contestant, keeper)
+        return self.cache[name]
 
     def _run(self, contestant: Contestant, keeper: MapKeeper | None) -> _Run:
         task = contestant.prepare(self.task)
@@ -348,9 +349,7 @@ def _gene_rows(
 
 def _shown(names: tuple[str, ...]) -> str:
     """Return whose maps are shown: the default preset, else the first one that draws a map worth seeing."""
-    return min(
-        names, key=lambda n: (n != DEFAULT_PRESET, n == "mean", n == DEPTH, n.startswith(f"{PAPER}+"))
-    )
+    return min(names, key=lambda n: (n != DEFAULT_PRESET, n == "mean", n == DEPTH, n.startswith(f"{PAPER}+")))
 
 
 def _noise_draws(seeds: tuple[int, ...]) -> dict[int, list[int]]:

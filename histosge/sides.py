@@ -77,7 +77,7 @@ def check_windows_apart(section: Section, sides: Sides, train: Mask, test: Mask,
     if not train.any() or not test.any():
         return
     reach, _ = cKDTree(patches.xy_um[sides.test]).query(patches.xy_um[sides.train], p=np.inf)
-    overlapping = int((reach < patches.patch_um * (1 - 1e-6)).sum())
+    overlapping = int((np.asarray(reach) < patches.patch_um * (1 - 1e-6)).sum())
     if overlapping:
         raise SplitError(
             f"{where}: {overlapping} patches that training sees overlap patches of held-out spots: widen the buffer"
@@ -110,7 +110,5 @@ def take_spots(section: Section, keep: Mask) -> Section:
     if keep.all():
         return section
     spots = section.spots
-    chosen = replace(
-        spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep]
-    )
+    chosen = replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])
     return replace(section, spots=chosen, overlap=section.overlap[keep])

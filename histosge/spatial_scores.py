@@ -94,13 +94,17 @@ class SpotLattice:
         if total == 0:
             return np.zeros(values.shape[1])
         together = (centred * (self.neighbours @ centred)).sum(axis=0)
-        return np.divide(n * together, total * spread, out=np.zeros_like(spread), where=spread > 0)
+        return np.asarray(
+            np.divide(n * together, total * spread, out=np.zeros_like(spread), where=spread > 0)
+        )
 
     def _mean(self, values: Floats) -> Floats:
         return np.stack([values[self.section == i].mean(axis=0) for i in range(int(self.section.max()) + 1)])
 
     def _span(self, values: Floats) -> Floats:
-        return np.stack([np.ptp(values[self.section == i], axis=0) for i in range(int(self.section.max()) + 1)])
+        return np.stack(
+            [np.ptp(values[self.section == i], axis=0) for i in range(int(self.section.max()) + 1)]
+        )
 
 
 def _near(xy_um: Floats) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
@@ -109,7 +113,8 @@ def _near(xy_um: Floats) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     if n < 2:
         return sparse.csr_matrix(np.eye(n)), sparse.csr_matrix((n, n))
     tree, k = cKDTree(xy_um), min(NEIGHBOURS, n - 1)
-    distance, nearest = tree.query(xy_um, k=list(range(1, k + 2)))
+    found = tree.query(xy_um, k=list(range(1, k + 2)))
+    distance, nearest = np.asarray(found[0]), np.asarray(found[1])
     sigma = SIGMA_PITCHES * max(float(np.median(distance[:, 1])), 1e-9)
     i, j = tree.query_pairs(CUT_SIGMAS * sigma, output_type="ndarray").T
     weight = np.exp(-((np.linalg.norm(xy_um[i] - xy_um[j], axis=1) / sigma) ** 2) / 2)

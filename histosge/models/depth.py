@@ -43,7 +43,7 @@ class DepthOracle:
         log_depth = np.log(np.asarray(depth, np.float64))
         centre = float(log_depth.mean())
         weight, *_ = np.linalg.lstsq(_basis(log_depth - centre), np.asarray(target, np.float64), rcond=None)
-        return cls(weight, centre)
+        return cls(np.asarray(weight, np.float64), centre)
 
     def predict(self, depth: NDArray[np.number]) -> NDArray[np.float32]:
         """Return log1p(CP10k) of spots with these total counts, ``(n_spots, n_genes)``."""

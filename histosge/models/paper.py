@@ -172,7 +172,9 @@ class PaperModel:
         network.load_state_dict(weights)
         standardiser = Standardiser(state["embedding.mean"], state["embedding.scale"])
         if "switches" not in config:
-            raise ModelError("this paper model was saved by an older version, with other positions: train it again")
+            raise ModelError(
+                "this paper model was saved by an older version, with other positions: train it again"
+            )
         switches = PaperSwitches(**config["switches"])
         return cls(
             network.eval(),

@@ -9,8 +9,8 @@ import pytest
 from scipy import sparse
 
 from histosge.errors import HistosgeError, SplitError
-from histosge.scores import Scores
 from histosge.score_files import write_evaluation
+from histosge.scores import Scores
 from histosge.scoring import NOISE_DRAWS, evaluate_sections
 from histosge.sections import Patches, Section, Spots
 from histosge.splits import Fold
@@ -282,7 +282,7 @@ def test_the_page_loads_nothing_and_shows_three_maps(by_section: Scores, tmp_pat
     )
     page = _Page()
     page.feed(text)
-    assert len(page.loads) == 4
+    assert len(page.loads) == 5  # three maps, spread, differences
     assert all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert not re.search(r"https?://|@import|url\(", text)
     assert "7 spots under 100 counts left out." in text
