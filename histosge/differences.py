@@ -39,7 +39,7 @@ SCHEMA = {
 
 
 @dataclass(frozen=True)
-class Tested:
+class HeldOutSpots:
     """Held-out spots of one fold with what is true of them.
 
     Parameters
@@ -86,7 +86,7 @@ class PairedBootstrap:
     _counts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     _genes: dict[str, Floats] = field(default_factory=dict)
 
-    def add(self, preset: str, tested: Tested, predicted: Floats) -> None:
+    def add(self, preset: str, tested: HeldOutSpots, predicted: Floats) -> None:
         """Score a preset's prediction of a fold's held-out spots, ``(n_spots, n_genes)``, in every draw.
 
         Draw 0 is the data itself.
@@ -119,7 +119,9 @@ class PairedBootstrap:
                 )
         return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
-    def _correlate(self, true: NDArray[np.float32], guess: NDArray[np.float32], tested: Tested) -> Floats:
+    def _correlate(
+        self, true: NDArray[np.float32], guess: NDArray[np.float32], tested: HeldOutSpots
+    ) -> Floats:
         """Return the correlation within sections, ``(draws + 1, n_genes)``; 0 where it is not defined."""
         columns = np.concatenate([true, guess, true * true, guess * guess, true * guess], axis=1)
         n = true.shape[1]

@@ -27,7 +27,7 @@ from histosge.contestants import (
     ablation_names,
     resolve,
 )
-from histosge.differences import PairedBootstrap, Tested, ordered_pairs
+from histosge.differences import HeldOutSpots, PairedBootstrap, ordered_pairs
 from histosge.errors import HistosgeError
 from histosge.genes import library_size
 from histosge.heldout import HeldOut, MapKeeper
@@ -181,7 +181,7 @@ class _Run:
     """What one contestant did on one fold."""
 
     task: Task
-    tested: Tested
+    tested: HeldOutSpots
     predicted: NDArray[np.float64]
     genes: GeneScores
     all_spots: float | None
@@ -243,9 +243,9 @@ def _keep(keeper: MapKeeper, task: Task, fitted: Fitted, genes: GeneScores) -> N
         keeper.keep(task.fold, HeldOut(task.genes, genes.pearson, target, log_patches))
 
 
-def _tested(task: Task, views: Sequence[tuple[Section, NDArray[np.float32]]]) -> Tested:
+def _tested(task: Task, views: Sequence[tuple[Section, NDArray[np.float32]]]) -> HeldOutSpots:
     ids = [section.slide_id for section, _ in views]
-    return Tested(
+    return HeldOutSpots(
         task.fold.name,
         task.seed,
         task.genes,

@@ -6,42 +6,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from make_sections import GRID, N_GENES, PATCH_UM, make_section
 from scipy import sparse
 
 from histosge.errors import HistosgeError, SplitError
 from histosge.score_files import write_evaluation
 from histosge.scores import Scores
 from histosge.scoring import NOISE_DRAWS, evaluate_sections
-from histosge.sections import Patches, Section, Spots
+from histosge.sections import Section
 from histosge.splits import Fold
 from histosge.tasks import Plan
-
-GRID = (17, 13)
-N_GENES, DIM = 23, 11
-PATCH_UM = 53.0
-
-
-def make_section(slide_id: str, seed: int, signal: float = 1.0, n_genes: int = N_GENES) -> Section:
-    """One spot per patch; rates follow the embedding linearly, by `signal`."""
-    rng = np.random.default_rng(seed)
-    rows, cols = (index.ravel() for index in np.indices(GRID))
-    embedding = rng.standard_normal((rows.size, DIM)).astype(np.float32)
-    patches = Patches(slide_id, rows, cols, embedding, PATCH_UM, PATCH_UM)
-    weights = np.random.default_rng(101).standard_normal((DIM, n_genes)) * signal / np.sqrt(DIM)
-    rates = np.exp(embedding @ weights + rng.standard_normal((rows.size, n_genes)) * 0.3)
-    depth = rng.lognormal(7, 0.4, rows.size)
-    counts = rng.poisson(rates / rates.sum(axis=1, keepdims=True) * depth[:, None])
-    spots = Spots(
-        slide_id,
-        "d1",
-        np.array([f"b{i}" for i in range(rows.size)]),
-        patches.xy_um,
-        43.0,
-        sparse.csr_matrix(counts.astype(np.float32)),
-        tuple(f"G{i}" for i in range(n_genes)),
-    )
-    thumbnail = rng.integers(120, 220, (*GRID, 3)).astype(np.uint8)
-    return Section(patches, spots, sparse.eye(rows.size, format="csr", dtype=np.float32), thumbnail)
 
 
 @pytest.fixture(scope="module")
