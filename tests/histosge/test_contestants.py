@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -15,9 +16,9 @@ from histosge.contestants import (
 )
 from histosge.errors import HistosgeError
 from histosge.evaluation_report import evaluation_blocks
-from histosge.genes import library_size
+from histosge.genes import choose_genes, library_size
 from histosge.models.depth import DepthOracle
-from histosge.protocol_hest import HestModel, hest_split, score_hest
+from histosge.protocol_hest import HestContestant, HestModel, hest_split, score_hest
 from histosge.report import render_report
 from histosge.score_files import write_evaluation
 from histosge.scoring import evaluate_sections
@@ -109,8 +110,6 @@ class Channels:
         self.asked: list[frozenset[str]] = []
 
     def __call__(self, sections: Sequence[Section], switches: frozenset[str]) -> tuple[Section, ...]:
-        from dataclasses import replace
-
         self.asked.append(switches)
         return tuple(replace(s, patches=s.patches.with_embedding(-s.patches.embedding)) for s in sections)
 
@@ -162,8 +161,6 @@ def test_genes_chosen_before_the_split_see_the_held_out_section(three: list[Sect
     leaky = PaperContestant(frozenset(["hvg_before_split"])).prepare(task)
     assert len(leaky.genes) == len(task.genes)
     everything = Plan.of(three, "section", 5)
-    from histosge.genes import choose_genes
-
     assert leaky.genes == choose_genes([s.spots for s in three], 5)
     assert everything.genes == 5
     given = next(iter(Plan.of(three, "section", ("G3", "G7")).tasks([0])))
@@ -211,9 +208,6 @@ def test_the_hest_protocol_says_its_quirks_and_what_depth_is_worth(three: list[S
 
 
 def test_hest_targets_hold_depth_unless_it_is_normalised(three: list[Section]) -> None:
-    from histosge.models.depth import DepthOracle
-from histosge.protocol_hest import HestContestant
-
     task = next(iter(Plan.of(three, "section", 5).tasks([0])))
     depth = np.log(library_size(three[0].spots))
     held = {}
