@@ -61,7 +61,7 @@ def test_depth_recovers_what_depth_alone_decides() -> None:
 def test_the_oracle_is_marked_wherever_it_is_shown(three: list[Section]) -> None:
     scores = evaluate_sections(three, ["depth", "mean"], split="section", genes=5, seeds=(0,))
     page = render_report("t", evaluation_blocks(scores))
-    assert "oracle: told each held-out spot&#39;s total counts" in page
+    assert "oracle: told the totals" in page
     assert "depth is an oracle" in page
 
 
