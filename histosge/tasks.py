@@ -84,7 +84,8 @@ class Task:
 
     def top(self) -> NDArray[np.bool_]:
         """Mark the genes behind `pearson_top50`, picked on the training spots."""
-        return top_by_variance(np.concatenate([section.target for section in self.training()]))
+        pairs = self._with(self.fold.train)
+        return top_by_variance(np.concatenate([t[self.fold.train[s.slide_id]] for s, t in pairs]))
 
     def with_noise(self, draw: int) -> "Task":
         """Return the same fold on standard-normal random embeddings; the draw takes the seed's place."""
