@@ -96,6 +96,23 @@ def make_folds(
     return folds
 
 
+def default_buffer_um(spot_um: float, patch_um: float) -> float:
+    """Return the buffer that keeps every training patch off every held-out spot's disc.
+
+    A patch under a training spot reaches at most its own diagonal beyond that spot's disc, so two
+    centres one diameter and one diagonal apart share no pixel. Where patches of both sides must not
+    overlap either, `histosge.sides.window_buffer_um` is the one.
+
+    Parameters
+    ----------
+    spot_um
+        Diameter of a spot, in microns.
+    patch_um
+        Side of a patch, in microns.
+    """
+    return spot_um + float(np.sqrt(2)) * patch_um
+
+
 def block_folds(
     spots: Sequence[Spots], *, buffer_um: float, n_blocks: int = N_BLOCKS, seed: int = 0
 ) -> tuple[Fold, ...]:

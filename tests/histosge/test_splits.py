@@ -13,6 +13,7 @@ from histosge.splits import (
     block_folds,
     check_apart,
     check_no_leak,
+    default_buffer_um,
     make_folds,
 )
 
@@ -75,6 +76,13 @@ def test_blocks_are_connected_and_of_nearly_equal_size() -> None:
         assert abs(len(xy) - len(part) / 4) <= 2
         touching = sparse.csr_matrix(cdist(xy, xy) < 1.5 * STEP_UM)
         assert sparse.csgraph.connected_components(touching)[0] == 1
+
+
+def test_the_default_buffer_keeps_training_patches_off_the_held_out_discs() -> None:
+    spot_um, patch_um = 55.0, 112.0
+    # Worst case: a patch that just touches the training disc with one corner reaches towards the other.
+    reach = spot_um / 2 + np.sqrt(2) * patch_um
+    assert default_buffer_um(spot_um, patch_um) - reach >= spot_um / 2
 
 
 @pytest.mark.parametrize("split", ["block", "random"])
