@@ -4,16 +4,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from histosge.errors import SplitError
+from featurestore.samples import read_samples
+from histosge.contestants import PATCH_SWITCHES
+from histosge.errors import HistosgeError, SplitError
 from histosge.genes import MIN_COUNTS, read_gene_list
+from histosge.protocol_hest import hest_split, score_hest
+from histosge.reencoding import Reencoder
 from histosge.report import Block
+from histosge.score_files import write_evaluation
 from histosge.scores import Scores
-from histosge.scoring import evaluate_sections, write_evaluation
+from histosge.scoring import evaluate_sections
 from histosge.stream import LoadedSection
 from histosge.training import Selection, load_sections
 
 Say = Callable[[str], None]
 DEFAULT_PRESETS = ("mean", "ridge", "dense")
+PROTOCOLS = ("hest",)
 
 
 def _silent(message: str) -> None:
@@ -27,22 +33,29 @@ class EvaluateSettings:
     Parameters
     ----------
     split
-        ``block``, ``section``, ``donor`` or ``random``.
+        ``block``, ``section``, ``donor`` or ``random``. None: block; random for an ablation, since that is the
+        published code's; whole donors or sections for a protocol.
     presets
-        Models; the noise control is always added.
+        Models and oracles; the noise control is always added.
     genes
         How many of the most variable genes of each training part, or a file that lists them.
     seeds
         Repeat with seeds 0 .. seeds - 1.
     epochs
         For presets that iterate; None means each preset's own.
+    ablate
+        Add the published code without a defect, with each alone and with all.
+    protocol
+        ``hest``: HEST-Benchmark's models, genes and targets in place of the presets; None: ours.
     """
 
-    split: str = "block"
+    split: str | None = None
     presets: tuple[str, ...] = DEFAULT_PRESETS
     genes: int | str = 250
     seeds: int = 1
     epochs: int | None = None
+    ablate: bool = False
+    protocol: str | None = None
 
 
 def evaluate(
@@ -79,8 +92,10 @@ def evaluate(
     FeatureStoreError
         If the sections or the store are unusable.
     """
+    settings = settings or EvaluateSettings()
     loaded = load_sections(samples, store, Selection(grid, encoder), say=say)
-    return score_sections(loaded, report_dir, settings or EvaluateSettings(), say=say)
+    reencoder = Reencoder.of(read_samples(samples), loaded) if _encodes_anew(settings) else None
+    return score_sections(loaded, report_dir, settings, reencoder=reencoder, say=say)
 
 
 def score_sections(
@@ -89,12 +104,26 @@ def score_sections(
     settings: EvaluateSettings,
     *,
     extra: Sequence[Block] = (),
+    reencoder: Reencoder | None = None,
     say: Say = _silent,
 ) -> Scores:
-    """Score loaded sections and write the report; `extra` blocks are shown below the scores."""
+    """Score loaded sections and write the report; `extra` blocks are shown below the scores.
+
+    Without a `reencoder` the defects that concern how patches are encoded are left out of an ablation.
+    """
     if settings.seeds < 1:
         raise SplitError(f"an evaluation needs at least 1 seed, not {settings.seeds}")
+    if settings.protocol not in (None, *PROTOCOLS):
+        raise HistosgeError(f"unknown protocol {settings.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     sections = [item.section for item in loaded]
+
+    def progress(done: int, total: int, what: str) -> None:
+        say(f"{done}/{total} {what}")
+
+    if settings.protocol == "hest":
+        scores = score_hest(sections, settings.split or hest_split(sections), progress=progress)
+        write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
+        return scores
     genes: int | Sequence[str] = (
         settings.genes
         if isinstance(settings.genes, int)
@@ -103,14 +132,22 @@ def score_sections(
     scores = evaluate_sections(
         sections,
         settings.presets,
-        split=settings.split,
+        split=settings.split or ("random" if settings.ablate else "block"),
         genes=genes,
         seeds=range(settings.seeds),
         epochs=settings.epochs,
-        progress=lambda done, total, what: say(f"{done}/{total} {what}"),
+        ablate=settings.ablate,
+        reencode=reencoder,
+        progress=progress,
     )
     write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
     return scores
+
+
+def _encodes_anew(settings: EvaluateSettings) -> bool:
+    """Tell whether a defect is asked for that lies in how patches are encoded."""
+    asked = "+".join(settings.presets).split("+")
+    return settings.ablate or bool({*PATCH_SWITCHES, "all"} & set(asked))
 
 
 def _notes(loaded: Sequence[LoadedSection]) -> list[str]:

@@ -85,6 +85,8 @@ class MapKeeper:
 
         Only genes that every fold of this section has chosen can be shown.
         """
+        if not self.parts:
+            return ()
         common = set.intersection(*(set(part.genes) for part in self.parts.values()))
         ranked = sorted(common, key=lambda gene: (-self._pearson(gene), gene))
         roles = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}

@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from histosge.spatial_scores import SpotLattice
+
 Floats = NDArray[np.float64]
 
 CONSTANT = 1e-6
@@ -41,6 +43,8 @@ class GeneScores:
         1 - squared error / squared deviation from each section's own mean; 0 where truth is constant.
     undefined
         True where `pearson` is not defined and was set to 0.
+    ssim, moran_measured, moran_predicted
+        Structural similarity of the map, and Moran's I of truth and prediction; NaN without a lattice.
     """
 
     pearson: Floats
@@ -50,6 +54,9 @@ class GeneScores:
     mae: Floats
     r2: Floats
     undefined: NDArray[np.bool_]
+    ssim: Floats
+    moran_measured: Floats
+    moran_predicted: Floats
 
     def summary(self, top: NDArray[np.bool_]) -> dict[str, float]:
         """Return the scores of a whole prediction, by metric.
@@ -60,6 +67,11 @@ class GeneScores:
             True for the genes behind `pearson_top50`, shape ``(n_genes,)``. They must have been picked
             on the training part: picking the best on the test spots gives noise 0.10.
         """
+        space = {
+            "ssim": self.ssim,
+            "moran_measured": self.moran_measured,
+            "moran_predicted": self.moran_predicted,
+        }
         return {
             "pearson_mean": float(self.pearson.mean()),
             "pearson_median": float(np.median(self.pearson)),
@@ -71,6 +83,8 @@ class GeneScores:
             "r2": float(self.r2.mean()),
             "n_genes": float(len(self.pearson)),
             "n_nan_genes": float(self.undefined.sum()),
+            "n_constant": float(self.undefined.sum()),
+            **{name: float(v.mean()) for name, v in space.items() if not np.isnan(v).any()},
         }
 
 
@@ -79,6 +93,7 @@ def score_genes(
     predicted: NDArray[np.floating],
     depth: NDArray[np.number],
     section: NDArray[np.generic],
+    lattice: SpotLattice | None = None,
 ) -> GeneScores:
     """Score a prediction of held-out spots.
 
@@ -90,6 +105,8 @@ def score_genes(
         Total counts of every spot, positive, shape ``(n_spots,)``.
     section
         Label of the section that each spot lies on, shape ``(n_spots,)``.
+    lattice
+        Of these spots, in this order; without it nothing is said of the pattern in space.
 
     Raises
     ------
@@ -98,7 +115,7 @@ def score_genes(
     """
     true, guess = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
     _check(true, guess, depth, section)
-    log_depth = np.log(np.asarray(depth, np.float64))
+    log_depth, nowhere = np.log(np.asarray(depth, np.float64)), np.full(true.shape[1], np.nan)
     error = guess - true
     deviation = (within_sections(true, section) ** 2).sum(axis=0)
     squared = (error**2).sum(axis=0)
@@ -113,6 +130,9 @@ def score_genes(
         mae=np.abs(error).mean(axis=0),
         r2=1 - np.divide(squared, deviation, out=np.ones_like(squared), where=_varies(deviation, true)),
         undefined=undefined,
+        ssim=nowhere if lattice is None else lattice.ssim(true, guess),
+        moran_measured=nowhere if lattice is None else lattice.moran(true),
+        moran_predicted=nowhere if lattice is None else lattice.moran(guess),
     )
 
 

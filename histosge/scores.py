@@ -14,6 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 NOISE = "noise"
+ORACLES = frozenset({"depth"})
+"""Presets that are told something of the held-out spots' counts."""
 NOISE_LIMIT = 0.01
 """A control further from 0 than this says that the evaluation leaks."""
 
@@ -77,7 +79,7 @@ class Scores:
         Columns ``preset, split, fold, seed, metric, value``.
     genes
         Columns ``preset, split, fold, seed, gene, pearson, pearson_depth_adjusted, spearman, mse, mae,
-        r2, pearson_undefined, top50``.
+        r2, pearson_undefined, ssim, moran_measured, moran_predicted, top50``.
     presets
         In the order asked for, without the control.
     default_preset
@@ -94,6 +96,12 @@ class Scores:
         Best, median and worst gene; empty if no gene is scored in all folds of the shown section.
     notes
         Further sentences for the report's caveats.
+    left_out
+        One sentence for each preset that was asked for and not scored.
+    differences
+        Columns ``preset_a, preset_b, split, metric, difference, low, high, confidence, draws``.
+    protocol
+        ``hest``, or empty for our own.
     """
 
     scores: pl.DataFrame
@@ -107,6 +115,9 @@ class Scores:
     folds: tuple[FoldCount, ...]
     maps: tuple[GeneMap, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    left_out: tuple[str, ...] = ()
+    differences: pl.DataFrame | None = None
+    protocol: str = ""
 
     def values(self, preset: str, metric: str, fold: str | None = None) -> NDArray[np.float64]:
         """Return one value per seed, mean over folds (or of one fold), in the order of the seeds."""

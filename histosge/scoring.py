@@ -1,33 +1,43 @@
-"""How well presets predict spots that they have not seen.
+"""How well contestants predict spots that they have not seen.
 
 Every number comes from held-out spots. Genes are chosen on the training part of each fold, and a
 noise control (`ridge` on random embeddings) goes through exactly the same code: if it scores, the
 evaluation leaks. Its rows bear the number of the draw as their seed. The one figure that looks at
-training spots bears its own name, `paper_all_spots`, and is given for the `random` split only.
+training spots bears its own name, `paper_all_spots`; it is given for the `random` split, and for the
+published code in an ablation.
 
 It loads no store: `stream` makes the sections.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from histosge.contestants import (
+    DEPTH,
+    PAPER,
+    Contestant,
+    Fitted,
+    PaperContestant,
+    PresetContestant,
+    Reencode,
+    ablation_names,
+    resolve,
+)
+from histosge.differences import HeldOutSpots, PairedBootstrap, ordered_pairs
 from histosge.errors import HistosgeError
 from histosge.genes import library_size
 from histosge.heldout import HeldOut, MapKeeper
 from histosge.metrics import GeneScores, pearson_all_spots, score_genes
-from histosge.models.model import Model
 from histosge.models.presets import DEFAULT_PRESET, load_preset
-from histosge.report import Block, evaluation_blocks, render_report
 from histosge.scores import NOISE, FoldCount, Scores
 from histosge.sections import Section
+from histosge.spatial_scores import SpotLattice
 from histosge.splits import Fold
 from histosge.tasks import Plan, Task
-from histosge.windows import spots_from_patches
 
 NOISE_DRAWS = 20
 """Draws of the noise control, at least. With 10, chance alone would raise a false alarm once in fifty."""
@@ -55,6 +65,8 @@ def evaluate_sections(
     genes: int | Sequence[str] = DEFAULT_GENES,
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int | None = None,
+    ablate: bool = False,
+    reencode: Reencode | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Fit each preset on each fold for each seed, and score it on the held-out spots.
@@ -64,7 +76,7 @@ def evaluate_sections(
     sections
         At least one; the section and donor splits need two.
     presets
-        Names from `histosge.models.presets`; the noise control is always added.
+        Names that `histosge.contestants` knows; the noise control is always added.
     split
         One of `histosge.splits.SPLITS`.
     genes
@@ -73,6 +85,10 @@ def evaluate_sections(
         Of the models, and of the block and random splits.
     epochs
         For presets that iterate; None means each preset's own.
+    ablate
+        Add the published code without a defect, with each alone and with all, also on random embeddings.
+    reencode
+        Encodes the patches under spots anew, for the defects that lie there; None leaves those out.
     progress
         Told before each fit.
 
@@ -83,106 +99,170 @@ def evaluate_sections(
     HistosgeError
         If there is no preset or no seed, or a preset or gene is unknown.
     """
-    presets, seeds = _asked_for(presets, seeds)
-    default = _shown_preset(presets)
-    models = {name: load_preset(name) for name in (*presets, NOISE_PRESET)}
+    names = [*presets, *(ablation_names(patches=reencode is not None) if ablate else ())]
+    contestants, left_out = resolve(names, split, reencode)
+    if ablate and reencode is None:
+        left_out = (
+            *left_out,
+            "bgr and fixed_pixel_crop are left out: the slides cannot be read here, and they encode patches anew.",
+        )
     plan = Plan.of(sections, split, genes)
-    folds = plan.folds(seeds[0])
-    keeper = MapKeeper.over(sections, folds)
-    draws = _noise_draws(seeds)
-    total = len(folds) * (len(presets) * len(seeds) + sum(len(some) for some in draws.values()))
-    ledger = _Ledger(split, total, progress)
-    for task in plan.tasks(seeds):
-        for name in presets:
-            ledger.announce(name, task)
-            kept = keeper if (name, task.seed) == (default, seeds[0]) else None
-            ledger.add(name, task, _run(models[name], task, epochs, kept))
-        for draw in draws[task.seed]:
-            noise = task.with_noise(draw)
-            ledger.announce(NOISE, noise)
-            ledger.add(NOISE, noise, _run(models[NOISE_PRESET], noise, epochs, None))
-    ledger.announce("", None)
-    return Scores(
-        scores=pl.DataFrame(ledger.rows, schema=SCORE_SCHEMA, orient="row"),
-        genes=pl.concat(ledger.genes),
-        presets=presets,
-        default_preset=default,
-        split=split,
-        seeds=seeds,
-        buffer_um=plan.buffer_um,
-        gene_rule=_gene_rule(genes),
-        folds=tuple(_count(seed, fold) for seed in seeds for fold in plan.folds(seed)),
-        maps=keeper.maps(),
-        notes=_notes(plan, ledger.halo_um),
+    control = PresetContestant(NOISE, load_preset(NOISE_PRESET))
+    scores = score_plan(
+        plan, contestants, control, seeds=seeds, epochs=epochs, ablate=ablate, progress=progress
     )
+    return replace(scores, left_out=left_out)
 
 
-def write_evaluation(
-    scores: Scores, out_dir: str | Path, *, notes: Sequence[str] = (), extra: Sequence[Block] = ()
-) -> Path:
-    """Write report.html, scores.csv and genes.csv; after a failure there is no report.html.
-
-    Parameters
-    ----------
-    scores
-        From `evaluate_sections`.
-    out_dir
-        Made if it is missing; files of an earlier evaluation are replaced.
-    notes
-        Further caveats, such as how many spots fell under the floor on counts.
-    extra
-        Further blocks for the page, below the scores.
-
-    Returns
-    -------
-    pathlib.Path
-        Of report.html.
+def score_plan(
+    plan: Plan,
+    contestants: Sequence[Contestant],
+    control: Contestant,
+    *,
+    seeds: Sequence[int],
+    epochs: int | None = None,
+    ablate: bool = False,
+    progress: Progress | None = None,
+) -> Scores:
+    """Run contestants over a plan, and the control on random embeddings.
 
     Raises
     ------
     HistosgeError
-        If `out_dir` is a file.
+        If there is no contestant or no seed; `SplitError` if the sections cannot give the split.
     """
-    folder = Path(out_dir)
-    if folder.exists() and not folder.is_dir():
-        raise HistosgeError(f"cannot write a report to {folder}: it is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "report.html"
-    maps, *rest = evaluation_blocks(scores, notes)
-    subtitle = (
-        f"split {scores.split}, {len(scores.presets)} presets, seeds {', '.join(map(str, scores.seeds))}"
+    seeds = tuple(dict.fromkeys(seeds))
+    if not contestants or not seeds:
+        raise HistosgeError(
+            f"nothing to evaluate: {len(contestants)} presets and {len(seeds)} seeds; give at least one of each"
+        )
+    names = tuple(contestant.name for contestant in contestants)
+    default = _shown(names)
+    folds = plan.folds(seeds[0])
+    keeper = MapKeeper.over(plan.sections, folds)
+    draws = _noise_draws(seeds)
+    total = len(folds) * (len(names) * len(seeds) + sum(len(some) for some in draws.values()))
+    spots = {section.slide_id: len(section.spots) for section in plan.sections}
+    ledger = _Ledger(plan.split, total, progress, PairedBootstrap(spots))
+    for task in plan.tasks(seeds):
+        runner = _Runner(task, epochs, plan.split == "random")
+        on_noise = _Runner(task.with_noise(task.seed), epochs, runner.halves) if ablate else None
+        for contestant in contestants:
+            ledger.announce(contestant.name, task)
+            kept = keeper if (contestant.name, task.seed) == (default, seeds[0]) else None
+            run = runner.run(contestant, kept)
+            ledger.add(contestant.name, run)
+            ledger.bootstrap.add(contestant.name, run.tested, run.predicted)
+            if isinstance(contestant, PaperContestant):
+                ledger.add_paper(contestant, run, on_noise.run(contestant, None) if on_noise else None)
+        for draw in draws[task.seed]:
+            noise = task.with_noise(draw)
+            ledger.announce(NOISE, noise)
+            ledger.add(NOISE, _Runner(noise, epochs, runner.halves).run(control, None))
+    ledger.announce("", None)
+    return Scores(
+        scores=pl.DataFrame(ledger.rows, schema=SCORE_SCHEMA, orient="row"),
+        genes=pl.concat(ledger.genes),
+        presets=names,
+        default_preset=default,
+        split=plan.split,
+        seeds=seeds,
+        buffer_um=plan.buffer_um,
+        gene_rule=_gene_rule(plan.genes),
+        folds=tuple(_count(seed, fold) for seed in seeds for fold in plan.folds(seed)),
+        maps=keeper.maps(),
+        notes=_notes(plan, ledger.halo_um),
+        differences=ledger.bootstrap.table(ordered_pairs(names, default), plan.split),
     )
-    texts = {
-        folder / "scores.csv": scores.scores.write_csv(),
-        folder / "genes.csv": scores.genes.write_csv(),
-        page: render_report(
-            "How well held-out spots are predicted",
-            [maps, *rest[:-1], *extra, rest[-1]],
-            subtitle=subtitle,
-            footer="Recompute every number from scores.csv and genes.csv beside this page.",
-        ),
-    }
-    # The page goes first and comes back last: whoever finds one finds the tables that belong to it.
-    partial = {path: path.with_name(f"{path.name}.partial") for path in texts}
-    try:
-        for path, text in texts.items():
-            partial[path].write_text(text, encoding="utf-8")
-        page.unlink(missing_ok=True)
-        for path in texts:
-            partial[path].replace(path)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
-    return page
 
 
 @dataclass(frozen=True)
-class _Result:
-    """What one model scored on one fold."""
+class _Run:
+    """What one contestant did on one fold."""
 
+    task: Task
+    tested: HeldOutSpots
+    predicted: NDArray[np.float64]
     genes: GeneScores
-    all_spots: float
+    all_spots: float | None
     halo_um: float
+
+
+@dataclass
+class _Runner:
+    """Runs contestants on one task; defects that only concern the scoring share a fit.
+
+    Parameters
+    ----------
+    halves
+        Whether half of every section was trained on: then the published figure is given for all.
+    """
+
+    task: Task
+    epochs: int | None
+    halves: bool
+    cache: dict[str, _Run] = field(default_factory=dict)
+
+    def run(self, contestant: Contestant, keeper: MapKeeper | None) -> _Run:
+        """Fit on a fold's training spots, and score all of its held-out spots."""
+        if not isinstance(contestant, PaperContestant):
+            return self._run(contestant, keeper)
+        name = contestant.fit_name(self.task)
+        if name not in self.cache:
+            self.cache[name] = self._run(contestant, keeper)
+        return self.cache[name]
+
+    def _run(self, contestant: Contestant, keeper: MapKeeper | None) -> _Run:
+        task = contestant.prepare(self.task)
+        fitted = contestant.fit(task, self.epochs)
+        views = task.tested()
+        predicted = np.concatenate([fitted.at_spots(section) for section, _ in views]).astype(np.float64)
+        tested = _tested(task, views)
+        lattice = SpotLattice.over(
+            np.concatenate([section.spots.xy_um for section, _ in views]), tested.section
+        )
+        genes = score_genes(tested.truth, predicted, tested.depth, tested.section, lattice)
+        if keeper is not None:
+            _keep(keeper, task, fitted, genes)
+        asked = self.halves or isinstance(contestant, PaperContestant)
+        all_spots = _all_spots(task, fitted) if asked else None
+        return _Run(task, tested, predicted, genes, all_spots, fitted.halo_um)
+
+
+def _keep(keeper: MapKeeper, task: Task, fitted: Fitted, genes: GeneScores) -> None:
+    """Hand the map of the shown section over, if this fold tests it and the contestant draws one.
+
+    All of its patches are drawn, also those between the sides, which no score looks at.
+    """
+    slide_id = keeper.section.slide_id
+    if not task.fold.test[slide_id].any():
+        return
+    section, target = next(pair for pair in task.everything() if pair[0].slide_id == slide_id)
+    log_patches = fitted.at_patches(section)
+    if log_patches is not None:
+        keeper.keep(task.fold, HeldOut(task.genes, genes.pearson, target, log_patches))
+
+
+def _tested(task: Task, views: Sequence[tuple[Section, NDArray[np.float32]]]) -> HeldOutSpots:
+    ids = [section.slide_id for section, _ in views]
+    return HeldOutSpots(
+        task.fold.name,
+        task.seed,
+        task.genes,
+        np.concatenate([target for _, target in views]).astype(np.float64),
+        np.concatenate([library_size(section.spots) for section, _ in views]),
+        np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in views]),
+        np.concatenate([np.flatnonzero(task.fold.test[slide_id]) for slide_id in ids]),
+    )
+
+
+def _all_spots(task: Task, fitted: Fitted) -> float:
+    """Return the published figure: over all spots, those trained on included."""
+    everything = task.everything()
+    truth = np.concatenate([target for _, target in everything])
+    guess = np.concatenate([fitted.at_spots(section) for section, _ in everything])
+    label = np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in everything])
+    return pearson_all_spots(truth, guess, label)
 
 
 @dataclass
@@ -192,6 +272,7 @@ class _Ledger:
     split: str
     total: int
     progress: Progress | None
+    bootstrap: PairedBootstrap
     rows: list[tuple[str, str, str, int, str, float]] = field(default_factory=list)
     genes: list[pl.DataFrame] = field(default_factory=list)
     halo_um: dict[str, float] = field(default_factory=dict)
@@ -203,47 +284,40 @@ class _Ledger:
             what = f"{preset}, fold {task.fold.name}, seed {task.seed}" if task else "scored"
             self.progress(self.done, self.total, what)
 
-    def add(self, preset: str, task: Task, result: _Result) -> None:
+    def add(self, preset: str, run: _Run) -> None:
         """Write down one run's rows."""
-        top = task.top()
-        values = result.genes.summary(top)
-        if self.split == "random":
-            values["paper_all_spots"] = result.all_spots
-        key = (preset, self.split, task.fold.name, task.seed)
-        self.rows += [(*key, metric, value) for metric, value in values.items()]
-        self.genes.append(_gene_rows(key, task.genes, result.genes, top))
-        self.halo_um[preset] = max(result.halo_um, self.halo_um.get(preset, 0.0))
+        top = run.task.top()
+        values = run.genes.summary(top)
+        if run.all_spots is not None:
+            values["paper_all_spots"] = run.all_spots
+        key = self._write(preset, run.task, values)
+        self.genes.append(_gene_rows(key, run.task.genes, run.genes, top))
+        self.halo_um[preset] = max(run.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
 
+    def add_paper(self, contestant: PaperContestant, run: _Run, on_noise: _Run | None) -> None:
+        """Write down what the published code would report, and what the same makes of random embeddings."""
+        values = {"as_reported": _reported(contestant, run)}
+        if on_noise is not None:
+            values["pearson_mean_on_noise"] = float(on_noise.genes.pearson.mean())
+            values["paper_all_spots_on_noise"] = _figure(on_noise)
+            values["as_reported_on_noise"] = _reported(contestant, on_noise)
+        self._write(contestant.name, run.task, values)
 
-def _run(model: type[Model], task: Task, epochs: int | None, keeper: MapKeeper | None) -> _Result:
-    """Fit on a fold's training spots, predict every patch, and score all of its held-out spots."""
-    fitted = model.fit(task.training(), seed=task.seed, epochs=epochs)
-    tested, spots, shown = task.tested(), [], None
-    for section, target in tested:
-        log_patches = fitted.predict(section.patches)
-        spots.append(spots_from_patches(section.overlap, log_patches))
-        if keeper is not None and section.slide_id == keeper.section.slide_id:
-            shown = (target, log_patches)
-    result = _score(task, tested, spots, fitted.halo_um)
-    if keeper is not None and shown is not None:
-        keeper.keep(task.fold, HeldOut(task.genes, result.genes.pearson, *shown))
-    return result
+    def _write(self, preset: str, task: Task, values: Mapping[str, float]) -> tuple[str, str, str, int]:
+        key = (preset, self.split, task.fold.name, task.seed)
+        self.rows += [(*key, metric, value) for metric, value in values.items()]
+        return key
 
 
-def _score(
-    task: Task,
-    tested: list[tuple[Section, NDArray[np.float32]]],
-    predicted: list[NDArray[np.float32]],
-    halo_um: float,
-) -> _Result:
-    held_out = np.concatenate([task.fold.test[section.slide_id] for section, _ in tested])
-    truth = np.concatenate([target for _, target in tested])
-    guess = np.concatenate(predicted)
-    depth = np.concatenate([library_size(section.spots) for section, _ in tested])
-    label = np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in tested])
-    genes = score_genes(truth[held_out], guess[held_out], depth[held_out], label[held_out])
-    return _Result(genes, pearson_all_spots(truth, guess, label), halo_um)
+def _reported(contestant: PaperContestant, run: _Run) -> float:
+    if "all_spots_metric" in contestant.switches:
+        return _figure(run)
+    return float(run.genes.pearson.mean())
+
+
+def _figure(run: _Run) -> float:
+    return np.nan if run.all_spots is None else run.all_spots
 
 
 def _gene_rows(
@@ -259,6 +333,9 @@ def _gene_rows(
         "mae": scores.mae,
         "r2": scores.r2,
         "pearson_undefined": scores.undefined,
+        "ssim": scores.ssim,
+        "moran_measured": scores.moran_measured,
+        "moran_predicted": scores.moran_predicted,
         "top50": top,
     }
     labels = [
@@ -270,18 +347,9 @@ def _gene_rows(
     return pl.DataFrame(columns).select(*labels, pl.all())
 
 
-def _asked_for(presets: Sequence[str], seeds: Sequence[int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    wanted = tuple(dict.fromkeys(name for name in presets if name != NOISE))
-    if not wanted or not seeds:
-        raise HistosgeError(
-            f"nothing to evaluate: {len(wanted)} presets and {len(seeds)} seeds; give at least one of each"
-        )
-    return wanted, tuple(dict.fromkeys(seeds))
-
-
-def _shown_preset(presets: tuple[str, ...]) -> str:
-    """Return whose maps are shown: the default preset, else the first one that draws a map at all."""
-    return min(presets, key=lambda name: (name != DEFAULT_PRESET, name == "mean"))
+def _shown(names: tuple[str, ...]) -> str:
+    """Return whose maps are shown: the default preset, else the first one that draws a map worth seeing."""
+    return min(names, key=lambda n: (n != DEFAULT_PRESET, n == "mean", n == DEPTH, n.startswith(f"{PAPER}+")))
 
 
 def _noise_draws(seeds: tuple[int, ...]) -> dict[int, list[int]]:
@@ -308,9 +376,14 @@ def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
     if plan.split != "donor" and not (plan.split == "section" and len(donors) == n_sections):
         notes.append("Training and held-out spots share donors: expect less on another person's tissue.")
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
-    if wide and plan.split in {"block", "random"}:
+    if wide and plan.split == "random":
         notes.append(
             f"Some presets look beyond a patch ({', '.join(wide)}), so training sees the picture around"
             " held-out spots, but never their counts."
+        )
+    if wide and plan.split == "block":
+        notes.append(
+            f"Some presets look beyond a patch ({', '.join(wide)}). Patches near the border of a block are hidden"
+            " from both sides, so no pixel lies in a window of training and in one of a held-out spot (checked)."
         )
     return tuple(notes)

@@ -73,7 +73,7 @@ def make_folds(
     seed
         Moves the blocks, or draws the random half; without effect on sections and donors.
     buffer_um
-        Of the block split; `default_buffer_um` gives one.
+        Of the block split; `histosge.sides.window_buffer_um` gives one.
 
     Raises
     ------
@@ -100,7 +100,8 @@ def default_buffer_um(spot_um: float, patch_um: float) -> float:
     """Return the buffer that keeps every training patch off every held-out spot's disc.
 
     A patch under a training spot reaches at most its own diagonal beyond that spot's disc, so two
-    centres one diameter and one diagonal apart share no pixel.
+    centres one diameter and one diagonal apart share no pixel. Where patches of both sides must not
+    overlap either, `histosge.sides.window_buffer_um` is the one.
 
     Parameters
     ----------

@@ -153,11 +153,24 @@ def evaluate(
     report_dir: Annotated[
         Path, typer.Argument(metavar="REPORT_DIR", help="Folder for report.html and its tables.")
     ],
-    split: Annotated[str, typer.Option(help="block, section, donor or random.")] = "block",
-    presets: Annotated[str, typer.Option(metavar="a,b,c", help="Models to compare.")] = "mean,ridge,dense",
+    split: Annotated[
+        str | None,
+        typer.Option(help="block (default), section, donor or random (default of --ablate)."),
+    ] = None,
+    presets: Annotated[
+        str,
+        typer.Option(metavar="a,b,c", help="Models to compare; depth: library size alone, an oracle."),
+    ] = "mean,ridge,dense",
     genes: Genes = "250",
     seeds: Annotated[int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.")] = 1,
     epochs: Epochs = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="hest", help="Score as HEST-Benchmark does, in place of the presets."),
+    ] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Add the published code with each of its known defects.")
+    ] = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -178,9 +191,11 @@ def evaluate(
         genes=genes_option(genes),
         seeds=seeds,
         epochs=epochs,
+        ablate=ablate,
+        protocol=protocol,
     )
     with voice.steps("fits") as say:
         scores = run(samples, store, report_dir, settings, grid=grid, encoder=encoder, say=say)
     print_scores(scores)
-    for name in ("report.html", "scores.csv", "genes.csv"):
+    for name in ("report.html", "scores.csv", "genes.csv", "differences.csv"):
         out.print(str(report_dir / name), markup=False)

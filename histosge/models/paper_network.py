@@ -2,7 +2,7 @@
 
 One group of patches is one attention call. Nothing here knows microns, slides or training.
 
-    h = e + R[row] + C[col]
+    h = e + R[row] + C[col]                 between two rows, or columns, their tables' linear mix
     h = h + W_o softmax(q k^T / 8) v        q, k, v = LayerNorm(h) W_{q,k,v}, 4 heads of 64, no bias
     h = h + W_2 GELU(W_1 LayerNorm(h))      width 1024
     y = ReLU(W_4 LayerNorm(ReLU(W_3 h)))    width 2048
@@ -69,7 +69,7 @@ class PaperNetwork(nn.Module):
         embedding
             ``(groups, patches, dim)``; any finite value where `exists` is False.
         position
-            Row and column, 0 .. `POSITIONS` - 1, ``(groups, patches, 2)``.
+            Row and column, 0 .. `POSITIONS` - 1, ``(groups, patches, 2)``: whole numbers (int64), or any (float32).
         exists
             ``(groups, patches)``; every group holds at least one.
 
@@ -78,8 +78,19 @@ class PaperNetwork(nn.Module):
         Tensor
             ``(groups, patches, genes)``, not negative.
         """
-        h = embedding + self.row(position[..., 0]) + self.col(position[..., 1])
+        h = embedding + _at(self.row, position[..., 0]) + _at(self.col, position[..., 1])
         h = h + self.attention(h, exists)
         h = h + self.mlp(h)
         genes: Tensor = self.head(h)
         return genes
+
+
+def _at(table: nn.Embedding, place: Tensor) -> Tensor:
+    """Look up rows of a table; between two of them, mix both."""
+    if not place.is_floating_point():
+        whole: Tensor = table(place)
+        return whole
+    low = place.floor().clamp(0, POSITIONS - 2)
+    share = (place - low)[..., None]
+    mixed: Tensor = table(low.long()) * (1 - share) + table(low.long() + 1) * share
+    return mixed

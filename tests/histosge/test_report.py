@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from histosge.evaluation_report import evaluation_blocks
 from histosge.plots import gene_map, score_distributions
-from histosge.report import Block, Picture, Table, evaluation_blocks, render_report
+from histosge.report import Block, Picture, Table, render_report
 from histosge.scores import FoldCount, GeneMap, Scores
 
 GRID = (17, 13)

@@ -6,41 +6,16 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from make_sections import GRID, N_GENES, PATCH_UM, make_section
 from scipy import sparse
 
 from histosge.errors import HistosgeError, SplitError
+from histosge.score_files import write_evaluation
 from histosge.scores import Scores
-from histosge.scoring import NOISE_DRAWS, evaluate_sections, write_evaluation
-from histosge.sections import Patches, Section, Spots
+from histosge.scoring import NOISE_DRAWS, evaluate_sections
+from histosge.sections import Section
 from histosge.splits import Fold
 from histosge.tasks import Plan
-
-GRID = (17, 13)
-N_GENES, DIM = 23, 11
-PATCH_UM = 53.0
-
-
-def make_section(slide_id: str, seed: int, signal: float = 1.0, n_genes: int = N_GENES) -> Section:
-    """One spot per patch; rates follow the embedding linearly, by `signal`."""
-    rng = np.random.default_rng(seed)
-    rows, cols = (index.ravel() for index in np.indices(GRID))
-    embedding = rng.standard_normal((rows.size, DIM)).astype(np.float32)
-    patches = Patches(slide_id, rows, cols, embedding, PATCH_UM, PATCH_UM)
-    weights = np.random.default_rng(101).standard_normal((DIM, n_genes)) * signal / np.sqrt(DIM)
-    rates = np.exp(embedding @ weights + rng.standard_normal((rows.size, n_genes)) * 0.3)
-    depth = rng.lognormal(7, 0.4, rows.size)
-    counts = rng.poisson(rates / rates.sum(axis=1, keepdims=True) * depth[:, None])
-    spots = Spots(
-        slide_id,
-        "d1",
-        np.array([f"b{i}" for i in range(rows.size)]),
-        patches.xy_um,
-        43.0,
-        sparse.csr_matrix(counts.astype(np.float32)),
-        tuple(f"G{i}" for i in range(n_genes)),
-    )
-    thumbnail = rng.integers(120, 220, (*GRID, 3)).astype(np.uint8)
-    return Section(patches, spots, sparse.eye(rows.size, format="csr", dtype=np.float32), thumbnail)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +154,7 @@ def test_the_papers_figure_is_given_for_the_random_split_only(by_section: Scores
 
 def test_the_block_split_scores_every_spot_and_says_what_it_dropped(three: list[Section]) -> None:
     scores = evaluate_sections(three[:1], ["ridge"], split="block", genes=19, seeds=(0, 1))
-    assert scores.buffer_um == pytest.approx(43 + np.sqrt(2) * PATCH_UM)
+    assert scores.buffer_um == pytest.approx(43 + np.sqrt(2) * 2 * PATCH_UM)
     for seed in (0, 1):
         counts = [count for count in scores.folds if count.seed == seed]
         assert sum(count.n_test for count in counts) == GRID[0] * GRID[1]
@@ -281,7 +256,7 @@ def test_the_page_loads_nothing_and_shows_three_maps(by_section: Scores, tmp_pat
     )
     page = _Page()
     page.feed(text)
-    assert len(page.loads) == 4
+    assert len(page.loads) == 5  # three maps, spread, differences
     assert all(load.startswith("data:image/png;base64,") for load in page.loads)
     assert not re.search(r"https?://|@import|url\(", text)
     assert "7 spots under 100 counts left out." in text
@@ -295,7 +270,12 @@ def test_tables_hold_one_row_per_preset_fold_seed_and_gene(by_section: Scores, t
     genes = pl.read_csv(tmp_path / "genes.csv")
     assert genes.columns[:6] == ["preset", "split", "fold", "seed", "gene", "pearson"]
     assert len(genes) == 3 * 19 * (2 + 2 + NOISE_DRAWS)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["genes.csv", "report.html", "scores.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "differences.csv",
+        "genes.csv",
+        "report.html",
+        "scores.csv",
+    ]
 
 
 def test_after_a_failure_there_is_no_page_and_no_half_written_file(
