@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from histosge.conformal import calibrate
 from histosge.contestants import (
     DEPTH,
     PAPER,
@@ -153,6 +154,8 @@ def score_plan(
             run = runner.run(contestant, kept)
             ledger.add(contestant.name, run)
             ledger.bootstrap.add(contestant.name, run.tested, run.predicted)
+            if contestant.name == DEFAULT_PRESET:
+                ledger.write(contestant.name, run.task, _intervals(run))
             if isinstance(contestant, PaperContestant):
                 ledger.add_paper(contestant, run, on_noise.run(contestant, None) if on_noise else None)
         for draw in draws[task.seed]:
@@ -229,6 +232,18 @@ class _Runner:
         return _Run(task, tested, predicted, genes, all_spots, fitted.halo_um)
 
 
+def _intervals(run: _Run) -> dict[str, float]:
+    """Return how often intervals from the training part hold on held-out spots, and the share of trusted genes."""
+    preset, task = load_preset(DEFAULT_PRESET), run.task
+    spot_um = max(section.spots.diameter_um for section in task.sections)
+    found = calibrate(lambda parts: preset.fit(parts, seed=task.seed), task.training(), spot_um)
+    return (
+        {}
+        if found is None
+        else found.scores(run.tested.truth.astype(np.float32), run.predicted.astype(np.float32))
+    )
+
+
 def _keep(keeper: MapKeeper, task: Task, fitted: Fitted, genes: GeneScores) -> None:
     """Hand the map of the shown section over, if this fold tests it and the contestant draws one.
 
@@ -290,7 +305,7 @@ class _Ledger:
         values = run.genes.summary(top)
         if run.all_spots is not None:
             values["paper_all_spots"] = run.all_spots
-        key = self._write(preset, run.task, values)
+        key = self.write(preset, run.task, values)
         self.genes.append(_gene_rows(key, run.task.genes, run.genes, top))
         self.halo_um[preset] = max(run.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
@@ -302,9 +317,10 @@ class _Ledger:
             values["pearson_mean_on_noise"] = float(on_noise.genes.pearson.mean())
             values["paper_all_spots_on_noise"] = _figure(on_noise)
             values["as_reported_on_noise"] = _reported(contestant, on_noise)
-        self._write(contestant.name, run.task, values)
+        self.write(contestant.name, run.task, values)
 
-    def _write(self, preset: str, task: Task, values: Mapping[str, float]) -> tuple[str, str, str, int]:
+    def write(self, preset: str, task: Task, values: Mapping[str, float]) -> tuple[str, str, str, int]:
+        """Write values down, and return what their rows begin with."""
         key = (preset, self.split, task.fold.name, task.seed)
         self.rows += [(*key, metric, value) for metric, value in values.items()]
         return key

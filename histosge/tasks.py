@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.genes import choose_genes, select_target, shared_genes
+from histosge.genes import choose_genes, library_size, select_target, shared_genes
 from histosge.metrics import top_by_variance
 from histosge.sections import Section, Spots, TrainingSection
 from histosge.sides import Sides, check_windows_apart, take_patches, take_spots, window_buffer_um
@@ -54,7 +54,10 @@ class Task:
         for section, target in self._with(self.fold.train):
             keep = self.fold.train[section.slide_id]
             seen = take_patches(section, self.sides[section.slide_id].train) if self.sides else section
-            parts.append(TrainingSection(seen.patches, seen.overlap, seen.spots.xy_um, target).subset(keep))
+            library = library_size(seen.spots)
+            parts.append(
+                TrainingSection(seen.patches, seen.overlap, seen.spots.xy_um, target, library).subset(keep)
+            )
         return parts
 
     def training_spots(self) -> list[Spots]:
