@@ -1,7 +1,7 @@
 """Sections in a store -> a saved model. Nothing is encoded here: that was done once, before."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featurestore.encoder import EncoderIdentity
@@ -9,6 +9,7 @@ from featurestore.errors import AmbiguousSelectionError
 from featurestore.grid import GridSpec
 from featurestore.samples import read_samples
 from featurestore.store import Store, identity_attrs
+from histosge.checkpoints import checkpointed, training_key
 from histosge.conformal import Intervals, calibrate
 from histosge.errors import ModelError
 from histosge.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target
@@ -112,7 +113,18 @@ def train(
     if settings.intervals if settings.intervals is not None else settings.preset not in SLOW:
         intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
         say(_calibrated(intervals, genes))
-    return save_model(model, fit(training), _card(settings, genes, loaded), intervals)
+    card, unfinished = _card(settings, genes, loaded), checkpoint_path(model)
+    facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
+    with checkpointed(unfinished, training_key(facts, training)):
+        fitted = fit(training)
+    saved = save_model(model, fitted, card, intervals)
+    unfinished.unlink(missing_ok=True)
+    return saved
+
+
+def checkpoint_path(model: str | Path) -> Path:
+    """Return where an unfinished training of a model's folder is kept, for presets that iterate."""
+    return Path(model).with_name(f".{Path(model).name}.unfinished")
 
 
 def _calibrated(intervals: Intervals | None, genes: tuple[str, ...]) -> str:
