@@ -68,8 +68,8 @@ class Checkpoint:
     def keep(
         self,
         epochs: int,
-        network: torch.nn.Module,
-        optimiser: torch.optim.Optimizer,
+        network: "torch.nn.Module",
+        optimiser: "torch.optim.Optimizer",
         rng: np.random.Generator,
     ) -> None:
         """Write the state after so many complete epochs, unless writing would take more than `SHARE` of the time."""

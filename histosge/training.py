@@ -25,6 +25,8 @@ Say = Callable[[str], None]
 DEFAULT_GENES = 1000
 MIN_SPOTS = 20
 """A section with fewer cannot be standardised, nor tell a good model from a bad one."""
+NAMED = 5
+"""Spots without a patch that are named; the others are counted."""
 SLOW = ("paper",)
 """Presets that take minutes a fit: not calibrated unless asked for."""
 
@@ -156,6 +158,9 @@ def load_sections(
             f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "
             f"({item.few_counts} spots under {MIN_COUNTS} counts and {item.off_tissue} off tissue left out)"
         )
+        if item.nowhere:
+            more = f" and {len(item.nowhere) - NAMED} more" if len(item.nowhere) > NAMED else ""
+            say(f"{sample.slide_id}: no embedded patch under {', '.join(item.nowhere[:NAMED])}{more}")
         if item.fit.verdict == "warn":
             say(f"{sample.slide_id}: {item.fit.message}")
         if len(item.section.spots) < MIN_SPOTS:
