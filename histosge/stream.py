@@ -208,6 +208,8 @@ class LoadedSection:
         Spots with enough counts but no embedded patch under their disc.
     found
         What the expression's reader says of it, in one line.
+    nowhere
+        Barcodes of the spots counted in `off_tissue`.
     """
 
     section: Section
@@ -216,6 +218,7 @@ class LoadedSection:
     off_tissue: int
     fit: FitReport
     found: str = ""
+    nowhere: tuple[str, ...] = ()
 
 
 def load_section(
@@ -261,8 +264,8 @@ def load_section(
             f"({int((~enough).sum())} under {min_counts} counts, {int((enough & ~covered).sum())} off tissue)"
         )
     section = Section(patches, _take(spots, keep), overlap[keep], slide.stored.rgb)
-    lost = int((enough & ~covered).sum())
-    return LoadedSection(section, slide, int((~enough).sum()), lost, fit, said)
+    nowhere = tuple(spots.barcodes[enough & ~covered].tolist())
+    return LoadedSection(section, slide, int((~enough).sum()), len(nowhere), fit, said, nowhere)
 
 
 def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> FitReport:

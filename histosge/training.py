@@ -1,7 +1,7 @@
 """Sections in a store -> a saved model. Nothing is encoded here: that was done once, before."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featurestore.encoder import EncoderIdentity
@@ -9,6 +9,7 @@ from featurestore.errors import AmbiguousSelectionError
 from featurestore.grid import GridSpec
 from featurestore.samples import read_samples
 from featurestore.store import Store, identity_attrs
+from histosge.checkpoints import checkpointed, training_key
 from histosge.conformal import Intervals, calibrate
 from histosge.errors import ModelError
 from histosge.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target
@@ -24,6 +25,8 @@ Say = Callable[[str], None]
 DEFAULT_GENES = 1000
 MIN_SPOTS = 20
 """A section with fewer cannot be standardised, nor tell a good model from a bad one."""
+NAMED = 5
+"""Spots without a patch that are named; the others are counted."""
 SLOW = ("paper",)
 """Presets that take minutes a fit: not calibrated unless asked for."""
 
@@ -112,7 +115,18 @@ def train(
     if settings.intervals if settings.intervals is not None else settings.preset not in SLOW:
         intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
         say(_calibrated(intervals, genes))
-    return save_model(model, fit(training), _card(settings, genes, loaded), intervals)
+    card, unfinished = _card(settings, genes, loaded), checkpoint_path(model)
+    facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
+    with checkpointed(unfinished, training_key(facts, training)):
+        fitted = fit(training)
+    saved = save_model(model, fitted, card, intervals)
+    unfinished.unlink(missing_ok=True)
+    return saved
+
+
+def checkpoint_path(model: str | Path) -> Path:
+    """Return where an unfinished training of a model's folder is kept, for presets that iterate."""
+    return Path(model).with_name(f".{Path(model).name}.unfinished")
 
 
 def _calibrated(intervals: Intervals | None, genes: tuple[str, ...]) -> str:
@@ -144,6 +158,9 @@ def load_sections(
             f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "
             f"({item.few_counts} spots under {MIN_COUNTS} counts and {item.off_tissue} off tissue left out)"
         )
+        if item.nowhere:
+            more = f" and {len(item.nowhere) - NAMED} more" if len(item.nowhere) > NAMED else ""
+            say(f"{sample.slide_id}: no embedded patch under {', '.join(item.nowhere[:NAMED])}{more}")
         if item.fit.verdict == "warn":
             say(f"{sample.slide_id}: {item.fit.message}")
         if len(item.section.spots) < MIN_SPOTS:

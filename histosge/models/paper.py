@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from histosge.checkpoints import current
 from histosge.errors import ModelError
 from histosge.models.linear import Floats, Indices, Standardiser
 from histosge.models.model import State
@@ -211,7 +212,9 @@ def _groups(
 
 def _train(network: PaperNetwork, groups: list[Group], rng: np.random.Generator, epochs: int) -> None:
     optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    for _ in range(epochs):
+    checkpoint = current()
+    done = checkpoint.restore(network, optimiser, rng) if checkpoint else 0
+    for epoch in range(done, epochs):
         for number in rng.permutation(len(groups)):
             embedding, position, target = groups[number]
             exists = torch.ones(position.shape[:2], dtype=torch.bool)
@@ -219,6 +222,8 @@ def _train(network: PaperNetwork, groups: list[Group], rng: np.random.Generator,
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
+        if checkpoint:
+            checkpoint.keep(epoch + 1, network, optimiser, rng)
 
 
 def spot_pitch(sections: Sequence[TrainingSection]) -> float:
