@@ -56,7 +56,7 @@ def test_genes_that_are_noise_are_not_trusted_and_genes_in_the_picture_are(n_sec
 
 def test_a_lone_section_is_held_out_in_stripes_that_no_training_patch_touches() -> None:
     section = _section(1)
-    buffer_um = default_buffer_um(55.0, section.patches.patch_um, section.patches.stride_um)
+    buffer_um = default_buffer_um(55.0, section.patches.patch_um)
     parts = list(held_out_parts([section], 55.0))
     assert len(parts) == 4
     for (training,), (testing,) in parts:
