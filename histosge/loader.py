@@ -14,11 +14,12 @@ Terms
     rank   one of `world_size` processes; each sees its own part of the blocks
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -368,12 +369,19 @@ class _Pool(NamedTuple):
         np.take(flat, places, axis=0, out=batch.embedding[start:stop], mode="clip")
 
 
+NOBODY_ELSE = 2
+"""References to an array that only one list holds: that list's, and the counting's own."""
+MOST_LENT = 4
+"""Batches whose memory is looked at again."""
+
+
 class _Cutter:
     """Cuts a sequence of pools into batches of one size."""
 
     def __init__(self, size: int) -> None:
         self._size, self._filled = size, 0
         self._batch: Batch | None = None
+        self._lent: list[NDArray[np.float16]] = []
 
     def cut(self, pool: _Pool, places: NDArray[np.int64]) -> Iterator[Batch]:
         """Yield the batches that a pool completes."""
@@ -397,4 +405,13 @@ class _Cutter:
 
     def _empty(self, half: NDArray[np.float16]) -> Batch:
         slide, rows, cols = (np.empty(self._size, np.int64) for _ in range(3))
-        return Batch(slide, rows, cols, np.empty((self._size, half.shape[2]), half.dtype))
+        return Batch(slide, rows, cols, self._memory((self._size, half.shape[2]), half.dtype))
+
+    def _memory(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[np.float16]:
+        """Return memory for a batch: that of one which nobody holds any more, as new memory costs as much as a copy."""
+        for place in range(len(self._lent)):
+            if sys.getrefcount(self._lent[place]) == NOBODY_ELSE and self._lent[place].shape == shape:
+                return self._lent[place]
+        memory = np.empty(shape, dtype)
+        self._lent = [*self._lent[1 - MOST_LENT :], memory]
+        return memory
