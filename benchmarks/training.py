@@ -78,6 +78,7 @@ def _mean_pearson(predicted: np.ndarray, measured: np.ndarray) -> float:
 
 ABSOLUTE = """
     import sys, time
+    sys.path.insert(0, sys.argv[2])
     from _models import invent_section
     from featurestore.store import Store
     from histosge.models.dense import DenseModel
@@ -99,8 +100,14 @@ ABSOLUTE = """
 def absolute(folder: Path, sections: int) -> list[Result]:
     """Train on 12 sections of 4,000 spots in a process of its own."""
     store = write_store(folder / "large", sections, Made((96, 96), 1024))
-    command = [sys.executable, "-c", textwrap.dedent(ABSOLUTE), store.location.url]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [
+        sys.executable,
+        "-c",
+        textwrap.dedent(ABSOLUTE),
+        store.location.url,
+        str(Path(__file__).parent),
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     load, fit, peak = map(float, done.stdout.split())
     return [
         Result("absolute: sections of 4,000 spots", sections),
