@@ -114,7 +114,7 @@ def two_workers(slide: Path, folder: Path, repeats: int) -> list[Result]:
     """Compare one worker with two where reading dominates."""
     best = {}
     settings = EmbedSettings(("colour",), GridSpec(0.5, 224, 224), block_shape=(4, 4))
-    copies = [folder / f"copy{i}.tif" for i in range(4)]
+    copies = [folder / f"copy{i}.tif" for i in range(8)]
     for copy in copies:
         copy.hardlink_to(slide)
     samples = [Sample(copy.stem, str(copy), None, None, "") for copy in copies]
