@@ -46,6 +46,12 @@ def train(
     loss: Annotated[
         str, typer.Option(help="Of dense: mse on log1p(CP10k), poisson or nb on counts.")
     ] = "mse",
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
+        ),
+    ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -62,6 +68,10 @@ def train(
     settings = TrainSettings(preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss)
     with voice.steps("training") as say:
         saved = run(samples, store, model, settings, say=say)
+    if report is not None:
+        from histosge.run_reports import write_training_report
+
+        write_training_report(saved, report)
     spots = sum(section["spots"] for section in saved.card.sections)
     out.print(
         f"{model}: {preset} for {len(saved.card.genes)} genes from {spots} spots of {len(saved.card.sections)} sections, "
@@ -104,6 +114,12 @@ def predict(
         int,
         typer.Option(metavar="N", min=1, help="Processes that share several slides out among themselves."),
     ] = 1,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
+        ),
+    ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -145,6 +161,13 @@ def predict(
         stored = ExpressionStore.open(out_store).map(results[0].slide_id, results[0].grid_key)
         rows = write_h5ad(stored, h5ad)
         out.print(f"{h5ad}: {rows} patches x {len(stored.genes)} genes", markup=False)
+    if report is not None:
+        from histosge.run_reports import write_prediction_report
+        from histosge.saved import load_model
+
+        shown = [(result.slide_id, result.grid_key) for result in results]
+        write_prediction_report(out_store, shown, load_model(model), report)
+        out.print(str(report), markup=False)
 
 
 def evaluate(

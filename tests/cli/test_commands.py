@@ -52,12 +52,21 @@ def test_the_whole_job(histosge: Histosge, sheet: Path, run_folder: Path) -> Non
     assert "done" in histosge("ls", store).out
     assert histosge("validate", store, "--deep")[:2] == (0, "whole\n")
 
-    trained = histosge("train", sheet, store, model, "--genes", 12)
+    pages = [run_folder / name for name in ("train.html", "predict.html")]
+    trained = histosge("train", sheet, store, model, "--genes", 12, "--report", pages[0])
     assert trained.code == 0
     assert "dense for 12 genes" in trained.out
     h5ad = run_folder / "s2.h5ad"
-    predicted = histosge("predict", store, model, maps, "--slide", "S2", "--h5ad", h5ad)
+    predicted = histosge("predict", store, model, maps, "--slide", "S2", "--h5ad", h5ad, "--report", pages[1])
     assert predicted.code == 0
+    for page in pages:
+        text = page.read_text()
+        assert "Which genes to trust" in text
+        assert "data:image/png;base64," in text
+        assert "histosge evaluate" in text
+        assert 'src="http' not in text
+    assert "S2" in text
+    assert "learned from spots of this slide" in text
     data = anndata.read_h5ad(h5ad)
     assert data.n_vars == 12
     assert data.obsm["spatial"].max() < max(SPEC.size_px)

@@ -1,0 +1,67 @@
+"""Pictures of one run: how far genes can be trusted, and maps of a slide beside its picture. PNG bytes."""
+
+import io
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+COLOURS = "viridis"
+DPI = 110
+ROBUST = (2.0, 98.0)
+"""Percentiles of a map that its colour scale spans."""
+
+
+def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
+    """Draw how trust spreads over genes, with the line below which a gene is abstained from."""
+    figure = Figure(figsize=(8, 2.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(0, max(1.0, float(trust.max(initial=0))), 41).tolist()
+    axes.hist(trust[trust >= threshold], edges, color="#35608d", label="trusted")
+    axes.hist(trust[trust < threshold], edges, color="#c9ccd1", label="abstained from")
+    axes.axvline(threshold, color="black", linewidth=0.9, linestyle="--")
+    axes.set_xlabel("trust: lower limit of a gene's held-out Pearson", fontsize=9)
+    axes.set_ylabel("genes", fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    return _png(figure)
+
+
+def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]], stride_um: float) -> bytes:
+    """Draw a slide's mean colours and some maps beside them, each on a scale of its own.
+
+    Parameters
+    ----------
+    thumbnail
+        One pixel a patch, ``(n_rows, n_cols, 3)``.
+    maps
+        Title -> values, ``(n_rows, n_cols)``; NaN where nothing was predicted.
+    stride_um
+        Step between patches.
+    """
+    n_rows, n_cols, _ = thumbnail.shape
+    panels = 1 + len(maps)
+    height = float(np.clip(11 / panels * n_rows / n_cols + 0.6, 1.8, 6))
+    figure = Figure(figsize=(11, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    extent = (0.0, n_cols * stride_um / 1000, n_rows * stride_um / 1000, 0.0)
+    axes[0].imshow(thumbnail, extent=extent, interpolation="nearest")
+    axes[0].set_title("H&E, a pixel a patch", fontsize=10)
+    axes[0].set_xlabel("mm", fontsize=8)
+    for place, (title, values) in zip(axes[1:], maps.items(), strict=True):
+        known = values[np.isfinite(values)]
+        low, high = np.percentile(known, ROBUST) if len(known) else (0.0, 1.0)
+        drawn = place.imshow(
+            values, extent=extent, cmap=COLOURS, vmin=low, vmax=high, interpolation="nearest"
+        )
+        place.set_title(title, fontsize=10)
+        place.set_axis_off()
+        figure.colorbar(drawn, ax=place, shrink=0.7, pad=0.02)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png")
+    return target.getvalue()
