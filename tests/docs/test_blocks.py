@@ -87,6 +87,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of what other packages call within
 @pytest.mark.parametrize("page", with_blocks())
 def test_every_block_runs(
     page: Path, brought: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

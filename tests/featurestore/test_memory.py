@@ -23,6 +23,7 @@ print(planned.worker_bytes, int(peak[1]) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["morphology"])
 def test_a_run_holds_less_than_was_said_before_it_and_not_much_less(tmp_path: Path, encoder: str) -> None:
     slide = write_pyramid(tmp_path / "a.tif", tissue_like(2000, 1900, 1.0), 1.0, tile=256)
