@@ -113,7 +113,7 @@ def over_http(store: Path, maps: Path) -> list[Result]:
             ):
                 get(path)
             found = json.loads(get("data/0/picture.json"))
-            level = max(found["min_level"], found["max_level"] - 3)
+            level = max(1, found["min_level"], found["max_level"] - 3)  # 0 is a single tile
             for col, row in ((0, 0), (1, 0), (0, 1), (1, 1)):
                 get(f"data/0/tiles/{level}/{col}_{row}.jpg")
 
