@@ -15,13 +15,31 @@ _SCALE = np.float32(2.0**112)
 """Float32's exponent bias is 127, float16's 15."""
 
 
+def has_nan(values: NDArray[Any]) -> bool:
+    """Return whether a contiguous array holds NaN anywhere: several times faster than looking row by row."""
+    if values.dtype != np.float16 or values.size == 0:
+        return bool(np.isnan(values).any())
+    flat = values.reshape(-1)
+    # Signed, negative values lie below; unsigned, they lie above: each view shows the NaN of one sign.
+    return bool(flat.view(np.int16).max() > _INFINITE or flat.view(np.uint16).max() > (_SIGN | _INFINITE))
+
+
 def nan_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
     """Return which rows of ``(n, dim)`` hold NaN."""
     if values.dtype != np.float16 or values.shape[1] == 0:
         return np.asarray(np.isnan(values).any(axis=1))
-    # Signed, negative values lie below; unsigned, they lie above: each view shows the NaN of one sign.
+    if not has_nan(values):
+        return np.zeros(len(values), bool)
     positive = values.view(np.int16).max(axis=1) > _INFINITE
     return np.asarray(positive | (values.view(np.uint16).max(axis=1) > (_SIGN | _INFINITE)))
+
+
+def rows_without_nan(values: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Return the wanted rows of ``(n, dim)`` that hold no NaN, ascending; the others are not looked at."""
+    rows = np.flatnonzero(wanted)
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
+    kept = [run[~nan_rows(values[run[0] : run[-1] + 1])] for run in runs if len(run)]
+    return np.concatenate(kept) if kept else rows
 
 
 def to_float32(values: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ values are the same either way.
 
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import google_crc32c
 import numpy as np
@@ -30,6 +30,13 @@ class Cache(Protocol):
     def write(self, key: str, data: bytes) -> None:
         """Keep an object."""
         ...
+
+
+class Loaded(NamedTuple):
+    """A block as it was read: values of `RawBlocks.slot_shape`, and their checksum where zarr did not read them."""
+
+    values: NDArray[Any]
+    checksum: int | None
 
 
 class RawBlocks:
@@ -74,18 +81,18 @@ class RawBlocks:
         StoreError
             If the object is damaged.
         """
-        slot = np.empty(self.slot_shape, self.dtype)
-        if not self.read_into(block, slot):
-            slot.fill(np.nan)
-        return slot[: block.shape[0], : block.shape[1]]
+        loaded = self.load(block, np.empty(self.slot_shape, self.dtype))
+        values = loaded.values if loaded else np.full(self.slot_shape, np.nan, self.dtype)
+        return values[: block.shape[0], : block.shape[1]]
 
-    def read_into(self, block: Block, slot: NDArray[Any]) -> bool:
-        """Read one block, padding and all, into a contiguous array of `slot_shape`.
+    def load(self, block: Block, slot: NDArray[Any]) -> "Loaded | None":
+        """Return one block, padding and all; None where nothing was written.
 
-        Returns
-        -------
-        bool
-            False where nothing was written: the slot then holds anything.
+        Parameters
+        ----------
+        slot
+            A contiguous array of `slot_shape` to read a file into; what was fetched from a remote store
+            is not copied there, and is read-only.
 
         Raises
         ------
@@ -97,23 +104,26 @@ class RawBlocks:
                 f"a slot is contiguous {self.dtype} {self.slot_shape}, not {slot.dtype} {slot.shape}"
             )
         if not self.is_raw:
-            return self._read_by_zarr(block, slot)
-        body = slot.reshape(-1).view(np.uint8)
-        stored = self._read_file(block, body) if self._location.is_local else self._fetch(block, body)
+            return Loaded(self._read_by_zarr(block, slot), None)
+        if self._location.is_local:
+            body = slot.reshape(-1).view(np.uint8)
+            stored = self._read_file(block, body)
+        else:
+            body, stored = self._fetch(block, slot.nbytes)
         if stored is None:
-            return False
+            return None
         computed = google_crc32c.value(body)
         if computed != stored:
             raise StoreError(
                 f"{self._label(block)} is damaged: its checksum is {stored:08x}, its values give {computed:08x}; "
                 "remove that object and embed again"
             )
-        return True
+        return Loaded(body.view(self.dtype).reshape(self.slot_shape), stored)
 
-    def _read_by_zarr(self, block: Block, slot: NDArray[Any]) -> bool:
+    def _read_by_zarr(self, block: Block, slot: NDArray[Any]) -> NDArray[Any]:
         slot.fill(np.nan)
         slot[: block.shape[0], : block.shape[1]] = self._array.read(block.rows, block.cols)
-        return True
+        return slot
 
     def _read_file(self, block: Block, body: NDArray[np.uint8]) -> int | None:
         path = Path(self._location.path(self._array.object_path(block.index)))
@@ -134,13 +144,13 @@ class RawBlocks:
             os.close(file)
         return int.from_bytes(tail, "little")
 
-    def _fetch(self, block: Block, body: NDArray[np.uint8]) -> int | None:
+    def _fetch(self, block: Block, size: int) -> tuple[NDArray[np.uint8], int | None]:
+        """Return the bytes of the values, and their checksum as stored: None where there is no object."""
         data = self._cached(block) if self._cache is not None else self._get(block)
         if data is None:
-            return None
-        self._check_size(block, len(data), len(body))
-        body[:] = np.frombuffer(data, np.uint8, len(body))
-        return int.from_bytes(data[-CHECKSUM_BYTES:], "little")
+            return np.empty(0, np.uint8), None
+        self._check_size(block, len(data), size)
+        return np.frombuffer(data, np.uint8, size), int.from_bytes(data[-CHECKSUM_BYTES:], "little")
 
     def _get(self, block: Block) -> bytes | None:
         try:

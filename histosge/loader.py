@@ -14,8 +14,8 @@ Terms
     rank   one of `world_size` processes; each sees its own part of the blocks
 """
 
-import sys
-from collections import Counter
+import threading
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -28,9 +28,10 @@ from featurestore.analysis.selection import AT_ONCE, SlideEmbedding, open_slides
 from featurestore.block_cache import BlockCache
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
-from featurestore.halves import nan_rows
+from featurestore.halves import rows_without_nan
 from featurestore.raw_blocks import RawBlocks
 from featurestore.store import Store
+from histosge.shuffle_pool import Batch, Cutter, Pool
 
 THREADS_LOCAL, THREADS_REMOTE = 2, 8
 
@@ -73,25 +74,6 @@ class LoadSettings:
             raise ValueError("batch, buffer_mb and threads must be positive")
 
 
-class Batch(NamedTuple):
-    """Some patches, in the order in which they were drawn.
-
-    Parameters
-    ----------
-    slide
-        Index into `Loader.slide_ids`, ``(n,)``.
-    rows, cols
-        Places on that slide's grid, ``(n,)``.
-    embedding
-        ``(n, dim)`` as stored (float16), without NaN.
-    """
-
-    slide: NDArray[np.int64]
-    rows: NDArray[np.int64]
-    cols: NDArray[np.int64]
-    embedding: NDArray[np.float16]
-
-
 @dataclass
 class Reads:
     """What one epoch has read so far.
@@ -123,14 +105,24 @@ class _Planned:
     block: Block
     tissue: bytes
 
+    @property
+    def n_tissue(self) -> int:
+        return int.from_bytes(self.tissue).bit_count()
+
 
 class _Read(NamedTuple):
-    """What one slot holds: the patches in it that have an embedding, and how many did not."""
+    """What came of a block: how many of its patches are in the pool, and the places of those that are not."""
 
-    kept: NDArray[np.int64]
-    background: int
-    unreadable: int
-    there: bool
+    n_kept: int
+    gaps: NDArray[np.int64]
+    is_there: bool
+
+
+class _Filling(NamedTuple):
+    """A pool, and the reads that fill it."""
+
+    pool: Pool
+    futures: list[Future[_Read]]
 
 
 class Loader:
@@ -184,8 +176,10 @@ class Loader:
         self._slot_patches = max(int(np.prod(reader.slot_shape[:2])) for reader in self._readers)
         self._plan = _plan(self._slides)
         self._slots = self._count_slots()
-        # Kept from epoch to epoch: new memory costs as much as reading into it.
-        self._buffers: list[NDArray[np.float16]] = []
+        self._spare: list[Pool] = []
+        self._scratch = threading.local()
+        # Checksums of blocks that were looked through: the same values need no second look.
+        self._without_nan: dict[_Planned, int] = {}
         self._epoch = 0
         self.reads = Reads()
 
@@ -215,85 +209,130 @@ class Loader:
         Yields
         ------
         Batch
-            Arrays of its own: they may be kept.
+            Nobody else writes to its arrays, so it may be kept; as the embeddings are a piece of half the
+            buffer, copy what is to be kept for long.
         """
         self.reads = Reads()
-        batches = _Cutter(self.settings.batch)
-        for pool in self._pools(number):
-            yield from batches.cut(*pool)
+        batches = Cutter(self.settings.batch)
+        for pool, filled in self._fill_pools(number):
+            yield from batches.cut(pool, filled)
         if not self.settings.drop_last:
             yield from batches.rest()
 
-    def _pools(self, epoch: int) -> Iterator[tuple["_Pool", NDArray[np.int64]]]:
-        """Fill one half of the buffer while the other is used; yield it with the order of its patches."""
+    def _fill_pools(self, epoch: int) -> Iterator[tuple[Pool, int]]:
+        """Fill one pool while the other is used; yield it with the number of patches that it holds."""
         s = self.settings
         order = np.arange(len(self._plan))
         if s.shuffle:
             order = np.random.default_rng([s.seed, epoch]).permutation(order)
-        mine = [self._plan[i] for i in order[s.rank :: s.world_size]]
-        pools = [mine[i : i + self._slots] for i in range(0, len(mine), self._slots)]
-        halves = [self._buffers.pop() if self._buffers else self._buffer() for _ in pools[:2]]
-        threads = s.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
-        fetching: list[list[Future[_Read]]] = []
-        with ThreadPoolExecutor(threads) as executor:
+        parts = self._split([self._plan[i] for i in order[s.rank :: s.world_size]])
+        filling: deque[_Filling] = deque()
+        with ThreadPoolExecutor(
+            s.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
+        ) as executor:
             try:
-                for pool, half in zip(pools, halves, strict=False):
-                    fetching.append(self._begin(executor, pool, half))
-                for number, pool in enumerate(pools):
-                    half = halves[number % 2]
-                    places = self._book(pool, [future.result() for future in fetching[0]])
-                    del fetching[0]
-                    if s.shuffle:
-                        np.random.default_rng([s.seed, epoch, s.rank, number]).shuffle(places)
-                    yield _Pool(half, self._corners(pool)), places
-                    # What was drawn is gone: threads go on there before the other half is complete.
-                    if number + 2 < len(pools):
-                        fetching.append(self._begin(executor, pools[number + 2], half))
+                for number, part in enumerate(parts[:2]):
+                    filling.append(self._begin(executor, part, (epoch, number)))
+                for number, part in enumerate(parts):
+                    pool, reads = filling[0].pool, [future.result() for future in filling[0].futures]
+                    yield pool, self._book(part, reads, pool)
+                    del filling[0]
+                    self._return_pool(pool)
+                    # What was drawn is gone: threads go on there before the other pool is complete.
+                    if number + 2 < len(parts):
+                        filling.append(self._begin(executor, parts[number + 2], (epoch, number + 2)))
             finally:
-                for future in (futures := [f for some in fetching for f in some]):
+                futures = [future for begun in filling for future in begun.futures]
+                for future in futures:
                     future.cancel()
                 wait(futures)
-                self._buffers += halves
+                for begun in filling:
+                    self._return_pool(begun.pool)
 
-    def _buffer(self) -> NDArray[np.float16]:
-        return np.empty((self._slots, self._slot_patches, self.dim), self._readers[0].dtype)
+    def _split(self, planned: list[_Planned]) -> list[list[_Planned]]:
+        """Cut a list of blocks into parts whose patches fit a pool."""
+        parts: list[list[_Planned]] = []
+        room = 0
+        for one in planned:
+            if one.n_tissue > room:
+                parts.append([])
+                room = self._capacity
+            parts[-1].append(one)
+            room -= one.n_tissue
+        return parts
 
-    def _begin(
-        self, executor: ThreadPoolExecutor, pool: list[_Planned], half: NDArray[np.float16]
-    ) -> list[Future[_Read]]:
-        return [executor.submit(self._read, planned, half[i]) for i, planned in enumerate(pool)]
+    @property
+    def _capacity(self) -> int:
+        """Patches that a pool has room for."""
+        return self._slots * self._slot_patches
 
-    def _read(self, planned: _Planned, slot: NDArray[np.float16]) -> _Read:
-        """Fill a slot, and find the patches in it that have an embedding."""
+    def _free_pool(self) -> Pool:
+        """Take a pool that is not in use: memory that is there already, as new memory costs as much as a copy."""
+        for number, pool in enumerate(self._spare):
+            if not pool.is_lent:
+                return self._spare.pop(number)
+        return Pool.empty(self._capacity, self.dim, self._readers[0].dtype)
+
+    def _return_pool(self, pool: Pool) -> None:
+        # One that a user holds batches of may come free; no more than two are waited for.
+        self._spare = [*self._spare[-1:], pool]
+
+    def _begin(self, executor: ThreadPoolExecutor, part: list[_Planned], seed: tuple[int, int]) -> _Filling:
+        """Start to fill a pool, every patch at a place that the seed decides."""
+        s, pool = self.settings, self._free_pool()
+        ends = np.cumsum([planned.n_tissue for planned in part])
+        places = np.arange(ends[-1])
+        if s.shuffle:
+            epoch, number = seed
+            np.random.default_rng([s.seed, epoch, s.rank, number]).shuffle(places)
+        shares = np.split(places, ends[:-1])
+        futures = [
+            executor.submit(self._fill, planned, share, pool)
+            for planned, share in zip(part, shares, strict=True)
+        ]
+        return _Filling(pool, futures)
+
+    def _fill(self, planned: _Planned, places: NDArray[np.int64], pool: Pool) -> _Read:
+        """Read a block, and put those of its tissue patches that have an embedding in the pool."""
         reader = self._readers[planned.slide]
-        rows, cols, _ = reader.slot_shape
-        values = slot[: rows * cols]
+        rows, cols, dim = reader.slot_shape
+        loaded = reader.load(planned.block, self._slot(reader))
+        if loaded is None:
+            return _Read(0, places, is_there=False)
         tissue = np.unpackbits(np.frombuffer(planned.tissue, np.uint8), count=rows * cols).view(bool)
-        n_tissue, area = int(tissue.sum()), int(np.prod(planned.block.shape))
-        if not reader.read_into(planned.block, values.reshape(reader.slot_shape)):
-            return _Read(np.empty(0, np.int64), 0, 0, there=False)
-        kept = np.flatnonzero(tissue & ~nan_rows(values))
-        return _Read(kept, area - n_tissue, n_tissue - len(kept), there=True)
+        values, kept = loaded.values.reshape(rows * cols, dim), np.flatnonzero(tissue)
+        gaps = places[:0]
+        if loaded.checksum is None or loaded.checksum != self._without_nan.get(planned):
+            has = np.isin(kept, rows_without_nan(values, tissue))
+            kept, places, gaps = kept[has], places[has], places[~has]
+            if loaded.checksum is not None and not len(gaps):
+                self._without_nan[planned] = loaded.checksum
+        at = planned.block.rows[0] + kept // cols, planned.block.cols[0] + kept % cols
+        pool.put(places, planned.slide, at, values if len(kept) == len(values) else values[kept])
+        return _Read(len(kept), gaps, is_there=True)
 
-    def _book(self, pool: list[_Planned], reads: list[_Read]) -> NDArray[np.int64]:
-        """Count what was read, and return where in the pool its patches lie."""
-        for planned, read in zip(pool, reads, strict=True):
+    def _slot(self, reader: RawBlocks) -> NDArray[Any]:
+        """Return this thread's place for one block."""
+        slot: NDArray[Any] | None = getattr(self._scratch, "slot", None)
+        if slot is None:
+            slot = self._scratch.slot = np.empty((self._slot_patches, self.dim), reader.dtype)
+        return slot[: int(np.prod(reader.slot_shape[:2]))].reshape(reader.slot_shape)
+
+    def _book(self, part: list[_Planned], reads: list[_Read], pool: Pool) -> int:
+        """Count what was read, and return how many patches the pool holds."""
+        for planned, read in zip(part, reads, strict=True):
             slide_id = self._slides[planned.slide].slide_id
-            self.reads.blocks += read.there
-            self.reads.patches += len(read.kept)
-            self.reads.background += read.background
-            if read.unreadable:
-                self.reads.unreadable[slide_id] += read.unreadable
-            if not read.there:
+            self.reads.blocks += read.is_there
+            self.reads.patches += read.n_kept
+            if not read.is_there:
                 self.reads.missing[slide_id] += 1
-        return np.concatenate([read.kept + i * self._slot_patches for i, read in enumerate(reads)])
-
-    def _corners(self, pool: list[_Planned]) -> NDArray[np.int64]:
-        """Return (slide, first row, first col, patches a row) of each slot."""
-        shapes = [self._readers[planned.slide].slot_shape for planned in pool]
-        return np.array(
-            [(p.slide, p.block.rows[0], p.block.cols[0], s[1]) for p, s in zip(pool, shapes, strict=True)]
-        )
+                continue
+            self.reads.background += int(np.prod(planned.block.shape)) - planned.n_tissue
+            if len(read.gaps):
+                self.reads.unreadable[slide_id] += len(read.gaps)
+        gaps = np.concatenate([read.gaps for read in reads])
+        size = sum(planned.n_tissue for planned in part)
+        return pool.close_gaps(size, gaps) if len(gaps) else size
 
     def _count_slots(self) -> int:
         slot_bytes = self._slot_patches * self.dim * self._readers[0].dtype.itemsize
@@ -348,70 +387,3 @@ def _tissue_bits(is_tissue: NDArray[np.bool_], block: Block, shape: tuple[int, i
     slot = np.zeros(shape, bool)
     slot[: block.shape[0], : block.shape[1]] = is_tissue[block.slices]
     return np.packbits(slot).tobytes()
-
-
-class _Pool(NamedTuple):
-    """Half of the buffer, ``(slots, patches, dim)``, and its `Loader._corners`."""
-
-    half: NDArray[np.float16]
-    corners: NDArray[np.int64]
-
-    def take_into(self, batch: Batch, start: int, places: NDArray[np.int64]) -> None:
-        """Copy some patches to a batch, from its patch `start` on."""
-        stop = start + len(places)
-        slots, within = np.divmod(places, self.half.shape[1])
-        slide, row, col, width = self.corners[slots].T
-        batch.slide[start:stop] = slide
-        batch.rows[start:stop] = row + within // width
-        batch.cols[start:stop] = col + within % width
-        flat = self.half.reshape(-1, self.half.shape[2])
-        # With "clip" numpy writes straight to `out`; "raise" would make a copy first.
-        np.take(flat, places, axis=0, out=batch.embedding[start:stop], mode="clip")
-
-
-NOBODY_ELSE = 2
-"""References to an array that only one list holds: that list's, and the counting's own."""
-MOST_LENT = 4
-"""Batches whose memory is looked at again."""
-
-
-class _Cutter:
-    """Cuts a sequence of pools into batches of one size."""
-
-    def __init__(self, size: int) -> None:
-        self._size, self._filled = size, 0
-        self._batch: Batch | None = None
-        self._lent: list[NDArray[np.float16]] = []
-
-    def cut(self, pool: _Pool, places: NDArray[np.int64]) -> Iterator[Batch]:
-        """Yield the batches that a pool completes."""
-        start = 0
-        while start < len(places):
-            if self._batch is None:
-                self._batch, self._filled = self._empty(pool.half), 0
-            some = places[start : start + self._size - self._filled]
-            pool.take_into(self._batch, self._filled, some)
-            start, self._filled = start + len(some), self._filled + len(some)
-            if self._filled == self._size:
-                full, self._batch = self._batch, None
-                yield full
-
-    def rest(self) -> Iterator[Batch]:
-        """Yield what is left, if anything."""
-        if self._batch is not None:
-            slide, rows, cols, embedding = self._batch
-            n = self._filled
-            yield Batch(slide[:n], rows[:n], cols[:n], embedding[:n])
-
-    def _empty(self, half: NDArray[np.float16]) -> Batch:
-        slide, rows, cols = (np.empty(self._size, np.int64) for _ in range(3))
-        return Batch(slide, rows, cols, self._memory((self._size, half.shape[2]), half.dtype))
-
-    def _memory(self, shape: tuple[int, int], dtype: np.dtype[Any]) -> NDArray[np.float16]:
-        """Return memory for a batch: that of one which nobody holds any more, as new memory costs as much as a copy."""
-        for place in range(len(self._lent)):
-            if sys.getrefcount(self._lent[place]) == NOBODY_ELSE and self._lent[place].shape == shape:
-                return self._lent[place]
-        memory = np.empty(shape, dtype)
-        self._lent = [*self._lent[1 - MOST_LENT :], memory]
-        return memory

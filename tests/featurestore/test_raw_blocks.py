@@ -80,7 +80,7 @@ def test_a_block_that_was_never_written_reads_as_nan(store: Store) -> None:
     array, block = _array(store), _blocks()[4]
     array.remove_block(block)
     assert np.isnan(RawBlocks(array).read(block)).all()
-    assert not RawBlocks(array).read_into(block, np.empty((7, 11, 5), np.float16))
+    assert RawBlocks(array).load(block, np.empty((7, 11, 5), np.float16)) is None
 
 
 def test_remote_blocks_come_from_the_disk_the_second_time_and_never_stale_or_damaged(

@@ -10,7 +10,7 @@ from _stores import SPEC, Made, add_slide, write_store
 from featurestore.errors import StoreError
 from featurestore.store import Store
 from histosge import Loader, LoadSettings, stream_batches
-from histosge.loader import Batch
+from histosge.shuffle_pool import Batch, Pool
 from histosge.stream import load_patches, open_embedded
 
 MADE = Made((17, 23), 5, (7, 11), frame=3)
@@ -145,3 +145,42 @@ def test_what_cannot_be_is_refused_with_the_numbers(store: str, tmp_path: Path) 
         StoreError, match=r"buffer of 256 MB cannot hold two blocks of 312\.5 MB; give buffer_mb=625"
     ):
         Loader(big.location.url)
+
+
+def test_batches_that_are_kept_are_never_written_to_again(store: str) -> None:
+    loader = _few_slots(LoadSettings(batch=10, seed=3, buffer_mb=1), store)
+    kept, copies = [], []
+    for _ in range(3):
+        for batch in loader:
+            kept.append(batch)
+            copies.append([array.copy() for array in batch])
+    for batch, copy in zip(kept, copies, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(batch, copy, strict=True))
+
+
+def test_memory_is_used_again_when_nobody_keeps_batches(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    empty = Pool.empty.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(Pool, "empty", classmethod(lambda *args: made.append(1) or empty(*args)))
+    loader = _few_slots(LoadSettings(batch=10, buffer_mb=1), store)
+    for _ in range(3):
+        for _slide, _rows, _cols, _embedding in loader:
+            pass
+    assert len(made) == 2
+
+
+def test_a_patch_that_turns_unreadable_between_epochs_is_left_out_and_the_order_stays(tmp_path: Path) -> None:
+    made = write_store(tmp_path / "store", 1, MADE)
+    array = made.embedding("S00", SPEC.key, "random", read_only=False)
+    block = made.grid("S00", SPEC.key).planned(MADE.block)[4]
+    loader = Loader(made.location.url, settings=LoadSettings(batch=50, shuffle=False))
+    before, again = _join(list(loader)), _join(list(loader))
+    assert all(np.array_equal(a, b) for a, b in zip(before, again, strict=True))
+    values = array.read(block.rows, block.cols)
+    values[2, 3, 1] = -np.nan
+    array.write(block, values)
+    after = _join(list(loader))
+    lost = (before.rows == block.rows[0] + 2) & (before.cols == block.cols[0] + 3)
+    assert lost.sum() == 1
+    assert loader.reads.unreadable == {"S00": 1}
+    assert all(np.array_equal(a[~lost], b) for a, b in zip(before, after, strict=True))
