@@ -24,6 +24,10 @@ from histosge.models.model import DepthModel, Model, PartialModel
 from histosge.parallel import map_slides
 from histosge.saved import SavedModel, load_model
 from histosge.stream import EmbeddedSlide, Window, open_embedded, stream_windows
+from histosge.threads import side_by_side, usable_cores
+
+_BYTES_AT_WORK = 1 << 30
+"""Predictions that are in memory at once, about: single precision, what is stored, and room to work."""
 
 Progress = Callable[[str, int, int], None]
 """Called with (slide id, blocks done, blocks to do) after each block."""
@@ -141,7 +145,8 @@ class _Task:
             genes, depth = cast(DepthModel, self.saved.model).predict_with_depth(window.patches, own)
         if self.spots is not None or not self.knows_depth:
             genes = self._genes(window, own)
-        return genes[:, self.columns], depth
+        every = self.columns == list(range(genes.shape[1]))
+        return genes if every else genes[:, self.columns], depth
 
     def _genes(self, window: Window, own: NDArray[np.int64]) -> NDArray[np.float32]:
         if isinstance(self.model, PartialModel):  # those around the block are only looked at
@@ -215,20 +220,10 @@ def _predict_slide(
         depth=task.knows_depth,
     )
     missing = stored_map.array.missing(planned)
-    for number, window in enumerate(stream_windows(slide, missing, task.model.halo_um), start=1):
-        values = np.full((*window.block.shape, len(genes)), np.nan, np.float32)
-        depths = np.full((*window.block.shape, 1), np.nan, np.float32)
-        if window.own.any():
-            predicted, depth = task.predict(window)
-            rows = window.patches.rows[window.own] - window.block.rows[0]
-            cols = window.patches.cols[window.own] - window.block.cols[0]
-            values[rows, cols] = predicted
-            if depth is not None:
-                depths[rows, cols, 0] = depth
-        # Expression last: a block is done when it has that.
-        if stored_map.depth is not None:
-            stored_map.depth.write(window.block, depths)
-        stored_map.array.write(window.block, values)
+    windows = stream_windows(slide, missing, task.model.halo_um)
+    work = partial(_predict_window, task=task, stored_map=stored_map)
+    threads = _threads(slide.array.block_shape, len(genes))
+    for number, _ in enumerate(side_by_side(work, windows, threads), start=1):
         progress(slide.slide_id, number, len(missing))
     return PredictResult(
         slide.slide_id,
@@ -237,6 +232,30 @@ def _predict_slide(
         len(missing),
         int(slide.stored.is_tissue.sum()),
     )
+
+
+def _threads(block_shape: tuple[int, int], n_genes: int) -> int:
+    """Return how many blocks to work on at once: a core each, as far as their values are worth the memory."""
+    bytes_each = 4 * block_shape[0] * block_shape[1] * n_genes
+    return max(1, min(usable_cores(), _BYTES_AT_WORK // (3 * bytes_each)))
+
+
+def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
+    """Predict a block, and write it."""
+    shape = window.block.shape
+    values = np.full((*shape, len(task.columns)), np.nan, stored_map.array.dtype)
+    depths = np.full((*shape, 1), np.nan, np.float32)
+    if window.own.any():
+        predicted, depth = task.predict(window)
+        rows = window.patches.rows[window.own] - window.block.rows[0]
+        cols = window.patches.cols[window.own] - window.block.cols[0]
+        values[rows, cols] = predicted.astype(values.dtype)
+        if depth is not None:
+            depths[rows, cols, 0] = depth
+    # Expression last: a block is done when it has that.
+    if stored_map.depth is not None:
+        stored_map.depth.write(window.block, depths)
+    stored_map.array.write(window.block, values)
 
 
 def write_h5ad(stored_map: StoredMap, path: str | Path) -> int:

@@ -1,4 +1,4 @@
-"""Which patches belong together: under a spot's disc, within a Gaussian, around a patch.
+"""Which patches belong together: under a spot's disc, or around a patch; Gaussians are in `pooling`.
 
 Arithmetic on grid positions alone: numpy and scipy, no torch, no store. Positions may be missing
 (background): what is missing gets no weight, and the rest is normalised over what is there.
@@ -6,25 +6,16 @@ Arithmetic on grid positions alone: numpy and scipy, no torch, no store. Positio
 Terms
     stride cell  the stride x stride square around a patch's centre: what the patch stands for
     overlap      (n_spots, n_patches) weights: the share of each spot's disc in each stride cell
-    moment       ``mean`` or ``sd``: of an embedding, weighted by a Gaussian of the distance
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from histosge.sections import Patches, Spots
-
-TRUNCATE = 3.0
-"""Sigmas after which a Gaussian is cut off: how far a pooled patch looks."""
-MOMENTS = ("mean", "sd")
-_LATTICE_BYTES = 64 << 20
-"""Working memory of one feature chunk in `gaussian_pool`."""
-_TILE = 32
-"""Rows or columns that one product of matrices pools at once."""
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -165,143 +156,6 @@ def spots_from_patches(overlap: sparse.csr_matrix, log_patches: NDArray[np.float
     rates = np.expm1(np.asarray(log_patches[under], dtype=np.float64))
     means: Floats = overlap[:, under] @ rates
     return np.log1p(means).astype(np.float32)
-
-
-def gaussian_pool(
-    patches: Patches, sigma_um: float, moments: Sequence[str] = MOMENTS, of: Indices | None = None
-) -> NDArray[np.float32]:
-    """Pool the embeddings around each patch by a Gaussian: mean, spread or both.
-
-    Only patches that exist have weight, so background neither dilutes nor leaks in. A patch's result
-    depends on nothing further than ``TRUNCATE * sigma_um`` along either axis.
-
-    Parameters
-    ----------
-    patches
-        Of one slide, no position twice.
-    sigma_um
-        Standard deviation of the Gaussian, positive.
-    moments
-        From `MOMENTS`, in the order wanted.
-    of
-        Patches to pool around; all if None.
-
-    Returns
-    -------
-    numpy.ndarray
-        Shape ``(n_patches or len(of), dim * len(moments))``, moment after moment. Costs patches x dim x
-        window side, as products of matrices; working memory beyond the result is bounded.
-
-    Raises
-    ------
-    ValueError
-        If sigma is not positive, or a moment unknown.
-    """
-    unknown = [name for name in moments if name not in MOMENTS]
-    if unknown or not sigma_um > 0:
-        raise ValueError(
-            f"cannot pool moments {unknown or list(moments)} at sigma {sigma_um} µm: know {MOMENTS}"
-        )
-    of = np.arange(len(patches)) if of is None else of
-    dim = patches.embedding.shape[1]
-    pooled = np.empty((len(of), dim * len(moments)), dtype=np.float32)
-    if len(of) == 0:
-        return pooled
-    lattice = _Lattice.over(patches, sigma_um, of)
-    step = max(1, _LATTICE_BYTES // (8 * 4 * lattice.size))
-    for start in range(0, dim, step):
-        filled = lattice.fill(patches.embedding[:, start : start + step])
-        mean = lattice.average(filled)
-        for place, name in enumerate(moments):
-            result = mean if name == "mean" else _spread(lattice.average(filled * filled), mean)
-            pooled[:, place * dim + start : place * dim + start + filled.shape[2]] = result
-    return pooled
-
-
-def _spread(mean_square: Floats, mean: Floats) -> Floats:
-    variance = mean_square - mean**2
-    # What rounding leaves of a constant is no spread: standardised, it would rule every prediction.
-    return np.asarray(np.sqrt(np.where(variance > 1e-12 * mean_square, variance, 0.0)))
-
-
-@dataclass(frozen=True)
-class _Lattice:
-    """The bounding rectangle of some patches, and a Gaussian on it as two banded matrices.
-
-    Parameters
-    ----------
-    shape, rows, cols
-        Of the rectangle, and the patches' positions in it.
-    down, along
-        Weights of its rows and columns for those of the box around the wanted patches.
-    out_rows, out_cols
-        The wanted patches' positions in that box.
-    weight
-        Of all existing patches around each wanted one, ``(n, 1)``.
-    """
-
-    shape: tuple[int, int]
-    rows: Indices
-    cols: Indices
-    down: "_Band"
-    along: "_Band"
-    out_rows: Indices
-    out_cols: Indices
-    weight: Floats
-
-    @classmethod
-    def over(cls, patches: Patches, sigma_um: float, of: Indices) -> "_Lattice":
-        rows, cols = patches.rows - patches.rows.min(), patches.cols - patches.cols.min()
-        shape = (int(rows.max()) + 1, int(cols.max()) + 1)
-        sigma = sigma_um / patches.stride_um
-        down, along = _Band.of(rows[of], shape[0], sigma), _Band.of(cols[of], shape[1], sigma)
-        out = (rows[of] - down.first, cols[of] - along.first)
-        lattice = cls(shape, rows, cols, down, along, *out, np.ones((len(of), 1)))
-        return replace(lattice, weight=lattice.average(lattice.fill(np.ones((len(patches), 1), np.float32))))
-
-    @property
-    def size(self) -> int:
-        return self.shape[0] * self.shape[1]
-
-    def fill(self, values: NDArray[np.float32]) -> Floats:
-        """Lay ``(n_patches, n)`` values out, ``(rows, cols, n)``; 0 where there is no patch."""
-        filled = np.zeros((*self.shape, values.shape[1]))
-        filled[self.rows, self.cols] = values
-        return filled
-
-    def average(self, filled: Floats) -> Floats:
-        """Return the weighted mean around each wanted patch, ``(n_wanted, n)``."""
-        n = filled.shape[2]
-        half = self.down.apply(filled.reshape(1, self.shape[0], -1)).reshape(-1, self.shape[1], n)
-        return np.asarray(self.along.apply(half)[self.out_rows, self.out_cols] / self.weight)
-
-
-@dataclass(frozen=True)
-class _Band:
-    """One axis of a Gaussian: ``(n_out, n_in)`` weights, 0 further than `reach` from the place `first` + i."""
-
-    weight: Floats
-    first: int
-    reach: int
-
-    @classmethod
-    def of(cls, wanted: Indices, n_in: int, sigma: float) -> "_Band":
-        first, last = int(wanted.min()), int(wanted.max())
-        # The tolerance lets 3 x 56 / 56 be 3 whatever the rounding of the stride.
-        reach = int(np.floor(TRUNCATE * sigma + 1e-6))
-        step = np.arange(n_in) - np.arange(first, last + 1)[:, None]
-        return cls(np.where(abs(step) <= reach, np.exp(-((step / sigma) ** 2) / 2), 0.0), first, reach)
-
-    def apply(self, values: Floats) -> Floats:
-        """Multiply ``(m, n_in, n)`` values from the left, `_TILE` places at a time: the rest of a row is 0."""
-        n_out, n_in = self.weight.shape
-        applied = np.empty((len(values), n_out, values.shape[2]))
-        for start in range(0, n_out, _TILE):
-            stop = min(start + _TILE, n_out)
-            low = max(0, self.first + start - self.reach)
-            high = min(n_in, self.first + stop + self.reach)
-            np.matmul(self.weight[start:stop, low:high], values[:, low:high], out=applied[:, start:stop])
-        return applied
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from scipy import sparse
 
 from histosge.models.linear import Affine, Floats, Indices, Standardiser, principal_axes
 from histosge.models.model import State
+from histosge.pooling import TRUNCATE, Values, View, pool_views
 from histosge.sections import Patches, TrainingSection
-from histosge.windows import TRUNCATE, gaussian_pool
 
-VIEWS: tuple[tuple[float, str], ...] = (
+VIEWS: tuple[View, ...] = (
     (0.0, "mean"),
     (80.0, "mean"),
     (80.0, "sd"),
@@ -31,7 +31,6 @@ VIEWS: tuple[tuple[float, str], ...] = (
 """Sigma in microns, and moment."""
 HALO_UM = TRUNCATE * max(sigma for sigma, _ in VIEWS)
 MAX_DIM = 256
-_CHUNK = 64
 _SAMPLE = 5000
 """Patches that the principal components are measured on, at most."""
 
@@ -44,21 +43,25 @@ class Surroundings:
     ----------
     reduce
         Embedding -> components; None where embeddings are narrow enough to be used as they are.
+    centre
+        About the mean of the components, ``(dim,)``: views are computed on what differs from it.
     """
 
     reduce: Affine | None
+    centre: Values
 
     @classmethod
     def of(cls, sections: Sequence[TrainingSection]) -> Self:
         """Measure principal components on patches under training spots; held-out tissue has no say."""
-        if sections[0].patches.embedding.shape[1] <= MAX_DIM:
-            return cls(None)
         under = [s.patches.embedding[np.unique(s.overlap.indices)] for s in sections]
         every = -(-sum(map(len, under)) // _SAMPLE)
         sample = np.concatenate(under)[::every].astype(np.float64)
+        if sample.shape[1] <= MAX_DIM:
+            return cls(None, sample.mean(axis=0).astype(np.float32))
         standardiser = Standardiser.of(sample)
         axes = principal_axes(standardiser.apply(sample), MAX_DIM)
-        return cls(Affine(axes, np.zeros(axes.shape[1])).after(standardiser))
+        reduce = Affine(axes, np.zeros(axes.shape[1])).after(standardiser)
+        return cls(reduce, np.zeros(axes.shape[1], np.float32))
 
     def components(self, patches: Patches) -> Patches:
         """Return the patches with reduced embeddings."""
@@ -75,45 +78,46 @@ class Surroundings:
     def describe(self, patches: Patches, overlap: sparse.csr_matrix) -> Floats:
         """Return ``overlap @ views``, shape ``(n_spots, dim * len(VIEWS))``."""
         reduced = self.components(patches)
-        described = np.empty((overlap.shape[0], reduced.embedding.shape[1] * len(VIEWS)))
-        for columns, values in _views(reduced):
-            described[:, columns] = overlap @ values.astype(np.float64)
+        described = np.empty((overlap.shape[0], len(self.centre) * len(VIEWS)))
+        weight = np.asarray(overlap.sum(axis=1))
+        for columns, centre, values in self._views(reduced):
+            described[:, columns] = overlap @ values.astype(np.float64) + weight * centre
         return described
 
     def project(self, patches: Patches, affine: Affine, of: Indices | None = None) -> Floats:
         """Return ``affine(views)`` of every patch, or of some, without holding the views, ``(n, n_outputs)``."""
         projected = np.tile(affine.offset, (len(patches) if of is None else len(of), 1))
-        for columns, values in _views(self.components(patches), of):
-            projected += values.astype(np.float64) @ affine.weight[columns]
+        for columns, centre, values in self._views(self.components(patches), of):
+            weight = affine.weight[columns]
+            # Single precision is enough for what differs from the centre; the centre itself may be large.
+            projected += values @ weight.astype(np.float32)
+            projected += centre @ weight
         return projected
 
+    def _views(
+        self, patches: Patches, of: Indices | None = None
+    ) -> Iterator[tuple[slice, NDArray[np.float64], Values]]:
+        """Yield columns of the description, what to add to them, and their values, few at a time."""
+        dim = len(self.centre)
+        for view, features, values in pool_views(patches, VIEWS, of, self.centre):
+            start = VIEWS.index(view) * dim
+            centre = self.centre[features].astype(np.float64)
+            columns = slice(start + features.start, start + features.stop)
+            yield columns, centre if view[1] == "mean" else np.zeros_like(centre), values
+
     def state(self) -> State:
-        """Return the reduction's arrays, none if there is no reduction."""
-        return {f"reduce.{k}": v for k, v in self.reduce.state().items()} if self.reduce else {}
+        """Return the arrays."""
+        reduce = {f"reduce.{k}": v for k, v in self.reduce.state().items()} if self.reduce else {}
+        return {**reduce, "views.centre": self.centre}
 
     @classmethod
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
-        if "reduce.weight" not in state:
-            return cls(None)
-        return cls(Affine(state["reduce.weight"], state["reduce.offset"]))
+        known = "reduce.weight" in state
+        reduce = Affine(state["reduce.weight"], state["reduce.offset"]) if known else None
+        return cls(reduce, state["views.centre"])
 
 
 def view_columns(views: Sequence[tuple[float, str]], dim: int) -> Indices:
     """Return the columns of a description that hold some views."""
     return np.concatenate([np.arange(dim) + VIEWS.index(view) * dim for view in views])
-
-
-def _views(patches: Patches, of: Indices | None = None) -> Iterator[tuple[Indices, NDArray[np.float32]]]:
-    """Yield columns of the description and their values, few at a time."""
-    dim = patches.embedding.shape[1]
-    for start in range(0, dim, _CHUNK):
-        part = patches.with_embedding(np.ascontiguousarray(patches.embedding[:, start : start + _CHUNK]))
-        width = part.embedding.shape[1]
-        for sigma in dict.fromkeys(sigma for sigma, _ in VIEWS):
-            moments = [moment for s, moment in VIEWS if s == sigma]
-            own = part.embedding if of is None else part.embedding[of]
-            values = gaussian_pool(part, sigma, moments, of) if sigma > 0 else own
-            places = [VIEWS.index((sigma, moment)) for moment in moments]
-            columns = np.concatenate([np.arange(start, start + width) + place * dim for place in places])
-            yield columns, values

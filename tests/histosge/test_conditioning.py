@@ -12,9 +12,10 @@ from histosge.genes import SCALE, library_size
 from histosge.honour import Stamps, believed, dispersion
 from histosge.models.leftover import choose_blend
 from histosge.models.mean import MeanModel
+from histosge.pooling import gaussian_pool
 from histosge.saved import ModelCard, SavedModel
 from histosge.sections import Patches, Section, Spots
-from histosge.windows import disc_overlap, gaussian_pool, spots_from_patches
+from histosge.windows import disc_overlap, spots_from_patches
 
 GENES = tuple(f"G{i}" for i in range(7))
 

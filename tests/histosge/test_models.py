@@ -11,8 +11,9 @@ from histosge.errors import ModelError
 from histosge.metrics import correlate
 from histosge.models.model import Model
 from histosge.models.presets import PRESETS, load_preset
+from histosge.pooling import gaussian_pool
 from histosge.sections import Patches, TrainingSection
-from histosge.windows import disc_overlap, gaussian_pool, spots_from_patches
+from histosge.windows import disc_overlap, spots_from_patches
 
 GENES = 8
 LEARNERS = ("ridge", "dense", "gp", "dense+spots", "paper")
