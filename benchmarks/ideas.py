@@ -1,0 +1,148 @@
+"""What each idea in `dense` gives, on held-out sections: from one ridge to the whole, a step at a time.
+
+python benchmarks/ideas.py [--quick] [--json FILE]
+
+Leave-section-out on the sections of ``$HISTOSGE_DATA/cohort.csv`` where that is set, else on synthetic ones; 250
+genes chosen on the training part, `morphology`. Mean Pearson per gene, and the same after depth is taken out. Every
+variant goes through the scoring of `histosge evaluate`, the control on random embeddings beside them.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from _common import Result, options, report
+from numpy.typing import NDArray
+
+from featurestore.embedding import EmbedSettings, embed
+from featurestore.grid import GridSpec
+from histosge.contestants import MapModel, PresetContestant
+from histosge.models import dense
+from histosge.models.dense import DenseModel, fit_members, see_spots
+from histosge.models.linear import Affine, RidgePath, Standardiser, choose_penalties, spatial_groups
+from histosge.models.low_rank import LowRankTargets
+from histosge.models.presets import load_preset
+from histosge.models.surroundings import VIEWS, Surroundings, view_columns
+from histosge.pooling import View
+from histosge.scores import NOISE
+from histosge.scoring import score_plan
+from histosge.sections import Section, TrainingSection
+from histosge.synthetic import SyntheticSpec, make_cohort
+from histosge.tasks import Plan, Task
+from histosge.training import Selection, load_sections
+
+SPEC = GridSpec(mpp=0.7, patch_px=320, stride_px=80)
+"""224 µm patches every 56 µm."""
+GENES = 250
+OWN, NEAR = ((0.0, "mean"),), ((0.0, "mean"), (80.0, "mean"), (80.0, "sd"))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to fit, under a name; `prepare` may change what it is given."""
+
+    name: str
+    how: Callable[[Sequence[TrainingSection], int], DenseModel]
+    change: Callable[[Task], Task] = lambda task: task
+
+    def prepare(self, task: Task) -> Task:
+        """Return the task that it sees."""
+        return self.change(task)
+
+    def fit(self, task: Task, epochs: int | None) -> MapModel:
+        """Fit on the training part."""
+        return MapModel(self.how(task.training(), task.seed))
+
+
+def ridges(
+    members: Sequence[Sequence[View]], patterns: int = dense.PATTERNS, *, field: bool = False
+) -> Callable[[Sequence[TrainingSection], int], DenseModel]:
+    """Return a fit of the mean of ridges on some views each, and of the member beside a smooth field if asked."""
+
+    def fit(sections: Sequence[TrainingSection], seed: int) -> DenseModel:
+        surroundings, targets = Surroundings.of(sections), LowRankTargets.of(sections, patterns)
+        spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
+        Y = np.concatenate([targets.patterns(s) for s in sections])
+        if field:
+            return DenseModel(surroundings, fit_members(spots, Y, groups)[0], targets, ())
+        weight, offset = np.zeros((spots.features.shape[1], Y.shape[1])), np.zeros(Y.shape[1])
+        for views in members:
+            columns = view_columns(views, spots.features.shape[1] // len(VIEWS))
+            standardiser = Standardiser.of(spots.features[:, columns])
+            inputs = standardiser.apply(spots.features[:, columns])
+            member = RidgePath.of(inputs, Y).at(choose_penalties(inputs, Y, groups)).after(standardiser)
+            weight[columns] += member.weight / len(members)
+            offset += member.offset / len(members)
+        return DenseModel(surroundings, Affine(weight, offset), targets, ())
+
+    return fit
+
+
+def whole(loss: str = "mse") -> Callable[[Sequence[TrainingSection], int], DenseModel]:
+    """Return the fit of `dense` itself."""
+    return lambda sections, seed: DenseModel.fit(sections, seed=seed, loss=loss)
+
+
+def per_slide(task: Task) -> Task:
+    """Bring every feature of every slide to mean 0 and spread 1: all of a slide's patches may be seen for that."""
+
+    def standardised(section: Section) -> Section:
+        values: NDArray[np.float32] = section.patches.embedding
+        spread = values.std(axis=0)
+        scaled = (values - values.mean(axis=0)) / np.where(spread > 0, spread, 1)
+        return replace(section, patches=section.patches.with_embedding(scaled.astype(np.float32)))
+
+    return task.with_sections([standardised(section) for section in task.sections])
+
+
+VARIANTS = (
+    Variant("patterns of genes, a penalty each", ridges([OWN])),
+    Variant("+ what lies within 80 µm", ridges([NEAR])),
+    Variant("+ what lies within 160 µm", ridges([VIEWS])),
+    Variant("three ridges on other views, averaged", ridges(dense.MEMBERS)),
+    Variant("+ a member beside a smooth field = dense", whole()),
+    Variant("dense, 3 patterns", ridges((), 3, field=True)),
+    Variant("dense, 5 patterns", ridges((), 5, field=True)),
+    Variant("dense, 30 patterns", ridges((), 30, field=True)),
+    Variant("dense, embeddings standardised per slide", whole(), per_slide),
+    Variant("dense, Poisson likelihood", whole("poisson")),
+    Variant("dense, negative binomial likelihood", whole("nb")),
+)
+
+
+def load(folder: Path, *, quick: bool) -> tuple[str, list[Section]]:
+    """Embed a cohort, and return its name and sections."""
+    data = os.environ.get("HISTOSGE_DATA")
+    if data and not quick:
+        sheet, name = f"{data}/cohort.csv", "sections of HISTOSGE_DATA"
+    else:
+        made = make_cohort(folder, SyntheticSpec(size_px=(2400, 2400)), 3)
+        sheet, name = str(made.sheet), "synthetic sections"
+    encoder = "colour" if quick else "morphology"
+    embed(sheet, str(folder / "store"), EmbedSettings(encoders=(encoder,), spec=SPEC))
+    return name, [item.section for item in load_sections(sheet, str(folder / "store"), Selection())]
+
+
+def main() -> None:
+    """Score every step."""
+    asked = options(__doc__)
+    with tempfile.TemporaryDirectory() as folder:
+        name, sections = load(Path(folder), quick=asked.quick)
+    ridge = load_preset("ridge")
+    variants = VARIANTS[:5] if asked.quick else VARIANTS
+    contestants = [PresetContestant("ridge, one penalty", ridge), *variants]
+    scores = score_plan(
+        Plan.of(sections, "section", GENES), contestants, PresetContestant(NOISE, ridge), seeds=(0,)
+    )
+    results = []
+    for what in (*scores.presets, NOISE):
+        results.append(Result(what, scores.mean(what, "pearson_mean"), "Pearson"))
+        results.append(Result("  depth-adjusted", scores.mean(what, "pearson_depth_adjusted"), "Pearson"))
+    report(f"ideas ({name}, {len(sections)} folds)", results, asked.json)
+
+
+if __name__ == "__main__":
+    main()
