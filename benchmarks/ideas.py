@@ -21,9 +21,10 @@ from featurestore.embedding import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from histosge.contestants import MapModel, PresetContestant
 from histosge.models import dense
-from histosge.models.dense import DenseModel, fit_members, see_spots
+from histosge.models.dense import DenseModel, see_spots
 from histosge.models.linear import Affine, RidgePath, Standardiser, choose_penalties, spatial_groups
 from histosge.models.low_rank import LowRankTargets
+from histosge.models.members import VIEWS_OF_RIDGES, fit_members
 from histosge.models.presets import load_preset
 from histosge.models.surroundings import VIEWS, Surroundings, view_columns
 from histosge.pooling import View
@@ -58,7 +59,11 @@ class Variant:
 
 
 def ridges(
-    members: Sequence[Sequence[View]], patterns: int = dense.PATTERNS, *, field: bool = False
+    members: Sequence[Sequence[View]],
+    patterns: int = dense.PATTERNS,
+    *,
+    field: bool = False,
+    equal: bool = False,
 ) -> Callable[[Sequence[TrainingSection], int], DenseModel]:
     """Return a fit of the mean of ridges on some views each, and of the member beside a smooth field if asked."""
 
@@ -67,7 +72,11 @@ def ridges(
         spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
         Y = np.concatenate([targets.patterns(s) for s in sections])
         if field:
-            return DenseModel(surroundings, fit_members(spots, Y, groups)[0], targets, ())
+            mixed = fit_members(spots, Y, groups)
+            if equal:
+                weights = (1 / len(mixed.weights),) * len(mixed.weights)
+                mixed = fit_members(spots, Y, groups, replace(mixed, weights=weights))
+            return DenseModel(surroundings, mixed.affine, targets, ())
         weight, offset = np.zeros((spots.features.shape[1], Y.shape[1])), np.zeros(Y.shape[1])
         for views in members:
             columns = view_columns(views, spots.features.shape[1] // len(VIEWS))
@@ -102,8 +111,9 @@ VARIANTS = (
     Variant("patterns of genes, a penalty each", ridges([OWN])),
     Variant("+ what lies within 80 µm", ridges([NEAR])),
     Variant("+ what lies within 160 µm", ridges([VIEWS])),
-    Variant("three ridges on other views, averaged", ridges(dense.MEMBERS)),
-    Variant("+ a member beside a smooth field = dense", whole()),
+    Variant("three ridges on other views, averaged", ridges(VIEWS_OF_RIDGES)),
+    Variant("+ a member beside a smooth field, averaged", ridges(VIEWS_OF_RIDGES, field=True, equal=True)),
+    Variant("+ weights from spots left out = dense", whole()),
     Variant("dense, 3 patterns", ridges((), 3, field=True)),
     Variant("dense, 5 patterns", ridges((), 5, field=True)),
     Variant("dense, 30 patterns", ridges((), 30, field=True)),

@@ -6,8 +6,7 @@ hundred spots that is as good as anything deeper, and it is solved in a second.
 Terms
     view      what is seen of a patch at one scale, see `surroundings`
     pattern   a combination of genes that vary together, see `low_rank`
-    member    a ridge on some of the views, or what the views give beside a smooth field of each section; the
-              linear solution is the mean of all members
+    member    one of several linear solutions whose weighted mean the linear part is, see `members`
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.models.counts import CountHead
-from histosge.models.kriging import Kernel, Kriging, Measured, choose_kernels
+from histosge.models.kriging import Measured
 from histosge.models.linear import (
     Affine,
     Floats,
@@ -29,22 +28,15 @@ from histosge.models.linear import (
     spatial_groups,
 )
 from histosge.models.low_rank import LowRankTargets
+from histosge.models.members import Mixture, fit_members
 from histosge.models.model import State
-from histosge.models.surroundings import HALO_UM, VIEWS, Surroundings, view_columns
+from histosge.models.surroundings import HALO_UM, VIEWS, Surroundings
 from histosge.sections import Patches, TrainingSection
 
 PATTERNS = 10
 """Enough: each has its own penalty, so one that cannot be predicted costs nothing."""
-KRIGED = 10_000
-"""Spots up to which the member beside a smooth field is fitted: with more, it costs minutes and adds little."""
 PARTS = 5
 """Parts of the spots that are left out in turn by `cross_fitted`."""
-MEMBERS = (
-    ((0.0, "mean"),),
-    ((80.0, "mean"), (80.0, "sd")),
-    ((80.0, "mean"), (160.0, "mean"), (160.0, "sd")),
-)
-"""Averaged, none selected: choosing one on so few spots costs more than it gains."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +47,8 @@ class DenseModel:
     ----------
     surroundings, affine, targets
         Embeddings -> views -> patterns -> genes.
-    penalties
-        As chosen, per ridge member and pattern.
+    penalties, weights
+        As chosen: per ridge member and pattern, and per member.
     depth
         Views -> log of a spot's total counts, one output; None if no counts were given in training.
     counts
@@ -69,6 +61,7 @@ class DenseModel:
     affine: Affine
     targets: LowRankTargets
     penalties: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...] = ()
     depth: Affine | None = None
     counts: CountHead | None = None
 
@@ -91,11 +84,11 @@ class DenseModel:
         targets = LowRankTargets.of(sections, PATTERNS)
         spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
         Y = np.concatenate([targets.patterns(s) for s in sections])
-        affine, penalties = fit_members(spots, Y, groups)
+        mixed = fit_members(spots, Y, groups)
         depth, head = fit_depth(spots, sections, groups), None
         if loss != "mse":
-            head = CountHead.fit(loss, sections, _unseen_patterns(spots, Y, sections, seed))
-        return cls(surroundings, affine, targets, penalties, depth, head)
+            head = CountHead.fit(loss, sections, _unseen_patterns(spots, Y, sections, seed, mixed))
+        return cls(surroundings, mixed.affine, targets, mixed.penalties, mixed.weights, depth, head)
 
     @classmethod
     def cross_fitted(cls, sections: Sequence[TrainingSection], *, seed: int = 0) -> list[NDArray[np.float32]]:
@@ -103,7 +96,8 @@ class DenseModel:
         surroundings, targets = Surroundings.of(sections), LowRankTargets.of(sections, PATTERNS)
         spots = see_spots(sections, surroundings)
         Y = np.concatenate([targets.patterns(s) for s in sections])
-        return [targets.genes(patterns) for patterns in _unseen_patterns(spots, Y, sections, seed)]
+        mixed = fit_members(spots, Y, spatial_groups(sections))
+        return [targets.genes(patterns) for patterns in _unseen_patterns(spots, Y, sections, seed, mixed)]
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
@@ -138,6 +132,7 @@ class DenseModel:
             "patterns": self.targets.axes.shape[1],
             "views": [list(view) for view in VIEWS],
             "penalties": [list(some) for some in self.penalties],
+            "weights": list(self.weights),
         }
 
     def state(self) -> State:
@@ -158,23 +153,23 @@ class DenseModel:
             Affine(state["linear.weight"], state["linear.offset"]),
             LowRankTargets.from_state(state),
             tuple(map(tuple, config["penalties"])),
+            tuple(config.get("weights", ())),
             Affine(state["depth.weight"], state["depth.offset"]) if known else None,
             CountHead(state["counts.weight"], state["counts.offset"]) if "counts.weight" in state else None,
         )
 
 
 def _unseen_patterns(
-    spots: Measured, Y: Floats, sections: Sequence[TrainingSection], seed: int
+    spots: Measured, Y: Floats, sections: Sequence[TrainingSection], seed: int, like: Mixture
 ) -> list[Floats]:
-    """Predict each spot's patterns by members that were fitted without it, per section."""
+    """Predict each spot's patterns by members that were fitted without it and mixed as those of all, per section."""
     groups = spatial_groups(sections)
     unseen, part = np.zeros_like(Y), np.random.default_rng(seed).permutation(len(spots)) % PARTS
-    kernels = choose_kernels(_standardised(spots), Y - Y.mean(axis=0)) if len(spots) <= KRIGED else None
     for k in range(min(PARTS, len(spots))):
         kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
         if len(kept):
-            affine, _ = fit_members(spots.take(kept), Y[kept], groups[kept], kernels)
-            unseen[gone] = affine(spots.features[gone])
+            mixed = fit_members(spots.take(kept), Y[kept], groups[kept], like)
+            unseen[gone] = mixed.affine(spots.features[gone])
     return np.split(unseen, np.cumsum([len(s.target) for s in sections])[:-1])
 
 
@@ -185,48 +180,6 @@ def see_spots(sections: Sequence[TrainingSection], surroundings: Surroundings) -
         np.concatenate([s.spot_xy_um for s in sections]),
         np.concatenate([surroundings.describe_spots(s) for s in sections]),
     )
-
-
-def fit_members(
-    spots: Measured, Y: Floats, groups: Indices, kernels: Sequence[Kernel] | None = None
-) -> tuple[Affine, tuple[tuple[float, ...], ...]]:
-    """Fit every member, and return their mean as one map, with the penalties of the ridges.
-
-    Kernels of the spatial member are chosen here unless given.
-    """
-    X = spots.features
-    members, penalties = [], []
-    if len(spots) <= KRIGED:
-        members.append(_kriged_member(spots, Y, kernels))
-    for views in MEMBERS:
-        columns = view_columns(views, X.shape[1] // len(VIEWS))
-        standardiser = Standardiser.of(X[:, columns])
-        inputs = standardiser.apply(X[:, columns])
-        chosen = choose_penalties(inputs, Y, groups)
-        member = RidgePath.of(inputs, Y).at(chosen).after(standardiser)
-        penalties.append(tuple(chosen.tolist()))
-        weight = np.zeros((X.shape[1], Y.shape[1]))
-        weight[columns] = member.weight
-        members.append(Affine(weight, member.offset))
-    weight = np.mean([member.weight for member in members], axis=0)
-    return Affine(weight, np.mean([member.offset for member in members], axis=0)), tuple(penalties)
-
-
-def _kriged_member(spots: Measured, Y: Floats, kernels: Sequence[Kernel] | None) -> Affine:
-    """Fit all views beside a smooth field of each section, and keep what the views give.
-
-    What varies slowly over a section for reasons that the picture does not show goes to the field, so the
-    views are not bent to explain it.
-    """
-    mean = Y.mean(axis=0)
-    process = Kriging.fit(_standardised(spots), Y - mean, kernels)
-    affine = process.affine().after(Standardiser.of(spots.features))
-    return Affine(affine.weight, affine.offset + mean)
-
-
-def _standardised(spots: Measured) -> Measured:
-    features = Standardiser.of(spots.features).apply(spots.features)
-    return Measured(spots.slide, spots.xy_um, features)
 
 
 def fit_depth(spots: Measured, sections: Sequence[TrainingSection], groups: Indices) -> Affine | None:

@@ -299,7 +299,7 @@ def test_beyond_many_spots_dense_does_without_the_member_beside_a_field(
 ) -> None:
     sections = [_section(1), _section(2)]
     with_field = _fit("dense", sections).predict(sections[0].patches)
-    monkeypatch.setattr("histosge.models.dense.KRIGED", 10)
+    monkeypatch.setattr("histosge.models.members.KRIGED", 10)
     model = _fit("dense", sections)
     assert _score(model, _section(3)) > 0.85
     assert (model.predict(sections[0].patches) != with_field).any()
