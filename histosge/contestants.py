@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.conformal import predict_patches
 from histosge.errors import HistosgeError
 from histosge.genes import choose_genes, library_size, shared_genes
 from histosge.models.depth import DepthOracle
@@ -90,6 +91,11 @@ class MapModel:
     def at_spots(self, section: Section) -> NDArray[np.float32]:
         """Average the map under each disc."""
         return spots_from_patches(section.overlap, self.model.predict(section.patches))
+
+    def depth_at_spots(self, section: Section) -> NDArray[np.float64]:
+        """Return the log of total counts that the model predicts for a section's spots, ``(n_spots,)``; NaN if none."""
+        _, depth = predict_patches(self.model, section.patches)
+        return np.full(len(section.spots), np.nan) if depth is None else section.overlap @ depth
 
     def at_patches(self, section: Section) -> NDArray[np.float32]:
         """Return the map."""

@@ -24,6 +24,7 @@ from featurestore.location import Location
 from featurestore.store import StoredGrid
 from featurestore.tissue import TISSUE_THRESHOLD
 from histosge.conformal import Intervals
+from histosge.depth_strata import DepthStrata
 
 SPEC_NAME = "histosge-expression"
 SPEC_VERSION = 1
@@ -49,6 +50,8 @@ class StoredMap:
         ``(y, x, gene)``, log1p(CP10k); NaN off tissue.
     half_width, trust
         Per gene, see `histosge.conformal`; None where the model was not calibrated.
+    strata
+        Half widths by predicted depth; None where one for all is as good.
     depth
         ``(y, x, 1)``, log of the total counts that a spot there would have; None where it was not predicted.
     """
@@ -62,6 +65,7 @@ class StoredMap:
     half_width: NDArray[np.float32] | None = None
     trust: NDArray[np.float32] | None = None
     depth: BlockArray | None = None
+    strata: DepthStrata | None = None
 
     def read_with_bounds(
         self, rows: tuple[int, int], cols: tuple[int, int]
@@ -78,7 +82,10 @@ class StoredMap:
                 f"the map of {self.slide_id!r} has no intervals: its model was not calibrated; train again"
             )
         values = self.array.read(rows, cols).astype(np.float32)
-        return values, np.maximum(values - self.half_width, 0), values + self.half_width
+        half_width = self.half_width
+        if self.strata is not None and self.depth is not None:
+            half_width = self.strata.at(self.depth.read(rows, cols)[..., 0])
+        return values, np.maximum(values - half_width, 0), values + half_width
 
     def planned(self) -> list[Block]:
         """Blocks with tissue: those that will exist."""
@@ -202,6 +209,9 @@ class ExpressionStore:
         if intervals is not None:
             values["half_width"] = (("gene",), intervals.half_width)
             values["trust"] = (("gene",), intervals.trust)
+            if intervals.strata is not None:
+                values["depth_edge"] = (("edge",), intervals.strata.edges)
+                values["half_width_by_depth"] = (("stratum", "gene"), intervals.strata.half_width)
         with warnings.catch_warnings():
             # Strings are in wide use but not yet in format 3's written core.
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
@@ -236,11 +246,13 @@ class ExpressionStore:
         )
         array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
         half_width, trust = (self._optional(f"{path}/{name}") for name in ("half_width", "trust"))
+        edges, widths = (self._optional(f"{path}/{name}") for name in ("depth_edge", "half_width_by_depth"))
+        strata = DepthStrata(edges, widths) if edges is not None and widths is not None else None
         depth = None
         if self.location.exists(f"{path}/depth/zarr.json"):
             depth = BlockArray.open(self.location, f"{path}/depth", read_only=read_only)
         grid = PatchGrid.from_attrs(attrs)
-        return StoredMap(slide_id, grid, genes, tissue, rgb, array, half_width, trust, depth)
+        return StoredMap(slide_id, grid, genes, tissue, rgb, array, half_width, trust, depth, strata)
 
     def _optional(self, path: str) -> NDArray[np.float32] | None:
         if not self.location.exists(f"{path}/zarr.json"):

@@ -97,6 +97,14 @@ def _most_trusted(stored: StoredMap) -> list[int]:
     return [int(i) for i in np.argsort(-stored.trust, kind="stable")[:SHOWN_GENES]]
 
 
+def _by_depth(intervals: Intervals) -> str:
+    """Say that intervals differ by predicted depth, where they do: the table holds the one width of all."""
+    if intervals.strata is None:
+        return ""
+    typical = ", ".join(f"± {width:.2f}" for width in np.median(intervals.strata.half_width, axis=1))
+    return f" Intervals widen where few counts are predicted: {typical} for the median gene, deepest last."
+
+
 def _trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
     if intervals is None:
         return Block(
@@ -117,7 +125,8 @@ def _trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
     picture = Picture(
         trust_plot(intervals.trust, TRUSTED),
         f"Histogram of trust over {len(genes)} genes.",
-        f"Measured on {intervals.n_spots} spots of the training sections, by {intervals.held_out}s left out in turn.",
+        f"Measured on {intervals.n_spots} spots of the training sections, by {intervals.held_out}s left out in turn."
+        f"{_by_depth(intervals)}",
         "Trust",
     )
     good = int(intervals.trusted.sum())

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 
 from featurestore.encoder import EncoderIdentity
 from featurestore.grid import PatchGrid
-from histosge.conformal import Intervals
+from histosge.conformal import Intervals, predict_patches
 from histosge.errors import ModelError
 from histosge.models.model import Model
 from histosge.models.presets import load_preset
@@ -83,9 +83,10 @@ class SavedModel:
 
     def predict(self, patches: Patches) -> "Prediction":
         """Predict patches, with the interval of each prediction where the model was calibrated."""
-        values = self.model.predict(patches)
-        lower, upper = self.intervals.bounds(values) if self.intervals else (None, None)
-        return Prediction(values, lower, upper)
+        if self.intervals is None:
+            return Prediction(self.model.predict(patches), None, None)
+        values, depth = predict_patches(self.model, patches)
+        return Prediction(values, *self.intervals.bounds(values, depth))
 
     def check_fits(self, identity: EncoderIdentity, grid: PatchGrid) -> None:
         """Refuse embeddings of another encoder or grid.

@@ -22,6 +22,7 @@ from histosge.contestants import (
     PAPER,
     Contestant,
     Fitted,
+    MapModel,
     PaperContestant,
     PresetContestant,
     Reencode,
@@ -189,6 +190,7 @@ class _Run:
     genes: GeneScores
     all_spots: float | None
     halo_um: float
+    fitted: Fitted
 
 
 @dataclass
@@ -229,7 +231,7 @@ class _Runner:
             _keep(keeper, task, fitted, genes)
         asked = self.halves or isinstance(contestant, PaperContestant)
         all_spots = _all_spots(task, fitted) if asked else None
-        return _Run(task, tested, predicted, genes, all_spots, fitted.halo_um)
+        return _Run(task, tested, predicted, genes, all_spots, fitted.halo_um, fitted)
 
 
 def _intervals(run: _Run) -> dict[str, float]:
@@ -237,11 +239,12 @@ def _intervals(run: _Run) -> dict[str, float]:
     preset, task = load_preset(DEFAULT_PRESET), run.task
     spot_um = max(section.spots.diameter_um for section in task.sections)
     found = calibrate(lambda parts: preset.fit(parts, seed=task.seed), task.training(), spot_um)
-    return (
-        {}
-        if found is None
-        else found.scores(run.tested.truth.astype(np.float32), run.predicted.astype(np.float32))
-    )
+    if found is None:
+        return {}
+    depth = None
+    if found.strata is not None and isinstance(run.fitted, MapModel):
+        depth = np.concatenate([run.fitted.depth_at_spots(section) for section, _ in task.tested()])
+    return found.scores(run.tested.truth.astype(np.float32), run.predicted.astype(np.float32), depth)
 
 
 def _keep(keeper: MapKeeper, task: Task, fitted: Fitted, genes: GeneScores) -> None:

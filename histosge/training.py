@@ -132,9 +132,10 @@ def checkpoint_path(model: str | Path) -> Path:
 def _calibrated(intervals: Intervals | None, genes: tuple[str, ...]) -> str:
     if intervals is None:
         return "no intervals: too few spots to hold some out"
+    by = f", in {len(intervals.strata.half_width)} strata of predicted depth" if intervals.strata else ""
     return (
         f"{int(intervals.trusted.sum())} of {len(genes)} genes can be trusted; half widths of "
-        f"{round(100 * intervals.level)} % intervals from {intervals.n_spots} held-out spots"
+        f"{round(100 * intervals.level)} % intervals from {intervals.n_spots} held-out spots{by}"
     )
 
 

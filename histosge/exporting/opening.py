@@ -117,7 +117,7 @@ def table_of_map(stored: StoredMap, genes: Sequence[str] = (), further: Further 
         tuple(stored.genes[i] for i in columns),
         columns,
         "expression",
-        {key: str(value) for key, value in made_by.items()},
+        {key: str(value) for key, value in made_by.items()} | _edges(stored),
         {name: values for name, (dims, values) in extras.items() if dims == ("y", "x")},
         {name: values[list(columns)] for name, (dims, values) in extras.items() if dims == ("gene",)},
     )
@@ -133,7 +133,17 @@ def _own_arrays(stored: StoredMap) -> dict[str, tuple[tuple[str, ...], NDArray[A
         found["half_width"] = ("gene",), stored.half_width
         found["trust"] = ("gene",), stored.trust
         found["trusted"] = ("gene",), stored.trust >= TRUSTED
+    if stored.strata is not None:
+        for k, half_width in enumerate(stored.strata.half_width, start=1):
+            found[f"half_width_depth_{k}"] = ("gene",), half_width
     return found
+
+
+def _edges(stored: StoredMap) -> dict[str, str]:
+    """Return where one half width by depth ends and the next begins, on the scale of `log_total_counts`."""
+    if stored.strata is None:
+        return {}
+    return {"half_width_depth_edges": " ".join(f"{edge:.9g}" for edge in stored.strata.edges)}
 
 
 def _further_arrays(location: Location, path: str) -> Further:
