@@ -21,7 +21,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
 from featurestore.samples import Sample
 from featurestore.slide import Slide, open_slide
-from histosge.sections import Section
+from histosge.sections import Patches, Section
 from histosge.stream import LoadedSection
 
 CROP_PX = 50
@@ -78,11 +78,11 @@ class Reencoder:
         under = np.flatnonzero(np.asarray(section.overlap.sum(axis=0)).ravel() > 0)
         slide = open_slide(self.slides[section.slide_id], self.mpps[section.slide_id])
         try:
-            read = _read_crops if "fixed_pixel_crop" in switches else _read_patches
+            read = _read_crops if "fixed_pixel_crop" in switches else read_patches
             embedding = section.patches.embedding.copy()
             for start in range(0, len(under), _BATCH):
                 chosen = under[start : start + _BATCH]
-                pixels = read(slide, self.grids[section.slide_id], section, chosen)
+                pixels = read(slide, self.grids[section.slide_id], section.patches, chosen)
                 if "bgr" in switches:
                     pixels = np.ascontiguousarray(pixels[..., ::-1])
                 # As a store rounds them.
@@ -92,13 +92,14 @@ class Reencoder:
         return replace(section, patches=section.patches.with_embedding(embedding))
 
 
-def _read_patches(
-    slide: Slide, grid: PatchGrid, section: Section, chosen: NDArray[np.int64]
+def read_patches(
+    slide: Slide, grid: PatchGrid, patches: Patches, chosen: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
+    """Read some patches' pixels, as the embedding read them, ``(n, side, side, 3)``."""
     side = grid.spec.patch_px
     pixels = np.empty((len(chosen), side, side, 3), np.uint8)
     for i, (row, col) in enumerate(
-        zip(section.patches.rows[chosen].tolist(), section.patches.cols[chosen].tolist(), strict=True)
+        zip(patches.rows[chosen].tolist(), patches.cols[chosen].tolist(), strict=True)
     ):
         x, y, width, height = grid.region_px((row, row + 1), (col, col + 1))
         pixels[i] = slide.read_region(x, y, width, height, grid.effective_mpp)
@@ -106,11 +107,11 @@ def _read_patches(
 
 
 def _read_crops(
-    slide: Slide, grid: PatchGrid, section: Section, chosen: NDArray[np.int64]
+    slide: Slide, grid: PatchGrid, patches: Patches, chosen: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
     side = grid.spec.patch_px
     pixels = np.empty((len(chosen), side, side, 3), np.uint8)
-    for i, (x_um, y_um) in enumerate(section.patches.xy_um[chosen]):
+    for i, (x_um, y_um) in enumerate(patches.xy_um[chosen]):
         x, y = (round(at / slide.mpp - CROP_PX / 2) for at in (x_um, y_um))
         crop = slide.read_region(x, y, CROP_PX, CROP_PX, slide.mpp)
         pixels[i] = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.BILINEAR))

@@ -87,6 +87,22 @@ class Spots:
 
 
 @dataclass(frozen=True)
+class Restained:
+    """Some of a slide's patches, encoded as they are and in other stains.
+
+    Parameters
+    ----------
+    plain
+        ``(n_patches, dim)``, float32.
+    stained
+        The same patches, ``(n_stains, n_patches, dim)``, float32.
+    """
+
+    plain: NDArray[np.float32]
+    stained: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class TrainingSection:
     """One section, ready for a model: patches, the spots to learn from, and their targets.
 
@@ -102,6 +118,8 @@ class TrainingSection:
         log1p(CP10k) of the chosen genes, shape ``(n_spots, n_genes)``, float32.
     library
         Total counts of each spot, shape ``(n_spots,)``; None where they are not known.
+    restained
+        How embeddings move when the stain changes; None where that was not measured.
     """
 
     patches: Patches
@@ -109,6 +127,7 @@ class TrainingSection:
     spot_xy_um: NDArray[np.float64]
     target: NDArray[np.float32]
     library: NDArray[np.float64] | None = None
+    restained: Restained | None = None
 
     def subset(self, keep: NDArray[np.bool_]) -> "TrainingSection":
         """Return the section with only some of its spots; the patches stay."""

@@ -64,6 +64,9 @@ class TrainSettings:
         which takes minutes a fit.
     loss
         Of `dense`: ``mse`` on log1p(CP10k), or ``poisson`` or ``nb`` on counts with library size.
+    stains
+        Of `dense`: encode some patches of the training slides in other stains, and penalise weights along what
+        those move, see `histosge.models.stain_penalty`.
     """
 
     preset: str = DEFAULT_PRESET
@@ -73,6 +76,7 @@ class TrainSettings:
     selection: Selection = Selection()
     intervals: bool | None = None
     loss: str = "mse"
+    stains: bool = False
 
 
 def train(
@@ -105,6 +109,8 @@ def train(
     sections = [item.section for item in loaded]
     genes = resolve_genes(sections, settings.genes)
     training = [training_section(s, genes) for s in sections]
+    if settings.stains:
+        training = _restained(samples, settings, loaded, training, say)
 
     def fit(some: Sequence[TrainingSection]) -> Model:
         if settings.loss != "mse":
@@ -122,6 +128,22 @@ def train(
     saved = save_model(model, fitted, card, intervals)
     unfinished.unlink(missing_ok=True)
     return saved
+
+
+def _restained(
+    samples: str,
+    settings: TrainSettings,
+    loaded: Sequence[LoadedSection],
+    training: list[TrainingSection],
+    say: Say,
+) -> list[TrainingSection]:
+    from histosge.restaining import PATCHES, STAINS, restain_sections
+
+    if settings.preset != DenseModel.name:
+        raise ModelError(f"stains belong to preset 'dense', not {settings.preset!r}; leave --stains out")
+    training = restain_sections(read_samples(samples), loaded, training, settings.seed)
+    say(f"{PATCHES} patches of each slide encoded in {STAINS} other stains: what those move is penalised")
+    return training
 
 
 def checkpoint_path(model: str | Path) -> Path:

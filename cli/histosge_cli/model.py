@@ -46,6 +46,13 @@ def train(
     loss: Annotated[
         str, typer.Option(help="Of dense: mse on log1p(CP10k), poisson or nb on counts.")
     ] = "mse",
+    stains: Annotated[
+        bool,
+        typer.Option(
+            "--stains",
+            help="Of dense: encode some patches in other stains, and do not learn from what those move.",
+        ),
+    ] = False,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -65,7 +72,9 @@ def train(
     from histosge.training import train as run
 
     voice = Voice(quiet, log)
-    settings = TrainSettings(preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss)
+    settings = TrainSettings(
+        preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss, stains=stains
+    )
     with voice.steps("training") as say:
         saved = run(samples, store, model, settings, say=say)
     if report is not None:

@@ -22,14 +22,12 @@ from histosge.models.linear import (
     Affine,
     Floats,
     Indices,
-    RidgePath,
-    Standardiser,
-    choose_penalties,
     spatial_groups,
 )
 from histosge.models.low_rank import LowRankTargets
-from histosge.models.members import Mixture, fit_members
+from histosge.models.members import Mixture, fit_members, fit_ridge
 from histosge.models.model import State
+from histosge.models.stain_penalty import STRENGTH, stain_covariance
 from histosge.models.surroundings import HALO_UM, VIEWS, Surroundings
 from histosge.sections import Patches, TrainingSection
 
@@ -53,6 +51,8 @@ class DenseModel:
         Views -> log of a spot's total counts, one output; None if no counts were given in training.
     counts
         Patterns -> genes fitted by a count likelihood, in place of `targets`; None for squared error.
+    stain_penalty
+        Strength of the penalty along what stains move; 0 without one.
     """
 
     name: ClassVar[str] = "dense"
@@ -64,6 +64,7 @@ class DenseModel:
     weights: tuple[float, ...] = ()
     depth: Affine | None = None
     counts: CountHead | None = None
+    stain_penalty: float = 0.0
 
     @property
     def halo_um(self) -> float:
@@ -84,11 +85,13 @@ class DenseModel:
         targets = LowRankTargets.of(sections, PATTERNS)
         spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
         Y = np.concatenate([targets.patterns(s) for s in sections])
-        mixed = fit_members(spots, Y, groups)
-        depth, head = fit_depth(spots, sections, groups), None
+        moved = stain_covariance(sections, surroundings)
+        mixed = fit_members(spots, Y, groups, moved=moved)
+        depth, head = fit_depth(spots, sections, groups, moved), None
         if loss != "mse":
             head = CountHead.fit(loss, sections, _unseen_patterns(spots, Y, sections, seed, mixed))
-        return cls(surroundings, mixed.affine, targets, mixed.penalties, mixed.weights, depth, head)
+        strength = 0.0 if moved is None else STRENGTH
+        return cls(surroundings, mixed.affine, targets, mixed.penalties, mixed.weights, depth, head, strength)
 
     @classmethod
     def cross_fitted(cls, sections: Sequence[TrainingSection], *, seed: int = 0) -> list[NDArray[np.float32]]:
@@ -96,7 +99,8 @@ class DenseModel:
         surroundings, targets = Surroundings.of(sections), LowRankTargets.of(sections, PATTERNS)
         spots = see_spots(sections, surroundings)
         Y = np.concatenate([targets.patterns(s) for s in sections])
-        mixed = fit_members(spots, Y, spatial_groups(sections))
+        moved = stain_covariance(sections, surroundings)
+        mixed = fit_members(spots, Y, spatial_groups(sections), moved=moved)
         return [targets.genes(patterns) for patterns in _unseen_patterns(spots, Y, sections, seed, mixed)]
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
@@ -133,6 +137,7 @@ class DenseModel:
             "views": [list(view) for view in VIEWS],
             "penalties": [list(some) for some in self.penalties],
             "weights": list(self.weights),
+            "stain_penalty": self.stain_penalty,
         }
 
     def state(self) -> State:
@@ -156,6 +161,7 @@ class DenseModel:
             tuple(config.get("weights", ())),
             Affine(state["depth.weight"], state["depth.offset"]) if known else None,
             CountHead(state["counts.weight"], state["counts.offset"]) if "counts.weight" in state else None,
+            config.get("stain_penalty", 0.0),
         )
 
 
@@ -182,13 +188,13 @@ def see_spots(sections: Sequence[TrainingSection], surroundings: Surroundings) -
     )
 
 
-def fit_depth(spots: Measured, sections: Sequence[TrainingSection], groups: Indices) -> Affine | None:
+def fit_depth(
+    spots: Measured, sections: Sequence[TrainingSection], groups: Indices, moved: Floats | None = None
+) -> Affine | None:
     """Fit a ridge of the log of total counts; each section's own mean is taken out, the pooled one put back."""
     logs = [np.log(np.maximum(s.library, 1.0)) for s in sections if s.library is not None]
     if len(logs) < len(sections):
         return None
     Y = np.concatenate([log - log.mean() for log in logs])[:, None]
-    standardiser = Standardiser.of(spots.features)
-    inputs = standardiser.apply(spots.features)
-    affine = RidgePath.of(inputs, Y).at(choose_penalties(inputs, Y, groups)).after(standardiser)
+    affine = fit_ridge(spots, Y, groups, moved)
     return Affine(affine.weight, affine.offset + np.concatenate(logs).mean())

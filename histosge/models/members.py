@@ -14,6 +14,7 @@ from scipy.optimize import nnls
 
 from histosge.models.kriging import Kernel, Kriging, Measured, choose_kernels
 from histosge.models.linear import Affine, Floats, Indices, RidgePath, Standardiser, choose_penalties
+from histosge.models.stain_penalty import steady
 from histosge.models.surroundings import VIEWS, view_columns
 
 KRIGED = 10_000
@@ -45,15 +46,26 @@ class Mixture:
         Of the members: that beside a smooth field first, where there is one, then the ridges; they add up to 1.
     kernels
         Of the member beside a smooth field, one per pattern; None without it.
+    moved
+        Covariance of what features do that says nothing of expression, ``(n_features, n_features)``: weights
+        along it are penalised, see `stain_penalty`.
     """
 
     affine: Affine
     penalties: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
     kernels: tuple[Kernel, ...] | None
+    moved: Floats | None = None
 
 
-def fit_members(spots: Measured, Y: Floats, groups: Indices, like: Mixture | None = None) -> Mixture:
+def fit_members(
+    spots: Measured,
+    Y: Floats,
+    groups: Indices,
+    like: Mixture | None = None,
+    *,
+    moved: Floats | None = None,
+) -> Mixture:
     """Fit every member to ``(n_spots, n_patterns)`` patterns, and mix them.
 
     Parameters
@@ -61,60 +73,117 @@ def fit_members(spots: Measured, Y: Floats, groups: Indices, like: Mixture | Non
     groups
         Label of each spot: spots of one label are left out together.
     like
-        Whose kernels and weights to take, instead of choosing them here.
+        Whose kernels, weights and `moved` to take, instead of choosing them here.
+    moved
+        See `Mixture`.
     """
-    kernels = like.kernels if like else _kernels(spots, Y)
-    inputs = [_inputs(spots, views) for views in VIEWS_OF_RIDGES]
-    penalties = [choose_penalties(standardiser.apply(X), Y, groups) for _, standardiser, X in inputs]
-    members = _fit(spots, Y, penalties, kernels)
-    weights = np.array(like.weights) if like else _weigh(spots, Y, groups, penalties, kernels)
+    moved = like.moved if like else moved
+    kernels = like.kernels if like else _kernels(spots, Y, moved)
+    penalties = [
+        choose_penalties(_Frame.of(spots, _columns(spots, views), moved).inputs, Y, groups)
+        for views in VIEWS_OF_RIDGES
+    ]
+    members = _fit(spots, Y, penalties, kernels, moved)
+    weights = np.array(like.weights) if like else _weigh(spots, Y, groups, penalties, kernels, moved)
     affine = Affine(
         np.tensordot(weights, [member.weight for member in members], axes=1),
         np.tensordot(weights, [member.offset for member in members], axes=1),
     )
-    return Mixture(affine, tuple(tuple(p.tolist()) for p in penalties), tuple(weights.tolist()), kernels)
+    return Mixture(
+        affine, tuple(tuple(p.tolist()) for p in penalties), tuple(weights.tolist()), kernels, moved
+    )
 
 
-def _kernels(spots: Measured, Y: Floats) -> tuple[Kernel, ...] | None:
-    return tuple(choose_kernels(_standardised(spots), Y - Y.mean(axis=0))) if len(spots) <= KRIGED else None
+def fit_ridge(spots: Measured, Y: Floats, groups: Indices, moved: Floats | None = None) -> Affine:
+    """Fit one ridge on all views, with a penalty per output chosen on groups left out."""
+    frame = _Frame.of(spots, np.arange(spots.features.shape[1]), moved)
+    return frame.back(RidgePath.of(frame.inputs, Y).at(choose_penalties(frame.inputs, Y, groups)))
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Some features as inputs of a linear fit, and the way back.
+
+    Parameters
+    ----------
+    columns
+        Which features.
+    standardiser, turn
+        What brings them to mean 0 and spread 1, and what makes the penalty along `Mixture.moved` larger.
+    n_features
+        In all.
+    inputs
+        ``(n_spots, len(columns))``.
+    """
+
+    columns: Indices
+    standardiser: Standardiser
+    turn: Floats | None
+    n_features: int
+    inputs: Floats
+
+    @classmethod
+    def of(cls, spots: Measured, columns: Indices, moved: Floats | None, *, spread: float = 0.0) -> "_Frame":
+        """Measure; with a `spread`, turned inputs are brought back to it on average."""
+        X = spots.features[:, columns]
+        standardiser = Standardiser.of(X)
+        inputs = standardiser.apply(X)
+        turn = steady(None if moved is None else moved[np.ix_(columns, columns)], standardiser)
+        if turn is not None:
+            turned = inputs @ turn
+            scale = spread / turned.std(axis=0).mean() if spread else 1.0
+            turn, inputs = turn * scale, turned * scale
+        return cls(columns, standardiser, turn, spots.features.shape[1], inputs)
+
+    def back(self, affine: Affine) -> Affine:
+        """Return a map of the inputs as one of all features."""
+        if self.turn is not None:
+            affine = Affine(self.turn @ affine.weight, affine.offset)
+        affine = affine.after(self.standardiser)
+        weight = np.zeros((self.n_features, affine.weight.shape[1]))
+        weight[self.columns] = affine.weight
+        return Affine(weight, affine.offset)
+
+
+def _columns(spots: Measured, views: Sequence[tuple[float, str]]) -> Indices:
+    return view_columns(views, spots.features.shape[1] // len(VIEWS))
+
+
+def _beside_a_field(spots: Measured, moved: Floats | None) -> tuple[_Frame, Measured]:
+    """Return the frame of all views, of spread 1 as the kernel takes them, and the spots in it."""
+    frame = _Frame.of(spots, np.arange(spots.features.shape[1]), moved, spread=1.0)
+    return frame, Measured(spots.slide, spots.xy_um, frame.inputs)
+
+
+def _kernels(spots: Measured, Y: Floats, moved: Floats | None) -> tuple[Kernel, ...] | None:
+    if len(spots) > KRIGED:
+        return None
+    return tuple(choose_kernels(_beside_a_field(spots, moved)[1], Y - Y.mean(axis=0)))
 
 
 def _fit(
-    spots: Measured, Y: Floats, penalties: Sequence[Floats], kernels: Sequence[Kernel] | None
+    spots: Measured,
+    Y: Floats,
+    penalties: Sequence[Floats],
+    kernels: Sequence[Kernel] | None,
+    moved: Floats | None,
 ) -> list[Affine]:
-    """Fit the members for penalties and kernels that are given."""
-    members = [] if kernels is None else [_beside_a_field(spots, Y, kernels)]
-    for views, penalty in zip(VIEWS_OF_RIDGES, penalties, strict=True):
-        columns, standardiser, X = _inputs(spots, views)
-        ridge = RidgePath.of(standardiser.apply(X), Y).at(penalty).after(standardiser)
-        weight = np.zeros((spots.features.shape[1], Y.shape[1]))
-        weight[columns] = ridge.weight
-        members.append(Affine(weight, ridge.offset))
-    return members
+    """Fit the members for penalties and kernels that are given.
 
-
-def _inputs(spots: Measured, views: Sequence[tuple[float, str]]) -> tuple[Indices, Standardiser, Floats]:
-    """Return the columns of some views, and their values with what standardises them."""
-    columns = view_columns(views, spots.features.shape[1] // len(VIEWS))
-    X = spots.features[:, columns]
-    return columns, Standardiser.of(X), X
-
-
-def _beside_a_field(spots: Measured, Y: Floats, kernels: Sequence[Kernel]) -> Affine:
-    """Fit all views beside a smooth field of each section, and keep what the views give.
-
-    What varies slowly over a section for reasons that the picture does not show goes to the field, so the
-    views are not bent to explain it.
+    Beside a smooth field of each section, all views are fitted and only what they give is kept: what varies
+    slowly over a section for reasons that the picture does not show goes to the field, so the views are not bent
+    to explain it.
     """
-    mean = Y.mean(axis=0)
-    process = Kriging.fit(_standardised(spots), Y - mean, kernels)
-    affine = process.affine().after(Standardiser.of(spots.features))
-    return Affine(affine.weight, affine.offset + mean)
-
-
-def _standardised(spots: Measured) -> Measured:
-    features = Standardiser.of(spots.features).apply(spots.features)
-    return Measured(spots.slide, spots.xy_um, features)
+    members = []
+    if kernels is not None:
+        mean = Y.mean(axis=0)
+        frame, inputs = _beside_a_field(spots, moved)
+        views = frame.back(Kriging.fit(inputs, Y - mean, kernels).affine())
+        members.append(Affine(views.weight, views.offset + mean))
+    for some, penalty in zip(VIEWS_OF_RIDGES, penalties, strict=True):
+        frame = _Frame.of(spots, _columns(spots, some), moved)
+        members.append(frame.back(RidgePath.of(frame.inputs, Y).at(penalty)))
+    return members
 
 
 def _weigh(
@@ -123,6 +192,7 @@ def _weigh(
     groups: Indices,
     penalties: Sequence[Floats],
     kernels: Sequence[Kernel] | None,
+    moved: Floats | None,
 ) -> Floats:
     """Return the members' weights, none negative, 1 in sum: by least squares on groups left out in turn."""
     n = len(penalties) + (kernels is not None)
@@ -135,7 +205,7 @@ def _weigh(
     for k in range(min(PARTS, len(labels))):
         gone = part % PARTS == k
         kept = np.flatnonzero(~gone)
-        members = _fit(spots.take(kept), Y[kept], penalties, kernels)
+        members = _fit(spots.take(kept), Y[kept], penalties, kernels, moved)
         unseen[:, gone] = [member(spots.features[gone]) for member in members]
     size = np.linalg.norm(Y)
     near_equal = np.sqrt(EQUAL) * size

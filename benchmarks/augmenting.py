@@ -1,0 +1,154 @@
+"""What another lab's stain does to `dense`, and what penalties for stain and dropout do against it.
+
+python benchmarks/augmenting.py [--quick] [--json FILE]
+
+Each public section is held out in turn; its slide is encoded as it is and in four fixed stains that no training
+section was seen in (--quick, or where the sections are absent: a made cohort and `colour`). Means over sections;
+`shifted` is the mean over the four stains. Strengths are shown as a table: none is chosen.
+
+    stain      weights along what stains move, measured on some patches of the training slides
+    dropout    a feature zeroed on the whole slide: for one view that is the ridge's own penalty; here the blocks
+               of a feature's five views
+"""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from _common import Result, options, report
+from _public import embed_public, public_sheet
+
+from featurestore.embedding import EmbedSettings, embed
+from featurestore.encoder import load_encoder
+from featurestore.grid import GridSpec
+from featurestore.samples import read_samples
+from histosge.metrics import correlate
+from histosge.models.dense import PATTERNS, DenseModel, see_spots
+from histosge.models.linear import Floats, spatial_groups
+from histosge.models.low_rank import LowRankTargets
+from histosge.models.members import fit_members
+from histosge.models.stain_penalty import stain_covariance
+from histosge.models.surroundings import VIEWS, Surroundings
+from histosge.restaining import Stain, encode_stained, restain_sections
+from histosge.sections import TrainingSection
+from histosge.stream import LoadedSection
+from histosge.synthetic import SyntheticSpec, make_cohort
+from histosge.training import Selection, load_sections, resolve_genes, training_section
+from histosge.windows import spots_from_patches
+
+SHIFTED = {
+    "pink": Stain((0.8, 1.25)),
+    "blue": Stain((1.25, 0.8)),
+    "dark": Stain((1.3, 1.3)),
+    "pale": Stain((0.75, 0.75)),
+}
+STRENGTHS = {"stain": (1.0, 3.0, 10.0, 30.0), "dropout": (0.3, 1.0, 3.0, 10.0)}
+GENES = 250
+PUBLIC = GridSpec(mpp=0.7, patch_px=320, stride_px=160)
+MADE = GridSpec(mpp=0.5, patch_px=112, stride_px=112)
+
+Score = dict[str, tuple[float, float]]
+"""Stain -> mean Pearson and mean squared error over genes."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Sections, and their patches in each of `SHIFTED`."""
+
+    sheet: Path
+    loaded: list[LoadedSection]
+    shifted: list[dict[str, np.ndarray]]
+
+    @classmethod
+    def of(cls, sheet: Path, loaded: list[LoadedSection]) -> "Cohort":
+        """Encode all patches of all slides in each stain."""
+        encoder = load_encoder(loaded[0].slide.identity.key)
+        samples = {sample.slide_id: sample for sample in read_samples(str(sheet))}
+        shifted = []
+        for item in loaded:
+            every = np.arange(len(item.section.patches))
+            sample = samples[item.section.slide_id]
+            values = encode_stained(item, sample, encoder, list(SHIFTED.values()), every)
+            shifted.append(dict(zip(SHIFTED, values, strict=True)))
+        return cls(sheet, loaded, shifted)
+
+
+def main() -> None:
+    """Hold each section out, and print the table."""
+    asked = options(__doc__)
+    sheet = public_sheet()
+    with tempfile.TemporaryDirectory() as name:
+        if asked.quick or sheet is None:
+            made = make_cohort(Path(name), SyntheticSpec(size_px=(2000, 2000)), 3)
+            embed(str(made.sheet), f"{name}/store", EmbedSettings(encoders=("colour",), spec=MADE))
+            what, loaded = "made", load_sections(str(made.sheet), f"{name}/store", Selection())
+            cohort = Cohort.of(made.sheet, loaded)
+        else:
+            what, cohort = "public", Cohort.of(sheet, embed_public(sheet, Path(name), PUBLIC))
+        scores = [_held_out(cohort, k) for k in range(len(cohort.loaded))]
+    results = []
+    for label in scores[0]:
+        own = np.mean([fold[label]["as it is"] for fold in scores], axis=0)
+        shifted = np.mean([[fold[label][stain] for stain in SHIFTED] for fold in scores], axis=(0, 1))
+        for where, (pearson, error) in (("as it is", own), ("shifted", shifted)):
+            results += [
+                Result(f"{label}, {where}: Pearson", float(pearson)),
+                Result(f"{label}, {where}: squared error", float(error)),
+            ]
+    report(f"other stains ({what}, {len(scores)} sections)", results, asked.json)
+
+
+def _held_out(cohort: Cohort, k: int) -> dict[str, Score]:
+    """Fit on all sections but one with each penalty, and score the one in every stain."""
+    sections = [item.section for item in cohort.loaded]
+    others = [i for i in range(len(sections)) if i != k]
+    genes = resolve_genes([sections[i] for i in others], GENES)
+    every = [training_section(s, genes) for s in sections]
+    known, held = [cohort.loaded[i] for i in others], every[k]
+    training = restain_sections(read_samples(str(cohort.sheet)), known, [every[i] for i in others], seed=0)
+    surroundings = Surroundings.of(training)
+    moved = {
+        "stain": stain_covariance(training, surroundings, 1.0),
+        "dropout": _dropout_covariance(training, surroundings),
+    }
+    scores = {"no penalty": _score(_fit(training, surroundings, None), held, cohort.shifted[k])}
+    for name, strengths in STRENGTHS.items():
+        covariance = moved[name]
+        assert covariance is not None
+        for g in strengths:
+            model = _fit(training, surroundings, g * covariance)
+            scores[f"{name} {g:g}"] = _score(model, held, cohort.shifted[k])
+    return scores
+
+
+def _fit(training: Sequence[TrainingSection], surroundings: Surroundings, moved: Floats | None) -> DenseModel:
+    targets = LowRankTargets.of(training, PATTERNS)
+    Y = np.concatenate([targets.patterns(s) for s in training])
+    spots = see_spots(training, surroundings)
+    affine, penalties = fit_members(spots, Y, spatial_groups(training), moved=moved)
+    return DenseModel(surroundings, affine, targets, penalties)
+
+
+def _dropout_covariance(training: Sequence[TrainingSection], surroundings: Surroundings) -> Floats:
+    """Return the covariance of what zeroing one feature at a time, in all of its views, does."""
+    features = see_spots(training, surroundings).features
+    covariance = np.cov(features.T, bias=True)
+    feature = np.arange(features.shape[1]) % (features.shape[1] // len(VIEWS))
+    return np.asarray(covariance * (feature[:, None] == feature))
+
+
+def _score(model: DenseModel, held: TrainingSection, shifted: dict[str, np.ndarray]) -> Score:
+    scores = {}
+    for stain, embedding in {"as it is": held.patches.embedding, **shifted}.items():
+        patches = replace(held, patches=held.patches.with_embedding(embedding)).patches
+        guess = spots_from_patches(held.overlap, model.predict(patches)).astype(np.float64)
+        truth = held.target.astype(np.float64)
+        pearson, _ = correlate(truth, guess, np.zeros(len(truth), np.int64))
+        scores[stain] = (float(pearson.mean()), float(((guess - truth) ** 2).mean()))
+    return scores
+
+
+if __name__ == "__main__":
+    main()
