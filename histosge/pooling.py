@@ -7,14 +7,18 @@ multiplied in float32, so spreads are taken of deviations from a centre that is 
 Terms
     moment   ``mean`` or ``sd``: of an embedding, weighted by a Gaussian of the distance
     view     a scale and a moment: sigma in microns and a name
-    lattice  the bounding rectangle of the patches, 0 where there is none
+    lattice  the rectangle of places around the wanted patches, 0 where there is no patch
 """
 
+import math
+import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
 from typing import Self
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from histosge.sections import Patches
@@ -26,8 +30,12 @@ _LATTICE_BYTES = 64 << 20
 """Working memory of the features that are pooled together, about."""
 _FEATURES = 128
 """Features pooled together, at most: more do not fit the processor's cache."""
-_TILE = 32
-"""Rows or columns that one product of matrices pools at once."""
+_TILE = 8
+"""Rows or columns that one product of matrices pools: with fewer, it has fewer zeros to multiply."""
+_ALIKE = 20_000
+"""Patches of a window, at most, whose lattice is kept for the next one like it."""
+_SMALL = 1 << 18
+"""Values of memory that is kept whatever is asked for next."""
 _ROUNDING = np.float32(1e-6)
 """A variance less than this share of the mean square is what rounding leaves of a constant."""
 
@@ -80,6 +88,8 @@ def pool_views(
 ) -> Iterator[tuple[View, slice, Values]]:
     """Yield ``(view, features, values)``, a few features at a time, each view of all features.
 
+    Values are overwritten when the next ones are made: copy what is to be kept.
+
     Parameters
     ----------
     patches, of
@@ -100,125 +110,209 @@ def pool_views(
     of = np.arange(len(patches)) if of is None else of
     if len(of) == 0:
         return
-    lattice = _Lattice.over(patches, [sigma for sigma, _ in views if sigma > 0], of)
+    lattice = _Lattice.over(patches, tuple(dict.fromkeys(sigma for sigma, _ in views if sigma > 0)), of)
     dim, width = patches.embedding.shape[1], min(_FEATURES, _LATTICE_BYTES // (8 * 4 * lattice.size) + 1)
     for start in range(0, dim, width):
         features = slice(start, min(start + width, dim))
-        part = patches.embedding[:, features].astype(np.float32, copy=False)
-        if centre is not None:
-            part = part - centre[features]
+        part = patches.embedding[:, features]
+        offset = np.zeros(1, np.float32) if centre is None else centre[features]
         if (0.0, "mean") in views:
-            yield (0.0, "mean"), features, part[of]
-        for view, values in lattice.pool(part, views):
+            yield (0.0, "mean"), features, _less(part[of], offset)
+        for view, values in lattice.pool(part, offset, views):
             yield view, features, values
 
 
 @dataclass(frozen=True)
 class _Lattice:
-    """Where patches lie, where results are wanted, and the Gaussians between the two.
+    """A rectangle of places: all that Gaussians around the wanted patches can see, in whole tiles.
 
     Parameters
     ----------
-    shape, rows, cols
-        Of the bounding rectangle, and the patches' positions in it.
+    inner
+        Rows and columns of the box around the wanted patches, each a multiple of `_TILE`.
+    margin
+        Places on each side of it, as many as the widest Gaussian reaches.
+    chosen
+        Patches in the rectangle; None where they are all.
+    places
+        Of those in the rectangle, row by row; None where they fill it in order.
     box
-        Places in the box around the wanted patches, row by row; None where they are all of it, in order.
-    bands
-        Per sigma, the weights of the rectangle's rows and columns for those of the box.
-    scale
-        Per sigma, 1 / the weight of all existing patches around each wanted one, ``(n, 1)``.
+        Of the wanted patches in the box, row by row; None where they fill it in order.
+    bands, scale
+        Per sigma: its Gaussian, and 1 / the weight of all existing patches around each wanted one, ``(n, 1)``.
     """
 
-    shape: tuple[int, int]
-    rows: Indices
-    cols: Indices
+    inner: tuple[int, int]
+    margin: int
+    chosen: Indices | None
+    places: Indices | None
     box: Indices | None
-    bands: "dict[float, tuple[_Band, _Band]]"
+    bands: "dict[float, _Band]"
     scale: dict[float, Values]
 
     @classmethod
-    def over(cls, patches: Patches, sigmas: Sequence[float], of: Indices) -> Self:
-        rows, cols = patches.rows - patches.rows.min(), patches.cols - patches.cols.min()
-        shape = (int(rows.max()) + 1, int(cols.max()) + 1)
-        out_rows, out_cols = rows[of] - rows[of].min(), cols[of] - cols[of].min()
-        box = out_rows * (int(out_cols.max()) + 1) + out_cols
-        all_of_it = len(box) == (int(out_rows.max()) + 1) * (int(out_cols.max()) + 1)
-        stride = patches.stride_um
-        bands = {
-            sigma: (
-                _Band.of(rows[of], shape[0], sigma / stride),
-                _Band.of(cols[of], shape[1], sigma / stride),
-            )
-            for sigma in sigmas
-        }
-        keep = None if all_of_it and np.array_equal(box, np.arange(len(box))) else box
-        lattice = cls(shape, rows, cols, keep, bands, {})
-        there = np.zeros((*shape, 1), np.float32)
-        there[rows, cols] = 1
-        for sigma in bands:
-            lattice.scale[sigma] = np.float32(1) / lattice._sum(sigma, there)
-        return lattice
+    def over(cls, patches: Patches, sigmas: tuple[float, ...], of: Indices) -> Self:
+        """Place patches; within a slide most windows are alike, so the last few lattices are kept."""
+        rows, cols = (at - at[of].min() for at in (patches.rows, patches.cols))
+        places = tuple(sigma / patches.stride_um for sigma in sigmas)
+        if len(rows) > _ALIKE:
+            return cls._of(rows, cols, of, sigmas, places)
+        return cls._again(rows.tobytes(), cols.tobytes(), of.tobytes(), sigmas, places)
+
+    @classmethod
+    @lru_cache(maxsize=8)
+    def _again(
+        cls, rows: bytes, cols: bytes, of: bytes, sigmas: tuple[float, ...], places: tuple[float, ...]
+    ) -> Self:
+        at = [np.frombuffer(some, np.int64) for some in (rows, cols, of)]
+        return cls._of(at[0], at[1], at[2], sigmas, places)
+
+    @classmethod
+    def _of(
+        cls,
+        rows: Indices,
+        cols: Indices,
+        of: Indices,
+        sigmas: tuple[float, ...],
+        in_places: tuple[float, ...],
+    ) -> Self:
+        """Lay out patches at rows and columns counted from the first wanted ones."""
+        bands = {sigma: _band(places) for sigma, places in zip(sigmas, in_places, strict=True)}
+        margin = max((band.reach for band in bands.values()), default=0)
+        inner = _whole_tiles(int(rows[of].max()) + 1), _whole_tiles(int(cols[of].max()) + 1)
+        shape = inner[0] + 2 * margin, inner[1] + 2 * margin
+        box = rows[of] * inner[1] + cols[of]
+        rows, cols = rows + margin, cols + margin
+        seen = (rows >= 0) & (rows < shape[0]) & (cols >= 0) & (cols < shape[1])
+        chosen = None if seen.all() else np.flatnonzero(seen)
+        places = (rows * shape[1] + cols)[seen]
+        lattice = cls(
+            inner, margin, chosen, _unless_in_order(places, shape), _unless_in_order(box, inner), bands, {}
+        )
+        there = lattice.fill(np.ones((len(rows), 1), np.float32), np.zeros(1, np.float32))[None]
+        scale = {sigma: np.float32(1) / lattice.sum(sigma, there)[0] for sigma in bands}
+        return replace(lattice, scale=scale)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.inner[0] + 2 * self.margin, self.inner[1] + 2 * self.margin
 
     @property
     def size(self) -> int:
-        return self.shape[0] * self.shape[1]
+        return math.prod(self.shape)
 
-    def pool(self, values: Values, views: Sequence[View]) -> Iterator[tuple[View, Values]]:
+    def fill(self, values: NDArray[np.floating], offset: Values, out: Values | None = None) -> Values:
+        """Lay out ``(n_patches, n)`` values less an offset, ``(*shape, n)``; 0 where no patch is."""
+        n = values.shape[1]
+        filled = np.empty((self.size, n), np.float32) if out is None else out.reshape(self.size, n)
+        values = values if self.chosen is None else values[self.chosen]
+        if self.places is None:
+            _less(values, offset, filled)
+        else:
+            filled[:] = 0
+            filled[self.places] = _less(values, offset)
+        return filled.reshape(*self.shape, n)
+
+    def pool(
+        self, values: NDArray[np.floating], offset: Values, views: Sequence[View]
+    ) -> Iterator[tuple[View, Values]]:
         """Yield the views of ``(n_patches, n)`` values that have a sigma."""
-        n, names = values.shape[1], {sigma: [m for s, m in views if s == sigma] for sigma in self.bands}
-        squared = any("sd" in moments for moments in names.values())
-        filled = np.zeros((*self.shape, n * (1 + squared)), np.float32)
-        filled[self.rows, self.cols, :n] = values
+        squared = any(moment == "sd" for _, moment in views)
+        filled = _memory("filled", (1 + squared, *self.shape, values.shape[1]))
+        self.fill(values, offset, filled[0])
         if squared:
-            np.multiply(filled[:, :, :n], filled[:, :, :n], out=filled[:, :, n:])
-        for sigma, moments in names.items():
-            summed = self._sum(sigma, filled if "sd" in moments else filled[:, :, :n])
+            np.multiply(filled[0], filled[0], out=filled[1])
+        for sigma in self.bands:
+            moments = [moment for other, moment in views if other == sigma]
+            summed = self.sum(sigma, filled if "sd" in moments else filled[:1])
             summed *= self.scale[sigma]
-            mean = summed[:, :n]
             for moment in moments:
-                yield (sigma, moment), mean if moment == "mean" else _spread(summed[:, n:], mean)
+                yield (sigma, moment), summed[0] if moment == "mean" else _spread(summed[1], summed[0])
 
-    def _sum(self, sigma: float, filled: Values) -> Values:
-        """Return the weighted sum around each wanted patch, ``(n_wanted, n)``."""
-        down, along = self.bands[sigma]
-        n = filled.shape[2]
-        half = down.apply(filled.reshape(1, self.shape[0], -1)).reshape(-1, self.shape[1], n)
-        summed = along.apply(half).reshape(-1, n)
-        return summed if self.box is None else summed[self.box]
-
-
-def _spread(mean_square: Values, mean: Values) -> Values:
-    variance = mean * mean
-    np.subtract(mean_square, variance, out=variance)
-    # What rounding leaves of a constant is no spread: standardised, it would rule every prediction.
-    variance[variance <= _ROUNDING * mean_square] = 0
-    return np.asarray(np.sqrt(variance, out=variance))
+    def sum(self, sigma: float, filled: Values) -> Values:
+        """Return the weighted sum around each wanted patch, ``(n_planes, n_wanted, n)`` of as many planes."""
+        band, (planes, _, _, n) = self.bands[sigma], filled.shape
+        rows, cols = self.inner
+        beyond = self.margin - band.reach
+        seen = filled[:, beyond : filled.shape[1] - beyond, beyond : filled.shape[2] - beyond]
+        half = _memory("half", (planes, rows, cols + 2 * band.reach, n))
+        band.apply(seen, half)
+        summed = _memory("summed", (planes * rows, cols, n))
+        band.apply(half.reshape(planes * rows, -1, n), summed)
+        every = summed.reshape(planes, rows * cols, n)
+        return every if self.box is None else every[:, self.box]
 
 
 @dataclass(frozen=True)
 class _Band:
-    """One axis of a Gaussian: ``(n_out, n_in)`` weights, 0 further than `reach` from the place `first` + i."""
+    """A Gaussian along one axis, for the places of one tile: every tile has the same.
+
+    Parameters
+    ----------
+    weight
+        Of all that a tile sees, ``(_TILE, _TILE + 2 * reach)``.
+    reach
+        Places to each side.
+    """
 
     weight: Values
-    first: int
     reach: int
 
-    @classmethod
-    def of(cls, wanted: Indices, n_in: int, sigma: float) -> "_Band":
-        first, last = int(wanted.min()), int(wanted.max())
-        # The tolerance lets 3 x 56 / 56 be 3 whatever the rounding of the stride.
-        reach = int(np.floor(TRUNCATE * sigma + 1e-6))
-        step = np.arange(n_in) - np.arange(first, last + 1)[:, None]
-        weight = np.where(abs(step) <= reach, np.exp(-((step / sigma) ** 2) / 2), 0.0)
-        return cls(weight.astype(np.float32), first, reach)
+    def apply(self, values: Values, out: Values) -> None:
+        """Pool ``(m, n_out + 2 * reach, ...)`` along the second axis, into ``(m, n_out, ...)``, which is contiguous.
 
-    def apply(self, values: Values) -> Values:
-        """Multiply ``(m, n_in, n)`` values from the left, `_TILE` places at a time: the rest of a row is 0."""
-        n_out, n_in = self.weight.shape
-        applied = np.empty((len(values), n_out, values.shape[2]), np.float32)
-        for start in range(0, n_out, _TILE):
-            stop = min(start + _TILE, n_out)
-            low = max(0, self.first + start - self.reach)
-            high = min(n_in, self.first + stop + self.reach)
-            np.matmul(self.weight[start:stop, low:high], values[:, low:high], out=applied[:, start:stop])
-        return applied
+        In one call for all tiles: threads that call often wait for each other.
+        """
+        m, n_out, n = *out.shape[:2], math.prod(out.shape[2:])
+        tiles = as_strided(
+            values,
+            (m, n_out // _TILE, self.weight.shape[1], n),
+            (values.strides[0], _TILE * values.strides[1], values.strides[1], values.strides[-1]),
+            writeable=False,
+        )
+        np.matmul(self.weight, tiles, out=out.reshape(m, n_out // _TILE, _TILE, n))
+
+
+@cache
+def _band(sigma: float) -> _Band:
+    """Weigh places by their distance, cut off at `TRUNCATE` sigmas; sigma is in places."""
+    # The tolerance lets 3 x 56 / 56 be 3 whatever the rounding of the stride.
+    reach = int(np.floor(TRUNCATE * sigma + 1e-6))
+    step = np.arange(-reach, _TILE + reach) - np.arange(_TILE)[:, None]
+    weight = np.where(abs(step) <= reach, np.exp(-((step / sigma) ** 2) / 2), 0.0)
+    return _Band(weight.astype(np.float32), reach)
+
+
+def _whole_tiles(n: int) -> int:
+    return -(-n // _TILE) * _TILE
+
+
+def _unless_in_order(places: Indices, shape: tuple[int, int]) -> Indices | None:
+    """Return places of a rectangle, row by row; None where they are all of them, in order."""
+    whole = len(places) == math.prod(shape) and bool((np.diff(places) == 1).all())
+    return None if whole else places
+
+
+_thread = threading.local()
+
+
+def _memory(name: str, shape: tuple[int, ...]) -> Values:
+    """Return an array of this thread's, the same one for the same name: new memory costs as much as a product."""
+    held: dict[str, Values] = _thread.__dict__
+    size = math.prod(shape)
+    if name not in held or not size <= held[name].size <= 4 * size + _SMALL:
+        held[name] = np.empty(size, np.float32)
+    return held[name][:size].reshape(shape)
+
+
+def _less(values: NDArray[np.floating], offset: Values, out: Values | None = None) -> Values:
+    less: Values = np.subtract(values, offset, out=out, dtype=np.float32, casting="same_kind")
+    return less
+
+
+def _spread(mean_square: Values, mean: Values) -> Values:
+    variance = np.multiply(mean, mean, out=_memory("spread", mean.shape))
+    np.subtract(mean_square, variance, out=variance)
+    # What rounding leaves of a constant is no spread: standardised, it would rule every prediction.
+    variance[variance <= _ROUNDING * mean_square] = 0
+    return np.sqrt(variance, out=variance)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from histosge.errors import ModelError
 from histosge.exporting.anndata_files import write_anndata
 from histosge.exporting.opening import table_of_map
 from histosge.maps import ExpressionStore, StoredMap
-from histosge.models.model import DepthModel, Model, PartialModel
+from histosge.models.model import DepthModel, Model, PartialModel, Reduce, ReducingModel
 from histosge.parallel import map_slides
 from histosge.saved import SavedModel, load_model
 from histosge.stream import EmbeddedSlide, Window, open_embedded, stream_windows
@@ -99,13 +99,13 @@ def predict(
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
         _check_whole(slide)
-    task = _Task(saved, saved.model, columns, None)
+    task = _Task.of_image(saved, columns)
     if condition_on is not None:
         if len(ids) != 1:
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
         sample = Sample(ids[0], "", condition_on)
         conditioned = load_conditioned(source, saved, sample, (grid, encoder), say)
-        task = _Task(saved, conditioned, columns, conditioned.fingerprint)
+        task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     # Only now: what is refused leaves nothing behind.
     target = ExpressionStore.open_or_create(out)
     if workers > 1 and len(ids) > 1:
@@ -122,27 +122,39 @@ class _Task:
 
     Parameters
     ----------
+    image, model
+        What predicts depth, and what predicts genes: the same but for spots.
     columns
         Of the model's genes.
     spots
         Fingerprint of the spots that it was conditioned on, or None.
+    reduce
+        What both take in place of embeddings, see `ReducingModel`.
     """
 
     saved: SavedModel
+    image: Model
     model: Model | ConditionedModel
     columns: list[int]
     spots: str | None
+    reduce: Reduce | None = None
+
+    @classmethod
+    def of_image(cls, saved: SavedModel, columns: list[int]) -> Self:
+        """Predict by the picture alone."""
+        reduce, model = saved.model.split() if isinstance(saved.model, ReducingModel) else (None, saved.model)
+        return cls(saved, model, model, columns, None, reduce)
 
     @property
     def knows_depth(self) -> bool:
-        return isinstance(self.saved.model, DepthModel) and self.saved.model.depth is not None
+        return isinstance(self.image, DepthModel) and self.image.depth is not None
 
     def predict(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return the chosen genes of the block's own patches and, where the model knows it, depth."""
         own = np.flatnonzero(window.own)
         depth: NDArray[np.float32] | None = None
         if self.knows_depth:
-            genes, depth = cast(DepthModel, self.saved.model).predict_with_depth(window.patches, own)
+            genes, depth = cast(DepthModel, self.image).predict_with_depth(window.patches, own)
         if self.spots is not None or not self.knows_depth:
             genes = self._genes(window, own)
         every = self.columns == list(range(genes.shape[1]))
@@ -220,7 +232,7 @@ def _predict_slide(
         depth=task.knows_depth,
     )
     missing = stored_map.array.missing(planned)
-    windows = stream_windows(slide, missing, task.model.halo_um)
+    windows = stream_windows(slide, missing, task.model.halo_um, task.reduce)
     work = partial(_predict_window, task=task, stored_map=stored_map)
     threads = _threads(slide.array.block_shape, len(genes))
     for number, _ in enumerate(side_by_side(work, windows, threads), start=1):

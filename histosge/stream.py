@@ -24,6 +24,7 @@ from histosge.expression.pooling import needs_pooling, pool_spots
 from histosge.expression.reading import find_expression
 from histosge.fit_check import FitReport, TissueMap, check_fit, check_scale
 from histosge.genes import MIN_COUNTS, usable
+from histosge.models.model import Reduce
 from histosge.sections import Patches, Section, Spots
 from histosge.windows import spot_overlap
 
@@ -116,7 +117,7 @@ def _as_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
 
 
 def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
-    dim = slide.array.shape[2]
+    dim = parts[0][2].shape[1] if parts else slide.array.shape[2]
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32))
     rows, cols, embedding = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
     grid = slide.stored.grid
@@ -142,15 +143,23 @@ class Window:
     own: NDArray[np.bool_]
 
 
-def stream_windows(slide: EmbeddedSlide, blocks: list[Block], halo_um: float) -> Iterator[Window]:
+def stream_windows(
+    slide: EmbeddedSlide, blocks: list[Block], halo_um: float, reduce: Reduce | None = None
+) -> Iterator[Window]:
     """Read blocks in row-major order with a halo; each stored block is read once as long as it is near.
 
     Memory holds the block rows that a halo spans, not the slide.
+
+    Parameters
+    ----------
+    reduce
+        What embeddings are turned into as they are read, once for all windows that they are in.
     """
     halo = int(np.ceil(halo_um / slide.stored.grid.stride_um))
     near = {b.index: b for b in slide.stored.planned(slide.array.block_shape)}
     rows_of_blocks = 2 + 2 * -(-halo // slide.array.block_shape[0])
-    cache = _BlockCache(slide, rows_of_blocks * -(-slide.stored.grid.n_cols // slide.array.block_shape[1]))
+    size = rows_of_blocks * -(-slide.stored.grid.n_cols // slide.array.block_shape[1])
+    cache = _BlockCache(slide, size, reduce)
     for block in blocks:
         rows = (block.rows[0] - halo, block.rows[1] + halo)
         cols = (block.cols[0] - halo, block.cols[1] + halo)
@@ -164,14 +173,15 @@ def stream_windows(slide: EmbeddedSlide, blocks: list[Block], halo_um: float) ->
 class _BlockCache:
     """The tissue parts of the blocks read last."""
 
-    def __init__(self, slide: EmbeddedSlide, size: int) -> None:
-        self._slide, self._size = slide, max(1, size)
+    def __init__(self, slide: EmbeddedSlide, size: int, reduce: Reduce | None) -> None:
+        self._slide, self._size, self._reduce = slide, max(1, size), reduce
         self._reader = RawBlocks(slide.array)
         self._parts: OrderedDict[tuple[int, int], Part] = OrderedDict()
 
     def part(self, block: Block) -> Part:
         if block.index not in self._parts:
-            self._parts[block.index] = _tissue_part(self._slide, block, self._reader.read(block))
+            rows, cols, embedding = _tissue_part(self._slide, block, self._reader.read(block))
+            self._parts[block.index] = rows, cols, self._reduce(embedding) if self._reduce else embedding
         self._parts.move_to_end(block.index)
         while len(self._parts) > self._size:
             self._parts.popitem(last=False)

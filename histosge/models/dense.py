@@ -10,7 +10,7 @@ Terms
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -26,7 +26,7 @@ from histosge.models.linear import (
 )
 from histosge.models.low_rank import LowRankTargets
 from histosge.models.members import Mixture, fit_members, fit_ridge
-from histosge.models.model import State
+from histosge.models.model import Reduce, State
 from histosge.models.stain_penalty import STRENGTH, stain_covariance
 from histosge.models.surroundings import HALO_UM, VIEWS, Surroundings
 from histosge.sections import Patches, TrainingSection
@@ -110,6 +110,11 @@ class DenseModel:
     def predict_some(self, patches: Patches, of: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return what `predict` does for some of the patches; the others are only looked at."""
         return self._genes(self.surroundings.project(patches, self.affine, of))
+
+    def split(self) -> tuple[Reduce | None, "DenseModel"]:
+        """Return what reduces embeddings to components, and the model that takes those."""
+        reduce, surroundings = self.surroundings.split()
+        return reduce, replace(self, surroundings=surroundings)
 
     def _genes(self, patterns: Floats) -> NDArray[np.float32]:
         return self.counts(patterns) if self.counts is not None else self.targets.genes(patterns)

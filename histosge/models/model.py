@@ -4,7 +4,7 @@ A model learns from spots and predicts patches. What it is scored on is what a u
 of the patches, averaged under each spot's disc.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -14,6 +14,7 @@ from histosge.sections import Patches, TrainingSection
 
 State = dict[str, NDArray[Any]]
 """Named arrays: what safetensors can hold."""
+Reduce = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Model(Protocol):
@@ -67,6 +68,18 @@ class PartialModel(Protocol):
 
     def predict_some(self, patches: Patches, of: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return what `predict` does for the patches `of`, ``(len(of), n_genes)``."""
+        ...
+
+
+@runtime_checkable
+class ReducingModel(Protocol):
+    """A model that first turns each embedding into fewer numbers: of patches in several windows, once is enough."""
+
+    def split(self) -> "tuple[Reduce | None, Model]":
+        """Return what embeddings are turned into first, ``(n, dim) -> (n, fewer)``, and the model that takes those.
+
+        None, and the model itself, where embeddings are used as they are.
+        """
         ...
 
 

@@ -9,7 +9,7 @@ Terms
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from histosge.models.linear import Affine, Floats, Indices, Standardiser, principal_axes
-from histosge.models.model import State
+from histosge.models.model import Reduce, State
 from histosge.pooling import TRUNCATE, Values, View, pool_views
 from histosge.sections import Patches, TrainingSection
 
@@ -68,8 +68,18 @@ class Surroundings:
         if self.reduce is None:
             return patches
         parts = np.array_split(patches.embedding, max(1, len(patches) // 4096))
-        reduced = np.concatenate([self.reduce(part).astype(np.float32) for part in parts])
-        return patches.with_embedding(reduced)
+        return patches.with_embedding(np.concatenate([self.reduce_some(part) for part in parts]))
+
+    def reduce_some(self, embedding: Values) -> Values:
+        """Return the components of ``(n, dim)`` embeddings, in single precision: they came in half."""
+        assert self.reduce is not None
+        components = embedding.astype(np.float32, copy=False) @ self.reduce.weight.astype(np.float32)
+        components += self.reduce.offset.astype(np.float32)
+        return components
+
+    def split(self) -> tuple[Reduce | None, Self]:
+        """Return what reduces embeddings, and the rest, which takes components for embeddings."""
+        return (None, self) if self.reduce is None else (self.reduce_some, replace(self, reduce=None))
 
     def describe_spots(self, section: TrainingSection) -> Floats:
         """Return the views of each spot: those of the patches under its disc, weighted by area."""
@@ -86,13 +96,17 @@ class Surroundings:
 
     def project(self, patches: Patches, affine: Affine, of: Indices | None = None) -> Floats:
         """Return ``affine(views)`` of every patch, or of some, without holding the views, ``(n, n_outputs)``."""
-        projected = np.tile(affine.offset, (len(patches) if of is None else len(of), 1))
-        for columns, centre, values in self._views(self.components(patches), of):
-            weight = affine.weight[columns]
-            # Single precision is enough for what differs from the centre; the centre itself may be large.
-            projected += values @ weight.astype(np.float32)
-            projected += centre @ weight
+        # Single precision is enough for what differs from the centre; the centre itself may be large.
+        weight = affine.weight.astype(np.float32)
+        projected = np.zeros((len(patches) if of is None else len(of), weight.shape[1]))
+        for columns, _, values in self._views(self.components(patches), of):
+            projected += values @ weight[columns]
+        projected += affine.offset + self._centre_of_views() @ affine.weight
         return projected
+
+    def _centre_of_views(self) -> Floats:
+        """Return what the views of patches that are all at the centre are."""
+        return np.concatenate([self.centre * (moment == "mean") for _, moment in VIEWS], dtype=np.float64)
 
     def _views(
         self, patches: Patches, of: Indices | None = None

@@ -7,6 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from _models import invent_model
 from _stores import Made, write_store
@@ -15,8 +16,10 @@ from typer.testing import CliRunner
 from featurestore.store import Store
 from histosge.errors import ModelError
 from histosge.maps import ExpressionStore
+from histosge.models.model import ReducingModel
 from histosge.parallel import map_slides
 from histosge.prediction import predict
+from histosge.stream import load_patches, open_embedded
 from histosge_cli.main import app
 
 SLIDES = 3
@@ -120,3 +123,18 @@ def test_what_no_worker_could_predict_is_refused_before_any_starts(made: Cohort,
         predict(broken.location.url, made.model, str(tmp_path / "maps"), workers=2)
     assert not (tmp_path / "maps").exists()
     assert ExpressionStore.open(str(made.out))
+
+
+def test_embeddings_that_are_reduced_once_a_block_give_the_map_of_the_whole_slide(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", 1, Made((23, 29), 307, (7, 11), frame=2))
+    saved = invent_model(store, "S00", tmp_path / "model", 17)
+    assert isinstance(saved.model, ReducingModel)
+    reduce, _ = saved.model.split()
+    assert reduce is not None
+    predict(store.location.url, tmp_path / "model", str(tmp_path / "maps"))
+    slide = open_embedded(store, "S00", None, None)
+    patches = load_patches(slide)
+    assert reduce(patches.embedding).shape[1] < 307
+    stored = ExpressionStore.open(str(tmp_path / "maps")).map("S00", slide.stored.grid.spec.key)
+    values = stored.array.read((0, 23), (0, 29))[patches.rows, patches.cols]
+    np.testing.assert_allclose(values, saved.model.predict(patches), rtol=2e-3, atol=2e-3)

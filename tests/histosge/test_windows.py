@@ -192,3 +192,19 @@ def test_pooling_around_some_patches_is_a_part_of_pooling_around_all() -> None:
         weight = np.exp(-(d[:, near] ** 2).sum(axis=0) / (2 * 80.0**2))
         expected = np.average(embedding[near].astype(float), axis=0, weights=weight)
         np.testing.assert_allclose(whole[i, :7], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_kept_of_one_window_serves_none_that_differs() -> None:
+    full = _patches(drop=0.0)
+    hole = np.flatnonzero((full.rows != 4) | (full.cols != 5))
+    holed = replace(full, rows=full.rows[hole], cols=full.cols[hole], embedding=full.embedding[hole])
+    twice = [gaussian_pool(patches, 80.0) for patches in (full, holed, full, holed)]
+    np.testing.assert_array_equal(twice[0], twice[2])
+    np.testing.assert_array_equal(twice[1], twice[3])
+    coarse = replace(holed, stride_um=2 * STRIDE)
+    some = np.flatnonzero((holed.rows < 3) & (holed.cols < 3))
+    np.testing.assert_allclose(gaussian_pool(holed, 80.0, of=some), twice[1][some], rtol=1e-5, atol=1e-6)
+    assert np.abs(gaussian_pool(coarse, 80.0) - twice[1]).max() > 0.1
+    # A hole has no weight: next to it the mean is of fewer patches.
+    beside = (full.rows == 4) & (full.cols == 6)
+    assert np.abs(twice[0][beside] - twice[1][beside[hole]]).max() > 0.01
