@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from histosge.models.presets import PRESETS
 from histosge.plots import gene_map, score_distributions
 from histosge.report import Block, Picture, Table
 from histosge.score_plots import Defect, Gap, defect_plot, difference_plot
@@ -157,7 +158,7 @@ def _preset_table(scores: Scores, columns: Mapping[str, str], caption: str, *, k
 
 
 def _kind(preset: str) -> str:
-    return KINDS.get(preset, "model" if "+" not in preset or preset == "dense+spots" else "variant")
+    return KINDS.get(preset, "model" if "+" not in preset or preset in PRESETS else "variant")
 
 
 def _variants(scores: Scores) -> list[str]:

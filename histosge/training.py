@@ -15,7 +15,7 @@ from histosge.errors import ModelError
 from histosge.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target
 from histosge.models.counts import check_loss
 from histosge.models.dense import DenseModel
-from histosge.models.model import Model
+from histosge.models.model import Model, RemarkingModel
 from histosge.models.presets import DEFAULT_PRESET, load_preset
 from histosge.saved import ModelCard, SavedModel, save_model
 from histosge.sections import Section, TrainingSection
@@ -125,6 +125,8 @@ def train(
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
     with checkpointed(unfinished, training_key(facts, training)):
         fitted = fit(training)
+    if isinstance(fitted, RemarkingModel):
+        say(fitted.remark)
     saved = save_model(model, fitted, card, intervals)
     unfinished.unlink(missing_ok=True)
     return saved

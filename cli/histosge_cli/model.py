@@ -39,7 +39,9 @@ def train(
     samples: SamplesArg,
     store: StoreArg,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
-    preset: Annotated[str, typer.Option(help="dense, dense+spots, paper, ridge, gp, knn or mean.")] = "dense",
+    preset: Annotated[
+        str, typer.Option(help="dense, dense+attention, dense+spots, paper, ridge, gp, knn or mean.")
+    ] = "dense",
     genes: Genes = "1000",
     epochs: Epochs = None,
     seed: Annotated[int, typer.Option(help="Same seed, same machine: the same model.")] = 0,

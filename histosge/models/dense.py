@@ -11,7 +11,7 @@ Terms
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from histosge.models.model import Reduce, State
 from histosge.models.stain_penalty import STRENGTH, stain_covariance
 from histosge.models.surroundings import HALO_UM, VIEWS, Surroundings
 from histosge.sections import Patches, TrainingSection
+
+Number = TypeVar("Number", bound=np.generic)
 
 PATTERNS = 10
 """Enough: each has its own penalty, so one that cannot be predicted costs nothing."""
@@ -81,27 +83,35 @@ class DenseModel:
         loss: str = "mse",
     ) -> Self:
         """Solve in closed form; epochs have no effect, and the seed only draws parts for a count loss."""
-        surroundings = Surroundings.of(sections)
-        targets = LowRankTargets.of(sections, PATTERNS)
-        spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
-        Y = np.concatenate([targets.patterns(s) for s in sections])
-        moved = stain_covariance(sections, surroundings)
-        mixed = fit_members(spots, Y, groups, moved=moved)
-        depth, head = fit_depth(spots, sections, groups, moved), None
+        return cls.of(LinearFit.of(sections), sections, seed=seed, loss=loss)
+
+    @classmethod
+    def of(
+        cls, linear: "LinearFit", sections: Sequence[TrainingSection], *, seed: int = 0, loss: str = "mse"
+    ) -> Self:
+        """Put depth and the last step beside a linear part that is fitted already."""
+        mixed, head = linear.mixture, None
+        depth = fit_depth(linear.spots, sections, linear.groups, mixed.moved)
         if loss != "mse":
-            head = CountHead.fit(loss, sections, _unseen_patterns(spots, Y, sections, seed, mixed))
-        strength = 0.0 if moved is None else STRENGTH
-        return cls(surroundings, mixed.affine, targets, mixed.penalties, mixed.weights, depth, head, strength)
+            head = CountHead.fit(loss, sections, linear.split(linear.unseen(_parts(linear, seed))))
+        strength = 0.0 if mixed.moved is None else STRENGTH
+        return cls(
+            linear.surroundings,
+            mixed.affine,
+            linear.targets,
+            mixed.penalties,
+            mixed.weights,
+            depth,
+            head,
+            strength,
+        )
 
     @classmethod
     def cross_fitted(cls, sections: Sequence[TrainingSection], *, seed: int = 0) -> list[NDArray[np.float32]]:
         """Predict each training spot by a linear part that was fitted without it, log1p(CP10k) per section."""
-        surroundings, targets = Surroundings.of(sections), LowRankTargets.of(sections, PATTERNS)
-        spots = see_spots(sections, surroundings)
-        Y = np.concatenate([targets.patterns(s) for s in sections])
-        moved = stain_covariance(sections, surroundings)
-        mixed = fit_members(spots, Y, spatial_groups(sections), moved=moved)
-        return [targets.genes(patterns) for patterns in _unseen_patterns(spots, Y, sections, seed, mixed)]
+        linear = LinearFit.of(sections)
+        unseen = linear.unseen(_parts(linear, seed))
+        return [linear.targets.genes(patterns) for patterns in linear.split(unseen)]
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
@@ -109,14 +119,15 @@ class DenseModel:
 
     def predict_some(self, patches: Patches, of: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return what `predict` does for some of the patches; the others are only looked at."""
-        return self._genes(self.surroundings.project(patches, self.affine, of))
+        return self.genes(self.surroundings.project(patches, self.affine, of))
 
     def split(self) -> tuple[Reduce | None, "DenseModel"]:
         """Return what reduces embeddings to components, and the model that takes those."""
         reduce, surroundings = self.surroundings.split()
         return reduce, replace(self, surroundings=surroundings)
 
-    def _genes(self, patterns: Floats) -> NDArray[np.float32]:
+    def genes(self, patterns: Floats) -> NDArray[np.float32]:
+        """Return log1p(CP10k) from ``(n, n_patterns)``, ``(n, n_genes)``."""
         return self.counts(patterns) if self.counts is not None else self.targets.genes(patterns)
 
     def predict_with_depth(
@@ -126,14 +137,21 @@ class DenseModel:
 
         The two are apart: depth is no part of log1p(CP10k). It is None where the model learned no depth.
         """
+        patterns, depth = self.patterns_with_depth(patches, of)
+        return self.genes(patterns), depth
+
+    def patterns_with_depth(
+        self, patches: Patches, of: NDArray[np.int64]
+    ) -> tuple[Floats, NDArray[np.float32] | None]:
+        """Return patterns in place of genes, ``(len(of), n_patterns)``, and depth as `predict_with_depth` does."""
         if self.depth is None:
-            return self.predict_some(patches, of), None
+            return self.surroundings.project(patches, self.affine, of), None
         both = Affine(
             np.hstack([self.affine.weight, self.depth.weight]),
             np.concatenate([self.affine.offset, self.depth.offset]),
         )
         projected = self.surroundings.project(patches, both, of)
-        return self._genes(projected[:, :-1]), projected[:, -1].astype(np.float32)
+        return projected[:, :-1], projected[:, -1].astype(np.float32)
 
     def config(self) -> dict[str, Any]:
         """Return what was chosen."""
@@ -170,18 +188,60 @@ class DenseModel:
         )
 
 
-def _unseen_patterns(
-    spots: Measured, Y: Floats, sections: Sequence[TrainingSection], seed: int, like: Mixture
-) -> list[Floats]:
-    """Predict each spot's patterns by members that were fitted without it and mixed as those of all, per section."""
-    groups = spatial_groups(sections)
-    unseen, part = np.zeros_like(Y), np.random.default_rng(seed).permutation(len(spots)) % PARTS
-    for k in range(min(PARTS, len(spots))):
-        kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
-        if len(kept):
-            mixed = fit_members(spots.take(kept), Y[kept], groups[kept], like)
-            unseen[gone] = mixed.affine(spots.features[gone])
-    return np.split(unseen, np.cumsum([len(s.target) for s in sections])[:-1])
+@dataclass(frozen=True)
+class LinearFit:
+    """The linear part, with what it was fitted to.
+
+    Parameters
+    ----------
+    surroundings, targets, mixture
+        Embeddings -> views -> patterns -> genes.
+    spots, patterns
+        Of all sections: views, and patterns as measured, ``(n_spots, n_patterns)``.
+    groups
+        What is held out together, see `spatial_groups`.
+    ends
+        Where each section's spots end, but for the last.
+    """
+
+    surroundings: Surroundings
+    targets: LowRankTargets
+    mixture: Mixture
+    spots: Measured
+    patterns: Floats
+    groups: Indices
+    ends: Indices
+
+    @classmethod
+    def of(cls, sections: Sequence[TrainingSection]) -> Self:
+        """Solve in closed form."""
+        surroundings, targets = Surroundings.of(sections), LowRankTargets.of(sections, PATTERNS)
+        spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
+        patterns = np.concatenate([targets.patterns(s) for s in sections])
+        mixture = fit_members(spots, patterns, groups, moved=stain_covariance(sections, surroundings))
+        ends = np.cumsum([len(s.target) for s in sections])[:-1]
+        return cls(surroundings, targets, mixture, spots, patterns, groups, ends)
+
+    def unseen(self, part: Indices) -> Floats:
+        """Predict each spot's patterns by members that were fitted without its part and mixed as those of all."""
+        unseen = np.zeros_like(self.patterns)
+        for k in np.unique(part):
+            kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
+            if len(kept):
+                mixed = fit_members(
+                    self.spots.take(kept), self.patterns[kept], self.groups[kept], self.mixture
+                )
+                unseen[gone] = mixed.affine(self.spots.features[gone])
+        return unseen
+
+    def split(self, values: NDArray[Number]) -> list[NDArray[Number]]:
+        """Return values of all spots, section by section."""
+        return np.split(values, self.ends)
+
+
+def _parts(linear: LinearFit, seed: int) -> Indices:
+    """Draw `PARTS` parts of the spots."""
+    return np.asarray(np.random.default_rng(seed).permutation(len(linear.spots)) % PARTS)
 
 
 def see_spots(sections: Sequence[TrainingSection], surroundings: Surroundings) -> Measured:

@@ -84,6 +84,16 @@ class ReducingModel(Protocol):
 
 
 @runtime_checkable
+class RemarkingModel(Protocol):
+    """A model that decided something which its user should know."""
+
+    @property
+    def remark(self) -> str:
+        """Say it in one line."""
+        ...
+
+
+@runtime_checkable
 class DepthModel(Protocol):
     """A model that predicts depth apart from composition."""
 

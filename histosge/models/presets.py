@@ -7,6 +7,7 @@ from histosge.models.model import Model
 
 _CLASSES = {
     "dense": ("histosge.models.dense", "DenseModel"),
+    "dense+attention": ("histosge.models.dense_attention", "DenseAttentionModel"),
     "dense+spots": ("histosge.models.dense_spots", "DenseSpotsModel"),
     "paper": ("histosge.models.paper", "PaperModel"),
     "ridge": ("histosge.models.ridge", "RidgeModel"),

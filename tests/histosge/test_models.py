@@ -16,7 +16,7 @@ from histosge.sections import Patches, TrainingSection
 from histosge.windows import disc_overlap, spots_from_patches
 
 GENES = 8
-LEARNERS = ("ridge", "dense", "gp", "dense+spots", "paper")
+LEARNERS = ("ridge", "dense", "dense+attention", "gp", "dense+spots", "paper")
 
 
 def _section(
@@ -170,7 +170,9 @@ def test_dense_never_goes_flat_where_it_is_low() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ModelError, match=r"dense, dense\+spots, paper, ridge, gp, knn, mean"):
+    with pytest.raises(
+        ModelError, match=r"dense, dense\+attention, dense\+spots, paper, ridge, gp, knn, mean"
+    ):
         load_preset("transformer")
 
 
