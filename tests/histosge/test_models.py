@@ -306,3 +306,14 @@ def test_beyond_many_spots_dense_does_without_the_member_beside_a_field(
     assert _score(model, _section(3)) > 0.85
     assert (model.predict(sections[0].patches) != with_field).any()
     assert _score(_fit("dense+spots", sections), sections[0]) > 0.85
+
+
+@pytest.mark.gpu
+def test_the_paper_network_learns_the_same_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    sections = [_section(1), _section(2)]
+    on_gpu = _fit("paper", sections)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    on_cpu = _fit("paper", sections)
+    patches = _section(3).patches
+    a, b = on_gpu.predict(patches).ravel(), on_cpu.predict(patches).ravel()
+    assert a @ b / np.sqrt(a @ a * (b @ b)) > 0.999
