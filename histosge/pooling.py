@@ -153,7 +153,8 @@ class _Lattice:
     @classmethod
     def over(cls, patches: Patches, sigmas: tuple[float, ...], of: Indices) -> Self:
         """Place patches; within a slide most windows are alike, so the last few lattices are kept."""
-        rows, cols = (at - at[of].min() for at in (patches.rows, patches.cols))
+        rows, cols = ((at - at[of].min()).astype(np.int64) for at in (patches.rows, patches.cols))
+        of = of.astype(np.int64)
         places = tuple(sigma / patches.stride_um for sigma in sigmas)
         if len(rows) > _ALIKE:
             return cls._of(rows, cols, of, sigmas, places)

@@ -87,7 +87,9 @@ class DenseAttentionModel:
     def remark(self) -> str:
         """Say in one line what attention did."""
         if not self.facts:
-            return f"attention: not tried, it takes {MIN_SPOTS} spots in two parts or more"
+            return (
+                f"attention: not tried, it takes {MIN_SPOTS} spots in two parts or more, and genes that vary"
+            )
         changes = ", ".join(f"{100 * change:+.1f} %" for change in self.facts["error_change"])
         verdict = (
             "kept" if self.attention else "left out, as it does not help on every part; the map is dense's"
@@ -111,7 +113,7 @@ class DenseAttentionModel:
         linear = LinearFit.of(sections)
         image = DenseModel.of(linear, sections, seed=seed)
         fold = linear.groups % FOLDS
-        if len(fold) < MIN_SPOTS or len(np.unique(fold)) < 2:
+        if len(fold) < MIN_SPOTS or len(np.unique(fold)) < 2 or not linear.patterns.any():
             return cls(image, None)
         leftover = linear.patterns - linear.unseen(fold)
         standardiser = _standardise(sections, linear.surroundings)
@@ -128,7 +130,7 @@ class DenseAttentionModel:
             unseen.append(np.concatenate([one.predict(taught[-1].network) for one in check]))
             left.append(np.concatenate([one.leftover for one in check]))
         blend = choose_blend(np.concatenate(left), np.concatenate(unseen))
-        change = [_error(a - blend * b) / _error(a) - 1 for a, b in zip(left, unseen, strict=True)]
+        change = [_change(a, a - blend * b) for a, b in zip(left, unseen, strict=True)]
         facts = {
             "epochs_alone": [one.alone for one in taught],
             "epochs_looking": [one.looking for one in taught],
@@ -229,5 +231,7 @@ def _lessons(
     return lessons
 
 
-def _error(values: Floats) -> float:
-    return float((values**2).sum())
+def _change(before: Floats, after: Floats) -> float:
+    """Return the relative change of squared error; none where there was no error."""
+    error = float((before**2).sum())
+    return float((after**2).sum()) / error - 1 if error > 0 else 0.0

@@ -65,6 +65,10 @@ def test_where_nothing_is_left_the_map_is_that_of_dense_to_the_bit() -> None:
     np.testing.assert_array_equal(model.predict(patches), model.image.predict(patches))
     few = [s.subset(np.arange(len(s.target)) < 30) for s in sections]
     assert "not tried" in DenseAttentionModel.fit(few).remark
+    flat = [replace(s, target=np.full_like(s.target, 3)) for s in sections]
+    none = DenseAttentionModel.fit(flat, epochs=1)
+    assert none.attention is None
+    np.testing.assert_allclose(none.predict(patches), 3, rtol=1e-5)
 
 
 def test_a_saved_one_predicts_the_same_bits_and_its_depth(curved: DenseAttentionModel) -> None:

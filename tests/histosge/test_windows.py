@@ -201,6 +201,8 @@ def test_what_is_kept_of_one_window_serves_none_that_differs() -> None:
     twice = [gaussian_pool(patches, 80.0) for patches in (full, holed, full, holed)]
     np.testing.assert_array_equal(twice[0], twice[2])
     np.testing.assert_array_equal(twice[1], twice[3])
+    short = replace(holed, rows=holed.rows.astype(np.int32), cols=holed.cols.astype(np.int32))
+    np.testing.assert_array_equal(gaussian_pool(short, 80.0), twice[1])
     coarse = replace(holed, stride_um=2 * STRIDE)
     some = np.flatnonzero((holed.rows < 3) & (holed.cols < 3))
     np.testing.assert_allclose(gaussian_pool(holed, 80.0, of=some), twice[1][some], rtol=1e-5, atol=1e-6)
