@@ -154,7 +154,30 @@ def embed_on_cluster(
     FeatureStoreError
         If what is stored was made otherwise.
     """
-    return _Run(client, samples, store, settings, progress, finished).results()
+    with said_when_gone(client):
+        return _Run(client, samples, store, settings, progress, finished).results()
+
+
+@contextmanager
+def said_when_gone(client: Client) -> Iterator[None]:
+    """Turn whatever a client raises once its scheduler has gone into one line.
+
+    A scheduler that dies while a result is being fetched shows as an `OSError`, as a full disk of a worker does: the
+    client knows which it was.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler is gone.
+    """
+    try:
+        yield
+    except (CancelledError, FutureCancelledError, CommClosedError) as error:
+        raise ClusterError(GONE) from error
+    except OSError as error:
+        if client.status == "running":
+            raise
+        raise ClusterError(GONE) from error
 
 
 class _Run:
@@ -189,11 +212,10 @@ class _Run:
             self._drain()
             for state in list(self._suspects.values()):
                 self._try_alone(state)
-        except (CancelledError, FutureCancelledError, CommClosedError) as error:
-            raise ClusterError(GONE) from error
         except BaseException:
-            with suppress(CommClosedError, TimeoutError):
-                self._client.cancel(list(self._running))
+            if self._client.status == "running":
+                with suppress(OSError):
+                    self._client.cancel(list(self._running))
             raise
         return [self._finished[slide_id] for slide_id in self._order]
 

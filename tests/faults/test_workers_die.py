@@ -221,6 +221,42 @@ def test_a_scheduler_that_dies_is_said_in_one_line_and_the_command_repeated_goes
 
 
 @pytest.mark.slow
+def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_own_error_is_not_taken_for_it() -> (
+    None
+):
+    import dask
+    from _s3 import free_port
+    from distributed import Client
+
+    from featurestore.cluster import said_when_gone
+    from featurestore.errors import ClusterError
+
+    address = f"tcp://127.0.0.1:{(port := free_port())}"
+    processes = [_dask("scheduler", "--port", port, "--no-dashboard", "--host", "127.0.0.1")]
+    processes.append(_dask("worker", address, "--no-dashboard", "--nthreads", 1, "--no-nanny"))
+    try:
+        with (
+            dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
+            Client(address, timeout=20) as client,
+        ):
+            with pytest.raises(FileNotFoundError), said_when_gone(client):
+                client.submit(open, "no such file").result()
+            future = client.submit(pow, 3, 2)
+            wait_until(future.done)
+            for process in processes:
+                process.kill()
+            wait_until(lambda: client.status != "running")
+            with pytest.raises(ClusterError, match="the scheduler went away"), said_when_gone(client):
+                client.sync(client.scheduler.identity)
+            with pytest.raises(ClusterError, match="the scheduler went away"), said_when_gone(client):
+                future.result()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_said(start: Start, sheet: Path, tmp_path: Path) -> None:
     code, _, err = start("embed", sheet, tmp_path / "s", *OPTIONS, "--scheduler", "tcp://127.0.0.1:9").wait()
     assert code == 2
