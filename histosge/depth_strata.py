@@ -41,11 +41,16 @@ class DepthStrata:
     half_width: Values
 
     @classmethod
-    def of(cls, error: Values, depth: NDArray[np.floating], level: float) -> Self:
-        """Take strata of equal counts; errors are ``(n_spots, n_genes)``, depths ``(n_spots,)``."""
+    def of(cls, error: Values, depth: NDArray[np.floating], level: float) -> Self | None:
+        """Take strata of equal counts; errors are ``(n_spots, n_genes)``, depths ``(n_spots,)``.
+
+        None where depths are so much alike that a stratum has fewer than `MIN_SPOTS` spots.
+        """
         depth = as_stored(depth)
         edges = np.quantile(depth, np.arange(1, STRATA) / STRATA).astype(np.float32)
         stratum = np.searchsorted(edges, depth)
+        if np.bincount(stratum, minlength=STRATA).min() < MIN_SPOTS:
+            return None
         return cls(edges, np.stack([conformal_width(error[stratum == k], level) for k in range(STRATA)]))
 
     def at(self, depth: NDArray[np.floating]) -> Values:
@@ -82,18 +87,16 @@ def choose_strata(
     fold
         Which spots were held out together, ``(n_spots,)``.
     """
-    if len(np.unique(as_stored(depth))) < STRATA:
-        return None
     columns = np.unique(np.linspace(0, truth.shape[1] - 1, JUDGED).round().astype(np.int64))
     some, guess = truth[:, columns], predicted[:, columns]
     error = np.abs(some - guess)
     one = by_depth = 0.0
     for k in np.unique(fold):
         out = fold == k
-        if (~out).sum() < STRATA * MIN_SPOTS:
-            return None
         pooled = conformal_width(error[~out], level)
         strata = DepthStrata.of(error[~out], depth[~out], level)
+        if strata is None:
+            return None
         one += float(interval_score(some[out], guess[out], pooled, level).sum())
         by_depth += float(interval_score(some[out], guess[out], strata.at(depth[out]), level).sum())
     if by_depth >= one:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from featurestore.encoder import Encoder, load_encoder
 from featurestore.encoders.stain import DYES_RGB
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import FeatureStoreError, SlideError
+from featurestore.fingerprint import slide_fingerprint
 from featurestore.samples import Sample
 from featurestore.slide import open_slide
 from histosge.errors import ModelError
@@ -102,6 +103,8 @@ def encode_stained(
 ) -> NDArray[np.float32]:
     """Encode some of a section's patches in other stains, ``(n_stains, len(chosen), dim)``, as a store rounds them."""
     section: Section = item.section
+    if slide_fingerprint(sample.slide) != item.slide.fingerprint:
+        raise SlideError(f"{sample.slide} is not the slide that was embedded as {sample.slide_id!r}")
     slide = open_slide(sample.slide, sample.mpp)
     try:
         out = np.empty((len(stains), len(chosen), section.patches.embedding.shape[1]), np.float32)

@@ -79,10 +79,10 @@ class AttentionNetwork(nn.Module):
         distance_um
             From the middle of a window to each of its places, ``(n_places,)``.
         """
-        tokens = self.drop(self.tokens(components))
         if not self.looks:
-            alone: Tensor = self.out(torch.tanh(tokens[middle]))
+            alone: Tensor = self.out(torch.tanh(self.drop(self.tokens(components[middle]))))
             return alone
+        tokens = self.drop(self.tokens(components))
         own, places = tokens[middle], window.clamp(min=0)
         # `embedding` is a look-up whose gradients are added in a fixed order: the same bits every time.
         key, value = (_heads(functional.embedding(places, part(tokens))) for part in (self.key, self.value))
@@ -131,8 +131,13 @@ class Windows:
         )
 
     def ask(self, network: AttentionNetwork, some: Tensor | slice) -> Tensor:
-        """Return what a network adds to some of the patches."""
-        added: Tensor = network(self.components, self.middle[some], self.window[some], self.distance_um)
+        """Return what a network adds to some of the patches; of the others only those in their windows are looked at."""
+        window = self.window[some]
+        needed, place = torch.unique(torch.cat([self.middle[some], window.flatten()]), return_inverse=True)
+        none = int(needed[0] < 0)  # -1, which comes first
+        place = place - none
+        middle, window = place[: len(window)], place[len(window) :].reshape(window.shape)
+        added: Tensor = network(self.components[needed[none:]], middle, window, self.distance_um)
         return added
 
     def ask_all(self, networks: Sequence[AttentionNetwork]) -> NDArray[np.float32]:

@@ -2,7 +2,8 @@
 
 The linear part is fitted first. What it leaves at spots of sections that it was fitted without is learned by three
 networks, each without a third of the sections. Of each pattern so much is added as predicts those best; and nothing
-at all unless the error falls on every third. So it can only gain, and says what it did.
+at all unless the error falls on every third. The third that judges has chosen the epoch, too: how much is gained is seen
+on tissue that had no say. What was done is said.
 """
 
 from collections.abc import Callable, Sequence

@@ -79,10 +79,15 @@ def fit_members(
     """
     moved = like.moved if like else moved
     kernels = like.kernels if like else _kernels(spots, Y, moved)
-    penalties = [
-        choose_penalties(_Frame.of(spots, _columns(spots, views), moved).inputs, Y, groups)
-        for views in VIEWS_OF_RIDGES
-    ]
+    if (
+        like and len(np.unique(groups)) < 2
+    ):  # nothing to choose penalties on: shrunken more, it would leave more over
+        penalties = [np.array(some) for some in like.penalties]
+    else:
+        penalties = [
+            choose_penalties(_Frame.of(spots, _columns(spots, views), moved).inputs, Y, groups)
+            for views in VIEWS_OF_RIDGES
+        ]
     members = _fit(spots, Y, penalties, kernels, moved)
     weights = np.array(like.weights) if like else _weigh(spots, Y, groups, penalties, kernels, moved)
     affine = Affine(
@@ -131,7 +136,8 @@ class _Frame:
         turn = steady(None if moved is None else moved[np.ix_(columns, columns)], standardiser)
         if turn is not None:
             turned = inputs @ turn
-            scale = spread / turned.std(axis=0).mean() if spread else 1.0
+            size = turned.std(axis=0).mean()
+            scale = spread / size if spread and size > 0 else 1.0
             turn, inputs = turn * scale, turned * scale
         return cls(columns, standardiser, turn, spots.features.shape[1], inputs)
 

@@ -43,6 +43,17 @@ def _pearson(model: DenseAttentionModel, section: TrainingSection) -> float:
     return float(correlate(section.target, guess, np.zeros(len(guess)))[0].mean())
 
 
+def test_two_sections_that_a_line_explains_are_not_explained_twice() -> None:
+    sections = [_section(seed, curved=0.0) for seed in (11, 12)]
+    model, unseen = DenseAttentionModel.fit(sections, epochs=15), _section(13, curved=0.0)
+
+    def error(one: DenseAttentionModel) -> float:
+        guess = spots_from_patches(unseen.overlap, one.predict(unseen.patches))
+        return float(((guess - unseen.target) ** 2).mean())
+
+    assert error(model) <= 1.02 * error(replace(model, attention=None))
+
+
 @pytest.fixture(scope="module")
 def curved() -> DenseAttentionModel:
     return DenseAttentionModel.fit([_section(seed, curved=2.0) for seed in range(3)], epochs=25)

@@ -52,6 +52,18 @@ def test_one_width_stays_where_noise_does_not_follow_depth_or_spots_are_few() ->
     assert choose_strata(truth, guess, np.full_like(depth, 7.0), fold, LEVEL) is None
 
 
+def test_depths_that_tie_end_in_one_width_not_in_an_error() -> None:
+    for seed in range(4):
+        truth, guess, depth, fold = _spots(600, 0.6, seed)
+        for alike in (
+            8 + 0.004 * np.sign(depth - 8),
+            np.where(depth > 9.5, 9.0, 8.0),
+            8 + 0.002 * (depth - 8),
+        ):
+            choose_strata(truth, guess, alike, fold, LEVEL)
+        assert choose_strata(truth, guess, np.where(depth > 9.5, 9.0, 8.0), fold, LEVEL) is None
+
+
 def test_a_stratum_is_the_same_for_a_prediction_and_for_its_map() -> None:
     strata = DepthStrata(np.float32([7.0, 8.0]), np.float32([[3], [2], [1]]))
     depth = np.float32([6.9, 7.0001, 7.01, 8.5])

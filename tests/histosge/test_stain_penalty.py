@@ -155,3 +155,17 @@ def test_stains_are_refused_where_they_cannot_be_measured(
     with pytest.raises(ModelError, match=r"broken\.tif.*leave --stains out"):
         train(str(other), store, tmp_path / "m", TrainSettings(genes=5, stains=True))
     assert not (tmp_path / "m").exists()
+
+
+def test_a_slide_that_is_not_the_embedded_one_is_refused(made: tuple[Path, str, str], tmp_path: Path) -> None:
+    _, sheet, store = made
+    rows = [line.split(",") for line in Path(sheet).read_text().splitlines()]
+    head, data = rows[0], Path(sheet).parent
+    slide, expression = head.index("slide"), head.index("expression")
+    slides = [str(data / row[slide]) for row in rows[1:]]
+    for row, other in zip(rows[1:], reversed(slides), strict=True):
+        row[slide], row[expression] = other, str(data / row[expression])
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    with pytest.raises(ModelError, match="not the slide that was embedded"):
+        train(str(swapped), store, tmp_path / "m", TrainSettings(genes=5, stains=True))
