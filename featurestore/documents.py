@@ -6,7 +6,7 @@ A group is one small JSON object of the Zarr format 3; writing it whole in one r
 from typing import Any
 
 from featurestore.errors import StoreError
-from featurestore.location import Location
+from featurestore.location import Location, is_leftover
 
 
 def write_group(location: Location, path: str, attrs: dict[str, Any]) -> None:
@@ -47,9 +47,14 @@ def create_root(location: Location, spec: str, version: int, what: str) -> None:
     """
     if location.is_file():
         raise StoreError(f"{location.label} is a file, not a {what}; give the path of a folder")
+    others: list[str] = []
+    if not location.exists("zarr.json"):
+        others = [*location.folders(), *(name for name in location.files() if not is_leftover(name))]
+    # Looked for once more after the listing: the root's document is the first that a run writes, so it is
+    # there for whatever another run, begun at the same moment, has let the listing see.
     if location.exists("zarr.json"):
         check_root(location, spec, version, what)
-    elif location.folders() or location.files():
+    elif others:
         raise StoreError(
             f"{location.label} holds something that is no {what}; nothing was written, give an empty or new path"
         )

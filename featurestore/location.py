@@ -6,9 +6,9 @@ writes are dealt with once. Nothing here knows what the store holds.
 
 import datetime as dt
 import json
-import os
 import re
 import time
+import uuid
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,6 @@ from zarr.storage import FsspecStore, LocalStore
 from featurestore.errors import StoreError
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
-_LEFTOVER = re.compile(r"\.[0-9a-f]{16,}\.partial$|\.partial$")
 S3_TRIES = 6
 """Of one request, with waits that double; s3fs tries that again a few times: minutes in all."""
 LEFTOVER_AGE_S = 3600
@@ -31,6 +30,11 @@ LEFTOVER_AGE_S = 3600
 def strip_credentials(url: str) -> str:
     """Return a URL without user, password or signed query: safe to store and to print."""
     return _CREDENTIALS.sub("", url) if "://" in url else url
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file of this name is one that is still being written, or was when its run was killed."""
+    return name.endswith(".partial")
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ class Location:
             return
         target = Path(self.path(relative))
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.partial")
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
         temporary.write_bytes(data)
         temporary.replace(target)
 
@@ -185,7 +189,7 @@ class Location:
         horizon = time.time() - LEFTOVER_AGE_S
         swept = 0
         for file in root.rglob("*.partial") if root.is_dir() else ():
-            if _LEFTOVER.search(file.name) and file.stat().st_mtime < horizon:
+            if is_leftover(file.name) and file.stat().st_mtime < horizon:
                 file.unlink(missing_ok=True)
                 swept += 1
         return swept

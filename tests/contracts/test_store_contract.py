@@ -1,7 +1,9 @@
 """What every place that holds a store must obey: one class, run on each kind of location."""
 
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +173,26 @@ def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None
     with pytest.raises(StoreError, match="is a file"):
         Store.open_or_create(str(tmp_path / "thesis.txt"))
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_runs_that_begin_at_once_agree_on_one_store(tmp_path: Path) -> None:
+    at_once = 8
+    together = threading.Barrier(at_once)
+
+    def begin(folder: Path) -> None:
+        together.wait()
+        Store.open_or_create(str(folder)).add_slide(SLIDE)
+
+    with ThreadPoolExecutor(at_once) as pool:
+        for number in range(40):
+            list(pool.map(begin, [tmp_path / str(number)] * at_once))
+            assert Store.open(str(tmp_path / str(number))).slide_ids() == [SLIDE.slide_id]
+
+
+def test_a_run_killed_while_it_made_the_store_does_not_lock_the_place(tmp_path: Path) -> None:
+    (tmp_path / "zarr.json.4711.partial").write_text("{")
+    Store.open_or_create(str(tmp_path))
+    assert Store.open(str(tmp_path)).slide_ids() == []
 
 
 def test_a_place_that_holds_nothing_is_not_a_store(tmp_path: Path) -> None:
