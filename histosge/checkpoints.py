@@ -1,7 +1,7 @@
 """What an interrupted training goes on from: weights, optimiser and random state after a complete epoch.
 
 One file beside the model that is being trained, replaced whole, gone when the model is saved. It is used only
-by a repeat of the same training: other data, genes, seed, epochs or versions start over.
+by a repeat of the same training: other data, genes, seed, epochs, versions or another kind of processor start over.
 
 Terms
     key    digest of all that decides the result of a training
@@ -60,6 +60,8 @@ class Checkpoint:
             return 0  # none there, or torn: starting over is right
         if not isinstance(saved, dict) or saved.get("key") != self.key:
             return 0
+        if saved.get("device") != _device(network):
+            return 0  # half from one kind of processor and half from another would be the result of neither
         network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
         rng.bit_generator.state = json.loads(saved["rng"])
@@ -81,6 +83,7 @@ class Checkpoint:
         state = {
             "key": self.key,
             "epochs": epochs,
+            "device": _device(network),
             "network": network.state_dict(),
             "optimiser": optimiser.state_dict(),
             "rng": json.dumps(rng.bit_generator.state),
@@ -91,6 +94,10 @@ class Checkpoint:
         partial.replace(self.path)
         self._written = time.monotonic()
         self._cost_s = self._written - start
+
+
+def _device(network: "torch.nn.Module") -> str:
+    return next(network.parameters()).device.type
 
 
 _current: ContextVar[Checkpoint | None] = ContextVar("checkpoint", default=None)

@@ -93,6 +93,20 @@ def test_a_torn_file_is_no_obstacle(
     assert run == list(range(1, EPOCHS + 1))
 
 
+def test_what_another_kind_of_processor_began_starts_over(
+    data: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model"
+    _interrupt(data, model, monkeypatch)
+    kept = checkpoint_path(model)
+    saved = torch.load(kept, weights_only=True)
+    assert saved["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    torch.save({**saved, "device": "another"}, kept)
+    run = _epochs_run(monkeypatch)
+    train(*data, model, _settings())
+    assert run == list(range(1, EPOCHS + 1))
+
+
 def test_writing_takes_no_more_than_its_share(tmp_path: Path) -> None:
     network, rng = torch.nn.Linear(3, 5), np.random.default_rng(0)
     optimiser = torch.optim.Adam(network.parameters())
