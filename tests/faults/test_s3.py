@@ -73,10 +73,9 @@ def test_reading_costs_the_gets_of_the_blocks_and_a_constant(start: Start, sheet
 
 
 @pytest.mark.usefixtures("reach")
-def test_a_flipped_byte_is_found_and_mended(
-    start: Start, sheet: Path, s3: S3, undisturbed: dict[str, bytes]
-) -> None:
-    assert start("embed", sheet, URL, *OPTIONS, **s3.environ).wait()[0] == 0
+def test_a_flipped_byte_is_found_and_mended(start: Start, sheet: Path, s3: S3) -> None:
+    assert start("embed", sheet, URL, *OPTIONS, "--encoder", "colour", **s3.environ).wait()[0] == 0
+    undisturbed = contents(s3.store())
     bucket = fsspec.filesystem("s3")
     damaged, lost = (f"test/{path.relative_to(s3.store().parent)}" for path in sorted(blocks(s3.store()))[:2])
     whole = bucket.cat_file(damaged)
@@ -87,7 +86,8 @@ def test_a_flipped_byte_is_found_and_mended(
     for problem in found.values():
         assert "embed" in problem.fix or "rm" in problem.fix
     bucket.rm(damaged)
-    assert start("embed", sheet, URL, *OPTIONS, **s3.environ).wait()[0] == 0
+    assert contents(s3.store()) != undisturbed
+    assert start("embed", sheet, URL, *OPTIONS, "--encoder", "colour", **s3.environ).wait()[0] == 0
     assert contents(s3.store()) == undisturbed
 
 
