@@ -3,6 +3,7 @@
 A group is one small JSON object of the Zarr format 3; writing it whole in one request is what makes it a commit.
 """
 
+from itertools import filterfalse
 from typing import Any
 
 from featurestore.errors import StoreError
@@ -47,12 +48,11 @@ def create_root(location: Location, spec: str, version: int, what: str) -> None:
     """
     if location.is_file():
         raise StoreError(f"{location.label} is a file, not a {what}; give the path of a folder")
-    others: list[str] = []
-    if not location.exists("zarr.json"):
-        others = [*location.folders(), *(name for name in location.files() if not is_leftover(name))]
+    there = location.exists("zarr.json")
+    others = [] if there else [*location.folders(), *filterfalse(is_leftover, location.files())]
     # Looked for once more after the listing: the root's document is the first that a run writes, so it is
     # there for whatever another run, begun at the same moment, has let the listing see.
-    if location.exists("zarr.json"):
+    if there or location.exists("zarr.json"):
         check_root(location, spec, version, what)
     elif others:
         raise StoreError(

@@ -9,8 +9,10 @@ import json
 import re
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -182,14 +184,19 @@ class Location:
             fs.rm(path, recursive=True)
 
     def sweep_leftovers(self, relative: str) -> int:
-        """Remove temporary files that a killed write left behind long ago; return how many."""
+        """Remove temporary files that a killed write left long ago; return how many.
+
+        Below a folder, and in those above it; not in the root, whose listing grows with the store.
+        """
         if not self.is_local:
             return 0  # an object store shows no half-written object
-        root = Path(self.path(relative))
+        folder, root = Path(self.path(relative)), Path(self.path(""))
+        above = [parent for parent in folder.parents if root in parent.parents]
         horizon = time.time() - LEFTOVER_AGE_S
         swept = 0
-        for file in root.rglob("*.partial") if root.is_dir() else ():
-            if is_leftover(file.name) and file.stat().st_mtime < horizon:
-                file.unlink(missing_ok=True)
-                swept += 1
+        for file in chain(folder.rglob("*.partial"), *(p.glob("*.partial") for p in above)):
+            with suppress(FileNotFoundError):  # finished, or swept by another run, since it was listed
+                if file.stat().st_mtime < horizon:
+                    file.unlink()
+                    swept += 1
         return swept

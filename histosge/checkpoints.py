@@ -58,10 +58,10 @@ class Checkpoint:
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
             return 0  # none there, or torn: starting over is right
-        if not isinstance(saved, dict) or saved.get("key") != self.key:
+        # Half from one kind of processor and half from another would be the result of neither.
+        mine = {"key": self.key, "device": _device(network)}
+        if not isinstance(saved, dict) or any(saved.get(name) != value for name, value in mine.items()):
             return 0
-        if saved.get("device") != _device(network):
-            return 0  # half from one kind of processor and half from another would be the result of neither
         network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
         rng.bit_generator.state = json.loads(saved["rng"])

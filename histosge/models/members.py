@@ -73,15 +73,14 @@ def fit_members(
     groups
         Label of each spot: spots of one label are left out together.
     like
-        Whose kernels, weights and `moved` to take, instead of choosing them here.
+        Whose kernels, weights and `moved` to take, instead of choosing them here; with one group its penalties, too.
     moved
         See `Mixture`.
     """
     moved = like.moved if like else moved
     kernels = like.kernels if like else _kernels(spots, Y, moved)
-    if (
-        like and len(np.unique(groups)) < 2
-    ):  # nothing to choose penalties on: shrunken more, it would leave more over
+    if like and len(np.unique(groups)) < 2:
+        # Nothing to choose penalties on; shrunken more than the whole, a part would leave more over.
         penalties = [np.array(some) for some in like.penalties]
     else:
         penalties = [

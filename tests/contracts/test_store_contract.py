@@ -1,6 +1,8 @@
 """What every place that holds a store must obey: one class, run on each kind of location."""
 
+import os
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -193,6 +195,23 @@ def test_a_run_killed_while_it_made_the_store_does_not_lock_the_place(tmp_path: 
     (tmp_path / "zarr.json.4711.partial").write_text("{")
     Store.open_or_create(str(tmp_path))
     assert Store.open(str(tmp_path)).slide_ids() == []
+
+
+def test_old_leftovers_are_swept_below_a_folder_and_above_it(tmp_path: Path) -> None:
+    location, array = Location(str(tmp_path)), tmp_path / "slide" / "grid" / "array"
+    (array / "c").mkdir(parents=True)
+    folders = [tmp_path, array.parent.parent, array.parent, array, array / "c"]
+    for folder in folders:
+        for name in ("old.partial", "young.partial", "old.json"):
+            (folder / name).write_bytes(b"half")
+            if name.startswith("old"):
+                os.utime(folder / name, (time.time() - 86400,) * 2)
+    assert location.sweep_leftovers("slide/grid/array") == 4
+    assert location.sweep_leftovers("slide/grid/array") == 0
+    assert location.sweep_leftovers("slide/grid/none yet") == 0
+    assert (tmp_path / "old.partial").exists()
+    for folder in folders:
+        assert {"young.partial", "old.json"} <= {path.name for path in folder.iterdir()}
 
 
 def test_a_place_that_holds_nothing_is_not_a_store(tmp_path: Path) -> None:

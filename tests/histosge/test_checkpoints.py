@@ -1,5 +1,6 @@
 """A training that was interrupted goes on from its last written epoch, to the same bits."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,27 +82,23 @@ def test_a_training_of_another_kind_starts_over(
     assert run == list(range(1, EPOCHS + 1))
 
 
-def test_a_torn_file_is_no_obstacle(
-    data: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tmp_path / "model"
-    _interrupt(data, model, monkeypatch)
-    kept = checkpoint_path(model)
+def _tear(kept: Path) -> None:
     kept.write_bytes(kept.read_bytes()[:997])
-    run = _epochs_run(monkeypatch)
-    train(*data, model, _settings())
-    assert run == list(range(1, EPOCHS + 1))
 
 
-def test_what_another_kind_of_processor_began_starts_over(
-    data: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tmp_path / "model"
-    _interrupt(data, model, monkeypatch)
-    kept = checkpoint_path(model)
+def _begun_elsewhere(kept: Path) -> None:
     saved = torch.load(kept, weights_only=True)
     assert saved["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
-    torch.save({**saved, "device": "another"}, kept)
+    torch.save({**saved, "device": "another kind of processor"}, kept)
+
+
+@pytest.mark.parametrize("spoil", [_tear, _begun_elsewhere])
+def test_what_cannot_be_gone_on_from_is_no_obstacle(
+    data: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], None]
+) -> None:
+    model = tmp_path / "model"
+    _interrupt(data, model, monkeypatch)
+    spoil(checkpoint_path(model))
     run = _epochs_run(monkeypatch)
     train(*data, model, _settings())
     assert run == list(range(1, EPOCHS + 1))
