@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore.store import Store, identity_attrs
-from histosge.models.presets import load_preset
-from histosge.saved import ModelCard, SavedModel, save_model
-from histosge.sections import TrainingSection
-from histosge.stream import EmbeddedSlide, load_patches, open_embedded
-from histosge.windows import disc_overlap
+from featurestore.storage.store import Store, identity_attrs
+from histosge.data.section_loading import EmbeddedSlide, load_patches, open_embedded
+from histosge.data.sections import TrainingSection
+from histosge.data.spot_overlap import disc_overlap
+from histosge.models.registry import load_preset
+from histosge.training.saved_model import ModelCard, SavedModel, save_model
 
 
 def invent_section(

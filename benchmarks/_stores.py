@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.block_array import BlockArray
-from featurestore.encoder import EncoderIdentity
+from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.store import SlideRecord, Store
-from featurestore.tissue import Survey
+from featurestore.storage.block_array import BlockArray
+from featurestore.storage.store import SlideRecord, Store
+from featurestore.tissue.survey import Survey
 
 SPEC = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 

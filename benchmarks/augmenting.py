@@ -20,23 +20,23 @@ import numpy as np
 from _common import Result, options, report
 from _public import embed_public, public_sheet
 
-from featurestore.embedding import EmbedSettings, embed
-from featurestore.encoder import load_encoder
+from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.encoders.protocol import load_encoder
 from featurestore.grid import GridSpec
-from featurestore.samples import read_samples
-from histosge.metrics import correlate
-from histosge.models.dense import PATTERNS, DenseModel, see_spots
-from histosge.models.linear import Floats, spatial_groups
-from histosge.models.low_rank import LowRankTargets
-from histosge.models.members import fit_members
-from histosge.models.stain_penalty import stain_covariance
-from histosge.models.surroundings import VIEWS, Surroundings
-from histosge.restaining import Stain, encode_stained, restain_sections
-from histosge.sections import TrainingSection
-from histosge.stream import LoadedSection
+from featurestore.slides.sample_sheet import read_samples
+from histosge.data.section_loading import LoadedSection
+from histosge.data.sections import TrainingSection
+from histosge.data.spot_overlap import spots_from_patches
+from histosge.heldout.metrics import correlate
+from histosge.models.linear_algebra import Floats, spatial_groups
+from histosge.models.low_rank_targets import LowRankTargets
+from histosge.models.multiscale import VIEWS, Surroundings
+from histosge.models.presets.dense import PATTERNS, DenseModel, see_spots
+from histosge.models.stacking import fit_members
+from histosge.models.stain_invariance import stain_covariance
 from histosge.synthetic import SyntheticSpec, make_cohort
-from histosge.training import Selection, load_sections, resolve_genes, training_section
-from histosge.windows import spots_from_patches
+from histosge.training.stain_augmentation import Stain, encode_stained, restain_sections
+from histosge.training.train import Selection, load_sections, resolve_genes, training_section
 
 SHIFTED = {
     "pink": Stain((0.8, 1.25)),

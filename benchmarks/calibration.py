@@ -16,13 +16,13 @@ import numpy as np
 from _common import Result, options, report
 from _public import embed_public, public_sheet
 
-from featurestore.embedding import EmbedSettings, embed
+from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.conformal import Intervals, at_spots, calibrate, coverage
-from histosge.models.presets import load_preset
-from histosge.sections import TrainingSection
+from histosge.calibration.conformal import Intervals, at_spots, calibrate, coverage
+from histosge.data.sections import TrainingSection
+from histosge.models.registry import load_preset
 from histosge.synthetic import SyntheticSpec, make_cohort
-from histosge.training import Selection, load_sections, resolve_genes, training_section
+from histosge.training.train import Selection, load_sections, resolve_genes, training_section
 
 SPEC = GridSpec(mpp=0.5, patch_px=112, stride_px=56)
 GENES = 250

@@ -22,14 +22,14 @@ import numpy as np
 from _common import Result, options, report, section, timed
 from _s3 import Proxy, environment, serving
 
-from featurestore.cluster import embed_on_cluster, local_client
-from featurestore.embedding import EmbedSettings, embed
-from featurestore.encoder import EncoderOptions, load_encoder
+from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
+from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.encoders.protocol import EncoderOptions, load_encoder
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.patches import read_batches
-from featurestore.samples import Sample
-from featurestore.slide import open_slide
-from featurestore.store import Store
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.patch_reader import read_batches
+from featurestore.slides.sample_sheet import Sample
+from featurestore.storage.store import Store
 
 SPEC = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 VIT = "timm:vit_small_patch16_224"

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from _common import Result, options, report, section, timed
 
-from featurestore.embedding import EmbedSettings, embed
-from featurestore.encoder import EncoderOptions, load_encoder
+from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.encoders.architecture import build
-from featurestore.encoders.network import CPU_CHUNK, NetworkEncoder
+from featurestore.encoders.network_encoder import CPU_CHUNK, NetworkEncoder
 from featurestore.encoders.precision import autocast, device_dtypes
+from featurestore.encoders.protocol import EncoderOptions, load_encoder
+from featurestore.encoders.records import EncoderRecord, find
 from featurestore.encoders.vision import ENGINES, RANDOM_SEED, timm_record
 from featurestore.grid import GridSpec
-from featurestore.registry import EncoderRecord, find
 
 SMALL, TINY = "timm:vit_small_patch16_224", "timm:vit_tiny_patch16_224"
 GPU_KEYS = ("uni", "uni2-h")

@@ -17,23 +17,23 @@ import numpy as np
 from _common import Result, options, report
 from numpy.typing import NDArray
 
-from featurestore.embedding import EmbedSettings, embed
+from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.contestants import MapModel, PresetContestant
-from histosge.models import dense
-from histosge.models.dense import DenseModel, see_spots
-from histosge.models.linear import Affine, RidgePath, Standardiser, choose_penalties, spatial_groups
-from histosge.models.low_rank import LowRankTargets
-from histosge.models.members import VIEWS_OF_RIDGES, fit_members
-from histosge.models.presets import load_preset
-from histosge.models.surroundings import VIEWS, Surroundings, view_columns
-from histosge.pooling import View
-from histosge.scores import NOISE
-from histosge.scoring import score_plan
-from histosge.sections import Section, TrainingSection
+from histosge.data.gaussian_pooling import View
+from histosge.data.sections import Section, TrainingSection
+from histosge.evaluation.methods import MapModel, PresetContestant
+from histosge.evaluation.results import NOISE
+from histosge.evaluation.runner import score_plan
+from histosge.evaluation.tasks import Plan, Task
+from histosge.models.linear_algebra import Affine, RidgePath, Standardiser, choose_penalties, spatial_groups
+from histosge.models.low_rank_targets import LowRankTargets
+from histosge.models.multiscale import VIEWS, Surroundings, view_columns
+from histosge.models.presets import dense
+from histosge.models.presets.dense import DenseModel, see_spots
+from histosge.models.registry import load_preset
+from histosge.models.stacking import VIEWS_OF_RIDGES, fit_members
 from histosge.synthetic import SyntheticSpec, make_cohort
-from histosge.tasks import Plan, Task
-from histosge.training import Selection, load_sections
+from histosge.training.train import Selection, load_sections
 
 SPEC = GridSpec(mpp=0.7, patch_px=320, stride_px=80)
 """224 µm patches every 56 µm."""

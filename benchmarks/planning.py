@@ -14,11 +14,11 @@ from pathlib import Path
 import psutil
 from _common import Result, options, report, timed
 
-from featurestore.cluster import embed_on_cluster, local_client
-from featurestore.embedding import EmbedSettings
-from featurestore.encoder import load_encoder
+from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
+from featurestore.embedding.embed import EmbedSettings
+from featurestore.encoders.protocol import load_encoder
 from featurestore.grid import GridSpec
-from featurestore.samples import read_samples
+from featurestore.slides.sample_sheet import read_samples
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_section
 
 SLIDES, BLOCKS_A_SLIDE, DIM, PATCHES_A_BLOCK = 10_000, 100, 1536, 1024

@@ -24,13 +24,13 @@ from _models import invent_model
 from _stores import Made, write_store
 from numpy.typing import NDArray
 
-from featurestore.store import Store
-from histosge.maps import ExpressionStore
-from histosge.models.dense import DenseModel
-from histosge.models.surroundings import VIEWS
-from histosge.saved import load_model
-from histosge.stream import EmbeddedSlide, Window, open_embedded, stream_windows
+from featurestore.storage.store import Store
+from histosge.data.section_loading import EmbeddedSlide, Window, open_embedded, stream_windows
+from histosge.models.multiscale import VIEWS
+from histosge.models.presets.dense import DenseModel
+from histosge.prediction.expression_store import ExpressionStore
 from histosge.threads import side_by_side, usable_cores
+from histosge.training.saved_model import load_model
 
 DIMS, GENES = (1024, 128), 1000
 WINDOWS = 24
@@ -60,7 +60,7 @@ def main() -> None:
 
 SCRIPT = """
     import sys, time
-    from histosge.prediction import predict
+    from histosge.prediction.predict import predict
     begun = time.perf_counter()
     predict(*sys.argv[1:])
     seconds = time.perf_counter() - begun

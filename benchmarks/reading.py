@@ -23,8 +23,8 @@ from _common import options
 
 from featurestore.blocks import plan_blocks
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.patches import read_batches
-from featurestore.slide import open_slide
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.patch_reader import read_batches
 from histosge.synthetic import SyntheticSpec, make_section
 
 MPP = 0.25

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from _common import Result, options, report, section, timed
 
-from featurestore.embedding import EmbedSettings, embed
+from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.prediction import predict
-from histosge.training import TrainSettings, train
+from histosge.prediction.predict import predict
+from histosge.training.train import TrainSettings, train
 
 SPEC = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 

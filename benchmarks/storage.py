@@ -18,10 +18,10 @@ import zarr
 from _common import Result, options, report, section
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from featurestore.embedding import EmbedSettings, embed
-from featurestore.encoder import EncoderOptions
+from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.encoders.protocol import EncoderOptions
 from featurestore.grid import GridSpec
-from featurestore.store import Store
+from featurestore.storage.store import Store
 
 WINDOW = 40
 """Patches along a side of a window with its halo, as prediction and training read them."""

@@ -24,8 +24,8 @@ from _common import Result, options, report
 from _s3 import BUCKET, environment, serving
 from _stores import SPEC, Made, write_store
 
-from featurestore.store import Store
-from histosge.loader import THREADS_REMOTE, Loader, LoadSettings
+from featurestore.storage.store import Store
+from histosge.data.loader import THREADS_REMOTE, Loader, LoadSettings
 
 DIM = 1024
 ROUNDS = 5
@@ -146,7 +146,7 @@ def over_s3(store: Store, folder: Path) -> list[Result]:
 
 PEAK = """
     import sys
-    from histosge.loader import Loader, LoadSettings
+    from histosge.data.loader import Loader, LoadSettings
     settings = LoadSettings(buffer_mb=64, threads=2)
     for _ in Loader(sys.argv[1], sys.argv[2].split(","), settings=settings):
         pass

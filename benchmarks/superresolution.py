@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 from scipy.interpolate import LinearNDInterpolator, NearestNDInterpolator
 from scipy.spatial import cKDTree
 
-from featurestore.embedding import EmbedSettings, embed
+from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.conditioning import ConditionedModel
-from histosge.metrics import correlate
-from histosge.models.presets import load_preset
-from histosge.saved import ModelCard, SavedModel
-from histosge.sections import Patches, Section
+from histosge.data.sections import Patches, Section
+from histosge.data.spot_overlap import spots_from_patches
+from histosge.heldout.metrics import correlate
+from histosge.models.registry import load_preset
+from histosge.prediction.conditioning import ConditionedModel
 from histosge.synthetic import SyntheticSpec, load_truth, make_cohort, truth_at
-from histosge.training import Selection, load_sections, training_section
-from histosge.windows import spots_from_patches
+from histosge.training.saved_model import ModelCard, SavedModel
+from histosge.training.train import Selection, load_sections, training_section
 
 SPEC = GridSpec(mpp=0.5, patch_px=112, stride_px=32)
 SIDES_UM = (8.0, 16.0, 55.0, 110.0)

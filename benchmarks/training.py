@@ -18,11 +18,11 @@ from _common import Result, options, report, timed
 from _models import invent_section
 from _stores import Made, write_store
 
-from featurestore.store import Store
-from histosge.models.presets import load_preset
-from histosge.sections import TrainingSection
-from histosge.stream import open_embedded
-from histosge.windows import spots_from_patches
+from featurestore.storage.store import Store
+from histosge.data.section_loading import open_embedded
+from histosge.data.sections import TrainingSection
+from histosge.data.spot_overlap import spots_from_patches
+from histosge.models.registry import load_preset
 
 EPOCHS = 1000
 SMALL = {"sections": 2, "spots": 150, "genes": 50, "dim": 64}
@@ -80,9 +80,9 @@ ABSOLUTE = """
     import sys, time
     sys.path.insert(0, sys.argv[2])
     from _models import invent_section
-    from featurestore.store import Store
-    from histosge.models.dense import DenseModel
-    from histosge.stream import open_embedded
+    from featurestore.storage.store import Store
+    from histosge.models.presets.dense import DenseModel
+    from histosge.data.section_loading import open_embedded
     store = Store.open(sys.argv[1])
     begun = time.perf_counter()
     sections = [

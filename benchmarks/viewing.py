@@ -24,12 +24,12 @@ import numpy as np
 import uvicorn
 from _common import Result, options, report, section, timed
 
-from featurestore.fingerprint import slide_fingerprint
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.slide import open_slide
-from featurestore.store import SlideRecord, Store
-from featurestore.tissue import Survey
-from histosge.maps import ExpressionStore
+from featurestore.slides.fingerprint import slide_fingerprint
+from featurestore.slides.open_slide import open_slide
+from featurestore.storage.store import SlideRecord, Store
+from featurestore.tissue.survey import Survey
+from histosge.prediction.expression_store import ExpressionStore
 from histosge.viewer.collection import Collection
 from histosge.viewer.server import HOST, listen, make_app
 

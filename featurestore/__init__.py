@@ -7,24 +7,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featurestore.embedding import EmbedSettings as EmbedSettings
-    from featurestore.embedding import embed as embed
-    from featurestore.encoder import load_encoder as load_encoder
+    from featurestore.embedding.embed import EmbedSettings as EmbedSettings
+    from featurestore.embedding.embed import embed as embed
+    from featurestore.encoders.protocol import load_encoder as load_encoder
     from featurestore.grid import GridSpec as GridSpec
-    from featurestore.listing import catalogue as catalogue
-    from featurestore.slide import open_slide as open_slide
-    from featurestore.tree import open_store as open_store
-    from featurestore.validation import validate as validate
+    from featurestore.slides.open_slide import open_slide as open_slide
+    from featurestore.storage.catalogue import catalogue as catalogue
+    from featurestore.storage.tree import open_store as open_store
+    from featurestore.storage.validation import validate as validate
 
 _HOMES = {
-    "EmbedSettings": "embedding",
+    "EmbedSettings": "embedding.embed",
     "GridSpec": "grid",
-    "catalogue": "listing",
-    "embed": "embedding",
-    "load_encoder": "encoder",
-    "open_slide": "slide",
-    "open_store": "tree",
-    "validate": "validation",
+    "catalogue": "storage.catalogue",
+    "embed": "embedding.embed",
+    "load_encoder": "encoders.protocol",
+    "open_slide": "slides.open_slide",
+    "open_store": "storage.tree",
+    "validate": "storage.validation",
 }
 __all__ = list(_HOMES)
 

@@ -7,26 +7,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histosge.evaluation import evaluate as evaluate
+    from histosge.data.loader import Loader as Loader
+    from histosge.data.loader import LoadSettings as LoadSettings
+    from histosge.data.loader import stream_batches as stream_batches
+    from histosge.evaluation.evaluate import evaluate as evaluate
     from histosge.exporting.export import export as export
-    from histosge.loader import Loader as Loader
-    from histosge.loader import LoadSettings as LoadSettings
-    from histosge.loader import stream_batches as stream_batches
-    from histosge.prediction import predict as predict
-    from histosge.saved import load_model as load_model
-    from histosge.training import TrainSettings as TrainSettings
-    from histosge.training import train as train
+    from histosge.prediction.predict import predict as predict
+    from histosge.training.saved_model import load_model as load_model
+    from histosge.training.train import TrainSettings as TrainSettings
+    from histosge.training.train import train as train
 
 _HOMES = {
-    "LoadSettings": "loader",
-    "Loader": "loader",
-    "TrainSettings": "training",
-    "evaluate": "evaluation",
+    "LoadSettings": "data.loader",
+    "Loader": "data.loader",
+    "TrainSettings": "training.train",
+    "evaluate": "evaluation.evaluate",
     "export": "exporting.export",
-    "load_model": "saved",
-    "predict": "prediction",
-    "stream_batches": "loader",
-    "train": "training",
+    "load_model": "training.saved_model",
+    "predict": "prediction.predict",
+    "stream_batches": "data.loader",
+    "train": "training.train",
 }
 __all__ = list(_HOMES)
 

@@ -9,16 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore.embedding import EmbedSettings, embed
+from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.evaluation import EvaluateSettings, score_sections
-from histosge.maps import ExpressionStore, StoredMap
-from histosge.metrics import correlate
-from histosge.prediction import predict, write_h5ad
-from histosge.report import Block, Table
-from histosge.scores import Scores
+from histosge.evaluation.evaluate import EvaluateSettings, score_sections
+from histosge.evaluation.results import Scores
+from histosge.heldout.metrics import correlate
+from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.predict import predict, write_h5ad
+from histosge.reporting.page import Block, Table
 from histosge.synthetic import SyntheticSection, SyntheticSpec, Truth, load_truth, make_section, truth_at
-from histosge.training import Selection, TrainSettings, load_sections, train
+from histosge.training.train import Selection, TrainSettings, load_sections, train
 
 GRID = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 """112 micron patches every 56 microns: about one per spot and as much again between them."""

@@ -5,9 +5,9 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
-from featurestore.encoder import HANDCRAFTED, load_encoder, third_party
+from featurestore.encoders.protocol import HANDCRAFTED, load_encoder, third_party
+from featurestore.encoders.records import records
 from featurestore.errors import FeatureStoreError
-from featurestore.registry import records
 
 PACKAGES = (
     "histosge",
@@ -54,8 +54,8 @@ def examine(store: str | None) -> tuple[list[str], bool]:
 
 def _published() -> list[str]:
     """Say of each encoder with published weights whether it can be used here now, and if not why: alike together."""
+    from featurestore.encoders.author_packages import missing_package
     from featurestore.encoders.hub import has_token, hub_answers, in_cache
-    from featurestore.encoders.packages import missing_package
 
     reachable, token = hub_answers(), has_token()
     groups: dict[str, list[str]] = {}
@@ -103,8 +103,8 @@ def _device() -> list[str]:
 
 
 def _store(url: str) -> tuple[str, bool]:
-    from featurestore.listing import catalogue
     from featurestore.location import strip_credentials
+    from featurestore.storage.catalogue import catalogue
 
     label = strip_credentials(url)
     try:

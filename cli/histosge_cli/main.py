@@ -10,7 +10,14 @@ import typer
 from typer.models import CommandInfo, TyperInfo
 
 from featurestore.errors import FeatureStoreError
-from histosge_cli import analyse, demo, exchange, model, store, view
+from histosge_cli import (
+    analyse_commands,
+    demo_command,
+    exchange_commands,
+    model_commands,
+    store_commands,
+    view_command,
+)
 
 PANELS = {
     "Start here": ("demo", "doctor"),
@@ -63,7 +70,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, store, model, analyse, exchange, view):
+for module in (
+    demo_command,
+    store_commands,
+    model_commands,
+    analyse_commands,
+    exchange_commands,
+    view_command,
+):
     module.register(app)
 _in_order(app)
 

@@ -13,8 +13,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from featurestore.analysis.stream import PatchStream
-from featurestore.analysis.tables import check_folder, write_patches
+from featurestore.analysis.patch_stream import PatchStream
+from featurestore.analysis.patch_tables import check_folder, write_patches
 from featurestore.errors import StoreError
 
 Matrix = NDArray[np.float64]

@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.analysis.patch_stream import PatchBlock, PatchStream
+from featurestore.analysis.patch_tables import places
 from featurestore.analysis.selection import SlideEmbedding
-from featurestore.analysis.stream import PatchBlock, PatchStream
-from featurestore.analysis.tables import places
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 from scipy.linalg.blas import dsyrk
 
-from featurestore.analysis.stream import PatchStream
-from featurestore.analysis.tables import check_folder, write_patches
+from featurestore.analysis.patch_stream import PatchStream
+from featurestore.analysis.patch_tables import check_folder, write_patches
 from featurestore.errors import IdentityMismatchError, StoreError
 
 MAX_DIM = 8192

@@ -15,14 +15,14 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
-from featurestore.block_array import BlockArray
 from featurestore.blocks import Block, plan_blocks
 from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
-from featurestore.layout import EMBEDDING, embedding_path, grid_path
 from featurestore.names import slug
-from featurestore.store import Store
-from featurestore.tissue import TISSUE_THRESHOLD
+from featurestore.storage.block_array import BlockArray
+from featurestore.storage.layout import EMBEDDING, embedding_path, grid_path
+from featurestore.storage.store import Store
+from featurestore.tissue.survey import TISSUE_THRESHOLD
 
 AT_ONCE = 16
 """Slides whose metadata is read at once: on an object store nearly all of it is waiting."""

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from featurestore.analysis.stream import PatchStream
+from featurestore.analysis.patch_stream import PatchStream
 
 
 class Moments:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from featurestore.encoders.records import EncoderRecord
 from featurestore.encoders.timm_import import import_timm
 from featurestore.errors import EncoderError
-from featurestore.registry import EncoderRecord
 
 
 class ConvStem(nn.Module):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.encoder import Encoder
+from featurestore.encoders.protocol import Encoder
 
 SIDE = 224
 BITS = 64

@@ -10,9 +10,9 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+from featurestore.encoders.records import Published
 from featurestore.encoders.weights import check_sha256
 from featurestore.errors import EncoderError
-from featurestore.registry import Published
 
 HUB = "https://huggingface.co"
 CONFIG = "config.json"

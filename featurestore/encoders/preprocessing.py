@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from featurestore.encoders.records import Preprocessing
 from featurestore.errors import EncoderError
-from featurestore.registry import Preprocessing
 
 
 class Preprocess:

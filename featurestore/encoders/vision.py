@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurestore.encoder import TIMM_PREFIX, EncoderIdentity, EncoderOptions
 from featurestore.encoders.architecture import build, check_against, check_config, pool
+from featurestore.encoders.author_packages import load_package
 from featurestore.encoders.device import pick_device
 from featurestore.encoders.hub import fetch_config, fetch_weights
-from featurestore.encoders.network import NetworkEncoder
+from featurestore.encoders.network_encoder import NetworkEncoder
 from featurestore.encoders.openvino_engine import by_openvino
-from featurestore.encoders.packages import load_package
 from featurestore.encoders.precision import pick_precision
 from featurestore.encoders.preprocessing import Preprocess
+from featurestore.encoders.protocol import TIMM_PREFIX, EncoderIdentity, EncoderOptions
+from featurestore.encoders.records import EncoderRecord, Preprocessing, Published
 from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError
-from featurestore.registry import EncoderRecord, Preprocessing, Published
 
 RANDOM_SEED = 0
 ENGINES = ("torch", "openvino")

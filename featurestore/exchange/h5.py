@@ -13,8 +13,8 @@ import numpy as np
 
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
-from featurestore.exchange.foreign import Foreign
-from featurestore.store import Store
+from featurestore.exchange.external import Foreign
+from featurestore.storage.store import Store
 
 MAGNIFICATION_MPP = 10.0
 """Microns per pixel times magnification, by convention: 40 x is 0.25."""

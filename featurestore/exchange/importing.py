@@ -6,20 +6,20 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore.encoder import EncoderIdentity
-from featurestore.encoding import to_float16
+from featurestore.embedding.block_task import to_float16
+from featurestore.embedding.plan import software_versions
+from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import MppError, StoreError
-from featurestore.exchange.foreign import Foreign, smallest_step
+from featurestore.exchange.external import Foreign, smallest_step
 from featurestore.exchange.h5 import read_h5
 from featurestore.exchange.raw2features import read_raw2features
-from featurestore.fingerprint import slide_fingerprint
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.location import strip_credentials
 from featurestore.names import slug
-from featurestore.planning import software_versions
-from featurestore.slide import open_slide
-from featurestore.store import SlideRecord, Store
-from featurestore.tissue import Survey
+from featurestore.slides.fingerprint import slide_fingerprint
+from featurestore.slides.open_slide import open_slide
+from featurestore.storage.store import SlideRecord, Store
+from featurestore.tissue.survey import Survey
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 import zarr
 
 from featurestore.errors import StoreError
-from featurestore.exchange.foreign import Foreign
+from featurestore.exchange.external import Foreign
 
 HEADER = "raw2features"
 

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.exchange.h5 import write_h5
-from featurestore.slide import Slide
-from featurestore.store import Store
+from featurestore.slides.open_slide import Slide
+from featurestore.storage.store import Store
 from histosge.errors import ExportError
-from histosge.exporting.anndata_files import write_anndata
-from histosge.exporting.geojson import write_geojson
-from histosge.exporting.labels import domain_labels, read_labels
-from histosge.exporting.ome_zarr import write_ome_zarr
-from histosge.exporting.opening import Choice, is_feature_store, open_tables
-from histosge.exporting.parquet import write_parquet
-from histosge.exporting.picture import find_slide
-from histosge.exporting.spatial_data import write_spatialdata
-from histosge.exporting.table import PatchTable
-from histosge.exporting.tiff import write_tiffs
+from histosge.exporting.domain_labels import domain_labels, read_labels
+from histosge.exporting.formats.anndata_files import write_anndata
+from histosge.exporting.formats.geojson import write_geojson
+from histosge.exporting.formats.heat_map_tiff import write_tiffs
+from histosge.exporting.formats.ome_zarr import write_ome_zarr
+from histosge.exporting.formats.parquet import write_parquet
+from histosge.exporting.formats.spatialdata_zarr import write_spatialdata
+from histosge.exporting.open_tables import Choice, is_feature_store, open_tables
+from histosge.exporting.patch_table import PatchTable
+from histosge.exporting.slide_picture import find_slide
 
 SUFFIXES = {
     "h5ad": ".h5ad",

@@ -1,1 +1,1 @@
-"""Models: one file per preset, all behind `histosge.models.model.Model`."""
+"""Models: one file per preset, all behind `histosge.models.protocol.Model`."""

@@ -24,9 +24,9 @@ from scipy import sparse
 from torch import Tensor, nn
 from torch.nn import functional
 
-from histosge.models.linear import Floats, Standardiser
-from histosge.sections import Patches
-from histosge.windows import neighbourhood
+from histosge.data.sections import Patches
+from histosge.data.spot_overlap import neighbourhood
+from histosge.models.linear_algebra import Floats, Standardiser
 
 RADIUS_UM, STEPS = 256.0, 4
 """Half the side of a window, and places between its middle and its edge, at most: 81 in all."""

@@ -23,8 +23,8 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
-from histosge.models.linear import Affine, Floats
-from histosge.models.model import State
+from histosge.models.linear_algebra import Affine, Floats
+from histosge.models.protocol import State
 
 EXACT = 3000
 """Spots that are solved exactly; 3,000 need some 200 MB and seconds."""

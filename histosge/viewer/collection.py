@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from featurestore.samples import read_samples
-from featurestore.store import Store
-from histosge.maps import ExpressionStore
-from histosge.viewer.cache import ByteCache
+from featurestore.slides.sample_sheet import read_samples
+from featurestore.storage.store import Store
+from histosge.prediction.expression_store import ExpressionStore
+from histosge.viewer.byte_cache import ByteCache
 from histosge.viewer.errors import ViewError
-from histosge.viewer.planes import new_cache
-from histosge.viewer.slides import ShownSlide, Sources
+from histosge.viewer.gene_planes import new_cache
+from histosge.viewer.shown_slide import ShownSlide, Sources
 
 TILES_BYTES = 256_000_000
 """JPEG tiles held at once."""

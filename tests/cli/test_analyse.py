@@ -8,7 +8,7 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 
-from featurestore.embedding import EmbedSettings, embed
+from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 

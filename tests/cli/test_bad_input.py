@@ -12,7 +12,7 @@ import pytest
 from make_slides import tissue_like, write_pyramid
 from PIL import Image
 
-from featurestore.listing import catalogue
+from featurestore.storage.catalogue import catalogue
 
 Histosge = Callable[..., NamedTuple]
 MPP = 2.0

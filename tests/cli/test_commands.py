@@ -14,8 +14,8 @@ import anndata
 import polars as pl
 import pytest
 
-from featurestore.listing import catalogue
-from featurestore.validation import validate
+from featurestore.storage.catalogue import catalogue
+from featurestore.storage.validation import validate
 from histosge.demo import run_demo
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from make_slides import tissue_like, write_pyramid
 
-from featurestore.encoder import EncoderOptions, load_encoder
-from featurestore.listing import catalogue
-from featurestore.store import Store
+from featurestore.encoders.protocol import EncoderOptions, load_encoder
+from featurestore.storage.catalogue import catalogue
+from featurestore.storage.store import Store
 
 Histosge = Callable[..., NamedTuple]
 MPP = 0.5
 GRID = ("--mpp", MPP, "--patch", 64, "--stride", 64)
 SPOTTY = """
 import numpy as np
-from featurestore.encoder import EncoderIdentity
+from featurestore.encoders.protocol import EncoderIdentity
 
 
 class Spotty:

@@ -10,9 +10,9 @@ import pytest
 import zarr
 from make_slides import tissue_like, write_pyramid
 
-from featurestore.listing import catalogue
-from featurestore.store import Store
-from featurestore.validation import validate
+from featurestore.storage.catalogue import catalogue
+from featurestore.storage.store import Store
+from featurestore.storage.validation import validate
 
 Histosge = Callable[..., NamedTuple]
 GRID = "mpp1.0000_px32_stride16"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from make_slides import tissue_like, write_pyramid
 
-from featurestore.store import Store
-from histosge.maps import ExpressionStore
+from featurestore.storage.store import Store
+from histosge.prediction.expression_store import ExpressionStore
 
 Histosge = Callable[..., NamedTuple]
 GRID = "mpp1.0000_px32_stride16"

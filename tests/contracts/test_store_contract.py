@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from featurestore.blocks import Block, plan_blocks
-from featurestore.encoder import EncoderIdentity
+from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.layout import failure_path
 from featurestore.location import Location
-from featurestore.store import SlideRecord, Store
-from featurestore.tissue import Survey
-from featurestore.validation import validate
+from featurestore.storage.layout import failure_path
+from featurestore.storage.store import SlideRecord, Store
+from featurestore.storage.validation import validate
+from featurestore.tissue.survey import Survey
 
 DIM = 5
 BLOCK = (3, 4)

@@ -23,7 +23,7 @@ from histosge_cli import main
 
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"analysis.md"}
-"""Run on a real S3 server by tests/featurestore/test_analysis.py."""
+"""Run on a real S3 server by tests/featurestore/analysis/test_analysis.py."""
 QUICK = {"README.md", "SPEC.md", "retrain.md", "evaluation.md", "bring-your-own.md", "morphology.md"}
 NOT_A_GUIDE = {"results.md"}
 """Figures on public data, with the commands that made them."""

@@ -10,7 +10,7 @@ import pytest
 from _s3 import Proxy, serving
 from running import GRID, S3, Run, Start, contents
 
-from featurestore.embedding import EmbedSettings, embed
+from featurestore.embedding.embed import EmbedSettings, embed
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 
 

@@ -8,12 +8,12 @@ import pytest
 from _s3 import SECRET
 from running import OPTIONS, S3, Start, blocks, contents, wait_until
 
-from featurestore.listing import catalogue
-from featurestore.readers.jpeg_tiles import JpegTileSlide
-from featurestore.slide import open_slide
-from featurestore.store import Store
-from featurestore.validation import validate
-from histosge.stream import load_patches, open_embedded
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.readers.jpeg_tile_reader import JpegTileSlide
+from featurestore.storage.catalogue import catalogue
+from featurestore.storage.store import Store
+from featurestore.storage.validation import validate
+from histosge.data.section_loading import load_patches, open_embedded
 
 pytestmark = pytest.mark.s3
 URL = "s3://test/store"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from running import OPTIONS, Start, blocks, contents, wait_until
 
-from featurestore.listing import catalogue
-from featurestore.validation import validate
+from featurestore.storage.catalogue import catalogue
+from featurestore.storage.validation import validate
 
 CLUSTER = ("--workers", 2)
 COLOUR = ("--encoder", "colour")
@@ -228,7 +228,7 @@ def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_o
     from _s3 import free_port
     from distributed import Client
 
-    from featurestore.cluster import said_when_gone
+    from featurestore.embedding.dask_cluster import said_when_gone
     from featurestore.errors import ClusterError
 
     address = f"tcp://127.0.0.1:{(port := free_port())}"

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import sparse
 
-from histosge.sections import Patches, Section, Spots
+from histosge.data.sections import Patches, Section, Spots
 
 GRID = (17, 13)
 N_GENES, DIM = 23, 11

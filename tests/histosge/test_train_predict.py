@@ -14,20 +14,21 @@ import anndata
 import numpy as np
 import pytest
 
-from featurestore.embedding import EmbedSettings, embed
+from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
 from featurestore.grid import GridSpec
-from featurestore.slide import open_slide
-from featurestore.store import Store
+from featurestore.slides.open_slide import open_slide
+from featurestore.storage.store import Store
+from histosge.data.section_loading import load_patches, open_embedded
+from histosge.data.sections import Patches
+from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ExpressionError, ModelError
-from histosge.maps import ExpressionStore, StoredMap
-from histosge.models.presets import load_preset
-from histosge.prediction import predict, write_h5ad
-from histosge.saved import load_model
-from histosge.sections import Patches
-from histosge.stream import load_patches, open_embedded
+from histosge.models.registry import load_preset
+from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.predict import predict, write_h5ad
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
-from histosge.training import (
+from histosge.training.saved_model import load_model
+from histosge.training.train import (
     Selection,
     TrainSettings,
     load_sections,
@@ -35,7 +36,6 @@ from histosge.training import (
     train,
     training_section,
 )
-from histosge.windows import spots_from_patches
 
 SLIDE_MPP = 0.5
 GRID = GridSpec(mpp=1.0, patch_px=48, stride_px=24)

@@ -1,0 +1,179 @@
+"""What `histosge encoders` prints, and how encoders are named on the command line."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featurestore.encoders.protocol import (
+    HANDCRAFTED,
+    TIMM_PREFIX,
+    EncoderOptions,
+    canonical_key,
+    load_encoder,
+    third_party,
+)
+from featurestore.encoders.records import EncoderRecord, find, records
+from featurestore.errors import EncoderError
+from featurestore.grid import GridSpec
+from histosge_cli.console import out, table
+
+SCALE_TOLERANCE = 0.15
+
+
+def list_all(*, as_json: bool) -> None:
+    """Print one line per encoder."""
+    rows = [
+        {"key": key, "dim": dim, "licence": "MIT", "about": about}
+        for key, (_, dim, about) in HANDCRAFTED.items()
+    ]
+    rows += [_row(record) for record in records().values()]
+    rows += [{"key": key, "about": f"from {point.value}"} for key, point in third_party().items()]
+    rows.append(
+        {"key": "timm:<name>", "about": "any timm model; <name>.<tag> for weights that timm publishes"}
+    )
+    if as_json:
+        out.print(json.dumps(rows), markup=False)
+        return
+    header = ("key", "dim", "px", "microns/px", "params", "dtype", "licence", "gated", "about")
+    table(header, ([row.get(name) for name in header] for row in rows))
+
+
+def _row(record: EncoderRecord) -> dict[str, Any]:
+    return {
+        "key": record.key,
+        "dim": record.dim,
+        "px": record.preprocessing.input_px,
+        "microns/px": ", ".join(f"{mpp:g}" for mpp in record.mpp),
+        "params": None if record.parameters is None else f"{record.parameters / 1e6:.0f} M",
+        "dtype": record.dtype,
+        "licence": record.licence,
+        "gated": "yes" if record.published is not None and record.published.gated else "no",
+        "about": record.title + ("" if record.is_default else f", {record.pooling}"),
+    }
+
+
+def show_one(key: str, options: EncoderOptions, *, as_json: bool) -> None:
+    """Print one encoder in full: its record where there is one, else what loading it says."""
+    record = find(key)
+    facts: dict[str, Any]
+    if record is not None and options.weights is None and not options.random_weights:
+        facts = _record_facts(record)
+    else:
+        identity = load_encoder(key, options).identity
+        facts = {
+            "key": identity.key,
+            "dim": identity.dim,
+            "fingerprint": identity.fingerprint,
+            **identity.facts,
+        }
+    if as_json:
+        out.print(json.dumps(facts), markup=False)
+        return
+    for name, value in facts.items():
+        lines = [str(item) for item in value] if name == "steps" else [str(value)]
+        for line in lines:
+            out.print(f"{name:14} {line}", markup=False)
+            name = ""
+
+
+def _record_facts(record: EncoderRecord) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "key": record.key,
+        "about": record.title,
+        "pooling": record.pooling,
+        "dim": record.dim,
+        "loaded by": record.package,
+        "architecture": record.architecture or None,
+        "arguments": record.arguments,
+        "parameters": record.parameters,
+        "prefix tokens": record.prefix_tokens,
+        "steps": record.preprocessing.steps(),
+        "microns/px": list(record.mpp),
+        "dtype on a GPU": record.dtype,
+        "licence": record.licence,
+        "source": record.source,
+    }
+    if record.published is not None:
+        published = record.published
+        facts |= {
+            "hub": published.repository,
+            "revision": published.revision or "the newest; its sha256 enters the fingerprint",
+            "file": published.file,
+            "sha256": f"{published.sha256}..." if published.sha256 else "not known",
+            "gated": "yes: accept the licence on its page, then `hf auth login`" if published.gated else "no",
+        }
+    variants = [other.key for other in records().values() if other.name == record.name]
+    return {**facts, "variants": ", ".join(variants)}
+
+
+def golden(key: str, options: EncoderOptions) -> None:
+    """Print an encoder's golden vector, in short."""
+    from featurestore.encoders.golden import golden as make
+
+    encoder = load_encoder(key, options)
+    found = make(encoder)
+    out.print(f"key          {encoder.identity.key}", markup=False)
+    out.print(f"fingerprint  {encoder.identity.fingerprint}", markup=False)
+    out.print(f"golden       {found.digest}", markup=False)
+    out.print(f"first values {' '.join(f'{value:+.4f}' for value in found.first)}", markup=False)
+    out.print(f"length       {found.norm:.4f}", markup=False)
+
+
+def download(key: str, folder: Path) -> None:
+    """Load an encoder's published weights into a folder, and say how to use them elsewhere."""
+    from featurestore.encoders.hub import fetch_weights
+
+    record = find(key)
+    if record is None or record.published is None:
+        raise EncoderError(
+            f"{key!r} has no published weights that are known here; see the keys with: histosge encoders"
+        )
+    path, digest = fetch_weights(record.key, record.published, folder)
+    out.print(f"{path}: sha256 {digest}", markup=False)
+    out.print(f"use it with: --encoder {record.key} --weights {path}", markup=False)
+
+
+def weights_option(values: Sequence[str], keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Say which encoder each ``--weights`` belongs to.
+
+    Raises
+    ------
+    EncoderError
+        If a plain FILE could belong to several encoders.
+    """
+    found = []
+    for value in values:
+        key, equals, file = value.partition("=")
+        if equals and canonical_key(key) in {canonical_key(known) for known in keys}:
+            found.append((key, file))
+            continue
+        takers = [known for known in keys if known not in HANDCRAFTED] or list(keys)
+        if len(takers) > 1:
+            raise EncoderError(
+                f"--weights {value} could belong to {' or '.join(takers)}: write --weights {takers[0]}={value}"
+            )
+        found.append((takers[0], value))
+    return tuple(found)
+
+
+def scale_remarks(keys: Sequence[str], spec: GridSpec) -> list[str]:
+    """Return a remark for each encoder that would see another magnification than its authors advise."""
+    found = []
+    for key in keys:
+        record = find(key)
+        if record is None or not record.mpp:
+            continue
+        seen = spec.mpp * spec.patch_px / record.preprocessing.resize_px
+        if all(abs(seen / mpp - 1) > SCALE_TOLERANCE for mpp in record.mpp):
+            wanted = min(record.mpp, key=lambda mpp: abs(mpp - seen))
+            found.append(
+                f"{key} was made for {wanted:g} microns per pixel and would see {seen:.3g} here; its own scale: "
+                f"--mpp {wanted:g} --patch {record.preprocessing.resize_px}"
+            )
+    return found
+
+
+def is_timm(key: str) -> bool:
+    """Say whether a key names a timm model."""
+    return key.startswith(TIMM_PREFIX)

@@ -1,0 +1,88 @@
+"""Commands that bring embeddings in from other tools, and take maps and embeddings out: import, export."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histosge_cli.console import Voice, out
+from histosge_cli.store_commands import Quiet, StoreArg
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command(name="import")(import_)
+    app.command()(export)
+
+
+def import_(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="TRIDENT or CLAM .h5, or a raw2features .embeddings.zarr.")
+    ],
+    store: StoreArg,
+    slide: Annotated[
+        str | None, typer.Option(metavar="FILE", help="The slide: says its size, scale and fingerprint.")
+    ] = None,
+    slide_id: Annotated[str | None, typer.Option(metavar="ID", help="Its name in the store.")] = None,
+    slide_mpp: Annotated[float | None, typer.Option(help="Microns per pixel of the slide.")] = None,
+    encoder: Annotated[str | None, typer.Option(metavar="K", help="Which encoder made them.")] = None,
+    mpp: Annotated[float | None, typer.Option(help="Microns per pixel of the patches.")] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a patch, pixels at --mpp.")] = None,
+    grid: Annotated[str | None, typer.Option(metavar="KEY", help="Of a store with several.")] = None,
+) -> None:
+    """Bring in embeddings of another tool, so that they can be trained and predicted on.
+
+    Example: histosge import features/A.h5 store.zarr --slide A.svs --encoder uni
+    """
+    from featurestore.exchange.importing import Told, import_embeddings
+
+    told = Told(slide, slide_id, encoder, slide_mpp, mpp, patch, grid)
+    name, key, patches = import_embeddings(file, store, told)
+    out.print(f"{name}: {patches} patches imported as {key}", markup=False)
+
+
+def export(
+    store: Annotated[str, typer.Argument(metavar="STORE", help="Expression store or feature store.")],
+    out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write to.")],
+    to: Annotated[
+        str,
+        typer.Option(help="h5ad, spatialdata, ome-zarr, geojson, tiff, parquet; of embeddings also trident."),
+    ],
+    slide: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Only this slide; repeat for several.")
+    ] = None,
+    genes: Annotated[str | None, typer.Option(metavar="A,B", help="Only these genes of a map.")] = None,
+    slides_of: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="STORE", help="Feature store that knows the slides, for their picture."
+        ),
+    ] = None,
+    picture_mpp: Annotated[
+        float, typer.Option(help="Microns per pixel of the picture in SpatialData.")
+    ] = 2.0,
+    domains: Annotated[
+        str,
+        typer.Option(
+            metavar="N|FOLDER", help="Domains in a GeoJSON, or a table of labels per slide (parquet)."
+        ),
+    ] = "7",
+    ngff: Annotated[str, typer.Option(help="Version of OME-Zarr: 0.4 or 0.5.")] = "0.4",
+    grid: Annotated[str | None, typer.Option(metavar="KEY", help="Needed when there are several.")] = None,
+    encoder: Annotated[str | None, typer.Option(metavar="K", help="Needed when there are several.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write maps or embeddings as other tools read them; OUT ending in .zarr with --to h5ad is AnnData in Zarr.
+
+    Example: histosge export maps.zarr c4.h5ad --to h5ad --slide C4 --store store.zarr
+    """
+    from histosge.exporting.export import ExportSettings
+    from histosge.exporting.export import export as run
+    from histosge.exporting.open_tables import Choice
+
+    names = [g.strip() for g in genes.split(",") if g.strip()] if genes else []
+    choice = Choice(tuple(slide or ()), tuple(names), grid, encoder)
+    wanted = int(domains) if domains.isdecimal() and int(domains) else Path(domains)
+    settings = ExportSettings(slides_of, picture_mpp, wanted, ngff)
+    for line in run(store, out_path, to, choice, settings, say=Voice(quiet).say):
+        out.print(line, markup=False)

@@ -1,0 +1,235 @@
+"""Commands on models: train, predict, evaluate."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histosge_cli.console import Voice, out, resumable
+from histosge_cli.store_commands import Log, Quiet, StoreArg
+
+SamplesArg = Annotated[
+    str,
+    typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression."),
+]
+Grid = Annotated[
+    str | None, typer.Option("--grid", metavar="KEY", help="Needed when the store holds several grids.")
+]
+EncoderKey = Annotated[
+    str | None, typer.Option("--encoder", metavar="K", help="Needed when the store holds several encoders.")
+]
+Genes = Annotated[
+    str, typer.Option("--genes", metavar="N|FILE", help="The N most variable genes, or a file with names.")
+]
+Epochs = Annotated[int | None, typer.Option(help="Passes over the spots, for presets that iterate.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (train, predict, evaluate):
+        app.command()(command)
+
+
+def genes_option(text: str) -> int | str:
+    """Return a number of genes, or a path."""
+    return int(text) if text.isdecimal() else text
+
+
+def train(
+    samples: SamplesArg,
+    store: StoreArg,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
+    preset: Annotated[
+        str, typer.Option(help="dense, dense+attention, dense+spots, paper, ridge, gp, knn or mean.")
+    ] = "dense",
+    genes: Genes = "1000",
+    epochs: Epochs = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same machine: the same model.")] = 0,
+    loss: Annotated[
+        str, typer.Option(help="Of dense: mse on log1p(CP10k), poisson or nb on counts.")
+    ] = "mse",
+    stains: Annotated[
+        bool,
+        typer.Option(
+            "--stains",
+            help="Of dense: encode some patches in other stains, and do not learn from what those move.",
+        ),
+    ] = False,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
+        ),
+    ] = None,
+    grid: Grid = None,
+    encoder: EncoderKey = None,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Train a model on embedded sections; nothing is encoded again.
+
+    Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
+    """
+    from histosge.training.train import Selection, TrainSettings
+    from histosge.training.train import train as run
+
+    voice = Voice(quiet, log)
+    settings = TrainSettings(
+        preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss, stains=stains
+    )
+    with voice.steps("training") as say:
+        saved = run(samples, store, model, settings, say=say)
+    if report is not None:
+        from histosge.prediction.report import write_training_report
+
+        write_training_report(saved, report)
+    spots = sum(section["spots"] for section in saved.card.sections)
+    out.print(
+        f"{model}: {preset} for {len(saved.card.genes)} genes from {spots} spots of {len(saved.card.sections)} sections, "
+        f"fingerprint {saved.fingerprint[:16]}",
+        markup=False,
+    )
+    if saved.intervals is not None:
+        out.print(
+            f"{int(saved.intervals.trusted.sum())} of {len(saved.card.genes)} genes can be trusted on other tissue; "
+            "the others are listed with their trust by predict --h5ad",
+            markup=False,
+        )
+
+
+def predict(
+    store: StoreArg,
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained model's folder.")],
+    out_store: Annotated[
+        str, typer.Argument(metavar="OUT", help="Expression store to write, a folder or URL.")
+    ],
+    slide: Annotated[
+        list[str] | None, typer.Option("--slide", metavar="ID", help="Only this slide; repeat for several.")
+    ] = None,
+    genes: Annotated[
+        str | None, typer.Option("--genes", metavar="A,B", help="Only these genes of the model.")
+    ] = None,
+    h5ad: Annotated[
+        Path | None,
+        typer.Option("--h5ad", metavar="FILE", help="Also write AnnData, one row per patch (one slide)."),
+    ] = None,
+    condition_on: Annotated[
+        str | None,
+        typer.Option(
+            "--condition-on",
+            metavar="FILE",
+            help="Spots measured on the slide: .h5ad or Space Ranger folder.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Processes that share several slides out among themselves."),
+    ] = 1,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
+        ),
+    ] = None,
+    grid: Grid = None,
+    encoder: EncoderKey = None,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Predict a dense expression map for slides of a store.
+
+    Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
+    """
+    from histosge.errors import ModelError
+    from histosge.prediction.expression_store import ExpressionStore
+    from histosge.prediction.predict import predict as run
+    from histosge.prediction.predict import write_h5ad
+
+    voice = Voice(quiet, log)
+    if h5ad is not None and len(slide or []) != 1:
+        raise ModelError("--h5ad writes one slide; name it with --slide ID")
+    with resumable(), voice.bars("blocks") as bars:
+        results = run(
+            store,
+            model,
+            out_store,
+            slide_ids=slide or [],
+            genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
+            grid=grid,
+            encoder=encoder,
+            condition_on=condition_on,
+            workers=workers,
+            progress=bars.update,
+            say=voice.say,
+        )
+    for result in results:
+        voice.record("slide", **vars(result))
+        todo = (
+            f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
+        )
+        out.print(f"{result.slide_id}: {todo}, {result.patches} patches", markup=False)
+    if h5ad is not None:
+        stored = ExpressionStore.open(out_store).map(results[0].slide_id, results[0].grid_key)
+        rows = write_h5ad(stored, h5ad)
+        out.print(f"{h5ad}: {rows} patches x {len(stored.genes)} genes", markup=False)
+    if report is not None:
+        from histosge.prediction.report import write_prediction_report
+        from histosge.training.saved_model import load_model
+
+        shown = [(result.slide_id, result.grid_key) for result in results]
+        write_prediction_report(out_store, shown, load_model(model), report)
+        out.print(str(report), markup=False)
+
+
+def evaluate(
+    samples: SamplesArg,
+    store: StoreArg,
+    report_dir: Annotated[
+        Path, typer.Argument(metavar="REPORT_DIR", help="Folder for report.html and its tables.")
+    ],
+    split: Annotated[
+        str | None,
+        typer.Option(help="block (default), section, donor or random (default of --ablate)."),
+    ] = None,
+    presets: Annotated[
+        str,
+        typer.Option(metavar="a,b,c", help="Models to compare; depth: library size alone, an oracle."),
+    ] = "mean,ridge,dense",
+    genes: Genes = "250",
+    seeds: Annotated[int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.")] = 1,
+    epochs: Epochs = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(metavar="hest", help="Score as HEST-Benchmark does, in place of the presets."),
+    ] = None,
+    ablate: Annotated[
+        bool, typer.Option("--ablate", help="Add the published code with each of its known defects.")
+    ] = False,
+    grid: Grid = None,
+    encoder: EncoderKey = None,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Score models on what they have not seen, with a noise control beside them.
+
+    Example: histosge evaluate cohort.csv store.zarr report --split section --presets mean,ridge,dense --seeds 3
+    """
+    from histosge.evaluation.evaluate import EvaluateSettings
+    from histosge.evaluation.evaluate import evaluate as run
+    from histosge_cli.score_table import print_scores
+
+    voice = Voice(quiet, log)
+    settings = EvaluateSettings(
+        split=split,
+        presets=tuple(p.strip() for p in presets.split(",") if p.strip()),
+        genes=genes_option(genes),
+        seeds=seeds,
+        epochs=epochs,
+        ablate=ablate,
+        protocol=protocol,
+    )
+    with voice.steps("fits") as say:
+        scores = run(samples, store, report_dir, settings, grid=grid, encoder=encoder, say=say)
+    print_scores(scores)
+    for name in ("report.html", "scores.csv", "genes.csv", "differences.csv"):
+        out.print(str(report_dir / name), markup=False)

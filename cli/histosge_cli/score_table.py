@@ -1,0 +1,58 @@
+"""Scores as a table on the terminal."""
+
+from histosge.evaluation.results import NOISE, NOISE_LIMIT, ORACLES, Scores
+from histosge_cli.console import out, table
+
+COLUMNS = {
+    "pearson_mean": "Pearson",
+    "pearson_depth_adjusted": "depth-adjusted",
+    "pearson_median": "median",
+    "pearson_top50": "top 50",
+    "mse": "MSE",
+    "mae": "MAE",
+}
+
+
+SPREADS = {"pearson_mean", "paper_all_spots"}
+ABLATION = {
+    "pearson_mean": "held out",
+    "paper_all_spots": "paper_all_spots",
+    "as_reported": "as reported",
+    "pearson_mean_on_noise": "noise: held out",
+    "paper_all_spots_on_noise": "noise: paper_all_spots",
+}
+"""Metric -> column of the ablation's table; `paper_all_spots` counts spots that were trained on."""
+
+
+def print_scores(scores: Scores) -> None:
+    """Print one line a preset, mean and sd over seeds, and what the noise control says."""
+    rows = [
+        [_label(preset), *(_cell(scores, preset, metric) for metric in COLUMNS)]
+        for preset in (*scores.presets, NOISE)
+    ]
+    table([f"held out by {scores.split}", *COLUMNS.values()], rows)
+    variants = [p for p in scores.presets if len(scores.values(p, "as_reported"))]
+    if variants:
+        table(
+            ["published code", *ABLATION.values()],
+            [[name, *(_cell(scores, name, metric) for metric in ABLATION)] for name in variants],
+        )
+    for sentence in scores.left_out:
+        out.print(f"note: {sentence}", markup=False)
+    if not scores.noise_is_zero:
+        found = scores.mean(NOISE, "pearson_mean")
+        out.print(
+            f"warning: the noise control scores {found:.3f}, beyond ±{NOISE_LIMIT}: do not trust these figures"
+        )
+
+
+def _label(preset: str) -> str:
+    return f"{preset} (oracle)" if preset in ORACLES else preset
+
+
+def _cell(scores: Scores, preset: str, metric: str) -> str:
+    values = scores.values(preset, metric)
+    if not len(values):
+        return ""
+    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 and metric in SPREADS else ""
+    return f"{values.mean():z.3f}{spread}"

@@ -1,0 +1,282 @@
+"""Commands on the feature store: embed, ls, validate, rm, encoders, doctor."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from histosge_cli.console import Voice, duration, out, resumable, size, table
+from histosge_cli.encoder_tables import scale_remarks, weights_option
+
+StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks.")]
+Log = Annotated[Path | None, typer.Option("--log", metavar="FILE", help="Append JSON lines to this file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (embed, ls, validate, rm, encoders, doctor):
+        app.command()(command)
+
+
+def embed(
+    samples: Annotated[
+        str, typer.Argument(metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV).")
+    ],
+    store: StoreArg,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option("--encoder", metavar="K", help="Encoder key; repeat for several. [default: morphology]"),
+    ] = None,
+    mpp: Annotated[float, typer.Option(help="Microns per pixel of the patches.")] = 0.5,
+    patch: Annotated[int, typer.Option(help="Side of a patch, pixels at --mpp.")] = 224,
+    stride: Annotated[
+        int | None, typer.Option(help="Step between patches, pixels at --mpp. [default: --patch]")
+    ] = None,
+    no_tissue: Annotated[
+        bool, typer.Option("--no-tissue", help="Encode every patch, tissue or not.")
+    ] = False,
+    slide_mpp: Annotated[
+        float | None, typer.Option(help="Microns per pixel of slides whose file does not say it.")
+    ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights, a local file; KEY=FILE, repeated, when several encoders have weights.",
+        ),
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Random weights: tests only.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (as the encoder's authors advise), fp32, fp16 or bf16.")
+    ] = "auto",
+    compile_network: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first: for long runs.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="torch, or openvino: faster on a CPU.")] = "torch",
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Worker processes on this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler, such as tcp://host:8786.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Compute blocks with unreadable patches again.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only: patches, objects, bytes.")] = False,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Encode slides into a store; only what is missing is computed.
+
+    Example: histosge embed cohort.csv store.zarr --mpp 0.5 --patch 224 --stride 112
+    """
+    from featurestore.embedding.embed import EmbedSettings
+    from featurestore.embedding.embed import embed as run
+    from featurestore.encoders.protocol import DEFAULT_ENCODER, EncoderOptions
+    from featurestore.errors import StoreError
+    from featurestore.grid import GridSpec
+    from featurestore.slides.sample_sheet import read_samples
+
+    voice = Voice(quiet, log)
+    if workers and scheduler:
+        raise StoreError(
+            "--workers starts processes here and --scheduler uses those elsewhere; give one of them"
+        )
+    try:
+        spec = GridSpec(mpp, patch, patch if stride is None else stride)
+    except ValueError as error:
+        raise StoreError(f"{error}; see --mpp, --patch, --stride") from error
+    keys = tuple(encoder or [DEFAULT_ENCODER])
+    settings = EmbedSettings(
+        encoders=keys,
+        spec=spec,
+        options=EncoderOptions(None, random_weights, device, precision, compile_network, engine),
+        keep_background=no_tissue,
+        retry_failed=retry_failed,
+        weights=weights_option(weights or [], keys),
+    )
+    for remark in scale_remarks(keys, spec):
+        voice.say(remark)
+    slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
+    with resumable(), voice.bars("blocks", slides) as bars:
+        results = run(
+            samples,
+            store,
+            settings,
+            slide_mpp=slide_mpp,
+            dry_run=dry_run,
+            workers=workers,
+            scheduler=scheduler,
+            progress=bars.update,
+            finished=lambda slide: bars.finish(
+                slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable
+            ),
+        )
+    for result in results:
+        voice.record("slide", **vars(result))
+        if result.state == "failed":
+            out.print(f"{result.slide_id}: failed: {result.reason}", markup=False)
+        elif dry_run:
+            out.print(
+                f"{result.slide_id}: {result.patches} patches in {result.planned} objects, "
+                f"{size(result.bytes_to_store)} to store, {duration(result.seconds)} on this device, "
+                f"{size(result.worker_bytes)} of memory",
+                markup=False,
+            )
+        else:
+            todo = (
+                f"{result.computed} of {result.planned} blocks computed"
+                if result.computed
+                else "nothing to do"
+            )
+            if not result.patches:
+                todo = "no tissue found, nothing to do; --no-tissue encodes every patch"
+            bad = f", {result.unreadable} patches could not be read" if result.unreadable else ""
+            out.print(f"{result.slide_id}: {todo}, {result.patches} patches{bad}", markup=False)
+    if dry_run and len(results) > 1:
+        out.print(
+            f"{len(results)} slides: {sum(r.patches for r in results)} patches in {sum(r.planned for r in results)} "
+            f"objects, {size(sum(r.bytes_to_store for r in results))} to store, "
+            f"{duration(sum(r.seconds for r in results))} on this device, one process",
+            markup=False,
+        )
+    failed = sum(result.state == "failed" for result in results)
+    if failed:
+        out.print(f"{failed} of {len(results)} slides failed; the others are whole. See: histosge ls {store}")
+        raise typer.Exit(1)
+
+
+def ls(store: StoreArg, as_json: Json = False) -> None:
+    """List a store: slide, grid, encoder, blocks done of planned, bytes, failures.
+
+    Example: histosge ls s3://bucket/store
+    """
+    from featurestore.storage.catalogue import catalogue
+
+    frame = catalogue(store)
+    if as_json:
+        out.print(json.dumps(frame.to_dicts(), default=str), markup=False)
+        return
+    if not frame.height:
+        out.print("the store is empty")
+        return
+    header = (
+        "slide",
+        "grid",
+        "encoder",
+        "state",
+        "blocks",
+        "patches",
+        "size",
+        "written",
+        "unreadable",
+        "reason",
+    )
+    table(header, (_cells(row) for row in frame.iter_rows(named=True)))
+
+
+def _cells(row: dict[str, Any]) -> list[object]:
+    blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
+    taken = None if row["bytes"] is None else size(row["bytes"])
+    named = [row["slide"], row["grid"], row["encoder"], row["state"], blocks, row["patches"], taken]
+    written = None if row["modified"] is None else f"{row['modified']:%Y-%m-%d %H:%M}"
+    return [*named, written, row["unreadable"], row["reason"]]
+
+
+def validate(
+    store: StoreArg,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every object and check its checksum.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a store against its specification; exit 1 if something is missing or damaged.
+
+    Example: histosge validate store.zarr --deep
+    """
+    from featurestore.storage.validation import validate as run
+
+    problems = run(store, deep=deep)
+    if as_json:
+        out.print(json.dumps([vars(problem) for problem in problems]), markup=False)
+    else:
+        for problem in problems:
+            out.print(f"{problem.path}: {problem.what}. To mend it: {problem.fix}", markup=False)
+        out.print(f"{len(problems)} problems" if problems else "whole", markup=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+def rm(
+    store: StoreArg,
+    slide: Annotated[str | None, typer.Option("--slide", metavar="ID", help="Only this slide.")] = None,
+    grid: Annotated[str | None, typer.Option("--grid", metavar="KEY", help="Only this grid.")] = None,
+    encoder: Annotated[str | None, typer.Option("--encoder", metavar="K", help="Only this encoder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+) -> None:
+    """Remove slides, grids or encoders from a store. At least one of the options is needed.
+
+    Example: histosge rm store.zarr --slide C2 --dry-run
+    """
+    from featurestore.storage.removal import remove
+
+    for path in remove(store, slide, grid, encoder, dry_run=dry_run):
+        out.print(f"{'would remove' if dry_run else 'removed'} {path}", markup=False)
+
+
+def encoders(
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help="One encoder in full.")] = None,
+    golden: Annotated[
+        bool, typer.Option("--golden", help="Embed a fixed image and print a short digest, to compare sites.")
+    ] = False,
+    download: Annotated[
+        Path | None,
+        typer.Option("--download", metavar="DIR", help="Load its published weights into this folder."),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Weights, a local file (with --golden).")
+    ] = None,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Random weights: tests only.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """List the encoders, or show one in full.
+
+    Example: histosge encoders virchow2
+    """
+    from featurestore.encoders.protocol import EncoderOptions
+    from histosge_cli import encoder_tables as show
+
+    if key is None:
+        if golden or download is not None:
+            raise typer.BadParameter("name the encoder: histosge encoders KEY --golden, or --download DIR")
+        show.list_all(as_json=as_json)
+    elif download is not None:
+        show.download(key, download)
+    elif golden:
+        show.golden(key, EncoderOptions(weights, random_weights, device, precision))
+    else:
+        show.show_one(key, EncoderOptions(weights, random_weights, device, precision), as_json=as_json)
+
+
+def doctor(
+    store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None,
+) -> None:
+    """Say what is installed, which device there is, which encoders work here, and whether a store answers.
+
+    Example: histosge doctor s3://bucket/store
+    """
+    from histosge_cli.doctor import examine
+
+    lines, healthy = examine(store)
+    for line in lines:
+        out.print(line, markup=False)
+    if not healthy:
+        raise typer.Exit(1)

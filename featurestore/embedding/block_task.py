@@ -1,0 +1,162 @@
+"""Blocks of a slide: read -> encode -> write, each block one object, written whole and once.
+
+Knows no dask and no plan: whoever calls it says which blocks.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.blocks import Block
+from featurestore.embedding.plan import BATCH
+from featurestore.encoders.protocol import Encoder
+from featurestore.slides.open_slide import Slide
+from featurestore.slides.patch_reader import PatchBatch, read_ahead, read_batches
+from featurestore.storage.block_array import BlockArray
+from featurestore.storage.layout import failure_path
+from featurestore.storage.store import Store, StoredGrid
+
+PACE_BATCHES = 3
+
+PatchFailure = tuple[int, int, str]
+"""(row, col) in the grid, and why it has no vector."""
+
+
+class Pace:
+    """Seconds per patch of reading and encoding, measured once, on the first slide that has tissue."""
+
+    def __init__(self, encoders: dict[str, Encoder]) -> None:
+        self._encoders = encoders
+        self._seconds: float | None = None
+
+    def __call__(self, slide: Slide, stored: StoredGrid, blocks: Sequence[Block]) -> float:
+        """Return it; a slide without tissue is not measured."""
+        if self._seconds is None and blocks:
+            middle = blocks[len(blocks) // 2]
+            wanted = stored.is_tissue[middle.slices]
+            batches = read_batches(slide, stored.grid, middle, wanted, BATCH)
+            self._encode(next(batches).pixels)  # the first one pays for what is set up once
+            begun, patches = time.perf_counter(), 0
+            for batch in islice(batches, PACE_BATCHES):
+                self._encode(batch.pixels)
+                patches += len(batch.pixels)
+            if patches:
+                self._seconds = (time.perf_counter() - begun) / patches
+        return self._seconds or 0.0
+
+    def _encode(self, pixels: NDArray[np.uint8]) -> None:
+        for encoder in self._encoders.values():
+            encoder.encode(pixels)
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What became of one block: objects written, patches encoded, and patches that have no vector."""
+
+    block: Block
+    written: int
+    patches: int
+    unreadable: int
+
+
+def embed_blocks(
+    store: Store,
+    slide: Slide,
+    stored: StoredGrid,
+    blocks: dict[Block, tuple[str, ...]],
+    encoders: dict[str, Encoder],
+) -> Iterator[BlockResult]:
+    """Read, encode and write blocks of one slide; reading runs ahead of encoding in a thread.
+
+    Parameters
+    ----------
+    blocks
+        Block -> keys of the encoders that lack it.
+
+    Yields
+    ------
+    BlockResult
+        After each block's objects were written.
+    """
+    slide_id, grid = stored.slide_id, stored.grid
+    tissue = stored.is_tissue
+    arrays = {
+        key: store.embedding(slide_id, grid.spec.key, key, read_only=False)
+        for key in {key for keys in blocks.values() for key in keys}
+    }
+
+    def batches() -> Iterator[PatchBatch]:
+        for block in blocks:
+            yield from read_batches(slide, grid, block, tissue[block.slices], BATCH)
+
+    buffers: dict[str, NDArray[np.float16]] = {}
+    failures: list[PatchFailure] = []
+    not_finite: dict[str, list[PatchFailure]] = {}
+    patches = 0
+    for batch in read_ahead(batches):
+        keys = blocks[batch.block]
+        for key in keys:
+            shape = (*batch.block.shape, encoders[key].identity.dim)
+            buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float16))
+            vectors, unusable = to_float16(encoders[key].encode(batch.pixels))
+            buffer[batch.rows, batch.cols] = vectors
+            corner = batch.block.rows[0], batch.block.cols[0]
+            not_finite.setdefault(key, []).extend(
+                (
+                    corner[0] + int(batch.rows[i]),
+                    corner[1] + int(batch.cols[i]),
+                    "the encoder gave no finite vector",
+                )
+                for i in unusable
+            )
+        patches += len(batch.rows)
+        failures += batch.failures
+        if batch.last:
+            for key in keys:
+                failed = [*failures, *not_finite.get(key, [])]
+                _commit(store, arrays[key], stored, batch.block, key, buffers[key], failed)
+            nan = len({(row, col) for rows in not_finite.values() for row, col, _ in rows})
+            yield BlockResult(batch.block, len(keys), patches, len(failures) + nan)
+            buffers, failures, not_finite, patches = {}, [], {}, 0
+
+
+def _commit(
+    store: Store,
+    array: BlockArray,
+    stored: StoredGrid,
+    block: Block,
+    key: str,
+    values: NDArray[np.float16],
+    failures: Sequence[PatchFailure],
+) -> None:
+    path = failure_path(stored.slide_id, stored.grid.spec.key, key, block.index)
+    if failures:
+        # Before the block: once the block exists, nobody comes back to say why it holds NaN.
+        store.record_failure(
+            path,
+            {
+                "block": list(block.index),
+                "patches": [[row, col] for row, col, _ in failures],
+                "reason": failures[0][2],
+            },
+        )
+    array.write(block, values)
+
+
+def to_float16(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.intp]]:
+    """Round to the stored dtype.
+
+    Returns
+    -------
+    tuple
+        The vectors, and which of them, counted through, hold a number that is no finite float16: these are NaN whole.
+    """
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(np.float16)
+    unusable = ~np.isfinite(stored).all(axis=-1)
+    stored[unusable] = np.nan
+    return stored, np.flatnonzero(unusable)

@@ -1,0 +1,157 @@
+"""Slides -> embeddings in a store: here, in this process, or on a cluster of workers.
+
+Safe to run again: done is what exists, and only what is missing is computed.
+"""
+
+from featurestore.embedding.block_task import Pace, embed_blocks
+from featurestore.embedding.plan import (
+    EmbedSettings as EmbedSettings,
+)
+from featurestore.embedding.plan import (
+    Finished,
+    Progress,
+    Todo,
+    blocks_to_read,
+    dry_run_slide,
+    fail_slide,
+    load_encoders,
+    plan_slide,
+    unheard,
+)
+from featurestore.embedding.plan import SlideResult as SlideResult
+from featurestore.encoders.protocol import Encoder
+from featurestore.errors import IdentityMismatchError, SlideError
+from featurestore.slides.open_slide import Slide, open_slide
+from featurestore.slides.sample_sheet import Sample, read_samples
+from featurestore.storage.store import Store
+
+
+def _silent(slide_id: str, done: int, total: int, patches: int) -> None:
+    pass
+
+
+def embed(
+    samples: str,
+    store: str,
+    settings: EmbedSettings | None = None,
+    *,
+    slide_mpp: float | None = None,
+    dry_run: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    progress: Progress = _silent,
+    finished: Finished = unheard,
+) -> list[SlideResult]:
+    """Encode slides into a store; only what is missing is computed.
+
+    Parameters
+    ----------
+    samples
+        A slide file, a folder of slides, or a sample sheet.
+    store
+        Folder or URL of the store; made if there is none.
+    settings
+        Encoders, grid and options.
+    slide_mpp
+        Microns per pixel of slides that do not say it themselves.
+    dry_run
+        Survey and plan only; nothing is written.
+    workers
+        Start so many processes on this machine, and share the work among them.
+    scheduler
+        Address of a running dask scheduler, whose workers see the same slides and store.
+    progress
+        Called after each block.
+    finished
+        Called with each slide's result as soon as it is known.
+
+    Returns
+    -------
+    list of SlideResult
+        One per slide. A slide that cannot be opened is ``failed``; the others go on.
+
+    Raises
+    ------
+    FeatureStoreError
+        If the samples, the store or an encoder are unusable, or what is stored was made otherwise.
+    """
+    settings = settings or EmbedSettings()
+    rows = read_samples(samples, slide_mpp)
+    if (workers or scheduler) and not dry_run and rows:
+        from featurestore.embedding.dask_cluster import embed_on_cluster, local_client, remote_client
+
+        connect = remote_client(scheduler) if scheduler else local_client(workers or 1)
+        with connect as client:
+            return embed_on_cluster(client, rows, store, settings, progress, finished)
+    encoders = load_encoders(settings)
+    if dry_run:
+        pace = Pace(encoders)
+        return [_dry_run(sample, encoders, settings, pace) for sample in rows]
+    target = Store.open_or_create(store)
+    results = []
+    for sample in rows:
+        results.append(_embed_slide(target, sample, encoders, settings, progress))
+        finished(results[-1])
+    return results
+
+
+def _dry_run(
+    sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings, pace: Pace
+) -> SlideResult:
+    try:
+        slide = open_slide(sample.slide, sample.mpp)
+    except SlideError as error:
+        return fail_slide(None, sample.slide_id, error)
+    try:
+        return dry_run_slide(slide, sample, encoders, settings, pace)
+    except SlideError as error:
+        return fail_slide(None, sample.slide_id, error)
+    finally:
+        slide.close()
+
+
+def _embed_slide(
+    store: Store,
+    sample: Sample,
+    encoders: dict[str, Encoder],
+    settings: EmbedSettings,
+    progress: Progress,
+) -> SlideResult:
+    try:
+        slide = open_slide(sample.slide, sample.mpp)
+    except SlideError as error:
+        return fail_slide(store, sample.slide_id, error)
+    try:
+        try:
+            todo = plan_slide(store, slide, sample, encoders, settings)
+        except IdentityMismatchError:
+            raise
+        except SlideError as error:
+            return fail_slide(store, sample.slide_id, error)
+        return _embed_planned(store, slide, todo, encoders, progress)
+    finally:
+        slide.close()
+
+
+def _embed_planned(
+    store: Store, slide: Slide, todo: Todo, encoders: dict[str, Encoder], progress: Progress
+) -> SlideResult:
+    slide_id = todo.sample.slide_id
+    blocks = blocks_to_read(todo)
+    total = len(blocks)
+    computed = unreadable = patches = 0
+    if blocks:
+        results = embed_blocks(store, slide, todo.stored, blocks, encoders)
+        for number, result in enumerate(results, start=1):
+            computed += result.written
+            unreadable += result.unreadable
+            patches += result.patches
+            progress(slide_id, number, total, patches)
+    return SlideResult(
+        slide_id,
+        "done",
+        planned=len(todo.planned) * len(encoders),
+        computed=computed,
+        patches=int(todo.stored.is_tissue.sum()),
+        unreadable=unreadable,
+    )

@@ -1,0 +1,279 @@
+"""What is to be done for a slide: its metadata in the store, and the blocks that each encoder still lacks.
+
+Done is what exists: planning reads one listing per encoder and decides nothing from any other book.
+One process plans a slide; nobody else writes its metadata.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+
+import psutil
+
+from featurestore.blocks import DEFAULT_BLOCK, Block
+from featurestore.embedding.memory_model import worker_bytes
+from featurestore.encoders.protocol import (
+    DEFAULT_ENCODER,
+    Encoder,
+    EncoderOptions,
+    canonical_key,
+    load_encoder,
+)
+from featurestore.errors import EncoderError, FeatureStoreError, IdentityMismatchError, SlideError
+from featurestore.grid import GridSpec, PatchGrid
+from featurestore.location import strip_credentials
+from featurestore.names import slug
+from featurestore.slides.fingerprint import slide_fingerprint
+from featurestore.slides.open_slide import Slide
+from featurestore.slides.sample_sheet import Sample
+from featurestore.storage.block_array import BlockArray
+from featurestore.storage.layout import failure_path
+from featurestore.storage.store import SlideRecord, Store, StoredGrid
+from featurestore.tissue.survey import Survey, survey
+
+BATCH = 64
+"""Patches handed to an encoder at once; encoders split or pad as they need."""
+
+Progress = Callable[[str, int, int, int], None]
+"""Called with (slide id, blocks done, blocks to do, patches done) after each block."""
+Finished = Callable[["SlideResult"], None]
+"""Called with each slide's result as soon as it is known: done, failed, or nothing to do."""
+
+
+def unheard(result: "SlideResult") -> None:
+    """Report a slide to nobody."""
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How to embed; the same for every slide of a run.
+
+    Parameters
+    ----------
+    encoders
+        Keys; all are fed from one pass over each slide.
+    spec
+        The grid.
+    options
+        How to load the encoders.
+    keep_background
+        Encode every patch, tissue or not (``--no-tissue``).
+    retry_failed
+        Compute blocks with unreadable patches again.
+    block_shape
+        Patches in one stored object.
+    weights
+        ``(encoder key, file)`` of encoders that have files of their own; the others follow `options`.
+    """
+
+    encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
+    spec: GridSpec = field(default_factory=GridSpec)
+    options: EncoderOptions = field(default_factory=EncoderOptions)
+    keep_background: bool = False
+    retry_failed: bool = False
+    block_shape: tuple[int, int] = DEFAULT_BLOCK
+    weights: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class SlideResult:
+    """What became of one slide in one run.
+
+    Parameters
+    ----------
+    state
+        ``done``, ``failed`` (see `reason`) or ``planned`` (dry run).
+    planned, computed
+        Objects that belong in the store, and those that this run wrote, over all encoders.
+    patches
+        Tissue patches on the grid.
+    unreadable
+        Patches that could not be read in this run.
+    bytes_to_store
+        What the objects will take (dry run).
+    seconds
+        What they will take to compute here, from the pace of a few batches (dry run).
+    worker_bytes
+        Memory that a process working on it will hold at most, one block at a time (dry run).
+    """
+
+    slide_id: str
+    state: str
+    reason: str = ""
+    planned: int = 0
+    computed: int = 0
+    patches: int = 0
+    unreadable: int = 0
+    bytes_to_store: int = 0
+    seconds: float = 0.0
+    worker_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Todo:
+    """One slide, planned: what to read and which blocks each encoder still lacks."""
+
+    sample: Sample
+    stored: StoredGrid
+    missing: dict[str, list[Block]]
+    planned: list[Block]
+
+
+def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
+    """Load the encoders of a run by key, in order, each once."""
+    files = {canonical_key(key): file for key, file in settings.weights}
+    keys = dict.fromkeys(canonical_key(key) for key in settings.encoders)
+    if unused := set(files) - set(keys):
+        raise EncoderError(
+            f"--weights names {', '.join(sorted(unused))}, but the encoders are {', '.join(keys)}"
+        )
+    return {key: _load(key, settings.options, files.get(key)) for key in keys}
+
+
+def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
+    return load_encoder(key, options if weights is None else replace(options, weights=weights))
+
+
+def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> SlideResult:
+    """Record why a slide could not be embedded, and say so."""
+    if store is not None:
+        store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": str(error)})
+    return SlideResult(slide_id, "failed", str(error))
+
+
+def plan_slide(
+    store: Store, slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
+) -> Todo:
+    """Write what is missing of a slide's metadata, and list the blocks that each encoder lacks."""
+    slide_id = sample.slide_id
+    grid = lay_grid(slide, sample, settings.spec)
+    fingerprint = slide_fingerprint(sample.slide)
+    store.add_slide(
+        SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
+    )
+    _add_grid(store, slide, slide_id, grid, keep_background=settings.keep_background)
+    stored = store.grid(slide_id, grid.spec.key)
+    arrays = {
+        key: store.add_embedding(slide_id, grid, encoder.identity, settings.block_shape)
+        for key, encoder in encoders.items()
+    }
+    if not store.is_consolidated(slide_id, [array.path for array in arrays.values()]):
+        store.consolidate(slide_id)
+    store.location.remove(failure_path(slide_id))
+    if settings.retry_failed:
+        _forget_failed(store, slide_id, grid, arrays)
+    missing: dict[str, list[Block]] = {}
+    planned: list[Block] = []
+    for key, array in arrays.items():
+        store.location.sweep_leftovers(array.path)
+        planned = stored.planned(array.block_shape)
+        missing[key] = array.missing(planned)
+    return Todo(sample, stored, missing, planned)
+
+
+def lay_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
+    """Lay the grid over a slide.
+
+    Raises
+    ------
+    SlideError
+        If patches would be finer than the slide's pixels: an encoder would see detail that nobody measured.
+    """
+    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
+    finest = min(slide.level_mpps)
+    if grid.effective_mpp < finest * (1 - 1e-6):
+        raise SlideError(
+            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, and patches were asked "
+            f"for at {spec.mpp:g}; ask for --mpp {finest:.4g} or coarser"
+        )
+    return grid
+
+
+def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, *, keep_background: bool) -> None:
+    attrs = store.grid_attrs(slide_id, grid.spec.key)
+    if not attrs.get("grid"):
+        store.add_grid(slide_id, grid, survey(slide, grid, keep_all=keep_background), software_versions())
+        return
+    clear = f"clear it with: histosge rm {store.location.label} --slide {slide_id} --grid {grid.spec.key}"
+    if attrs["grid"] != grid.to_attrs():
+        raise IdentityMismatchError(
+            f"{slide_id}/{grid.spec.key} is stored as {attrs['grid']}, now it is {grid.to_attrs()}; {clear}"
+        )
+    stored_keeps = attrs["tissue"].get("name") == "none"
+    if stored_keeps != keep_background:
+        stored, now = (
+            "every patch" if keeps else "tissue patches only" for keeps in (stored_keeps, keep_background)
+        )
+        raise IdentityMismatchError(
+            f"{slide_id}/{grid.spec.key} is stored with {stored}, now it is {now}; {clear}"
+        )
+
+
+def _forget_failed(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[str, BlockArray]) -> None:
+    by_slug = {slug(key): array for key, array in arrays.items()}
+    for name, record in list(store.block_failures(slide_id)):
+        grid_key, encoder_slug, _ = name.split("/")
+        if grid_key == grid.spec.key and encoder_slug in by_slug:
+            row, col = record["block"]
+            by_slug[encoder_slug].remove_block(Block((row, col), (0, 0), (0, 0)))
+            store.location.remove(failure_path(slide_id, grid_key, encoder_slug, (row, col)))
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def software_versions() -> dict[str, str]:
+    """Versions of what decides pixels and bytes, for a grid's attributes."""
+    return {
+        name: version(name)
+        for name in ("histosge", "zarr", "numpy", "openslide-python", "simplejpeg", "tifffile")
+    }
+
+
+def dry_run_slide(
+    slide: Slide,
+    sample: Sample,
+    encoders: dict[str, Encoder],
+    settings: EmbedSettings,
+    pace: Callable[[Slide, StoredGrid, list[Block]], float],
+) -> SlideResult:
+    """Survey a slide and say what embedding it would store; nothing is written.
+
+    Parameters
+    ----------
+    pace
+        Returns seconds per patch on this device.
+    """
+    grid = lay_grid(slide, sample, settings.spec)
+    found: Survey = survey(slide, grid, keep_all=settings.keep_background)
+    stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
+    blocks = stored.planned(settings.block_shape)
+    patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)
+    object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())
+    patches = int(stored.is_tissue.sum())
+    return SlideResult(
+        sample.slide_id,
+        "planned",
+        planned=len(blocks) * len(encoders),
+        patches=patches,
+        bytes_to_store=object_bytes * len(blocks),
+        seconds=patches * pace(slide, stored, blocks),
+        worker_bytes=worker_bytes(
+            resident_bytes(),
+            grid,
+            [encoder.identity.dim for encoder in encoders.values()],
+            threads=1,
+            batch=BATCH,
+            block_shape=settings.block_shape,
+            open_slides=1,
+        ),
+    )
+
+
+def blocks_to_read(todo: Todo) -> dict[Block, tuple[str, ...]]:
+    """Return each block that some encoder lacks, with the keys of those encoders, in planned order."""
+    lacking = {key: set(blocks) for key, blocks in todo.missing.items()}
+    wanted = ((block, tuple(k for k, lacks in lacking.items() if block in lacks)) for block in todo.planned)
+    return {block: keys for block, keys in wanted if keys}

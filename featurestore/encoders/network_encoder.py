@@ -1,0 +1,147 @@
+"""A network that turns batches of patches into vectors: on any device, in chunks that fit it.
+
+On a CPU every chunk has the same size, padded where patches run out: a vector's bits depend on its own patch
+alone, however blocks were batched. On a GPU the chunk is as large as its memory allows.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featurestore.encoders.precision import autocast
+from featurestore.encoders.preprocessing import Preprocess
+from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.errors import EncoderError
+
+CPU_CHUNK = 16
+"""Patches in one forward pass on a CPU: more gain nothing there."""
+GPU_CHUNKS = (8, 512)
+"""What a GPU is tried with first, and the most that it is given."""
+GPU_SHARE = 0.6
+"""Of the free memory, for one forward pass."""
+
+
+class NetworkEncoder:
+    """A network behind the `Encoder` protocol.
+
+    Parameters
+    ----------
+    identity
+        What it is.
+    network
+        Normalised images ``(n, 3, side, side)`` -> float32 vectors ``(n, dim)``.
+    preprocess
+        Patches -> images.
+    device
+        Where the network is.
+    precision
+        ``fp32``, ``fp16`` or ``bf16``.
+    casts
+        Run the network under torch's autocast; False where it sees to its arithmetic itself.
+    """
+
+    def __init__(
+        self,
+        identity: EncoderIdentity,
+        network: Callable[[Tensor], Tensor],
+        preprocess: Preprocess,
+        device: torch.device,
+        precision: str,
+        *,
+        casts: bool = True,
+    ) -> None:
+        self._identity = identity
+        self._network, self._preprocess = network, preprocess
+        self._device, self._precision = device, precision
+        self._casts = casts
+        self._chunk = CPU_CHUNK if device.type == "cpu" else 0
+
+    @property
+    def identity(self) -> EncoderIdentity:
+        """What this encoder is."""
+        return self._identity
+
+    @property
+    def chunk(self) -> int:
+        """Patches in one forward pass; 0 until the first patches of a GPU came."""
+        return self._chunk
+
+    @torch.inference_mode()
+    def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Encode a batch, ``(n, side, side, 3)`` -> ``(n, dim)``; n may be 0.
+
+        Raises
+        ------
+        EncoderError
+            If the patches are not square, or not even one of them fits into memory.
+        """
+        if len(patches) == 0:
+            return np.empty((0, self._identity.dim), np.float32)
+        if not self._chunk:
+            self._chunk = self._fitting_chunk(patches)
+        while True:
+            try:
+                return self._encode(patches)
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve(error)
+
+    def _encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+        starts = range(0, len(patches), self._chunk)
+        if self._device.type != "cpu":
+            # One copy back at the end: the device is never waited for in between.
+            parts = [self._forward(torch.from_numpy(patches[s : s + self._chunk])) for s in starts]
+            return torch.cat(parts).cpu().numpy()
+        out = np.empty((len(patches), self._identity.dim), np.float32)
+        for start in starts:
+            chunk = patches[start : start + self._chunk]
+            if len(chunk) < self._chunk:
+                padded = np.zeros((self._chunk, *patches.shape[1:]), np.uint8)
+                padded[: len(chunk)] = chunk
+            else:
+                padded = np.ascontiguousarray(chunk)
+            out[start : start + len(chunk)] = self._forward(torch.from_numpy(padded))[: len(chunk)].numpy()
+        return out
+
+    def _forward(self, patches: Tensor) -> Tensor:
+        images = self._preprocess(patches.to(self._device, non_blocking=True))
+        with self._arithmetic():
+            return self._network(images).float()
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        return autocast(self._device, self._precision) if self._casts else nullcontext()
+
+    def _fitting_chunk(self, patches: NDArray[np.uint8]) -> int:
+        """Measure what a patch takes on the GPU, and return the power of two that fits its free memory."""
+        few, most = GPU_CHUNKS
+        some = torch.from_numpy(np.resize(patches[:few], (few, *patches.shape[1:])))
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        self._forward(some)
+        taken = torch.cuda.max_memory_allocated(self._device) - before
+        free, _ = torch.cuda.mem_get_info(self._device)
+        fits = max(1, int(GPU_SHARE * free * few / max(taken, 1)))
+        return min(most, 1 << (fits.bit_length() - 1))
+
+    def _halve(self, error: RuntimeError) -> None:
+        if self._chunk == 1:
+            raise EncoderError(
+                f"{self._identity.key}: the {self._device.type} has too little memory for a single patch; "
+                "use a smaller encoder or another --device"
+            ) from error
+        self._chunk //= 2
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"{self._identity.key}: out of memory, going on with {self._chunk} patches at once", stacklevel=4
+        )
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

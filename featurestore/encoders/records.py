@@ -1,0 +1,188 @@
+"""The field's encoders as records: what each one is, exactly, before any weight is loaded.
+
+Reads `encoders/records.toml` and nothing else: no torch, no network.
+
+Terms
+    name      of an encoder, such as ``virchow2``
+    pooling   how patch tokens become one vector: ``cls``, ``cls+mean``, ...
+    key       ``name`` for the default pooling, ``name@pooling`` for any other; what a store records
+"""
+
+import tomllib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What happens to a patch before the network sees it.
+
+    Parameters
+    ----------
+    resize_px
+        Side after resampling; patches that have it already are not touched.
+    crop_px
+        Side of the centre crop that follows; None for none.
+    interpolation
+        ``bilinear`` or ``bicubic``, both with antialiasing.
+    mean, std
+        Of R, G, B in [0, 1].
+    """
+
+    resize_px: int
+    crop_px: int | None
+    interpolation: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def input_px(self) -> int:
+        """Side that the network sees."""
+        return self.crop_px or self.resize_px
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Return the steps in order, JSON-ready: part of an encoder's identity."""
+        steps: list[dict[str, Any]] = [
+            {"resize": self.resize_px, "interpolation": self.interpolation, "antialias": True, "to": "uint8"}
+        ]
+        if self.crop_px is not None and self.crop_px != self.resize_px:
+            steps.append({"centre_crop": self.crop_px})
+        return [*steps, {"divide": 255}, {"mean": list(self.mean), "std": list(self.std)}]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where an encoder's weights are published.
+
+    Parameters
+    ----------
+    repository
+        On the hub, ``owner/name``.
+    revision
+        A commit; None where none is known, and the newest is taken.
+    file
+        In the repository.
+    sha256
+        First 16 hex digits of the file's sha256; None where it is not known.
+    gated
+        Its licence has to be accepted by an account first.
+    """
+
+    repository: str
+    revision: str | None
+    file: str
+    sha256: str | None
+    gated: bool
+
+
+@dataclass(frozen=True)
+class EncoderRecord:
+    """One encoder in one variant.
+
+    Parameters
+    ----------
+    name, pooling
+        See the head of this file.
+    dim
+        Width of the vector.
+    package
+        What loads it: ``timm``, or another package that has to be installed for it.
+    architecture, arguments
+        What timm builds; `arguments` name classes by their names.
+    parameters
+        Of the network without a classifier, None if unknown.
+    prefix_tokens
+        Class and register tokens; None for networks without tokens.
+    preprocessing
+        See there.
+    mpp
+        Microns per pixel that its authors advise.
+    dtype
+        That they advise on a GPU: ``fp32``, ``fp16`` or ``bf16``.
+    state
+        Names of tensors in the weights file: ``timm``, ``hf-vit`` or ``hf-dinov2``.
+    published
+        Where the weights are; None if nowhere.
+    config_norm
+        Mean and std that the repository's own config is known to give wrongly.
+    """
+
+    name: str
+    pooling: str
+    dim: int
+    package: str
+    architecture: str
+    arguments: dict[str, Any] = field(hash=False)
+    parameters: int | None
+    prefix_tokens: int | None
+    preprocessing: Preprocessing
+    mpp: tuple[float, ...]
+    dtype: str
+    state: str
+    published: Published | None
+    config_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    title: str = ""
+    licence: str = ""
+    source: str = ""
+    is_default: bool = True
+
+    @property
+    def key(self) -> str:
+        """What a user types and a store records."""
+        return self.name if self.is_default else f"{self.name}@{self.pooling}"
+
+
+@lru_cache(maxsize=1)
+def records() -> dict[str, EncoderRecord]:
+    """Return every record by its key, defaults first within a name."""
+    data = tomllib.loads((files("featurestore") / "encoders" / "records.toml").read_text())
+    found = [
+        _record(name, entry, data["norm"], pooling)
+        for name, entry in data["encoder"].items()
+        for pooling in entry["poolings"]
+    ]
+    return {record.key: record for record in found}
+
+
+def find(key: str) -> EncoderRecord | None:
+    """Return the record of a key; ``name@pooling`` also finds the default; None if there is none."""
+    known = records()
+    if key in known:
+        return known[key]
+    name, _, pooling = key.partition("@")
+    record = known.get(name)
+    return record if record is not None and record.pooling == pooling else None
+
+
+def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: str) -> EncoderRecord:
+    def norm(which: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return tuple(norms[which]["mean"]), tuple(norms[which]["std"])
+
+    mean, std = norm(entry["norm"])
+    million = entry.get("parameters")
+    return EncoderRecord(
+        name=name,
+        pooling=pooling,
+        dim=entry["poolings"][pooling],
+        package=entry.get("package", "timm"),
+        architecture=entry.get("architecture", ""),
+        arguments=entry.get("arguments", {}),
+        parameters=None if million is None else round(million * 1e6),
+        prefix_tokens=entry.get("prefix_tokens"),
+        preprocessing=Preprocessing(
+            entry["resize_px"], entry.get("crop_px"), entry["interpolation"], mean, std
+        ),
+        mpp=tuple(entry["mpp"]),
+        dtype=entry["dtype"],
+        state=entry.get("state", "timm"),
+        published=Published(
+            entry["hub"], entry.get("revision"), entry["file"], entry.get("sha256"), entry["gated"]
+        ),
+        config_norm=norm(entry["config_norm"]) if "config_norm" in entry else None,
+        title=entry["title"],
+        licence=entry["licence"],
+        source=entry["source"],
+        is_default=pooling == next(iter(entry["poolings"])),
+    )

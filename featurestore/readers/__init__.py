@@ -1,1 +1,0 @@
-"""Readers: one file per family of slide formats, all behind `featurestore.slide.Slide`."""

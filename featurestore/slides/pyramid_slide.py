@@ -1,0 +1,233 @@
+"""What all readers share: which level to read, white padding, and area-averaged downsampling.
+
+A reader only says what levels it has and returns native pixels inside a level. A pixel of the result depends
+on the slide and its own place alone, never on how the request was cut.
+"""
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from featurestore.errors import MppError, UpsamplingError
+from featurestore.slides.open_slide import MPP_RANGE
+
+SAME_SCALE = 1e-6
+"""Relative difference of mpp below which native pixels are returned."""
+MAX_SOURCE_PX = 4_000_000
+"""Source pixels held at once while downsampling: 48 MB as floats. More is slower, as it leaves the caches."""
+BINARY_FACTORS = (2, 4, 8, 16)
+"""Scales at which whole numbers give the very bits of the weighted mean."""
+
+
+def check_mpp(mpp: float | None, source: str) -> float:
+    """Return a slide's mpp, if it is one that a microscope makes.
+
+    Raises
+    ------
+    MppError
+        If it is missing or absurd, naming both ways to give it.
+    """
+    fix = "give it with --slide-mpp, or in the sample sheet's mpp column"
+    if mpp is None:
+        raise MppError(f"{source} does not say its microns per pixel; {fix}")
+    low, high = MPP_RANGE
+    if not low <= mpp <= high:
+        raise MppError(f"{source} claims {mpp:.4g} microns per pixel, outside {low}..{high}; {fix}")
+    return float(mpp)
+
+
+def isotropic(mpp_x: float | None, mpp_y: float | None, source: str) -> float | None:
+    """Return one mpp of two axes.
+
+    Raises
+    ------
+    MppError
+        If they differ by more than 5 %.
+    """
+    if mpp_x is None or mpp_y is None:
+        return mpp_x or mpp_y
+    if abs(mpp_x / mpp_y - 1) > 0.05:
+        raise MppError(
+            f"{source} has {mpp_x:.4g} x {mpp_y:.4g} microns per pixel; give one value with --slide-mpp"
+        )
+    return (mpp_x + mpp_y) / 2
+
+
+class PyramidSlide(ABC):
+    """A slide as a stack of levels, finest first.
+
+    Parameters
+    ----------
+    source
+        Where it came from.
+    level_sizes
+        ``(width, height)`` of each level.
+    mpp
+        Microns per pixel at level 0, checked.
+    """
+
+    def __init__(self, source: str, level_sizes: tuple[tuple[int, int], ...], mpp: float) -> None:
+        self._source = source
+        self._sizes = level_sizes
+        self._mpp = mpp
+
+    @property
+    def source(self) -> str:
+        """Where it came from."""
+        return self._source
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """``(width, height)`` at level 0."""
+        return self._sizes[0]
+
+    @property
+    def mpp(self) -> float:
+        """Microns per pixel at level 0."""
+        return self._mpp
+
+    @property
+    def level_mpps(self) -> tuple[float, ...]:
+        """Microns per pixel of each level; the mean of both axes where a level's size was rounded."""
+        (width, height), mpp = self._sizes[0], self._mpp
+        return tuple(mpp * (width / w + height / h) / 2 for w, h in self._sizes)
+
+    @abstractmethod
+    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle that lies inside a level, ``(height, width, 3)``."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the file handle."""
+
+    def read_region(
+        self, x: int, y: int, width: int, height: int, mpp: float, *, upsample: bool = False
+    ) -> NDArray[np.uint8]:
+        """Read a rectangle; see `featurestore.slides.open_slide.Slide`."""
+        mpps = self.level_mpps
+        finer = [level for level, m in enumerate(mpps) if m <= mpp * (1 + SAME_SCALE)]
+        if not finer and not upsample:
+            raise UpsamplingError(
+                f"{self._source} holds {mpps[0]:.4g} microns per pixel at best; {mpp:.4g} would invent detail, "
+                f"ask for {mpps[0]:.4g} or more"
+            )
+        level = max(finer, key=lambda i: mpps[i]) if finer else 0
+        if abs(mpps[level] / mpp - 1) <= SAME_SCALE:
+            return self._native(level, x, y, width, height)
+        if not finer:
+            return self._enlarged(x, y, width, height, mpp)
+        return self._averaged(level, x, y, width, height, mpp)
+
+    def _native(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native pixels, white where the rectangle leaves the level."""
+        level_width, level_height = self._sizes[level]
+        x0, y0 = max(x, 0), max(y, 0)
+        x1, y1 = min(x + width, level_width), min(y + height, level_height)
+        if (x0, y0, x1, y1) == (x, y, x + width, y + height):
+            return self._pixels(level, x, y, width, height)
+        out = np.full((height, width, 3), 255, np.uint8)
+        if x0 < x1 and y0 < y1:
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._pixels(level, x0, y0, x1 - x0, y1 - y0)
+        return out
+
+    def _scale(self, level: int, mpp: float) -> tuple[float, float]:
+        """Pixels of a level under one pixel at `mpp`, ``(across, down)``."""
+        (width, height), (w, h) = self._sizes[0], self._sizes[level]
+        return mpp / self._mpp * w / width, mpp / self._mpp * h / height
+
+    def _averaged(self, level: int, x: int, y: int, width: int, height: int, mpp: float) -> NDArray[np.uint8]:
+        scale_x, scale_y = self._scale(level, mpp)
+        if scale_x == scale_y and scale_x in BINARY_FACTORS:
+            return self._binned(level, x, y, width, height, int(scale_x))
+        across, left = area_weights(x, width, scale_x)
+        out = np.empty((height, width, 3), np.uint8)
+        step = max(1, int(MAX_SOURCE_PX / max(1, across.shape[1]) / scale_y))
+        for first in range(0, height, step):
+            rows = min(step, height - first)
+            down, top = area_weights(y + first, rows, scale_y)
+            source = self._native(level, left, top, across.shape[1], down.shape[1])
+            columns = down @ source.reshape(down.shape[1], -1).astype(np.float32)
+            columns = (
+                columns.reshape(rows, across.shape[1], 3).transpose(1, 0, 2).reshape(across.shape[1], -1)
+            )
+            mean = (across @ columns).reshape(width, rows, 3).transpose(1, 0, 2)
+            out[first : first + rows] = np.clip(np.floor(mean + 0.5), 0, 255).astype(np.uint8)
+        return out
+
+    def _binned(self, level: int, x: int, y: int, width: int, height: int, factor: int) -> NDArray[np.uint8]:
+        """Return means of `factor` x `factor` pixels of a level; the rectangle in pixels of the result."""
+        out = np.empty((height, width, 3), np.uint8)
+        step = max(1, MAX_SOURCE_PX // (width * factor * factor))
+        for first in range(0, height, step):
+            rows = min(step, height - first)
+            source = self._native(level, x * factor, (y + first) * factor, width * factor, rows * factor)
+            out[first : first + rows] = binned(source, factor)
+        return out
+
+    def _enlarged(self, x: int, y: int, width: int, height: int, mpp: float) -> NDArray[np.uint8]:
+        """Return nearest level-0 pixels: it invents nothing but size."""
+        scale_x, scale_y = self._scale(0, mpp)
+        xs = np.floor((x + np.arange(width) + 0.5) * scale_x).astype(int)
+        ys = np.floor((y + np.arange(height) + 0.5) * scale_y).astype(int)
+        source = self._native(0, xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1)
+        return source[np.ix_(ys - ys[0], xs - xs[0])]
+
+
+def binned(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+    """Average whole squares of pixels, halves rounded up.
+
+    Parameters
+    ----------
+    pixels
+        RGB, sides multiples of `factor`.
+    factor
+        One of `BINARY_FACTORS`; larger sums would not fit in 16 bits.
+    """
+    height, width = pixels.shape[0] // factor, pixels.shape[1] // factor
+    # Sums down run along whole rows; then, channel by channel, those across.
+    down = np.add(pixels[0::factor], pixels[1::factor], dtype=np.uint16)
+    for row in range(2, factor):
+        down += pixels[row::factor]
+    squares = down.reshape(height, width, 3 * factor)
+    sums = np.empty((height, width, 3), np.uint16)
+    for channel in range(3):
+        total = np.add(squares[..., channel], squares[..., channel + 3], out=sums[..., channel])
+        for column in range(2, factor):
+            total += squares[..., channel + 3 * column]
+    sums += np.uint16(factor * factor // 2)
+    sums >>= np.uint16(2 * factor.bit_length() - 2)
+    return sums.astype(np.uint8)
+
+
+def area_weights(start: int, count: int, scale: float) -> tuple[sparse.csr_matrix, int]:
+    """Weights that average source pixels under each output pixel, fractional edges included.
+
+    Parameters
+    ----------
+    start, count
+        First output pixel and how many.
+    scale
+        Source pixels per output pixel, at least 1.
+
+    Returns
+    -------
+    (scipy.sparse.csr_matrix, int)
+        Shape ``(count, n_source)``, rows sum to 1; and the first source pixel.
+    """
+    edges = (start + np.arange(count + 1)) * scale
+    first = np.floor(edges[:-1]).astype(np.int64)
+    last = np.maximum(np.ceil(edges[1:] - 1e-9).astype(np.int64), first + 1)
+    origin, stop = int(first[0]), int(last[-1])
+    reach = int((last - first).max())
+    columns = first[:, None] + np.arange(reach)
+    overlap = np.minimum(columns + 1, edges[1:, None]) - np.maximum(columns, edges[:-1, None])
+    overlap = np.clip(overlap, 0, None) * (columns < last[:, None])
+    weights = (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)
+    rows = np.repeat(np.arange(count), reach)
+    keep = weights.ravel() > 0
+    matrix = sparse.csr_matrix(
+        (weights.ravel()[keep], (rows[keep], (columns - origin).ravel()[keep])), shape=(count, stop - origin)
+    )
+    return matrix, origin

@@ -1,0 +1,102 @@
+"""OME-Zarr pictures (NGFF 0.4 and 0.5) as slides: a folder or a URL, read chunk by chunk as they are touched."""
+
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from featurestore.errors import SlideError
+from featurestore.location import Location, strip_credentials
+from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
+
+SUFFIX = ".zarr"
+MICRONS = {
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "meter": 1e6,
+}
+"""Microns in a unit that NGFF knows."""
+
+
+class OmeZarrSlide(PyramidSlide):
+    """An 8-bit RGB multiscale image.
+
+    Parameters
+    ----------
+    path
+        Folder or URL of the image's group, or of a bioformats2raw group with one image in it.
+    mpp
+        Microns per pixel at level 0; overrides what the metadata say.
+
+    Raises
+    ------
+    SlideError
+        If there is no multiscale image, or it is not 8-bit RGB.
+    MppError
+        If no scale in a known unit of length is given.
+    """
+
+    def __init__(self, path: str, mpp: float | None) -> None:
+        label = strip_credentials(path)
+        group, multiscale = _find_image(path, label)
+        self._axes = [
+            axis["name"] if isinstance(axis, dict) else str(axis) for axis in multiscale.get("axes", "tczyx")
+        ]
+        try:
+            self._levels = [group[dataset["path"]] for dataset in multiscale["datasets"]]
+        except KeyError as error:
+            raise SlideError(f"{label} lacks a level that its metadata name: {error}") from error
+        first = self._levels[0]
+        extent = dict(zip(self._axes, first.shape, strict=False))
+        odd = {name: n for name, n in extent.items() if name not in "cyx" and n != 1}
+        if first.dtype != np.uint8 or extent.get("c") != 3 or odd or len(self._axes) != first.ndim:
+            raise SlideError(
+                f"{label} is {first.dtype} with axes {extent}; a slide is 8-bit RGB, three channels"
+            )
+        y, x = self._axes.index("y"), self._axes.index("x")
+        sizes = tuple((level.shape[x], level.shape[y]) for level in self._levels)
+        super().__init__(label, sizes, check_mpp(mpp or _mpp(multiscale, self._axes, label), label))
+
+    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        where = {"y": slice(y, y + height), "x": slice(x, x + width), "c": slice(None)}
+        try:
+            found = np.asarray(self._levels[level][tuple(where.get(name, 0) for name in self._axes)])
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SlideError(f"{self.source} cannot be read at level {level}, ({x}, {y}): {error}") from error
+        order = [name for name in self._axes if name in where]
+        return np.ascontiguousarray(found.transpose([order.index(name) for name in "yxc"]))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def _find_image(path: str, label: str) -> tuple[Any, dict[str, Any]]:
+    try:
+        root = zarr.open_group(Location(path).zarr(read_only=True), mode="r")
+    except (OSError, ValueError) as error:
+        raise SlideError(f"{label} is no Zarr group: {str(error).splitlines()[0]}") from error
+    for group in (root, root.get("0")):
+        if isinstance(group, zarr.Group):
+            attrs: Any = dict(group.attrs)
+            multiscales = attrs.get("ome", attrs).get("multiscales")
+            if multiscales:
+                return group, multiscales[0]
+    raise SlideError(f"{label} holds no OME-Zarr image (no multiscales in its attributes)")
+
+
+def _mpp(multiscale: dict[str, Any], axes: list[str], label: str) -> float | None:
+    units = {axis["name"]: axis.get("unit") for axis in multiscale.get("axes", []) if isinstance(axis, dict)}
+    scale = np.ones(len(axes))
+    transforms = multiscale["datasets"][0].get("coordinateTransformations", [])
+    for transform in [*transforms, *multiscale.get("coordinateTransformations", [])]:
+        if transform.get("type") == "scale":
+            scale = scale * np.asarray(transform["scale"], dtype=float)
+    found = [
+        scale[axes.index(name)] * MICRONS[str(units[name])] if units.get(name) in MICRONS else None
+        for name in "xy"
+    ]
+    return isotropic(found[0], found[1], label)

@@ -1,0 +1,191 @@
+"""A ``(y, x, channel)`` array in which one block of patches is one stored object.
+
+The embedding and the expression array are both this. What is done is what exists: `done` lists
+the objects, `missing` subtracts them from the plan. No write reads, and no two blocks share an object.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from featurestore.blocks import Block
+from featurestore.errors import StoreError
+from featurestore.location import Entry, Location
+from featurestore.storage.layout import chunk_index
+
+Shape3 = tuple[int, int, int]
+_CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
+
+
+class BlockArray:
+    """One array of a store, read and written by whole blocks.
+
+    Parameters
+    ----------
+    location, path
+        Where the store is, and the array in it.
+    array
+        The open zarr array, chunked ``(block_rows, block_cols, channel_group)``.
+    """
+
+    def __init__(self, location: Location, path: str, array: "zarr.Array[Any]") -> None:
+        self.location = location
+        self.path = path
+        # A block whose patches all failed is NaN throughout; unwritten, it would never be done. zarr
+        # forgets this setting when an array is opened, so it is set here and nowhere else.
+        self._array = array.with_config({"write_empty_chunks": True})
+
+    @classmethod
+    def create(
+        cls,
+        location: Location,
+        path: str,
+        *,
+        shape: Shape3,
+        chunks: Shape3,
+        dtype: str,
+        dims: tuple[str, str, str],
+        attrs: dict[str, Any],
+    ) -> "BlockArray":
+        """Create an empty array: unwritten blocks read as NaN."""
+        array = zarr.create_array(
+            location.zarr(),
+            name=path,
+            shape=shape,
+            chunks=chunks,
+            dtype=dtype,
+            fill_value=float("nan"),
+            compressors=[Crc32cCodec()],
+            dimension_names=dims,
+            attributes=attrs,
+        )
+        return cls(location, path, array)
+
+    @classmethod
+    def open(cls, location: Location, path: str, *, read_only: bool = True) -> "BlockArray":
+        """Open an array that exists.
+
+        Raises
+        ------
+        StoreError
+            If there is none, or it is not three-dimensional.
+        """
+        try:
+            array = zarr.open_array(
+                location.zarr(read_only=read_only), path=path, mode="r" if read_only else "r+", zarr_format=3
+            )
+        except FileNotFoundError as error:
+            raise StoreError(f"{location.label} holds no array {path}") from error
+        if array.ndim != 3:
+            raise StoreError(f"{location.label}/{path} has {array.ndim} dims; a block array has 3")
+        return cls(location, path, array)
+
+    @property
+    def shape(self) -> Shape3:
+        """``(n_rows, n_cols, n_channels)``."""
+        return self._array.shape  # type: ignore[return-value]  # ndim was checked
+
+    @property
+    def dims(self) -> tuple[str | None, ...]:
+        """Names of the dims, as stored."""
+        names = self._array.metadata.dimension_names if self._array.metadata.zarr_format == 3 else None
+        return tuple(names or ())
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The stored dtype."""
+        return np.dtype(self._array.dtype)
+
+    @property
+    def block_shape(self) -> tuple[int, int]:
+        """Patches in one block, ``(rows, cols)``."""
+        rows, cols, _ = self._array.chunks
+        return rows, cols
+
+    @property
+    def n_groups(self) -> int:
+        """How many objects one block takes: 1, unless channels are split into groups."""
+        return max(1, math.ceil(self.shape[2] / self._array.chunks[2]))
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether an object is a block's little-endian values, whole, and their CRC-32C: no more, no less."""
+        metadata = self._array.metadata
+        if metadata.zarr_format != 3 or metadata.chunk_key_encoding.to_dict() != _CHUNK_KEYS:
+            return False
+        match metadata.codecs:
+            case (BytesCodec(endian=endian), Crc32cCodec()):
+                return self.dtype.itemsize == 1 or getattr(endian, "value", endian) == "little"
+        return False
+
+    def object_path(self, index: tuple[int, int], group: int = 0) -> str:
+        """Return where one of a block's objects lies, below the store's root."""
+        return f"{self.path}/c/{index[0]}/{index[1]}/{group}"
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """The array's attributes."""
+        return dict(self._array.attrs)
+
+    def write(self, block: Block, values: NDArray[Any]) -> None:
+        """Write one block, whole, without reading.
+
+        Parameters
+        ----------
+        block
+            From `plan_blocks` of this array's grid and block shape.
+        values
+            Shape ``block.shape + (n_channels,)``.
+
+        Raises
+        ------
+        StoreError
+            If the values' shape is another, or the block is not one of this array's.
+        """
+        expected = (*block.shape, self.shape[2])
+        if values.shape != expected:
+            raise StoreError(f"cannot write block {block.index}: its shape is {expected}, not {values.shape}")
+        start = (block.index[0] * self.block_shape[0], block.index[1] * self.block_shape[1])
+        if (block.rows[0], block.cols[0]) != start:
+            raise StoreError(
+                f"cannot write rows {block.rows}, cols {block.cols} as block {block.index}: "
+                f"that object starts at {start}; take blocks from plan_blocks()"
+            )
+        self._array[(*block.slices, slice(None))] = values.astype(self.dtype, copy=False)
+
+    def read(
+        self, rows: tuple[int, int], cols: tuple[int, int], channels: slice = slice(None)
+    ) -> NDArray[Any]:
+        """Read a rectangle of patches, ``(rows, cols, channels)``; NaN where nothing was written."""
+        return np.asarray(self._array[slice(*rows), slice(*cols), channels])
+
+    def objects(self) -> dict[tuple[int, ...], int]:
+        """Chunk index -> bytes of every object that exists; one listing."""
+        return {index: entry.size for index, entry in self.entries().items()}
+
+    def entries(self) -> dict[tuple[int, ...], Entry]:
+        """Chunk index -> bytes and date of every object that exists; one listing."""
+        indexed = ((chunk_index(name), entry) for name, entry in self.location.entries(self.path).items())
+        return {index: entry for index, entry in indexed if index is not None}
+
+    def done(self) -> set[tuple[int, int]]:
+        """Blocks all of whose objects exist; one listing."""
+        counts: dict[tuple[int, int], int] = {}
+        for row, col, _ in self.objects():
+            counts[row, col] = counts.get((row, col), 0) + 1
+        return {index for index, count in counts.items() if count == self.n_groups}
+
+    def missing(self, planned: Iterable[Block]) -> list[Block]:
+        """Return the planned blocks that do not exist yet, in their order."""
+        done = self.done()
+        return [block for block in planned if block.index not in done]
+
+    def remove_block(self, block: Block) -> None:
+        """Delete a block's objects, so that it is planned again."""
+        for group in range(self.n_groups):
+            self.location.remove(self.object_path(block.index, group))

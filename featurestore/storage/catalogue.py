@@ -1,0 +1,137 @@
+"""What a store holds: one row per slide, grid and encoder, as a polars frame.
+
+What is done is counted from one listing of each slide; failures are quoted, never decided upon.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import polars as pl
+
+from featurestore.blocks import plan_blocks
+from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.location import Entry
+from featurestore.storage.layout import EMBEDDING, chunk_index
+from featurestore.storage.store import Store
+from featurestore.tissue.survey import TISSUE_THRESHOLD
+
+SCHEMA: dict[str, Any] = {
+    "slide": pl.String,
+    "grid": pl.String,
+    "encoder": pl.String,
+    "state": pl.String,
+    "done": pl.Int64,
+    "planned": pl.Int64,
+    "patches": pl.Int64,
+    "bytes": pl.Int64,
+    "unreadable": pl.Int64,
+    "reason": pl.String,
+    "fingerprint": pl.String,
+    "source": pl.String,
+    "modified": pl.Datetime("us", "UTC"),
+}
+
+
+def catalogue(url: str) -> pl.DataFrame:
+    """List a store.
+
+    Returns
+    -------
+    polars.DataFrame
+        Columns as in `SCHEMA`. `state` is ``done``, ``partial`` or ``failed``; `done` and `planned`
+        count blocks; `patches` tissue patches; `unreadable` patches without a vector, and
+        `reason` why the first of them has none; `modified`
+        is when the last block was written (UTC).
+
+    Raises
+    ------
+    StoreNotFoundError, StoreError
+        If there is no store at `url`.
+    """
+    return pl.DataFrame(list(_rows(Store.open(url))), schema=SCHEMA)
+
+
+def _rows(store: Store) -> Iterator[dict[str, Any]]:
+    known = set(store.slide_ids())
+    slides_failed, blocks_failed = store.failures()
+    for slide_id in sorted(known | set(slides_failed)):
+        rows = list(_slide_rows(store, slide_id, blocks_failed)) if slide_id in known else []
+        if slide_id in slides_failed:
+            yield _row(slide=slide_id, state="failed", reason=slides_failed[slide_id])
+        yield from rows
+        if not rows and slide_id not in slides_failed:
+            yield _row(slide=slide_id, state="partial", source=store.slide(slide_id).source)
+
+
+def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
+    """One listing of the slide, its own document, and the tissue of each grid: no more is asked of a store."""
+    entries = store.location.entries(slide_id)
+    documents = _documents(store, slide_id, entries)
+    attrs = documents(f"{slide_id}/zarr.json")["attributes"]
+    for grid_key in sorted({name.split("/")[0] for name in entries if name.count("/") >= 2}):
+        grid_attrs = documents(f"{slide_id}/{grid_key}/zarr.json").get("attributes", {})
+        if not grid_attrs.get("grid"):
+            continue
+        tissue = store.tissue(slide_id, grid_key) >= TISSUE_THRESHOLD
+        ends = f"/{EMBEDDING}/zarr.json"
+        slugs = [
+            name.split("/")[1] for name in entries if name.startswith(f"{grid_key}/") and name.endswith(ends)
+        ]
+        for encoder_slug in sorted(slugs):
+            path = f"{grid_key}/{encoder_slug}/{EMBEDDING}"
+            array = documents(f"{slide_id}/{path}/zarr.json")
+            chunks = {
+                index: entry
+                for name, entry in entries.items()
+                if name.startswith(f"{path}/c/") and (index := chunk_index(name.removeprefix(f"{path}/")))
+            }
+            rows, cols, _ = array["chunk_grid"]["configuration"]["chunk_shape"]
+            planned = {b.index for b in plan_blocks(tissue.shape, (rows, cols)) if tissue[b.slices].any()}
+            done = len(planned & {(row, col) for row, col, _ in chunks})
+            unreadable, reason = _failed(
+                store, blocks_failed.get(f"{slide_id}/{grid_key}/{encoder_slug}", [])
+            )
+            encoder = array["attributes"]["encoder"]
+            identity = EncoderIdentity(encoder["key"], int(encoder["dim"]), encoder["facts"])
+            yield _row(
+                slide=slide_id,
+                grid=grid_key,
+                encoder=identity.key,
+                state="done" if done == len(planned) else "partial",
+                done=done,
+                planned=len(planned),
+                patches=int(tissue.sum()),
+                bytes=sum(entry.size for entry in chunks.values()),
+                unreadable=unreadable,
+                reason=reason,
+                fingerprint=identity.fingerprint,
+                source=attrs["slide"]["source"],
+                modified=max((e.modified for e in chunks.values() if e.modified), default=None),
+            )
+
+
+def _documents(store: Store, slide_id: str, entries: dict[str, Entry]) -> Callable[[str], dict[str, Any]]:
+    """Return what reads a zarr.json of a slide: from the slide's consolidated document where that has it."""
+    own = store.location.read_json(f"{slide_id}/zarr.json") or {"attributes": {}}
+    gathered = (own.get("consolidated_metadata") or {}).get("metadata") or {}
+
+    def read(path: str) -> dict[str, Any]:
+        below = path.removeprefix(f"{slide_id}/")
+        if below == "zarr.json":
+            return own
+        if below not in entries:
+            return {}
+        return gathered.get(below.removesuffix("/zarr.json")) or store.location.read_json(path) or {}
+
+    return read
+
+
+def _failed(store: Store, paths: list[str]) -> tuple[int, str | None]:
+    """Return how many patches of some blocks have no vector, and why the first has none."""
+    records = [record for path in paths if (record := store.location.read_json(path))]
+    reason = next((str(record["reason"]) for record in records if record.get("reason")), None)
+    return sum(len(record.get("patches", [])) for record in records), reason
+
+
+def _row(**values: Any) -> dict[str, Any]:
+    return {**dict.fromkeys(SCHEMA), **values}

@@ -1,0 +1,48 @@
+"""Taking slides, grids or encoders out of a store."""
+
+from featurestore.errors import StoreError
+from featurestore.names import slug
+from featurestore.storage.store import Store
+
+
+def remove(
+    url: str, slide: str | None, grid: str | None, encoder: str | None, *, dry_run: bool = False
+) -> list[str]:
+    """Remove what fits all the given names; return the paths.
+
+    Parameters
+    ----------
+    slide, grid, encoder
+        None means any; at least one is needed.
+    dry_run
+        Only say what would go.
+
+    Raises
+    ------
+    StoreError
+        If no name was given, or nothing fits.
+    """
+    if slide is None and grid is None and encoder is None:
+        raise StoreError("rm needs --slide, --grid or --encoder; to remove a whole store, delete its folder")
+    store = Store.open(url)
+    targets = list(_targets(store, slide, grid, encoder))
+    if not targets:
+        raise StoreError(f"nothing in {store.location.label} fits; see: histosge ls {store.location.label}")
+    if not dry_run:
+        for target in targets:
+            store.remove(*target)
+    return ["/".join(part for part in target if part) for target in targets]
+
+
+def _targets(
+    store: Store, slide: str | None, grid: str | None, encoder: str | None
+) -> list[tuple[str, str | None, str | None]]:
+    known = sorted(set(store.slide_ids()) | set(store.failures()[0]))
+    slides = [name for name in known if slide in (None, name)]
+    if grid is None and encoder is None:
+        return [(name, None, None) for name in slides]
+    # Folders, not whole grids: a half-written one must be removable too.
+    grids = [(s, g) for s in slides for g in store.location.folders(s) if grid in (None, g)]
+    if encoder is None:
+        return [(s, g, None) for s, g in grids]
+    return [(s, g, e) for s, g in grids for e in store.encoder_slugs(s, g) if e == slug(encoder)]

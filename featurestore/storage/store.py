@@ -1,0 +1,407 @@
+"""A feature store: slides, their grids, and one embedding array per encoder.
+
+Metadata is written by one process (the planner), blocks by many. An array or group that exists
+carries the identity of what it was made from; asking for another is refused, with both values.
+`docs/SPEC.md` says what each name means; `validate` checks it.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+from zarr.errors import ContainsArrayError
+
+from featurestore.blocks import DEFAULT_BLOCK, Block, plan_blocks
+from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.errors import (
+    AmbiguousSelectionError,
+    IdentityMismatchError,
+    StoreError,
+    StoreNotFoundError,
+)
+from featurestore.grid import PatchGrid
+from featurestore.location import Location
+from featurestore.names import is_segment, slug
+from featurestore.storage.block_array import BlockArray
+from featurestore.storage.layout import (
+    EMBEDDING,
+    EMBEDDING_DIMS,
+    FAILURES,
+    GRID_ARRAYS,
+    SPEC_NAME,
+    SPEC_VERSION,
+    embedding_path,
+    encoder_path,
+    failure_path,
+    grid_path,
+)
+from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
+from featurestore.tissue.survey import TISSUE_THRESHOLD, Survey
+
+
+@dataclass(frozen=True)
+class SlideRecord:
+    """What a store says of a slide.
+
+    Parameters
+    ----------
+    slide_id
+        Its name in the store.
+    source
+        Path or URL of the file, credentials stripped.
+    size_px, mpp
+        ``(width, height)`` and microns per pixel at level 0.
+    fingerprint
+        Of the file's content.
+    """
+
+    slide_id: str
+    source: str
+    size_px: tuple[int, int]
+    mpp: float
+    fingerprint: str
+
+    def to_attrs(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return {
+            "source": self.source,
+            "size_px": list(self.size_px),
+            "mpp": self.mpp,
+            "fingerprint": self.fingerprint,
+        }
+
+
+@dataclass(frozen=True)
+class StoredGrid:
+    """A grid as it lies in a store: where the patches are and which hold tissue.
+
+    Parameters
+    ----------
+    slide_id, grid
+        Whose, and the lattice.
+    tissue
+        Share of each patch that is tissue, 0..255, shape ``(n_rows, n_cols)``.
+    rgb
+        Mean colour of each patch, ``(n_rows, n_cols, 3)``.
+    """
+
+    slide_id: str
+    grid: PatchGrid
+    tissue: NDArray[np.uint8]
+    rgb: NDArray[np.uint8]
+
+    @property
+    def is_tissue(self) -> NDArray[np.bool_]:
+        """Which patches hold enough tissue to be encoded."""
+        return self.tissue >= TISSUE_THRESHOLD
+
+    def planned(self, block_shape: tuple[int, int]) -> list[Block]:
+        """Blocks that hold at least one tissue patch: those that will exist."""
+        tissue = self.is_tissue
+        return [b for b in plan_blocks(self.grid.shape, block_shape) if tissue[b.slices].any()]
+
+
+class Store:
+    """A feature store at a location. Make one with `Store.open` or `Store.open_or_create`."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    @classmethod
+    def open(cls, url: str) -> "Store":
+        """Open a store that exists.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If there is nothing at `url`.
+        StoreError
+            If something else lies there, or a store of a newer version.
+        """
+        location = Location(url)
+        if not location.exists():
+            raise StoreNotFoundError(f"there is no store at {location.label}; make one with: histosge embed")
+        check_root(location, SPEC_NAME, SPEC_VERSION, "feature store")
+        return cls(location)
+
+    @classmethod
+    def open_or_create(cls, url: str) -> "Store":
+        """Open a store, or make an empty one where there is nothing yet."""
+        location = Location(url)
+        create_root(location, SPEC_NAME, SPEC_VERSION, "feature store")
+        return cls(location)
+
+    # ------------------------------------------------------------------ what is there
+
+    def slide_ids(self) -> list[str]:
+        """Slides with metadata, sorted; one listing."""
+        return [name for name in self.location.folders() if is_segment(name)]
+
+    def grid_keys(self, slide_id: str) -> list[str]:
+        """Grids of a slide whose survey was written whole."""
+        names = self.location.folders(slide_id)
+        return [key for key in names if read_attrs(self.location, grid_path(slide_id, key)).get("grid")]
+
+    def encoder_slugs(self, slide_id: str, grid_key: str) -> list[str]:
+        """Encoders with an embedding array on a grid, as slugs."""
+        path = grid_path(slide_id, grid_key)
+        return [
+            name
+            for name in self.location.folders(path)
+            if name not in GRID_ARRAYS and self.location.exists(f"{path}/{name}/{EMBEDDING}/zarr.json")
+        ]
+
+    def slide(self, slide_id: str) -> SlideRecord:
+        """Return what the store says of a slide."""
+        attrs = read_attrs(self.location, slide_id).get("slide")
+        if not attrs:
+            raise StoreError(f"{self.location.label} holds no slide {slide_id!r}; see: histosge ls")
+        width, height = attrs["size_px"]
+        return SlideRecord(slide_id, attrs["source"], (width, height), attrs["mpp"], attrs["fingerprint"])
+
+    def grid_attrs(self, slide_id: str, grid_key: str) -> dict[str, Any]:
+        """Return the attributes of a grid's group; empty if there is none."""
+        return read_attrs(self.location, grid_path(slide_id, grid_key))
+
+    def grid(self, slide_id: str, grid_key: str) -> StoredGrid:
+        """Read a grid with its tissue and thumbnail."""
+        attrs = self.grid_attrs(slide_id, grid_key)
+        if not attrs.get("grid"):
+            raise StoreError(f"{self.location.label} holds no grid {grid_key!r} of slide {slide_id!r}")
+        zarr_store, path = self.location.zarr(read_only=True), grid_path(slide_id, grid_key)
+        tissue, rgb = (
+            np.asarray(zarr.open_array(zarr_store, path=f"{path}/{name}", mode="r", zarr_format=3)[...])
+            for name in ("tissue", "rgb")
+        )
+        return StoredGrid(slide_id, PatchGrid.from_attrs(attrs["grid"]), tissue, rgb)
+
+    def tissue(self, slide_id: str, grid_key: str) -> NDArray[np.uint8]:
+        """Read which share of each patch of a grid is tissue, 0..255, shape ``(n_rows, n_cols)``."""
+        path = f"{grid_path(slide_id, grid_key)}/tissue"
+        array = zarr.open_array(self.location.zarr(read_only=True), path=path, mode="r", zarr_format=3)
+        return np.asarray(array[...])
+
+    def embedding(
+        self, slide_id: str, grid_key: str, encoder_key: str, *, read_only: bool = True
+    ) -> BlockArray:
+        """Open an embedding array."""
+        return BlockArray.open(
+            self.location, embedding_path(slide_id, grid_key, encoder_key), read_only=read_only
+        )
+
+    def identity(self, slide_id: str, grid_key: str, encoder_key: str) -> EncoderIdentity:
+        """Return which encoder made an embedding."""
+        attrs = read_attrs(self.location, embedding_path(slide_id, grid_key, encoder_key)).get("encoder")
+        if not attrs:
+            raise StoreError(f"{slide_id}/{grid_key} holds no embedding of {encoder_key!r}; see: histosge ls")
+        return EncoderIdentity(attrs["key"], int(attrs["dim"]), attrs["facts"])
+
+    def select(self, grid_key: str | None, encoder_key: str | None, slide_id: str) -> tuple[str, str]:
+        """Resolve a grid and an encoder of a slide when the user named none, or one.
+
+        Returns
+        -------
+        (str, str)
+            Grid key and encoder slug.
+
+        Raises
+        ------
+        AmbiguousSelectionError
+            If several fit; the message lists them.
+        StoreError
+            If none fits.
+        """
+        pairs = [(g, e) for g in self.grid_keys(slide_id) for e in self.encoder_slugs(slide_id, g)]
+        fitting = [
+            (g, e)
+            for g, e in pairs
+            if grid_key in (None, g) and (encoder_key is None or slug(encoder_key) == e)
+        ]
+        if len(fitting) == 1:
+            return fitting[0]
+        listed = "; ".join(f"--grid {g} --encoder {e}" for g, e in (fitting or pairs))
+        if not fitting:
+            raise StoreError(
+                f"slide {slide_id!r} has no embedding for grid {grid_key or 'any'}, encoder {encoder_key or 'any'}"
+                f" in {self.location.label}; it has: {listed or 'nothing yet, run histosge embed'}"
+            )
+        raise AmbiguousSelectionError(f"slide {slide_id!r} has several embeddings; name one of: {listed}")
+
+    # ------------------------------------------------------------------ the planner writes
+
+    def add_slide(self, record: SlideRecord) -> None:
+        """Write a slide's metadata, or check that what is there is the same slide.
+
+        Raises
+        ------
+        IdentityMismatchError
+            If the store holds another file or another mpp under this id.
+        """
+        if not is_segment(record.slide_id):
+            raise StoreError(f"slide id {record.slide_id!r} may hold only letters, digits and . _ -")
+        stored = read_attrs(self.location, record.slide_id).get("slide")
+        if stored:
+            for name in ("fingerprint", "mpp"):
+                if stored[name] != getattr(record, name):
+                    raise IdentityMismatchError(
+                        f"slide {record.slide_id!r} is stored with {name} {stored[name]}, now it is "
+                        f"{getattr(record, name)}; clear it with: histosge rm {self.location.label} "
+                        f"--slide {record.slide_id}"
+                    )
+            return
+        write_group(self.location, record.slide_id, {"slide": record.to_attrs()})
+
+    def add_grid(self, slide_id: str, grid: PatchGrid, survey: Survey, software: dict[str, str]) -> None:
+        """Write a grid with its tissue and thumbnail; its group comes last and commits it."""
+        path = grid_path(slide_id, grid.spec.key)
+        values: dict[str, NDArray[Any]] = {
+            "y": grid.y_um,
+            "x": grid.x_um,
+            "tissue": survey.tissue,
+            "rgb": survey.rgb,
+        }
+        for name, (dims, dtype) in GRID_ARRAYS.items():
+            attrs: dict[str, Any] = {"units": "micrometer"} if name in dims else {}
+            _write_array(self.location, f"{path}/{name}", np.asarray(values[name], dtype=dtype), dims, attrs)
+        write_group(
+            self.location,
+            path,
+            {"grid": grid.to_attrs(), "tissue": dict(survey.method), "software": dict(software)},
+        )
+
+    def add_embedding(
+        self,
+        slide_id: str,
+        grid: PatchGrid,
+        identity: EncoderIdentity,
+        block_shape: tuple[int, int] = DEFAULT_BLOCK,
+    ) -> BlockArray:
+        """Create an encoder's embedding array, or open the one that is there.
+
+        Raises
+        ------
+        IdentityMismatchError
+            If what is stored under the encoder's slug was made by another encoder.
+        """
+        path = embedding_path(slide_id, grid.spec.key, identity.key)
+        stored = read_attrs(self.location, path).get("encoder")
+        if stored:
+            self._check_encoder(stored, identity, slide_id, grid.spec.key)
+            return BlockArray.open(self.location, path, read_only=False)
+        write_group(self.location, encoder_path(slide_id, grid.spec.key, identity.key), {})
+        rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
+        try:
+            return BlockArray.create(
+                self.location,
+                path,
+                shape=(grid.n_rows, grid.n_cols, identity.dim),
+                chunks=(rows, cols, identity.dim),
+                dtype="float16",
+                dims=EMBEDDING_DIMS,
+                attrs={"encoder": {**identity_attrs(identity)}},
+            )
+        except ContainsArrayError:  # another run was quicker by a moment: the same rule applies
+            stored = read_attrs(self.location, path).get("encoder") or {"key": "", "fingerprint": ""}
+            self._check_encoder(stored, identity, slide_id, grid.spec.key)
+            return BlockArray.open(self.location, path, read_only=False)
+
+    def _check_encoder(
+        self, stored: dict[str, Any], identity: EncoderIdentity, slide_id: str, grid_key: str
+    ) -> None:
+        if stored["fingerprint"] == identity.fingerprint and stored["key"] == identity.key:
+            return
+        raise IdentityMismatchError(
+            f"{slide_id}/{grid_key} holds embeddings of encoder {stored['key']!r} with fingerprint "
+            f"{stored['fingerprint'][:16]}, now it is {identity.key!r} with {identity.fingerprint[:16]}; clear them with: "
+            f"histosge rm {self.location.label} --slide {slide_id} --grid {grid_key} --encoder {slug(identity.key)}"
+        )
+
+    def is_consolidated(self, slide_id: str, paths: Iterable[str]) -> bool:
+        """Tell whether a slide's group already gathers the metadata of some paths."""
+        document = self.location.read_json(f"{slide_id}/zarr.json") or {}
+        known = (document.get("consolidated_metadata") or {}).get("metadata") or {}
+        return all(path.removeprefix(f"{slide_id}/") in known for path in paths)
+
+    def consolidate(self, slide_id: str) -> None:
+        """Gather a slide's metadata into its group, so that opening it costs one request."""
+        consolidate(self.location, slide_id)
+
+    # ------------------------------------------------------------------ failures and removal
+
+    def record_failure(self, path: str, reason: dict[str, Any]) -> None:
+        """Keep why something could not be read; diagnosis only, no decision rests on it."""
+        self.location.write_json(path, reason)
+
+    def failures(self) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """Why slides could not be opened, by slide id; and records of blocks, by ``slide/grid/encoder``; one listing."""
+        blocks: dict[str, list[str]] = {}
+        slides: list[str] = []
+        for name in sorted(self.location.sizes(FAILURES)):
+            of, slash, _ = name.rpartition("/")
+            if slash:
+                blocks.setdefault(of, []).append(f"{FAILURES}/{name}")
+            else:
+                slides.append(name.removesuffix(".json"))
+        records = ((name, self.location.read_json(failure_path(name))) for name in slides)
+        return {name: str(record.get("reason", "")) for name, record in records if record}, blocks
+
+    def block_failures(self, slide_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield ``(path below the slide's failures, record)`` of every block with unreadable patches."""
+        base = f"{FAILURES}/{slide_id}"
+        if not self.location.exists(base):
+            return
+        for name in sorted(self.location.sizes(base)):
+            record = self.location.read_json(f"{base}/{name}")
+            if record:
+                yield name.removesuffix(".json"), record
+
+    def remove(self, slide_id: str, grid_key: str | None = None, encoder_key: str | None = None) -> None:
+        """Remove a slide, one of its grids, or one encoder of a grid, with its failure records."""
+        parts = [slide_id, *([grid_key] if grid_key else []), *([slug(encoder_key)] if encoder_key else [])]
+        self.location.remove("/".join(parts))
+        self.location.remove("/".join([FAILURES, *parts]))
+        if grid_key is None:
+            self.location.remove(failure_path(slide_id))
+        elif self.location.exists(f"{slide_id}/zarr.json"):
+            self.consolidate(slide_id)
+
+
+def _write_array(
+    location: Location, path: str, values: NDArray[Any], dims: tuple[str, ...], attrs: dict[str, Any]
+) -> None:
+    """Write a small array as one object; one that is there is replaced.
+
+    It is replaced in place, never removed first: another run of the same command may be reading it.
+    """
+    store = location.zarr()
+    try:
+        zarr.create_array(
+            store,
+            name=path,
+            data=values,
+            chunks=values.shape,
+            compressors=[Crc32cCodec()],
+            dimension_names=dims,
+            attributes=attrs,
+        )
+    except ContainsArrayError:
+        array = zarr.open_array(store, path=path, mode="r+", zarr_format=3)
+        if array.shape != values.shape or array.dtype != values.dtype:
+            location.remove(path)
+            _write_array(location, path, values, dims, attrs)
+            return
+        array[...] = values
+
+
+def identity_attrs(identity: EncoderIdentity) -> dict[str, Any]:
+    """Return an encoder's identity as JSON-ready attributes."""
+    return {
+        "key": identity.key,
+        "dim": identity.dim,
+        "facts": identity.facts,
+        "fingerprint": identity.fingerprint,
+    }

@@ -1,0 +1,57 @@
+"""A store as a lazy xarray DataTree: every slide, grid and encoder by its path.
+
+A slide costs one request for its metadata, gathered in its group, and two for the coordinates of each grid.
+"""
+
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, cast
+
+import xarray as xr
+from zarr.errors import ZarrUserWarning
+
+from featurestore.location import Location
+from featurestore.storage.store import Store
+
+AT_ONCE = 16
+"""Slides opened at once: on an object store nearly all of it is waiting."""
+
+
+def open_store(url: str) -> xr.DataTree:
+    """Open a store for analysis; nothing is read until it is used.
+
+    Parameters
+    ----------
+    url
+        Folder or URL.
+
+    Returns
+    -------
+    xarray.DataTree
+        Nodes ``<slide>/<grid>/<encoder>`` with `embedding` (y, x, feature) and coordinates in microns,
+        so that ``tree["C2/mpp0.5000_px224_stride224/uni"].embedding.sel(y=1200, x=3400, method="nearest")``
+        answers. Every array is a dask array; one of its chunks is one stored block. Slides that could not
+        be opened are not in it.
+
+    Raises
+    ------
+    StoreNotFoundError, StoreError
+        If there is no feature store at `url`.
+    """
+    store = Store.open(url)
+    slide_ids = store.slide_ids()
+    with warnings.catch_warnings(), ThreadPoolExecutor(AT_ONCE) as pool:
+        warnings.simplefilter("ignore", category=ZarrUserWarning)
+        trees = list(pool.map(partial(_open_slide, store.location), slide_ids))
+    return xr.DataTree.from_dict({f"/{name}": tree for name, tree in zip(slide_ids, trees, strict=True)})
+
+
+def _open_slide(location: Location, slide_id: str) -> xr.DataTree:
+    # xarray looks for consolidated metadata at the root of what it is given, so it is given the slide.
+    slide = Location(f"{location.url.rstrip('/')}/{slide_id}").zarr(read_only=True)
+    opened = partial(xr.open_datatree, cast(Any, slide), engine="zarr", zarr_format=3, chunks={})
+    try:
+        return opened(consolidated=True)
+    except ValueError:  # a run that was killed while it planned this slide has not gathered it yet
+        return opened(consolidated=False)

@@ -1,0 +1,6 @@
+"""What models learn from: sections, spots, patches and their overlap, read from a store and from expression files.
+
+It fits nothing. Whole sections for training, blocks with a halo for prediction, shuffled batches for a loop of your own.
+
+May use: errors, extras, threads and `featurestore`.
+"""

@@ -1,0 +1,184 @@
+"""What a reader hands back, and the rules that hold for every layout: raw counts, unique names, positions.
+
+Terms
+    implied mpp   microns per pixel of the slide as the expression's own files have it: from the pitch of
+                  the chip, or from what they state
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from histosge.data.sections import Spots
+from histosge.errors import ExpressionError
+
+VISIUM_SPOT_UM = 55.0
+"""Diameter of a Visium spot: assumed where a file does not say its own."""
+
+
+@dataclass(frozen=True)
+class SlideFrame:
+    """The slide that the spots lie on, as far as a reader needs it.
+
+    Parameters
+    ----------
+    slide_id, donor
+        Whose spots.
+    mpp
+        Microns per level-0 pixel.
+    size_px
+        ``(width, height)`` at level 0; None if unknown.
+    """
+
+    slide_id: str
+    donor: str
+    mpp: float
+    size_px: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """Spots, and what the reader can say of them.
+
+    Parameters
+    ----------
+    layout
+        In words, such as ``Visium HD, 8 µm bins``.
+    implied_mpp
+        See the module; None where the layout tells nothing.
+    notes
+        What was chosen or assumed on the way, a few words each.
+    """
+
+    spots: Spots
+    layout: str
+    implied_mpp: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def describe(self, slide_mpp: float) -> str:
+        """Say in one line what was found: layout, spots, genes, size of a spot, scale."""
+        spots = self.spots
+        size = "side" if spots.shape == "square" else "diameter"
+        scale = f"{slide_mpp:.4g} µm/px"
+        if self.implied_mpp:
+            scale += f" ({self.implied_mpp:.4g} by its own files)"
+        parts = [
+            f"{self.layout}: {len(spots)} spots x {len(spots.genes)} genes",
+            f"median {float(np.median(np.asarray(spots.counts.sum(axis=1)))):.0f} counts",
+            f"{size} {spots.diameter_um:.4g} µm",
+            scale,
+        ]
+        return ", ".join(parts) + "".join(f"; {note}" for note in self.notes)
+
+
+def make_spots(
+    frame: SlideFrame,
+    path: Path,
+    barcodes: Sequence[str] | NDArray[Any],
+    xy_um: NDArray[np.float64],
+    counts: Any,
+    genes: Sequence[str],
+    *,
+    diameter_um: float,
+    shape: str = "disc",
+    keep: NDArray[np.bool_] | None = None,
+) -> Spots:
+    """Check and assemble what a reader read; spots without coordinates, or not in `keep`, are left out.
+
+    Raises
+    ------
+    ExpressionError
+        If the counts are not raw, or no spot is left.
+    """
+    wanted = np.isfinite(xy_um).all(axis=1)
+    if keep is not None:
+        wanted &= keep
+    if not wanted.any():
+        raise ExpressionError(f"{path}: none of {len(xy_um)} spots is on tissue and has coordinates")
+    spots = Spots(
+        frame.slide_id,
+        frame.donor,
+        np.asarray(barcodes, dtype=np.str_),
+        xy_um,
+        diameter_um,
+        raw_counts(counts, path),
+        unique_names(genes),
+        shape,
+    )
+    if wanted.all():
+        return spots
+    return replace(
+        spots,
+        barcodes=spots.barcodes[wanted],
+        xy_um=xy_um[wanted],
+        counts=spots.counts[np.flatnonzero(wanted)],
+    )
+
+
+def raw_counts(matrix: Any, path: Path) -> sparse.csr_matrix:
+    """Return counts as a sparse matrix, float32; refuse what is no counts."""
+    counts = sparse.csr_matrix(matrix)
+    values = counts.data
+    if not np.isfinite(values).all() or (values < 0).any():
+        raise ExpressionError(f"{path}: counts hold negative or missing values; give the raw counts")
+    if values.dtype.kind not in "iu" and not np.array_equal(values, np.round(values)):
+        raise ExpressionError(
+            f"{path}: counts look normalised (e.g. {values[values != np.round(values)][0]:.3f}); "
+            'put the raw counts in X or layers["counts"]'
+        )
+    if values.sum() == 0:
+        raise ExpressionError(f"{path}: all counts are zero")
+    return counts.astype(np.float32)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return a JSON object of an output folder; refuse a damaged one."""
+    try:
+        value = json.loads(file.read_text())
+    except ValueError as error:
+        raise ExpressionError(f"{file} is damaged: {error}") from error
+    return dict(value)
+
+
+def zarr_attributes(path: Path) -> dict[str, Any]:
+    """Return the attributes of a Zarr group on disk, format 2 or 3; empty for anything else."""
+    for name, inner in (("zarr.json", "attributes"), (".zattrs", None)):
+        file = path / name
+        if file.is_file():
+            try:
+                document = json.loads(file.read_text())
+            except ValueError:
+                return {}
+            return dict(document.get(inner, {}) if inner else document)
+    return {}
+
+
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Append ``-1``, ``-2`` ... to the second, third ... gene of one name."""
+    seen: dict[str, int] = {}
+    out = []
+    for name in names:
+        again = seen.get(name, -1) + 1
+        seen[name] = again
+        out.append(f"{name}-{again}" if again else name)
+    return tuple(out)
+
+
+def implied_mpp(array_um: NDArray[np.float64], xy_px: NDArray[np.float64]) -> float | None:
+    """Return microns per pixel from where spots lie on the chip and on the slide, ``(n, 2)`` each.
+
+    The chip may be turned, shifted or mirrored on the slide. None if the spots do not span an area.
+    """
+    known = np.isfinite(array_um).all(axis=1) & np.isfinite(xy_px).all(axis=1)
+    if known.sum() < 4:
+        return None
+    chip, pixels = (a[known] - a[known].mean(axis=0) for a in (array_um, xy_px))
+    matrix, _, rank, _ = np.linalg.lstsq(chip, pixels, rcond=1e-6)
+    area = abs(float(np.linalg.det(matrix)))
+    return 1 / float(np.sqrt(area)) if rank == 2 and area > 0 else None

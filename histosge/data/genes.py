@@ -1,0 +1,132 @@
+"""Which genes, and what a model is asked to predict of them: log1p of counts per 10,000.
+
+Genes are chosen on the spots that are handed in, and on nothing else: an honest evaluation hands in the
+training part. Counts stay sparse.
+"""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from histosge.data.sections import Spots
+from histosge.errors import ExpressionError
+
+SCALE = 1e4
+MIN_COUNTS = 200
+"""Spots with fewer counts are left out: at 200 counts one molecule is log1p 3.9, more than most genes ever vary."""
+
+
+def library_size(spots: Spots) -> NDArray[np.float64]:
+    """Return total counts per spot, over all genes."""
+    return np.asarray(spots.counts.sum(axis=1), dtype=np.float64).ravel()
+
+
+def usable(spots: Spots, min_counts: int = MIN_COUNTS) -> NDArray[np.bool_]:
+    """Tell which spots have enough counts."""
+    return library_size(spots) >= min_counts
+
+
+def log_cp10k(spots: Spots) -> sparse.csr_matrix:
+    """Return log1p of counts per 10,000 of all genes, sparse, ``(n_spots, n_genes)``."""
+    size = np.maximum(library_size(spots), 1)
+    scaled = sparse.diags(SCALE / size).dot(spots.counts.astype(np.float64)).tocsr()
+    scaled.data = np.log1p(scaled.data)
+    return sparse.csr_matrix(scaled)
+
+
+def select_target(spots: Spots, genes: Sequence[str]) -> NDArray[np.float32]:
+    """Return log1p(CP10k) of some genes, ``(n_spots, len(genes))``; the library counts all genes.
+
+    Raises
+    ------
+    ExpressionError
+        If the section did not measure one of them.
+    """
+    column = {gene: i for i, gene in enumerate(spots.genes)}
+    missing = [gene for gene in genes if gene not in column]
+    if missing:
+        raise ExpressionError(
+            f"section {spots.slide_id!r} did not measure {len(missing)} of {len(genes)} genes, such as {missing[0]!r}"
+        )
+    chosen = spots.counts[:, [column[gene] for gene in genes]].toarray().astype(np.float64)
+    size = np.maximum(library_size(spots), 1)
+    return np.log1p(chosen * (SCALE / size)[:, None]).astype(np.float32)
+
+
+def shared_genes(sections: Sequence[Spots]) -> tuple[str, ...]:
+    """Return genes that every section measured, in the first one's order."""
+    common = set.intersection(*(set(spots.genes) for spots in sections))
+    return tuple(gene for gene in sections[0].genes if gene in common)
+
+
+def choose_genes(sections: Sequence[Spots], n: int, *, among: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Choose the genes whose log1p(CP10k) varies most over all the spots handed in.
+
+    Parameters
+    ----------
+    sections
+        The training part only.
+    n
+        How many; fewer come back if fewer vary.
+    among
+        Genes to choose from; those that all sections share if None.
+
+    Returns
+    -------
+    tuple of str
+        Most variable first; ties by name, so that the choice is the same on every machine.
+
+    Raises
+    ------
+    ExpressionError
+        If no gene varies, or the sections share none.
+    """
+    if n < 1:
+        raise ExpressionError(f"cannot choose {n} genes; ask for at least 1")
+    genes = tuple(among) if among is not None else shared_genes(sections)
+    if not genes:
+        raise ExpressionError(
+            "the sections share no gene; are their names of one kind (symbols or Ensembl ids)?"
+        )
+    total, squares, count = np.zeros(len(genes)), np.zeros(len(genes)), 0
+    for spots in sections:
+        column = {gene: i for i, gene in enumerate(spots.genes)}
+        values = log_cp10k(spots)[:, [column[gene] for gene in genes]]
+        total += np.asarray(values.sum(axis=0)).ravel()
+        squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
+        count += len(spots)
+    variance = (squares / count - (total / count) ** 2).tolist()
+    order = sorted(range(len(genes)), key=lambda i: (-round(variance[i], 12), genes[i]))
+    varying = tuple(genes[i] for i in order if variance[i] > 1e-9)
+    if not varying:
+        raise ExpressionError(f"none of {len(genes)} genes varies over {count} spots")
+    return varying[:n]
+
+
+def read_gene_list(path: str, sections: Sequence[Spots]) -> tuple[str, ...]:
+    """Read gene names, one a line; ``#`` begins a remark.
+
+    Raises
+    ------
+    ExpressionError
+        If the file is missing or empty, or a gene is not in all sections (the nearest names are given).
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ExpressionError(f"--genes {path}: neither a number nor a file with one gene a line")
+    lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
+    genes = tuple(dict.fromkeys(line for line in lines if line))
+    if not genes:
+        raise ExpressionError(f"{path} names no gene; write one a line")
+    known = shared_genes(sections)
+    measured = set(known)
+    for gene in genes:
+        if gene not in measured:
+            near = get_close_matches(gene, known, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else "it is not in all sections"
+            raise ExpressionError(f"{path} names gene {gene!r}: {hint}")
+    return genes

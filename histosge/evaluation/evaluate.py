@@ -1,0 +1,164 @@
+"""A sample sheet and a store -> scores on disk: loads the sections, scores them, writes the report."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.slides.sample_sheet import read_samples
+from histosge.data.genes import MIN_COUNTS, read_gene_list
+from histosge.data.section_loading import LoadedSection
+from histosge.errors import HistosgeError, SplitError
+from histosge.evaluation.hest_protocol import hest_split, score_hest
+from histosge.evaluation.methods import PATCH_SWITCHES
+from histosge.evaluation.report_files import write_evaluation
+from histosge.evaluation.results import Scores
+from histosge.evaluation.runner import evaluate_sections
+from histosge.reporting.page import Block
+from histosge.training.reencoding import Reencoder
+from histosge.training.train import Selection, load_sections
+
+Say = Callable[[str], None]
+DEFAULT_PRESETS = ("mean", "ridge", "dense")
+PROTOCOLS = ("hest",)
+
+
+def _silent(message: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """What to compare, and how.
+
+    Parameters
+    ----------
+    split
+        ``block``, ``section``, ``donor`` or ``random``. None: block; random for an ablation, since that is the
+        published code's; whole donors or sections for a protocol.
+    presets
+        Models and oracles; the noise control is always added.
+    genes
+        How many of the most variable genes of each training part, or a file that lists them.
+    seeds
+        Repeat with seeds 0 .. seeds - 1.
+    epochs
+        For presets that iterate; None means each preset's own.
+    ablate
+        Add the published code without a defect, with each alone and with all.
+    protocol
+        ``hest``: HEST-Benchmark's models, genes and targets in place of the presets; None: ours.
+    """
+
+    split: str | None = None
+    presets: tuple[str, ...] = DEFAULT_PRESETS
+    genes: int | str = 250
+    seeds: int = 1
+    epochs: int | None = None
+    ablate: bool = False
+    protocol: str | None = None
+
+
+def evaluate(
+    samples: str,
+    store: str,
+    report_dir: str | Path,
+    settings: EvaluateSettings | None = None,
+    *,
+    grid: str | None = None,
+    encoder: str | None = None,
+    say: Say = _silent,
+) -> Scores:
+    """Score presets on held-out spots and write report.html, scores.csv and genes.csv.
+
+    Parameters
+    ----------
+    samples
+        A sample sheet whose rows name expression.
+    store
+        The feature store that holds their embeddings.
+    report_dir
+        Folder to write.
+    settings
+        Split, presets, genes, seeds.
+    grid, encoder
+        Needed where the store holds several.
+    say
+        Called with one line on what is being done.
+
+    Raises
+    ------
+    SplitError
+        If the sections cannot give the split.
+    FeatureStoreError
+        If the sections or the store are unusable.
+    """
+    settings = settings or EvaluateSettings()
+    loaded = load_sections(samples, store, Selection(grid, encoder), say=say)
+    reencoder = Reencoder.of(read_samples(samples), loaded) if _encodes_anew(settings) else None
+    return score_sections(loaded, report_dir, settings, reencoder=reencoder, say=say)
+
+
+def score_sections(
+    loaded: Sequence[LoadedSection],
+    report_dir: str | Path,
+    settings: EvaluateSettings,
+    *,
+    extra: Sequence[Block] = (),
+    reencoder: Reencoder | None = None,
+    say: Say = _silent,
+) -> Scores:
+    """Score loaded sections and write the report; `extra` blocks are shown below the scores.
+
+    Without a `reencoder` the defects that concern how patches are encoded are left out of an ablation.
+    """
+    if settings.seeds < 1:
+        raise SplitError(f"an evaluation needs at least 1 seed, not {settings.seeds}")
+    if settings.protocol not in (None, *PROTOCOLS):
+        raise HistosgeError(f"unknown protocol {settings.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    sections = [item.section for item in loaded]
+
+    def progress(done: int, total: int, what: str) -> None:
+        say(f"{done}/{total} {what}")
+
+    if settings.protocol == "hest":
+        scores = score_hest(sections, settings.split or hest_split(sections), progress=progress)
+        write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
+        return scores
+    genes: int | Sequence[str] = (
+        settings.genes
+        if isinstance(settings.genes, int)
+        else read_gene_list(settings.genes, [section.spots for section in sections])
+    )
+    scores = evaluate_sections(
+        sections,
+        settings.presets,
+        split=settings.split or ("random" if settings.ablate else "block"),
+        genes=genes,
+        seeds=range(settings.seeds),
+        epochs=settings.epochs,
+        ablate=settings.ablate,
+        reencode=reencoder,
+        progress=progress,
+    )
+    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
+    return scores
+
+
+def _encodes_anew(settings: EvaluateSettings) -> bool:
+    """Tell whether a defect is asked for that lies in how patches are encoded."""
+    asked = "+".join(settings.presets).split("+")
+    return settings.ablate or bool({*PATCH_SWITCHES, "all"} & set(asked))
+
+
+def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
+    few, off = sum(item.few_counts for item in loaded), sum(item.off_tissue for item in loaded)
+    used = sum(len(item.section.spots) for item in loaded)
+    identity, grid = loaded[0].slide.identity, loaded[0].slide.stored.grid
+    notes = [
+        f"{used} spots used; {few} with fewer than {MIN_COUNTS} counts and {off} without an embedded patch left out.",
+        f"{identity.key} embeddings ({identity.dim} dims, fingerprint {identity.fingerprint[:16]}).",
+        f"{grid.patch_um:.0f} µm patches every {grid.stride_um:.0f} µm.",
+    ]
+    return notes + [
+        f"{item.section.slide_id}: {item.fit.message}" for item in loaded if item.fit.verdict == "warn"
+    ]

@@ -1,0 +1,69 @@
+"""Scores -> files: report.html with the tables that it can be recomputed from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from histosge.errors import HistosgeError
+from histosge.evaluation.report import evaluation_blocks
+from histosge.evaluation.results import Scores
+from histosge.reporting.page import Block, render_report
+
+
+def write_evaluation(
+    scores: Scores, out_dir: str | Path, *, notes: Sequence[str] = (), extra: Sequence[Block] = ()
+) -> Path:
+    """Write report.html, scores.csv, genes.csv and differences.csv; after a failure there is no report.html.
+
+    Parameters
+    ----------
+    scores
+        From `evaluate_sections`.
+    out_dir
+        Made if it is missing; files of an earlier evaluation are replaced.
+    notes
+        Further caveats, such as how many spots fell under the floor on counts.
+    extra
+        Further blocks for the page, below the scores.
+
+    Returns
+    -------
+    pathlib.Path
+        Of report.html.
+
+    Raises
+    ------
+    HistosgeError
+        If `out_dir` is a file.
+    """
+    folder = Path(out_dir)
+    if folder.exists() and not folder.is_dir():
+        raise HistosgeError(f"cannot write a report to {folder}: it is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "report.html"
+    maps, *rest = evaluation_blocks(scores, notes)
+    subtitle = (
+        f"split {scores.split}, {len(scores.presets)} presets, seeds {', '.join(map(str, scores.seeds))}"
+    )
+    texts = {
+        folder / "scores.csv": scores.scores.write_csv(),
+        folder / "genes.csv": scores.genes.write_csv(),
+        folder / "differences.csv": "" if scores.differences is None else scores.differences.write_csv(),
+        page: render_report(
+            "How well held-out spots are predicted",
+            [maps, *rest[:-1], *extra, rest[-1]],
+            subtitle=subtitle,
+            footer="Recompute every number from scores.csv and genes.csv beside this page.",
+        ),
+    }
+    # The page goes first and comes back last: whoever finds one finds the tables that belong to it.
+    partial = {path: path.with_name(f"{path.name}.partial") for path in texts}
+    try:
+        for path, text in texts.items():
+            partial[path].write_text(text, encoding="utf-8")
+        page.unlink(missing_ok=True)
+        for path in texts:
+            partial[path].replace(path)
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+    return page

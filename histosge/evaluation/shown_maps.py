@@ -1,0 +1,126 @@
+"""Which held-out maps a report shows, kept small while the folds go by.
+
+One section is shown (the one with the most held-out spots), for one preset and one seed. Each of
+its patches is predicted by the fold that holds out the nearest held-out spot. Genes are picked by
+held-out score; nothing else about them is looked at.
+
+It fits nothing and draws nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from histosge.data.sections import Section
+from histosge.evaluation.results import GeneMap
+from histosge.heldout.splits import Fold
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What one fold says of one section.
+
+    Parameters
+    ----------
+    genes, pearson
+        The fold's genes, and their held-out scores, ``(n_genes,)``.
+    target
+        log1p(CP10k) of all spots of the section, ``(n_spots, n_genes)``.
+    log_patches
+        log1p(CP10k) of all its patches, ``(n_patches, n_genes)``.
+    """
+
+    genes: tuple[str, ...]
+    pearson: NDArray[np.float64]
+    target: NDArray[np.float32]
+    log_patches: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MapKeeper:
+    """Keeps one section's held-out predictions, fold by fold.
+
+    Parameters
+    ----------
+    section
+        The one that is shown.
+    spot_owner, patch_owner
+        Fold that holds out each spot, and each patch's nearest held-out spot, by name; empty for spots
+        that no fold holds out. Shapes ``(n_spots,)`` and ``(n_patches,)``.
+    parts
+        Fold name -> what it said, reduced to its own patches.
+    """
+
+    section: Section
+    spot_owner: NDArray[np.object_]
+    patch_owner: NDArray[np.object_]
+    parts: dict[str, HeldOut] = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, sections: Sequence[Section], folds: Sequence[Fold]) -> Self:
+        """Choose the section with the most held-out spots; the first of several."""
+
+        def held_out(section: Section) -> int:
+            return sum(int(fold.test[section.slide_id].sum()) for fold in folds)
+
+        section = max(sections, key=held_out)
+        spot_owner = np.full(len(section.spots), "", dtype=object)
+        for fold in folds:
+            spot_owner[fold.test[section.slide_id]] = fold.name
+        tested = np.flatnonzero(spot_owner != "")
+        _, nearest = cKDTree(section.spots.xy_um[tested]).query(section.patches.xy_um)
+        return cls(section, spot_owner, spot_owner[tested][nearest])
+
+    def keep(self, fold: Fold, found: HeldOut) -> None:
+        """Keep a fold's prediction of the shown section, where it is this fold's to predict."""
+        mine = found.log_patches[self.patch_owner == fold.name]
+        self.parts[fold.name] = replace(found, log_patches=mine)
+
+    def maps(self) -> tuple[GeneMap, ...]:
+        """Return the maps of the best, the median and the worst gene, fewer if there are fewer genes.
+
+        Only genes that every fold of this section has chosen can be shown.
+        """
+        if not self.parts:
+            return ()
+        common = set.intersection(*(set(part.genes) for part in self.parts.values()))
+        ranked = sorted(common, key=lambda gene: (-self._pearson(gene), gene))
+        roles = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
+        shown: dict[int, str] = {}
+        for role, place in roles.items():
+            shown.setdefault(place, role)
+        return tuple(self._map(ranked[place], role) for place, role in shown.items() if ranked)
+
+    def _pearson(self, gene: str) -> float:
+        """Return a gene's held-out score: the mean over the folds that hold out spots of this section."""
+        return float(np.mean([part.pearson[part.genes.index(gene)] for part in self.parts.values()]))
+
+    def _map(self, gene: str, role: str) -> GeneMap:
+        section = self.section
+        measured = np.full(len(section.spots), np.nan, dtype=np.float32)
+        patches = np.full(len(section.patches), np.nan, dtype=np.float32)
+        for name, part in self.parts.items():
+            column = part.genes.index(gene)
+            mine = self.spot_owner == name
+            measured[mine] = part.target[mine, column]
+            patches[self.patch_owner == name] = part.log_patches[:, column]
+        grid = np.full(section.thumbnail.shape[:2], np.nan, dtype=np.float32)
+        grid[section.patches.rows, section.patches.cols] = patches
+        held_out = ~np.isnan(measured)
+        return GeneMap(
+            gene=gene,
+            role=role,
+            pearson=self._pearson(gene),
+            slide_id=section.slide_id,
+            spot_xy_um=section.spots.xy_um[held_out],
+            measured=measured[held_out],
+            spot_um=section.spots.diameter_um,
+            predicted=grid,
+            thumbnail=section.thumbnail,
+            stride_um=section.patches.stride_um,
+            patch_um=section.patches.patch_um,
+        )

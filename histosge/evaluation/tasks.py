@@ -1,0 +1,184 @@
+"""What an evaluation fits on what: one task per fold and seed, the same for every preset.
+
+Genes are chosen here, on the training part of each fold, so no preset can see a held-out count.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histosge.data.genes import choose_genes, library_size, select_target, shared_genes
+from histosge.data.sections import Section, Spots, TrainingSection
+from histosge.heldout.leakage import Sides, check_windows_apart, take_patches, take_spots, window_buffer_um
+from histosge.heldout.metrics import top_by_variance
+from histosge.heldout.splits import Fold, make_folds
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fold of one seed, ready to fit: the same for every preset.
+
+    Parameters
+    ----------
+    seed, fold
+        Which.
+    genes
+        Chosen on the fold's training part.
+    sections
+        All of them.
+    targets
+        log1p(CP10k) of all spots of each section, ``(n_spots, n_genes)``.
+    sides
+        Slide id -> which patches training and held-out spots may see; empty: all.
+    chosen
+        Whether the genes were chosen here, not given.
+    noise
+        Whether the embeddings are random.
+    """
+
+    seed: int
+    fold: Fold
+    genes: tuple[str, ...]
+    sections: tuple[Section, ...]
+    targets: tuple[NDArray[np.float32], ...]
+    sides: Mapping[str, Sides] = field(default_factory=dict)
+    chosen: bool = True
+    noise: bool = False
+
+    def training(self) -> list[TrainingSection]:
+        """Return the sections that have training spots, with those spots and the patches that they may see."""
+        parts = []
+        for section, target in self._with(self.fold.train):
+            keep = self.fold.train[section.slide_id]
+            seen = take_patches(section, self.sides[section.slide_id].train) if self.sides else section
+            library = library_size(seen.spots)
+            parts.append(
+                TrainingSection(seen.patches, seen.overlap, seen.spots.xy_um, target, library).subset(keep)
+            )
+        return parts
+
+    def training_spots(self) -> list[Spots]:
+        """Return the training spots with their counts, section by section as `training` gives them."""
+        return [
+            _subset(section.spots, self.fold.train[section.slide_id])
+            for section, _ in self._with(self.fold.train)
+        ]
+
+    def tested(self) -> list[tuple[Section, NDArray[np.float32]]]:
+        """Return the held-out spots with their targets, on the patches that they may see."""
+        parts = []
+        for section, target in self._with(self.fold.test):
+            keep = self.fold.test[section.slide_id]
+            seen = take_patches(section, self.sides[section.slide_id].test) if self.sides else section
+            parts.append((take_spots(seen, keep), target[keep]))
+        return parts
+
+    def everything(self) -> list[tuple[Section, NDArray[np.float32]]]:
+        """Return all spots of all sections, those trained on included: only for `paper_all_spots`."""
+        return list(zip(self.sections, self.targets, strict=True))
+
+    def _with(self, part: Mapping[str, NDArray[np.bool_]]) -> list[tuple[Section, NDArray[np.float32]]]:
+        """Return the sections that have spots in a part of the fold, with the targets of all their spots."""
+        pairs = zip(self.sections, self.targets, strict=True)
+        return [(section, target) for section, target in pairs if part[section.slide_id].any()]
+
+    def top(self) -> NDArray[np.bool_]:
+        """Mark the genes behind `pearson_top50`, picked on the training spots."""
+        pairs = self._with(self.fold.train)
+        return top_by_variance(np.concatenate([t[self.fold.train[s.slide_id]] for s, t in pairs]))
+
+    def with_noise(self, draw: int) -> "Task":
+        """Return the same fold on standard-normal random embeddings; the draw takes the seed's place."""
+        rng = np.random.default_rng([draw, len(self.sections)])
+        noisy = []
+        for section in self.sections:
+            random = rng.standard_normal(section.patches.embedding.shape, dtype=np.float32)
+            noisy.append(replace(section, patches=section.patches.with_embedding(random)))
+        return replace(self, seed=draw, sections=tuple(noisy), noise=True)
+
+    def with_genes(self, genes: Sequence[str]) -> "Task":
+        """Return the same fold for other genes."""
+        targets = tuple(select_target(section.spots, genes) for section in self.sections)
+        return replace(self, genes=tuple(genes), targets=targets)
+
+    def with_sections(self, sections: Sequence[Section]) -> "Task":
+        """Return the same fold on the same spots and patches with other embeddings."""
+        return replace(self, sections=tuple(sections))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted on what: folds per seed, and the genes that each fold's training part gives.
+
+    Parameters
+    ----------
+    sections, split
+        What to split, and how: one of `histosge.heldout.splits.SPLITS`.
+    genes
+        How many to choose on each fold's training part, or which.
+    buffer_um
+        Of the block split.
+    """
+
+    sections: tuple[Section, ...]
+    split: str
+    genes: int | Sequence[str]
+    buffer_um: float
+
+    @classmethod
+    def of(cls, sections: Sequence[Section], split: str, genes: int | Sequence[str]) -> Self:
+        """Plan an evaluation; the buffer of a block split comes from the widest spots and patches."""
+        buffers = [
+            window_buffer_um(s.spots.diameter_um, s.patches.patch_um, s.patches.stride_um) for s in sections
+        ]
+        return cls(tuple(sections), split, genes, max(buffers, default=0.0) if split == "block" else 0.0)
+
+    def folds(self, seed: int) -> tuple[Fold, ...]:
+        """Return one seed's folds, proven free of leaks."""
+        spots = [section.spots for section in self.sections]
+        return make_folds(self.split, spots, seed=seed, buffer_um=self.buffer_um)
+
+    def tasks(self, seeds: Sequence[int]) -> Iterator[Task]:
+        """Prepare every fold of every seed; folds that do not depend on the seed are prepared once."""
+        prepared: list[Task] = []
+        for seed in seeds:
+            if not prepared or self.split in {"block", "random"}:
+                prepared = [self._prepare(seed, fold) for fold in self.folds(seed)]
+            yield from (replace(task, seed=seed) for task in prepared)
+
+    def _prepare(self, seed: int, fold: Fold) -> Task:
+        genes = self._choose(fold)
+        targets = tuple(select_target(section.spots, genes) for section in self.sections)
+        sides = (
+            {section.slide_id: _parted(fold, section) for section in self.sections}
+            if self.split == "block"
+            else {}
+        )
+        return Task(seed, fold, genes, self.sections, targets, sides, chosen=isinstance(self.genes, int))
+
+    def _choose(self, fold: Fold) -> tuple[str, ...]:
+        if not isinstance(self.genes, int):
+            return tuple(self.genes)
+        training = [
+            _subset(section.spots, keep)
+            for section in self.sections
+            if (keep := fold.train[section.slide_id]).any()
+        ]
+        # Which genes a held-out section measured is no result: a gene that it lacks cannot be scored.
+        measured = shared_genes([section.spots for section in self.sections])
+        return choose_genes(training, self.genes, among=measured)
+
+
+def _parted(fold: Fold, section: Section) -> Sides:
+    """Part the patches, and prove that no window of training reaches into one of a held-out spot."""
+    train, test = fold.train[section.slide_id], fold.test[section.slide_id]
+    sides = Sides.of(section, train, test)
+    check_windows_apart(section, sides, train, test, fold.name)
+    return sides
+
+
+def _subset(spots: Spots, keep: NDArray[np.bool_]) -> Spots:
+    return replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])

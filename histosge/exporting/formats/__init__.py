@@ -1,0 +1,4 @@
+"""One file per format that other tools open.
+
+May use: errors, extras and the other modules of `histosge.exporting`.
+"""

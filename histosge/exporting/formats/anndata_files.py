@@ -1,0 +1,80 @@
+"""AnnData, as ``.h5ad`` or ``.zarr``: one row per patch, ready for scanpy and squidpy.
+
+`X` is streamed band by band. ``obsm["spatial"]`` is (x, y) in level-0 pixels; ``uns["spatial"]`` is laid out
+as ``scanpy.read_visium`` does; an AnnData of expression holds log1p(CP10k).
+"""
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurestore.slides.open_slide import Slide
+from histosge.exporting.patch_table import PatchTable
+from histosge.exporting.slide_picture import small_picture
+
+
+def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> int:
+    """Write one slide's table; return the number of rows.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.zarr`` for a folder, anything else is an HDF5 file; it appears when it is whole.
+    slide
+        For the picture in ``uns["spatial"]``; the patches' mean colours without one.
+    """
+    import dask
+
+    data = annotated(table)
+    grid = table.grid
+    data.obsm["spatial"] = table.xy_um / grid.slide_mpp
+    picture = small_picture(slide, table)
+    data.uns["spatial"] = {
+        table.slide_id: {
+            "images": {"hires": np.asarray(picture.pixels)},
+            "scalefactors": {
+                "spot_diameter_fullres": grid.stride_um / grid.slide_mpp,
+                "tissue_hires_scalef": grid.slide_mpp / picture.mpp,
+            },
+            "metadata": {"mpp": grid.slide_mpp, "spot_diameter_um": grid.stride_um},
+        }
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    # One band at a time: threads would hold as many as there are processors.
+    with dask.config.set(scheduler="synchronous"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=UserWarning)
+        warnings.simplefilter("ignore", category=FutureWarning)
+        if path.suffix == ".zarr":
+            shutil.rmtree(partial, ignore_errors=True)
+            data.write_zarr(partial)
+        else:
+            data.write_h5ad(partial)
+    partial.replace(path)
+    return len(table)
+
+
+def annotated(table: PatchTable) -> Any:
+    """Return a table as AnnData with a lazy `X`: rows, columns, and what is known of each."""
+    import anndata
+    import pandas as pd
+
+    xy_um = table.xy_um
+    obs = pd.DataFrame(
+        {"row": table.rows, "col": table.cols, "x_um": xy_um[:, 0], "y_um": xy_um[:, 1]},
+        index=pd.Index(table.ids),
+    )
+    for name, values in table.per_patch.items():
+        obs[name] = values[table.kept]
+    var = pd.DataFrame(dict(table.per_column), index=pd.Index(list(table.names)))
+    data = anndata.AnnData(X=table.lazy(), obs=obs, var=var)
+    data.uns["histosge"] = {
+        "made_by": dict(table.facts),
+        "values": "log1p of counts per 10,000" if table.what == "expression" else "embedding",
+    }
+    if table.what == "expression":
+        data.uns["log1p"] = {"base": np.e}
+    return data

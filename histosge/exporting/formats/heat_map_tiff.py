@@ -1,0 +1,78 @@
+"""Heat maps as TIFF: a coloured picture per gene, and all values in one OME-TIFF.
+
+Each patch is 2 x 2 pixels of half the grid's step, with as many empty pixels before the first as put the
+corner onto the slide's: laid over the slide by its resolution tags, a heat map fits.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.names import slug
+from histosge.data.expression.loaded_expression import unique_names
+from histosge.exporting.formats.ome_zarr import few_enough
+from histosge.exporting.patch_table import PatchTable
+from histosge.exporting.slide_picture import on_slide
+
+CM_UM = 1e4
+CLIP = (1.0, 99.0)
+"""Percentiles between which colours run: single patches do not rule them."""
+
+
+def write_tiffs(table: PatchTable, folder: Path) -> int:
+    """Write ``<gene>.tif`` per gene and ``values.ome.tif``; return the number of files.
+
+    Raises
+    ------
+    ExportError
+        If too many genes are chosen.
+    """
+    few_enough(table)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = np.full((len(table.names), *table.grid.shape), np.nan, np.float32)
+    for band in table.bands():
+        values[:, slice(*band)] = table.lattice(band).transpose(2, 0, 1)
+    mpp = table.grid.stride_um / 2
+    files = unique_names([slug(name) for name in table.names])
+    for name, file, plane in zip(table.names, files, values, strict=True):
+        low, high = np.nanpercentile(plane, CLIP)
+        said = f"{table.slide_id} {name}: {table.what}, colours from {low:.4g} to {high:.4g}, {mpp:.6g} um/px"
+        picture = on_slide(_coloured(plane, float(low), float(high)), table.grid, 255)
+        options: dict[str, Any] = {"photometric": "rgb", "description": said, "metadata": None}
+        _write(folder / f"{file}.tif", picture, mpp, options)
+    whole = np.stack([on_slide(plane, table.grid, np.nan) for plane in values])
+    metadata = {
+        "axes": "CYX",
+        "Channel": {"Name": list(table.names)},
+        "PhysicalSizeX": mpp,
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": mpp,
+        "PhysicalSizeYUnit": "µm",
+    }
+    options = {"photometric": "minisblack", "ome": True, "metadata": metadata}
+    _write(folder / "values.ome.tif", whole, mpp, options)
+    return len(table.names) + 1
+
+
+def _write(path: Path, pixels: NDArray[Any], mpp: float, options: dict[str, Any]) -> None:
+    """Write a file with its scale in the resolution tags; it appears when it is whole."""
+    import tifffile
+
+    partial = path.with_name(f"{path.name}.partial")
+    resolution = (CM_UM / mpp, CM_UM / mpp)
+    tifffile.imwrite(
+        partial, pixels, resolution=resolution, resolutionunit="CENTIMETER", compression="zlib", **options
+    )
+    partial.replace(path)
+
+
+def _coloured(plane: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
+    """Return viridis between two values; white without one."""
+    from matplotlib import colormaps
+
+    span = (plane - low) / (high - low) if high > low else np.where(np.isfinite(plane), 0.5, np.nan)
+    rgb = (colormaps["viridis"](np.clip(np.nan_to_num(span), 0, 1))[..., :3] * 255).round().astype(np.uint8)
+    rgb[~np.isfinite(plane)] = 255
+    return np.asarray(rgb)

@@ -1,0 +1,99 @@
+"""SpatialData: the slide's picture, the patches as squares, and the table that annotates them. Needs the extra.
+
+Per slide one coordinate system, named after it, in microns from the slide's top-left: squares are stored in
+it, the picture has a scale. The table's `X` and the picture are streamed.
+"""
+
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featurestore.slides.open_slide import Slide
+from histosge.exporting.formats.anndata_files import annotated
+from histosge.exporting.patch_table import PatchTable
+from histosge.exporting.slide_picture import Picture, lazy_picture
+from histosge.extras import load_extra
+
+SMALLEST_PX = 1024
+"""Levels of the picture are added until its longer side is at most this."""
+
+
+def write_spatialdata(
+    tables: Sequence[PatchTable], slides: Sequence[Slide | None], path: Path, mpp: float = 2.0
+) -> list[str]:
+    """Write one SpatialData with the elements of all slides; return their names.
+
+    Parameters
+    ----------
+    slides
+        Of each table, for its picture; None gives the patches' mean colours.
+    mpp
+        Of the picture, where the slide is finer.
+    """
+    load_extra("spatialdata", "writing SpatialData")
+    import dask
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries among themselves
+        import spatialdata
+
+        images, shapes, annotations = {}, {}, {}
+        for table, slide in zip(tables, slides, strict=True):
+            region = f"{table.slide_id}_patches"
+            images[f"{table.slide_id}_image"] = _image(lazy_picture(slide, table, mpp), table.slide_id)
+            shapes[region] = _squares(table)
+            annotations[f"{table.slide_id}_{table.what}"] = _annotation(table, region)
+        data = spatialdata.SpatialData(images=images, shapes=shapes, tables=annotations)
+        partial = path.with_name(f"{path.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        with dask.config.set(scheduler="synchronous"):
+            data.write(partial)
+    partial.replace(path)
+    return [*images, *shapes, *annotations]
+
+
+def _image(picture: Picture, system: str) -> Any:
+    import dask.array
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale
+
+    pixels = dask.array.asarray(picture.pixels).transpose(2, 0, 1)
+    levels = 0
+    while max(pixels.shape[1:]) / 2**levels > SMALLEST_PX:
+        levels += 1
+    return Image2DModel.parse(
+        pixels,
+        dims=("c", "y", "x"),
+        c_coords=["r", "g", "b"],
+        scale_factors=[2] * levels or None,
+        chunks=(3, 1024, 1024),
+        transformations={system: Scale([picture.mpp, picture.mpp], axes=("x", "y"))},
+    )
+
+
+def _squares(table: PatchTable) -> Any:
+    """Return the patches' stride cells: what each patch stands for, side by side, in microns."""
+    import geopandas
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    (x, y), half = table.xy_um.T, table.grid.stride_um / 2
+    frame = geopandas.GeoDataFrame(
+        geometry=shapely.box(x - half, y - half, x + half, y + half), index=table.ids
+    )
+    return ShapesModel.parse(frame, transformations={table.slide_id: Identity()})
+
+
+def _annotation(table: PatchTable, region: str) -> Any:
+    import pandas as pd
+    from spatialdata.models import TableModel
+
+    data = annotated(table)
+    data.obs["region"] = pd.Categorical([region] * len(table))
+    data.obs["patch"] = table.ids
+    data.obsm["spatial"] = table.xy_um
+    return TableModel.parse(data, region=region, region_key="region", instance_key="patch")

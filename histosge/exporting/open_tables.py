@@ -1,0 +1,204 @@
+"""Which slides, maps and columns of a store are exported: an expression store or a feature store, seen by itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from featurestore.errors import StoreError, StoreNotFoundError
+from featurestore.location import Location
+from featurestore.storage.layout import SPEC_NAME as FEATURE_SPEC
+from featurestore.storage.store import Store
+from featurestore.storage.zarr_metadata import read_attrs
+from histosge.calibration.conformal import TRUSTED
+from histosge.errors import ExportError
+from histosge.exporting.patch_table import PatchTable
+from histosge.prediction.expression_store import ExpressionStore, StoredMap
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a store to export; empty or None means all, or the only one.
+
+    Parameters
+    ----------
+    slide_ids, genes
+        Which slides, and which columns by name.
+    grid, encoder
+        Needed where the store holds several.
+    """
+
+    slide_ids: Sequence[str] = ()
+    genes: Sequence[str] = ()
+    grid: str | None = None
+    encoder: str | None = None
+
+
+def is_feature_store(url: str) -> bool:
+    """Tell a feature store from an expression store.
+
+    Raises
+    ------
+    StoreNotFoundError
+        If there is nothing.
+    """
+    location = Location(url)
+    if not location.exists():
+        raise StoreNotFoundError(
+            f"there is no store at {location.label}; give a feature store or an expression store"
+        )
+    return read_attrs(location, "").get("spec") == FEATURE_SPEC
+
+
+def open_tables(url: str, choice: Choice) -> list[PatchTable]:
+    """Open what is to be exported, one table per slide.
+
+    Raises
+    ------
+    ExportError, StoreError
+        If a slide, grid or gene is not there, or a map is not whole.
+    """
+    tables = _embeddings(url, choice) if is_feature_store(url) else _maps(url, choice)
+    for table in tables:
+        missing = table.array.missing(table.planned)
+        if missing:
+            raise ExportError(
+                f"slide {table.slide_id!r} has {len(table.planned) - len(missing)} of {len(table.planned)} blocks; "
+                f"finish it first: run the same histosge {'embed' if table.what == 'embedding' else 'predict'} again"
+            )
+        if not len(table):
+            raise ExportError(f"slide {table.slide_id!r} has no patch with values; nothing to export")
+    return tables
+
+
+def _maps(url: str, choice: Choice) -> list[PatchTable]:
+    store = ExpressionStore.open(url)
+    there = list(store.maps())
+    known = dict.fromkeys(slide_id for slide_id, _ in there)
+    tables = []
+    for slide_id in choice.slide_ids or known:
+        grids = [grid for slide, grid in there if slide == slide_id and choice.grid in (None, grid)]
+        if not grids:
+            raise ExportError(
+                f"{store.location.label} holds no map of slide {slide_id!r}"
+                f"{f' on grid {choice.grid}' if choice.grid else ''}; it has: {', '.join(known) or 'none'}"
+            )
+        if len(grids) > 1:
+            raise ExportError(
+                f"slide {slide_id!r} has several maps; name one with --grid: {', '.join(grids)}"
+            )
+        stored = store.map(slide_id, grids[0])
+        further = _further_arrays(store.location, f"{slide_id}/{grids[0]}")
+        tables.append(table_of_map(stored, choice.genes, further))
+    if not tables:
+        raise ExportError(f"{store.location.label} holds no map; make one with: histosge predict")
+    return tables
+
+
+Further = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
+"""Name -> dims and values of what a map holds beside its expression."""
+
+
+def table_of_map(stored: StoredMap, genes: Sequence[str] = (), further: Further | None = None) -> PatchTable:
+    """Return an opened map as a table; all genes if none is named."""
+    columns = _columns(stored.genes, genes, stored.slide_id)
+    extras = {**_own_arrays(stored), **(further or {})}
+    made_by = stored.array.attrs.get("made_by", {})
+    return PatchTable(
+        stored.slide_id,
+        stored.grid,
+        stored.rgb,
+        stored.array,
+        tuple(stored.planned()),
+        tuple(stored.genes[i] for i in columns),
+        columns,
+        "expression",
+        {key: str(value) for key, value in made_by.items()} | _edges(stored),
+        {name: values for name, (dims, values) in extras.items() if dims == ("y", "x")},
+        {name: values[list(columns)] for name, (dims, values) in extras.items() if dims == ("gene",)},
+    )
+
+
+def _own_arrays(stored: StoredMap) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
+    """Return what a model says besides expression: depth, half widths and trust, where it does."""
+    found: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
+    if stored.depth is not None:
+        depth = stored.depth.read((0, stored.grid.n_rows), (0, stored.grid.n_cols))[..., 0]
+        found["log_total_counts"] = ("y", "x"), depth.astype(np.float32)
+    if stored.half_width is not None and stored.trust is not None:
+        found["half_width"] = ("gene",), stored.half_width
+        found["trust"] = ("gene",), stored.trust
+        found["trusted"] = ("gene",), stored.trust >= TRUSTED
+    if stored.strata is not None:
+        for k, half_width in enumerate(stored.strata.half_width, start=1):
+            found[f"half_width_depth_{k}"] = ("gene",), half_width
+    return found
+
+
+def _edges(stored: StoredMap) -> dict[str, str]:
+    """Return where one half width by depth ends and the next begins, on the scale of `log_total_counts`."""
+    if stored.strata is None:
+        return {}
+    return {"half_width_depth_edges": " ".join(f"{edge:.9g}" for edge in stored.strata.edges)}
+
+
+def _further_arrays(location: Location, path: str) -> Further:
+    """Read what else a map says of each patch or of each gene."""
+    found: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
+    for name in location.folders(path):
+        document = location.read_json(f"{path}/{name}/zarr.json") or {}
+        dims = tuple(document.get("dimension_names") or ())
+        if name not in ("tissue", "gene") and dims in (("y", "x"), ("gene",)):
+            array = zarr.open_array(
+                location.zarr(read_only=True), path=f"{path}/{name}", mode="r", zarr_format=3
+            )
+            found[name] = (dims, np.asarray(array[...]))
+    return found
+
+
+def _columns(names: Sequence[str], wanted: Sequence[str], slide_id: str) -> tuple[int, ...]:
+    known = {name: i for i, name in enumerate(names)}
+    for name in wanted:
+        if name not in known:
+            near = get_close_matches(name, known, n=3, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(near)}?" if near else f"it has {len(known)}, such as {names[0]!r}"
+            )
+            raise ExportError(f"the map of {slide_id!r} has no gene {name!r}: {hint}")
+    return tuple(known[name] for name in dict.fromkeys(wanted)) or tuple(range(len(names)))
+
+
+def _embeddings(url: str, choice: Choice) -> list[PatchTable]:
+    if choice.genes:
+        raise ExportError(
+            "--genes chooses from an expression store; a feature store holds embeddings, not genes"
+        )
+    store = Store.open(url)
+    tables = []
+    for slide_id in choice.slide_ids or store.slide_ids():
+        grid_key, slug = store.select(choice.grid, choice.encoder, slide_id)
+        stored, array = store.grid(slide_id, grid_key), store.embedding(slide_id, grid_key, slug)
+        identity = store.identity(slide_id, grid_key, slug)
+        dim = array.shape[2]
+        tables.append(
+            PatchTable(
+                slide_id,
+                stored.grid,
+                stored.rgb,
+                array,
+                tuple(stored.planned(array.block_shape)),
+                tuple(f"{identity.key}_{i}" for i in range(dim)),
+                tuple(range(dim)),
+                "embedding",
+                {"encoder": identity.key, "fingerprint": identity.fingerprint},
+                {},
+                {},
+            )
+        )
+    if not tables:
+        raise StoreError(f"{store.location.label} holds no slide; fill it with: histosge embed")
+    return tables

@@ -1,0 +1,144 @@
+"""Patches and their values as every export reads them, from an expression store or a feature store.
+
+Terms
+    table   one row per patch that has values, in row-major order of the grid; one column per gene or feature
+    band    the rows of patches of one row of stored blocks: what is in memory at a time
+    kept    patches with values: tissue that could be read
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.blocks import Block
+from featurestore.grid import PatchGrid
+from featurestore.storage.block_array import BlockArray
+from histosge.prediction.expression_store import GENE_GROUP
+
+
+@dataclass(frozen=True)
+class PatchTable:
+    """One slide's patches with their values, read on demand.
+
+    Parameters
+    ----------
+    slide_id, grid
+        Whose, and the lattice.
+    rgb
+        Mean colour of each patch, ``(n_rows, n_cols, 3)``.
+    array
+        ``(y, x, column)``; NaN where a patch has no values.
+    planned
+        Blocks with tissue.
+    names, columns
+        Of the chosen columns, and their places along the array's last dim.
+    what
+        ``expression`` or ``embedding``.
+    facts
+        Who made it, JSON-ready.
+    per_patch
+        Further values of each patch, ``(n_rows, n_cols)``, by name.
+    per_column
+        Further values of each chosen column, by name.
+    """
+
+    slide_id: str
+    grid: PatchGrid
+    rgb: NDArray[np.uint8]
+    array: BlockArray
+    planned: tuple[Block, ...]
+    names: tuple[str, ...]
+    columns: tuple[int, ...]
+    what: str
+    facts: dict[str, str]
+    per_patch: dict[str, NDArray[Any]]
+    per_column: dict[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def kept(self) -> NDArray[np.bool_]:
+        """Which patches have values, ``(n_rows, n_cols)``: one pass over the first group of columns."""
+        kept = np.zeros(self.grid.shape, dtype=bool)
+        first = slice(0, self._group)
+        for block in self.planned:
+            kept[block.slices] = np.isfinite(self.array.read(block.rows, block.cols, first)).any(axis=2)
+        return kept
+
+    @property
+    def _group(self) -> int:
+        """Columns in one stored object."""
+        return self.array.shape[2] if self.array.n_groups == 1 else GENE_GROUP
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Grid row of each kept patch."""
+        return np.nonzero(self.kept)[0]
+
+    @cached_property
+    def cols(self) -> NDArray[np.int64]:
+        """Grid column of each kept patch."""
+        return np.nonzero(self.kept)[1]
+
+    @property
+    def xy_um(self) -> NDArray[np.float64]:
+        """Centres ``(x, y)`` in microns from the slide's top-left, ``(n, 2)``."""
+        return np.stack([self.grid.x_um[self.cols], self.grid.y_um[self.rows]], axis=1)
+
+    @property
+    def ids(self) -> list[str]:
+        """A name for each row of the table."""
+        return [
+            f"{self.slide_id}_{r}_{c}" for r, c in zip(self.rows.tolist(), self.cols.tolist(), strict=True)
+        ]
+
+    def bands(self) -> list[tuple[int, int]]:
+        """Half-open ranges of grid rows that hold kept patches, from top to bottom."""
+        step = self.array.block_shape[0]
+        ranges = [(row, min(row + step, self.grid.n_rows)) for row in range(0, self.grid.n_rows, step)]
+        return [band for band in ranges if self.kept[slice(*band)].any()]
+
+    def lattice(self, rows: tuple[int, int]) -> NDArray[np.float32]:
+        """Return the chosen columns of some grid rows, ``(rows, n_cols, n_columns)``; NaN without values."""
+        wide = (0, self.grid.n_cols)
+        values = np.empty((rows[1] - rows[0], self.grid.n_cols, len(self.columns)), np.float32)
+        columns = np.asarray(self.columns)
+        for group in np.unique(columns // self._group):
+            here = np.flatnonzero(columns // self._group == group)
+            low, high = int(columns[here].min()), int(columns[here].max())
+            values[..., here] = self.array.read(rows, wide, slice(low, high + 1))[..., columns[here] - low]
+        return values
+
+    def read(self, band: tuple[int, int]) -> NDArray[np.float32]:
+        """Return the rows of the table that lie in a band, ``(n, n_columns)``."""
+        return self.lattice(band)[self.kept[slice(*band)]]
+
+    def size_of(self, band: tuple[int, int]) -> int:
+        """Rows of the table in a band."""
+        return int(self.kept[slice(*band)].sum())
+
+    def chunks(self) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Yield the table from top to bottom: which of its rows, and their values."""
+        start = 0
+        for band in self.bands():
+            values = self.read(band)
+            yield slice(start, start + len(values)), values
+            start += len(values)
+
+    def lazy(self) -> Any:
+        """Return the whole table as a dask array, one chunk per band."""
+        import dask
+        import dask.array
+
+        parts = [
+            dask.array.from_delayed(
+                dask.delayed(self.read)(band), shape=(self.size_of(band), len(self.names)), dtype=np.float32
+            )
+            for band in self.bands()
+        ]
+        return dask.array.concatenate(parts, axis=0)

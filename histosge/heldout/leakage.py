@@ -1,0 +1,114 @@
+"""Which patches a fold's training may see, and which its held-out spots: no pixel is in both.
+
+A model that looks beyond a patch would otherwise train on windows that reach into held-out tissue. Here
+every patch falls on the training side, on the test side, or between them, where nobody looks; so windows
+of any width stay on their own side, and a model finds background beyond the border. Arithmetic only.
+
+Terms
+    side    of a patch: how much nearer it is to the spots of one part than to those of the other
+    margin  sqrt(2) x patch: by so much a patch must be nearer, so that squares on two sides never touch
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from histosge.data.sections import Patches, Section
+from histosge.errors import SplitError
+
+Mask = NDArray[np.bool_]
+
+
+def window_buffer_um(spot_um: float, patch_um: float, stride_um: float) -> float:
+    """Return how far apart training and held-out spots must be for the patches under them to share no pixel.
+
+    A patch counts for a spot if its stride cell touches the disc: its centre lies at most half a spot
+    and half the cell's diagonal away. Squares whose centres are a patch's diagonal apart are disjoint.
+
+    Parameters
+    ----------
+    spot_um, patch_um, stride_um
+        Diameter of a spot, side of a patch, and step of the grid.
+    """
+    return spot_um + float(np.sqrt(2)) * (stride_um + patch_um)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """One section's patches as one fold sees them.
+
+    Parameters
+    ----------
+    train, test
+        Masks over the section's patches, ``(n_patches,)``.
+    """
+
+    train: Mask
+    test: Mask
+
+    @classmethod
+    def of(cls, section: Section, train: Mask, test: Mask) -> "Sides":
+        """Split a section's patches by the spots trained on and held out, masks ``(n_spots,)``.
+
+        Where a part has no spot in this section the other part sees all patches.
+        """
+        everything = np.ones(len(section.patches), dtype=bool)
+        if not train.any() or not test.any():
+            return cls(everything if train.any() else ~everything, everything if test.any() else ~everything)
+        at, spots = section.patches.xy_um, section.spots.xy_um
+        to_train, to_test = (cKDTree(spots[part]).query(at)[0] for part in (train, test))
+        nearer = to_test - to_train
+        # Rounding may not cost a patch under a spot its side: the guarantee is on squares, checked below.
+        margin = np.sqrt(2) * section.patches.patch_um * (1 - 1e-9)
+        return cls(nearer >= margin, nearer <= -margin)
+
+
+def check_windows_apart(section: Section, sides: Sides, train: Mask, test: Mask, fold: str) -> None:
+    """Refuse sides that share a pixel, or on which a spot lacks a patch under its disc.
+
+    Raises
+    ------
+    SplitError
+        Naming the fold, the section and what overlaps.
+    """
+    patches, where = section.patches, f"fold {fold!r}, section {section.slide_id!r}"
+    if not train.any() or not test.any():
+        return
+    reach, _ = cKDTree(patches.xy_um[sides.test]).query(patches.xy_um[sides.train], p=np.inf)
+    overlapping = int((np.asarray(reach) < patches.patch_um * (1 - 1e-6)).sum())
+    if overlapping:
+        raise SplitError(
+            f"{where}: {overlapping} patches that training sees overlap patches of held-out spots: widen the buffer"
+        )
+    for name, spots, side in (("training", train, sides.train), ("held-out", test, sides.test)):
+        covered = np.asarray(section.overlap[spots][:, side].sum(axis=1)).ravel()
+        whole = np.asarray(section.overlap[spots].sum(axis=1)).ravel()
+        if lost := int((covered < whole - 1e-6).sum()):
+            raise SplitError(
+                f"{where}: {lost} {name} spots lie on patches of the other side: widen the buffer to at least "
+                f"{window_buffer_um(section.spots.diameter_um, patches.patch_um, patches.stride_um):.0f} um"
+            )
+
+
+def take_patches(section: Section, keep: Mask) -> Section:
+    """Return a section with only some of its patches; the spots stay."""
+    if keep.all():
+        return section
+    patches: Patches = replace(
+        section.patches,
+        rows=section.patches.rows[keep],
+        cols=section.patches.cols[keep],
+        embedding=section.patches.embedding[keep],
+    )
+    return replace(section, patches=patches, overlap=section.overlap[:, keep])
+
+
+def take_spots(section: Section, keep: Mask) -> Section:
+    """Return a section with only some of its spots; the patches stay."""
+    if keep.all():
+        return section
+    spots = section.spots
+    chosen = replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])
+    return replace(section, spots=chosen, overlap=section.overlap[keep])

@@ -1,0 +1,154 @@
+"""Targets as a few patterns of genes: standardised within each section, then principal components.
+
+A section's own mean and spread (staining, depth, batch) are taken out before patterns are looked for,
+and the pooled ones are put back into predictions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histosge.data.sections import TrainingSection
+from histosge.models.linear_algebra import Floats, fix_signs
+from histosge.models.protocol import State
+
+FLOOR = 0.1
+"""Below this share of a gene's mean a prediction bends towards 0 and never reaches it."""
+
+EXACT = 4000
+"""Spots, or genes, up to which principal axes come from a Gram matrix (128 MB)."""
+ITERATIONS = 8
+_CHUNK = 512
+_BENT_TOGETHER = 1 << 18
+"""Values that are made and bent at a time, while they are in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class LowRankTargets:
+    """How patterns and log1p(CP10k) turn into each other.
+
+    Parameters
+    ----------
+    mean, sd
+        Per gene: pooled over sections, and within them, shape ``(n_genes,)``.
+    axes
+        Orthonormal, ``(n_genes, n_patterns)``.
+    """
+
+    mean: Floats
+    sd: Floats
+    axes: Floats
+
+    @classmethod
+    def of(cls, sections: Sequence[TrainingSection], n_patterns: int) -> Self:
+        """Find the patterns of the training spots."""
+        counts = [len(section.target) for section in sections]
+        means, variances = zip(*(_moments(section.target) for section in sections), strict=True)
+        mean, variance = (np.average(values, axis=0, weights=counts) for values in (means, variances))
+        return cls(mean, np.sqrt(variance), pattern_axes([s.target for s in sections], n_patterns))
+
+    def patterns(self, section: TrainingSection) -> Floats:
+        """Return a section's targets as patterns, ``(n_spots, n_patterns)``."""
+        out = np.zeros((len(section.target), self.axes.shape[1]))
+        for columns in _chunks(section.target.shape[1]):
+            out += standardise(section.target[:, columns]) @ self.axes[columns]
+        return out
+
+    def genes(self, patterns: Floats, mean: Floats | None = None) -> NDArray[np.float32]:
+        """Return log1p(CP10k) from patterns, positive, ``(n, n_genes)``; around another mean if one is given."""
+        mean = self.mean if mean is None else mean
+        weight = np.vstack([(self.axes * self.sd[:, None]).T, mean]).astype(np.float32)
+        inputs = np.column_stack([patterns, np.ones(len(patterns))]).astype(np.float32)
+        floor = (FLOOR * self.mean).astype(np.float32)
+        values = np.empty((len(inputs), weight.shape[1]), np.float32)
+        rows = max(1, _BENT_TOGETHER // weight.shape[1])
+        for start in range(0, len(values), rows):
+            part = values[start : start + rows]
+            np.matmul(inputs[start : start + rows], weight, out=part)
+            bend(part, floor)
+        return values
+
+    def state(self) -> State:
+        """Return the arrays."""
+        return {"targets.mean": self.mean, "targets.sd": self.sd, "targets.axes": self.axes}
+
+    @classmethod
+    def from_state(cls, state: State) -> Self:
+        """Rebuild."""
+        return cls(state["targets.mean"], state["targets.sd"], state["targets.axes"])
+
+
+def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
+    """Return the leading principal axes of targets standardised within sections, ``(n_genes, n_axes)``.
+
+    Exact from the smaller of the two Gram matrices, up to `EXACT` spots or genes; beyond, by subspace
+    iteration. Genes are taken `_CHUNK` at a time: beside the targets themselves, memory holds the Gram matrix
+    or ``n_genes + n_spots`` rows of axes, never a second copy of the targets.
+    """
+    n_spots, n_genes = sum(map(len, targets)), targets[0].shape[1]
+    if n_spots > EXACT and n_genes <= EXACT:
+        square = sum((z.T @ z for z in map(standardise, targets)), np.zeros((n_genes, n_genes)))
+        values, vectors = np.linalg.eigh(square)
+        return fix_signs(vectors[:, np.argsort(values)[::-1][:n_axes]])
+    if n_spots <= EXACT:
+        square = np.zeros((n_spots, n_spots))
+        for columns in _chunks(n_genes):
+            part = _standardised(targets, columns)
+            square += part @ part.T
+        values, vectors = np.linalg.eigh(square)
+        order = np.argsort(values)[::-1][:n_axes]
+        order = order[values[order] > 1e-10 * max(values[order].max(initial=0.0), 1e-300)]
+        left = vectors[:, order] / np.sqrt(values[order])
+    else:
+        left = np.random.default_rng(0).standard_normal((n_spots, n_axes + 10))
+        for _ in range(ITERATIONS):
+            left = np.linalg.qr(left)[0]
+            again = np.zeros_like(left)
+            for columns in _chunks(n_genes):
+                part = _standardised(targets, columns)
+                again += part @ (part.T @ left)
+            left = again
+        vectors, values, _ = np.linalg.svd(left, full_matrices=False)
+        left = vectors[:, :n_axes] / np.sqrt(np.maximum(values[:n_axes], 1e-300))
+    axes = np.concatenate([_standardised(targets, columns).T @ left for columns in _chunks(n_genes)])
+    return fix_signs(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-300))
+
+
+def _chunks(n_genes: int) -> list[slice]:
+    return [slice(start, start + _CHUNK) for start in range(0, n_genes, _CHUNK)]
+
+
+def _standardised(targets: Sequence[NDArray[np.float32]], columns: slice) -> Floats:
+    return np.concatenate([standardise(target[:, columns]) for target in targets])
+
+
+def _moments(target: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    mean, variance = np.empty(target.shape[1]), np.empty(target.shape[1])
+    for columns in _chunks(target.shape[1]):
+        part = target[:, columns].astype(np.float64)
+        mean[columns], variance[columns] = part.mean(axis=0), part.var(axis=0)
+    return mean, variance
+
+
+def standardise(target: NDArray[np.float32]) -> Floats:
+    """Bring each gene of one section to mean 0 and spread 1; a gene that does not vary becomes 0."""
+    values = target.astype(np.float64)
+    sd = values.std(axis=0)
+    return np.asarray((values - values.mean(axis=0)) / np.where(sd > 1e-6, sd, np.inf))
+
+
+def bend(values: NDArray[np.float32], floor: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Bend values below a gene's floor towards 0, in place: ``floor * exp(value / floor - 1)``.
+
+    Smooth and increasing everywhere, unlike a clip: two patches that a linear map tells apart stay apart.
+    """
+    floor = np.maximum(floor, np.float32(1e-6))
+    values = np.ascontiguousarray(values)
+    flat = values.reshape(-1)  # places in one dimension are found much faster than in two
+    low = np.flatnonzero((values < floor).reshape(-1))
+    f = floor[low % len(floor)]
+    flat[low] = f * np.exp(np.maximum(flat[low] / f - 1, -80))
+    return values

@@ -1,0 +1,54 @@
+"""The training mean: what every other model must beat."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histosge.data.sections import Patches, TrainingSection
+from histosge.models.protocol import State
+
+
+@dataclass(frozen=True)
+class MeanModel:
+    """Each gene's mean log1p(CP10k) over the training spots, everywhere.
+
+    Parameters
+    ----------
+    mean
+        Shape ``(n_genes,)``.
+    """
+
+    name: ClassVar[str] = "mean"
+    needs_position_on_slide: ClassVar[bool] = False
+    mean: NDArray[np.float32]
+
+    @property
+    def halo_um(self) -> float:
+        """Return 0: it looks at nothing."""
+        return 0.0
+
+    @classmethod
+    def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
+        """Average; seed and epochs have no effect."""
+        targets = np.concatenate([section.target for section in sections])
+        return cls(targets.mean(axis=0, dtype=np.float64).astype(np.float32))
+
+    def predict(self, patches: Patches) -> NDArray[np.float32]:
+        """Return the mean for every patch, ``(n_patches, n_genes)``."""
+        return np.tile(self.mean, (len(patches), 1))
+
+    def config(self) -> dict[str, Any]:
+        """Return nothing: the mean is all there is."""
+        return {}
+
+    def state(self) -> State:
+        """Return the mean."""
+        return {"mean": self.mean}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], state: State) -> Self:
+        """Rebuild."""
+        return cls(state["mean"])

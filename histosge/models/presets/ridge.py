@@ -1,0 +1,86 @@
+"""Ridge on the embedding under each spot: the baseline that the field quotes, with its penalty chosen.
+
+Linear in log1p(CP10k). It looks at one patch at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histosge.data.sections import Patches, TrainingSection
+from histosge.models.linear_algebra import (
+    Affine,
+    RidgePath,
+    Standardiser,
+    choose_penalty,
+    principal_axes,
+    spatial_groups,
+)
+from histosge.models.protocol import State
+
+MAX_DIM = 256
+"""Wider embeddings are first reduced to this many principal components, as the field's benchmark does."""
+
+
+@dataclass(frozen=True)
+class RidgeModel:
+    """log1p(CP10k) = max(0, embedding @ weight + offset).
+
+    Parameters
+    ----------
+    affine
+        From an embedding to genes: standardiser, principal components and ridge in one.
+    penalty, n_components
+        As chosen; 0 components means that the embedding was used as it is.
+    """
+
+    name: ClassVar[str] = "ridge"
+    needs_position_on_slide: ClassVar[bool] = False
+    affine: Affine
+    penalty: float
+    n_components: int
+
+    @property
+    def halo_um(self) -> float:
+        """Return 0: it looks at one patch at a time."""
+        return 0.0
+
+    @classmethod
+    def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
+        """Solve in closed form; seed and epochs have no effect.
+
+        The penalty is the best on training sections left out in turn, or on stripes of a lone section.
+        """
+        X = np.concatenate([s.overlap @ s.patches.embedding.astype(np.float64) for s in sections])
+        Y = np.concatenate([s.target for s in sections]).astype(np.float64)
+        standardiser = Standardiser.of(X)
+        X = standardiser.apply(X)
+        axes = principal_axes(X, MAX_DIM) if X.shape[1] > MAX_DIM else None
+        X = X @ axes if axes is not None else X
+        penalty = choose_penalty(X, Y, spatial_groups(sections))
+        affine = RidgePath.of(X, Y).at(penalty)
+        if axes is not None:
+            affine = Affine(axes @ affine.weight, affine.offset)
+        n_components = axes.shape[1] if axes is not None else 0
+        return cls(affine.after(standardiser), penalty, n_components)
+
+    def predict(self, patches: Patches) -> NDArray[np.float32]:
+        """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
+        predicted = self.affine(patches.embedding)
+        return np.maximum(predicted, 0.0, out=predicted).astype(np.float32)
+
+    def config(self) -> dict[str, Any]:
+        """Return what was chosen."""
+        return {"penalty": self.penalty, "n_components": self.n_components}
+
+    def state(self) -> State:
+        """Return the map."""
+        return self.affine.state()
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], state: State) -> Self:
+        """Rebuild."""
+        return cls(Affine(state["weight"], state["offset"]), config["penalty"], config["n_components"])

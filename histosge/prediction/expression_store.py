@@ -1,0 +1,265 @@
+"""The expression store: a dense map of genes per slide, streamed in by blocks.
+
+The same shape and commit rules as the feature store, one floor up: one object per block and gene
+group, done is what exists. Readable by plain zarr and xarray.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec
+from zarr.errors import UnstableSpecificationWarning
+
+from featurestore.blocks import Block, plan_blocks
+from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
+from featurestore.grid import PatchGrid
+from featurestore.location import Location
+from featurestore.storage.block_array import BlockArray
+from featurestore.storage.store import StoredGrid
+from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
+from featurestore.tissue.survey import TISSUE_THRESHOLD
+from histosge.calibration.conformal import Intervals
+from histosge.calibration.depth_strata import DepthStrata
+
+SPEC_NAME = "histosge-expression"
+SPEC_VERSION = 1
+GENE_GROUP = 256
+"""Genes in one object: a viewer that wants one gene reads this many, a stream writes few objects."""
+
+
+@dataclass(frozen=True)
+class StoredMap:
+    """One slide's map, opened.
+
+    Parameters
+    ----------
+    slide_id, grid
+        Whose, and the lattice.
+    genes
+        Names along the last dim.
+    tissue
+        Share of each patch that is tissue, 0..255.
+    rgb
+        Mean colour of each patch.
+    array
+        ``(y, x, gene)``, log1p(CP10k); NaN off tissue.
+    half_width, trust
+        Per gene, see `histosge.calibration.conformal`; None where the model was not calibrated.
+    strata
+        Half widths by predicted depth; None where one for all is as good.
+    depth
+        ``(y, x, 1)``, log of the total counts that a spot there would have; None where it was not predicted.
+    """
+
+    slide_id: str
+    grid: PatchGrid
+    genes: tuple[str, ...]
+    tissue: NDArray[np.uint8]
+    rgb: NDArray[np.uint8]
+    array: BlockArray
+    half_width: NDArray[np.float32] | None = None
+    trust: NDArray[np.float32] | None = None
+    depth: BlockArray | None = None
+    strata: DepthStrata | None = None
+
+    def read_with_bounds(
+        self, rows: tuple[int, int], cols: tuple[int, int]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """Return prediction, lower and upper end of its interval, each ``(rows, cols, gene)``.
+
+        Raises
+        ------
+        StoreError
+            If the map has no intervals.
+        """
+        if self.half_width is None:
+            raise StoreError(
+                f"the map of {self.slide_id!r} has no intervals: its model was not calibrated; train again"
+            )
+        values = self.array.read(rows, cols).astype(np.float32)
+        half_width = self.half_width
+        if self.strata is not None and self.depth is not None:
+            half_width = self.strata.at(self.depth.read(rows, cols)[..., 0])
+        return values, np.maximum(values - half_width, 0), values + half_width
+
+    def planned(self) -> list[Block]:
+        """Blocks with tissue: those that will exist."""
+        tissue = self.tissue >= TISSUE_THRESHOLD
+        return [b for b in plan_blocks(self.grid.shape, self.array.block_shape) if tissue[b.slices].any()]
+
+
+class ExpressionStore:
+    """Dense maps at a location. Make one with `open` or `open_or_create`."""
+
+    def __init__(self, location: Location) -> None:
+        self.location = location
+
+    @classmethod
+    def open(cls, url: str) -> "ExpressionStore":
+        """Open an expression store that exists.
+
+        Raises
+        ------
+        StoreNotFoundError
+            If there is nothing at `url`.
+        StoreError
+            If something else lies there.
+        """
+        location = Location(url)
+        if not location.exists():
+            raise StoreNotFoundError(
+                f"there is no expression store at {location.label}; make one with: histosge predict"
+            )
+        check_root(location, SPEC_NAME, SPEC_VERSION, "expression store")
+        return cls(location)
+
+    @classmethod
+    def open_or_create(cls, url: str) -> "ExpressionStore":
+        """Open an expression store, or make an empty one where there is nothing yet."""
+        location = Location(url)
+        create_root(location, SPEC_NAME, SPEC_VERSION, "expression store")
+        return cls(location)
+
+    def maps(self) -> Iterator[tuple[str, str]]:
+        """Yield ``(slide id, grid key)`` of every map."""
+        for slide_id in self.location.folders():
+            for grid_key in self.location.folders(slide_id):
+                if self.location.exists(f"{slide_id}/{grid_key}/expression/zarr.json"):
+                    yield slide_id, grid_key
+
+    def add_map(
+        self,
+        stored: StoredGrid,
+        genes: tuple[str, ...],
+        block_shape: tuple[int, int],
+        made_by: dict[str, Any],
+        *,
+        intervals: Intervals | None = None,
+        depth: bool = False,
+    ) -> StoredMap:
+        """Create a slide's map, or open the one that the same model began.
+
+        Parameters
+        ----------
+        made_by
+            JSON-ready identity of the model and of the embeddings: a map of another one is refused.
+        intervals
+            Of these genes: their half widths and trust are written beside the expression.
+        depth
+            Whether the model predicts depth: an array for it is made.
+        """
+        slide_id, grid = stored.slide_id, stored.grid
+        path = f"{slide_id}/{grid.spec.key}"
+        attrs = read_attrs(self.location, f"{path}/expression")
+        if attrs:
+            if attrs["made_by"] != made_by:
+                raise IdentityMismatchError(
+                    f"{self.location.label}/{path} was predicted by {_brief(attrs['made_by'])}, now it is "
+                    f"{_brief(made_by)}; give another OUT or remove that folder"
+                )
+            found = self.map(slide_id, grid.spec.key, read_only=False)
+            if found.genes != genes:
+                raise IdentityMismatchError(
+                    f"{self.location.label}/{path} holds genes {found.genes[0]}..{found.genes[-1]}, now it is "
+                    f"{genes[0]}..{genes[-1]}; give another OUT or remove that folder"
+                )
+            return found
+        write_group(self.location, slide_id, {})
+        self._write_coordinates(path, stored, genes, intervals)
+        write_group(self.location, path, {"grid": grid.to_attrs()})
+        if depth:
+            BlockArray.create(
+                self.location,
+                f"{path}/depth",
+                shape=(*grid.shape, 1),
+                chunks=(*block_shape, 1),
+                dtype="float16",
+                dims=("y", "x", "library"),
+                attrs={"units": "log of a spot's total counts"},
+            )
+        # Last: a map is known by its expression.
+        BlockArray.create(
+            self.location,
+            f"{path}/expression",
+            shape=(*grid.shape, len(genes)),
+            chunks=(*block_shape, min(GENE_GROUP, len(genes))),
+            dtype="float16",
+            dims=("y", "x", "gene"),
+            attrs={"made_by": made_by, "units": "log1p of counts per 10,000"},
+        )
+        consolidate(self.location, slide_id)
+        return self.map(slide_id, grid.spec.key, read_only=False)
+
+    def _write_coordinates(
+        self, path: str, stored: StoredGrid, genes: tuple[str, ...], intervals: Intervals | None
+    ) -> None:
+        grid = stored.grid
+        values: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {
+            "y": (("y",), grid.y_um),
+            "x": (("x",), grid.x_um),
+            "tissue": (("y", "x"), stored.tissue),
+            "rgb": (("y", "x", "channel"), stored.rgb),
+            "gene": (("gene",), np.array(genes, dtype=np.dtypes.StringDType())),
+        }
+        if intervals is not None:
+            values["half_width"] = (("gene",), intervals.half_width)
+            values["trust"] = (("gene",), intervals.trust)
+            if intervals.strata is not None:
+                values["depth_edge"] = (("edge",), intervals.strata.edges)
+                values["half_width_by_depth"] = (("stratum", "gene"), intervals.strata.half_width)
+        with warnings.catch_warnings():
+            # Strings are in wide use but not yet in format 3's written core.
+            warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
+            for name, (dims, data) in values.items():
+                zarr.create_array(
+                    self.location.zarr(),
+                    name=f"{path}/{name}",
+                    data=data,
+                    chunks=data.shape,
+                    compressors=[Crc32cCodec()],
+                    dimension_names=dims,
+                    attributes={"units": "micrometer"} if name in ("y", "x") else {},
+                    overwrite=True,
+                )
+
+    def map(self, slide_id: str, grid_key: str, *, read_only: bool = True) -> StoredMap:
+        """Open one slide's map."""
+        path = f"{slide_id}/{grid_key}"
+        attrs = read_attrs(self.location, path).get("grid")
+        if not attrs:
+            raise StoreError(f"{self.location.label} holds no map {path}")
+        store = self.location.zarr(read_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
+            genes = tuple(
+                str(g)
+                for g in np.asarray(zarr.open_array(store, path=f"{path}/gene", mode="r", zarr_format=3)[...])
+            )
+        tissue, rgb = (
+            np.asarray(zarr.open_array(store, path=f"{path}/{name}", mode="r", zarr_format=3)[...])
+            for name in ("tissue", "rgb")
+        )
+        array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
+        half_width, trust = (self._optional(f"{path}/{name}") for name in ("half_width", "trust"))
+        edges, widths = (self._optional(f"{path}/{name}") for name in ("depth_edge", "half_width_by_depth"))
+        strata = DepthStrata(edges, widths) if edges is not None and widths is not None else None
+        depth = None
+        if self.location.exists(f"{path}/depth/zarr.json"):
+            depth = BlockArray.open(self.location, f"{path}/depth", read_only=read_only)
+        grid = PatchGrid.from_attrs(attrs)
+        return StoredMap(slide_id, grid, genes, tissue, rgb, array, half_width, trust, depth, strata)
+
+    def _optional(self, path: str) -> NDArray[np.float32] | None:
+        if not self.location.exists(f"{path}/zarr.json"):
+            return None
+        store = self.location.zarr(read_only=True)
+        return np.asarray(zarr.open_array(store, path=path, mode="r", zarr_format=3)[...])
+
+
+def _brief(made_by: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {str(value)[:16]}" for key, value in sorted(made_by.items()))

@@ -1,0 +1,280 @@
+"""A model streamed over slides: embeddings in by blocks, a dense expression map out by blocks.
+
+Resumable like the embedding: what is done is what exists. Memory holds the blocks near the one being
+predicted, never a slide.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.slides.sample_sheet import Sample
+from featurestore.storage.store import Store
+from histosge.data.section_loading import EmbeddedSlide, Window, open_embedded, stream_windows
+from histosge.errors import ModelError
+from histosge.exporting.formats.anndata_files import write_anndata
+from histosge.exporting.open_tables import table_of_map
+from histosge.models.protocol import DepthModel, Model, PartialModel, Reduce, ReducingModel
+from histosge.prediction.conditioning import ConditionedModel, load_conditioned
+from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.slide_tasks import map_slides
+from histosge.threads import side_by_side, usable_cores
+from histosge.training.saved_model import SavedModel, load_model
+
+_BYTES_AT_WORK = 1 << 30
+"""Predictions that are in memory at once, about: single precision, what is stored, and room to work."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with (slide id, blocks done, blocks to do) after each block."""
+
+
+def _silent(slide_id: str, done: int, total: int) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class PredictResult:
+    """One slide's map: how many objects belong to it, and how many blocks this run computed."""
+
+    slide_id: str
+    grid_key: str
+    planned: int
+    computed: int
+    patches: int
+
+
+def predict(
+    store: str,
+    model: str | Path,
+    out: str,
+    *,
+    slide_ids: Sequence[str] = (),
+    genes: Sequence[str] = (),
+    grid: str | None = None,
+    encoder: str | None = None,
+    condition_on: str | None = None,
+    workers: int = 1,
+    progress: Progress = _silent,
+    say: Callable[[str], None] = lambda message: None,
+) -> list[PredictResult]:
+    """Predict a dense map for slides of a store.
+
+    Parameters
+    ----------
+    store
+        Feature store with the slides' embeddings.
+    model
+        A saved model's folder.
+    out
+        Expression store to write, a folder or URL.
+    slide_ids
+        Which slides; all of the store if empty.
+    genes
+        Which of the model's genes; all if empty.
+    grid, encoder
+        Needed where the store holds several.
+    condition_on
+        Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
+    workers
+        Processes that share the slides out among themselves; the maps are the same.
+    progress, say
+        Called after each block, and with one line on what was found.
+
+    Raises
+    ------
+    ModelError
+        If the model does not fit the store, or knows none of the genes.
+    """
+    source, saved = Store.open(store), load_model(model)
+    columns = _gene_columns(saved, genes)
+    ids = list(slide_ids) or source.slide_ids()
+    if not ids:
+        raise ModelError(f"{source.location.label} holds no slide; fill it with: histosge embed")
+    slides = [open_embedded(source, slide_id, grid, encoder) for slide_id in ids]
+    for slide in slides:
+        saved.check_fits(slide.identity, slide.stored.grid)
+        _check_whole(slide)
+    task = _Task.of_image(saved, columns)
+    if condition_on is not None:
+        if len(ids) != 1:
+            raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
+        sample = Sample(ids[0], "", condition_on)
+        conditioned = load_conditioned(source, saved, sample, (grid, encoder), say)
+        task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
+    # Only now: what is refused leaves nothing behind.
+    target = ExpressionStore.open_or_create(out)
+    if workers > 1 and len(ids) > 1:
+        run = partial(_predict_one, store, model, out, genes=tuple(genes), grid=grid, encoder=encoder)
+        return map_slides(
+            run, ids, workers, lambda slide_id, result: progress(slide_id, result.planned, result.planned)
+        )
+    return [_predict_slide(slide, task, target, progress) for slide in slides]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is predicted by what: the saved model, or the same one conditioned on spots.
+
+    Parameters
+    ----------
+    image, model
+        What predicts depth, and what predicts genes: the same but for spots.
+    columns
+        Of the model's genes.
+    spots
+        Fingerprint of the spots that it was conditioned on, or None.
+    reduce
+        What both take in place of embeddings, see `ReducingModel`.
+    """
+
+    saved: SavedModel
+    image: Model
+    model: Model | ConditionedModel
+    columns: list[int]
+    spots: str | None
+    reduce: Reduce | None = None
+
+    @classmethod
+    def of_image(cls, saved: SavedModel, columns: list[int]) -> Self:
+        """Predict by the picture alone."""
+        reduce, model = saved.model.split() if isinstance(saved.model, ReducingModel) else (None, saved.model)
+        return cls(saved, model, model, columns, None, reduce)
+
+    @property
+    def knows_depth(self) -> bool:
+        return isinstance(self.image, DepthModel) and self.image.depth is not None
+
+    def predict(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return the chosen genes of the block's own patches and, where the model knows it, depth."""
+        own = np.flatnonzero(window.own)
+        depth: NDArray[np.float32] | None = None
+        if self.knows_depth:
+            genes, depth = cast(DepthModel, self.image).predict_with_depth(window.patches, own)
+        if self.spots is not None or not self.knows_depth:
+            genes = self._genes(window, own)
+        every = self.columns == list(range(genes.shape[1]))
+        return genes if every else genes[:, self.columns], depth
+
+    def _genes(self, window: Window, own: NDArray[np.int64]) -> NDArray[np.float32]:
+        if isinstance(self.model, PartialModel):  # those around the block are only looked at
+            return self.model.predict_some(window.patches, own)
+        return self.model.predict(window.patches)[own]
+
+
+def _predict_one(
+    store: str,
+    model: str | Path,
+    out: str,
+    slide_id: str,
+    *,
+    genes: tuple[str, ...],
+    grid: str | None,
+    encoder: str | None,
+) -> PredictResult:
+    """Predict one slide in a worker."""
+    (result,) = predict(store, model, out, slide_ids=[slide_id], genes=genes, grid=grid, encoder=encoder)
+    return result
+
+
+def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
+    from difflib import get_close_matches
+
+    known = {gene: i for i, gene in enumerate(saved.card.genes)}
+    for gene in genes:
+        if gene not in known:
+            near = get_close_matches(gene, known, n=3, cutoff=0.5)
+            hint = (
+                f"did you mean {' or '.join(near)}?"
+                if near
+                else f"it has {len(known)} genes, listed in config.json"
+            )
+            raise ModelError(f"the model does not predict gene {gene!r}: {hint}")
+    return [known[gene] for gene in dict.fromkeys(genes)] or list(range(len(known)))
+
+
+def _check_whole(slide: EmbeddedSlide) -> None:
+    planned = slide.stored.planned(slide.array.block_shape)
+    lacking = slide.array.missing(planned)
+    if lacking:
+        raise ModelError(
+            f"slide {slide.slide_id!r} has {len(planned) - len(lacking)} of {len(planned)} blocks; "
+            "finish it first: run the same histosge embed again"
+        )
+
+
+def _predict_slide(
+    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, progress: Progress
+) -> PredictResult:
+    planned = slide.stored.planned(slide.array.block_shape)
+    saved = task.saved
+    genes = tuple(saved.card.genes[i] for i in task.columns)
+    made_by = {
+        "model": saved.fingerprint,
+        "preset": saved.card.preset,
+        "encoder": slide.identity.fingerprint,
+        "slide": slide.fingerprint,
+        "genes": len(genes),
+    }
+    if task.spots is not None:
+        made_by["spots"] = task.spots
+    intervals = saved.intervals.take(task.columns) if saved.intervals else None
+    stored_map = target.add_map(
+        slide.stored,
+        genes,
+        slide.array.block_shape,
+        made_by,
+        intervals=intervals,
+        depth=task.knows_depth,
+    )
+    missing = stored_map.array.missing(planned)
+    windows = stream_windows(slide, missing, task.model.halo_um, task.reduce)
+    work = partial(_predict_window, task=task, stored_map=stored_map)
+    threads = _threads(slide.array.block_shape, len(genes))
+    for number, _ in enumerate(side_by_side(work, windows, threads), start=1):
+        progress(slide.slide_id, number, len(missing))
+    return PredictResult(
+        slide.slide_id,
+        slide.stored.grid.spec.key,
+        len(planned),
+        len(missing),
+        int(slide.stored.is_tissue.sum()),
+    )
+
+
+def _threads(block_shape: tuple[int, int], n_genes: int) -> int:
+    """Return how many blocks to work on at once: a core each, as far as their values are worth the memory."""
+    bytes_each = 4 * block_shape[0] * block_shape[1] * n_genes
+    return max(1, min(usable_cores(), _BYTES_AT_WORK // (3 * bytes_each)))
+
+
+def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
+    """Predict a block, and write it."""
+    shape = window.block.shape
+    values = np.full((*shape, len(task.columns)), np.nan, stored_map.array.dtype)
+    depths = np.full((*shape, 1), np.nan, np.float32)
+    if window.own.any():
+        predicted, depth = task.predict(window)
+        rows = window.patches.rows[window.own] - window.block.rows[0]
+        cols = window.patches.cols[window.own] - window.block.cols[0]
+        values[rows, cols] = predicted.astype(values.dtype)
+        if depth is not None:
+            depths[rows, cols, 0] = depth
+    # Expression last: a block is done when it has that.
+    if stored_map.depth is not None:
+        stored_map.depth.write(window.block, depths)
+    stored_map.array.write(window.block, values)
+
+
+def write_h5ad(stored_map: StoredMap, path: str | Path) -> int:
+    """Write a map as AnnData, one row per tissue patch; return the number of rows.
+
+    `X` is log1p(CP10k), float32; ``obsm["spatial"]`` is (x, y) in level-0 pixels, as scanpy expects;
+    ``obs`` has `row`, `col`, the centre in microns and, where the model predicts it, the log of total counts;
+    ``var`` has each gene's `half_width`, `trust` and whether it is `trusted`. A patch without a prediction is left out.
+    """
+    return write_anndata(table_of_map(stored_map), Path(path))

@@ -1,0 +1,95 @@
+"""The page that people read: one HTML file with everything inside, pictures included.
+
+`render_report` lays out any list of blocks; what an evaluation found, `evaluation_report` puts into blocks.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with what it shows, for those who see it and those who do not.
+
+    Parameters
+    ----------
+    png, alt, caption
+        The picture, the same in words, and what stands under it.
+    name
+        Printed bold before the caption.
+    """
+
+    png: bytes
+    alt: str
+    caption: str
+    name: str = ""
+
+    @property
+    def base64(self) -> str:
+        """Return the PNG as text for a data URL."""
+        return base64.b64encode(self.png).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Text in rows; the first entry of a row names it.
+
+    Parameters
+    ----------
+    header, rows
+        All rows are as long as the header.
+    caption
+        What the numbers are.
+    controls
+        Names of rows that are controls, set apart from the rest.
+    folded
+        Show only the caption until the reader opens it.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    caption: str
+    controls: frozenset[str] = frozenset()
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Block:
+    """One part of a page, under its own title; all parts are optional.
+
+    Parameters
+    ----------
+    title, text
+        Headline and one paragraph.
+    pictures, points, tables
+        Shown in this order; points are a list of sentences.
+    status, status_text
+        ``good`` or ``bad`` and one sentence; a bad one is repeated at the top of the page, in red.
+    """
+
+    title: str
+    text: str = ""
+    pictures: tuple[Picture, ...] = ()
+    tables: tuple[Table, ...] = ()
+    points: tuple[str, ...] = ()
+    status: str = ""
+    status_text: str = ""
+
+
+def render_report(title: str, blocks: Sequence[Block], *, subtitle: str = "", footer: str = "") -> str:
+    """Lay out blocks as one self-contained HTML page, readable on light and dark screens.
+
+    Everything is escaped; nothing is loaded from anywhere.
+    """
+    environment = Environment(
+        loader=PackageLoader("histosge.reporting", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("report.html.j2")
+    return template.render(title=title, blocks=list(blocks), subtitle=subtitle, footer=footer)

@@ -1,0 +1,118 @@
+"""The patches under spots, encoded anew as the released code reads them: to see what that costs.
+
+Only patches under a spot are read, at the places of the store's own grid, by the store's own encoder, so that
+the way of reading is all that differs. It writes nothing: a store never holds such embeddings.
+
+Terms
+    bgr               red and blue change places before the patch is encoded
+    fixed_pixel_crop  50 x 50 level-0 pixels around the patch's centre, whatever the scale, enlarged to the
+                      side of the store's patches
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featurestore.encoders.protocol import Encoder, load_encoder
+from featurestore.errors import FeatureStoreError
+from featurestore.grid import PatchGrid
+from featurestore.slides.open_slide import Slide, open_slide
+from featurestore.slides.sample_sheet import Sample
+from histosge.data.section_loading import LoadedSection
+from histosge.data.sections import Patches, Section
+
+CROP_PX = 50
+_BATCH = 64
+
+
+@dataclass
+class Reencoder:
+    """Encodes sections' patches anew, once per way of reading.
+
+    Parameters
+    ----------
+    grids, slides, mpps
+        Slide id -> grid of its patches, file or URL, and the scale that the sheet gives it, if any.
+    encoder
+        The one that made the store.
+    """
+
+    grids: Mapping[str, PatchGrid]
+    slides: Mapping[str, str]
+    mpps: Mapping[str, float | None]
+    encoder: Encoder
+    _done: dict[tuple[str, frozenset[str]], Section] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], loaded: Sequence[LoadedSection]) -> "Reencoder | None":
+        """Return one if the slides can be opened and the store's encoder is at hand, else None."""
+        where = {sample.slide_id: sample for sample in samples}
+        identity = loaded[0].slide.identity
+        try:
+            encoder = load_encoder(identity.key)
+            for item in loaded:
+                sample = where[item.section.slide_id]
+                open_slide(sample.slide, sample.mpp).close()
+        except (FeatureStoreError, OSError):
+            return None
+        if encoder.identity.fingerprint != identity.fingerprint:
+            return None
+        return cls(
+            {item.section.slide_id: item.slide.stored.grid for item in loaded},
+            {name: sample.slide for name, sample in where.items()},
+            {name: sample.mpp for name, sample in where.items()},
+            encoder,
+        )
+
+    def __call__(self, sections: Sequence[Section], switches: frozenset[str]) -> tuple[Section, ...]:
+        """Return the sections with the patches under spots encoded in another way; others stay as they are."""
+        for section in sections:
+            if (section.slide_id, switches) not in self._done:
+                self._done[section.slide_id, switches] = self._anew(section, switches)
+        return tuple(self._done[section.slide_id, switches] for section in sections)
+
+    def _anew(self, section: Section, switches: frozenset[str]) -> Section:
+        under = np.flatnonzero(np.asarray(section.overlap.sum(axis=0)).ravel() > 0)
+        slide = open_slide(self.slides[section.slide_id], self.mpps[section.slide_id])
+        try:
+            read = _read_crops if "fixed_pixel_crop" in switches else read_patches
+            embedding = section.patches.embedding.copy()
+            for start in range(0, len(under), _BATCH):
+                chosen = under[start : start + _BATCH]
+                pixels = read(slide, self.grids[section.slide_id], section.patches, chosen)
+                if "bgr" in switches:
+                    pixels = np.ascontiguousarray(pixels[..., ::-1])
+                # As a store rounds them.
+                embedding[chosen] = self.encoder.encode(pixels).astype(np.float16).astype(np.float32)
+        finally:
+            slide.close()
+        return replace(section, patches=section.patches.with_embedding(embedding))
+
+
+def read_patches(
+    slide: Slide, grid: PatchGrid, patches: Patches, chosen: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Read some patches' pixels, as the embedding read them, ``(n, side, side, 3)``."""
+    side = grid.spec.patch_px
+    pixels = np.empty((len(chosen), side, side, 3), np.uint8)
+    for i, (row, col) in enumerate(
+        zip(patches.rows[chosen].tolist(), patches.cols[chosen].tolist(), strict=True)
+    ):
+        x, y, width, height = grid.region_px((row, row + 1), (col, col + 1))
+        pixels[i] = slide.read_region(x, y, width, height, grid.effective_mpp)
+    return pixels
+
+
+def _read_crops(
+    slide: Slide, grid: PatchGrid, patches: Patches, chosen: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    side = grid.spec.patch_px
+    pixels = np.empty((len(chosen), side, side, 3), np.uint8)
+    for i, (x_um, y_um) in enumerate(patches.xy_um[chosen]):
+        x, y = (round(at / slide.mpp - CROP_PX / 2) for at in (x_um, y_um))
+        crop = slide.read_region(x, y, CROP_PX, CROP_PX, slide.mpp)
+        pixels[i] = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.BILINEAR))
+    return pixels

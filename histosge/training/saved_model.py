@@ -1,0 +1,205 @@
+"""A model as a folder: weights in safetensors, everything else in one readable JSON.
+
+A saved model knows what it was made for: encoder, grid, genes, normalisation. Loading checks the
+file's own fingerprint; `check_fits` compares with an embedding before a single patch is predicted.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.grid import PatchGrid
+from histosge.calibration.conformal import Intervals, predict_patches
+from histosge.data.sections import Patches
+from histosge.errors import ModelError
+from histosge.models.protocol import Model
+from histosge.models.registry import load_preset
+
+FORMAT = 1
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+SPEC_NAME = "histosge-model"
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a saved model was made for and from; all of it JSON-ready.
+
+    Parameters
+    ----------
+    preset
+        Name of the model class.
+    genes
+        Names of the outputs, in order.
+    encoder
+        Key, dim, facts and fingerprint of the embeddings that it was trained on.
+    grid
+        mpp, patch and stride of those embeddings.
+    normalisation
+        How targets were made from counts, and the floor on counts per spot.
+    sections
+        Per training section: slide id, donor, fingerprint of the slide, spots used and left out.
+    seed
+        Of the training.
+    """
+
+    preset: str
+    genes: tuple[str, ...]
+    encoder: dict[str, Any]
+    grid: dict[str, Any]
+    normalisation: dict[str, Any]
+    sections: tuple[dict[str, Any], ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """log1p(CP10k) of some patches, ``(n_patches, n_genes)``, and the ends of its intervals, if known."""
+
+    values: NDArray[np.float32]
+    lower: NDArray[np.float32] | None
+    upper: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model with its card, the fingerprint of its weights and config, and its intervals (None if not calibrated)."""
+
+    model: Model
+    card: ModelCard
+    fingerprint: str
+    intervals: Intervals | None = None
+
+    def predict(self, patches: Patches) -> "Prediction":
+        """Predict patches, with the interval of each prediction where the model was calibrated."""
+        if self.intervals is None:
+            return Prediction(self.model.predict(patches), None, None)
+        values, depth = predict_patches(self.model, patches)
+        return Prediction(values, *self.intervals.bounds(values, depth))
+
+    def check_fits(self, identity: EncoderIdentity, grid: PatchGrid) -> None:
+        """Refuse embeddings of another encoder or grid.
+
+        Raises
+        ------
+        ModelError
+            With both values side by side.
+        """
+        if identity.fingerprint != self.card.encoder["fingerprint"]:
+            raise ModelError(
+                f"the model was trained on encoder {self.card.encoder['key']!r} "
+                f"({self.card.encoder['fingerprint'][:16]}), the store holds {identity.key!r} "
+                f"({identity.fingerprint[:16]}); embed with --encoder {self.card.encoder['key']} or train again"
+            )
+        mine, theirs = self.card.grid, asdict(grid.spec)
+        if mine != theirs:
+            raise ModelError(
+                f"the model was trained on grid {mine}, the store's is {theirs}; embed with --mpp {mine['mpp']} "
+                f"--patch {mine['patch_px']} --stride {mine['stride_px']} or train again"
+            )
+
+
+def save_model(
+    folder: str | Path, model: Model, card: ModelCard, intervals: Intervals | None = None
+) -> SavedModel:
+    """Write a model's folder, whole or not at all; an older model there is replaced.
+
+    Raises
+    ------
+    ModelError
+        If `folder` holds something that is no model.
+    """
+    target = Path(folder)
+    if target.exists() and not _is_model(target) and (target.is_file() or any(target.iterdir())):
+        raise ModelError(
+            f"{target} holds something that is no histosge model; nothing was written, give another MODEL"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
+        work = Path(temporary) / "model"
+        work.mkdir()
+        arrays = model.state() | (intervals.state() if intervals else {})
+        state = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(state, work / WEIGHTS)
+        document = {
+            "spec": SPEC_NAME,
+            "format": FORMAT,
+            "card": asdict(card),
+            "model": model.config(),
+            "calibration": intervals.config() if intervals else None,
+            "versions": {name: version(name) for name in ("histosge", "torch", "numpy")},
+        }
+        document["fingerprint"] = _fingerprint(work / WEIGHTS, document)
+        (work / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+        if target.exists():
+            shutil.rmtree(target)
+        work.rename(target)
+    return load_model(target)
+
+
+def load_model(folder: str | Path) -> SavedModel:
+    """Load a saved model.
+
+    Raises
+    ------
+    ModelError
+        If there is none, it is damaged, or it was written by a newer version.
+    """
+    path = Path(folder)
+    if not _is_model(path):
+        raise ModelError(f"{path} is no saved model (no {CONFIG} of one); make one with: histosge train")
+    document = json.loads((path / CONFIG).read_text())
+    found = document.get("format")
+    if not isinstance(found, int) or found > FORMAT:
+        raise ModelError(
+            f"{path} was written by a newer version (format {found}, known: {FORMAT}); "
+            "upgrade with: pip install -U histosge"
+        )
+    try:
+        state = load_file(path / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{path / WEIGHTS} cannot be read ({error}); train again") from error
+    try:
+        card = document["card"]
+        card = ModelCard(**{**card, "genes": tuple(card["genes"]), "sections": tuple(card["sections"])})
+        model = load_preset(card.preset).from_state(document["model"], state)
+        calibration = document.get("calibration")
+        intervals = Intervals.from_state(calibration, state) if calibration else None
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path / CONFIG} does not go with its weights ({error}); train again") from error
+    fingerprint = _fingerprint(path / WEIGHTS, document)
+    if document.get("fingerprint") != fingerprint:
+        raise ModelError(f"{path} was changed after it was trained: its fingerprint is another; train again")
+    return SavedModel(model, card, fingerprint, intervals)
+
+
+def _fingerprint(weights: Path, document: dict[str, Any]) -> str:
+    """Return sha256 over the weights' file, the card and the model's config."""
+    digest = hashlib.sha256(weights.read_bytes())
+    parts = [document["card"], document["model"]]
+    if document.get("calibration"):
+        parts.append(document["calibration"])
+    digest.update(json.dumps(parts, sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _is_model(path: Path) -> bool:
+    config = path / CONFIG
+    if not config.is_file():
+        return False
+    try:
+        document = json.loads(config.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return isinstance(document, dict) and document.get("spec") == SPEC_NAME

@@ -1,0 +1,77 @@
+"""The measured spots of a slide, gene by gene, as the models are trained on them: log1p of counts per 10,000."""
+
+import threading
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+
+from featurestore.slides.sample_sheet import Sample
+from histosge.data.expression import read_expression
+from histosge.data.genes import log_cp10k
+from histosge.data.sections import Spots
+
+NAMED = 50_000
+"""Spots that come with their barcodes; of more, such as the bins of Visium HD, these alone would be 10 MB."""
+
+
+class MeasuredSpots:
+    """One section's spots, read when they are first asked for.
+
+    Parameters
+    ----------
+    sample
+        A row of a sample sheet that names expression.
+    mpp
+        Of the slide, microns per pixel at level 0.
+    """
+
+    def __init__(self, sample: Sample, mpp: float) -> None:
+        self._sample, self._mpp = sample, mpp
+        self._lock = threading.Lock()
+
+    @property
+    def spots(self) -> Spots:
+        """The spots, with raw counts."""
+        with self._lock:
+            return self._spots
+
+    @cached_property
+    def _spots(self) -> Spots:
+        sample = self._sample
+        return read_expression(str(sample.expression), sample.slide_id, sample.donor, self._mpp)
+
+    @cached_property
+    def _columns(self) -> sparse.csc_matrix:
+        return log_cp10k(self.spots).tocsc()
+
+    def describe(self, genes: list[str] | None = None) -> dict[str, Any]:
+        """Return places, diameter, names and genes.
+
+        Parameters
+        ----------
+        genes
+            Only these, in this order; all if None.
+        """
+        spots = self.spots
+        return {
+            "xy_um": np.round(spots.xy_um, 2).tolist(),
+            "diameter_um": spots.diameter_um,
+            "barcodes": spots.barcodes.tolist() if len(spots) <= NAMED else None,
+            "genes": list(spots.genes) if genes is None else genes,
+            "unit": "log1p of counts per 10,000",
+        }
+
+    def values(self, gene: int) -> NDArray[np.float16]:
+        """Return a gene in every spot.
+
+        Raises
+        ------
+        LookupError
+            If there is no such gene.
+        """
+        if not 0 <= gene < len(self.spots.genes):
+            raise LookupError(f"there is no measured gene {gene}")
+        return self._columns[:, [gene]].toarray().ravel().astype(np.float16)

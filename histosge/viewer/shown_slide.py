@@ -1,0 +1,242 @@
+"""One slide as the page shows it: its picture, its maps, its measured spots and its domains, each read when asked for.
+
+Terms
+    layer    a grid of patches that the page colours: the grid of a map, or of the feature store where there is no map
+"""
+
+import io
+import threading
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featurestore.errors import FeatureStoreError
+from featurestore.grid import PatchGrid
+from featurestore.slides.sample_sheet import Sample
+from featurestore.storage.store import SlideRecord, Store
+from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.viewer.byte_cache import ByteCache
+from histosge.viewer.errors import ViewError
+from histosge.viewer.gene_planes import GenePlanes, Plane, per_gene
+from histosge.viewer.map_domains import Labels, stored_domains, table_domains
+from histosge.viewer.measured_spots import MeasuredSpots
+from histosge.viewer.picture_tiles import Picture
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where everything that a page shows comes from.
+
+    Parameters
+    ----------
+    store
+        Slides, grids, thumbnails.
+    expression
+        Maps, if any.
+    samples
+        Slide id -> its row of a sample sheet: measured spots, and where the slide lies now.
+    domains
+        Folder with one table of labels per slide, if any.
+    finest_mpp
+        Leave out tiles finer than this.
+    """
+
+    store: Store
+    expression: ExpressionStore | None
+    samples: dict[str, Sample]
+    domains: Path | None
+    planes: ByteCache[Plane]
+    finest_mpp: float = 0.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A grid of patches that the page colours; `stored` is None where nothing is predicted on it."""
+
+    key: str
+    grid: PatchGrid
+    rgb: NDArray[np.uint8]
+    stored: StoredMap | None
+
+
+class ShownSlide:
+    """One slide.
+
+    Parameters
+    ----------
+    slide_id
+        One of the store's.
+    sources
+        Where to read.
+    """
+
+    def __init__(self, slide_id: str, sources: Sources) -> None:
+        self.slide_id, self._sources = slide_id, sources
+        self._lock = threading.RLock()
+
+    @cached_property
+    def record(self) -> SlideRecord:
+        """What the store says of it."""
+        return self._sources.store.slide(self.slide_id)
+
+    @property
+    def picture(self) -> Picture:
+        """Its H&E."""
+        with self._lock:
+            return self._picture
+
+    @cached_property
+    def _picture(self) -> Picture:
+        sample = self._sources.samples.get(self.slide_id)
+        return Picture(self.record, sample.slide if sample else None, self._sources.finest_mpp)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Its maps, or the feature store's grids where it has none."""
+        with self._lock:
+            return self._layers
+
+    @cached_property
+    def _layers(self) -> list[Layer]:
+        maps = [self._map_layer(key) for key in self._map_keys()]
+        return maps or [self._grid_layer(key) for key in self._sources.store.grid_keys(self.slide_id)]
+
+    def _map_keys(self) -> list[str]:
+        expression = self._sources.expression
+        if expression is None:
+            return []
+        keys = expression.location.folders(self.slide_id)
+        return [k for k in keys if expression.location.exists(f"{self.slide_id}/{k}/expression/zarr.json")]
+
+    def _map_layer(self, key: str) -> Layer:
+        assert self._sources.expression is not None
+        stored = self._sources.expression.map(self.slide_id, key)
+        return Layer(key, stored.grid, stored.rgb, stored)
+
+    def _grid_layer(self, key: str) -> Layer:
+        stored = self._sources.store.grid(self.slide_id, key)
+        return Layer(key, stored.grid, stored.rgb, None)
+
+    @property
+    def measured(self) -> MeasuredSpots | None:
+        """Its spots, if a sample sheet names them."""
+        with self._lock:
+            return self._measured
+
+    @cached_property
+    def _measured(self) -> MeasuredSpots | None:
+        sample = self._sources.samples.get(self.slide_id)
+        return MeasuredSpots(sample, self.record.mpp) if sample and sample.expression else None
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page needs first; nothing dear is read."""
+        record, layers = self.record, self.layers
+        notes = []
+        if self._sources.expression is not None and not any(layer.stored for layer in layers):
+            notes.append("There is no map of this slide; make one with: histosge predict")
+        if not layers:
+            notes.append("The store holds no grid of this slide; finish it with: histosge embed")
+        return {
+            "id": self.slide_id,
+            "size_um": [side * record.mpp for side in record.size_px],
+            "size_px": list(record.size_px),
+            "mpp": record.mpp,
+            "thumbnail": _placed(layers[0].grid) if layers else None,
+            "layers": [layer.key for layer in layers],
+            "spots": self.measured is not None,
+            "notes": notes,
+        }
+
+    def thumbnail(self) -> bytes:
+        """Return the mean colours of the first layer's patches as PNG, one pixel a patch.
+
+        Raises
+        ------
+        LookupError
+            If the store holds no grid of it.
+        """
+        buffer = io.BytesIO()
+        Image.fromarray(self._layer(0).rgb).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _layer(self, number: int) -> Layer:
+        if not 0 <= number < len(self.layers):
+            raise LookupError(f"there is no layer {number}")
+        return self.layers[number]
+
+    def describe_layer(self, number: int) -> dict[str, Any]:
+        """Return where a layer's patches lie, its genes, and what is known of each."""
+        layer = self._layer(number)
+        found: dict[str, Any] = {"key": layer.key, **_placed(layer.grid), "genes": []}
+        if layer.stored is not None:
+            expression = self._sources.expression
+            assert expression is not None
+            found["genes"] = list(layer.stored.genes)
+            found["unit"] = layer.stored.array.attrs.get("units", "")
+            found["made_by"] = {
+                k: str(v)[:16] for k, v in layer.stored.array.attrs.get("made_by", {}).items()
+            }
+            found |= per_gene(expression.location, f"{self.slide_id}/{layer.key}", len(layer.stored.genes))
+        try:
+            labels = self.labels(number)
+        except ViewError as error:
+            labels = None
+            found["note"] = str(error)
+        found["domains"] = int(labels.max()) + 1 if labels is not None else 0
+        return found
+
+    def labels(self, number: int) -> Labels | None:
+        """Return the domain of each patch, ``(n_rows, n_cols)``; None if none are known.
+
+        Raises
+        ------
+        ViewError
+            If the table of labels is of another grid.
+        """
+        layer, sources = self._layer(number), self._sources
+        labels = None
+        if layer.stored is not None and sources.expression is not None:
+            path = f"{self.slide_id}/{layer.key}"
+            labels = stored_domains(sources.expression.location, path, layer.grid)
+        if labels is None and sources.domains is not None:
+            labels = table_domains(sources.domains, self.slide_id, layer.grid)
+        return labels
+
+    def plane(self, number: int, gene: int) -> Plane:
+        """Return a predicted gene over a layer, ``(n_rows, n_cols)``.
+
+        Raises
+        ------
+        LookupError
+            If there is no such layer or gene.
+        """
+        stored = self._layer(number).stored
+        if stored is None:
+            raise LookupError(f"nothing is predicted on layer {number}")
+        with self._lock:
+            planes = self._planes.setdefault(number, GenePlanes(stored, self._sources.planes))
+        return planes.plane(gene)
+
+    @cached_property
+    def _planes(self) -> dict[int, GenePlanes]:
+        return {}
+
+    def describe_spots(self) -> dict[str, Any]:
+        """Return the measured spots; an ``error`` in their place where they cannot be read."""
+        if self.measured is None:
+            raise LookupError("no spots are named for this slide")
+        try:
+            return self.measured.describe()
+        except FeatureStoreError as error:
+            return {"error": str(error)}
+
+
+def _placed(grid: PatchGrid) -> dict[str, Any]:
+    """Where a grid's pixels lie when each patch is drawn as the square of one stride around its centre."""
+    corner = (grid.patch_um - grid.stride_um) / 2
+    return {"shape": list(grid.shape), "origin_um": [corner, corner], "step_um": grid.stride_um}

@@ -1,0 +1,208 @@
+"""A page as files, for any web server: the same answers as the live one gives, written out.
+
+Tiles down to a stated scale, chosen genes. The list of slides is written last: a folder without it is not whole.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featurestore.errors import SlideError
+from histosge.viewer.assets import assets
+from histosge.viewer.collection import Collection
+from histosge.viewer.errors import ViewError
+from histosge.viewer.shown_slide import ShownSlide
+
+ALL_GENES = 500
+"""Genes that are written without being named; more must be chosen."""
+THREADS = 4
+UNREADABLE = "it could not be read when this page was written"
+"""In place of reasons, which name paths of this machine."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    slides: int
+    tiles: int
+    genes: int
+    n_bytes: int
+
+
+def export_page(
+    collection: Collection, out: Path, genes: Sequence[str] = (), say: Say = lambda _: None
+) -> Exported:
+    """Write a page into a folder.
+
+    Parameters
+    ----------
+    collection
+        What to show; its `finest_mpp` bounds the tiles.
+    out
+        A new or empty folder, or one of an earlier export, which is written over.
+    genes
+        Which; all predicted ones if empty, as long as they are at most `ALL_GENES`.
+
+    Raises
+    ------
+    ViewError
+        If the folder holds something else, a gene is unknown, or too many would be written.
+    """
+    _check_folder(out)
+    chosen = _choose(collection, genes)
+    writer = _Writer(out)
+    (out / "data" / "index.json").unlink(missing_ok=True)
+    tiles = 0
+    for number, slide in enumerate(collection.slides):
+        say(f"{slide.slide_id}: maps and spots")
+        _write_slide(writer, f"data/{number}", slide, chosen)
+        tiles += _write_tiles(writer, collection, number, say)
+    for name, asset in assets().items():
+        writer.write(name, asset.content)
+    writer.json("data/index.json", collection.describe())
+    return Exported(len(collection.slides), tiles, len(chosen), writer.n_bytes)
+
+
+@dataclass
+class _Writer:
+    """Files below one folder, and their bytes."""
+
+    out: Path
+    n_bytes: int = 0
+
+    def write(self, name: str, content: bytes) -> None:
+        path = self.out / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        self.n_bytes += len(content)
+
+    def json(self, name: str, value: dict[str, Any]) -> None:
+        self.write(name, json.dumps(value).encode())
+
+    def raw(self, name: str, values: "np.ndarray[Any, Any]", kind: str) -> None:
+        self.write(name, np.ascontiguousarray(values, dtype=kind).tobytes())
+
+
+def _check_folder(out: Path) -> None:
+    if "://" in str(out) or out.is_file():
+        raise ViewError(
+            f"a page is written into a folder of this machine, not to {out}; copy it on from there"
+        )
+    if out.is_dir() and any(out.iterdir()) and not (out / "static" / "main.js").is_file():
+        raise ViewError(
+            f"{out} holds something that is no page; nothing was written, give a new or empty folder"
+        )
+
+
+def _choose(collection: Collection, genes: Sequence[str]) -> list[str]:
+    predicted = dict.fromkeys(gene for gene in _predicted(collection))
+    if not genes and predicted:
+        if len(predicted) > ALL_GENES:
+            raise ViewError(
+                f"the maps hold {len(predicted)} genes; choose up to {ALL_GENES} with --genes A,B,C"
+            )
+        return list(predicted)
+    measured = dict.fromkeys(
+        gene
+        for slide in collection.slides
+        if slide.measured is not None
+        for gene in slide.describe_spots().get("genes", [])
+    )
+    if not genes and measured:
+        raise ViewError(
+            f"nothing is predicted and {len(measured)} genes are measured; choose with --genes A,B,C"
+        )
+    known = predicted | measured
+    for gene in genes:
+        if gene not in known:
+            near = get_close_matches(gene, known, n=3, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"{len(known)} genes are known"
+            raise ViewError(f"gene {gene!r} is neither predicted nor measured: {hint}")
+    return list(dict.fromkeys(genes))
+
+
+def _predicted(collection: Collection) -> Iterator[str]:
+    for slide in collection.slides:
+        for layer in slide.layers:
+            yield from layer.stored.genes if layer.stored else ()
+
+
+def _write_slide(writer: _Writer, base: str, slide: ShownSlide, chosen: Sequence[str]) -> None:
+    writer.json(f"{base}/slide.json", slide.describe())
+    if slide.layers:
+        writer.write(f"{base}/thumbnail.png", slide.thumbnail())
+    for number in range(len(slide.layers)):
+        _write_layer(writer, f"{base}/layers/{number}", slide, number, chosen)
+    if slide.measured is not None:
+        _write_spots(writer, base, slide, chosen)
+
+
+def _write_layer(writer: _Writer, base: str, slide: ShownSlide, number: int, chosen: Sequence[str]) -> None:
+    found = slide.describe_layer(number)
+    if "note" in found:
+        found["note"] = f"Domains: {UNREADABLE}."
+    column = {gene: i for i, gene in enumerate(found["genes"])}
+    kept = [gene for gene in chosen if gene in column]
+    for name in ("half_width", "trust"):
+        if name in found:
+            found[name] = [found[name][column[gene]] for gene in kept]
+    writer.json(f"{base}/layer.json", {**found, "genes": kept})
+    for i, gene in enumerate(kept):
+        writer.raw(f"{base}/genes/{i}.f16", slide.plane(number, column[gene]), "<f2")
+    labels = slide.labels(number) if found["domains"] else None
+    if labels is not None:
+        writer.raw(f"{base}/domains.i16", labels, "<i2")
+
+
+def _write_spots(writer: _Writer, base: str, slide: ShownSlide, chosen: Sequence[str]) -> None:
+    found = slide.describe_spots()
+    measured = slide.measured
+    if measured is None or "error" in found:
+        writer.json(f"{base}/spots.json", {"error": UNREADABLE})
+        return
+    column = {gene: i for i, gene in enumerate(found["genes"])}
+    kept = [gene for gene in chosen if gene in column]
+    writer.json(f"{base}/spots.json", {**found, "genes": kept})
+    for i, gene in enumerate(kept):
+        writer.raw(f"{base}/spots/{i}.f16", measured.values(column[gene]), "<f2")
+
+
+def _write_tiles(writer: _Writer, collection: Collection, number: int, say: Say) -> int:
+    slide, base = collection.slides[number], f"data/{number}"
+    found, pyramid = slide.picture.describe(None), slide.picture.tiles()
+    if pyramid is None:
+        say(f"{slide.slide_id}: {found['reason']}; its thumbnail takes the picture's place")
+        writer.json(f"{base}/picture.json", {**found, "reason": UNREADABLE})
+        return 0
+    writer.json(f"{base}/picture.json", found)
+    names = [
+        (level, col, row)
+        for level in range(pyramid.min_level, pyramid.max_level + 1)
+        for row in range(pyramid.count(level)[1])
+        for col in range(pyramid.count(level)[0])
+    ]
+    say(f"{slide.slide_id}: {len(names)} tiles down to {pyramid.mpp:.3g} microns per pixel")
+    with ThreadPoolExecutor(THREADS) as pool:
+        # In parts, so that a slide of a million tiles is not held in memory.
+        for first in range(0, len(names), 256):
+            part = names[first : first + 256]
+            for name, content in zip(part, pool.map(lambda n: _tile(slide, n), part), strict=True):
+                if content is not None:
+                    level, col, row = name
+                    writer.write(f"{base}/tiles/{level}/{col}_{row}.jpg", content)
+    return len(names)
+
+
+def _tile(slide: ShownSlide, name: tuple[int, int, int]) -> bytes | None:
+    try:
+        return slide.picture.tile(*name)
+    except SlideError:
+        return None  # the page leaves a hole, as it does live

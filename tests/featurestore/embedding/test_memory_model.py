@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from make_slides import tissue_like, write_pyramid
+
+from featurestore.embedding.memory_model import worker_bytes
+from featurestore.grid import GridSpec, PatchGrid
+
+RUN = """
+import re, sys
+from pathlib import Path
+from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.grid import GridSpec
+settings = EmbedSettings((sys.argv[2],), GridSpec(1.0, 256, 32), block_shape=(32, 32))
+(planned,) = embed(sys.argv[1], "none", settings, dry_run=True)
+(done,) = embed(sys.argv[1], sys.argv[3], settings)
+assert done.computed == planned.planned > 3
+# Not ru_maxrss: a process inherits that from whoever started it.
+peak = re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())
+print(planned.worker_bytes, int(peak[1]) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", ["morphology"])
+def test_a_run_holds_less_than_was_said_before_it_and_not_much_less(tmp_path: Path, encoder: str) -> None:
+    slide = write_pyramid(tmp_path / "a.tif", tissue_like(2000, 1900, 1.0), 1.0, tile=256)
+    command = [sys.executable, "-c", RUN, str(slide), encoder, str(tmp_path / "store")]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    said, held = map(int, ran.stdout.split())
+    assert 0.3 * said < held < said
+
+
+def test_what_costs_more_is_said_to_cost_more() -> None:
+    def say(patch: int = 224, dims: tuple[int, ...] = (100,), threads: int = 1, batch: int = 64) -> int:
+        grid = PatchGrid.over((20000, 20000), 0.5, (0.5,), GridSpec(0.5, patch, 224))
+        return worker_bytes(
+            10**9, grid, dims, threads=threads, batch=batch, block_shape=(32, 32), open_slides=1
+        )
+
+    assert say() < say(threads=2) < say(threads=2, batch=256)
+    assert say() < say(patch=448)
+    assert say(dims=(1536,)) < say(dims=(1536, 1536))
+    assert say(threads=2) - say() == say(threads=3) - say(threads=2)

@@ -1,0 +1,106 @@
+"""OME-Zarr as slides, written by plain zarr in both versions of the format."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from make_slides import tissue_like
+
+from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.errors import MppError, SlideError
+from featurestore.grid import GridSpec
+from featurestore.slides.fingerprint import slide_fingerprint
+from featurestore.slides.open_slide import open_slide
+from featurestore.storage.store import Store
+
+MPP = 1.5
+IMAGE = tissue_like(620, 540, MPP)
+HALF = IMAGE.reshape(270, 2, 310, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+
+
+def _write(
+    path: Path,
+    version: str,
+    axes: str = "cyx",
+    unit: str | None = "micrometer",
+    scale: float = MPP,
+    **change: Any,
+) -> Path:
+    root = zarr.create_group(path, zarr_format=2 if version == "0.4" else 3)
+    for level, image in enumerate((IMAGE, HALF)):
+        expanded = image.reshape(*(1 for name in axes if name in "tz"), *image.shape)
+        order = [name for name in axes if name in "tz"] + ["y", "x", "c"]
+        data = expanded.transpose([order.index(name) for name in axes]).astype(change.get("dtype", np.uint8))
+        root.create_array(str(level), data=data, chunks=tuple(min(n, 128) for n in data.shape))
+    named = [{"name": n, "type": "channel" if n == "c" else "time" if n == "t" else "space"} for n in axes]
+    for axis in named:
+        if axis["type"] == "space" and unit:
+            axis["unit"] = unit
+    datasets = [
+        {
+            "path": str(level),
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [scale * 2**level if n in "yx" else 1.0 for n in axes]}
+            ],
+        }
+        for level in range(2)
+    ]
+    image = {"axes": named, "datasets": datasets}
+    root.attrs.update(
+        {"multiscales": [{"version": "0.4", **image}]}
+        if version == "0.4"
+        else {"ome": {"version": "0.5", "multiscales": [image]}}
+    )
+    return path
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize("axes", ["cyx", "yxc", "tczyx"])
+def test_both_versions_and_any_order_of_axes_are_the_same_slide(
+    tmp_path: Path, version: str, axes: str
+) -> None:
+    slide = open_slide(str(_write(tmp_path / "a.zarr", version, axes)))
+    assert slide.size_px == (620, 540)
+    assert slide.mpp == MPP
+    assert slide.level_mpps == (MPP, 2 * MPP)
+    np.testing.assert_array_equal(slide.read_region(100, 50, 200, 150, MPP), IMAGE[50:200, 100:300])
+    np.testing.assert_array_equal(slide.read_region(10, 20, 50, 40, 2 * MPP), HALF[20:60, 10:60])
+    assert (slide.read_region(-5, -5, 5, 5, MPP) == 255).all()
+    slide.close()
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("nanometer", 1500.0), ("millimeter", 0.0015)])
+def test_units_of_length_are_turned_into_microns(tmp_path: Path, unit: str, scale: float) -> None:
+    path = _write(tmp_path / "a.zarr", "0.5", unit=unit, scale=scale)
+    assert open_slide(str(path)).mpp == pytest.approx(MPP)
+
+
+def test_without_a_unit_the_scale_must_be_given(tmp_path: Path) -> None:
+    path = str(_write(tmp_path / "a.zarr", "0.4", unit=None))
+    with pytest.raises(MppError, match="--slide-mpp"):
+        open_slide(path)
+    assert open_slide(path, 0.5).mpp == 0.5
+
+
+def test_what_is_no_rgb_picture_is_refused_in_one_line(tmp_path: Path) -> None:
+    zarr.create_group(tmp_path / "empty.zarr")
+    deep = _write(tmp_path / "deep.zarr", "0.5", dtype=np.uint16)
+    for path in (tmp_path / "empty.zarr", deep, tmp_path / "none.zarr"):
+        with pytest.raises(SlideError) as refused:
+            open_slide(str(path))
+        assert "\n" not in str(refused.value)
+
+
+def test_it_is_embedded_like_any_slide_and_known_again(tmp_path: Path) -> None:
+    path = _write(tmp_path / "slides" / "a.zarr", "0.5")
+    settings = EmbedSettings(("colour",), GridSpec(MPP, 32, 32))
+    for samples in (str(path), str(path.parent)):
+        (result,) = embed(samples, str(tmp_path / "store"), settings)
+        assert (result.slide_id, result.state) == ("a", "done")
+    assert result.computed == 0
+    known = Store.open(str(tmp_path / "store")).slide("a").fingerprint
+    assert known == slide_fingerprint(str(path))
+    zarr.open_group(path)["0"][0, :200, :200] = 0
+    assert slide_fingerprint(str(path)) != known

@@ -1,0 +1,114 @@
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from featurestore.blocks import Block
+from featurestore.errors import SlideError
+from featurestore.grid import GridSpec, PatchGrid
+from featurestore.slides import patch_reader
+from featurestore.slides.patch_reader import read_ahead, read_batches
+
+
+class PaintedSlide:
+    """Pixels that say where they are; a rectangle of it cannot be read."""
+
+    source, size_px, mpp, level_mpps = "painted", (311, 207), 0.5, (0.5,)
+
+    def __init__(self, bad: tuple[int, int] | None = None) -> None:
+        self.bad = bad
+        self.reads = 0
+
+    def read_region(
+        self, x: int, y: int, width: int, height: int, mpp: float, *, upsample: bool = False
+    ) -> np.ndarray:
+        self.reads += 1
+        if self.bad and x <= self.bad[0] < x + width and y <= self.bad[1] < y + height:
+            raise SlideError("a tile is damaged")
+        ys, xs = np.mgrid[y : y + height, x : x + width]
+        return np.stack([xs % 251, ys % 241, (xs + ys) % 239], axis=2).astype(np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+SLIDE = PaintedSlide()
+GRID = PatchGrid.over(SLIDE.size_px, 0.5, (0.5,), GridSpec(0.5, 29, 13))
+BLOCK = Block((0, 1), (1, 8), (2, 13))
+
+
+def _wanted() -> np.ndarray:
+    return np.random.default_rng(5).random(BLOCK.shape) < 0.4
+
+
+def _collect(
+    slide: PaintedSlide, batch: int
+) -> tuple[dict[tuple[int, int], np.ndarray], list[tuple[int, int, str]]]:
+    found, failures = {}, []
+    for item in read_batches(slide, GRID, BLOCK, _wanted(), batch):
+        failures += item.failures
+        for row, col, pixels in zip(item.rows, item.cols, item.pixels, strict=True):
+            found[int(row), int(col)] = pixels
+    return found, failures
+
+
+@pytest.mark.parametrize("strip", [1, 3000, 16_000_000])
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_every_wanted_patch_comes_once_with_its_own_pixels(
+    strip: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patch_reader, "MAX_STRIP_PX", strip)
+    found, failures = _collect(PaintedSlide(), batch)
+    assert set(found) == {(int(r), int(c)) for r, c in np.argwhere(_wanted())}
+    assert failures == []
+    for (row, col), pixels in found.items():
+        x, y, width, height = GRID.region_px((1 + row, 2 + row), (2 + col, 3 + col))
+        np.testing.assert_array_equal(pixels, PaintedSlide().read_region(x, y, width, height, 0.5))
+
+
+def test_overlapping_patches_are_read_as_one_region() -> None:
+    slide = PaintedSlide()
+    _collect(slide, 7)
+    assert slide.reads == 1
+
+
+def test_only_the_patches_that_touch_the_damage_are_lost() -> None:
+    damage = (71, 59)
+    found, failures = _collect(PaintedSlide(damage), 7)
+    for row, col in np.argwhere(_wanted()):
+        x, y, side, _ = GRID.region_px((1 + row, 2 + row), (2 + col, 3 + col))
+        hit = x <= damage[0] < x + side and y <= damage[1] < y + side
+        assert ((1 + row, 2 + col) in {(r, c) for r, c, _ in failures}) == hit
+        assert ((row, col) in found) != hit
+    assert len(failures) > 0
+
+
+def test_a_block_without_wanted_patches_still_ends() -> None:
+    (item,) = read_batches(SLIDE, GRID, BLOCK, np.zeros(BLOCK.shape, bool), 7)
+    assert item.last
+    assert len(item.rows) == 0
+
+
+def test_an_error_while_reading_ahead_reaches_the_consumer() -> None:
+    def items() -> Iterator[int]:
+        yield 3
+        raise SlideError("gone")
+
+    with pytest.raises(SlideError, match="gone"):
+        list(read_ahead(items))
+
+
+def test_a_consumer_that_stops_early_stops_the_thread() -> None:
+    made: list[int] = []
+
+    def items() -> Iterator[int]:
+        for i in range(1000):
+            made.append(i)
+            yield i
+
+    stream = read_ahead(items, depth=2)
+    assert next(stream) == 0
+    stream.close()
+    assert len(made) < 10
+    assert not any(thread.name == "read-ahead" for thread in threading.enumerate())

@@ -1,0 +1,223 @@
+import base64
+import io
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+
+from histosge.evaluation.report import evaluation_blocks
+from histosge.evaluation.results import FoldCount, GeneMap, Scores
+from histosge.reporting.page import Block, Picture, Table, render_report
+from histosge.reporting.plots import gene_map, score_distributions
+
+GRID = (17, 13)
+VOID = {"meta", "img", "br", "hr", "link"}
+
+
+class Structure(HTMLParser):
+    """Fails on tags that do not close in order; collects cells and what the page would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[tuple[str, str]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.words.append((self.open[-1], data.strip()))
+
+    def tags(self, name: str) -> list[dict[str, str | None]]:
+        return [attrs for tag, attrs in self.seen if tag == name]
+
+
+def make_map(gene: str = "GENE1", role: str = "best") -> GeneMap:
+    rng = np.random.default_rng(3)
+    predicted = rng.random(GRID, dtype=np.float32)
+    predicted[:, :2] = np.nan
+    return GeneMap(
+        gene,
+        role,
+        0.437,
+        "A",
+        rng.uniform(200, 500, (31, 2)),
+        rng.random(31, dtype=np.float32),
+        43.0,
+        predicted,
+        np.full((*GRID, 3), 181, dtype=np.uint8),
+        53.0,
+        53.0,
+    )
+
+
+def make_scores(noise: float = 0.002, split: str = "section", seeds: tuple[int, ...] = (0, 1)) -> Scores:
+    metrics = ("pearson_mean", "pearson_depth_adjusted", "pearson_median", "pearson_top50", "spearman_mean")
+    others = {"mse": 0.5, "mae": 0.6, "r2": 0.1, "n_genes": 2.0, "n_nan_genes": 1.0, "paper_all_spots": 0.9}
+    rows, genes = [], []
+    for preset, level in (("ridge", 0.3), ("dense", 0.4), ("noise", noise)):
+        for fold in ("A", "B"):
+            for seed in seeds:
+                key = {"preset": preset, "split": split, "fold": fold, "seed": seed}
+                values = dict.fromkeys(metrics, level + 0.01 * seed * (preset != "noise")) | others
+                rows += [key | {"metric": metric, "value": value} for metric, value in values.items()]
+                genes += [key | {"gene": gene, "pearson": level} for gene in ("GENE1", "GENE2")]
+    return Scores(
+        pl.DataFrame(rows),
+        pl.DataFrame(genes),
+        ("ridge", "dense"),
+        "dense",
+        split,
+        seeds,
+        211.0,
+        "2 genes given by the user",
+        tuple(FoldCount(seed, fold, 71, 31, 7) for seed in seeds for fold in ("A", "B")),
+        (make_map(),),
+        ("3 sections of 1 donor.",),
+    )
+
+
+def page_of(scores: Scores, *notes: str) -> tuple[str, Structure]:
+    text = render_report("Title", evaluation_blocks(scores, notes))
+    return text, Structure(text)
+
+
+def test_the_page_is_well_formed_and_its_tables_name_their_rows_and_columns() -> None:
+    _, page = page_of(make_scores())
+    assert page.tags("html")[0]["lang"] == "en"
+    assert {attrs["scope"] for attrs in page.tags("th")} == {"row", "col"}
+    assert all(attrs["alt"] for attrs in page.tags("img"))
+
+
+def test_the_page_loads_nothing_from_anywhere() -> None:
+    text, page = page_of(make_scores())
+    assert all((attrs["src"] or "").startswith("data:image/png;base64,") for attrs in page.tags("img"))
+    assert not page.tags("link") + page.tags("script")
+    assert "http" not in text
+    assert "url(" not in text
+
+
+def test_the_maps_come_first_and_the_caveats_last() -> None:
+    text, page = page_of(make_scores(), "7 spots under 100 counts left out.")
+    titles = [words for tag, words in page.words if tag == "h2"]
+    assert titles[0].startswith("Maps")
+    assert titles[-1] == "What to keep in mind"
+    assert text.index("held-out r = 0.437") < text.index("Noise control")
+    for caveat in (
+        "7 spots under 100 counts left out.",
+        "3 sections of 1 donor.",
+        "2 genes given by the user",
+    ):
+        assert caveat in text
+
+
+def test_scores_are_means_over_folds_with_the_spread_over_seeds() -> None:
+    _, page = page_of(make_scores())
+    cells = [words for tag, words in page.words if tag in {"th", "td"}]
+    start = cells.index("dense")
+    assert cells[start + 1] == "0.405 ± 0.007"
+    assert cells.index("dense") < cells.index("ridge") < cells.index("noise")
+
+
+def test_one_seed_shows_no_spread() -> None:
+    _, page = page_of(make_scores(seeds=(0,)))
+    assert "0.400" in [words for tag, words in page.words if tag == "td"]
+    assert not any("±" in words for tag, words in page.words if tag == "td")
+
+
+def test_a_noise_control_that_scores_raises_a_red_warning_at_the_top() -> None:
+    text, page = page_of(make_scores(noise=0.013))
+    assert [attrs for attrs in page.tags("p") if attrs.get("role") == "alert"]
+    assert text.index("Noise control: 0.0130") < text.index("Maps")
+    assert "status bad" in text
+
+
+def test_a_noise_control_near_zero_raises_no_warning() -> None:
+    text, page = page_of(make_scores(noise=-0.0099))
+    assert not [attrs for attrs in page.tags("p") if attrs.get("role") == "alert"]
+    assert "Noise control: -0.0099" in text
+
+
+def test_the_papers_figure_has_its_own_column_in_the_random_split_alone() -> None:
+    random, _ = page_of(make_scores(split="random"))
+    section, _ = page_of(make_scores())
+    assert "0.900" in random
+    assert "do not believe it" in random
+    assert "paper_all_spots" not in section
+
+
+def test_the_buffer_and_what_it_dropped_are_named_for_the_block_split() -> None:
+    text, _ = page_of(make_scores(split="block"))
+    assert "nearer than 211 µm" in text
+    assert "(28 of 436 over all folds)" in text
+
+
+def test_without_maps_the_page_says_why() -> None:
+    text, page = page_of(replace(make_scores(), maps=()))
+    assert "so there is no map" in text
+    assert len(page.tags("img")) == 1
+
+
+def test_any_blocks_can_be_laid_out_and_their_text_is_escaped() -> None:
+    table = Table(("gene <i>", "r"), (("A&B", "0.1"), ("C", "0.2")), "truth", folded=True)
+    text = render_report("<script>", [Block("Dense truth", "a < b", tables=(table,), points=("one",))])
+    page = Structure(text)
+    assert not page.tags("script")
+    assert ("th", "A&B") in page.words
+    assert ("summary", "truth") in page.words
+    assert ("p", "a < b") in page.words
+    assert ("li", "one") in page.words
+
+
+def test_a_picture_travels_inside_the_page() -> None:
+    png = score_distributions({"dense": np.linspace(-0.1, 0.5, 23), "noise": np.zeros(23)})
+    page = Structure(render_report("t", [Block("b", pictures=(Picture(png, "alt", "caption", "NAME"),))]))
+    encoded = (page.tags("img")[0]["src"] or "").removeprefix("data:image/png;base64,")
+    assert base64.b64decode(encoded) == png
+    assert ("strong", "NAME") in page.words
+
+
+def pixels(shown: GeneMap) -> np.ndarray:
+    with Image.open(io.BytesIO(gene_map(shown))) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_a_map_shows_measured_spots_and_prediction_on_one_scale() -> None:
+    # A prediction at the top of the measured scale has the colour of the highest spots: viridis yellow.
+    shown = make_map()
+    high = pixels(replace(shown, predicted=np.full(GRID, shown.measured.max(), dtype=np.float32)))
+    low = pixels(replace(shown, predicted=np.full(GRID, shown.measured.min(), dtype=np.float32)))
+    right = slice(int(high.shape[1] * 0.65), int(high.shape[1] * 0.85))
+
+    def share(image: np.ndarray, colour: tuple[int, int, int]) -> float:
+        return float((np.abs(image[:, right] - colour).max(axis=2) < 9).mean())
+
+    yellow, purple = (253, 231, 37), (68, 1, 84)
+    assert share(high, yellow) > 0.4 > 0.01 > share(high, purple)
+    assert share(low, purple) > 0.4 > 0.01 > share(low, yellow)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.3])
+def test_a_gene_measured_constant_can_be_drawn(value: float) -> None:
+    assert pixels(replace(make_map(), measured=np.full(31, value, dtype=np.float32))).size
+
+
+def test_drawing_leaves_the_global_state_of_matplotlib_alone() -> None:
+    import subprocess
+    import sys
+
+    code = "import histosge.reporting.page, sys; assert 'matplotlib.pyplot' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,297 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from make_sections import GRID, N_GENES, PATCH_UM, make_section
+from scipy import sparse
+
+from histosge.data.sections import Section
+from histosge.errors import HistosgeError, SplitError
+from histosge.evaluation.report_files import write_evaluation
+from histosge.evaluation.results import Scores
+from histosge.evaluation.runner import NOISE_DRAWS, evaluate_sections
+from histosge.evaluation.tasks import Plan
+from histosge.heldout.splits import Fold
+
+
+@pytest.fixture(scope="module")
+def three() -> list[Section]:
+    return [make_section(name, seed) for name, seed in (("A", 1), ("B", 2), ("C", 3))]
+
+
+@pytest.fixture(scope="module")
+def by_section(three: list[Section]) -> Scores:
+    return evaluate_sections(three, ["mean", "ridge"], split="section", genes=19, seeds=(0, 5))
+
+
+@pytest.fixture(scope="module")
+def on_noise() -> Scores:
+    noise = [make_section(name, seed, signal=0.0) for name, seed in (("A", 1), ("B", 2))]
+    return evaluate_sections(noise, ["knn", "ridge"], split="random", genes=N_GENES, seeds=(0, 1, 2))
+
+
+def test_a_planted_linear_signal_is_found_and_the_mean_and_noise_score_zero(by_section: Scores) -> None:
+    assert by_section.mean("ridge", "pearson_mean") > 0.7
+    assert by_section.mean("mean", "pearson_mean") == 0
+    assert by_section.mean("mean", "n_nan_genes") == 19
+    assert abs(by_section.mean("noise", "pearson_mean")) < 0.03
+    assert by_section.mean("ridge", "mse") < by_section.mean("mean", "mse")
+
+
+def test_every_preset_fold_and_seed_has_its_rows(by_section: Scores) -> None:
+    rows = by_section.scores
+    assert rows.columns == ["preset", "split", "fold", "seed", "metric", "value"]
+    assert rows["split"].unique().to_list() == ["section"]
+    for preset, seeds in (("mean", [0, 5]), ("ridge", [0, 5])):
+        mine = rows.filter((pl.col("preset") == preset) & (pl.col("metric") == "pearson_depth_adjusted"))
+        assert sorted(mine.select("fold", "seed").rows()) == [(f, s) for f in "ABC" for s in seeds]
+    wanted = {"pearson_mean", "pearson_median", "pearson_top50", "pearson_depth_adjusted", "mse", "mae"}
+    assert wanted <= set(rows["metric"])
+
+
+def test_the_noise_control_is_always_there_with_at_least_ten_draws(by_section: Scores) -> None:
+    noise = by_section.scores.filter((pl.col("preset") == "noise") & (pl.col("metric") == "pearson_mean"))
+    assert noise["seed"].n_unique() >= NOISE_DRAWS
+    assert noise["value"].n_unique() == len(noise)
+
+
+def test_summaries_follow_from_the_rows_of_single_genes(by_section: Scores) -> None:
+    keys = ["preset", "fold", "seed"]
+    again = by_section.genes.group_by(keys).agg(
+        pl.col("pearson").mean().alias("pearson_mean"),
+        pl.col("pearson").median().alias("pearson_median"),
+        pl.col("pearson").filter(pl.col("top50")).mean().alias("pearson_top50"),
+        pl.col("pearson_depth_adjusted").mean(),
+        pl.col("mse").mean(),
+        pl.col("pearson_undefined").sum().cast(pl.Float64).alias("n_nan_genes"),
+    )
+    wide = by_section.scores.pivot("metric", index=keys, values="value").sort(keys)
+    for metric in again.columns[3:]:
+        np.testing.assert_allclose(again.sort(keys)[metric], wide[metric], atol=1e-12)
+
+
+def test_genes_are_chosen_on_the_training_part_only(three: list[Section]) -> None:
+    # In the held-out section alone, G0 is the most variable gene by far.
+    counts = three[0].spots.counts.toarray()
+    counts[:, 0] = np.where(np.arange(len(counts)) % 2, 100000, 0)
+    flat = [s.spots.counts.toarray() for s in three[1:]]
+    for other in flat:
+        other[:, 0] = 2
+    changed = [
+        replace(section, spots=replace(section.spots, counts=sparse.csr_matrix(values)))
+        for section, values in zip(three, [counts, *flat], strict=True)
+    ]
+    scores = evaluate_sections(changed, ["mean"], split="section", genes=5, seeds=(0,))
+    chosen = scores.genes.filter(pl.col("preset") == "mean").group_by("fold").agg("gene")
+    genes = dict(chosen.iter_rows())
+    assert "G0" not in genes["A"]
+    assert "G0" in genes["B"]
+
+
+def varying_only_in_the_first_block(section: Section) -> tuple[Section, Fold]:
+    """Let G0 vary, by far the most of all genes, but in the first block's held-out spots alone."""
+    fold = Plan.of([section], "block", 5).folds(0)[0]
+    counts = section.spots.counts.toarray()
+    odd = np.arange(len(counts)) % 2 == 1
+    counts[:, 0] = np.where(fold.test[section.slide_id] & odd, 100000, 0)
+    spots = replace(section.spots, counts=sparse.csr_matrix(counts))
+    return replace(section, spots=spots), fold
+
+
+def test_held_out_spots_of_a_training_section_have_no_say_in_the_genes(three: list[Section]) -> None:
+    section, fold = varying_only_in_the_first_block(three[0])
+    tasks = {task.fold.name: task for task in Plan.of([section], "block", 5).tasks([0])}
+    assert "G0" not in tasks[fold.name].genes
+    assert all("G0" in task.genes for name, task in tasks.items() if name != fold.name)
+
+
+def test_the_top_genes_are_picked_without_the_held_out_spots() -> None:
+    section, fold = varying_only_in_the_first_block(make_section("A", 1, n_genes=61))
+    tasks = {task.fold.name: task for task in Plan.of([section], "block", section.spots.genes).tasks([0])}
+    assert not tasks[fold.name].top()[0]
+    assert all(task.top()[0] and task.top().sum() == 50 for name, task in tasks.items() if name != fold.name)
+
+
+def test_genes_that_one_section_lacks_are_not_chosen(three: list[Section]) -> None:
+    spots = three[2].spots
+    fewer = replace(three[2], spots=replace(spots, counts=spots.counts[:, :7], genes=spots.genes[:7]))
+    scores = evaluate_sections([*three[:2], fewer], ["mean"], split="section", genes=5, seeds=(0,))
+    assert set(scores.genes["gene"]) <= set(spots.genes[:7])
+
+
+def test_genes_given_by_the_user_are_taken_as_they_are(three: list[Section]) -> None:
+    scores = evaluate_sections(three[:1], ["mean"], split="block", genes=("G7", "G3"), seeds=(0,))
+    assert scores.genes["gene"].unique().sort().to_list() == ["G3", "G7"]
+
+
+def test_counts_of_held_out_spots_change_no_prediction(three: list[Section]) -> None:
+    rng = np.random.default_rng(11)
+    shuffled = three[0].spots.counts[rng.permutation(len(three[0].spots))]
+    other = [replace(three[0], spots=replace(three[0].spots, counts=shuffled)), *three[1:]]
+    genes = ("G2", "G3", "G5")
+    maps = [
+        evaluate_sections(sections, ["ridge"], split="section", genes=genes, seeds=(0,)).maps
+        for sections in (three, other)
+    ]
+    predicted = [{shown.gene: shown.predicted for shown in found} for found in maps]
+    for gene in genes:
+        np.testing.assert_array_equal(predicted[0][gene], predicted[1][gene])
+
+
+def test_memorised_noise_scores_only_under_its_own_name(on_noise: Scores) -> None:
+    assert abs(on_noise.mean("knn", "pearson_mean")) < 0.05
+    assert on_noise.mean("knn", "paper_all_spots") > 0.3
+    assert abs(on_noise.mean("ridge", "pearson_mean")) < 0.05
+
+
+def test_the_papers_figure_is_given_for_the_random_split_only(by_section: Scores) -> None:
+    assert "paper_all_spots" not in set(by_section.scores["metric"])
+
+
+def test_the_block_split_scores_every_spot_and_says_what_it_dropped(three: list[Section]) -> None:
+    scores = evaluate_sections(three[:1], ["ridge"], split="block", genes=19, seeds=(0, 1))
+    assert scores.buffer_um == pytest.approx(43 + np.sqrt(2) * 2 * PATCH_UM)
+    for seed in (0, 1):
+        counts = [count for count in scores.folds if count.seed == seed]
+        assert sum(count.n_test for count in counts) == GRID[0] * GRID[1]
+        assert all(count.n_dropped > 0 for count in counts)
+        assert all(count.n_train + count.n_test + count.n_dropped == GRID[0] * GRID[1] for count in counts)
+    assert scores.mean("ridge", "pearson_mean") > 0.6
+
+
+def test_the_default_preset_is_shown_and_how_far_it_looks_is_said(three: list[Section]) -> None:
+    scores = evaluate_sections(three[:1], ["mean", "ridge", "dense"], split="block", genes=5, seeds=(0,))
+    assert scores.default_preset == "dense"
+    assert any(re.search(r"dense by \d+ µm", note) for note in scores.notes)
+    assert not any("ridge by" in note for note in scores.notes)
+
+
+def test_maps_are_of_the_best_median_and_worst_gene_with_their_held_out_score(by_section: Scores) -> None:
+    assert [shown.role for shown in by_section.maps] == ["best", "median", "worst"]
+    mine = by_section.genes.filter(
+        (pl.col("preset") == by_section.default_preset) & (pl.col("seed") == 0) & (pl.col("fold") == "A")
+    )
+    assert by_section.maps[0].pearson == pytest.approx(mine["pearson"].max())
+    assert by_section.maps[2].pearson == pytest.approx(mine["pearson"].min())
+    for shown in by_section.maps:
+        assert shown.predicted.shape == GRID
+        assert np.isfinite(shown.predicted).all()
+        assert len(shown.measured) == GRID[0] * GRID[1]
+
+
+def test_the_same_call_gives_the_same_numbers(three: list[Section], by_section: Scores) -> None:
+    again = evaluate_sections(three, ["mean", "ridge"], split="section", genes=19, seeds=(0, 5))
+    assert again.scores.equals(by_section.scores)
+
+
+def test_progress_counts_every_fit_once(three: list[Section]) -> None:
+    told: list[tuple[int, int, str]] = []
+    evaluate_sections(
+        three, ["mean"], split="section", genes=5, seeds=(0,), progress=lambda *news: told.append(news)
+    )
+    total = 3 * (1 + NOISE_DRAWS)
+    assert [done for done, _, _ in told] == list(range(total + 1))
+    assert {of for _, of, _ in told} == {total}
+
+
+@pytest.mark.parametrize(("presets", "seeds"), [([], (0,)), (["noise"], (0,)), (["mean"], ())])
+def test_nothing_to_evaluate_is_refused(
+    three: list[Section], presets: list[str], seeds: tuple[int, ...]
+) -> None:
+    with pytest.raises(HistosgeError, match="nothing to evaluate"):
+        evaluate_sections(three, presets, seeds=seeds)
+
+
+def test_one_section_cannot_be_held_out(three: list[Section]) -> None:
+    with pytest.raises(SplitError, match="at least 2 sections"):
+        evaluate_sections(three[:1], ["mean"], split="section")
+    with pytest.raises(SplitError, match="nothing to split"):
+        evaluate_sections([], ["mean"])
+
+
+class _Page(HTMLParser):
+    """Collects tables and what the page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.cells: list[list[str]] = []
+        self.depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in {"src", "href"}]
+        if tag == "tr":
+            self.cells.append([])
+        self.depth += tag in {"th", "td"}
+
+    def handle_endtag(self, tag: str) -> None:
+        self.depth -= tag in {"th", "td"}
+
+    def handle_data(self, data: str) -> None:
+        if self.depth:
+            self.cells[-1].append(data)
+
+
+def test_scores_csv_alone_reproduces_the_table_of_the_page(by_section: Scores, tmp_path: Path) -> None:
+    page = _Page()
+    page.feed(write_evaluation(by_section, tmp_path / "out").read_text(encoding="utf-8"))
+    header = next(row for row in page.cells if row[:2] == ["preset", "Pearson"])
+    shown = {row[0]: row for row in page.cells if len(row) == len(header)}
+    rows = pl.read_csv(tmp_path / "out" / "scores.csv")
+    for metric, title in (("pearson_mean", "Pearson"), ("pearson_depth_adjusted", "depth-adjusted")):
+        for preset in ("ridge", "mean", "noise"):
+            mine = rows.filter((pl.col("preset") == preset) & (pl.col("metric") == metric))
+            seeds = mine.group_by("seed").agg(pl.col("value").mean())["value"]
+            text = f"{seeds.mean():.3f} ± {seeds.std():.3f}"
+            assert shown[preset][header.index(title)] == text
+
+
+def test_the_page_loads_nothing_and_shows_three_maps(by_section: Scores, tmp_path: Path) -> None:
+    text = write_evaluation(by_section, tmp_path, notes=["7 spots under 100 counts left out."]).read_text(
+        "utf-8"
+    )
+    page = _Page()
+    page.feed(text)
+    assert len(page.loads) == 5  # three maps, spread, differences
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+    assert not re.search(r"https?://|@import|url\(", text)
+    assert "7 spots under 100 counts left out." in text
+    for shown in by_section.maps:
+        caption = f"{shown.role} gene of ridge: held-out r = {shown.pearson:.3f}"
+        assert f"<strong>{shown.gene}</strong> {caption}" in text
+
+
+def test_tables_hold_one_row_per_preset_fold_seed_and_gene(by_section: Scores, tmp_path: Path) -> None:
+    write_evaluation(by_section, tmp_path)
+    genes = pl.read_csv(tmp_path / "genes.csv")
+    assert genes.columns[:6] == ["preset", "split", "fold", "seed", "gene", "pearson"]
+    assert len(genes) == 3 * 19 * (2 + 2 + NOISE_DRAWS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "differences.csv",
+        "genes.csv",
+        "report.html",
+        "scores.csv",
+    ]
+
+
+def test_after_a_failure_there_is_no_page_and_no_half_written_file(
+    by_section: Scores, tmp_path: Path
+) -> None:
+    write_evaluation(by_section, tmp_path)
+    (tmp_path / "genes.csv").unlink()
+    (tmp_path / "genes.csv").mkdir()
+    with pytest.raises(OSError, match=r"genes\.csv"):
+        write_evaluation(by_section, tmp_path)
+    assert not (tmp_path / "report.html").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(by_section: Scores, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(HistosgeError, match="it is a file; name a folder"):
+        write_evaluation(by_section, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"

@@ -1,0 +1,499 @@
+"""Maps and embeddings in other tools' files: the same values, at the same places."""
+
+import json
+import shutil
+import warnings
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import anndata
+import numpy as np
+import polars as pl
+import pytest
+import tifffile
+import zarr
+from make_slides import tissue_like, write_pyramid
+
+from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.grid import GridSpec, PatchGrid
+from featurestore.storage.store import Store
+from histosge.errors import ExportError, MissingExtraError
+from histosge.exporting.domain_labels import domain_labels
+from histosge.exporting.export import ExportSettings, export
+from histosge.exporting.formats.geojson import polygons, write_geojson
+from histosge.exporting.formats.ome_zarr import write_ome_zarr
+from histosge.exporting.open_tables import Choice, open_tables, table_of_map
+from histosge.exporting.patch_table import PatchTable
+from histosge.prediction.expression_store import ExpressionStore
+
+SLIDE_MPP = 0.5
+GRID = GridSpec(mpp=1.0, patch_px=32, stride_px=16)
+GENES = ("EPCAM", "CD3E", "COL1A1", "row", "ACTA2")
+BLOCK = (7, 11)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Two slides, their embeddings, and maps with known values."""
+
+    folder: Path
+    store: str
+    maps: str
+
+    def values(self, slide_id: str) -> np.ndarray:
+        stored = ExpressionStore.open(self.maps).map(slide_id, GRID.key)
+        return stored.array.read((0, stored.grid.n_rows), (0, stored.grid.n_cols)).astype(np.float32)
+
+
+def _true(grid: PatchGrid) -> np.ndarray:
+    """Return ``(rows, cols, genes)``: each gene its own function of the place, so that no swap goes unseen."""
+    y, x = np.meshgrid(grid.y_um, grid.x_um, indexing="ij")
+    return np.stack([x / 97, y / 89, (x + 2 * y) / 301, (x > 300) * 2.0, np.full(x.shape, 1.5)], axis=2)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp("exports")
+    (folder / "slides").mkdir()
+    for name, size in (("A", (1100, 900)), ("B", (700, 600))):
+        write_pyramid(folder / "slides" / f"{name}.tif", tissue_like(*size, 0.5), SLIDE_MPP)
+    embed(str(folder / "slides"), str(folder / "store"), EmbedSettings(("colour",), GRID, block_shape=BLOCK))
+    store, maps = Store.open(str(folder / "store")), ExpressionStore.open_or_create(str(folder / "maps"))
+    for slide_id in store.slide_ids():
+        stored = store.grid(slide_id, GRID.key)
+        target = maps.add_map(stored, GENES, BLOCK, {"model": "known"})
+        values = np.where(stored.is_tissue[..., None], _true(stored.grid), np.nan)
+        for block in target.planned():
+            target.array.write(block, values[block.slices])
+    return Made(folder, str(folder / "store"), str(folder / "maps"))
+
+
+@pytest.fixture
+def table(made: Made) -> PatchTable:
+    return open_tables(made.maps, Choice(["A"]))[0]
+
+
+def _expected(made: Made, table: PatchTable) -> np.ndarray:
+    return made.values(table.slide_id)[table.rows, table.cols]
+
+
+def test_a_table_s_rows_are_the_patches_with_values_in_row_major_order(made: Made, table: PatchTable) -> None:
+    stored = Store.open(made.store).grid("A", GRID.key)
+    rows, cols = np.nonzero(stored.is_tissue)
+    np.testing.assert_array_equal(table.rows, rows)
+    np.testing.assert_array_equal(table.cols, cols)
+    streamed = np.concatenate([values for _, values in table.chunks()])
+    np.testing.assert_array_equal(streamed, _expected(made, table))
+    assert len(table.bands()) > 2
+    np.testing.assert_array_equal(np.asarray(table.lazy().compute(scheduler="synchronous")), streamed)
+
+
+def test_genes_come_in_the_order_asked_for(made: Made) -> None:
+    (table,) = open_tables(made.maps, Choice(["A"], ["ACTA2", "EPCAM"]))
+    np.testing.assert_array_equal(
+        np.concatenate([v for _, v in table.chunks()]), _expected(made, table)[:, [4, 0]]
+    )
+
+
+@pytest.mark.parametrize("name", ["A.h5ad", "A.zarr"])
+def test_anndata_has_what_scanpy_expects(made: Made, table: PatchTable, tmp_path: Path, name: str) -> None:
+    settings = ExportSettings(store=made.store)
+    (line,) = export(made.maps, tmp_path / name, "h5ad", Choice(["A"]), settings)
+    assert line == f"{tmp_path / name}: {len(table)} patches x 5 genes"
+    data = anndata.read_h5ad(tmp_path / name) if name.endswith("h5ad") else anndata.read_zarr(tmp_path / name)
+    np.testing.assert_array_equal(data.X, _expected(made, table))
+    assert data.var_names.tolist() == list(GENES)
+    np.testing.assert_allclose(data.obsm["spatial"] * SLIDE_MPP, table.xy_um)
+    library = data.uns["spatial"]["A"]
+    picture, factors = library["images"]["hires"], library["scalefactors"]
+    assert picture.shape == (900, 1100, 3)  # the slide's own
+    assert factors["tissue_hires_scalef"] == 1.0
+    assert factors["spot_diameter_fullres"] * SLIDE_MPP == 16
+
+
+def test_scanpy_plots_it(made: Made, tmp_path: Path) -> None:
+    import matplotlib as mpl
+    import scanpy
+
+    mpl.use("agg")
+    export(made.maps, tmp_path / "B.h5ad", "h5ad", Choice(["B"]))
+    data = scanpy.read_h5ad(tmp_path / "B.h5ad")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = scanpy.pl.spatial(data, color="EPCAM", show=False, return_fig=False)
+    assert axes
+
+
+def test_without_the_slide_mean_colours_lie_under_the_positions(made: Made, tmp_path: Path) -> None:
+    said: list[str] = []
+    export(made.maps, tmp_path / "A.h5ad", "h5ad", Choice(["A"]), say=said.append)
+    assert "name the feature store with --store" in said[0]
+    data = anndata.read_h5ad(tmp_path / "A.h5ad")
+    library = data.uns["spatial"]["A"]
+    at = np.floor(data.obsm["spatial"] * library["scalefactors"]["tissue_hires_scalef"]).astype(int)
+    rgb = Store.open(made.store).grid("A", GRID.key).rgb
+    np.testing.assert_array_equal(
+        library["images"]["hires"][at[:, 1], at[:, 0]], rgb[data.obs["row"], data.obs["col"]]
+    )
+
+
+def test_a_slide_that_is_gone_is_said_and_replaced(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.store, tmp_path / "store")
+    document = tmp_path / "store" / "A" / "zarr.json"
+    document.write_text(document.read_text().replace("A.tif", "gone.tif"))
+    said: list[str] = []
+    settings = ExportSettings(store=str(tmp_path / "store"))
+    export(made.maps, tmp_path / "A.h5ad", "h5ad", Choice(["A"]), settings, say=said.append)
+    assert "the slide cannot be reached" in said[0]
+    assert "gone.tif" in said[0]
+
+
+def test_what_else_a_map_says_goes_along(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.maps, tmp_path / "maps")
+    group = zarr.open_group(tmp_path / "maps" / "A" / GRID.key, mode="r+")
+    shape = ExpressionStore.open(made.maps).map("A", GRID.key).grid.shape
+    group.create_array("novelty", data=np.arange(np.prod(shape)).reshape(shape), dimension_names=("y", "x"))
+    group.create_array("trust", data=np.arange(5.0), dimension_names=("gene",))
+    choice = Choice(["A"], ["ACTA2", "CD3E"])
+    export(str(tmp_path / "maps"), tmp_path / "A.h5ad", "h5ad", choice)
+    data = anndata.read_h5ad(tmp_path / "A.h5ad")
+    assert data.var["trust"].tolist() == [4.0, 1.0]
+    assert (data.obs["novelty"] == data.obs["row"] * shape[1] + data.obs["col"]).all()
+    export(str(tmp_path / "maps"), tmp_path / "A.parquet", "parquet", choice)
+    assert pl.read_parquet(tmp_path / "A.parquet")["novelty"].to_list() == data.obs["novelty"].tolist()
+
+
+def test_parquet_has_a_row_per_patch_and_a_column_per_gene(
+    made: Made, table: PatchTable, tmp_path: Path
+) -> None:
+    export(made.maps, tmp_path, "parquet")
+    frame = pl.read_parquet(tmp_path / "A.parquet")
+    names = ["EPCAM", "CD3E", "COL1A1", "gene_row", "ACTA2"]
+    assert frame.columns == ["slide", "row", "col", "x_um", "y_um", *names]
+    np.testing.assert_array_equal(frame.select(names).to_numpy(), _expected(made, table))
+    np.testing.assert_allclose(frame.select("x_um", "y_um").to_numpy(), table.xy_um)
+    assert (tmp_path / "B.parquet").is_file()
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ome_zarr_has_the_fields_that_ngff_requires(
+    made: Made, table: PatchTable, tmp_path: Path, version: str
+) -> None:
+    out = tmp_path / "A.ome.zarr"
+    export(made.maps, out, "ome-zarr", Choice(["A"]), ExportSettings(ngff=version))
+    group = zarr.open_group(out, mode="r")
+    attrs = dict(group.attrs)
+    if version == "0.5":
+        assert group.metadata.zarr_format == 3
+        attrs = attrs["ome"]
+        assert attrs["version"] == "0.5"
+    else:
+        assert attrs["multiscales"][0]["version"] == "0.4"
+        assert (out / "0" / "0" / "0" / "0").is_file()  # nested chunks, as 0.4 demands
+    (multiscale,) = attrs["multiscales"]
+    assert [(axis["name"], axis["type"]) for axis in multiscale["axes"]] == [
+        ("c", "channel"),
+        ("y", "space"),
+        ("x", "space"),
+    ]
+    assert [channel["label"] for channel in attrs["omero"]["channels"]] == list(GENES)
+    for channel in attrs["omero"]["channels"]:
+        assert set(channel["window"]) == {"min", "max", "start", "end"}
+        assert len(channel["color"]) == 6
+    finest = group["0"]
+    np.testing.assert_array_equal(finest[...].transpose(1, 2, 0), made.values("A"))
+    for dataset in multiscale["datasets"]:
+        scale, translation = (dataset["coordinateTransformations"][i] for i in (0, 1))
+        assert (scale["type"], translation["type"]) == ("scale", "translation")
+        level = group[dataset["path"]]
+        step = scale["scale"][1]
+        values = level[0]
+        rows, cols = np.nonzero(np.isfinite(values))
+        x_um = translation["translation"][2] + cols * step
+        # Gene 0 is x / 97 everywhere: a level in the wrong place shows it, but for ragged edges.
+        inner = np.abs(values[rows, cols] * 97 - x_um)
+        assert np.median(inner) < 0.2
+    assert len(multiscale["datasets"]) == 1  # 55 patches wide: no coarser level is needed
+
+
+def test_coarser_levels_are_means_of_what_is_there(
+    made: Made, table: PatchTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histosge.exporting.formats.ome_zarr.SMALLEST", 8)
+    monkeypatch.setattr("histosge.exporting.formats.ome_zarr.CHUNK", 10)
+    n_levels = write_ome_zarr(table, tmp_path / "a.ome.zarr", "0.5")
+    assert n_levels == 4
+    group = zarr.open_group(tmp_path / "a.ome.zarr", mode="r")
+    finer, coarser = group["0"][...], group["1"][...]
+    padded = np.pad(finer, ((0, 0), (0, finer.shape[1] % 2), (0, finer.shape[2] % 2)), constant_values=np.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = np.nanmean(
+            padded.reshape(5, padded.shape[1] // 2, 2, padded.shape[2] // 2, 2), axis=(2, 4)
+        )
+    np.testing.assert_allclose(coarser, expected, rtol=1e-6)
+    whole = np.isfinite(padded[0].reshape(expected.shape[1], 2, expected.shape[2], 2)).all(axis=(1, 3))
+    scale, translation = (
+        t[t["type"]] for t in group.attrs["ome"]["multiscales"][0]["datasets"][1]["coordinateTransformations"]
+    )
+    rows, cols = np.nonzero(whole)
+    # Gene 0 is x / 97, gene 1 is y / 89: the store keeps half precision.
+    np.testing.assert_allclose(coarser[0][whole] * 97, cols * scale[2] + translation[2], atol=0.5)
+    np.testing.assert_allclose(coarser[1][whole] * 89, rows * scale[1] + translation[1], atol=0.5)
+
+
+@pytest.mark.spatialdata
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+def test_ome_zarr_py_reads_it(made: Made, tmp_path: Path, version: str) -> None:
+    out = tmp_path / "A.ome.zarr"
+    export(made.maps, out, "ome-zarr", Choice(["A"]), ExportSettings(ngff=version))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ome_zarr.io import parse_url
+        from ome_zarr.reader import Reader
+
+        (node,) = list(Reader(parse_url(out))())
+        np.testing.assert_array_equal(np.asarray(node.data[0]).transpose(1, 2, 0), made.values("A"))
+    assert node.metadata["channel_names"] == list(GENES)
+
+
+def test_tiffs_lie_on_the_slide_by_their_resolution(made: Made, table: PatchTable, tmp_path: Path) -> None:
+    export(made.maps, tmp_path, "tiff", Choice(["A"], ["EPCAM", "CD3E"]))
+    with tifffile.TiffFile(tmp_path / "A" / "values.ome.tif") as file:
+        page = file.pages[0]
+        per_cm, unit = page.tags["XResolution"].value, page.tags["ResolutionUnit"].value
+        mpp = 1e4 * per_cm[1] / per_cm[0]
+        assert (unit, mpp) == (3, pytest.approx(8.0))
+        assert 'Name="CD3E"' in file.ome_metadata
+        assert 'PhysicalSizeX="8.0"' in file.ome_metadata
+        values = file.asarray()
+    at = np.floor(table.xy_um / mpp).astype(int)
+    np.testing.assert_array_equal(values[:, at[:, 1], at[:, 0]].T, _expected(made, table)[:, :2])
+    heat = tifffile.imread(tmp_path / "A" / "EPCAM.tif")
+    assert heat.shape == (*values.shape[1:], 3)
+    shown = (heat != 255).any(axis=2)
+    np.testing.assert_array_equal(shown, np.isfinite(values[0]))
+
+
+# ---------------------------------------------------------------- domains
+
+
+def _paint(rings: list[list[tuple[int, int]]], shape: tuple[int, int]) -> np.ndarray:
+    """Return which cells' centres lie in a polygon, by the even-odd rule over all of its rings."""
+    inside = np.zeros(shape, dtype=int)
+    for ring in rings:
+        assert ring[0] == ring[-1]
+        for (x0, y0), (x1, y1) in pairwise(ring):
+            if x0 == x1:  # a side down or up: cells right of it change
+                inside[min(y0, y1) : max(y0, y1), x0:] += 1
+    return inside % 2 == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_polygons_cover_exactly_the_mask(seed: int) -> None:
+    mask = np.random.default_rng(seed).random((13, 17)) < 0.2 + 0.035 * seed
+    covered = np.zeros(mask.shape, dtype=int)
+    for rings in polygons(mask):
+        covered += _paint(rings, mask.shape)
+        for ring in rings:
+            assert len(set(ring[:-1])) == len(ring) - 1  # touches itself nowhere
+    np.testing.assert_array_equal(covered, mask)
+
+
+def test_a_hole_that_touches_the_rim_is_a_ring_of_its_own() -> None:
+    mask = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], dtype=bool)
+    ((outer, hole),) = polygons(mask)
+    assert set(hole) == {(1, 1), (2, 1), (2, 2), (1, 2)}
+    assert (2, 2) in outer
+
+
+def test_geojson_is_in_level_0_pixels_with_qupath_s_fields(tmp_path: Path) -> None:
+    grid = PatchGrid(GridSpec(1.0, 32, 16), 0.5, 1.0, 4, 5)
+    labels = np.full((4, 5), -1)
+    labels[1, 2:4] = 0
+    labels[3, 0] = 1
+    assert write_geojson(labels, grid, tmp_path / "d.geojson", ["tumour"]) == 2
+    first, second = json.loads((tmp_path / "d.geojson").read_text())["features"]
+    # Stride cells: patch (1, 2) is centred on x = 2 * 16 + 16 µm, so its cell starts at 40 µm, pixel 80.
+    assert sorted(map(tuple, first["geometry"]["coordinates"][0][:-1])) == [
+        (80.0, 48.0),
+        (80.0, 80.0),
+        (144.0, 48.0),
+        (144.0, 80.0),
+    ]
+    assert first["properties"]["classification"]["name"] == "tumour"
+    assert first["properties"]["objectType"] == "annotation"
+    assert second["properties"]["name"] == "domain 2"
+    assert len(first["properties"]["classification"]["color"]) == 3
+
+
+def test_k_means_domains_follow_the_expression(made: Made) -> None:
+    (table,) = open_tables(made.maps, Choice(["A"], ["row"]))  # 0 left of 300 µm, 2 right of it
+    labels = domain_labels(table, 2)
+    right = table.xy_um[:, 0] > 300
+    found = labels[table.rows, table.cols]
+    assert len(set(found[right])) == len(set(found[~right])) == 1
+    assert set(labels.ravel().tolist()) == {-1, 0, 1}
+    assert (found == 0).sum() >= (found == 1).sum()
+    np.testing.assert_array_equal(labels, domain_labels(table, 2))
+
+
+def test_stored_domains_win_over_k_means(made: Made) -> None:
+    stored = ExpressionStore.open(made.maps).map("A", GRID.key)
+    own = np.arange(np.prod(stored.grid.shape)).reshape(stored.grid.shape) % 3
+    table = table_of_map(stored, (), {"domain": (("y", "x"), own)})
+    labels = domain_labels(table, 7)
+    np.testing.assert_array_equal(labels[table.kept], own[table.kept])
+
+
+def test_labels_come_from_a_table_per_slide(made: Made, table: PatchTable, tmp_path: Path) -> None:
+    frame = pl.DataFrame({"row": table.rows, "col": table.cols, "cluster": table.rows % 3})
+    frame.write_parquet(tmp_path / "A.parquet")
+    settings = ExportSettings(domains=tmp_path)
+    export(made.maps, tmp_path / "A.geojson", "geojson", Choice(["A"]), settings)
+    features = json.loads((tmp_path / "A.geojson").read_text())["features"]
+    assert {f["properties"]["name"] for f in features} == {"domain 1", "domain 2", "domain 3"}
+    assert len(features) >= len(np.unique(table.rows))  # stripes
+    with pytest.raises(ExportError, match=r"there is no .*B\.parquet"):
+        export(made.maps, tmp_path / "x", "geojson", settings=settings)
+    frame.rename({"cluster": "niche"}).write_parquet(tmp_path / "B.parquet")
+    with pytest.raises(ExportError, match="one of domain, cluster"):
+        export(made.maps, tmp_path / "x", "geojson", Choice(["B"]), settings)
+
+
+# ---------------------------------------------------------------- embeddings, refusals
+
+
+def test_embeddings_go_out_as_tables_too(made: Made, tmp_path: Path) -> None:
+    (table,) = open_tables(made.store, Choice(["B"]))
+    export(made.store, tmp_path / "B.h5ad", "h5ad", Choice(["B"]))
+    data = anndata.read_h5ad(tmp_path / "B.h5ad")
+    embedding = Store.open(made.store).embedding("B", GRID.key, "colour")
+    whole = embedding.read((0, embedding.shape[0]), (0, embedding.shape[1]))
+    np.testing.assert_array_equal(data.X, whole[table.rows, table.cols].astype(np.float32))
+    assert data.var_names[3] == "colour_3"
+    assert data.uns["spatial"]["B"]["images"]["hires"].shape == (600, 700, 3)
+
+
+@pytest.fixture
+def half(made: Made, tmp_path: Path) -> str:
+    shutil.copytree(made.maps, tmp_path / "half")
+    shutil.rmtree(tmp_path / "half" / "A" / GRID.key / "expression" / "c" / "1")
+    return str(tmp_path / "half")
+
+
+def test_a_map_that_is_not_whole_is_not_exported(half: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="run the same histosge predict again"):
+        export(half, tmp_path / "A.h5ad", "h5ad", Choice(["A"]))
+    assert not (tmp_path / "A.h5ad").exists()
+
+
+@pytest.mark.parametrize(
+    ("to", "choice", "message"),
+    [
+        ("xlsx", Choice(), "known: h5ad, spatialdata, ome-zarr, geojson, tiff, parquet, trident"),
+        ("h5ad", Choice(["C"]), "it has: A, B"),
+        ("h5ad", Choice(["A"], ["EPCAN"]), "did you mean EPCAM"),
+        ("h5ad", Choice(["A"], grid="mpp9"), "no map of slide 'A' on grid mpp9"),
+        ("trident", Choice(), "give the feature store"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_in_one_line(
+    made: Made, tmp_path: Path, to: str, choice: Choice, message: str
+) -> None:
+    with pytest.raises(ExportError, match=message) as caught:
+        export(made.maps, tmp_path / "x", to, choice)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
+
+
+def test_folders_are_never_overwritten(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "thesis.txt").write_text("x")
+    with pytest.raises(ExportError, match="exists and is not overwritten"):
+        export(made.maps, out, "ome-zarr", Choice(["A"]))
+    assert (out / "thesis.txt").is_file()
+
+
+def test_a_missing_extra_is_named_in_one_line(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "spatialdata", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'histosge\[spatialdata\]'") as caught:
+        export(made.maps, tmp_path / "x", "spatialdata")
+    assert "\n" not in str(caught.value)
+
+
+def test_too_many_genes_for_a_picture_are_refused(
+    made: Made, table: PatchTable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("histosge.exporting.formats.ome_zarr.MOST_CHANNELS", 4)
+    with pytest.raises(ExportError, match="choose with --genes"):
+        write_ome_zarr(table, tmp_path / "x")
+
+
+# ---------------------------------------------------------------- SpatialData
+
+
+@pytest.mark.spatialdata
+def test_spatialdata_opens_with_everything_in_microns(made: Made, tmp_path: Path) -> None:
+    settings = ExportSettings(store=made.store, picture_mpp=1.0)
+    export(made.maps, tmp_path / "OUT", "spatialdata", settings=settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import spatialdata
+        from spatialdata.transformations import get_transformation
+
+        data = spatialdata.read_zarr(tmp_path / "OUT")
+        assert set(data.images) == {"A_image", "B_image"}
+        assert set(data.shapes) == {"A_patches", "B_patches"}
+        assert set(data.tables) == {"A_expression", "B_expression"}
+        (table,) = open_tables(made.maps, Choice(["A"]))
+        held = data.tables["A_expression"]
+        np.testing.assert_array_equal(np.asarray(held.X), _expected(made, table))
+        squares = data.shapes["A_patches"].loc[held.obs["patch"]]
+        np.testing.assert_allclose(np.column_stack([squares.centroid.x, squares.centroid.y]), table.xy_um)
+        np.testing.assert_allclose(squares.area, 16.0**2)
+        matrix = get_transformation(data.images["A_image"], "A").to_affine_matrix(("x", "y"), ("x", "y"))
+        np.testing.assert_allclose(matrix, np.diag([1.0, 1.0, 1.0]))
+        assert data.images["A_image"].shape == (3, 450, 550)
+        box = spatialdata.bounding_box_query(
+            data,
+            axes=("x", "y"),
+            min_coordinate=[100, 100],
+            max_coordinate=[300, 250],
+            target_coordinate_system="A",
+        )
+        centres = box.shapes["A_patches"].centroid
+        assert len(box.tables["A_expression"]) == len(centres) > 10
+
+
+@pytest.mark.spatialdata
+def test_embeddings_as_spatialdata(made: Made, tmp_path: Path) -> None:
+    export(made.store, tmp_path / "OUT.zarr", "spatialdata", Choice(["B"]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import spatialdata
+
+        data = spatialdata.read_zarr(tmp_path / "OUT.zarr")
+        (table,) = open_tables(made.store, Choice(["B"]))
+        assert data.tables["B_embedding"].shape == (len(table), len(table.names))
+
+
+# ---------------------------------------------------------------- elsewhere than on a disk
+
+
+def test_a_map_behind_a_url_is_read_where_it_lies(made: Made, tmp_path: Path) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    for file in Path(made.maps).rglob("*"):
+        if file.is_file():
+            memory.pipe_file(f"/exports/{file.relative_to(made.maps)}", file.read_bytes())
+    export("memory://exports", tmp_path / "B.parquet", "parquet", Choice(["B"]))
+    export(made.maps, tmp_path / "local.parquet", "parquet", Choice(["B"]))
+    assert pl.read_parquet(tmp_path / "B.parquet").equals(pl.read_parquet(tmp_path / "local.parquet"))
+    with pytest.raises(ExportError, match="export there, then copy it up"):
+        export(made.maps, "s3://bucket/x.h5ad", "h5ad", Choice(["B"]))

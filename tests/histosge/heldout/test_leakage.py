@@ -1,0 +1,112 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import sparse
+
+from histosge.data.sections import Patches, Section, Spots
+from histosge.data.spot_overlap import disc_overlap
+from histosge.errors import SplitError
+from histosge.evaluation.tasks import Plan
+from histosge.heldout.leakage import Sides, check_windows_apart, take_patches, take_spots, window_buffer_um
+from histosge.heldout.splits import make_folds
+
+STRIDE_UM, PATCH_UM, SPOT_UM, PITCH_UM = 31.0, 83.0, 53.0, 101.0
+
+
+def make_section(slide_id: str = "A", seed: int = 1) -> Section:
+    """Overlapping patches, with holes in the tissue; spots off the patches' lattice."""
+    rng = np.random.default_rng(seed)
+    rows, cols = (index.ravel() for index in np.indices((67, 53)))
+    tissue = rng.random(rows.size) < 0.97
+    rows, cols = rows[tissue], cols[tissue]
+    patches = Patches(
+        slide_id, rows, cols, rng.standard_normal((len(rows), 3), dtype=np.float32), STRIDE_UM, PATCH_UM
+    )
+    down, across = (index.ravel() for index in np.indices((17, 13)))
+    xy_um = np.stack([across, down], axis=1) * PITCH_UM + 211.0 + rng.uniform(-7, 7, (17 * 13, 2))
+    counts = rng.poisson(3, (len(xy_um), 5)) + 1
+    barcodes = np.array([f"b{i}" for i in range(len(xy_um))])
+    spots = Spots(
+        slide_id,
+        "d",
+        barcodes,
+        xy_um,
+        SPOT_UM,
+        sparse.csr_matrix(counts.astype(np.float32)),
+        tuple("abcde"),
+    )
+    return Section(
+        patches, spots, disc_overlap(xy_um, SPOT_UM, patches), np.zeros((67, 53, 3), dtype=np.uint8)
+    )
+
+
+SECTION = make_section()
+BUFFER_UM = window_buffer_um(SPOT_UM, PATCH_UM, STRIDE_UM)
+
+
+def pixels(patches: Patches) -> np.ndarray:
+    """Paint every micron that patches cover, one row and column at a time."""
+    canvas = np.zeros((67 * 31 + 83, 53 * 31 + 83), dtype=bool)
+    for row, col in zip(patches.rows, patches.cols, strict=True):
+        y, x = int(row * STRIDE_UM), int(col * STRIDE_UM)
+        canvas[y : y + 83, x : x + 83] = True
+    return canvas
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_pixel_is_seen_by_training_and_by_held_out_spots(seed: int) -> None:
+    for task in Plan.of([SECTION], "block", 3).tasks([seed]):
+        (trained,) = task.training()
+        ((tested, _),) = task.tested()
+        assert not (pixels(trained.patches) & pixels(tested.patches)).any()
+
+
+def test_every_spot_keeps_all_the_patches_under_its_disc() -> None:
+    for task in Plan.of([SECTION], "block", 3).tasks([5]):
+        (trained,) = task.training()
+        ((tested, target),) = task.tested()
+        np.testing.assert_allclose(np.asarray(trained.overlap.sum(axis=1)), 1, rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(tested.overlap.sum(axis=1)), 1, rtol=1e-5)
+        assert len(target) == len(tested.spots) == task.fold.n_test
+        np.testing.assert_array_equal(
+            tested.spots.barcodes, SECTION.spots.barcodes[task.fold.test[SECTION.slide_id]]
+        )
+
+
+def test_the_check_refuses_windows_that_overlap() -> None:
+    (fold, *_) = make_folds("block", [SECTION.spots], buffer_um=BUFFER_UM)
+    train, test = fold.train["A"], fold.test["A"]
+    everything = np.ones(len(SECTION.patches), dtype=bool)
+    with pytest.raises(SplitError, match=r"training sees overlap patches of held-out spots"):
+        check_windows_apart(SECTION, Sides(everything, everything), train, test, "block0")
+    check_windows_apart(SECTION, Sides.of(SECTION, train, test), train, test, "block0")
+
+
+def test_a_buffer_that_is_too_small_is_refused_not_papered_over() -> None:
+    (fold, *_) = make_folds("block", [SECTION.spots], buffer_um=SPOT_UM)
+    train, test = fold.train["A"], fold.test["A"]
+    with pytest.raises(SplitError, match=rf"widen the buffer to at least {BUFFER_UM:.0f} um"):
+        check_windows_apart(SECTION, Sides.of(SECTION, train, test), train, test, "block0")
+
+
+@pytest.mark.parametrize("split", ["section", "random", "donor"])
+def test_other_splits_hide_no_patch(split: str) -> None:
+    other = make_section("B", 2)
+    other = replace(other, spots=replace(other.spots, donor="e"))
+    for task in Plan.of([SECTION, other], split, 3).tasks([0]):
+        assert all(
+            len(part.patches) in (len(SECTION.patches), len(other.patches)) for part in task.training()
+        )
+
+
+def test_taking_patches_and_spots_keeps_rows_and_columns_together() -> None:
+    keep = np.arange(len(SECTION.patches)) % 3 == 1
+    some = take_patches(SECTION, keep)
+    np.testing.assert_array_equal(some.overlap.toarray(), SECTION.overlap.toarray()[:, keep])
+    np.testing.assert_array_equal(some.patches.embedding, SECTION.patches.embedding[keep])
+    spots = np.arange(len(SECTION.spots)) % 5 == 2
+    few = take_spots(SECTION, spots)
+    np.testing.assert_array_equal(few.overlap.toarray(), SECTION.overlap.toarray()[spots])
+    np.testing.assert_array_equal(few.spots.xy_um, SECTION.spots.xy_um[spots])
+    assert take_patches(SECTION, np.ones(len(SECTION.patches), dtype=bool)) is SECTION

@@ -1,0 +1,171 @@
+"""A model that was shown other stains follows tissue, not stain, and nothing else about it changes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.grid import GridSpec
+from featurestore.slides.sample_sheet import read_samples
+from histosge.data.sections import Patches, Restained, TrainingSection
+from histosge.data.spot_overlap import disc_overlap
+from histosge.errors import ModelError
+from histosge.models.linear_algebra import RidgePath, Standardiser
+from histosge.models.multiscale import VIEWS, Surroundings
+from histosge.models.presets.dense import DenseModel
+from histosge.models.stain_invariance import STRENGTH, stain_covariance, steady
+from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
+from histosge.training.saved_model import load_model
+from histosge.training.stain_augmentation import PATCHES, STAINS, Stain, restain_sections
+from histosge.training.train import Selection, TrainSettings, load_sections, train, training_section
+
+TISSUE = np.array([[[200, 120, 170], [120, 80, 160]], [[230, 160, 200], [90, 60, 130]]], np.uint8)
+
+
+def test_the_same_stain_gives_the_same_pixels_and_stronger_dyes_let_less_light_through() -> None:
+    same = Stain((1.0, 1.0)).apply(TISSUE)
+    assert np.abs(same.astype(int) - TISSUE).max() <= 1
+    assert (Stain((1.3, 1.3)).apply(TISSUE) < TISSUE).all()
+    assert (Stain((0.7, 0.7)).apply(TISSUE) > TISSUE).all()
+    # Eosin absorbs green, haematoxylin red as well.
+    eosin = Stain((1.0, 1.5)).apply(TISSUE).astype(int) - TISSUE
+    haematoxylin = Stain((1.5, 1.0)).apply(TISSUE).astype(int) - TISSUE
+    assert (eosin[..., 1] < eosin[..., 0]).all()
+    assert haematoxylin[..., 0].mean() < eosin[..., 0].mean()
+
+
+def test_turned_inputs_give_the_ridge_with_a_penalty_along_what_moves() -> None:
+    rng = np.random.default_rng(1)
+    X, Y = rng.standard_normal((90, 6)) * 3 + 1, rng.standard_normal((90, 2))
+    rows, penalty = rng.standard_normal((20, 6)) * np.arange(6), 0.7
+    moved = rows.T @ rows / len(rows)
+    standardiser = Standardiser.of(X)
+    turn = steady(moved, standardiser)
+    assert turn is not None
+    Z = standardiser.apply(X)
+    found = turn @ RidgePath.of(Z @ turn, Y).at(penalty).weight
+    along = moved / np.outer(standardiser.scale, standardiser.scale)
+    normal = Z.T @ Z + 90 * penalty * (np.eye(6) + along)
+    np.testing.assert_allclose(found, np.linalg.solve(normal, Z.T @ (Y - Y.mean(axis=0))), atol=1e-12)
+    assert steady(None, standardiser) is None
+
+
+def _section(seed: int, side: int = 13) -> TrainingSection:
+    """Number 0 of the embedding shows the tissue; number 1 shows it better, but follows the stain."""
+    rng = np.random.default_rng(seed)
+    rows, cols = (a.ravel() for a in np.mgrid[:side, :side])
+    tissue = rng.standard_normal(side * side)
+    noise = rng.standard_normal((side * side, 3))
+    embedding = np.column_stack([tissue + 0.6 * noise[:, 0], tissue + 0.3 * noise[:, 1], noise[:, 2]])
+    patches = Patches(f"S{seed}", rows, cols, embedding.astype(np.float32), 100.0, 100.0)
+    target = 8 + tissue[:, None] * np.ones(6) + 0.3 * rng.standard_normal((side * side, 6))
+    library = np.exp(8 + 0.3 * tissue)
+    overlap = disc_overlap(patches.xy_um, 55.0, patches)
+    return TrainingSection(patches, overlap, patches.xy_um, target.astype(np.float32), library)
+
+
+def _restained(section: TrainingSection) -> TrainingSection:
+    plain = section.patches.embedding[:30]
+    stained = np.stack([plain + np.float32([0, move, 0]) for move in (-2, -1, 1, 2)])
+    return replace(section, restained=Restained(plain, stained))
+
+
+def test_a_penalised_model_moves_less_with_the_stain_and_still_predicts() -> None:
+    sections, unseen = [_section(seed) for seed in range(3)], _section(9)
+    pink = unseen.patches.with_embedding(unseen.patches.embedding + np.float32([0, 1.5, 0]))
+    moved, right, depth_moved = {}, {}, {}
+    every = np.arange(len(pink))
+    for name, training in (("plain", sections), ("steady", [_restained(s) for s in sections])):
+        model = DenseModel.fit(training)
+        assert model.stain_penalty == (STRENGTH if name == "steady" else 0)
+        before, depth = model.predict_with_depth(unseen.patches, every)
+        after, other_depth = model.predict_with_depth(pink, every)
+        assert depth is not None
+        assert other_depth is not None
+        moved[name] = float(np.abs(after - before).mean())
+        depth_moved[name] = float(np.abs(other_depth - depth).mean())
+        right[name] = float(np.corrcoef(before[:, 0], unseen.target[:, 0])[0, 1])
+    assert moved["steady"] < 0.3 * moved["plain"]
+    assert depth_moved["steady"] < 0.3 * depth_moved["plain"]
+    assert right["steady"] > 0.7
+    again = DenseModel.from_state(model.config(), model.state())
+    np.testing.assert_array_equal(again.predict(pink), model.predict(pink))
+    assert again.stain_penalty == STRENGTH
+
+
+def test_where_a_slide_moves_the_means_around_a_patch_move_as_the_slide_does() -> None:
+    section = _restained(_section(1))
+    surroundings = Surroundings.of([section])
+    covariance = stain_covariance([section], surroundings, 1.0)
+    assert covariance is not None
+    scale = np.sqrt(np.diag(covariance)).reshape(len(VIEWS), 3)
+    for (_, moment), row in zip(VIEWS, scale, strict=True):
+        expected = [0, np.sqrt(2.5), 0] if moment == "mean" else [0, 0, 0]
+        np.testing.assert_allclose(row, expected, atol=1e-3)
+    assert stain_covariance([_section(1)], surroundings) is None
+    assert section.subset(np.arange(len(section.target)) < 5).restained is section.restained
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    folder = tmp_path_factory.mktemp("stains")
+    spec = SyntheticSpec(
+        (1208, 1128), mpp=0.5, genes=GeneCounts(4, 3, 2, 2), spot_diameter_um=41, spot_pitch_um=59
+    )
+    sheet, store = str(make_cohort(folder / "data", spec, 2).sheet), str(folder / "store")
+    embed(sheet, store, EmbedSettings(encoders=("colour",), spec=GridSpec(1.0, 48, 48)))
+    return folder, sheet, store
+
+
+def test_training_measures_stains_on_some_patches_of_each_slide(made: tuple[Path, str, str]) -> None:
+    folder, sheet, store = made
+    loaded = load_sections(sheet, store, Selection())
+    genes = loaded[0].section.spots.genes
+    plain = [training_section(item.section, genes) for item in loaded]
+    one, other = (restain_sections(read_samples(sheet), loaded, plain, 3) for _ in range(2))
+    for section, same in zip(one, other, strict=True):
+        assert section.restained is not None
+        assert same.restained is not None
+        assert section.restained.stained.shape == (STAINS, PATCHES, section.patches.embedding.shape[1])
+        np.testing.assert_array_equal(section.restained.stained, same.restained.stained)
+        away = np.abs(section.restained.stained - section.restained.plain).mean()
+        assert away > 0.05 * section.restained.plain.std()
+    said: list[str] = []
+    train(sheet, store, folder / "model", TrainSettings(genes=5, stains=True), say=said.append)
+    assert load_model(folder / "model").model.config()["stain_penalty"] == STRENGTH
+    assert any("other stains" in line for line in said)
+
+
+def test_stains_are_refused_where_they_cannot_be_measured(
+    made: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    _, sheet, store = made
+    with pytest.raises(ModelError, match="leave --stains out"):
+        train(sheet, store, tmp_path / "m", TrainSettings(preset="ridge", genes=5, stains=True))
+    broken, data = tmp_path / "broken.tif", Path(sheet).parent
+    broken.write_text("no slide")
+    head, *lines = (line.split(",") for line in Path(sheet).read_text().splitlines())
+    for line in lines:
+        line[head.index("slide")] = str(broken)
+        line[head.index("expression")] = str(data / line[head.index("expression")])
+    other = tmp_path / "other.csv"
+    other.write_text("\n".join(",".join(line) for line in (head, *lines)) + "\n")
+    with pytest.raises(ModelError, match=r"broken\.tif.*leave --stains out"):
+        train(str(other), store, tmp_path / "m", TrainSettings(genes=5, stains=True))
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_slide_that_is_not_the_embedded_one_is_refused(made: tuple[Path, str, str], tmp_path: Path) -> None:
+    _, sheet, store = made
+    rows = [line.split(",") for line in Path(sheet).read_text().splitlines()]
+    head, data = rows[0], Path(sheet).parent
+    slide, expression = head.index("slide"), head.index("expression")
+    slides = [str(data / row[slide]) for row in rows[1:]]
+    for row, other in zip(rows[1:], reversed(slides), strict=True):
+        row[slide], row[expression] = other, str(data / row[expression])
+    swapped = tmp_path / "swapped.csv"
+    swapped.write_text("\n".join(",".join(row) for row in rows) + "\n")
+    with pytest.raises(ModelError, match="not the slide that was embedded"):
+        train(str(swapped), store, tmp_path / "m", TrainSettings(genes=5, stains=True))
