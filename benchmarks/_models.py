@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from featurestore.storage.store import Store, identity_attrs
-from histosge.data.section_loading import EmbeddedSlide, load_patches, open_embedded
+from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.models.registry import load_preset

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.data.section_loading import LoadedSection
-from histosge.training.train import Selection, load_sections
+from histosge.data.section_loading import LoadedSection, Selection, load_sections
 
 SPEC = GridSpec(mpp=0.7, patch_px=320, stride_px=80)
 """Patches of 224 µm every 56 µm."""

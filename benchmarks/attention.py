@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
+from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
@@ -25,7 +26,6 @@ from histosge.models.attention import RADIUS_UM
 from histosge.models.presets.dense_attention import DenseAttentionModel
 from histosge.models.protocol import Model
 from histosge.synthetic import SyntheticSpec, load_truth, make_cohort
-from histosge.training.train import Selection, load_sections, training_section
 
 SPEC = GridSpec(mpp=0.5, patch_px=112, stride_px=56)
 ALONE_UM = 1.0

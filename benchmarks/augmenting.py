@@ -21,10 +21,16 @@ from _common import Result, options, report
 from _public import embed_public, public_sheet
 
 from featurestore.embedding.embed import EmbedSettings, embed
-from featurestore.encoders.protocol import load_encoder
+from featurestore.encoders.loading import load_encoder
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
-from histosge.data.section_loading import LoadedSection
+from histosge.data.section_loading import (
+    LoadedSection,
+    Selection,
+    load_sections,
+    resolve_genes,
+    training_section,
+)
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
@@ -36,7 +42,6 @@ from histosge.models.stacking import fit_members
 from histosge.models.stain_invariance import stain_covariance
 from histosge.synthetic import SyntheticSpec, make_cohort
 from histosge.training.stain_augmentation import Stain, encode_stained, restain_sections
-from histosge.training.train import Selection, load_sections, resolve_genes, training_section
 
 SHIFTED = {
     "pink": Stain((0.8, 1.25)),

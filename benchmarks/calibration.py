@@ -19,10 +19,10 @@ from _public import embed_public, public_sheet
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from histosge.calibration.conformal import Intervals, at_spots, calibrate, coverage
+from histosge.data.section_loading import Selection, load_sections, resolve_genes, training_section
 from histosge.data.sections import TrainingSection
 from histosge.models.registry import load_preset
 from histosge.synthetic import SyntheticSpec, make_cohort
-from histosge.training.train import Selection, load_sections, resolve_genes, training_section
 
 SPEC = GridSpec(mpp=0.5, patch_px=112, stride_px=56)
 GENES = 250

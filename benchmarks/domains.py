@@ -16,10 +16,10 @@ from _common import Result, options, report
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from histosge.data.genes import select_target
+from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.evaluation.spatial_domains import find_domains, score_domains
 from histosge.models.registry import load_preset
 from histosge.synthetic import SyntheticSpec, Truth, load_truth, make_section
-from histosge.training.train import Selection, load_sections, training_section
 
 SPEC = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 BACKGROUND = 0

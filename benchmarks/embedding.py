@@ -24,7 +24,8 @@ from _s3 import Proxy, environment, serving
 
 from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
 from featurestore.embedding.embed import EmbedSettings, embed
-from featurestore.encoders.protocol import EncoderOptions, load_encoder
+from featurestore.encoders.loading import load_encoder
+from featurestore.encoders.protocol import EncoderOptions
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.patch_reader import read_batches

@@ -18,9 +18,10 @@ from _common import Result, options, report, section, timed
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.encoders.architecture import build
+from featurestore.encoders.loading import load_encoder
 from featurestore.encoders.network_encoder import CPU_CHUNK, NetworkEncoder
 from featurestore.encoders.precision import autocast, device_dtypes
-from featurestore.encoders.protocol import EncoderOptions, load_encoder
+from featurestore.encoders.protocol import EncoderOptions
 from featurestore.encoders.records import EncoderRecord, find
 from featurestore.encoders.vision import ENGINES, RANDOM_SEED, timm_record
 from featurestore.grid import GridSpec

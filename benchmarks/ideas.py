@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from histosge.data.gaussian_pooling import View
+from histosge.data.section_loading import Selection, load_sections
 from histosge.data.sections import Section, TrainingSection
 from histosge.evaluation.methods import MapModel, PresetContestant
 from histosge.evaluation.results import NOISE
@@ -33,7 +34,6 @@ from histosge.models.presets.dense import DenseModel, see_spots
 from histosge.models.registry import load_preset
 from histosge.models.stacking import VIEWS_OF_RIDGES, fit_members
 from histosge.synthetic import SyntheticSpec, make_cohort
-from histosge.training.train import Selection, load_sections
 
 SPEC = GridSpec(mpp=0.7, patch_px=320, stride_px=80)
 """224 µm patches every 56 µm."""

@@ -16,7 +16,7 @@ from _common import Result, options, report, timed
 
 from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
 from featurestore.embedding.embed import EmbedSettings
-from featurestore.encoders.protocol import load_encoder
+from featurestore.encoders.loading import load_encoder
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_section

@@ -25,7 +25,7 @@ from _stores import Made, write_store
 from numpy.typing import NDArray
 
 from featurestore.storage.store import Store
-from histosge.data.section_loading import EmbeddedSlide, Window, open_embedded, stream_windows
+from histosge.data.embedded_slide import EmbeddedSlide, Window, open_embedded, stream_windows
 from histosge.models.multiscale import VIEWS
 from histosge.models.presets.dense import DenseModel
 from histosge.prediction.expression_store import ExpressionStore

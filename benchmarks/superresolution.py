@@ -17,6 +17,7 @@ from scipy.spatial import cKDTree
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
+from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import Patches, Section
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
@@ -24,7 +25,6 @@ from histosge.models.registry import load_preset
 from histosge.prediction.conditioning import ConditionedModel
 from histosge.synthetic import SyntheticSpec, load_truth, make_cohort, truth_at
 from histosge.training.saved_model import ModelCard, SavedModel
-from histosge.training.train import Selection, load_sections, training_section
 
 SPEC = GridSpec(mpp=0.5, patch_px=112, stride_px=32)
 SIDES_UM = (8.0, 16.0, 55.0, 110.0)

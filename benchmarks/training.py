@@ -19,7 +19,7 @@ from _models import invent_section
 from _stores import Made, write_store
 
 from featurestore.storage.store import Store
-from histosge.data.section_loading import open_embedded
+from histosge.data.embedded_slide import open_embedded
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.models.registry import load_preset
@@ -82,7 +82,7 @@ ABSOLUTE = """
     from _models import invent_section
     from featurestore.storage.store import Store
     from histosge.models.presets.dense import DenseModel
-    from histosge.data.section_loading import open_embedded
+    from histosge.data.embedded_slide import open_embedded
     store = Store.open(sys.argv[1])
     begun = time.perf_counter()
     sections = [

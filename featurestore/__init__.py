@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from featurestore.embedding.embed import EmbedSettings as EmbedSettings
     from featurestore.embedding.embed import embed as embed
-    from featurestore.encoders.protocol import load_encoder as load_encoder
+    from featurestore.encoders.loading import load_encoder as load_encoder
     from featurestore.grid import GridSpec as GridSpec
     from featurestore.slides.open_slide import open_slide as open_slide
     from featurestore.storage.catalogue import catalogue as catalogue

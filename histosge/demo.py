@@ -3,27 +3,28 @@
 The slide is made with a known truth, so that the map can be scored where no spot was measured.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.events import OnMessage
 from featurestore.grid import GridSpec
+from histosge.data.section_loading import Selection, load_sections
 from histosge.evaluation.evaluate import EvaluateSettings, score_sections
 from histosge.evaluation.results import Scores
+from histosge.exporting.formats.anndata_files import write_h5ad
 from histosge.heldout.metrics import correlate
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.prediction.predict import predict, write_h5ad
+from histosge.prediction.predict import predict
 from histosge.reporting.page import Block, Table
 from histosge.synthetic import SyntheticSection, SyntheticSpec, Truth, load_truth, make_section, truth_at
-from histosge.training.train import Selection, TrainSettings, load_sections, train
+from histosge.training.train import TrainSettings, train
 
 GRID = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 """112 micron patches every 56 microns: about one per spot and as much again between them."""
 EVALUATED = ("mean", "knn", "ridge", "dense")
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class DemoResult:
     paths: dict[str, Path]
 
 
-def run_demo(out: str | Path, spec: SyntheticSpec | None = None, *, say: Say = lambda _: None) -> DemoResult:
+def run_demo(
+    out: str | Path, spec: SyntheticSpec | None = None, *, on_message: OnMessage = lambda _: None
+) -> DemoResult:
     """Run the main job end to end.
 
     Parameters
@@ -54,7 +57,7 @@ def run_demo(out: str | Path, spec: SyntheticSpec | None = None, *, say: Say = l
         Folder for everything that is made; steps that are done are not repeated.
     spec
         Of the synthetic section; None means the default, about 4 x 4 mm.
-    say
+    on_message
         Called with one line per step.
     """
     folder = Path(out)
@@ -67,29 +70,29 @@ def run_demo(out: str | Path, spec: SyntheticSpec | None = None, *, say: Say = l
         "store": folder / "store.zarr",
         "slide": folder / "data" / "demo.tif",
     }
-    say("1/5 making a slide with a known truth")
+    on_message("1/5 making a slide with a known truth")
     section = make_section(folder / "data", spec, slide_id="demo")
     sheet = _write_sheet(section, folder / "data" / "samples.csv")
-    say("2/5 embedding its patches")
+    on_message("2/5 embedding its patches")
     results = embed(str(sheet), str(paths["store"]), EmbedSettings(spec=GRID))
-    say(
+    on_message(
         f"    {results[0].patches} tissue patches, {results[0].computed} of {results[0].planned} blocks computed"
     )
-    say("3/5 training")
+    on_message("3/5 training")
     genes = _gene_file(section, folder / "data" / "genes.txt")
     train(
         str(sheet),
         str(paths["store"]),
         paths["model"],
         TrainSettings(genes=str(genes)),
-        say=lambda m: say("    " + m),
+        on_message=lambda m: on_message("    " + m),
     )
-    say("4/5 predicting the dense map")
+    on_message("4/5 predicting the dense map")
     predict(str(paths["store"]), paths["model"], str(paths["map"]))
     stored = ExpressionStore.open(str(paths["map"])).map("demo", GRID.key)
     write_h5ad(stored, paths["map as AnnData"])
     truth_scores = score_against_truth(stored, load_truth(section.truth))
-    say("5/5 scoring on held-out spots")
+    on_message("5/5 scoring on held-out spots")
     scores = _evaluate(str(sheet), paths, truth_scores, str(genes))
     held_out = {name: scores.mean(name, "pearson_mean") for name in (*EVALUATED, "noise")}
     return DemoResult(held_out, truth_scores, paths)

@@ -5,7 +5,7 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
-from featurestore.encoders.protocol import HANDCRAFTED, load_encoder, third_party
+from featurestore.encoders.loading import HANDCRAFTED, load_encoder, third_party
 from featurestore.encoders.records import records
 from featurestore.errors import FeatureStoreError
 
@@ -53,7 +53,7 @@ def examine(store: str | None) -> tuple[list[str], bool]:
 
 
 def _published() -> list[str]:
-    """Say of each encoder with published weights whether it can be used here now, and if not why: alike together."""
+    """OnMessage of each encoder with published weights whether it can be used here now, and if not why: alike together."""
     from featurestore.encoders.author_packages import missing_package
     from featurestore.encoders.hub import has_token, hub_answers, in_cache
 

@@ -5,15 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featurestore.encoders.protocol import (
-    HANDCRAFTED,
-    TIMM_PREFIX,
-    EncoderOptions,
-    canonical_key,
-    load_encoder,
-    third_party,
-)
-from featurestore.encoders.records import EncoderRecord, find, records
+from featurestore.encoders.loading import HANDCRAFTED, canonical_key, load_encoder, third_party
+from featurestore.encoders.protocol import EncoderOptions
+from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, find, records
 from featurestore.errors import EncoderError
 from featurestore.grid import GridSpec
 from histosge_cli.console import out, table
@@ -135,7 +129,7 @@ def download(key: str, folder: Path) -> None:
 
 
 def weights_option(values: Sequence[str], keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Say which encoder each ``--weights`` belongs to.
+    """OnMessage which encoder each ``--weights`` belongs to.
 
     Raises
     ------
@@ -175,5 +169,5 @@ def scale_remarks(keys: Sequence[str], spec: GridSpec) -> list[str]:
 
 
 def is_timm(key: str) -> bool:
-    """Say whether a key names a timm model."""
+    """OnMessage whether a key names a timm model."""
     return key.startswith(TIMM_PREFIX)

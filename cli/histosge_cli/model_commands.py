@@ -70,7 +70,8 @@ def train(
 
     Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
     """
-    from histosge.training.train import Selection, TrainSettings
+    from histosge.data.section_loading import Selection
+    from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
     voice = Voice(quiet, log)
@@ -80,7 +81,7 @@ def train(
     with voice.steps("training") as say:
         saved = run(samples, store, model, settings, say=say)
     if report is not None:
-        from histosge.prediction.report import write_training_report
+        from histosge.training.report import write_training_report
 
         write_training_report(saved, report)
     spots = sum(section["spots"] for section in saved.card.sections)
@@ -141,9 +142,9 @@ def predict(
     Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
     """
     from histosge.errors import ModelError
+    from histosge.exporting.formats.anndata_files import write_h5ad
     from histosge.prediction.expression_store import ExpressionStore
     from histosge.prediction.predict import predict as run
-    from histosge.prediction.predict import write_h5ad
 
     voice = Voice(quiet, log)
     if h5ad is not None and len(slide or []) != 1:

@@ -78,7 +78,8 @@ def embed(
     """
     from featurestore.embedding.embed import EmbedSettings
     from featurestore.embedding.embed import embed as run
-    from featurestore.encoders.protocol import DEFAULT_ENCODER, EncoderOptions
+    from featurestore.encoders.loading import DEFAULT_ENCODER
+    from featurestore.encoders.protocol import EncoderOptions
     from featurestore.errors import StoreError
     from featurestore.grid import GridSpec
     from featurestore.slides.sample_sheet import read_samples
@@ -216,7 +217,7 @@ def rm(
     slide: Annotated[str | None, typer.Option("--slide", metavar="ID", help="Only this slide.")] = None,
     grid: Annotated[str | None, typer.Option("--grid", metavar="KEY", help="Only this grid.")] = None,
     encoder: Annotated[str | None, typer.Option("--encoder", metavar="K", help="Only this encoder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="OnMessage what would go.")] = False,
 ) -> None:
     """Remove slides, grids or encoders from a store. At least one of the options is needed.
 
@@ -269,7 +270,7 @@ def encoders(
 def doctor(
     store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None,
 ) -> None:
-    """Say what is installed, which device there is, which encoders work here, and whether a store answers.
+    """OnMessage what is installed, which device there is, which encoders work here, and whether a store answers.
 
     Example: histosge doctor s3://bucket/store
     """

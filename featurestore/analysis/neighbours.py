@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from featurestore.analysis.patch_stream import PatchBlock, PatchStream
 from featurestore.analysis.patch_tables import places
-from featurestore.analysis.selection import SlideEmbedding
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
+from featurestore.storage.selection import SlideEmbedding
 
 Metric = Literal["cosine", "euclidean"]
 METRICS: tuple[Metric, ...] = get_args(Metric)

@@ -18,9 +18,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.analysis.selection import SlideEmbedding, open_slides
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
+from featurestore.storage.selection import SlideEmbedding, open_slides
 from featurestore.storage.store import Store
 
 READ_AHEAD = 8

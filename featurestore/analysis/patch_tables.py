@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from featurestore.analysis.selection import SlideEmbedding
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
+from featurestore.storage.selection import SlideEmbedding
 
 Columns = Mapping[str, NDArray[np.generic]]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.embedding.plan import BATCH
 from featurestore.encoders.protocol import Encoder
-from featurestore.slides.open_slide import Slide
 from featurestore.slides.patch_reader import PatchBatch, read_ahead, read_batches
+from featurestore.slides.protocol import Slide
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import Store, StoredGrid

@@ -21,7 +21,8 @@ from featurestore.embedding.plan import (
 from featurestore.embedding.plan import SlideResult as SlideResult
 from featurestore.encoders.protocol import Encoder
 from featurestore.errors import IdentityMismatchError, SlideError
-from featurestore.slides.open_slide import Slide, open_slide
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
 

@@ -12,19 +12,14 @@ import psutil
 
 from featurestore.blocks import DEFAULT_BLOCK, Block
 from featurestore.embedding.memory_model import worker_bytes
-from featurestore.encoders.protocol import (
-    DEFAULT_ENCODER,
-    Encoder,
-    EncoderOptions,
-    canonical_key,
-    load_encoder,
-)
+from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder
+from featurestore.encoders.protocol import Encoder, EncoderOptions
 from featurestore.errors import EncoderError, FeatureStoreError, IdentityMismatchError, SlideError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.location import strip_credentials
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
-from featurestore.slides.open_slide import Slide
+from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import failure_path

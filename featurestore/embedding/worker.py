@@ -29,7 +29,8 @@ from featurestore.embedding.plan import (
 )
 from featurestore.encoders.protocol import Encoder, EncoderIdentity
 from featurestore.errors import FeatureStoreError, IdentityMismatchError, SlideError
-from featurestore.slides.open_slide import Slide, open_slide
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store, StoredGrid
 

@@ -100,7 +100,7 @@ def _download(key: str, published: Published, file: str, folder: Path | None) ->
 
 
 def in_cache(published: Published) -> bool:
-    """Say whether the weights file lies in the client's cache already."""
+    """OnMessage whether the weights file lies in the client's cache already."""
     return isinstance(_cached(published, published.file), str)
 
 
@@ -113,14 +113,14 @@ def _cached(published: Published, file: str) -> Any:
 
 
 def has_token() -> bool:
-    """Say whether the environment or a login holds a token; it is not read further."""
+    """OnMessage whether the environment or a login holds a token; it is not read further."""
     from huggingface_hub import get_token
 
     return get_token() is not None
 
 
 def hub_answers(seconds: float = 3.0) -> bool:
-    """Say whether the hub can be reached."""
+    """OnMessage whether the hub can be reached."""
     url = f"{_endpoint() or HUB}/api/models?limit=1"
     if os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE", "True"):
         return False

@@ -13,7 +13,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def cpu_has_bf16() -> bool:
-    """Say whether this CPU multiplies bf16 in hardware; in software it is slower than fp32."""
+    """OnMessage whether this CPU multiplies bf16 in hardware; in software it is slower than fp32."""
     cpu = torch.cpu
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 

@@ -186,3 +186,6 @@ def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: st
         source=entry["source"],
         is_default=pooling == next(iter(entry["poolings"])),
     )
+
+
+TIMM_PREFIX = "timm:"

@@ -22,8 +22,8 @@ from featurestore.encoders.network_encoder import NetworkEncoder
 from featurestore.encoders.openvino_engine import by_openvino
 from featurestore.encoders.precision import pick_precision
 from featurestore.encoders.preprocessing import Preprocess
-from featurestore.encoders.protocol import TIMM_PREFIX, EncoderIdentity, EncoderOptions
-from featurestore.encoders.records import EncoderRecord, Preprocessing, Published
+from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
+from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocessing, Published
 from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError

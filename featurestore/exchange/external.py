@@ -33,7 +33,7 @@ class Foreign:
     patch_level0_px
         Its side in level-0 px; None if the file does not say.
     step_px
-        None if the file does not say: then the smallest distance counts.
+        None if the file does not on_message: then the smallest distance counts.
     mpp, size_px
         Of level 0, if the file says so.
     facts

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.errors import SlideError
 from featurestore.grid import PatchGrid
-from featurestore.slides.open_slide import Slide
+from featurestore.slides.protocol import Slide
 
 MAX_STRIP_PX = 8_000_000
 """Pixels held at once for one strip: 24 MB of RGB, which malloc reuses; above 32 MB it asks for fresh pages."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from featurestore.errors import MppError, UpsamplingError
-from featurestore.slides.open_slide import MPP_RANGE
+from featurestore.slides.protocol import MPP_RANGE
 
 SAME_SCALE = 1e-6
 """Relative difference of mpp below which native pixels are returned."""
@@ -105,7 +105,7 @@ class PyramidSlide(ABC):
     def read_region(
         self, x: int, y: int, width: int, height: int, mpp: float, *, upsample: bool = False
     ) -> NDArray[np.uint8]:
-        """Read a rectangle; see `featurestore.slides.open_slide.Slide`."""
+        """Read a rectangle; see `featurestore.slides.protocol.Slide`."""
         mpps = self.level_mpps
         finer = [level for level, m in enumerate(mpps) if m <= mpp * (1 + SAME_SCALE)]
         if not finer and not upsample:

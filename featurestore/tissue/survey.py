@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from featurestore.grid import PatchGrid
-from featurestore.slides.open_slide import Slide
+from featurestore.slides.protocol import Slide
 
 TISSUE_THRESHOLD = 26
 """A patch is tissue from this share on (10 %)."""

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.analysis.selection import AT_ONCE, SlideEmbedding, open_slides
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
 from featurestore.storage.block_cache import BlockCache
 from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.raw_read import RawBlocks
+from featurestore.storage.selection import AT_ONCE, SlideEmbedding, open_slides
 from featurestore.storage.store import Store
 from histosge.data.shuffle_buffer import Batch, Cutter, Pool
 

@@ -4,206 +4,25 @@ Stored blocks are read whole; patches without tissue or without an embedding (Na
 so that no model ever sees them.
 """
 
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.blocks import Block
-from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.slides.sample_sheet import Sample
-from featurestore.storage.block_array import BlockArray
-from featurestore.storage.float16 import nan_rows, to_float32
-from featurestore.storage.raw_read import RawBlocks
-from featurestore.storage.store import Store, StoredGrid
+from featurestore.errors import AmbiguousSelectionError
+from featurestore.events import OnMessage, ignore_message
+from featurestore.slides.sample_sheet import Sample, read_samples
+from featurestore.storage.store import Store
 from histosge.data.alignment_check import FitReport, TissueMap, check_fit, check_scale
+from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
 from histosge.data.expression.find_expression import find_expression
 from histosge.data.expression.loaded_expression import SlideFrame
 from histosge.data.expression.pseudo_spots import needs_pooling, pool_spots
-from histosge.data.genes import MIN_COUNTS, usable
-from histosge.data.sections import Patches, Section, Spots
+from histosge.data.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target, usable
+from histosge.data.sections import Section, Spots, TrainingSection
 from histosge.data.spot_overlap import spot_overlap
-from histosge.errors import ExpressionError
-from histosge.models.protocol import Reduce
-
-
-@dataclass(frozen=True)
-class EmbeddedSlide:
-    """One slide's embedding, opened: what training and prediction read from.
-
-    Parameters
-    ----------
-    stored
-        Grid, tissue and thumbnail.
-    array
-        The embedding, ``(y, x, feature)``.
-    identity
-        Which encoder made it.
-    fingerprint
-        Of the slide's file.
-    """
-
-    stored: StoredGrid
-    array: BlockArray
-    identity: EncoderIdentity
-    fingerprint: str
-
-    @property
-    def slide_id(self) -> str:
-        """Whose embedding this is."""
-        return self.stored.slide_id
-
-
-def open_embedded(
-    store: Store, slide_id: str, grid_key: str | None, encoder_key: str | None
-) -> EmbeddedSlide:
-    """Open a slide's embedding; grid and encoder may be left out where there is only one.
-
-    Raises
-    ------
-    AmbiguousSelectionError
-        If several fit: they are listed.
-    StoreError
-        If none fits.
-    """
-    grid, encoder = store.select(grid_key, encoder_key, slide_id)
-    return EmbeddedSlide(
-        store.grid(slide_id, grid),
-        store.embedding(slide_id, grid, encoder),
-        store.identity(slide_id, grid, encoder),
-        store.slide(slide_id).fingerprint,
-    )
-
-
-def load_patches(slide: EmbeddedSlide) -> Patches:
-    """Read all tissue patches of a slide, block by block.
-
-    Raises
-    ------
-    ExpressionError
-        If blocks are missing: a model trained on half a slide would not say so.
-    """
-    planned = slide.stored.planned(slide.array.block_shape)
-    missing = slide.array.missing(planned)
-    if missing:
-        raise ExpressionError(
-            f"slide {slide.slide_id!r} has {len(planned) - len(missing)} of {len(planned)} blocks; "
-            "finish it first: run the same histosge embed again"
-        )
-    reader = RawBlocks(slide.array)
-    return _join(slide, [_tissue_part(slide, block, reader.read(block)) for block in planned])
-
-
-Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
-
-
-def _tissue_part(slide: EmbeddedSlide, block: Block, values: NDArray[np.float16]) -> Part:
-    """Return rows, cols and embeddings of a block's patches that have one."""
-    rows, cols = np.nonzero(slide.stored.is_tissue[block.slices])
-    values = values[rows, cols]
-    there = ~nan_rows(values)
-    if not there.all():
-        rows, cols, values = rows[there], cols[there], values[there]
-    return rows + block.rows[0], cols + block.cols[0], _as_float32(values)
-
-
-def _as_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
-    try:
-        return to_float32(values)
-    except ValueError:  # infinities: rare, and kept as they are
-        return values.astype(np.float32)
-
-
-def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
-    dim = parts[0][2].shape[1] if parts else slide.array.shape[2]
-    empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32))
-    rows, cols, embedding = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
-    grid = slide.stored.grid
-    return Patches(slide.slide_id, rows, cols, embedding, grid.stride_um, grid.patch_um)
-
-
-@dataclass(frozen=True)
-class Window:
-    """The patches of one block with what lies around them.
-
-    Parameters
-    ----------
-    block
-        The block to predict.
-    patches
-        Its patches and those within the halo.
-    own
-        Which of `patches` are the block's.
-    """
-
-    block: Block
-    patches: Patches
-    own: NDArray[np.bool_]
-
-
-def stream_windows(
-    slide: EmbeddedSlide, blocks: list[Block], halo_um: float, reduce: Reduce | None = None
-) -> Iterator[Window]:
-    """Read blocks in row-major order with a halo; each stored block is read once as long as it is near.
-
-    Memory holds the block rows that a halo spans, not the slide.
-
-    Parameters
-    ----------
-    reduce
-        What embeddings are turned into as they are read, once for all windows that they are in.
-    """
-    halo = int(np.ceil(halo_um / slide.stored.grid.stride_um))
-    near = {b.index: b for b in slide.stored.planned(slide.array.block_shape)}
-    rows_of_blocks = 2 + 2 * -(-halo // slide.array.block_shape[0])
-    size = rows_of_blocks * -(-slide.stored.grid.n_cols // slide.array.block_shape[1])
-    cache = _BlockCache(slide, size, reduce)
-    for block in blocks:
-        rows = (block.rows[0] - halo, block.rows[1] + halo)
-        cols = (block.cols[0] - halo, block.cols[1] + halo)
-        touched = (near.get(index) for index in _indices(rows, cols, slide.array.block_shape))
-        parts = [_clip(cache.part(b), rows, cols) for b in touched if b is not None]
-        patches = _join(slide, parts)
-        own = _inside(patches.rows, block.rows) & _inside(patches.cols, block.cols)
-        yield Window(block, patches, own)
-
-
-class _BlockCache:
-    """The tissue parts of the blocks read last."""
-
-    def __init__(self, slide: EmbeddedSlide, size: int, reduce: Reduce | None) -> None:
-        self._slide, self._size, self._reduce = slide, max(1, size), reduce
-        self._reader = RawBlocks(slide.array)
-        self._parts: OrderedDict[tuple[int, int], Part] = OrderedDict()
-
-    def part(self, block: Block) -> Part:
-        if block.index not in self._parts:
-            rows, cols, embedding = _tissue_part(self._slide, block, self._reader.read(block))
-            self._parts[block.index] = rows, cols, self._reduce(embedding) if self._reduce else embedding
-        self._parts.move_to_end(block.index)
-        while len(self._parts) > self._size:
-            self._parts.popitem(last=False)
-        return self._parts[block.index]
-
-
-def _indices(
-    rows: tuple[int, int], cols: tuple[int, int], block_shape: tuple[int, int]
-) -> Iterator[tuple[int, int]]:
-    """Yield the indices of the blocks that a rectangle of patches touches, in row-major order."""
-    for i in range(max(0, rows[0]) // block_shape[0], (rows[1] - 1) // block_shape[0] + 1):
-        for j in range(max(0, cols[0]) // block_shape[1], (cols[1] - 1) // block_shape[1] + 1):
-            yield i, j
-
-
-def _inside(values: NDArray[np.int64], bounds: tuple[int, int]) -> NDArray[np.bool_]:
-    return (values >= bounds[0]) & (values < bounds[1])
-
-
-def _clip(part: Part, rows: tuple[int, int], cols: tuple[int, int]) -> Part:
-    keep = _inside(part[0], rows) & _inside(part[1], cols)
-    return part[0][keep], part[1][keep], part[2][keep]
+from histosge.errors import ExpressionError, ModelError
 
 
 @dataclass(frozen=True)
@@ -285,3 +104,95 @@ def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> Fi
 
 def _take(spots: Spots, keep: NDArray[np.bool_]) -> Spots:
     return replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])
+
+
+MIN_SPOTS = 20
+"""A section with fewer cannot be standardised, nor tell a good model from a bad one."""
+
+
+NAMED = 5
+"""Spots without a patch that are named; the others are counted."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which of a store's embeddings to use; None where there is only one."""
+
+    grid: str | None = None
+    encoder: str | None = None
+
+
+def load_sections(
+    samples: str, store_url: str, selection: Selection, *, on_message: OnMessage = ignore_message
+) -> list[LoadedSection]:
+    """Load every section of a sample sheet, and check that all embeddings are of one kind.
+
+    Raises
+    ------
+    ExpressionError, StoreError
+        If a section cannot be used; `ModelError` if encoders or grids differ between sections, or if none has
+        `MIN_SPOTS` usable spots (a section with fewer is left out, and said).
+    """
+    store = Store.open(store_url)
+    loaded: list[LoadedSection] = []
+    for sample in read_samples(samples):
+        item = load_section(sample, store, selection.grid, selection.encoder)
+        on_message(f"{sample.slide_id}: {item.found}")
+        on_message(
+            f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "
+            f"({item.few_counts} spots under {MIN_COUNTS} counts and {item.off_tissue} off tissue left out)"
+        )
+        if item.nowhere:
+            more = f" and {len(item.nowhere) - NAMED} more" if len(item.nowhere) > NAMED else ""
+            on_message(f"{sample.slide_id}: no embedded patch under {', '.join(item.nowhere[:NAMED])}{more}")
+        if item.fit.verdict == "warn":
+            on_message(f"{sample.slide_id}: {item.fit.message}")
+        if len(item.section.spots) < MIN_SPOTS:
+            on_message(
+                f"{sample.slide_id}: left out, since {len(item.section.spots)} usable spots are too few "
+                f"({MIN_SPOTS} are needed)"
+            )
+            continue
+        loaded.append(item)
+    if not loaded:
+        raise ModelError(
+            f"no section of {samples} has the {MIN_SPOTS} usable spots that are needed; are counts raw, and spots on "
+            "tissue?"
+        )
+    _check_one_kind(loaded)
+    return loaded
+
+
+def _check_one_kind(loaded: Sequence[LoadedSection]) -> None:
+    first = loaded[0]
+    for other in loaded[1:]:
+        a, b = first.slide, other.slide
+        if a.identity.fingerprint != b.identity.fingerprint:
+            raise ModelError(
+                f"{a.slide_id} holds embeddings of {a.identity.key!r} ({a.identity.fingerprint[:16]}), {b.slide_id} of "
+                f"{b.identity.key!r} ({b.identity.fingerprint[:16]}); embed all slides with one encoder"
+            )
+        if a.stored.grid.spec != b.stored.grid.spec:
+            raise AmbiguousSelectionError(
+                f"{a.slide_id} has grid {a.stored.grid.spec.key}, {b.slide_id} has {b.stored.grid.spec.key}; "
+                "embed all slides with one grid, or name it with --grid"
+            )
+
+
+def resolve_genes(sections: Sequence[Section], genes: int | str) -> tuple[str, ...]:
+    """Choose the most variable genes of these sections, or read the list that the user gave."""
+    spots = [section.spots for section in sections]
+    if isinstance(genes, int):
+        return choose_genes(spots, genes)
+    return read_gene_list(genes, spots)
+
+
+def training_section(section: Section, genes: tuple[str, ...]) -> TrainingSection:
+    """Return what a model learns from: patches, overlap, log1p(CP10k) of the chosen genes, total counts."""
+    return TrainingSection(
+        section.patches,
+        section.overlap,
+        section.spots.xy_um,
+        select_target(section.spots, genes),
+        library_size(section.spots),
+    )

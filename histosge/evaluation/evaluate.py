@@ -1,12 +1,13 @@
 """A sample sheet and a store -> scores on disk: loads the sections, scores them, writes the report."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import read_samples
 from histosge.data.genes import MIN_COUNTS, read_gene_list
-from histosge.data.section_loading import LoadedSection
+from histosge.data.section_loading import LoadedSection, Selection, load_sections
 from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.hest_protocol import hest_split, score_hest
 from histosge.evaluation.methods import PATCH_SWITCHES
@@ -15,15 +16,9 @@ from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import evaluate_sections
 from histosge.reporting.page import Block
 from histosge.training.reencoding import Reencoder
-from histosge.training.train import Selection, load_sections
 
-Say = Callable[[str], None]
 DEFAULT_PRESETS = ("mean", "ridge", "dense")
 PROTOCOLS = ("hest",)
-
-
-def _silent(message: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -66,7 +61,7 @@ def evaluate(
     *,
     grid: str | None = None,
     encoder: str | None = None,
-    say: Say = _silent,
+    on_message: OnMessage = ignore_message,
 ) -> Scores:
     """Score presets on held-out spots and write report.html, scores.csv and genes.csv.
 
@@ -82,7 +77,7 @@ def evaluate(
         Split, presets, genes, seeds.
     grid, encoder
         Needed where the store holds several.
-    say
+    on_message
         Called with one line on what is being done.
 
     Raises
@@ -93,9 +88,9 @@ def evaluate(
         If the sections or the store are unusable.
     """
     settings = settings or EvaluateSettings()
-    loaded = load_sections(samples, store, Selection(grid, encoder), say=say)
+    loaded = load_sections(samples, store, Selection(grid, encoder), on_message=on_message)
     reencoder = Reencoder.of(read_samples(samples), loaded) if _encodes_anew(settings) else None
-    return score_sections(loaded, report_dir, settings, reencoder=reencoder, say=say)
+    return score_sections(loaded, report_dir, settings, reencoder=reencoder, on_message=on_message)
 
 
 def score_sections(
@@ -105,7 +100,7 @@ def score_sections(
     *,
     extra: Sequence[Block] = (),
     reencoder: Reencoder | None = None,
-    say: Say = _silent,
+    on_message: OnMessage = ignore_message,
 ) -> Scores:
     """Score loaded sections and write the report; `extra` blocks are shown below the scores.
 
@@ -118,7 +113,7 @@ def score_sections(
     sections = [item.section for item in loaded]
 
     def progress(done: int, total: int, what: str) -> None:
-        say(f"{done}/{total} {what}")
+        on_message(f"{done}/{total} {what}")
 
     if settings.protocol == "hest":
         scores = score_hest(sections, settings.split or hest_split(sections), progress=progress)

@@ -11,11 +11,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from histosge.evaluation.map_plots import gene_map
 from histosge.evaluation.results import NOISE, NOISE_LIMIT, ORACLES, Scores
-from histosge.evaluation.score_plots import Defect, Gap, defect_plot, difference_plot
+from histosge.evaluation.score_plots import Defect, Gap, defect_plot, difference_plot, score_distributions
 from histosge.models.registry import PRESETS
 from histosge.reporting.page import Block, Picture, Table
-from histosge.reporting.plots import gene_map, score_distributions
 
 CORRELATIONS = {
     "pearson_mean": "Pearson",

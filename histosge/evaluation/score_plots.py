@@ -3,15 +3,15 @@
 It reads no file and touches no global state of matplotlib.
 """
 
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-DPI = 110
+from histosge.reporting.plots import DPI, NEUTRAL, hide_spines, to_png
+
 HELD_OUT, TRAINED_ON, NOISE = "#35608d", "#b8860b", "#8a8f98"
 
 
@@ -52,8 +52,8 @@ def difference_plot(gaps: Sequence[Gap], label: str) -> bytes:
     axes.set_yticks(places, [gap.name for gap in gaps])
     axes.set_ylim(-0.6, len(gaps) - 0.3)
     axes.set_xlabel(label, fontsize=9)
-    _bare(axes)
-    return _png(figure)
+    hide_spines(axes)
+    return to_png(figure)
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,44 @@ def defect_plot(defects: Sequence[Defect]) -> bytes:
     axes.set_xlabel("Pearson, mean over genes", fontsize=9)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=2, fontsize=8, frameon=False)
-    _bare(axes)
-    return _png(figure)
+    hide_spines(axes)
+    return to_png(figure)
 
 
-def _bare(axes: Axes) -> None:
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+def score_distributions(pearson: Mapping[str, NDArray[np.float64]]) -> bytes:
+    """Draw how the genes' held-out Pearson spreads, one row per preset.
 
+    Parameters
+    ----------
+    pearson
+        Preset -> one value per gene.
 
-def _png(figure: Figure) -> bytes:
-    target = io.BytesIO()
-    figure.savefig(target, format="png")
-    return target.getvalue()
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    figure = Figure(figsize=(9, 0.9 + 0.62 * len(pearson)), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(pearson))[::-1]
+    boxes = axes.boxplot(
+        list(pearson.values()),
+        positions=places,
+        orientation="horizontal",
+        widths=0.55,
+        showfliers=False,
+        patch_artist=True,
+        whis=(5, 95),
+        medianprops={"color": "black", "linewidth": 1.6},
+    )
+    shades = np.linspace(0.25, 0.85, len(pearson))
+    rng = np.random.default_rng(0)
+    for place, values, shade, box in zip(places, pearson.values(), shades, boxes["boxes"], strict=True):
+        box.set(facecolor="#35608d", alpha=0.15 + 0.5 * shade)
+        height = place + rng.uniform(-0.22, 0.22, len(values))
+        axes.scatter(values, height, s=5, color=NEUTRAL, alpha=0.55, linewidths=0, zorder=3)
+    axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
+    axes.set_yticks(places, list(pearson))
+    axes.set_xlabel("held-out Pearson of a gene (box: quartiles; whiskers: 5 % and 95 %)", fontsize=9)
+    hide_spines(axes)
+    return to_png(figure)

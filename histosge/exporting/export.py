@@ -3,13 +3,14 @@
 Nothing that exists is overwritten but single files, which are replaced when the new one is whole.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from featurestore.events import OnMessage, ignore_message
 from featurestore.exchange.h5 import write_h5
-from featurestore.slides.open_slide import Slide
+from featurestore.slides.protocol import Slide
 from featurestore.storage.store import Store
 from histosge.errors import ExportError
 from histosge.exporting.domain_labels import domain_labels, read_labels
@@ -33,11 +34,6 @@ SUFFIXES = {
     "trident": ".h5",
 }
 """Format -> how its files end."""
-Say = Callable[[str], None]
-
-
-def _silent(message: str) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ def export(
     choice: Choice | None = None,
     settings: ExportSettings | None = None,
     *,
-    say: Say = _silent,
+    on_message: OnMessage = ignore_message,
 ) -> list[str]:
     """Write a feature store's embeddings or an expression store's maps in another tool's format.
 
@@ -81,7 +77,7 @@ def export(
         File or folder on this machine. With several slides, a folder with one file each; SpatialData holds all.
     to
         One of `SUFFIXES`.
-    say
+    on_message
         Called with remarks, such as on a slide that cannot be reached.
 
     Returns
@@ -100,7 +96,7 @@ def export(
         return _trident(url, out, choice)
     tables = open_tables(url, choice)
     with ExitStack() as stack:
-        slides = [_slide(table, url, to, settings, stack, say) for table in tables]
+        slides = [_slide(table, url, to, settings, stack, on_message) for table in tables]
         if to == "spatialdata":
             _check_free(out)
             names = write_spatialdata(tables, slides, out, settings.picture_mpp)
@@ -125,7 +121,7 @@ def _check(url: str, out: Path, to: str) -> None:
 
 
 def _slide(
-    table: PatchTable, url: str, to: str, settings: ExportSettings, stack: ExitStack, say: Say
+    table: PatchTable, url: str, to: str, settings: ExportSettings, stack: ExitStack, on_message: OnMessage
 ) -> Slide | None:
     if to not in ("h5ad", "spatialdata"):
         return None
@@ -133,7 +129,7 @@ def _slide(
     if slide is not None:
         stack.callback(slide.close)
     else:
-        say(remark)
+        on_message(remark)
     return slide
 
 

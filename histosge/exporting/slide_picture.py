@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
-from featurestore.slides.open_slide import Slide, open_slide
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.protocol import Slide
 from featurestore.storage.store import Store
 from histosge.exporting.patch_table import PatchTable
 

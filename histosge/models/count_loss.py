@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from histosge.data.genes import SCALE
 from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
+from histosge.models.empirical_bayes import dispersion
 from histosge.models.linear_algebra import Floats
 from histosge.models.protocol import State
-from histosge.prediction.spot_rescaling import dispersion
 
 LOSSES = ("mse", "poisson", "nb")
 STEPS = 25

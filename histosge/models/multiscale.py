@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from histosge.data.embedded_slide import Reduce
 from histosge.data.gaussian_pooling import TRUNCATE, Values, View, pool_views
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, principal_axes
-from histosge.models.protocol import Reduce, State
+from histosge.models.protocol import State
 
 VIEWS: tuple[View, ...] = (
     (0.0, "mean"),

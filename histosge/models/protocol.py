@@ -4,17 +4,17 @@ A model learns from spots and predicts patches. What it is scored on is what a u
 of the patches, averaged under each spot's disc.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
 
 State = dict[str, NDArray[Any]]
 """Named arrays: what safetensors can hold."""
-Reduce = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 class Model(Protocol):
@@ -89,7 +89,7 @@ class RemarkingModel(Protocol):
 
     @property
     def remark(self) -> str:
-        """Say it in one line."""
+        """OnMessage it in one line."""
         ...
 
 

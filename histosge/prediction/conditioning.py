@@ -20,11 +20,12 @@ from histosge.data.section_loading import load_section
 from histosge.data.sections import Patches, Section, TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ModelError
+from histosge.models.empirical_bayes import believed
 from histosge.models.low_rank_targets import FLOOR, bend
 from histosge.models.multiscale import HALO_UM
 from histosge.models.protocol import Model
 from histosge.models.residual_kriging import Leftover
-from histosge.prediction.spot_rescaling import Stamps, believed
+from histosge.prediction.spot_rescaling import Stamps
 from histosge.training.saved_model import SavedModel
 
 MIN_SPOTS = 20
@@ -154,7 +155,7 @@ def load_conditioned(
     saved: SavedModel,
     sample: Sample,
     selection: tuple[str | None, str | None],
-    say: Callable[[str], None],
+    on_message: Callable[[str], None],
 ) -> ConditionedModel:
     """Read a slide's spots and condition a model on them; `selection` is grid and encoder.
 
@@ -167,8 +168,10 @@ def load_conditioned(
     model = ConditionedModel.of(saved, loaded.section)
     trained_on = {section["slide_fingerprint"] for section in saved.card.sections}
     if loaded.slide.fingerprint in trained_on:
-        say(f"{sample.slide_id}: the model was trained on this slide, so less is left over than on a new one")
-    say(
+        on_message(
+            f"{sample.slide_id}: the model was trained on this slide, so less is left over than on a new one"
+        )
+    on_message(
         f"{sample.slide_id}: conditioned on {len(loaded.section.spots)} spots and {len(model.columns)} of "
         f"{len(saved.card.genes)} genes ({loaded.few_counts} spots under the floor on counts and {loaded.off_tissue} "
         f"off tissue left out); patterns blended in by {', '.join(f'{b:.2f}' for b in model.leftover.blend)}"

@@ -15,11 +15,9 @@ from numpy.typing import NDArray
 
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
-from histosge.data.section_loading import EmbeddedSlide, Window, open_embedded, stream_windows
+from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
 from histosge.errors import ModelError
-from histosge.exporting.formats.anndata_files import write_anndata
-from histosge.exporting.open_tables import table_of_map
-from histosge.models.protocol import DepthModel, Model, PartialModel, Reduce, ReducingModel
+from histosge.models.protocol import DepthModel, Model, PartialModel, ReducingModel
 from histosge.prediction.conditioning import ConditionedModel, load_conditioned
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.prediction.slide_tasks import map_slides
@@ -60,7 +58,7 @@ def predict(
     condition_on: str | None = None,
     workers: int = 1,
     progress: Progress = _silent,
-    say: Callable[[str], None] = lambda message: None,
+    on_message: Callable[[str], None] = lambda message: None,
 ) -> list[PredictResult]:
     """Predict a dense map for slides of a store.
 
@@ -82,7 +80,7 @@ def predict(
         Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
     workers
         Processes that share the slides out among themselves; the maps are the same.
-    progress, say
+    on_progress, on_message
         Called after each block, and with one line on what was found.
 
     Raises
@@ -104,7 +102,7 @@ def predict(
         if len(ids) != 1:
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
         sample = Sample(ids[0], "", condition_on)
-        conditioned = load_conditioned(source, saved, sample, (grid, encoder), say)
+        conditioned = load_conditioned(source, saved, sample, (grid, encoder), on_message)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     # Only now: what is refused leaves nothing behind.
     target = ExpressionStore.open_or_create(out)
@@ -268,13 +266,3 @@ def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
     if stored_map.depth is not None:
         stored_map.depth.write(window.block, depths)
     stored_map.array.write(window.block, values)
-
-
-def write_h5ad(stored_map: StoredMap, path: str | Path) -> int:
-    """Write a map as AnnData, one row per tissue patch; return the number of rows.
-
-    `X` is log1p(CP10k), float32; ``obsm["spatial"]`` is (x, y) in level-0 pixels, as scanpy expects;
-    ``obs`` has `row`, `col`, the centre in microns and, where the model predicts it, the log of total counts;
-    ``var`` has each gene's `half_width`, `trust` and whether it is `trusted`. A patch without a prediction is left out.
-    """
-    return write_anndata(table_of_map(stored_map), Path(path))

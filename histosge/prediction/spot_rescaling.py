@@ -26,27 +26,6 @@ CLOSE = 2e-3
 """Sweeps end when every disc's mean is this close to its value, relatively."""
 
 
-def dispersion(counts: Floats, exposure: Floats, rate: Floats) -> Floats:
-    """Estimate per gene how far true rates stray from predicted ones, by moments: ``(n_genes,)``, not negative.
-
-    Parameters
-    ----------
-    counts, rate
-        ``(n_spots, n_genes)``; the rate as predicted without the spot's own counts.
-    exposure
-        ``(n_spots,)``.
-    """
-    expected = rate * exposure[:, None]
-    excess = ((counts - expected) ** 2 - expected).sum(axis=0)
-    return np.asarray(np.maximum(excess, 0.0) / np.maximum((expected**2).sum(axis=0), 1e-12))
-
-
-def believed(counts: Floats, exposure: Floats, rate: Floats) -> Floats:
-    """Return each spot's rate given its own counts, ``(n_spots, n_genes)``: between predicted and measured."""
-    spread = dispersion(counts, exposure, rate)
-    return np.asarray(rate * (1 + spread * counts) / (1 + spread * rate * exposure[:, None]))
-
-
 @dataclass(frozen=True)
 class Stamps:
     """Factors on the rates of the patches under measured discs; all other patches keep theirs.

@@ -6,6 +6,7 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -93,3 +94,11 @@ def render_report(title: str, blocks: Sequence[Block], *, subtitle: str = "", fo
     )
     template = environment.get_template("report.html.j2")
     return template.render(title=title, blocks=list(blocks), subtitle=subtitle, footer=footer)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write a page, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(page)
+    partial.replace(path)

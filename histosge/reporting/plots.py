@@ -1,157 +1,79 @@
-"""Pictures for the report, as PNG bytes: maps of one gene, and scores of all genes.
+"""Pictures for reports, as PNG bytes: what all of them share, the spread of trust, and maps beside a slide.
 
 It reads no file and touches no global state of matplotlib: every figure is an object of its own.
 Colours are from viridis, which stays readable without colour vision and in grey.
 """
 
 import io
-from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import EllipseCollection
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-from histosge.evaluation.results import GeneMap
 
 COLOURS = "viridis"
 NEUTRAL = "#8a8f98"
 DPI = 110
-WIDTH_IN = 11.0
-FADE = 0.55
-"""Share of white over the H&E, so that spots and patches stand out from it."""
 ROBUST = (2.0, 98.0)
-"""Percentiles of the measured spots that the colour scale spans."""
+"""Percentiles of the values that a colour scale spans."""
 
 
-def gene_map(shown: GeneMap) -> bytes:
-    """Draw H&E, measured spots and dense prediction side by side, the latter two on one colour scale.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
-    figure = Figure(figsize=(WIDTH_IN, _height_in(shown)), dpi=DPI, layout="constrained")
-    tissue, measured, predicted = figure.subplots(1, 3)
-    norm = _scale(shown.measured)
-    left, right, bottom, top = _bounds(shown)
-    extent = _extent(shown)
-    faded = (shown.thumbnail * (1 - FADE) + 255 * FADE).astype(np.uint8)
-    for axes, title, background in (
-        (tissue, "H&E", shown.thumbnail),
-        (measured, f"measured, {len(shown.measured)} held-out spots", faded),
-        (predicted, "predicted, every patch", faded),
-    ):
-        axes.imshow(background, extent=extent, interpolation="nearest")
-        axes.set_title(title, fontsize=10)
-        axes.set_axis_off()
-        axes.set(xlim=(left, right), ylim=(bottom, top))
-    diameters = np.full(len(shown.measured), shown.spot_um)
-    discs = EllipseCollection(
-        diameters,
-        diameters,
-        np.zeros(len(diameters)),
-        units="xy",
-        offsets=shown.spot_xy_um,
-        offset_transform=measured.transData,
-        cmap=COLOURS,
-        norm=norm,
-    )
-    discs.set_array(shown.measured)
-    measured.add_collection(discs, autolim=False)
-    predicted.imshow(shown.predicted, extent=extent, cmap=COLOURS, norm=norm, interpolation="nearest")
-    _scale_bar(tissue)
-    bar = figure.colorbar(discs, ax=[measured, predicted], extend="both", shrink=0.85, pad=0.02)
-    bar.set_label("log1p(CP10k)", fontsize=9)
-    return _png(figure)
-
-
-def score_distributions(pearson: Mapping[str, NDArray[np.float64]]) -> bytes:
-    """Draw how the genes' held-out Pearson spreads, one row per preset.
-
-    Parameters
-    ----------
-    pearson
-        Preset -> one value per gene.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
-    figure = Figure(figsize=(9, 0.9 + 0.62 * len(pearson)), dpi=DPI, layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(pearson))[::-1]
-    boxes = axes.boxplot(
-        list(pearson.values()),
-        positions=places,
-        orientation="horizontal",
-        widths=0.55,
-        showfliers=False,
-        patch_artist=True,
-        whis=(5, 95),
-        medianprops={"color": "black", "linewidth": 1.6},
-    )
-    shades = np.linspace(0.25, 0.85, len(pearson))
-    rng = np.random.default_rng(0)
-    for place, values, shade, box in zip(places, pearson.values(), shades, boxes["boxes"], strict=True):
-        box.set(facecolor="#35608d", alpha=0.15 + 0.5 * shade)
-        height = place + rng.uniform(-0.22, 0.22, len(values))
-        axes.scatter(values, height, s=5, color=NEUTRAL, alpha=0.55, linewidths=0, zorder=3)
-    axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
-    axes.set_yticks(places, list(pearson))
-    axes.set_xlabel("held-out Pearson of a gene (box: quartiles; whiskers: 5 % and 95 %)", fontsize=9)
+def hide_spines(axes: Axes) -> None:
+    """Hide the frame's top and right sides."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    return _png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as the bytes of a PNG."""
     target = io.BytesIO()
     figure.savefig(target, format="png")
     return target.getvalue()
 
 
-def _scale(measured: NDArray[np.float32]) -> Normalize:
-    low, high = (float(value) for value in np.percentile(measured, ROBUST))
-    if high <= low:
-        low, high = float(measured.min()), float(measured.max())
-    return Normalize(low, high if high > low else low + 1)
+def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
+    """Draw how trust spreads over genes, with the line below which a gene is abstained from."""
+    figure = Figure(figsize=(8, 2.6), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    edges = np.linspace(0, max(1.0, float(trust.max(initial=0))), 41).tolist()
+    axes.hist(trust[trust >= threshold], edges, color="#35608d", label="trusted")
+    axes.hist(trust[trust < threshold], edges, color="#c9ccd1", label="abstained from")
+    axes.axvline(threshold, color="black", linewidth=0.9, linestyle="--")
+    axes.set_xlabel("trust: lower limit of a gene's held-out Pearson", fontsize=9)
+    axes.set_ylabel("genes", fontsize=9)
+    axes.legend(frameon=False, fontsize=9)
+    hide_spines(axes)
+    return to_png(figure)
 
 
-def _extent(shown: GeneMap) -> tuple[float, float, float, float]:
-    """Return where the thumbnail's pixels lie, ``(left, right, bottom, top)`` in microns, y downwards."""
-    n_rows, n_cols = shown.predicted.shape
-    corner = (shown.patch_um - shown.stride_um) / 2
-    return corner, corner + n_cols * shown.stride_um, corner + n_rows * shown.stride_um, corner
+def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]], stride_um: float) -> bytes:
+    """Draw a slide's mean colours and some maps beside them, each on a scale of its own.
 
-
-def _bounds(shown: GeneMap) -> tuple[float, float, float, float]:
-    """Return ``(left, right, bottom, top)`` around patches and spots, without the empty glass beyond."""
-    rows, cols = np.nonzero(~np.isnan(shown.predicted))
-    patches = np.stack([cols, rows], axis=1) * shown.stride_um + shown.patch_um / 2
-    everything = np.concatenate([patches, shown.spot_xy_um])
-    margin = max(shown.patch_um, shown.spot_um)
-    left, top = (everything.min(axis=0) - margin).tolist()
-    right, bottom = (everything.max(axis=0) + margin).tolist()
-    return left, right, bottom, top
-
-
-def _height_in(shown: GeneMap) -> float:
-    """Return the height at which three panels fill the figure's width, within reason."""
-    left, right, bottom, top = _bounds(shown)
-    panel = (WIDTH_IN - 1) / 3
-    return float(np.clip(panel * (bottom - top) / (right - left) + 0.4, 1.8, 7))
-
-
-def _scale_bar(axes: Axes) -> None:
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    decade = 10.0 ** np.floor(np.log10((right - left) / 3))
-    length = max(step * decade for step in (1, 2, 5) if step * decade <= (right - left) / 3)
-    x, y = left + 0.04 * (right - left), bottom + 0.04 * (top - bottom)
-    axes.plot([x, x + length], [y, y], color="black", linewidth=3, solid_capstyle="butt")
-    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    axes.text(x + length / 2, y + 0.02 * (top - bottom), text, ha="center", va="bottom", fontsize=9)
+    Parameters
+    ----------
+    thumbnail
+        One pixel a patch, ``(n_rows, n_cols, 3)``.
+    maps
+        Title -> values, ``(n_rows, n_cols)``; NaN where nothing was predicted.
+    stride_um
+        Step between patches.
+    """
+    n_rows, n_cols, _ = thumbnail.shape
+    panels = 1 + len(maps)
+    height = float(np.clip(11 / panels * n_rows / n_cols + 0.6, 1.8, 6))
+    figure = Figure(figsize=(11, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    extent = (0.0, n_cols * stride_um / 1000, n_rows * stride_um / 1000, 0.0)
+    axes[0].imshow(thumbnail, extent=extent, interpolation="nearest")
+    axes[0].set_title("H&E, a pixel a patch", fontsize=10)
+    axes[0].set_xlabel("mm", fontsize=8)
+    for place, (title, values) in zip(axes[1:], maps.items(), strict=True):
+        known = values[np.isfinite(values)]
+        low, high = np.percentile(known, ROBUST) if len(known) else (0.0, 1.0)
+        drawn = place.imshow(
+            values, extent=extent, cmap=COLOURS, vmin=low, vmax=high, interpolation="nearest"
+        )
+        place.set_title(title, fontsize=10)
+        place.set_axis_off()
+        figure.colorbar(drawn, ax=place, shrink=0.7, pad=0.02)
+    return to_png(figure)

@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featurestore.encoders.protocol import Encoder, load_encoder
+from featurestore.encoders.loading import load_encoder
+from featurestore.encoders.protocol import Encoder
 from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
-from featurestore.slides.open_slide import Slide, open_slide
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from histosge.data.section_loading import LoadedSection
 from histosge.data.sections import Patches, Section

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.encoders.protocol import Encoder, load_encoder
+from featurestore.encoders.loading import load_encoder
+from featurestore.encoders.protocol import Encoder
 from featurestore.encoders.stain_separation import DYES_RGB
 from featurestore.errors import FeatureStoreError, SlideError
 from featurestore.slides.fingerprint import slide_fingerprint

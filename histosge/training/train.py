@@ -1,18 +1,24 @@
 """Sections in a store -> a saved model. Nothing is encoded here: that was done once, before."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.errors import AmbiguousSelectionError
+from featurestore.events import OnMessage, ignore_message
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
-from featurestore.storage.store import Store, identity_attrs
+from featurestore.storage.store import identity_attrs
 from histosge.calibration.conformal import Intervals, calibrate
-from histosge.data.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target
-from histosge.data.section_loading import LoadedSection, load_section
-from histosge.data.sections import Section, TrainingSection
+from histosge.data.genes import MIN_COUNTS
+from histosge.data.section_loading import (
+    LoadedSection,
+    Selection,
+    load_sections,
+    resolve_genes,
+    training_section,
+)
+from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
 from histosge.models.checkpoint import checkpointed, training_key
 from histosge.models.count_loss import check_loss
@@ -21,26 +27,9 @@ from histosge.models.protocol import Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET, load_preset
 from histosge.training.saved_model import ModelCard, SavedModel, save_model
 
-Say = Callable[[str], None]
 DEFAULT_GENES = 1000
-MIN_SPOTS = 20
-"""A section with fewer cannot be standardised, nor tell a good model from a bad one."""
-NAMED = 5
-"""Spots without a patch that are named; the others are counted."""
 SLOW = ("paper",)
 """Presets that take minutes a fit: not calibrated unless asked for."""
-
-
-def _silent(message: str) -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Which of a store's embeddings to use; None where there is only one."""
-
-    grid: str | None = None
-    encoder: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,14 +62,19 @@ class TrainSettings:
     genes: int | str = DEFAULT_GENES
     epochs: int | None = None
     seed: int = 0
-    selection: Selection = Selection()
+    selection: Selection = field(default_factory=Selection)
     intervals: bool | None = None
     loss: str = "mse"
     stains: bool = False
 
 
 def train(
-    samples: str, store: str, model: str | Path, settings: TrainSettings | None = None, *, say: Say = _silent
+    samples: str,
+    store: str,
+    model: str | Path,
+    settings: TrainSettings | None = None,
+    *,
+    on_message: OnMessage = ignore_message,
 ) -> SavedModel:
     """Train a model on the sections of a sample sheet and save it.
 
@@ -94,7 +88,7 @@ def train(
         Folder to write.
     settings
         Preset, genes, epochs, seed.
-    say
+    on_message
         Called with one line on what was found.
 
     Raises
@@ -105,12 +99,12 @@ def train(
     settings = settings or TrainSettings()
     preset = load_preset(settings.preset)
     check_loss(settings.loss, settings.preset)
-    loaded = load_sections(samples, store, settings.selection, say=say)
+    loaded = load_sections(samples, store, settings.selection, on_message=on_message)
     sections = [item.section for item in loaded]
     genes = resolve_genes(sections, settings.genes)
     training = [training_section(s, genes) for s in sections]
     if settings.stains:
-        training = _restained(samples, settings, loaded, training, say)
+        training = _restained(samples, settings, loaded, training, on_message)
 
     def fit(some: Sequence[TrainingSection]) -> Model:
         if settings.loss != "mse":
@@ -120,13 +114,13 @@ def train(
     intervals = None
     if settings.intervals if settings.intervals is not None else settings.preset not in SLOW:
         intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
-        say(_calibrated(intervals, genes))
+        on_message(_calibrated(intervals, genes))
     card, unfinished = _card(settings, genes, loaded), checkpoint_path(model)
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
     with checkpointed(unfinished, training_key(facts, training)):
         fitted = fit(training)
     if isinstance(fitted, RemarkingModel):
-        say(fitted.remark)
+        on_message(fitted.remark)
     saved = save_model(model, fitted, card, intervals)
     unfinished.unlink(missing_ok=True)
     return saved
@@ -137,14 +131,16 @@ def _restained(
     settings: TrainSettings,
     loaded: Sequence[LoadedSection],
     training: list[TrainingSection],
-    say: Say,
+    on_message: OnMessage,
 ) -> list[TrainingSection]:
     from histosge.training.stain_augmentation import PATCHES, STAINS, restain_sections
 
     if settings.preset != DenseModel.name:
         raise ModelError(f"stains belong to preset 'dense', not {settings.preset!r}; leave --stains out")
     training = restain_sections(read_samples(samples), loaded, training, settings.seed)
-    say(f"{PATCHES} patches of each slide encoded in {STAINS} other stains: what those move is penalised")
+    on_message(
+        f"{PATCHES} patches of each slide encoded in {STAINS} other stains: what those move is penalised"
+    )
     return training
 
 
@@ -160,82 +156,6 @@ def _calibrated(intervals: Intervals | None, genes: tuple[str, ...]) -> str:
     return (
         f"{int(intervals.trusted.sum())} of {len(genes)} genes can be trusted; half widths of "
         f"{round(100 * intervals.level)} % intervals from {intervals.n_spots} held-out spots{by}"
-    )
-
-
-def load_sections(
-    samples: str, store_url: str, selection: Selection, *, say: Say = _silent
-) -> list[LoadedSection]:
-    """Load every section of a sample sheet, and check that all embeddings are of one kind.
-
-    Raises
-    ------
-    ExpressionError, StoreError
-        If a section cannot be used; `ModelError` if encoders or grids differ between sections, or if none has
-        `MIN_SPOTS` usable spots (a section with fewer is left out, and said).
-    """
-    store = Store.open(store_url)
-    loaded: list[LoadedSection] = []
-    for sample in read_samples(samples):
-        item = load_section(sample, store, selection.grid, selection.encoder)
-        say(f"{sample.slide_id}: {item.found}")
-        say(
-            f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "
-            f"({item.few_counts} spots under {MIN_COUNTS} counts and {item.off_tissue} off tissue left out)"
-        )
-        if item.nowhere:
-            more = f" and {len(item.nowhere) - NAMED} more" if len(item.nowhere) > NAMED else ""
-            say(f"{sample.slide_id}: no embedded patch under {', '.join(item.nowhere[:NAMED])}{more}")
-        if item.fit.verdict == "warn":
-            say(f"{sample.slide_id}: {item.fit.message}")
-        if len(item.section.spots) < MIN_SPOTS:
-            say(
-                f"{sample.slide_id}: left out, since {len(item.section.spots)} usable spots are too few "
-                f"({MIN_SPOTS} are needed)"
-            )
-            continue
-        loaded.append(item)
-    if not loaded:
-        raise ModelError(
-            f"no section of {samples} has the {MIN_SPOTS} usable spots that are needed; are counts raw, and spots on "
-            "tissue?"
-        )
-    _check_one_kind(loaded)
-    return loaded
-
-
-def _check_one_kind(loaded: Sequence[LoadedSection]) -> None:
-    first = loaded[0]
-    for other in loaded[1:]:
-        a, b = first.slide, other.slide
-        if a.identity.fingerprint != b.identity.fingerprint:
-            raise ModelError(
-                f"{a.slide_id} holds embeddings of {a.identity.key!r} ({a.identity.fingerprint[:16]}), {b.slide_id} of "
-                f"{b.identity.key!r} ({b.identity.fingerprint[:16]}); embed all slides with one encoder"
-            )
-        if a.stored.grid.spec != b.stored.grid.spec:
-            raise AmbiguousSelectionError(
-                f"{a.slide_id} has grid {a.stored.grid.spec.key}, {b.slide_id} has {b.stored.grid.spec.key}; "
-                "embed all slides with one grid, or name it with --grid"
-            )
-
-
-def resolve_genes(sections: Sequence[Section], genes: int | str) -> tuple[str, ...]:
-    """Choose the most variable genes of these sections, or read the list that the user gave."""
-    spots = [section.spots for section in sections]
-    if isinstance(genes, int):
-        return choose_genes(spots, genes)
-    return read_gene_list(genes, spots)
-
-
-def training_section(section: Section, genes: tuple[str, ...]) -> TrainingSection:
-    """Return what a model learns from: patches, overlap, log1p(CP10k) of the chosen genes, total counts."""
-    return TrainingSection(
-        section.patches,
-        section.overlap,
-        section.spots.xy_um,
-        select_target(section.spots, genes),
-        library_size(section.spots),
     )
 
 

@@ -9,7 +9,8 @@ from featurestore.errors import FeatureStoreError, SlideError
 from featurestore.location import strip_credentials
 from featurestore.slides.download_cache import is_remote
 from featurestore.slides.fingerprint import slide_fingerprint
-from featurestore.slides.open_slide import Slide, open_slide
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.protocol import Slide
 from featurestore.storage.store import SlideRecord
 from histosge.viewer.tile_pyramid import TilePyramid
 

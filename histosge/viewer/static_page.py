@@ -4,7 +4,7 @@ Tiles down to a stated scale, chosen genes. The list of slides is written last: 
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from featurestore.errors import SlideError
+from featurestore.events import OnMessage
 from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
 from histosge.viewer.errors import ViewError
@@ -24,7 +25,6 @@ ALL_GENES = 500
 THREADS = 4
 UNREADABLE = "it could not be read when this page was written"
 """In place of reasons, which name paths of this machine."""
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Exported:
 
 
 def export_page(
-    collection: Collection, out: Path, genes: Sequence[str] = (), say: Say = lambda _: None
+    collection: Collection, out: Path, genes: Sequence[str] = (), on_message: OnMessage = lambda _: None
 ) -> Exported:
     """Write a page into a folder.
 
@@ -62,9 +62,9 @@ def export_page(
     (out / "data" / "index.json").unlink(missing_ok=True)
     tiles = 0
     for number, slide in enumerate(collection.slides):
-        say(f"{slide.slide_id}: maps and spots")
+        on_message(f"{slide.slide_id}: maps and spots")
         _write_slide(writer, f"data/{number}", slide, chosen)
-        tiles += _write_tiles(writer, collection, number, say)
+        tiles += _write_tiles(writer, collection, number, on_message)
     for name, asset in assets().items():
         writer.write(name, asset.content)
     writer.json("data/index.json", collection.describe())
@@ -175,11 +175,11 @@ def _write_spots(writer: _Writer, base: str, slide: ShownSlide, chosen: Sequence
         writer.raw(f"{base}/spots/{i}.f16", measured.values(column[gene]), "<f2")
 
 
-def _write_tiles(writer: _Writer, collection: Collection, number: int, say: Say) -> int:
+def _write_tiles(writer: _Writer, collection: Collection, number: int, on_message: OnMessage) -> int:
     slide, base = collection.slides[number], f"data/{number}"
     found, pyramid = slide.picture.describe(None), slide.picture.tiles()
     if pyramid is None:
-        say(f"{slide.slide_id}: {found['reason']}; its thumbnail takes the picture's place")
+        on_message(f"{slide.slide_id}: {found['reason']}; its thumbnail takes the picture's place")
         writer.json(f"{base}/picture.json", {**found, "reason": UNREADABLE})
         return 0
     writer.json(f"{base}/picture.json", found)
@@ -189,7 +189,7 @@ def _write_tiles(writer: _Writer, collection: Collection, number: int, say: Say)
         for row in range(pyramid.count(level)[1])
         for col in range(pyramid.count(level)[0])
     ]
-    say(f"{slide.slide_id}: {len(names)} tiles down to {pyramid.mpp:.3g} microns per pixel")
+    on_message(f"{slide.slide_id}: {len(names)} tiles down to {pyramid.mpp:.3g} microns per pixel")
     with ThreadPoolExecutor(THREADS) as pool:
         # In parts, so that a slide of a million tiles is not held in memory.
         for first in range(0, len(names), 256):

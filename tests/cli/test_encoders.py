@@ -11,7 +11,8 @@ import pytest
 import torch
 from make_slides import tissue_like, write_pyramid
 
-from featurestore.encoders.protocol import EncoderOptions, load_encoder
+from featurestore.encoders.loading import load_encoder
+from featurestore.encoders.protocol import EncoderOptions
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.store import Store
 

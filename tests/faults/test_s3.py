@@ -13,7 +13,7 @@ from featurestore.slides.readers.jpeg_tile_reader import JpegTileSlide
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.store import Store
 from featurestore.storage.validation import validate
-from histosge.data.section_loading import load_patches, open_embedded
+from histosge.data.embedded_slide import load_patches, open_embedded
 
 pytestmark = pytest.mark.s3
 URL = "s3://test/store"

@@ -19,23 +19,18 @@ from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, 
 from featurestore.grid import GridSpec
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.store import Store
-from histosge.data.section_loading import load_patches, open_embedded
+from histosge.data.embedded_slide import load_patches, open_embedded
+from histosge.data.section_loading import Selection, load_sections, resolve_genes, training_section
 from histosge.data.sections import Patches
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ExpressionError, ModelError
+from histosge.exporting.formats.anndata_files import write_h5ad
 from histosge.models.registry import load_preset
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.prediction.predict import predict, write_h5ad
+from histosge.prediction.predict import predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
-from histosge.training.train import (
-    Selection,
-    TrainSettings,
-    load_sections,
-    resolve_genes,
-    train,
-    training_section,
-)
+from histosge.training.train import TrainSettings, train
 
 SLIDE_MPP = 0.5
 GRID = GridSpec(mpp=1.0, patch_px=48, stride_px=24)
@@ -586,7 +581,7 @@ def test_a_map_conditioned_on_spots_is_nearer_to_them_and_is_not_mixed_with_anot
     model, expression = chain.model("ridge"), str(chain.folder / "data" / "S1.h5ad")
     said: list[str] = []
     out = str(tmp_path / "conditioned")
-    predict(chain.store, model, out, slide_ids=["S1"], condition_on=expression, say=said.append)
+    predict(chain.store, model, out, slide_ids=["S1"], condition_on=expression, on_message=said.append)
     assert any(f"conditioned on {len(section.spots)} spots" in line for line in said)
     assert any("trained on this slide" in line for line in said)
     target = training_section(section, load_model(model).card.genes).target
@@ -623,7 +618,7 @@ def test_a_section_with_fewer_than_twenty_spots_is_left_out_and_alone_refused(
     sheet.write_text(f"slide_id,slide,expression,mpp\nS1,{chain.slide},{tmp_path / 'few.h5ad'},{SLIDE_MPP}\n")
     said: list[str] = []
     with pytest.raises(ModelError, match=r"no section of .* has the 20 usable spots") as refused:
-        train(str(sheet), chain.store, tmp_path / "model", _settings("ridge"), say=said.append)
+        train(str(sheet), chain.store, tmp_path / "model", _settings("ridge"), on_message=said.append)
     assert "\n" not in str(refused.value)
     assert any("S1: left out, since" in line for line in said)
     assert not (tmp_path / "model").exists()

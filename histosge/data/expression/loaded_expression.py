@@ -62,7 +62,7 @@ class Found:
     notes: tuple[str, ...] = ()
 
     def describe(self, slide_mpp: float) -> str:
-        """Say in one line what was found: layout, spots, genes, size of a spot, scale."""
+        """OnMessage in one line what was found: layout, spots, genes, size of a spot, scale."""
         spots = self.spots
         size = "side" if spots.shape == "square" else "diameter"
         scale = f"{slide_mpp:.4g} µm/px"

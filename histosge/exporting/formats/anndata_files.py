@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from featurestore.slides.open_slide import Slide
+from featurestore.slides.protocol import Slide
+from histosge.exporting.open_tables import table_of_map
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import small_picture
+from histosge.prediction.expression_store import StoredMap
 
 
 def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> int:
@@ -78,3 +80,13 @@ def annotated(table: PatchTable) -> Any:
     if table.what == "expression":
         data.uns["log1p"] = {"base": np.e}
     return data
+
+
+def write_h5ad(stored_map: StoredMap, path: str | Path) -> int:
+    """Write a map as AnnData, one row per tissue patch; return the number of rows.
+
+    `X` is log1p(CP10k), float32; ``obsm["spatial"]`` is (x, y) in level-0 pixels, as scanpy expects;
+    ``obs`` has `row`, `col`, the centre in microns and, where the model predicts it, the log of total counts;
+    ``var`` has each gene's `half_width`, `trust` and whether it is `trusted`. A patch without a prediction is left out.
+    """
+    return write_anndata(table_of_map(stored_map), Path(path))

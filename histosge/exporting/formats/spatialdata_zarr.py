@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featurestore.slides.open_slide import Slide
+from featurestore.slides.protocol import Slide
 from histosge.exporting.formats.anndata_files import annotated
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import Picture, lazy_picture

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.count_loss import CountHead
 from histosge.models.kriging import Measured
@@ -27,7 +28,7 @@ from histosge.models.linear_algebra import (
 )
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.multiscale import HALO_UM, VIEWS, Surroundings
-from histosge.models.protocol import Reduce, State
+from histosge.models.protocol import State
 from histosge.models.stacking import Mixture, fit_members, fit_ridge
 from histosge.models.stain_invariance import STRENGTH, stain_covariance
 

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.attention import EPOCHS, RADIUS_UM, AttentionNetwork, Lesson, Windows, teach
 from histosge.models.linear_algebra import Floats, Indices, Standardiser
 from histosge.models.multiscale import Surroundings
 from histosge.models.presets.dense import DenseModel, LinearFit
-from histosge.models.protocol import Reduce, State
+from histosge.models.protocol import State
 from histosge.models.residual_kriging import choose_blend
 
 FOLDS = 3
@@ -86,7 +87,7 @@ class DenseAttentionModel:
 
     @property
     def remark(self) -> str:
-        """Say in one line what attention did."""
+        """OnMessage in one line what attention did."""
         if not self.facts:
             return (
                 f"attention: not tried, it takes {MIN_SPOTS} spots in two parts or more, and genes that vary"

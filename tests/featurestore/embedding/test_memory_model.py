@@ -35,13 +35,15 @@ def test_a_run_holds_less_than_was_said_before_it_and_not_much_less(tmp_path: Pa
 
 
 def test_what_costs_more_is_said_to_cost_more() -> None:
-    def say(patch: int = 224, dims: tuple[int, ...] = (100,), threads: int = 1, batch: int = 64) -> int:
+    def on_message(
+        patch: int = 224, dims: tuple[int, ...] = (100,), threads: int = 1, batch: int = 64
+    ) -> int:
         grid = PatchGrid.over((20000, 20000), 0.5, (0.5,), GridSpec(0.5, patch, 224))
         return worker_bytes(
             10**9, grid, dims, threads=threads, batch=batch, block_shape=(32, 32), open_slides=1
         )
 
-    assert say() < say(threads=2) < say(threads=2, batch=256)
-    assert say() < say(patch=448)
-    assert say(dims=(1536,)) < say(dims=(1536, 1536))
-    assert say(threads=2) - say() == say(threads=3) - say(threads=2)
+    assert on_message() < on_message(threads=2) < on_message(threads=2, batch=256)
+    assert on_message() < on_message(patch=448)
+    assert on_message(dims=(1536,)) < on_message(dims=(1536, 1536))
+    assert on_message(threads=2) - on_message() == on_message(threads=3) - on_message(threads=2)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from featurestore.encoders.architecture import build, check_against, check_config, pool
-from featurestore.encoders.protocol import EncoderOptions, canonical_key, load_encoder
+from featurestore.encoders.loading import canonical_key, load_encoder
+from featurestore.encoders.protocol import EncoderOptions
 from featurestore.encoders.records import EncoderRecord, find, records
 from featurestore.errors import EncoderError
 

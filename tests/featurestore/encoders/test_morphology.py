@@ -13,7 +13,8 @@ from featurestore.encoders.device import pick_device
 from featurestore.encoders.handcrafted import moments, nuclei, oriented_filters
 from featurestore.encoders.handcrafted.colour import ColourEncoder
 from featurestore.encoders.handcrafted.morphology import MorphologyEncoder, feature_names
-from featurestore.encoders.protocol import Encoder, EncoderOptions, load_encoder
+from featurestore.encoders.loading import load_encoder
+from featurestore.encoders.protocol import Encoder, EncoderOptions
 from featurestore.errors import EncoderError
 from featurestore.slides.open_slide import open_slide
 

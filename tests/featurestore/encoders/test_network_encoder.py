@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from featurestore.encoders.loading import load_encoder
 from featurestore.encoders.network_encoder import CPU_CHUNK, NetworkEncoder
 from featurestore.encoders.precision import cpu_has_bf16, device_dtypes, pick_precision
 from featurestore.encoders.preprocessing import Preprocess
-from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions, load_encoder
+from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
 from featurestore.encoders.records import Preprocessing
 from featurestore.errors import EncoderError
 
@@ -118,7 +119,8 @@ OUT_OF_MEMORY = """
 import resource, warnings
 import numpy as np
 import torch
-from featurestore.encoders.protocol import EncoderOptions, load_encoder
+from featurestore.encoders.protocol import EncoderOptions
+from featurestore.encoders.loading import load_encoder
 torch.set_num_threads(1)
 encoder = load_encoder("timm:vit_tiny_patch16_224", EncoderOptions(random_weights=True, device="cpu"))
 patches = np.zeros((16, 224, 224, 3), np.uint8)

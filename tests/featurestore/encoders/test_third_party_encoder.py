@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featurestore.encoders.protocol import EncoderOptions, load_encoder, third_party
+from featurestore.encoders.loading import load_encoder, third_party
+from featurestore.encoders.protocol import EncoderOptions
 from featurestore.errors import EncoderError
 
 CODE = """

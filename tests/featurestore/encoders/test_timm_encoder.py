@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from featurestore.encoders.protocol import Encoder, EncoderOptions, load_encoder
+from featurestore.encoders.loading import load_encoder
+from featurestore.encoders.protocol import Encoder, EncoderOptions
 from featurestore.errors import EncoderError
 
 KEY = "timm:test_vit"

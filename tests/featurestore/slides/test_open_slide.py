@@ -8,7 +8,8 @@ import tifffile
 from make_slides import painted, write_pyramid
 
 from featurestore.errors import MppError, SlideError, SlideNotFoundError, UpsamplingError
-from featurestore.slides.open_slide import Slide, open_slide
+from featurestore.slides.open_slide import open_slide
+from featurestore.slides.protocol import Slide
 
 WIDTH, HEIGHT = 331, 257
 

@@ -1,4 +1,4 @@
-"""Intervals cover what they promise, on tissue that had no say, and trust tells signal from noise."""
+"""Intervals cover what they promise, on tissue that had no on_message, and trust tells signal from noise."""
 
 from dataclasses import replace
 

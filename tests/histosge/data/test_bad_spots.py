@@ -10,12 +10,13 @@ import pytest
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from featurestore.storage.store import Store
-from histosge.data.section_loading import load_patches, open_embedded
+from histosge.data.embedded_slide import load_patches, open_embedded
+from histosge.data.section_loading import Selection, load_sections
 from histosge.errors import ExpressionError
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.predict import predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
-from histosge.training.train import Selection, TrainSettings, load_sections, train
+from histosge.training.train import TrainSettings, train
 
 MPP = 0.5
 GRID = GridSpec(mpp=1.0, patch_px=48, stride_px=24)
@@ -43,7 +44,7 @@ def _sheet(made: Path, folder: Path, data: anndata.AnnData) -> str:
 def _train(sheet: str, store: Path, model: Path, preset: str) -> list[str]:
     said: list[str] = []
     settings = TrainSettings(preset=preset, genes=5, epochs=2, intervals=False)
-    train(sheet, str(store), model, settings, say=said.append)
+    train(sheet, str(store), model, settings, on_message=said.append)
     return said
 
 
@@ -89,7 +90,9 @@ def test_spots_with_no_patch_are_named_left_out_and_counted(made: Path, tmp_path
     xy[:3] = [[width_px + 60, 211], [width_px + 60, 307], [width_px + 60, 401]]
     data.obsm["spatial"] = xy
     said: list[str] = []
-    after = load_sections(_sheet(made, tmp_path, data), str(made / "store"), Selection(), say=said.append)[0]
+    after = load_sections(
+        _sheet(made, tmp_path, data), str(made / "store"), Selection(), on_message=said.append
+    )[0]
     assert after.nowhere == tuple(data.obs_names[:3])
     assert after.off_tissue == 3
     assert len(after.section.spots) == len(before.section.spots) - 3

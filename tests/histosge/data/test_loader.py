@@ -10,7 +10,7 @@ from _stores import SPEC, Made, add_slide, write_store
 from featurestore.errors import StoreError
 from featurestore.storage.store import Store
 from histosge import Loader, LoadSettings, stream_batches
-from histosge.data.section_loading import load_patches, open_embedded
+from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.data.shuffle_buffer import Batch, Pool
 
 MADE = Made((17, 23), 5, (7, 11), frame=3)

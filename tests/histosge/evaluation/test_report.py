@@ -8,10 +8,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from histosge.evaluation.map_plots import gene_map
 from histosge.evaluation.report import evaluation_blocks
 from histosge.evaluation.results import FoldCount, GeneMap, Scores
+from histosge.evaluation.score_plots import score_distributions
 from histosge.reporting.page import Block, Picture, Table, render_report
-from histosge.reporting.plots import gene_map, score_distributions
 
 GRID = (17, 13)
 VOID = {"meta", "img", "br", "hr", "link"}

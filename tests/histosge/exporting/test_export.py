@@ -127,7 +127,7 @@ def test_scanpy_plots_it(made: Made, tmp_path: Path) -> None:
 
 def test_without_the_slide_mean_colours_lie_under_the_positions(made: Made, tmp_path: Path) -> None:
     said: list[str] = []
-    export(made.maps, tmp_path / "A.h5ad", "h5ad", Choice(["A"]), say=said.append)
+    export(made.maps, tmp_path / "A.h5ad", "h5ad", Choice(["A"]), on_message=said.append)
     assert "name the feature store with --store" in said[0]
     data = anndata.read_h5ad(tmp_path / "A.h5ad")
     library = data.uns["spatial"]["A"]
@@ -144,7 +144,7 @@ def test_a_slide_that_is_gone_is_said_and_replaced(made: Made, tmp_path: Path) -
     document.write_text(document.read_text().replace("A.tif", "gone.tif"))
     said: list[str] = []
     settings = ExportSettings(store=str(tmp_path / "store"))
-    export(made.maps, tmp_path / "A.h5ad", "h5ad", Choice(["A"]), settings, say=said.append)
+    export(made.maps, tmp_path / "A.h5ad", "h5ad", Choice(["A"]), settings, on_message=said.append)
     assert "the slide cannot be reached" in said[0]
     assert "gone.tif" in said[0]
 

@@ -189,7 +189,7 @@ def test_the_preset_is_trained_by_name_and_says_what_it_did(tmp_path: Path) -> N
         store,
         model,
         TrainSettings("dense+attention", genes=5, epochs=2, intervals=False),
-        say=said.append,
+        on_message=said.append,
     )
     assert sum(line.startswith("attention: ") for line in said) == 1
     saved = load_model(model)

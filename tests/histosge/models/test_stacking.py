@@ -1,4 +1,4 @@
-"""Members of the linear part: mixed by what spots left out say, between equal weights and the best ones."""
+"""Members of the linear part: mixed by what spots left out on_message, between equal weights and the best ones."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -9,6 +9,7 @@ import pytest
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
+from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import Patches, Restained, TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.errors import ModelError
@@ -19,7 +20,7 @@ from histosge.models.stain_invariance import STRENGTH, stain_covariance, steady
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
 from histosge.training.stain_augmentation import PATCHES, STAINS, Stain, restain_sections
-from histosge.training.train import Selection, TrainSettings, load_sections, train, training_section
+from histosge.training.train import TrainSettings, train
 
 TISSUE = np.array([[[200, 120, 170], [120, 80, 160]], [[230, 160, 200], [90, 60, 130]]], np.uint8)
 
@@ -133,7 +134,7 @@ def test_training_measures_stains_on_some_patches_of_each_slide(made: tuple[Path
         away = np.abs(section.restained.stained - section.restained.plain).mean()
         assert away > 0.05 * section.restained.plain.std()
     said: list[str] = []
-    train(sheet, store, folder / "model", TrainSettings(genes=5, stains=True), say=said.append)
+    train(sheet, store, folder / "model", TrainSettings(genes=5, stains=True), on_message=said.append)
     assert load_model(folder / "model").model.config()["stain_penalty"] == STRENGTH
     assert any("other stains" in line for line in said)
 

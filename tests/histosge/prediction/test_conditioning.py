@@ -11,10 +11,11 @@ from histosge.data.genes import SCALE, library_size
 from histosge.data.sections import Patches, Section, Spots
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.errors import ModelError
+from histosge.models.empirical_bayes import believed, dispersion
 from histosge.models.presets.mean import MeanModel
 from histosge.models.residual_kriging import choose_blend
 from histosge.prediction.conditioning import ConditionedModel, Under
-from histosge.prediction.spot_rescaling import Stamps, believed, dispersion
+from histosge.prediction.spot_rescaling import Stamps
 from histosge.training.saved_model import ModelCard, SavedModel
 
 GENES = tuple(f"G{i}" for i in range(7))

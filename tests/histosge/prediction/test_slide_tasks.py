@@ -14,7 +14,7 @@ from _stores import Made, write_store
 from typer.testing import CliRunner
 
 from featurestore.storage.store import Store
-from histosge.data.section_loading import load_patches, open_embedded
+from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.errors import ModelError
 from histosge.models.protocol import ReducingModel
 from histosge.prediction.expression_store import ExpressionStore

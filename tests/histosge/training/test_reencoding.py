@@ -15,11 +15,10 @@ from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.sample_sheet import read_samples
-from histosge.data.section_loading import LoadedSection
+from histosge.data.section_loading import LoadedSection, Selection, load_sections
 from histosge.evaluation.evaluate import EvaluateSettings, evaluate
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.reencoding import CROP_PX, Reencoder
-from histosge.training.train import Selection, load_sections
 
 SPEC = SyntheticSpec(size_px=(2200, 2000), genes=GeneCounts(8, 4, 4, 4))
 

@@ -1,0 +1,202 @@
+"""One slide's stored embedding as patches in memory: all of them, or block by block with a halo.
+
+Stored blocks are read whole; patches without tissue or without an embedding (NaN) are left out here,
+so that no model ever sees them.
+
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.blocks import Block
+from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.storage.block_array import BlockArray
+from featurestore.storage.float16 import nan_rows, to_float32
+from featurestore.storage.raw_read import RawBlocks
+from featurestore.storage.store import Store, StoredGrid
+from histosge.data.sections import Patches
+from histosge.errors import ExpressionError
+
+Reduce = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Turns embeddings ``(n, dim)`` into fewer numbers each, ``(n, fewer)``."""
+
+
+@dataclass(frozen=True)
+class EmbeddedSlide:
+    """One slide's embedding, opened: what training and prediction read from.
+
+    Parameters
+    ----------
+    stored
+        Grid, tissue and thumbnail.
+    array
+        The embedding, ``(y, x, feature)``.
+    identity
+        Which encoder made it.
+    fingerprint
+        Of the slide's file.
+    """
+
+    stored: StoredGrid
+    array: BlockArray
+    identity: EncoderIdentity
+    fingerprint: str
+
+    @property
+    def slide_id(self) -> str:
+        """Whose embedding this is."""
+        return self.stored.slide_id
+
+
+def open_embedded(
+    store: Store, slide_id: str, grid_key: str | None, encoder_key: str | None
+) -> EmbeddedSlide:
+    """Open a slide's embedding; grid and encoder may be left out where there is only one.
+
+    Raises
+    ------
+    AmbiguousSelectionError
+        If several fit: they are listed.
+    StoreError
+        If none fits.
+    """
+    grid, encoder = store.select(grid_key, encoder_key, slide_id)
+    return EmbeddedSlide(
+        store.grid(slide_id, grid),
+        store.embedding(slide_id, grid, encoder),
+        store.identity(slide_id, grid, encoder),
+        store.slide(slide_id).fingerprint,
+    )
+
+
+def load_patches(slide: EmbeddedSlide) -> Patches:
+    """Read all tissue patches of a slide, block by block.
+
+    Raises
+    ------
+    ExpressionError
+        If blocks are missing: a model trained on half a slide would not say so.
+    """
+    planned = slide.stored.planned(slide.array.block_shape)
+    missing = slide.array.missing(planned)
+    if missing:
+        raise ExpressionError(
+            f"slide {slide.slide_id!r} has {len(planned) - len(missing)} of {len(planned)} blocks; "
+            "finish it first: run the same histosge embed again"
+        )
+    reader = RawBlocks(slide.array)
+    return _join(slide, [_tissue_part(slide, block, reader.read(block)) for block in planned])
+
+
+Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
+
+
+def _tissue_part(slide: EmbeddedSlide, block: Block, values: NDArray[np.float16]) -> Part:
+    """Return rows, cols and embeddings of a block's patches that have one."""
+    rows, cols = np.nonzero(slide.stored.is_tissue[block.slices])
+    values = values[rows, cols]
+    there = ~nan_rows(values)
+    if not there.all():
+        rows, cols, values = rows[there], cols[there], values[there]
+    return rows + block.rows[0], cols + block.cols[0], _as_float32(values)
+
+
+def _as_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
+    try:
+        return to_float32(values)
+    except ValueError:  # infinities: rare, and kept as they are
+        return values.astype(np.float32)
+
+
+def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
+    dim = parts[0][2].shape[1] if parts else slide.array.shape[2]
+    empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32))
+    rows, cols, embedding = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
+    grid = slide.stored.grid
+    return Patches(slide.slide_id, rows, cols, embedding, grid.stride_um, grid.patch_um)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The patches of one block with what lies around them.
+
+    Parameters
+    ----------
+    block
+        The block to predict.
+    patches
+        Its patches and those within the halo.
+    own
+        Which of `patches` are the block's.
+    """
+
+    block: Block
+    patches: Patches
+    own: NDArray[np.bool_]
+
+
+def stream_windows(
+    slide: EmbeddedSlide, blocks: list[Block], halo_um: float, reduce: Reduce | None = None
+) -> Iterator[Window]:
+    """Read blocks in row-major order with a halo; each stored block is read once as long as it is near.
+
+    Memory holds the block rows that a halo spans, not the slide.
+
+    Parameters
+    ----------
+    reduce
+        What embeddings are turned into as they are read, once for all windows that they are in.
+    """
+    halo = int(np.ceil(halo_um / slide.stored.grid.stride_um))
+    near = {b.index: b for b in slide.stored.planned(slide.array.block_shape)}
+    rows_of_blocks = 2 + 2 * -(-halo // slide.array.block_shape[0])
+    size = rows_of_blocks * -(-slide.stored.grid.n_cols // slide.array.block_shape[1])
+    cache = _BlockCache(slide, size, reduce)
+    for block in blocks:
+        rows = (block.rows[0] - halo, block.rows[1] + halo)
+        cols = (block.cols[0] - halo, block.cols[1] + halo)
+        touched = (near.get(index) for index in _indices(rows, cols, slide.array.block_shape))
+        parts = [_clip(cache.part(b), rows, cols) for b in touched if b is not None]
+        patches = _join(slide, parts)
+        own = _inside(patches.rows, block.rows) & _inside(patches.cols, block.cols)
+        yield Window(block, patches, own)
+
+
+class _BlockCache:
+    """The tissue parts of the blocks read last."""
+
+    def __init__(self, slide: EmbeddedSlide, size: int, reduce: Reduce | None) -> None:
+        self._slide, self._size, self._reduce = slide, max(1, size), reduce
+        self._reader = RawBlocks(slide.array)
+        self._parts: OrderedDict[tuple[int, int], Part] = OrderedDict()
+
+    def part(self, block: Block) -> Part:
+        if block.index not in self._parts:
+            rows, cols, embedding = _tissue_part(self._slide, block, self._reader.read(block))
+            self._parts[block.index] = rows, cols, self._reduce(embedding) if self._reduce else embedding
+        self._parts.move_to_end(block.index)
+        while len(self._parts) > self._size:
+            self._parts.popitem(last=False)
+        return self._parts[block.index]
+
+
+def _indices(
+    rows: tuple[int, int], cols: tuple[int, int], block_shape: tuple[int, int]
+) -> Iterator[tuple[int, int]]:
+    """Yield the indices of the blocks that a rectangle of patches touches, in row-major order."""
+    for i in range(max(0, rows[0]) // block_shape[0], (rows[1] - 1) // block_shape[0] + 1):
+        for j in range(max(0, cols[0]) // block_shape[1], (cols[1] - 1) // block_shape[1] + 1):
+            yield i, j
+
+
+def _inside(values: NDArray[np.int64], bounds: tuple[int, int]) -> NDArray[np.bool_]:
+    return (values >= bounds[0]) & (values < bounds[1])
+
+
+def _clip(part: Part, rows: tuple[int, int], cols: tuple[int, int]) -> Part:
+    keep = _inside(part[0], rows) & _inside(part[1], cols)
+    return part[0][keep], part[1][keep], part[2][keep]

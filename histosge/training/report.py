@@ -1,0 +1,111 @@
+"""The page of a trained model: what it learned from, and which genes to trust.
+
+It holds no scores: those are on the page of an evaluation.
+
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from histosge.calibration.conformal import TRUSTED, Intervals
+from histosge.reporting.page import Block, Picture, Table, render_report, write_page
+from histosge.reporting.plots import trust_plot
+from histosge.training.saved_model import ModelCard, SavedModel
+
+UNSCORED = (
+    "No score on this page is from tissue that the model did not learn from: run histosge evaluate for that."
+)
+
+
+def write_training_report(saved: SavedModel, path: Path) -> None:
+    """Write the page of a trained model: what it learned from, and which genes to trust.
+
+    Parameters
+    ----------
+    path
+        The HTML file; it appears whole.
+    """
+    card = saved.card
+    subtitle = f"{card.preset}, {len(card.genes)} genes, encoder {card.encoder['key']}"
+    blocks = [trust_block(saved.intervals, card.genes), _section_block(card)]
+    write_page(
+        path, render_report("Training", blocks, subtitle=subtitle, footer=f"model {saved.fingerprint}")
+    )
+
+
+def _by_depth(intervals: Intervals) -> str:
+    """OnMessage that intervals differ by predicted depth, where they do: the table holds the one width of all."""
+    if intervals.strata is None:
+        return ""
+    typical = ", ".join(f"± {width:.2f}" for width in np.median(intervals.strata.half_width, axis=1))
+    return f" Intervals widen where few counts are predicted: {typical} for the median gene, deepest last."
+
+
+def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
+    """Return the block that lists every gene with its trust and its interval, the most trusted first."""
+    if intervals is None:
+        return Block(
+            "Which genes to trust",
+            status="bad",
+            status_text="The model has no intervals, so nothing says which genes can be read.",
+        )
+    order = np.argsort(-intervals.trust, kind="stable")
+    rows = tuple(
+        (
+            genes[i],
+            f"{intervals.trust[i]:.2f}",
+            f"± {intervals.half_width[i]:.2f}",
+            "yes" if intervals.trusted[i] else "no",
+        )
+        for i in order
+    )
+    picture = Picture(
+        trust_plot(intervals.trust, TRUSTED),
+        f"Histogram of trust over {len(genes)} genes.",
+        f"Measured on {intervals.n_spots} spots of the training sections, by {intervals.held_out}s left out in turn."
+        f"{_by_depth(intervals)}",
+        "Trust",
+    )
+    good = int(intervals.trusted.sum())
+    return Block(
+        "Which genes to trust",
+        f"{good} of {len(genes)} genes can be predicted; the others should not be read. {UNSCORED}",
+        pictures=(picture,),
+        tables=(
+            Table(
+                ("gene", "trust", f"{round(100 * intervals.level)} % interval, log1p(CP10k)", "trusted"),
+                rows,
+                "Every gene, the most trusted first. Trust is the lower limit of its Pearson on left-out parts.",
+                folded=len(rows) > 20,
+            ),
+        ),
+    )
+
+
+def _section_block(card: ModelCard) -> Block:
+    rows = tuple(
+        (
+            section["slide_id"],
+            str(section["donor"] or ""),
+            str(section["spots"]),
+            str(section["few_counts"]),
+            str(section["off_tissue"]),
+        )
+        for section in card.sections
+    )
+    header = ("section", "donor", "spots used", "left out: few counts", "left out: off tissue")
+    donors = {section["donor"] for section in card.sections}
+    caveat = (
+        ()
+        if len(donors) > 1
+        else ("All of it is from one donor, or donors are not named: expect less on another.",)
+    )
+    return Block(
+        "What it learned from",
+        f"Targets: {card.normalisation['target']}. Grid: {card.grid['patch_px']} px patches every "
+        f"{card.grid['stride_px']} px at {card.grid['mpp']:g} µm per pixel.",
+        tables=(Table(header, rows, "Sections and their spots."),),
+        points=caveat,
+    )
