@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featurestore.embedding.embed import EmbedSettings, embed
-from featurestore.events import OnMessage
+from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.grid import GridSpec
 from histosge.data.section_loading import Selection, load_sections
 from histosge.evaluation.evaluate import EvaluateSettings, score_sections
@@ -25,6 +25,14 @@ from histosge.training.train import TrainSettings, train
 GRID = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 """112 micron patches every 56 microns: about one per spot and as much again between them."""
 EVALUATED = ("mean", "knn", "ridge", "dense")
+
+STEPS = (
+    "making a slide with a known truth",
+    "embedding its patches",
+    "training",
+    "predicting the dense map",
+    "scoring on held-out spots",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,11 @@ class DemoResult:
 
 
 def run_demo(
-    out: str | Path, spec: SyntheticSpec | None = None, *, on_message: OnMessage = lambda _: None
+    out: str | Path,
+    spec: SyntheticSpec | None = None,
+    *,
+    on_message: OnMessage = ignore_message,
+    on_progress: OnProgress = ignore_progress,
 ) -> DemoResult:
     """Run the main job end to end.
 
@@ -57,8 +69,8 @@ def run_demo(
         Folder for everything that is made; steps that are done are not repeated.
     spec
         Of the synthetic section; None means the default, about 4 x 4 mm.
-    on_message
-        Called with one line per step.
+    on_message, on_progress
+        Called with what was found, and before each of `STEPS`.
     """
     folder = Path(out)
     spec = spec or SyntheticSpec()
@@ -70,30 +82,31 @@ def run_demo(
         "store": folder / "store.zarr",
         "slide": folder / "data" / "demo.tif",
     }
-    on_message("1/5 making a slide with a known truth")
+    on_progress(Progress(0, len(STEPS), STEPS[0]))
     section = make_section(folder / "data", spec, slide_id="demo")
     sheet = _write_sheet(section, folder / "data" / "samples.csv")
-    on_message("2/5 embedding its patches")
+    on_progress(Progress(1, len(STEPS), STEPS[1]))
     results = embed(str(sheet), str(paths["store"]), EmbedSettings(spec=GRID))
     on_message(
-        f"    {results[0].patches} tissue patches, {results[0].computed} of {results[0].planned} blocks computed"
+        f"{results[0].patches} tissue patches, {results[0].computed} of {results[0].planned} blocks computed"
     )
-    on_message("3/5 training")
+    on_progress(Progress(2, len(STEPS), STEPS[2]))
     genes = _gene_file(section, folder / "data" / "genes.txt")
     train(
         str(sheet),
         str(paths["store"]),
         paths["model"],
         TrainSettings(genes=str(genes)),
-        on_message=lambda m: on_message("    " + m),
+        on_message=on_message,
     )
-    on_message("4/5 predicting the dense map")
+    on_progress(Progress(3, len(STEPS), STEPS[3]))
     predict(str(paths["store"]), paths["model"], str(paths["map"]))
     stored = ExpressionStore.open(str(paths["map"])).map("demo", GRID.key)
     write_h5ad(stored, paths["map as AnnData"])
     truth_scores = score_against_truth(stored, load_truth(section.truth))
-    on_message("5/5 scoring on held-out spots")
+    on_progress(Progress(4, len(STEPS), STEPS[4]))
     scores = _evaluate(str(sheet), paths, truth_scores, str(genes))
+    on_progress(Progress(len(STEPS), len(STEPS), "done"))
     held_out = {name: scores.mean(name, "pearson_mean") for name in (*EVALUATED, "noise")}
     return DemoResult(held_out, truth_scores, paths)
 

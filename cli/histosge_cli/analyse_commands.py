@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histosge_cli.console import Voice, err, out, resumable, table
+from histosge_cli.console import Console, err, out, resumable, table
 from histosge_cli.model_commands import EncoderKey, Grid
 from histosge_cli.store_commands import Json, Log, Quiet, StoreArg
 
@@ -62,24 +62,24 @@ def _opened(
         check_file(out_file)
     if folder is not None:
         check_folder(folder)
-    voice = Voice(quiet, log)
-    with resumable(), voice.bars("slides") as bars:
+    console = Console(quiet, log)
+    with resumable(), console.bars("slides") as bars:
         stream = open_stream(
             context.obj,
             slides or None,
             grid=grid,
             encoder=encoder,
-            progress=lambda number, done, total: bars.update(f"pass {number}", done, total),
+            on_progress=bars.update,
         )
         yield stream
     if stream.without:
-        voice.say(
+        console.message(
             f"{len(stream.without)} slides lack this embedding and are left out: {_few(stream.without)}"
         )
     absent = stream.reads.absent
     if absent.total():
         slides_hit = [name for name, count in absent.items() if count]
-        voice.say(
+        console.message(
             f"{absent.total()} tissue patches have no embedding (unreadable, or not embedded yet) and are left out: "
             f"{_few(slides_hit)}; see: histosge ls"
         )

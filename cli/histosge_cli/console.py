@@ -1,45 +1,45 @@
-"""What commands print: results on standard output, progress and remarks on standard error."""
+"""What commands print: results on standard output, progress and messages on standard error."""
 
 import json
-import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+from featurestore.events import OnProgress, Progress
 
 # A table that is piped is for a program or a log: nothing may be cut.
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = rich_console.Console(soft_wrap=True, highlight=False)
+err = rich_console.Console(stderr=True, soft_wrap=True, highlight=False)
 
-COUNTED = re.compile(r"(\d+)/(\d+) (.*)")
 KEPT = 8
 """Bars that stay on the screen when they are full."""
 PLAIN_SECONDS = 10.0
 """Between two plain lines about one slide."""
 COLUMNS = (
-    TextColumn("{task.description}", markup=False),
-    BarColumn(bar_width=24),
-    MofNCompleteColumn(),
-    TextColumn("{task.fields[unit]}"),
-    TimeRemainingColumn(elapsed_when_finished=True),
-    TextColumn("{task.fields[note]}", markup=False),
+    rich_progress.TextColumn("{task.description}", markup=False),
+    rich_progress.BarColumn(bar_width=24),
+    rich_progress.MofNCompleteColumn(),
+    rich_progress.TextColumn("{task.fields[unit]}"),
+    rich_progress.TimeRemainingColumn(elapsed_when_finished=True),
+    rich_progress.TextColumn("{task.fields[note]}", markup=False),
 )
 
 
 @dataclass
-class Voice:
-    """Remarks to the user, and the same as JSON lines in a log.
+class Console:
+    """Messages to the user, and the same as JSON lines in a log.
 
     Parameters
     ----------
     quiet
-        Print no remarks and no progress.
+        Print no messages and no progress.
     log
         File to append JSON lines to.
     """
@@ -47,8 +47,8 @@ class Voice:
     quiet: bool = False
     log: Path | None = None
 
-    def say(self, message: str, **facts: Any) -> None:
-        """Print a remark and log it."""
+    def message(self, message: str, **facts: Any) -> None:
+        """Print a message and log it."""
         if not self.quiet:
             err.print(message, markup=False)
         self.record(message, **facts)
@@ -70,24 +70,24 @@ class Voice:
         slides
             How many slides there will be, for a line over all of them; 0 if unknown.
         """
-        with Progress(*COLUMNS, console=err, disable=self.quiet or not err.is_terminal) as progress:
-            yield Bars(progress, self, unit, slides)
+        with rich_progress.Progress(
+            *COLUMNS, console=err, disable=self.quiet or not err.is_terminal
+        ) as shown:
+            yield Bars(shown, self, unit, slides)
 
     @contextmanager
-    def steps(self, what: str) -> Iterator[Callable[[str], None]]:
-        """Yield a `say` for work that reports lines; those of the form ``3/12 this`` move a bar on a terminal."""
+    def steps(self, name: str) -> Iterator[OnProgress]:
+        """Yield what shows one bar for work that counts steps; elsewhere than on a terminal each step is a line."""
         with self.bars("steps") as bars:
 
-            def say(message: str) -> None:
-                counted = COUNTED.match(message)
-                if counted and bars.is_shown:
-                    bars.update(what, int(counted[1]), int(counted[2]), note=counted[3])
-                    self.record(message)
+            def on_progress(progress: Progress) -> None:
+                if bars.is_shown:
+                    bars.update(replace(progress, label=name), note=progress.label)
                 else:
-                    self.say(message)
+                    self.message(f"{progress.done}/{progress.total} {progress.label}")
 
-            bars.begin(what)
-            yield say
+            bars.begin(name)
+            yield on_progress
 
 
 @contextmanager
@@ -103,13 +103,13 @@ def resumable() -> Iterator[None]:
 class Bars:
     """One bar per name, made when it is first heard of; finished ones make room, and a line over all slides stays."""
 
-    def __init__(self, progress: Progress, voice: Voice, unit: str, slides: int = 0) -> None:
-        self._progress, self._voice, self._unit = progress, voice, unit
-        self._tasks: dict[str, TaskID] = {}
+    def __init__(self, shown: rich_progress.Progress, console: "Console", unit: str, slides: int = 0) -> None:
+        self._progress, self._console, self._unit = shown, console, unit
+        self._tasks: dict[str, rich_progress.TaskID] = {}
         self._patches: dict[str, int] = {}
         self._begun: dict[str, float] = {}
         self._last = self._start = time.monotonic()
-        self._said = self._start
+        self._last_line = self._start
         self._slides, self._done, self._failed, self._unreadable = slides, 0, 0, 0
         self._all = (
             self._progress.add_task("all", total=slides, unit="slides", note="") if slides > 1 else None
@@ -125,28 +125,31 @@ class Bars:
         self._tasks[name] = self._progress.add_task(name, total=None, unit=self._unit, note="")
         self._begun[name] = self._last
 
-    def update(self, name: str, done: int, total: int, patches: int | None = None, note: str = "") -> None:
-        """Set a bar, or print a plain line now and then."""
+    def update(self, progress: Progress, note: str = "") -> None:
+        """Set the bar of a label, or print a plain line now and then."""
+        name, done, total, patches = progress.label, progress.done, progress.total, progress.patches
         now = time.monotonic()
         if name not in self._tasks:
             self.begin(name)
         self._last = now
-        if patches is not None:
+        if patches:
             self._patches[name] = patches
             note = f"{patches} patches, {patches / max(now - self._begun[name], 1e-3):.0f} patches/s"
         task = self._tasks[name]
         self._progress.update(task, completed=done, total=total, note=note)
-        if patches is not None and self._all is not None:
+        if patches and self._all is not None:
             self._progress.update(self._all, note=self._overall(now))
         is_end = done >= total
         if is_end and len(self._tasks) > KEPT:
             self._progress.update(task, visible=False)
-        if not self.is_shown and (is_end or now - self._said >= PLAIN_SECONDS):
-            self._said = now
+        if not self.is_shown and (is_end or now - self._last_line >= PLAIN_SECONDS):
+            self._last_line = now
             self._plain(
                 f"{name}: {done}/{total} {self._unit}", note, _left(done, total, now - self._begun[name])
             )
-        self._voice.record("progress", name=name, done=done, total=total, unit=self._unit, patches=patches)
+        self._console.record(
+            "progress", name=name, done=done, total=total, unit=self._unit, patches=patches or None
+        )
 
     def finish(self, name: str, *, failed: bool = False, unreadable: int = 0) -> None:
         """Count a slide as finished: whole, or failed; and its patches that could not be read."""
@@ -170,7 +173,7 @@ class Bars:
         return ", ".join(parts)
 
     def _plain(self, *parts: str) -> None:
-        if not self._voice.quiet:
+        if not self._console.quiet:
             err.print(", ".join(part for part in parts if part), markup=False)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from histosge_cli.console import Voice, out
+from histosge_cli.console import Console, out
 from histosge_cli.store_commands import Log, Quiet
 
 
@@ -28,10 +28,10 @@ def demo(
     """
     from histosge.demo import run_demo
 
-    voice = Voice(quiet, log)
+    console = Console(quiet, log)
     begun = time.monotonic()
-    with voice.steps("demo") as say:
-        result = run_demo(out_dir, say=say)
+    with console.steps("demo") as on_progress:
+        result = run_demo(out_dir, on_message=console.message, on_progress=on_progress)
     out.print("\nheld-out spots (buffered blocks), mean Pearson over genes:")
     for name, value in result.held_out.items():
         out.print(f"  {name:10} {value:6.3f}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from histosge_cli.console import Voice, out
+from histosge_cli.console import Console, out
 from histosge_cli.store_commands import Quiet, StoreArg
 
 
@@ -84,5 +84,5 @@ def export(
     choice = Choice(tuple(slide or ()), tuple(names), grid, encoder)
     wanted = int(domains) if domains.isdecimal() and int(domains) else Path(domains)
     settings = ExportSettings(slides_of, picture_mpp, wanted, ngff)
-    for line in run(store, out_path, to, choice, settings, say=Voice(quiet).say):
+    for line in run(store, out_path, to, choice, settings, on_message=Console(quiet).message):
         out.print(line, markup=False)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from histosge_cli.console import Voice, out, resumable
+from histosge_cli.console import Console, out, resumable
 from histosge_cli.store_commands import Log, Quiet, StoreArg
 
 SamplesArg = Annotated[
@@ -74,12 +74,11 @@ def train(
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
-    voice = Voice(quiet, log)
+    console = Console(quiet, log)
     settings = TrainSettings(
         preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss, stains=stains
     )
-    with voice.steps("training") as say:
-        saved = run(samples, store, model, settings, say=say)
+    saved = run(samples, store, model, settings, on_message=console.message)
     if report is not None:
         from histosge.training.report import write_training_report
 
@@ -146,10 +145,10 @@ def predict(
     from histosge.prediction.expression_store import ExpressionStore
     from histosge.prediction.predict import predict as run
 
-    voice = Voice(quiet, log)
+    console = Console(quiet, log)
     if h5ad is not None and len(slide or []) != 1:
         raise ModelError("--h5ad writes one slide; name it with --slide ID")
-    with resumable(), voice.bars("blocks") as bars:
+    with resumable(), console.bars("blocks") as bars:
         results = run(
             store,
             model,
@@ -160,11 +159,11 @@ def predict(
             encoder=encoder,
             condition_on=condition_on,
             workers=workers,
-            progress=bars.update,
-            say=voice.say,
+            on_progress=bars.update,
+            on_message=console.message,
         )
     for result in results:
-        voice.record("slide", **vars(result))
+        console.record("slide", **vars(result))
         todo = (
             f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
         )
@@ -219,7 +218,7 @@ def evaluate(
     from histosge.evaluation.evaluate import evaluate as run
     from histosge_cli.score_table import print_scores
 
-    voice = Voice(quiet, log)
+    console = Console(quiet, log)
     settings = EvaluateSettings(
         split=split,
         presets=tuple(p.strip() for p in presets.split(",") if p.strip()),
@@ -229,8 +228,17 @@ def evaluate(
         ablate=ablate,
         protocol=protocol,
     )
-    with voice.steps("fits") as say:
-        scores = run(samples, store, report_dir, settings, grid=grid, encoder=encoder, say=say)
+    with console.steps("fits") as on_progress:
+        scores = run(
+            samples,
+            store,
+            report_dir,
+            settings,
+            grid=grid,
+            encoder=encoder,
+            on_message=console.message,
+            on_progress=on_progress,
+        )
     print_scores(scores)
     for name in ("report.html", "scores.csv", "genes.csv", "differences.csv"):
         out.print(str(report_dir / name), markup=False)

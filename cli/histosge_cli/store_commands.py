@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from histosge_cli.console import Voice, duration, out, resumable, size, table
+from histosge_cli.console import Console, duration, out, resumable, size, table
 from histosge_cli.encoder_tables import scale_remarks, weights_option
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
@@ -84,7 +84,7 @@ def embed(
     from featurestore.grid import GridSpec
     from featurestore.slides.sample_sheet import read_samples
 
-    voice = Voice(quiet, log)
+    console = Console(quiet, log)
     if workers and scheduler:
         raise StoreError(
             "--workers starts processes here and --scheduler uses those elsewhere; give one of them"
@@ -103,9 +103,9 @@ def embed(
         weights=weights_option(weights or [], keys),
     )
     for remark in scale_remarks(keys, spec):
-        voice.say(remark)
+        console.message(remark)
     slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
-    with resumable(), voice.bars("blocks", slides) as bars:
+    with resumable(), console.bars("blocks", slides) as bars:
         results = run(
             samples,
             store,
@@ -114,13 +114,13 @@ def embed(
             dry_run=dry_run,
             workers=workers,
             scheduler=scheduler,
-            progress=bars.update,
-            finished=lambda slide: bars.finish(
+            on_progress=bars.update,
+            on_result=lambda slide: bars.finish(
                 slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable
             ),
         )
     for result in results:
-        voice.record("slide", **vars(result))
+        console.record("slide", **vars(result))
         if result.state == "failed":
             out.print(f"{result.slide_id}: failed: {result.reason}", markup=False)
         elif dry_run:

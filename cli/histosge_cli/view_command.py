@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from histosge_cli.console import Voice, out, size
+from histosge_cli.console import Console, out, size
 from histosge_cli.store_commands import Log, Quiet, StoreArg
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def view(
     from histosge.viewer.collection import Collection
     from histosge.viewer.errors import ViewError
 
-    voice = Voice(quiet, log)
+    console = Console(quiet, log)
     if static is not None:
         from histosge.viewer.static_page import export_page
 
@@ -66,8 +66,8 @@ def view(
             raise ViewError(f"--tiles-mpp {tiles_mpp} is no scale; give microns per pixel, such as 2")
         collection = Collection.open(store, expression, samples, domains, tiles_mpp)
         names = [name.strip() for name in (genes or "").split(",") if name.strip()]
-        done = export_page(collection, static, names, say=voice.say)
-        voice.record("exported", **vars(done))
+        done = export_page(collection, static, names, on_message=console.message)
+        console.record("exported", **vars(done))
         out.print(
             f"{static}: {done.slides} slides, {done.tiles} tiles, {done.genes} genes, {size(done.n_bytes)}; "
             f"look at it with: python -m http.server --bind 127.0.0.1 --directory {static}",

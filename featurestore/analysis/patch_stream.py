@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
+from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.storage.selection import SlideEmbedding, open_slides
 from featurestore.storage.store import Store
 
@@ -27,8 +28,6 @@ READ_AHEAD = 8
 BUDGET_BYTES = 256 * 2**20
 """What blocks read ahead may take; fewer are read ahead where blocks are large."""
 
-Progress = Callable[[int, int, int], None]
-"""``(number of the pass, slides done, slides)``."""
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -61,10 +60,6 @@ class Reads:
     absent: Counter[str] = field(default_factory=Counter)
 
 
-def _silent(number: int, done: int, total: int) -> None:
-    pass
-
-
 class PatchStream:
     """One embedding of some slides, to be read as often as an analysis needs. Make one with `open_stream`.
 
@@ -74,18 +69,21 @@ class PatchStream:
         In the order of reading.
     without
         Slides that were left out since they lack the embedding.
-    progress
-        Told after each slide.
+    on_progress
+        Called while slides go by, labelled with the number of the pass.
     """
 
     def __init__(
-        self, slides: Sequence[SlideEmbedding], without: Sequence[str] = (), progress: Progress = _silent
+        self,
+        slides: Sequence[SlideEmbedding],
+        without: Sequence[str] = (),
+        on_progress: OnProgress = ignore_progress,
     ) -> None:
         self.slides = tuple(slides)
         self.without = tuple(without)
         self.passes = 0
         self.reads = Reads()
-        self._progress = progress
+        self._on_progress = on_progress
 
     @property
     def dim(self) -> int:
@@ -136,9 +134,12 @@ class PatchStream:
                 self.reads.blocks += 1
                 self.reads.patches += len(patches.rows)
                 self.reads.absent[patches.slide_id] += absent
-                self._progress(self.passes, order[patches.slide_id], len(self.slides))
+                self._report(order[patches.slide_id])
                 yield patches
-        self._progress(self.passes, len(self.slides), len(self.slides))
+        self._report(len(self.slides))
+
+    def _report(self, done: int) -> None:
+        self._on_progress(Progress(done, len(self.slides), f"pass {self.passes}"))
 
     def by_slide(self) -> Iterator[tuple[SlideEmbedding, Iterator[PatchBlock]]]:
         """Make one pass, slide by slide; a slide without tissue comes with no blocks.
@@ -161,7 +162,7 @@ def open_stream(
     *,
     grid: str | None = None,
     encoder: str | None = None,
-    progress: Progress = _silent,
+    on_progress: OnProgress = ignore_progress,
 ) -> PatchStream:
     """Open one embedding of a cohort; only metadata is read, one request a slide.
 
@@ -173,7 +174,7 @@ def open_stream(
         Only these; all that have the embedding if left out.
     grid, encoder
         Which embedding; needed when the slides hold several.
-    progress
+    on_progress
         Told after each slide of a pass.
 
     Raises
@@ -183,7 +184,7 @@ def open_stream(
     StoreError
         If there is no store, or none fits.
     """
-    return PatchStream(*open_slides(Store.open(url), slides, grid, encoder), progress)
+    return PatchStream(*open_slides(Store.open(url), slides, grid, encoder), on_progress)
 
 
 def _with_tissue(slide: SlideEmbedding) -> tuple[SlideEmbedding, NDArray[np.bool_]]:

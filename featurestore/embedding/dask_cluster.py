@@ -24,10 +24,11 @@ from distributed.comm import CommClosedError
 
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult
-from featurestore.embedding.plan import EmbedSettings, Finished, Progress, SlideResult, fail_slide, unheard
+from featurestore.embedding.plan import EmbedSettings, OnResult, SlideResult, fail_slide, ignore_result
 from featurestore.embedding.round_robin import Interleaver
 from featurestore.embedding.worker import Job, PlannedSlide, Refused, check_encoders, embed_block, plan_job
 from featurestore.errors import ClusterError, SlideError
+from featurestore.events import OnProgress, Progress
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 
@@ -130,8 +131,8 @@ def embed_on_cluster(
     samples: Sequence[Sample],
     store: str,
     settings: EmbedSettings,
-    progress: Progress,
-    finished: Finished = unheard,
+    on_progress: OnProgress,
+    on_result: OnResult = ignore_result,
 ) -> list[SlideResult]:
     """Plan and embed slides on a cluster's workers.
 
@@ -139,7 +140,7 @@ def embed_on_cluster(
     ----------
     client
         Connected; its workers see the same slides and the same store as this process.
-    samples, store, settings, progress, finished
+    samples, store, settings, on_progress, on_result
         As for `featurestore.embedding.embed.embed`.
 
     Returns
@@ -155,7 +156,7 @@ def embed_on_cluster(
         If what is stored was made otherwise.
     """
     with said_when_gone(client):
-        return _Run(client, samples, store, settings, progress, finished).results()
+        return _Run(client, samples, store, settings, on_progress, on_result).results()
 
 
 @contextmanager
@@ -189,10 +190,10 @@ class _Run:
         samples: Sequence[Sample],
         store: str,
         settings: EmbedSettings,
-        progress: Progress,
-        finished: Finished,
+        on_progress: OnProgress,
+        on_result: OnResult,
     ) -> None:
-        self._client, self._progress, self._report = client, progress, finished
+        self._client, self._on_progress, self._on_result = client, on_progress, on_result
         run = uuid.uuid4().hex[:12]
         self._order = [sample.slide_id for sample in samples]
         self._unplanned = (_SlideState(Job(run, store, sample, settings)) for sample in samples)
@@ -287,7 +288,7 @@ class _Run:
             state.computed += result.written
             state.unreadable += result.unreadable
             state.patches_done += result.patches
-            self._progress(slide_id, state.done, state.todo, state.patches_done)
+            self._on_progress(Progress(state.done, state.todo, slide_id, state.patches_done))
         if state.done == state.todo and slide_id not in self._finished:
             self._finish(
                 SlideResult(
@@ -303,7 +304,7 @@ class _Run:
 
     def _finish(self, result: SlideResult) -> None:
         self._finished[result.slide_id] = result
-        self._report(result)
+        self._on_result(result)
 
     def _suspect(self, state: _SlideState, task: _Task) -> None:
         """Set a slide aside: its block was there when a worker died, but others were there too."""

@@ -8,27 +8,23 @@ from featurestore.embedding.plan import (
     EmbedSettings as EmbedSettings,
 )
 from featurestore.embedding.plan import (
-    Finished,
-    Progress,
+    OnResult,
     Todo,
     blocks_to_read,
     dry_run_slide,
     fail_slide,
+    ignore_result,
     load_encoders,
     plan_slide,
-    unheard,
 )
 from featurestore.embedding.plan import SlideResult as SlideResult
 from featurestore.encoders.protocol import Encoder
 from featurestore.errors import IdentityMismatchError, SlideError
+from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
-
-
-def _silent(slide_id: str, done: int, total: int, patches: int) -> None:
-    pass
 
 
 def embed(
@@ -40,8 +36,8 @@ def embed(
     dry_run: bool = False,
     workers: int | None = None,
     scheduler: str | None = None,
-    progress: Progress = _silent,
-    finished: Finished = unheard,
+    on_progress: OnProgress = ignore_progress,
+    on_result: OnResult = ignore_result,
 ) -> list[SlideResult]:
     """Encode slides into a store; only what is missing is computed.
 
@@ -61,9 +57,9 @@ def embed(
         Start so many processes on this machine, and share the work among them.
     scheduler
         Address of a running dask scheduler, whose workers see the same slides and store.
-    progress
-        Called after each block.
-    finished
+    on_progress
+        Called after each block, labelled with its slide.
+    on_result
         Called with each slide's result as soon as it is known.
 
     Returns
@@ -83,7 +79,7 @@ def embed(
 
         connect = remote_client(scheduler) if scheduler else local_client(workers or 1)
         with connect as client:
-            return embed_on_cluster(client, rows, store, settings, progress, finished)
+            return embed_on_cluster(client, rows, store, settings, on_progress, on_result)
     encoders = load_encoders(settings)
     if dry_run:
         pace = Pace(encoders)
@@ -91,8 +87,8 @@ def embed(
     target = Store.open_or_create(store)
     results = []
     for sample in rows:
-        results.append(_embed_slide(target, sample, encoders, settings, progress))
-        finished(results[-1])
+        results.append(_embed_slide(target, sample, encoders, settings, on_progress))
+        on_result(results[-1])
     return results
 
 
@@ -116,7 +112,7 @@ def _embed_slide(
     sample: Sample,
     encoders: dict[str, Encoder],
     settings: EmbedSettings,
-    progress: Progress,
+    on_progress: OnProgress,
 ) -> SlideResult:
     try:
         slide = open_slide(sample.slide, sample.mpp)
@@ -129,13 +125,13 @@ def _embed_slide(
             raise
         except SlideError as error:
             return fail_slide(store, sample.slide_id, error)
-        return _embed_planned(store, slide, todo, encoders, progress)
+        return _embed_planned(store, slide, todo, encoders, on_progress)
     finally:
         slide.close()
 
 
 def _embed_planned(
-    store: Store, slide: Slide, todo: Todo, encoders: dict[str, Encoder], progress: Progress
+    store: Store, slide: Slide, todo: Todo, encoders: dict[str, Encoder], on_progress: OnProgress
 ) -> SlideResult:
     slide_id = todo.sample.slide_id
     blocks = blocks_to_read(todo)
@@ -147,7 +143,7 @@ def _embed_planned(
             computed += result.written
             unreadable += result.unreadable
             patches += result.patches
-            progress(slide_id, number, total, patches)
+            on_progress(Progress(number, total, slide_id, patches))
     return SlideResult(
         slide_id,
         "done",

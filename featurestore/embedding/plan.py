@@ -29,14 +29,12 @@ from featurestore.tissue.survey import Survey, survey
 BATCH = 64
 """Patches handed to an encoder at once; encoders split or pad as they need."""
 
-Progress = Callable[[str, int, int, int], None]
-"""Called with (slide id, blocks done, blocks to do, patches done) after each block."""
-Finished = Callable[["SlideResult"], None]
+OnResult = Callable[["SlideResult"], None]
 """Called with each slide's result as soon as it is known: done, failed, or nothing to do."""
 
 
-def unheard(result: "SlideResult") -> None:
-    """Report a slide to nobody."""
+def ignore_result(result: "SlideResult") -> None:
+    """Ignore a result."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ the fingerprints must agree.
 """
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,19 +16,16 @@ from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from featurestore.blocks import Block, plan_blocks
-from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
+from featurestore.errors import IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
-from featurestore.names import slug
 from featurestore.storage.block_array import BlockArray
+from featurestore.storage.choose_embedding import Pair, choose
 from featurestore.storage.layout import EMBEDDING, embedding_path, grid_path
 from featurestore.storage.store import Store
 from featurestore.tissue.survey import TISSUE_THRESHOLD
 
 AT_ONCE = 16
 """Slides whose metadata is read at once: on an object store nearly all of it is waiting."""
-
-Pair = tuple[str, str]
-"""A grid key and an encoder slug."""
 
 
 @dataclass(frozen=True)
@@ -114,31 +111,6 @@ def open_slides(
         )
     _check_one_encoder(slides)
     return slides, without
-
-
-def choose(found: Mapping[str, Iterable[Pair]], grid: str | None, encoder: str | None, label: str) -> Pair:
-    """Resolve the one embedding that is meant.
-
-    Parameters
-    ----------
-    found
-        Slide id -> the embeddings that it has.
-    grid, encoder
-        As the user named them; None leaves it open.
-    label
-        The store, for messages.
-    """
-    pairs = sorted({pair for of_slide in found.values() for pair in of_slide})
-    fitting = [(g, e) for g, e in pairs if grid in (None, g) and (encoder is None or slug(encoder) == e)]
-    if len(fitting) == 1:
-        return fitting[0]
-    listed = "; ".join(f"--grid {g} --encoder {e}" for g, e in (fitting or pairs))
-    if fitting:
-        raise AmbiguousSelectionError(f"{label} holds several embeddings; name one of: {listed}")
-    raise StoreError(
-        f"{label} holds no embedding for grid {grid or 'any'}, encoder {encoder or 'any'}; "
-        f"it has: {listed or 'nothing yet, run histosge embed'}"
-    )
 
 
 def _embeddings(store: Store, zarr_store: Any, slide_id: str) -> dict[Pair, SlideEmbedding]:

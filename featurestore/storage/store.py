@@ -18,7 +18,6 @@ from zarr.errors import ContainsArrayError
 from featurestore.blocks import DEFAULT_BLOCK, Block, plan_blocks
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import (
-    AmbiguousSelectionError,
     IdentityMismatchError,
     StoreError,
     StoreNotFoundError,
@@ -27,6 +26,7 @@ from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import BlockArray
+from featurestore.storage.choose_embedding import choose
 from featurestore.storage.layout import (
     EMBEDDING,
     EMBEDDING_DIMS,
@@ -216,20 +216,9 @@ class Store:
             If none fits.
         """
         pairs = [(g, e) for g in self.grid_keys(slide_id) for e in self.encoder_slugs(slide_id, g)]
-        fitting = [
-            (g, e)
-            for g, e in pairs
-            if grid_key in (None, g) and (encoder_key is None or slug(encoder_key) == e)
-        ]
-        if len(fitting) == 1:
-            return fitting[0]
-        listed = "; ".join(f"--grid {g} --encoder {e}" for g, e in (fitting or pairs))
-        if not fitting:
-            raise StoreError(
-                f"slide {slide_id!r} has no embedding for grid {grid_key or 'any'}, encoder {encoder_key or 'any'}"
-                f" in {self.location.label}; it has: {listed or 'nothing yet, run histosge embed'}"
-            )
-        raise AmbiguousSelectionError(f"slide {slide_id!r} has several embeddings; name one of: {listed}")
+        return choose(
+            {slide_id: pairs}, grid_key, encoder_key, f"slide {slide_id!r} in {self.location.label}"
+        )
 
     # ------------------------------------------------------------------ the planner writes
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featurestore.events import OnMessage, ignore_message
+from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
 from histosge.data.genes import MIN_COUNTS, read_gene_list
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
@@ -62,6 +62,7 @@ def evaluate(
     grid: str | None = None,
     encoder: str | None = None,
     on_message: OnMessage = ignore_message,
+    on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Score presets on held-out spots and write report.html, scores.csv and genes.csv.
 
@@ -77,8 +78,8 @@ def evaluate(
         Split, presets, genes, seeds.
     grid, encoder
         Needed where the store holds several.
-    on_message
-        Called with one line on what is being done.
+    on_message, on_progress
+        Called with one line on what was found, and before each fit.
 
     Raises
     ------
@@ -90,7 +91,7 @@ def evaluate(
     settings = settings or EvaluateSettings()
     loaded = load_sections(samples, store, Selection(grid, encoder), on_message=on_message)
     reencoder = Reencoder.of(read_samples(samples), loaded) if _encodes_anew(settings) else None
-    return score_sections(loaded, report_dir, settings, reencoder=reencoder, on_message=on_message)
+    return score_sections(loaded, report_dir, settings, reencoder=reencoder, on_progress=on_progress)
 
 
 def score_sections(
@@ -100,7 +101,7 @@ def score_sections(
     *,
     extra: Sequence[Block] = (),
     reencoder: Reencoder | None = None,
-    on_message: OnMessage = ignore_message,
+    on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Score loaded sections and write the report; `extra` blocks are shown below the scores.
 
@@ -112,11 +113,8 @@ def score_sections(
         raise HistosgeError(f"unknown protocol {settings.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     sections = [item.section for item in loaded]
 
-    def progress(done: int, total: int, what: str) -> None:
-        on_message(f"{done}/{total} {what}")
-
     if settings.protocol == "hest":
-        scores = score_hest(sections, settings.split or hest_split(sections), progress=progress)
+        scores = score_hest(sections, settings.split or hest_split(sections), on_progress=on_progress)
         write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
         return scores
     genes: int | Sequence[str] = (
@@ -133,7 +131,7 @@ def score_sections(
         epochs=settings.epochs,
         ablate=settings.ablate,
         reencode=reencoder,
-        progress=progress,
+        on_progress=on_progress,
     )
     write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
     return scores

@@ -31,11 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.linalg import lsqr
 
+from featurestore.events import OnProgress, ignore_progress
 from histosge.data.genes import shared_genes
 from histosge.data.sections import Section, Spots
 from histosge.evaluation.methods import Contestant
 from histosge.evaluation.results import NOISE, Scores
-from histosge.evaluation.runner import Progress, score_plan
+from histosge.evaluation.runner import score_plan
 from histosge.evaluation.tasks import Plan, Task
 from histosge.models.linear_algebra import Standardiser, principal_axes
 
@@ -141,7 +142,9 @@ def _stopped_ridge(Z: NDArray[np.float64], Y: NDArray[np.float64], alpha: float)
     return np.stack(solved, axis=1).astype(np.float64)
 
 
-def score_hest(sections: Sequence[Section], split: str, *, progress: Progress | None = None) -> Scores:
+def score_hest(
+    sections: Sequence[Section], split: str, *, on_progress: OnProgress = ignore_progress
+) -> Scores:
     """Score sections' embeddings by the protocol.
 
     Parameters
@@ -162,7 +165,7 @@ def score_hest(sections: Sequence[Section], split: str, *, progress: Progress | 
         HestContestant(),
     )
     plan = Plan.of(sections, split, GENES)
-    scores = score_plan(plan, contestants, HestContestant(NOISE), seeds=(0,), progress=progress)
+    scores = score_plan(plan, contestants, HestContestant(NOISE), seeds=(0,), on_progress=on_progress)
     rule = f"the {GENES} genes of greatest variance of log1p of raw counts among those counted in {SEEN_IN:.0%} of all spots"
     return replace(scores, protocol="hest", gene_rule=rule, notes=(*QUIRKS, *scores.notes))
 

@@ -9,13 +9,14 @@ published code in an ablation.
 It loads no store: `stream` makes the sections.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.events import OnProgress, Progress, ignore_progress
 from histosge.calibration.conformal import calibrate
 from histosge.data.genes import library_size
 from histosge.data.sections import Section
@@ -55,9 +56,6 @@ SCORE_SCHEMA = {
     "value": pl.Float64,
 }
 
-Progress = Callable[[int, int, str], None]
-"""Called as ``progress(done, total, what)`` before each fit, and once at the end."""
-
 
 def evaluate_sections(
     sections: Sequence[Section],
@@ -69,7 +67,7 @@ def evaluate_sections(
     epochs: int | None = None,
     ablate: bool = False,
     reencode: Reencode | None = None,
-    progress: Progress | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Fit each preset on each fold for each seed, and score it on the held-out spots.
 
@@ -91,8 +89,8 @@ def evaluate_sections(
         Add the published code without a defect, with each alone and with all, also on random embeddings.
     reencode
         Encodes the patches under spots anew, for the defects that lie there; None leaves those out.
-    progress
-        Told before each fit.
+    on_progress
+        Called before each fit, and once at the end.
 
     Raises
     ------
@@ -111,7 +109,7 @@ def evaluate_sections(
     plan = Plan.of(sections, split, genes)
     control = PresetContestant(NOISE, load_preset(NOISE_PRESET))
     scores = score_plan(
-        plan, contestants, control, seeds=seeds, epochs=epochs, ablate=ablate, progress=progress
+        plan, contestants, control, seeds=seeds, epochs=epochs, ablate=ablate, on_progress=on_progress
     )
     return replace(scores, left_out=left_out)
 
@@ -124,7 +122,7 @@ def score_plan(
     seeds: Sequence[int],
     epochs: int | None = None,
     ablate: bool = False,
-    progress: Progress | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Run contestants over a plan, and the control on random embeddings.
 
@@ -145,7 +143,7 @@ def score_plan(
     draws = _noise_draws(seeds)
     total = len(folds) * (len(names) * len(seeds) + sum(len(some) for some in draws.values()))
     spots = {section.slide_id: len(section.spots) for section in plan.sections}
-    ledger = _Ledger(plan.split, total, progress, PairedBootstrap(spots))
+    ledger = _Ledger(plan.split, total, on_progress, PairedBootstrap(spots))
     for task in plan.tasks(seeds):
         runner = _Runner(task, epochs, plan.split == "random")
         on_noise = _Runner(task.with_noise(task.seed), epochs, runner.halves) if ablate else None
@@ -289,7 +287,7 @@ class _Ledger:
 
     split: str
     total: int
-    progress: Progress | None
+    on_progress: OnProgress
     bootstrap: PairedBootstrap
     rows: list[tuple[str, str, str, int, str, float]] = field(default_factory=list)
     genes: list[pl.DataFrame] = field(default_factory=list)
@@ -298,9 +296,8 @@ class _Ledger:
 
     def announce(self, preset: str, task: Task | None) -> None:
         """Tell how far it is, before a fit; without a task: at the end."""
-        if self.progress is not None:
-            what = f"{preset}, fold {task.fold.name}, seed {task.seed}" if task else "scored"
-            self.progress(self.done, self.total, what)
+        label = f"{preset}, fold {task.fold.name}, seed {task.seed}" if task else "scored"
+        self.on_progress(Progress(self.done, self.total, label))
 
     def add(self, preset: str, run: _Run) -> None:
         """Write down one run's rows."""

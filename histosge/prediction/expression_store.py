@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
-from zarr.errors import UnstableSpecificationWarning
+from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
 
 from featurestore.blocks import Block, plan_blocks
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
@@ -263,3 +263,12 @@ class ExpressionStore:
 
 def _brief(made_by: dict[str, Any]) -> str:
     return ", ".join(f"{key} {str(value)[:16]}" for key, value in sorted(made_by.items()))
+
+
+def open_optional(location: Location, path: str) -> "zarr.Array[Any] | None":
+    """Open an array of an expression store that need not be there."""
+    if not location.exists(f"{path}/zarr.json"):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=ZarrUserWarning)
+        return zarr.open_array(location.zarr(read_only=True), path=path, mode="r", zarr_format=3)

@@ -4,7 +4,7 @@ Resumable like the embedding: what is done is what exists. Memory holds the bloc
 predicted, never a slide.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
@@ -26,13 +27,6 @@ from histosge.training.saved_model import SavedModel, load_model
 
 _BYTES_AT_WORK = 1 << 30
 """Predictions that are in memory at once, about: single precision, what is stored, and room to work."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with (slide id, blocks done, blocks to do) after each block."""
-
-
-def _silent(slide_id: str, done: int, total: int) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -57,8 +51,8 @@ def predict(
     encoder: str | None = None,
     condition_on: str | None = None,
     workers: int = 1,
-    progress: Progress = _silent,
-    on_message: Callable[[str], None] = lambda message: None,
+    on_progress: OnProgress = ignore_progress,
+    on_message: OnMessage = ignore_message,
 ) -> list[PredictResult]:
     """Predict a dense map for slides of a store.
 
@@ -109,9 +103,12 @@ def predict(
     if workers > 1 and len(ids) > 1:
         run = partial(_predict_one, store, model, out, genes=tuple(genes), grid=grid, encoder=encoder)
         return map_slides(
-            run, ids, workers, lambda slide_id, result: progress(slide_id, result.planned, result.planned)
+            run,
+            ids,
+            workers,
+            lambda slide_id, result: on_progress(Progress(result.planned, result.planned, slide_id)),
         )
-    return [_predict_slide(slide, task, target, progress) for slide in slides]
+    return [_predict_slide(slide, task, target, on_progress) for slide in slides]
 
 
 @dataclass(frozen=True)
@@ -206,7 +203,7 @@ def _check_whole(slide: EmbeddedSlide) -> None:
 
 
 def _predict_slide(
-    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, progress: Progress
+    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, on_progress: OnProgress
 ) -> PredictResult:
     planned = slide.stored.planned(slide.array.block_shape)
     saved = task.saved
@@ -234,7 +231,7 @@ def _predict_slide(
     work = partial(_predict_window, task=task, stored_map=stored_map)
     threads = _threads(slide.array.block_shape, len(genes))
     for number, _ in enumerate(side_by_side(work, windows, threads), start=1):
-        progress(slide.slide_id, number, len(missing))
+        on_progress(Progress(number, len(missing), slide.slide_id))
     return PredictResult(
         slide.slide_id,
         slide.stored.grid.spec.key,

@@ -1,6 +1,6 @@
 """The page of a prediction: maps beside the slide, then which genes to trust.
 
-What an evaluation found has a page of its own (`evaluation_report`): only that one holds scores.
+What an evaluation found has a page of its own (`histosge.evaluation.report`): only that one holds scores.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.reporting.page import Block, Picture, render_report
+from histosge.reporting.page import Block, Picture, render_report, write_page
 from histosge.reporting.plots import slide_maps
 from histosge.training.report import trust_block
 from histosge.training.saved_model import SavedModel

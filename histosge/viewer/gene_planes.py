@@ -1,15 +1,12 @@
 """One gene of a map, fast: the objects of its gene group are read once and kept, since the next gene is likely in them."""
 
-import warnings
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.errors import ZarrUserWarning
 
 from featurestore.location import Location
-from histosge.prediction.expression_store import GENE_GROUP, StoredMap
+from histosge.prediction.expression_store import GENE_GROUP, StoredMap, open_optional
 from histosge.viewer.byte_cache import ByteCache
 
 Plane = NDArray[np.float16]
@@ -88,12 +85,3 @@ def per_gene(location: Location, path: str, n_genes: int) -> dict[str, Any]:
         if "coverage" in array.attrs:
             found["coverage"] = array.attrs["coverage"]
     return found
-
-
-def open_optional(location: Location, path: str) -> "zarr.Array[Any] | None":
-    """Open an array of an expression store that need not be there."""
-    if not location.exists(f"{path}/zarr.json"):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=ZarrUserWarning)
-        return zarr.open_array(location.zarr(read_only=True), path=path, mode="r", zarr_format=3)

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
+from histosge.prediction.expression_store import open_optional
 from histosge.viewer.errors import ViewError
-from histosge.viewer.gene_planes import open_optional
 
 Labels = NDArray[np.int16]
 NAMES = ("domain", "cluster")

@@ -16,6 +16,7 @@ import pytest
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
+from featurestore.events import Progress
 from featurestore.grid import GridSpec
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.store import Store
@@ -335,12 +336,10 @@ def test_only_what_is_missing_is_predicted_again_as_it_was(chain: Chain, tmp_pat
     lost = sorted(out.rglob("expression/c/*/*/0"))[3::5]
     for path in lost:
         path.unlink()
-    steps: list[tuple[str, int, int]] = []
-    (result,) = predict(
-        chain.store, chain.model("dense"), str(out), progress=lambda *step: steps.append(step)
-    )
+    steps: list[Progress] = []
+    (result,) = predict(chain.store, chain.model("dense"), str(out), on_progress=steps.append)
     assert result.computed == len(lost) >= 2
-    assert steps == [("S1", number, len(lost)) for number in range(1, len(lost) + 1)]
+    assert steps == [Progress(number, len(lost), "S1") for number in range(1, len(lost) + 1)]
     after = _contents(out)
     assert {path: data for path, (_, data) in after.items()} == {p: data for p, (_, data) in before.items()}
     rewritten = {path for path in before if after[path][0] != before[path][0]}

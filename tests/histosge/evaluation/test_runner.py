@@ -9,6 +9,7 @@ import pytest
 from make_sections import GRID, N_GENES, PATCH_UM, make_section
 from scipy import sparse
 
+from featurestore.events import Progress
 from histosge.data.sections import Section
 from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.report_files import write_evaluation
@@ -189,13 +190,11 @@ def test_the_same_call_gives_the_same_numbers(three: list[Section], by_section: 
 
 
 def test_progress_counts_every_fit_once(three: list[Section]) -> None:
-    told: list[tuple[int, int, str]] = []
-    evaluate_sections(
-        three, ["mean"], split="section", genes=5, seeds=(0,), progress=lambda *news: told.append(news)
-    )
+    seen: list[Progress] = []
+    evaluate_sections(three, ["mean"], split="section", genes=5, seeds=(0,), on_progress=seen.append)
     total = 3 * (1 + NOISE_DRAWS)
-    assert [done for done, _, _ in told] == list(range(total + 1))
-    assert {of for _, of, _ in told} == {total}
+    assert [progress.done for progress in seen] == list(range(total + 1))
+    assert {progress.total for progress in seen} == {total}
 
 
 @pytest.mark.parametrize(("presets", "seeds"), [([], (0,)), (["noise"], (0,)), (["mean"], ())])

@@ -70,10 +70,10 @@ def test_slides_shared_out_among_workers_give_the_same_maps(made: Cohort, tmp_pa
 KILLED = """
     import os, signal, sys
     from histosge.prediction.predict import predict
-    def stop(slide_id, done, total):
-        if (slide_id, done) == ("S01", 5):
+    def stop(progress):
+        if (progress.label, progress.done) == ("S01", 5):
             os.kill(os.getpid(), signal.SIGKILL)
-    predict(*sys.argv[1:], progress=stop)
+    predict(*sys.argv[1:], on_progress=stop)
 """
 
 
