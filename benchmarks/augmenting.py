@@ -41,7 +41,7 @@ from histosge.models.presets.dense import PATTERNS, DenseModel, see_spots
 from histosge.models.stacking import fit_members
 from histosge.models.stain_invariance import stain_covariance
 from histosge.synthetic import SyntheticSpec, make_cohort
-from histosge.training.stain_augmentation import Stain, encode_stained, restain_sections
+from histosge.training.stain_augmentation import Stain, augment_stains, encode_stained
 
 SHIFTED = {
     "pink": Stain((0.8, 1.25)),
@@ -112,7 +112,7 @@ def _held_out(cohort: Cohort, k: int) -> dict[str, Score]:
     genes = resolve_genes([sections[i] for i in others], GENES)
     every = [training_section(s, genes) for s in sections]
     known, held = [cohort.loaded[i] for i in others], every[k]
-    training = restain_sections(read_samples(str(cohort.sheet)), known, [every[i] for i in others], seed=0)
+    training = augment_stains(read_samples(str(cohort.sheet)), known, [every[i] for i in others], seed=0)
     surroundings = Surroundings.of(training)
     moved = {
         "stain": stain_covariance(training, surroundings, 1.0),

@@ -22,7 +22,7 @@ from featurestore.grid import GridSpec
 from histosge.data.gaussian_pooling import View
 from histosge.data.section_loading import Selection, load_sections
 from histosge.data.sections import Section, TrainingSection
-from histosge.evaluation.methods import MapModel, PresetContestant
+from histosge.evaluation.methods import MapModel, PresetMethod
 from histosge.evaluation.results import NOISE
 from histosge.evaluation.runner import score_plan
 from histosge.evaluation.tasks import Plan, Task
@@ -143,9 +143,9 @@ def main() -> None:
         name, sections = load(Path(folder), quick=asked.quick)
     ridge = load_preset("ridge")
     variants = VARIANTS[:5] if asked.quick else VARIANTS
-    contestants = [PresetContestant("ridge, one penalty", ridge), *variants]
+    methods = [PresetMethod("ridge, one penalty", ridge), *variants]
     scores = score_plan(
-        Plan.of(sections, "section", GENES), contestants, PresetContestant(NOISE, ridge), seeds=(0,)
+        Plan.from_sections(sections, "section", GENES), methods, PresetMethod(NOISE, ridge), seeds=(0,)
     )
     results = []
     for what in (*scores.presets, NOISE):

@@ -51,3 +51,7 @@ class IdentityMismatchError(StoreError):
 
 class AmbiguousSelectionError(StoreError):
     """The store holds several grids or encoders and none was named."""
+
+
+class ExtensionWarning(UserWarning):
+    """Another package's extension that cannot be used; everything else works without it."""

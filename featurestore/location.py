@@ -14,18 +14,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
-from zarr.abc.store import Store as ZarrStore
-from zarr.storage import FsspecStore, LocalStore
 
 from featurestore.errors import StoreError
+
+if TYPE_CHECKING:
+    from zarr.abc.store import Store as ZarrStore
 
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 S3_TRIES = 6
 """Of one request, with waits that double; s3fs tries that again a few times: minutes in all."""
-LEFTOVER_AGE_S = 3600
+PARTIAL_AGE_S = 3600
 """Temporary files younger than this may belong to a run that is still writing."""
 
 
@@ -34,7 +35,7 @@ def strip_credentials(url: str) -> str:
     return _CREDENTIALS.sub("", url) if "://" in url else url
 
 
-def is_leftover(name: str) -> bool:
+def is_partial(name: str) -> bool:
     """Whether a file of this name is one that is still being written, or was when its run was killed."""
     return name.endswith(".partial")
 
@@ -102,8 +103,10 @@ class Location:
             raise StoreError(f"{self.label} is no place for a store: {error}") from error
         return fs, root.rstrip("/")
 
-    def zarr(self, *, read_only: bool = False) -> ZarrStore:
+    def zarr(self, *, read_only: bool = False) -> "ZarrStore":
         """Open the place as a zarr store."""
+        from zarr.storage import FsspecStore, LocalStore
+
         if self.is_local:
             return LocalStore(self._fs_root[1], read_only=read_only)
         return FsspecStore.from_url(self.url, storage_options=storage_options(self.url), read_only=read_only)
@@ -183,7 +186,7 @@ class Location:
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
-    def sweep_leftovers(self, relative: str) -> int:
+    def sweep_partials(self, relative: str) -> int:
         """Remove temporary files that a killed write left long ago; return how many.
 
         Below a folder, and in those above it; not in the root, whose listing grows with the store.
@@ -192,7 +195,7 @@ class Location:
             return 0  # an object store shows no half-written object
         folder, root = Path(self.path(relative)), Path(self.path(""))
         above = [parent for parent in folder.parents if root in parent.parents]
-        horizon = time.time() - LEFTOVER_AGE_S
+        horizon = time.time() - PARTIAL_AGE_S
         swept = 0
         for file in chain(folder.rglob("*.partial"), *(p.glob("*.partial") for p in above)):
             with suppress(FileNotFoundError):  # finished, or swept by another run, since it was listed

@@ -34,9 +34,9 @@ def import_(
 
     Example: histosge import features/A.h5 store.zarr --slide A.svs --encoder uni
     """
-    from featurestore.exchange.importing import Told, import_embeddings
+    from featurestore.exchange.importing import ImportOptions, import_embeddings
 
-    told = Told(slide, slide_id, encoder, slide_mpp, mpp, patch, grid)
+    told = ImportOptions(slide, slide_id, encoder, slide_mpp, mpp, patch, grid)
     name, key, patches = import_embeddings(file, store, told)
     out.print(f"{name}: {patches} patches imported as {key}", markup=False)
 

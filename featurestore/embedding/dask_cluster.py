@@ -25,8 +25,15 @@ from distributed.comm import CommClosedError
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult
 from featurestore.embedding.plan import EmbedSettings, OnResult, SlideResult, fail_slide, ignore_result
-from featurestore.embedding.round_robin import Interleaver
-from featurestore.embedding.worker import Job, PlannedSlide, Refused, check_encoders, embed_block, plan_job
+from featurestore.embedding.round_robin import RoundRobin
+from featurestore.embedding.worker import (
+    Job,
+    PermanentFailure,
+    PlannedSlide,
+    check_encoders,
+    embed_block,
+    plan_job,
+)
 from featurestore.errors import ClusterError, SlideError
 from featurestore.events import OnProgress, Progress
 from featurestore.slides.sample_sheet import Sample
@@ -200,7 +207,7 @@ class _Run:
         self._value(client.submit(check_encoders, Job(run, store, samples[0], settings), pure=False))
         self._store = Store.open_or_create(store)
         self._states: dict[str, _SlideState] = {}
-        self._queue: Interleaver[Work] = Interleaver()
+        self._queue: RoundRobin[Work] = RoundRobin()
         self._running: dict[Future, _Task] = {}
         self._suspects: dict[str, _SlideState] = {}
         self._finished: dict[str, SlideResult] = {}
@@ -270,7 +277,7 @@ class _Run:
         if future.cancelled():
             raise ClusterError(GONE)
         result = future.result()
-        if isinstance(result, Refused):
+        if isinstance(result, PermanentFailure):
             raise result.error
         return result
 

@@ -158,7 +158,7 @@ def plan_slide(
     missing: dict[str, list[Block]] = {}
     planned: list[Block] = []
     for key, array in arrays.items():
-        store.location.sweep_leftovers(array.path)
+        store.location.sweep_partials(array.path)
         planned = stored.planned(array.block_shape)
         missing[key] = array.missing(planned)
     return Todo(sample, stored, missing, planned)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Interleaver(Generic[T]):
+class RoundRobin(Generic[T]):
     """Queues of work by name, served in turn."""
 
     def __init__(self) -> None:

@@ -39,7 +39,7 @@ OPEN_SLIDES = 8
 
 
 @dataclass(frozen=True)
-class Refused:
+class PermanentFailure:
     """An error that trying again does not mend, as a result instead of an exception."""
 
     error: FeatureStoreError
@@ -87,16 +87,16 @@ class Job:
     settings: EmbedSettings
 
 
-def check_encoders(job: Job) -> Refused | None:
+def check_encoders(job: Job) -> PermanentFailure | None:
     """Load the run's encoders, so that a mistake is known before anything is written."""
     try:
         _encoders(job)
     except FeatureStoreError as error:
-        return Refused(error)
+        return PermanentFailure(error)
     return None
 
 
-def plan_job(job: Job) -> PlannedSlide | SlideResult | Refused:
+def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
     """Write a slide's metadata and list what is missing; a slide that cannot be used is ``failed``."""
     try:
         encoders = _encoders(job)
@@ -109,13 +109,15 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | Refused:
         except SlideError as error:
             return fail_slide(store, job.sample.slide_id, error)
     except FeatureStoreError as error:
-        return Refused(error)
+        return PermanentFailure(error)
     blocks = blocks_to_read(todo)
     planned = len(todo.planned) * len(encoders)
     return PlannedSlide(job.sample.slide_id, blocks, planned, int(todo.stored.is_tissue.sum()))
 
 
-def embed_block(job: Job, block: Block, keys: tuple[str, ...]) -> BlockResult | SlideResult | Refused:
+def embed_block(
+    job: Job, block: Block, keys: tuple[str, ...]
+) -> BlockResult | SlideResult | PermanentFailure:
     """Read, encode and write one block for the encoders that lack it."""
     try:
         encoders = _encoders(job)
@@ -126,7 +128,7 @@ def embed_block(job: Job, block: Block, keys: tuple[str, ...]) -> BlockResult | 
         except SlideError as error:
             return fail_slide(store, job.sample.slide_id, error)
     except FeatureStoreError as error:
-        return Refused(error)
+        return PermanentFailure(error)
     return result
 
 
@@ -180,7 +182,7 @@ class SharedEncoder:
             start += len(patches)
 
 
-class Shelf:
+class SlidePool:
     """Open slides, lent to threads; when the shelf is full, those that nobody has are closed, the oldest first."""
 
     def __init__(self, size: int) -> None:
@@ -210,13 +212,13 @@ class Shelf:
                 old.close()
 
 
-_shelf = Shelf(OPEN_SLIDES)
+_slide_pool = SlidePool(OPEN_SLIDES)
 _loading = threading.Lock()
 
 
 def _slide(job: Job) -> AbstractContextManager[Slide]:
     sample = job.sample
-    return _shelf.lend((job.run, sample), lambda: open_slide(sample.slide, sample.mpp))
+    return _slide_pool.lend((job.run, sample), lambda: open_slide(sample.slide, sample.mpp))
 
 
 def _encoders(job: Job) -> dict[str, SharedEncoder]:

@@ -15,7 +15,7 @@ from featurestore.errors import StoreError
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ExternalEmbeddings:
     """One slide's embeddings by one encoder of another tool.
 
     Parameters

@@ -13,14 +13,14 @@ import numpy as np
 
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
-from featurestore.exchange.external import Foreign
+from featurestore.exchange.external import ExternalEmbeddings
 from featurestore.storage.store import Store
 
 MAGNIFICATION_MPP = 10.0
 """Microns per pixel times magnification, by convention: 40 x is 0.25."""
 
 
-def read_h5(path: Path) -> Foreign:
+def read_h5(path: Path) -> ExternalEmbeddings:
     """Read a feature file.
 
     Raises
@@ -45,7 +45,7 @@ def read_h5(path: Path) -> Foreign:
     if patch and level0:
         step = (patch - said.get("overlap", 0)) * level0 / patch
     size: Any = (said.get("level0_width"), said.get("level0_height"))
-    return Foreign(
+    return ExternalEmbeddings(
         format="TRIDENT" if level0 else "CLAM",
         slide_id=str(said.get("name") or path.stem),
         encoder=str(of_features.get("encoder") or ""),

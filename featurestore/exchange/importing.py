@@ -10,7 +10,7 @@ from featurestore.embedding.block_task import to_float16
 from featurestore.embedding.plan import software_versions
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import MppError, StoreError
-from featurestore.exchange.external import Foreign, smallest_step
+from featurestore.exchange.external import ExternalEmbeddings, smallest_step
 from featurestore.exchange.h5 import read_h5
 from featurestore.exchange.raw2features import read_raw2features
 from featurestore.grid import GridSpec, PatchGrid
@@ -23,7 +23,7 @@ from featurestore.tissue.survey import Survey
 
 
 @dataclass(frozen=True)
-class Told:
+class ImportOptions:
     """What the user tells of a file that does not say it; None where there is nothing to tell.
 
     Parameters
@@ -49,7 +49,7 @@ class Told:
     grid: str | None = None
 
 
-def import_embeddings(file: str, store: str, told: Told) -> tuple[str, str, int]:
+def import_embeddings(file: str, store: str, told: ImportOptions) -> tuple[str, str, int]:
     """Write another tool's embeddings into a store.
 
     The file is read into memory whole.
@@ -101,7 +101,7 @@ def import_embeddings(file: str, store: str, told: Told) -> tuple[str, str, int]
     return record.slide_id, grid.spec.key, len(rows)
 
 
-def _read(path: Path, told: Told) -> Foreign:
+def _read(path: Path, told: ImportOptions) -> ExternalEmbeddings:
     if path.is_dir():
         return read_raw2features(path, told.grid, told.encoder)
     if not path.is_file():
@@ -109,7 +109,7 @@ def _read(path: Path, told: Told) -> Foreign:
     return read_h5(path)
 
 
-def _slide_record(foreign: Foreign, told: Told) -> SlideRecord:
+def _slide_record(foreign: ExternalEmbeddings, told: ImportOptions) -> SlideRecord:
     slide_id = slug(told.slide_id or foreign.slide_id).lstrip("_") or "slide"
     if told.slide:
         slide = open_slide(told.slide, told.slide_mpp)
@@ -129,7 +129,7 @@ def _slide_record(foreign: Foreign, told: Told) -> SlideRecord:
     return SlideRecord(slide_id, "", size, mpp, f"imported-{digest}")
 
 
-def _grid(foreign: Foreign, record: SlideRecord, told: Told) -> PatchGrid:
+def _grid(foreign: ExternalEmbeddings, record: SlideRecord, told: ImportOptions) -> PatchGrid:
     patch_px = told.patch_px or foreign.patch_px
     level0 = foreign.patch_level0_px
     if level0 is None and told.mpp and patch_px:
@@ -152,7 +152,7 @@ def _grid(foreign: Foreign, record: SlideRecord, told: Told) -> PatchGrid:
     return PatchGrid(spec, record.mpp, laid.effective_mpp, n_rows, n_cols)
 
 
-def _positions(foreign: Foreign, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:
+def _positions(foreign: ExternalEmbeddings, grid: PatchGrid) -> tuple[np.ndarray, np.ndarray]:
     step = grid.stride_um / grid.slide_mpp
     place = foreign.coords_px / step
     nearest = np.rint(place).astype(np.int64)

@@ -9,12 +9,12 @@ import numpy as np
 import zarr
 
 from featurestore.errors import StoreError
-from featurestore.exchange.external import Foreign
+from featurestore.exchange.external import ExternalEmbeddings
 
 HEADER = "raw2features"
 
 
-def read_raw2features(path: Path, grid: str | None = None, model: str | None = None) -> Foreign:
+def read_raw2features(path: Path, grid: str | None = None, model: str | None = None) -> ExternalEmbeddings:
     """Read one grid and one model of a store.
 
     Parameters
@@ -42,7 +42,7 @@ def read_raw2features(path: Path, grid: str | None = None, model: str | None = N
             features.tobytes() + coords.tobytes() + json.dumps(facts, sort_keys=True).encode()
         )
         size = (source.get("level_dimensions") or [None])[0]
-        return Foreign(
+        return ExternalEmbeddings(
             format="raw2features",
             slide_id=str(source["slide_id"]),
             encoder=name,

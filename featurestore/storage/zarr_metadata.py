@@ -7,7 +7,7 @@ from itertools import filterfalse
 from typing import Any
 
 from featurestore.errors import StoreError
-from featurestore.location import Location, is_leftover
+from featurestore.location import Location, is_partial
 
 
 def write_group(location: Location, path: str, attrs: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def create_root(location: Location, spec: str, version: int, what: str) -> None:
     if location.is_file():
         raise StoreError(f"{location.label} is a file, not a {what}; give the path of a folder")
     there = location.exists("zarr.json")
-    others = [] if there else [*location.folders(), *filterfalse(is_leftover, location.files())]
+    others = [] if there else [*location.folders(), *filterfalse(is_partial, location.files())]
     # Looked for once more after the listing: the root's document is the first that a run writes, so it is
     # there for whatever another run, begun at the same moment, has let the listing see.
     if there or location.exists("zarr.json"):

@@ -46,7 +46,7 @@ class DepthStrata:
 
         None where depths are so much alike that a stratum has fewer than `MIN_SPOTS` spots.
         """
-        depth = as_stored(depth)
+        depth = to_stored_precision(depth)
         edges = np.quantile(depth, np.arange(1, STRATA) / STRATA).astype(np.float32)
         stratum = np.searchsorted(edges, depth)
         if np.bincount(stratum, minlength=STRATA).min() < MIN_SPOTS:
@@ -55,14 +55,14 @@ class DepthStrata:
 
     def at(self, depth: NDArray[np.floating]) -> Values:
         """Return the half widths where these depths are predicted, ``(*depth.shape, n_genes)``."""
-        return self.half_width[np.searchsorted(self.edges, as_stored(depth))]
+        return self.half_width[np.searchsorted(self.edges, to_stored_precision(depth))]
 
     def take(self, columns: list[int]) -> "DepthStrata":
         """Return those of some genes."""
         return replace(self, half_width=self.half_width[:, columns])
 
 
-def as_stored(depth: NDArray[np.floating]) -> Values:
+def to_stored_precision(depth: NDArray[np.floating]) -> Values:
     """Round as a map stores depth, so that a prediction and its map fall into the same stratum."""
     return depth.astype(np.float16).astype(np.float32)
 

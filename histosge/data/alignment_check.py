@@ -22,7 +22,7 @@ SAME_MPP = 0.05
 
 
 @dataclass(frozen=True)
-class FitReport:
+class AlignmentReport:
     """How well spots and slide fit.
 
     Parameters
@@ -85,16 +85,16 @@ def _nearest(centres: NDArray[np.float64], values: NDArray[np.float64]) -> NDArr
     return np.asarray(np.clip(nearest, 0, len(centres) - 1), dtype=np.int64)
 
 
-def check_fit(spots: Spots, tissue: TissueMap) -> FitReport:
+def check_alignment(spots: Spots, tissue: TissueMap) -> AlignmentReport:
     """Compare spots with the slide that they are said to lie on.
 
     Returns
     -------
-    FitReport
+    AlignmentReport
         ``refuse`` where the spots are clearly elsewhere, ``warn`` where fewer than 80 % are on tissue.
     """
     inside, on = tissue.share_inside(spots.xy_um), tissue.share_on_tissue(spots.xy_um)
-    label, fit = _best_mend(spots.xy_um, tissue)
+    label, fit = _best_transformation(spots.xy_um, tissue)
     crowded = _crowded(spots.xy_um, tissue)
     evidence = f"section {spots.slide_id!r}: {on:.0%} of {len(spots)} spots lie on tissue and {inside:.0%} on the slide"
     mend = f"; {label} would put {fit:.0%} on tissue" if fit > max(on + 0.1, WARN_BELOW) else ""
@@ -106,20 +106,24 @@ def check_fit(spots: Spots, tissue: TissueMap) -> FitReport:
         inside < REFUSE_BELOW or (on < REFUSE_BELOW and fit > CONVINCING) or (crowded and fit > CONVINCING)
     )
     if wrong:
-        return FitReport(len(spots), inside, on, "refuse", evidence + (mend or "; are they of this slide?"))
+        return AlignmentReport(
+            len(spots), inside, on, "refuse", evidence + (mend or "; are they of this slide?")
+        )
     if on < WARN_BELOW:
-        return FitReport(len(spots), inside, on, "warn", evidence + mend)
-    return FitReport(len(spots), inside, on, "ok")
+        return AlignmentReport(len(spots), inside, on, "warn", evidence + mend)
+    return AlignmentReport(len(spots), inside, on, "ok")
 
 
-def check_scale(fit: FitReport, slide_id: str, slide_mpp: float, implied_mpp: float | None) -> FitReport:
+def check_scale(
+    fit: AlignmentReport, slide_id: str, slide_mpp: float, implied_mpp: float | None
+) -> AlignmentReport:
     """Compare the slide's mpp with the one that the expression's own files imply.
 
-    Positions in pixels lie on tissue whatever the mpp is, so `check_fit` cannot see a wrong one.
+    Positions in pixels lie on tissue whatever the mpp is, so `check_alignment` cannot see a wrong one.
 
     Returns
     -------
-    FitReport
+    AlignmentReport
         ``warn`` with both values where they differ by more than `SAME_MPP`.
     """
     if implied_mpp is None or abs(implied_mpp / slide_mpp - 1) <= SAME_MPP:
@@ -140,7 +144,7 @@ def _crowded(xy_um: NDArray[np.float64], tissue: TissueMap) -> bool:
     return bool(in_corner and (np.ptp(xy_um, axis=0) < extent / 3).all())
 
 
-def _best_mend(xy_um: NDArray[np.float64], tissue: TissueMap) -> tuple[str, float]:
+def _best_transformation(xy_um: NDArray[np.float64], tissue: TissueMap) -> tuple[str, float]:
     """Try swapped axes, scales and both; return the best one in words, and its share on tissue."""
     extent = tissue.extent_um()
     candidates = [("swapping the columns of obsm['spatial']", xy_um[:, ::-1])]

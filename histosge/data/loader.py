@@ -31,7 +31,7 @@ from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.raw_read import RawBlocks
 from featurestore.storage.selection import AT_ONCE, SlideEmbedding, open_slides
 from featurestore.storage.store import Store
-from histosge.data.shuffle_buffer import Batch, Cutter, Pool
+from histosge.data.shuffle_buffer import Batch, BatchCutter, Pool
 
 THREADS_LOCAL, THREADS_REMOTE = 2, 8
 
@@ -213,7 +213,7 @@ class Loader:
             buffer, copy what is to be kept for long.
         """
         self.reads = Reads()
-        batches = Cutter(self.settings.batch)
+        batches = BatchCutter(self.settings.batch)
         for pool, filled in self._fill_pools(number):
             yield from batches.cut(pool, filled)
         if not self.settings.drop_last:

@@ -14,7 +14,7 @@ from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
-from histosge.data.alignment_check import FitReport, TissueMap, check_fit, check_scale
+from histosge.data.alignment_check import AlignmentReport, TissueMap, check_alignment, check_scale
 from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
 from histosge.data.expression.find_expression import find_expression
 from histosge.data.expression.loaded_expression import SlideFrame
@@ -45,7 +45,7 @@ class LoadedSection:
     slide: EmbeddedSlide
     few_counts: int
     off_tissue: int
-    fit: FitReport
+    fit: AlignmentReport
     found: str = ""
     nowhere: tuple[str, ...] = ()
 
@@ -97,9 +97,9 @@ def load_section(
     return LoadedSection(section, slide, int((~enough).sum()), len(nowhere), fit, said, nowhere)
 
 
-def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> FitReport:
+def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> AlignmentReport:
     grid = slide.stored.grid
-    return check_fit(spots, TissueMap(slide.stored.tissue, grid.y_um, grid.x_um, size_um))
+    return check_alignment(spots, TissueMap(slide.stored.tissue, grid.y_um, grid.x_um, size_um))
 
 
 def _take(spots: Spots, keep: NDArray[np.bool_]) -> Spots:

@@ -87,7 +87,7 @@ class Spots:
 
 
 @dataclass(frozen=True)
-class Restained:
+class StainPairs:
     """Some of a slide's patches, encoded as they are and in other stains.
 
     Parameters
@@ -118,7 +118,7 @@ class TrainingSection:
         log1p(CP10k) of the chosen genes, shape ``(n_spots, n_genes)``, float32.
     library
         Total counts of each spot, shape ``(n_spots,)``; None where they are not known.
-    restained
+    stain_pairs
         How embeddings move when the stain changes; None where that was not measured.
     """
 
@@ -127,7 +127,7 @@ class TrainingSection:
     spot_xy_um: NDArray[np.float64]
     target: NDArray[np.float32]
     library: NDArray[np.float64] | None = None
-    restained: Restained | None = None
+    stain_pairs: StainPairs | None = None
 
     def subset(self, keep: NDArray[np.bool_]) -> "TrainingSection":
         """Return the section with only some of its spots; the patches stay."""

@@ -99,7 +99,7 @@ class Pool:
         )
 
 
-class Cutter:
+class BatchCutter:
     """Cuts a sequence of pools into batches of one size.
 
     The last batch from a pool is copied: whoever asks for the next one with that still in hand does not keep the

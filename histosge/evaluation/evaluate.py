@@ -90,7 +90,7 @@ def evaluate(
     """
     settings = settings or EvaluateSettings()
     loaded = load_sections(samples, store, Selection(grid, encoder), on_message=on_message)
-    reencoder = Reencoder.of(read_samples(samples), loaded) if _encodes_anew(settings) else None
+    reencoder = Reencoder.for_sections(read_samples(samples), loaded) if _encodes_anew(settings) else None
     return score_sections(loaded, report_dir, settings, reencoder=reencoder, on_progress=on_progress)
 
 

@@ -34,7 +34,7 @@ from scipy.sparse.linalg import lsqr
 from featurestore.events import OnProgress, ignore_progress
 from histosge.data.genes import shared_genes
 from histosge.data.sections import Section, Spots
-from histosge.evaluation.methods import Contestant
+from histosge.evaluation.methods import Method
 from histosge.evaluation.results import NOISE, Scores
 from histosge.evaluation.runner import score_plan
 from histosge.evaluation.tasks import Plan, Task
@@ -102,7 +102,7 @@ class HestModel:
 
 
 @dataclass(frozen=True)
-class HestContestant:
+class HestMethod:
     """The protocol, or a variant with one quirk mended.
 
     Parameters
@@ -159,13 +159,13 @@ def score_hest(
     SplitError
         If the sections cannot give the split.
     """
-    contestants: tuple[Contestant, ...] = (
-        HestContestant("hest+depth_normalised", depth_normalised=True),
-        HestContestant("hest+training_genes", training_genes=True),
-        HestContestant(),
+    methods: tuple[Method, ...] = (
+        HestMethod("hest+depth_normalised", depth_normalised=True),
+        HestMethod("hest+training_genes", training_genes=True),
+        HestMethod(),
     )
-    plan = Plan.of(sections, split, GENES)
-    scores = score_plan(plan, contestants, HestContestant(NOISE), seeds=(0,), on_progress=on_progress)
+    plan = Plan.from_sections(sections, split, GENES)
+    scores = score_plan(plan, methods, HestMethod(NOISE), seeds=(0,), on_progress=on_progress)
     rule = f"the {GENES} genes of greatest variance of log1p of raw counts among those counted in {SEEN_IN:.0%} of all spots"
     return replace(scores, protocol="hest", gene_rule=rule, notes=(*QUIRKS, *scores.notes))
 

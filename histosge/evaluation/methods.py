@@ -1,6 +1,6 @@
 """What stands behind a name in an evaluation: a preset, an oracle, or the published code with its defects.
 
-A contestant fits on a task's training part and says what held-out spots express; how it is scored is not
+A method fits on a task's training part and says what held-out spots express; how it is scored is not
 its business. Names: a preset of `histosge.models.registry`, ``depth``, or ``paper`` with switches, such as
 ``paper+file_order_groups``.
 
@@ -43,8 +43,8 @@ Reencode = Callable[[Sequence[Section], frozenset[str]], tuple[Section, ...]]
 """Returns the sections with the patches under spots encoded anew with some of `PATCH_SWITCHES`."""
 
 
-class Fitted(Protocol):
-    """A contestant after training."""
+class FittedMethod(Protocol):
+    """A method after training."""
 
     @property
     def halo_um(self) -> float:
@@ -60,7 +60,7 @@ class Fitted(Protocol):
         ...
 
 
-class Contestant(Protocol):
+class Method(Protocol):
     """One row of the table of scores."""
 
     @property
@@ -72,7 +72,7 @@ class Contestant(Protocol):
         """Return the task that it really sees: a defect may lie in the data it is given."""
         ...
 
-    def fit(self, task: Task, epochs: int | None) -> Fitted:
+    def fit(self, task: Task, epochs: int | None) -> FittedMethod:
         """Train on a prepared task's training part."""
         ...
 
@@ -103,7 +103,7 @@ class MapModel:
 
 
 @dataclass(frozen=True)
-class PresetContestant:
+class PresetMethod:
     """A preset as `histosge train` would train it."""
 
     name: str
@@ -119,7 +119,7 @@ class PresetContestant:
 
 
 @dataclass(frozen=True)
-class DepthFitted:
+class FittedLibrarySize:
     """The oracle, fitted."""
 
     oracle: DepthOracle
@@ -135,7 +135,7 @@ class DepthFitted:
 
 
 @dataclass(frozen=True)
-class DepthContestant:
+class LibrarySizeMethod:
     """Library size alone."""
 
     name: str = DEPTH
@@ -144,11 +144,11 @@ class DepthContestant:
         """Return the task as it is."""
         return task
 
-    def fit(self, task: Task, epochs: int | None) -> DepthFitted:
+    def fit(self, task: Task, epochs: int | None) -> FittedLibrarySize:
         """Fit on the training spots' own totals."""
         depth = np.concatenate([library_size(spots) for spots in task.training_spots()])
         target = np.concatenate([section.target for section in task.training()])
-        return DepthFitted(DepthOracle.fit(depth, target))
+        return FittedLibrarySize(DepthOracle.fit(depth, target))
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class PaperLike(Protocol):
 
 
 @dataclass(frozen=True)
-class PaperContestant:
+class PaperMethod:
     """The published code with some of its defects.
 
     Parameters
@@ -205,7 +205,7 @@ class PaperContestant:
     def fit_name(self, task: Task) -> str:
         """Return the name of what is fitted: how it is scored, or how noise was encoded, makes no other fit."""
         idle = {"all_spots_metric"} | (set(PATCH_SWITCHES) if task.noise else set())
-        return PaperContestant(self.switches - idle).name
+        return PaperMethod(self.switches - idle).name
 
     def prepare(self, task: Task) -> Task:
         """Choose genes on all spots, or take patches encoded in another way, where a switch says so."""
@@ -227,7 +227,7 @@ class PaperContestant:
 
 def resolve(
     names: Sequence[str], split: str, reencode: Reencode | None = None
-) -> tuple[tuple[Contestant, ...], tuple[str, ...]]:
+) -> tuple[tuple[Method, ...], tuple[str, ...]]:
     """Find what stands behind names.
 
     Parameters
@@ -241,7 +241,7 @@ def resolve(
 
     Returns
     -------
-    contestants, left_out
+    methods, left_out
         The latter one sentence each.
 
     Raises
@@ -249,11 +249,11 @@ def resolve(
     HistosgeError
         If a name is unknown, or nothing is left.
     """
-    found: list[Contestant] = []
+    found: list[Method] = []
     left_out: list[str] = []
     for name in dict.fromkeys(name for name in names if name != NOISE):
         if name == DEPTH:
-            found.append(DepthContestant())
+            found.append(LibrarySizeMethod())
         elif name.startswith(f"{PAPER}+"):
             switches = _switches(name)
             if switches & set(PATCH_SWITCHES) and reencode is None:
@@ -261,7 +261,7 @@ def resolve(
                     f"{name} is left out: the slides cannot be read here, and it encodes their patches anew."
                 )
             else:
-                found.append(PaperContestant(switches, reencode))
+                found.append(PaperMethod(switches, reencode))
         else:
             preset = load_preset(name) if name in PRESETS else _unknown(name)
             if preset.needs_position_on_slide and split not in WITHIN_SECTION:
@@ -269,7 +269,7 @@ def resolve(
                     f"{name} is left out: it only knows slides that it was trained on; split {split} holds out whole ones."
                 )
             else:
-                found.append(PresetContestant(name, preset))
+                found.append(PresetMethod(name, preset))
     if not found:
         reason = " ".join(left_out) or "no preset is named"
         raise HistosgeError(f"nothing to evaluate: {reason}; add one, such as --presets ridge,dense")

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 
 from histosge.evaluation.map_plots import gene_map
 from histosge.evaluation.results import NOISE, NOISE_LIMIT, ORACLES, Scores
-from histosge.evaluation.score_plots import Defect, Gap, defect_plot, difference_plot, score_distributions
+from histosge.evaluation.score_plots import (
+    Defect,
+    Difference,
+    defect_plot,
+    difference_plot,
+    score_distributions,
+)
 from histosge.models.registry import PRESETS
 from histosge.reporting.page import Block, Picture, Table
 
@@ -200,20 +206,20 @@ def _difference_block(scores: Scores) -> list[Block]:
     if not rows:
         return []
     base = "paper+spots" if "paper+spots" in scores.presets else scores.default_preset
-    gaps, cells = [], []
+    differences, cells = [], []
     for row in rows:
         sign = 1 if row["preset_a"] == base else -1
         if base not in (row["preset_a"], row["preset_b"]):
             continue
         other = row["preset_b"] if sign == 1 else row["preset_a"]
         low, high = sorted((sign * row["low"], sign * row["high"]))
-        gap = Gap(f"{base} - {other}", sign * row["difference"], low, high)
+        gap = Difference(f"{base} - {other}", sign * row["difference"], low, high)
         if row["metric"] == "pearson_mean":
-            gaps.append(gap)
+            differences.append(gap)
         cells.append((gap.name, _TITLES[row["metric"]], f"{gap.value:+.3f}", f"{low:+.3f} to {high:+.3f}"))
     about = f"Paired bootstrap over genes and held-out spots, {rows[0]['draws']} draws, {rows[0]['confidence']:.0%} interval"
     picture = Picture(
-        difference_plot(gaps, f"difference in held-out Pearson, {rows[0]['confidence']:.0%} interval"),
+        difference_plot(differences, f"difference in held-out Pearson, {rows[0]['confidence']:.0%} interval"),
         f"Differences of {base} from every other preset with their intervals",
         "Grey: the interval holds 0, so the data cannot tell the two apart.",
     )

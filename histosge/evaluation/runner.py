@@ -1,4 +1,4 @@
-"""How well contestants predict spots that they have not seen.
+"""How well methods predict spots that they have not seen.
 
 Every number comes from held-out spots. Genes are chosen on the training part of each fold, and a
 noise control (`ridge` on random embeddings) goes through exactly the same code: if it scores, the
@@ -24,18 +24,18 @@ from histosge.errors import HistosgeError
 from histosge.evaluation.methods import (
     DEPTH,
     PAPER,
-    Contestant,
-    Fitted,
+    FittedMethod,
     MapModel,
-    PaperContestant,
-    PresetContestant,
+    Method,
+    PaperMethod,
+    PresetMethod,
     Reencode,
     ablation_names,
     resolve,
 )
 from histosge.evaluation.paired_bootstrap import HeldOutSpots, PairedBootstrap, ordered_pairs
 from histosge.evaluation.results import NOISE, FoldCount, Scores
-from histosge.evaluation.shown_maps import HeldOut, MapKeeper
+from histosge.evaluation.shown_maps import HeldOut, HeldOutMaps
 from histosge.evaluation.tasks import Plan, Task
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
 from histosge.heldout.spatial_metrics import SpotLattice
@@ -100,46 +100,46 @@ def evaluate_sections(
         If there is no preset or no seed, or a preset or gene is unknown.
     """
     names = [*presets, *(ablation_names(patches=reencode is not None) if ablate else ())]
-    contestants, left_out = resolve(names, split, reencode)
+    methods, left_out = resolve(names, split, reencode)
     if ablate and reencode is None:
         left_out = (
             *left_out,
             "bgr and fixed_pixel_crop are left out: the slides cannot be read here, and they encode patches anew.",
         )
-    plan = Plan.of(sections, split, genes)
-    control = PresetContestant(NOISE, load_preset(NOISE_PRESET))
+    plan = Plan.from_sections(sections, split, genes)
+    control = PresetMethod(NOISE, load_preset(NOISE_PRESET))
     scores = score_plan(
-        plan, contestants, control, seeds=seeds, epochs=epochs, ablate=ablate, on_progress=on_progress
+        plan, methods, control, seeds=seeds, epochs=epochs, ablate=ablate, on_progress=on_progress
     )
     return replace(scores, left_out=left_out)
 
 
 def score_plan(
     plan: Plan,
-    contestants: Sequence[Contestant],
-    control: Contestant,
+    methods: Sequence[Method],
+    control: Method,
     *,
     seeds: Sequence[int],
     epochs: int | None = None,
     ablate: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
-    """Run contestants over a plan, and the control on random embeddings.
+    """Run methods over a plan, and the control on random embeddings.
 
     Raises
     ------
     HistosgeError
-        If there is no contestant or no seed; `SplitError` if the sections cannot give the split.
+        If there is no method or no seed; `SplitError` if the sections cannot give the split.
     """
     seeds = tuple(dict.fromkeys(seeds))
-    if not contestants or not seeds:
+    if not methods or not seeds:
         raise HistosgeError(
-            f"nothing to evaluate: {len(contestants)} presets and {len(seeds)} seeds; give at least one of each"
+            f"nothing to evaluate: {len(methods)} presets and {len(seeds)} seeds; give at least one of each"
         )
-    names = tuple(contestant.name for contestant in contestants)
+    names = tuple(method.name for method in methods)
     default = _shown(names)
     folds = plan.folds(seeds[0])
-    keeper = MapKeeper.over(plan.sections, folds)
+    keeper = HeldOutMaps.for_sections(plan.sections, folds)
     draws = _noise_draws(seeds)
     total = len(folds) * (len(names) * len(seeds) + sum(len(some) for some in draws.values()))
     spots = {section.slide_id: len(section.spots) for section in plan.sections}
@@ -147,16 +147,16 @@ def score_plan(
     for task in plan.tasks(seeds):
         runner = _Runner(task, epochs, plan.split == "random")
         on_noise = _Runner(task.with_noise(task.seed), epochs, runner.halves) if ablate else None
-        for contestant in contestants:
-            ledger.announce(contestant.name, task)
-            kept = keeper if (contestant.name, task.seed) == (default, seeds[0]) else None
-            run = runner.run(contestant, kept)
-            ledger.add(contestant.name, run)
-            ledger.bootstrap.add(contestant.name, run.tested, run.predicted)
-            if contestant.name == DEFAULT_PRESET:
-                ledger.write(contestant.name, run.task, _intervals(run))
-            if isinstance(contestant, PaperContestant):
-                ledger.add_paper(contestant, run, on_noise.run(contestant, None) if on_noise else None)
+        for method in methods:
+            ledger.announce(method.name, task)
+            kept = keeper if (method.name, task.seed) == (default, seeds[0]) else None
+            run = runner.run(method, kept)
+            ledger.add(method.name, run)
+            ledger.bootstrap.add(method.name, run.tested, run.predicted)
+            if method.name == DEFAULT_PRESET:
+                ledger.write(method.name, run.task, _intervals(run))
+            if isinstance(method, PaperMethod):
+                ledger.add_paper(method, run, on_noise.run(method, None) if on_noise else None)
         for draw in draws[task.seed]:
             noise = task.with_noise(draw)
             ledger.announce(NOISE, noise)
@@ -180,7 +180,7 @@ def score_plan(
 
 @dataclass(frozen=True)
 class _Run:
-    """What one contestant did on one fold."""
+    """What one method did on one fold."""
 
     task: Task
     tested: HeldOutSpots
@@ -188,12 +188,12 @@ class _Run:
     genes: GeneScores
     all_spots: float | None
     halo_um: float
-    fitted: Fitted
+    fitted: FittedMethod
 
 
 @dataclass
 class _Runner:
-    """Runs contestants on one task; defects that only concern the scoring share a fit.
+    """Runs methods on one task; defects that only concern the scoring share a fit.
 
     Parameters
     ----------
@@ -206,18 +206,18 @@ class _Runner:
     halves: bool
     cache: dict[str, _Run] = field(default_factory=dict)
 
-    def run(self, contestant: Contestant, keeper: MapKeeper | None) -> _Run:
+    def run(self, method: Method, keeper: HeldOutMaps | None) -> _Run:
         """Fit on a fold's training spots, and score all of its held-out spots."""
-        if not isinstance(contestant, PaperContestant):
-            return self._run(contestant, keeper)
-        name = contestant.fit_name(self.task)
+        if not isinstance(method, PaperMethod):
+            return self._run(method, keeper)
+        name = method.fit_name(self.task)
         if name not in self.cache:
-            self.cache[name] = self._run(contestant, keeper)
+            self.cache[name] = self._run(method, keeper)
         return self.cache[name]
 
-    def _run(self, contestant: Contestant, keeper: MapKeeper | None) -> _Run:
-        task = contestant.prepare(self.task)
-        fitted = contestant.fit(task, self.epochs)
+    def _run(self, method: Method, keeper: HeldOutMaps | None) -> _Run:
+        task = method.prepare(self.task)
+        fitted = method.fit(task, self.epochs)
         views = task.tested()
         predicted = np.concatenate([fitted.at_spots(section) for section, _ in views]).astype(np.float64)
         tested = _tested(task, views)
@@ -227,7 +227,7 @@ class _Runner:
         genes = score_genes(tested.truth, predicted, tested.depth, tested.section, lattice)
         if keeper is not None:
             _keep(keeper, task, fitted, genes)
-        asked = self.halves or isinstance(contestant, PaperContestant)
+        asked = self.halves or isinstance(method, PaperMethod)
         all_spots = _all_spots(task, fitted) if asked else None
         return _Run(task, tested, predicted, genes, all_spots, fitted.halo_um, fitted)
 
@@ -245,8 +245,8 @@ def _intervals(run: _Run) -> dict[str, float]:
     return found.scores(run.tested.truth.astype(np.float32), run.predicted.astype(np.float32), depth)
 
 
-def _keep(keeper: MapKeeper, task: Task, fitted: Fitted, genes: GeneScores) -> None:
-    """Hand the map of the shown section over, if this fold tests it and the contestant draws one.
+def _keep(keeper: HeldOutMaps, task: Task, fitted: FittedMethod, genes: GeneScores) -> None:
+    """Hand the map of the shown section over, if this fold tests it and the method draws one.
 
     All of its patches are drawn, also those between the sides, which no score looks at.
     """
@@ -272,7 +272,7 @@ def _tested(task: Task, views: Sequence[tuple[Section, NDArray[np.float32]]]) ->
     )
 
 
-def _all_spots(task: Task, fitted: Fitted) -> float:
+def _all_spots(task: Task, fitted: FittedMethod) -> float:
     """Return the published figure: over all spots, those trained on included."""
     everything = task.everything()
     truth = np.concatenate([target for _, target in everything])
@@ -310,14 +310,14 @@ class _Ledger:
         self.halo_um[preset] = max(run.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
 
-    def add_paper(self, contestant: PaperContestant, run: _Run, on_noise: _Run | None) -> None:
+    def add_paper(self, method: PaperMethod, run: _Run, on_noise: _Run | None) -> None:
         """Write down what the published code would report, and what the same makes of random embeddings."""
-        values = {"as_reported": _reported(contestant, run)}
+        values = {"as_reported": _reported(method, run)}
         if on_noise is not None:
             values["pearson_mean_on_noise"] = float(on_noise.genes.pearson.mean())
             values["paper_all_spots_on_noise"] = _figure(on_noise)
-            values["as_reported_on_noise"] = _reported(contestant, on_noise)
-        self.write(contestant.name, run.task, values)
+            values["as_reported_on_noise"] = _reported(method, on_noise)
+        self.write(method.name, run.task, values)
 
     def write(self, preset: str, task: Task, values: Mapping[str, float]) -> tuple[str, str, str, int]:
         """Write values down, and return what their rows begin with."""
@@ -326,8 +326,8 @@ class _Ledger:
         return key
 
 
-def _reported(contestant: PaperContestant, run: _Run) -> float:
-    if "all_spots_metric" in contestant.switches:
+def _reported(method: PaperMethod, run: _Run) -> float:
+    if "all_spots_metric" in method.switches:
         return _figure(run)
     return float(run.genes.pearson.mean())
 

@@ -16,7 +16,7 @@ HELD_OUT, TRAINED_ON, NOISE = "#35608d", "#b8860b", "#8a8f98"
 
 
 @dataclass(frozen=True)
-class Gap:
+class Difference:
     """One difference with its interval."""
 
     name: str
@@ -25,7 +25,7 @@ class Gap:
     high: float
 
 
-def difference_plot(gaps: Sequence[Gap], label: str) -> bytes:
+def difference_plot(differences: Sequence[Difference], label: str) -> bytes:
     """Draw differences as points with intervals, one row each; grey where the interval holds 0.
 
     Returns
@@ -33,10 +33,10 @@ def difference_plot(gaps: Sequence[Gap], label: str) -> bytes:
     bytes
         A PNG.
     """
-    figure = Figure(figsize=(9, 0.8 + 0.42 * len(gaps)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(9, 0.8 + 0.42 * len(differences)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(gaps))[::-1]
-    for place, gap in zip(places, gaps, strict=True):
+    places = np.arange(len(differences))[::-1]
+    for place, gap in zip(places, differences, strict=True):
         colour = NOISE if gap.low <= 0 <= gap.high else HELD_OUT
         axes.plot([gap.low, gap.high], [place, place], color=colour, linewidth=3, solid_capstyle="round")
         axes.plot([gap.value], [place], "o", color=colour, markersize=7)
@@ -49,8 +49,8 @@ def difference_plot(gaps: Sequence[Gap], label: str) -> bytes:
             fontsize=8,
         )
     axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
-    axes.set_yticks(places, [gap.name for gap in gaps])
-    axes.set_ylim(-0.6, len(gaps) - 0.3)
+    axes.set_yticks(places, [gap.name for gap in differences])
+    axes.set_ylim(-0.6, len(differences) - 0.3)
     axes.set_xlabel(label, fontsize=9)
     hide_spines(axes)
     return to_png(figure)

@@ -41,7 +41,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class MapKeeper:
+class HeldOutMaps:
     """Keeps one section's held-out predictions, fold by fold.
 
     Parameters
@@ -61,7 +61,7 @@ class MapKeeper:
     parts: dict[str, HeldOut] = field(default_factory=dict)
 
     @classmethod
-    def over(cls, sections: Sequence[Section], folds: Sequence[Fold]) -> Self:
+    def for_sections(cls, sections: Sequence[Section], folds: Sequence[Fold]) -> Self:
         """Choose the section with the most held-out spots; the first of several."""
 
         def held_out(section: Section) -> int:

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from histosge.data.genes import choose_genes, library_size, select_target, shared_genes
 from histosge.data.sections import Section, Spots, TrainingSection
-from histosge.heldout.leakage import Sides, check_windows_apart, take_patches, take_spots, window_buffer_um
+from histosge.heldout.leakage import (
+    PatchSplit,
+    check_windows_apart,
+    select_patches,
+    select_spots,
+    window_buffer_um,
+)
 from histosge.heldout.metrics import top_by_variance
 from histosge.heldout.splits import Fold, make_folds
 
@@ -44,7 +50,7 @@ class Task:
     genes: tuple[str, ...]
     sections: tuple[Section, ...]
     targets: tuple[NDArray[np.float32], ...]
-    sides: Mapping[str, Sides] = field(default_factory=dict)
+    sides: Mapping[str, PatchSplit] = field(default_factory=dict)
     chosen: bool = True
     noise: bool = False
 
@@ -53,7 +59,7 @@ class Task:
         parts = []
         for section, target in self._with(self.fold.train):
             keep = self.fold.train[section.slide_id]
-            seen = take_patches(section, self.sides[section.slide_id].train) if self.sides else section
+            seen = select_patches(section, self.sides[section.slide_id].train) if self.sides else section
             library = library_size(seen.spots)
             parts.append(
                 TrainingSection(seen.patches, seen.overlap, seen.spots.xy_um, target, library).subset(keep)
@@ -72,8 +78,8 @@ class Task:
         parts = []
         for section, target in self._with(self.fold.test):
             keep = self.fold.test[section.slide_id]
-            seen = take_patches(section, self.sides[section.slide_id].test) if self.sides else section
-            parts.append((take_spots(seen, keep), target[keep]))
+            seen = select_patches(section, self.sides[section.slide_id].test) if self.sides else section
+            parts.append((select_spots(seen, keep), target[keep]))
         return parts
 
     def everything(self) -> list[tuple[Section, NDArray[np.float32]]]:
@@ -129,7 +135,7 @@ class Plan:
     buffer_um: float
 
     @classmethod
-    def of(cls, sections: Sequence[Section], split: str, genes: int | Sequence[str]) -> Self:
+    def from_sections(cls, sections: Sequence[Section], split: str, genes: int | Sequence[str]) -> Self:
         """Plan an evaluation; the buffer of a block split comes from the widest spots and patches."""
         buffers = [
             window_buffer_um(s.spots.diameter_um, s.patches.patch_um, s.patches.stride_um) for s in sections
@@ -172,10 +178,10 @@ class Plan:
         return choose_genes(training, self.genes, among=measured)
 
 
-def _parted(fold: Fold, section: Section) -> Sides:
+def _parted(fold: Fold, section: Section) -> PatchSplit:
     """Part the patches, and prove that no window of training reaches into one of a held-out spot."""
     train, test = fold.train[section.slide_id], fold.test[section.slide_id]
-    sides = Sides.of(section, train, test)
+    sides = PatchSplit.from_spots(section, train, test)
     check_windows_apart(section, sides, train, test, fold.name)
     return sides
 

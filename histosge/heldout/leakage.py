@@ -36,7 +36,7 @@ def window_buffer_um(spot_um: float, patch_um: float, stride_um: float) -> float
 
 
 @dataclass(frozen=True)
-class Sides:
+class PatchSplit:
     """One section's patches as one fold sees them.
 
     Parameters
@@ -49,7 +49,7 @@ class Sides:
     test: Mask
 
     @classmethod
-    def of(cls, section: Section, train: Mask, test: Mask) -> "Sides":
+    def from_spots(cls, section: Section, train: Mask, test: Mask) -> "PatchSplit":
         """Split a section's patches by the spots trained on and held out, masks ``(n_spots,)``.
 
         Where a part has no spot in this section the other part sees all patches.
@@ -65,7 +65,7 @@ class Sides:
         return cls(nearer >= margin, nearer <= -margin)
 
 
-def check_windows_apart(section: Section, sides: Sides, train: Mask, test: Mask, fold: str) -> None:
+def check_windows_apart(section: Section, sides: PatchSplit, train: Mask, test: Mask, fold: str) -> None:
     """Refuse sides that share a pixel, or on which a spot lacks a patch under its disc.
 
     Raises
@@ -92,7 +92,7 @@ def check_windows_apart(section: Section, sides: Sides, train: Mask, test: Mask,
             )
 
 
-def take_patches(section: Section, keep: Mask) -> Section:
+def select_patches(section: Section, keep: Mask) -> Section:
     """Return a section with only some of its patches; the spots stay."""
     if keep.all():
         return section
@@ -105,7 +105,7 @@ def take_patches(section: Section, keep: Mask) -> Section:
     return replace(section, patches=patches, overlap=section.overlap[:, keep])
 
 
-def take_spots(section: Section, keep: Mask) -> Section:
+def select_spots(section: Section, keep: Mask) -> Section:
     """Return a section with only some of its spots; the patches stay."""
     if keep.all():
         return section

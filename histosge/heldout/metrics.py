@@ -209,7 +209,7 @@ def pearson_all_spots(
     """Return the published code's figure: mean Pearson over *all* spots, undefined genes dropped.
 
     Half of these spots are training spots, so a model that only memorises scores high: on pure noise
-    this gives about 0.55. It is here to be compared with the paper, never to be believed.
+    this gives about 0.55. It is here to be compared with the paper, never to be trusted.
     """
     r, undefined = correlate(np.asarray(truth, np.float64), np.asarray(predicted, np.float64), section)
     return float(r[~undefined].mean()) if not undefined.all() else 0.0

@@ -31,7 +31,7 @@ def dispersion(counts: Floats, exposure: Floats, rate: Floats) -> Floats:
     return np.asarray(np.maximum(excess, 0.0) / np.maximum((expected**2).sum(axis=0), 1e-12))
 
 
-def believed(counts: Floats, exposure: Floats, rate: Floats) -> Floats:
+def posterior_rates(counts: Floats, exposure: Floats, rate: Floats) -> Floats:
     """Return each spot's rate given its own counts, ``(n_spots, n_genes)``: between predicted and measured."""
     spread = dispersion(counts, exposure, rate)
     return np.asarray(rate * (1 + spread * counts) / (1 + spread * rate * exposure[:, None]))

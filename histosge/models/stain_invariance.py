@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from histosge.data.sections import Restained, TrainingSection
+from histosge.data.sections import StainPairs, TrainingSection
 from histosge.models.linear_algebra import Floats, Standardiser
 from histosge.models.multiscale import VIEWS, Surroundings
 
@@ -26,21 +26,21 @@ def stain_covariance(
 ) -> Floats | None:
     """Return `strength` times the covariance of what stains do to views, ``(n_features, n_features)``.
 
-    None where no section was restained.
+    None where no section was stain_pairs.
     """
-    moves = [_moves(s.restained, surroundings) for s in sections if s.restained is not None]
+    moves = [_moves(s.stain_pairs, surroundings) for s in sections if s.stain_pairs is not None]
     if not moves:
         return None
     rows = np.concatenate(moves)
     return np.asarray(strength * rows.T @ rows / len(rows))
 
 
-def _moves(restained: Restained, surroundings: Surroundings) -> Floats:
+def _moves(stain_pairs: StainPairs, surroundings: Surroundings) -> Floats:
     """Return how the views of each patch move with each stain, ``(n_stains * n_patches, n_features)``."""
     reduce = surroundings.reduce
     plain, *stained = (
         values.astype(np.float64) if reduce is None else reduce(values)
-        for values in (restained.plain, *restained.stained)
+        for values in (stain_pairs.plain, *stain_pairs.stained)
     )
     rows = []
     for values in stained:

@@ -20,12 +20,12 @@ from histosge.data.section_loading import load_section
 from histosge.data.sections import Patches, Section, TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ModelError
-from histosge.models.empirical_bayes import believed
+from histosge.models.empirical_bayes import posterior_rates
 from histosge.models.low_rank_targets import FLOOR, bend
 from histosge.models.multiscale import HALO_UM
 from histosge.models.protocol import Model
 from histosge.models.residual_kriging import Leftover
-from histosge.prediction.spot_rescaling import Stamps
+from histosge.prediction.spot_rescaling import RateFactors
 from histosge.training.saved_model import SavedModel
 
 MIN_SPOTS = 20
@@ -58,7 +58,7 @@ class ConditionedModel:
     image: Model
     columns: NDArray[np.int64]
     leftover: Leftover
-    stamps: Stamps
+    stamps: RateFactors
     floor: NDArray[np.float32]
     values: NDArray[np.float64]
     fingerprint: str
@@ -88,9 +88,9 @@ class ConditionedModel:
         floor = (FLOOR * target.mean(axis=0)).astype(np.float32)
         rate = np.expm1(bend(predicted + unseen[0], floor).astype(np.float64))
         counts = np.rint(np.expm1(target.astype(np.float64)) * (library / SCALE)[:, None])
-        wanted = believed(counts, library / SCALE, rate)
+        wanted = posterior_rates(counts, library / SCALE, rate)
         added = under.predict(leftover, HALO_UM)
-        stamps = Stamps.of(section.patches, overlap, bend(log_under + added, floor), wanted)
+        stamps = RateFactors.solve(section.patches, overlap, bend(log_under + added, floor), wanted)
         digest = hashlib.sha256(target.tobytes() + section.spots.xy_um.tobytes()).hexdigest()
         return cls(image, columns, leftover, stamps, floor, wanted, digest)
 

@@ -1,4 +1,4 @@
-"""How a map honours what was measured: as far as a spot's own counts can be believed.
+"""Rescale a map so that the patches under each measured spot have the spot's estimated rate.
 
 A spot's true rate is taken as gamma-distributed around what the other spots and the picture say of it, its
 counts as Poisson. Many counts: the spot's value is the measured one. Few counts: it stays near the
@@ -27,7 +27,7 @@ CLOSE = 2e-3
 
 
 @dataclass(frozen=True)
-class Stamps:
+class RateFactors:
     """Factors on the rates of the patches under measured discs; all other patches keep theirs.
 
     Parameters
@@ -43,7 +43,7 @@ class Stamps:
     factor: NDArray[np.float32]
 
     @classmethod
-    def of(
+    def solve(
         cls, patches: Patches, overlap: sparse.csr_matrix, log_under: NDArray[np.float32], wanted: Floats
     ) -> Self:
         """Find factors that give every disc the rate that is wanted.

@@ -49,7 +49,7 @@ class Reencoder:
     _done: dict[tuple[str, frozenset[str]], Section] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], loaded: Sequence[LoadedSection]) -> "Reencoder | None":
+    def for_sections(cls, samples: Sequence[Sample], loaded: Sequence[LoadedSection]) -> "Reencoder | None":
         """Return one if the slides can be opened and the store's encoder is at hand, else None."""
         where = {sample.slide_id: sample for sample in samples}
         identity = loaded[0].slide.identity

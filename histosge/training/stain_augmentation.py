@@ -21,7 +21,7 @@ from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.sample_sheet import Sample
 from histosge.data.section_loading import LoadedSection
-from histosge.data.sections import Restained, Section, TrainingSection
+from histosge.data.sections import Section, StainPairs, TrainingSection
 from histosge.errors import ModelError
 from histosge.training.reencoding import read_patches
 
@@ -58,7 +58,7 @@ class Stain:
         return np.asarray(np.clip(through, 0, 255), dtype=np.uint8)
 
 
-def restain_sections(
+def augment_stains(
     samples: Sequence[Sample], loaded: Sequence[LoadedSection], training: Sequence[TrainingSection], seed: int
 ) -> list[TrainingSection]:
     """Return training sections that know how the stain moves their embeddings.
@@ -91,7 +91,7 @@ def restain_sections(
                 f"stains need the slide of {item.section.slide_id!r} ({error}); leave --stains out"
             ) from error
         plain = section.patches.embedding[chosen]
-        out.append(replace(section, restained=Restained(plain, stained)))
+        out.append(replace(section, stain_pairs=StainPairs(plain, stained)))
     return out
 
 

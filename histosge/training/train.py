@@ -104,7 +104,7 @@ def train(
     genes = resolve_genes(sections, settings.genes)
     training = [training_section(s, genes) for s in sections]
     if settings.stains:
-        training = _restained(samples, settings, loaded, training, on_message)
+        training = _with_stain_pairs(samples, settings, loaded, training, on_message)
 
     def fit(some: Sequence[TrainingSection]) -> Model:
         if settings.loss != "mse":
@@ -126,18 +126,18 @@ def train(
     return saved
 
 
-def _restained(
+def _with_stain_pairs(
     samples: str,
     settings: TrainSettings,
     loaded: Sequence[LoadedSection],
     training: list[TrainingSection],
     on_message: OnMessage,
 ) -> list[TrainingSection]:
-    from histosge.training.stain_augmentation import PATCHES, STAINS, restain_sections
+    from histosge.training.stain_augmentation import PATCHES, STAINS, augment_stains
 
     if settings.preset != DenseModel.name:
         raise ModelError(f"stains belong to preset 'dense', not {settings.preset!r}; leave --stains out")
-    training = restain_sections(read_samples(samples), loaded, training, settings.seed)
+    training = augment_stains(read_samples(samples), loaded, training, settings.seed)
     on_message(
         f"{PATCHES} patches of each slide encoded in {STAINS} other stains: what those move is penalised"
     )

@@ -206,9 +206,9 @@ def test_old_leftovers_are_swept_below_a_folder_and_above_it(tmp_path: Path) -> 
             (folder / name).write_bytes(b"half")
             if name.startswith("old"):
                 os.utime(folder / name, (time.time() - 86400,) * 2)
-    assert location.sweep_leftovers("slide/grid/array") == 4
-    assert location.sweep_leftovers("slide/grid/array") == 0
-    assert location.sweep_leftovers("slide/grid/none yet") == 0
+    assert location.sweep_partials("slide/grid/array") == 4
+    assert location.sweep_partials("slide/grid/array") == 0
+    assert location.sweep_partials("slide/grid/none yet") == 0
     assert (tmp_path / "old.partial").exists()
     for folder in folders:
         assert {"young.partial", "old.json"} <= {path.name for path in folder.iterdir()}

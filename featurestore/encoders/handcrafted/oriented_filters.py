@@ -30,7 +30,7 @@ WAVELENGTH = 5.0
 FIRST_STRIDE = 2
 """Step at which the finest octave is filtered: its strength varies slowly, and it costs most."""
 POOLS = (4, 8)
-"""Sides of the squares over which texture is averaged to see how uneven it is, pixels of the filtered map;
+"""PatchSplit of the squares over which texture is averaged to see how uneven it is, pixels of the filtered map;
 at most half the map."""
 CHANNELS = 2
 FIRST_LOWPASS = 2

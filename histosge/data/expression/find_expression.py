@@ -9,7 +9,7 @@ from histosge.data.expression.layouts import (
     spatialdata_layout,
     xenium,
 )
-from histosge.data.expression.loaded_expression import Found, SlideFrame
+from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
@@ -20,7 +20,7 @@ KNOWN = (
 )
 
 
-def find_expression(path: str, frame: SlideFrame) -> Found:
+def find_expression(path: str, frame: SlideFrame) -> LoadedExpression:
     """Read the spots of one section, and say what was found.
 
     Parameters
@@ -32,7 +32,7 @@ def find_expression(path: str, frame: SlideFrame) -> Found:
 
     Returns
     -------
-    Found
+    LoadedExpression
         Spots in the file's order; spots off tissue or without coordinates are left out. Gene names that
         occur twice get ``-1``, ``-2`` ... appended.
 
@@ -46,7 +46,7 @@ def find_expression(path: str, frame: SlideFrame) -> Found:
         raise ExpressionError(f"there is no expression at {path}; give {KNOWN}")
     for layout in LAYOUTS:
         if layout.recognises(place):
-            found: Found = layout.read(place, frame)
+            found: LoadedExpression = layout.read(place, frame)
             return found
     raise ExpressionError(f"{path} is none of the layouts that are read here; give {KNOWN}")
 

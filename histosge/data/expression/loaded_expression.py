@@ -43,7 +43,7 @@ class SlideFrame:
 
 
 @dataclass(frozen=True)
-class Found:
+class LoadedExpression:
     """Spots, and what the reader can say of them.
 
     Parameters

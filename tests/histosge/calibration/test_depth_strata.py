@@ -6,7 +6,13 @@ import pytest
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import StoredGrid
 from histosge.calibration.conformal import Intervals, at_spots, calibrate, coverage
-from histosge.calibration.depth_strata import STRATA, DepthStrata, as_stored, choose_strata, interval_score
+from histosge.calibration.depth_strata import (
+    STRATA,
+    DepthStrata,
+    choose_strata,
+    interval_score,
+    to_stored_precision,
+)
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.exporting.open_tables import table_of_map
@@ -69,7 +75,7 @@ def test_a_stratum_is_the_same_for_a_prediction_and_for_its_map() -> None:
     depth = np.float32([6.9, 7.0001, 7.01, 8.5])
     np.testing.assert_array_equal(strata.at(depth), strata.at(depth.astype(np.float16)))
     assert strata.at(depth)[:, 0].tolist() == [3, 3, 2, 1]
-    assert as_stored(depth)[1] == 7
+    assert to_stored_precision(depth)[1] == 7
 
 
 def test_the_interval_score_is_least_at_the_right_width() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from write_layouts import ALIGNMENT, XENIUM_PIXEL_UM, counts, legacy_st, visium, visium_hd, xenium
 
-from histosge.data.alignment_check import FitReport, check_scale
+from histosge.data.alignment_check import AlignmentReport, check_scale
 from histosge.data.expression.find_expression import find_expression
-from histosge.data.expression.loaded_expression import Found, SlideFrame
+from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame
 from histosge.data.expression.pseudo_spots import needs_pooling, pool_spots
 from histosge.errors import ExpressionError
 
@@ -18,7 +18,7 @@ MPP = 0.7
 POSITIONS = ("tissue_positions_list.csv", "tissue_positions.csv", "tissue_positions.parquet")
 
 
-def _find(path: Path, mpp: float = MPP, size_px: tuple[int, int] | None = None) -> Found:
+def _find(path: Path, mpp: float = MPP, size_px: tuple[int, int] | None = None) -> LoadedExpression:
     return find_expression(str(path), SlideFrame("S", "D", mpp, size_px))
 
 
@@ -203,10 +203,10 @@ def test_a_real_section_as_legacy_tables_is_read_back_the_same(
 def test_the_pitch_of_a_real_chip_says_the_slides_mpp(data_dir: Path, name: str, mpp: float) -> None:
     found = _find(data_dir / "spaceranger" / name, mpp)
     assert found.implied_mpp == pytest.approx(mpp, rel=0.01)
-    warned = check_scale(FitReport(1, 1, 1, "ok"), "S", 0.5, found.implied_mpp)
+    warned = check_scale(AlignmentReport(1, 1, 1, "ok"), "S", 0.5, found.implied_mpp)
     assert warned.verdict == "warn"
     assert "set mpp 0.72" in warned.message
-    assert check_scale(FitReport(1, 1, 1, "ok"), "S", 0.727, found.implied_mpp).verdict == "ok"
+    assert check_scale(AlignmentReport(1, 1, 1, "ok"), "S", 0.727, found.implied_mpp).verdict == "ok"
 
 
 @pytest.mark.spatialdata

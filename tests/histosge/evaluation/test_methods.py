@@ -10,11 +10,11 @@ from scipy.stats import pearsonr
 from histosge.data.genes import choose_genes, library_size
 from histosge.data.sections import Section
 from histosge.errors import HistosgeError
-from histosge.evaluation.hest_protocol import HestContestant, HestModel, hest_split, score_hest
+from histosge.evaluation.hest_protocol import HestMethod, HestModel, hest_split, score_hest
 from histosge.evaluation.methods import (
     SWITCHES,
-    DepthContestant,
-    PaperContestant,
+    LibrarySizeMethod,
+    PaperMethod,
     ablation_names,
     resolve,
 )
@@ -40,8 +40,8 @@ def test_depth_is_told_the_held_out_totals_and_keeps_nothing_once_depth_is_remov
     scores = evaluate_sections(three, ["depth"], split="section", genes=19, seeds=(0,))
     assert scores.mean("depth", "pearson_depth_adjusted") == 0
     assert scores.maps == ()
-    task = next(iter(Plan.of(three, "section", 19).tasks([0])))
-    fitted = DepthContestant().fit(task, None)
+    task = next(iter(Plan.from_sections(three, "section", 19).tasks([0])))
+    fitted = LibrarySizeMethod().fit(task, None)
     ((tested, target),) = task.tested()
     straight = np.log(library_size(tested.spots))
     got = fitted.at_spots(tested)
@@ -71,7 +71,7 @@ def test_presets_that_only_know_their_own_slides_are_left_out_where_whole_slides
     split: str,
 ) -> None:
     found, left_out = resolve(["knn", "ridge"], split)
-    assert [contestant.name for contestant in found] == ["ridge"]
+    assert [method.name for method in found] == ["ridge"]
     assert len(left_out) == 1
     assert left_out[0].startswith("knn is left out")
     assert [c.name for c in resolve(["knn", "ridge"], "block")[0]] == ["knn", "ridge"]
@@ -99,8 +99,8 @@ def test_unknown_names_are_refused_with_those_that_there_are(name: str, message:
 def test_a_name_says_its_switches_in_one_order() -> None:
     (one,), _ = resolve(["paper+integer_coordinates+file_order_groups"], "block")
     assert one.name == "paper+file_order_groups+integer_coordinates"
-    assert PaperContestant(frozenset()).name == "paper+spots"
-    assert PaperContestant(frozenset(SWITCHES)).name == "paper+all"
+    assert PaperMethod(frozenset()).name == "paper+spots"
+    assert PaperMethod(frozenset(SWITCHES)).name == "paper+all"
     assert ablation_names(patches=True) == ("paper+spots", *ALONE, "paper+all")
 
 
@@ -158,14 +158,14 @@ def test_without_slides_the_defects_of_reading_are_left_out_and_said_so(three: l
 
 
 def test_genes_chosen_before_the_split_see_the_held_out_section(three: list[Section]) -> None:
-    task = next(iter(Plan.of(three, "section", 5).tasks([0])))
-    leaky = PaperContestant(frozenset(["hvg_before_split"])).prepare(task)
+    task = next(iter(Plan.from_sections(three, "section", 5).tasks([0])))
+    leaky = PaperMethod(frozenset(["hvg_before_split"])).prepare(task)
     assert len(leaky.genes) == len(task.genes)
-    everything = Plan.of(three, "section", 5)
+    everything = Plan.from_sections(three, "section", 5)
     assert leaky.genes == choose_genes([s.spots for s in three], 5)
     assert everything.genes == 5
-    given = next(iter(Plan.of(three, "section", ("G3", "G7")).tasks([0])))
-    assert PaperContestant(frozenset(["hvg_before_split"])).prepare(given).genes == ("G3", "G7")
+    given = next(iter(Plan.from_sections(three, "section", ("G3", "G7")).tasks([0])))
+    assert PaperMethod(frozenset(["hvg_before_split"])).prepare(given).genes == ("G3", "G7")
 
 
 def test_differences_are_written_beside_the_scores(three: list[Section], tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -229,10 +229,10 @@ def test_the_hest_protocol_says_its_quirks_and_what_depth_is_worth(three: list[S
 
 
 def test_hest_targets_hold_depth_unless_it_is_normalised(three: list[Section]) -> None:
-    task = next(iter(Plan.of(three, "section", 5).tasks([0])))
+    task = next(iter(Plan.from_sections(three, "section", 5).tasks([0])))
     depth = np.log(library_size(three[0].spots))
     held = {}
     for name, normalised in (("raw", False), ("normalised", True)):
-        target = HestContestant(name, depth_normalised=normalised).prepare(task).targets[0]
+        target = HestMethod(name, depth_normalised=normalised).prepare(task).targets[0]
         held[name] = np.mean([pearsonr(depth, column)[0] for column in target.T])
     assert held["raw"] > 0.15 + abs(held["normalised"])

@@ -95,7 +95,7 @@ def test_genes_are_chosen_on_the_training_part_only(three: list[Section]) -> Non
 
 def varying_only_in_the_first_block(section: Section) -> tuple[Section, Fold]:
     """Let G0 vary, by far the most of all genes, but in the first block's held-out spots alone."""
-    fold = Plan.of([section], "block", 5).folds(0)[0]
+    fold = Plan.from_sections([section], "block", 5).folds(0)[0]
     counts = section.spots.counts.toarray()
     odd = np.arange(len(counts)) % 2 == 1
     counts[:, 0] = np.where(fold.test[section.slide_id] & odd, 100000, 0)
@@ -105,14 +105,17 @@ def varying_only_in_the_first_block(section: Section) -> tuple[Section, Fold]:
 
 def test_held_out_spots_of_a_training_section_have_no_say_in_the_genes(three: list[Section]) -> None:
     section, fold = varying_only_in_the_first_block(three[0])
-    tasks = {task.fold.name: task for task in Plan.of([section], "block", 5).tasks([0])}
+    tasks = {task.fold.name: task for task in Plan.from_sections([section], "block", 5).tasks([0])}
     assert "G0" not in tasks[fold.name].genes
     assert all("G0" in task.genes for name, task in tasks.items() if name != fold.name)
 
 
 def test_the_top_genes_are_picked_without_the_held_out_spots() -> None:
     section, fold = varying_only_in_the_first_block(make_section("A", 1, n_genes=61))
-    tasks = {task.fold.name: task for task in Plan.of([section], "block", section.spots.genes).tasks([0])}
+    tasks = {
+        task.fold.name: task
+        for task in Plan.from_sections([section], "block", section.spots.genes).tasks([0])
+    }
     assert not tasks[fold.name].top()[0]
     assert all(task.top()[0] and task.top().sum() == 50 for name, task in tasks.items() if name != fold.name)
 

@@ -8,7 +8,13 @@ from histosge.data.sections import Patches, Section, Spots
 from histosge.data.spot_overlap import disc_overlap
 from histosge.errors import SplitError
 from histosge.evaluation.tasks import Plan
-from histosge.heldout.leakage import Sides, check_windows_apart, take_patches, take_spots, window_buffer_um
+from histosge.heldout.leakage import (
+    PatchSplit,
+    check_windows_apart,
+    select_patches,
+    select_spots,
+    window_buffer_um,
+)
 from histosge.heldout.splits import make_folds
 
 STRIDE_UM, PATCH_UM, SPOT_UM, PITCH_UM = 31.0, 83.0, 53.0, 101.0
@@ -56,14 +62,14 @@ def pixels(patches: Patches) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_no_pixel_is_seen_by_training_and_by_held_out_spots(seed: int) -> None:
-    for task in Plan.of([SECTION], "block", 3).tasks([seed]):
+    for task in Plan.from_sections([SECTION], "block", 3).tasks([seed]):
         (trained,) = task.training()
         ((tested, _),) = task.tested()
         assert not (pixels(trained.patches) & pixels(tested.patches)).any()
 
 
 def test_every_spot_keeps_all_the_patches_under_its_disc() -> None:
-    for task in Plan.of([SECTION], "block", 3).tasks([5]):
+    for task in Plan.from_sections([SECTION], "block", 3).tasks([5]):
         (trained,) = task.training()
         ((tested, target),) = task.tested()
         np.testing.assert_allclose(np.asarray(trained.overlap.sum(axis=1)), 1, rtol=1e-5)
@@ -79,22 +85,22 @@ def test_the_check_refuses_windows_that_overlap() -> None:
     train, test = fold.train["A"], fold.test["A"]
     everything = np.ones(len(SECTION.patches), dtype=bool)
     with pytest.raises(SplitError, match=r"training sees overlap patches of held-out spots"):
-        check_windows_apart(SECTION, Sides(everything, everything), train, test, "block0")
-    check_windows_apart(SECTION, Sides.of(SECTION, train, test), train, test, "block0")
+        check_windows_apart(SECTION, PatchSplit(everything, everything), train, test, "block0")
+    check_windows_apart(SECTION, PatchSplit.from_spots(SECTION, train, test), train, test, "block0")
 
 
 def test_a_buffer_that_is_too_small_is_refused_not_papered_over() -> None:
     (fold, *_) = make_folds("block", [SECTION.spots], buffer_um=SPOT_UM)
     train, test = fold.train["A"], fold.test["A"]
     with pytest.raises(SplitError, match=rf"widen the buffer to at least {BUFFER_UM:.0f} um"):
-        check_windows_apart(SECTION, Sides.of(SECTION, train, test), train, test, "block0")
+        check_windows_apart(SECTION, PatchSplit.from_spots(SECTION, train, test), train, test, "block0")
 
 
 @pytest.mark.parametrize("split", ["section", "random", "donor"])
 def test_other_splits_hide_no_patch(split: str) -> None:
     other = make_section("B", 2)
     other = replace(other, spots=replace(other.spots, donor="e"))
-    for task in Plan.of([SECTION, other], split, 3).tasks([0]):
+    for task in Plan.from_sections([SECTION, other], split, 3).tasks([0]):
         assert all(
             len(part.patches) in (len(SECTION.patches), len(other.patches)) for part in task.training()
         )
@@ -102,11 +108,11 @@ def test_other_splits_hide_no_patch(split: str) -> None:
 
 def test_taking_patches_and_spots_keeps_rows_and_columns_together() -> None:
     keep = np.arange(len(SECTION.patches)) % 3 == 1
-    some = take_patches(SECTION, keep)
+    some = select_patches(SECTION, keep)
     np.testing.assert_array_equal(some.overlap.toarray(), SECTION.overlap.toarray()[:, keep])
     np.testing.assert_array_equal(some.patches.embedding, SECTION.patches.embedding[keep])
     spots = np.arange(len(SECTION.spots)) % 5 == 2
-    few = take_spots(SECTION, spots)
+    few = select_spots(SECTION, spots)
     np.testing.assert_array_equal(few.overlap.toarray(), SECTION.overlap.toarray()[spots])
     np.testing.assert_array_equal(few.spots.xy_um, SECTION.spots.xy_um[spots])
-    assert take_patches(SECTION, np.ones(len(SECTION.patches), dtype=bool)) is SECTION
+    assert select_patches(SECTION, np.ones(len(SECTION.patches), dtype=bool)) is SECTION

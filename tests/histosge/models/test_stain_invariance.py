@@ -10,7 +10,7 @@ from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from histosge.data.section_loading import Selection, load_sections, training_section
-from histosge.data.sections import Patches, Restained, TrainingSection
+from histosge.data.sections import Patches, StainPairs, TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.errors import ModelError
 from histosge.models.linear_algebra import RidgePath, Standardiser
@@ -19,7 +19,7 @@ from histosge.models.presets.dense import DenseModel
 from histosge.models.stain_invariance import STRENGTH, stain_covariance, steady
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
-from histosge.training.stain_augmentation import PATCHES, STAINS, Stain, restain_sections
+from histosge.training.stain_augmentation import PATCHES, STAINS, Stain, augment_stains
 from histosge.training.train import TrainSettings, train
 
 TISSUE = np.array([[[200, 120, 170], [120, 80, 160]], [[230, 160, 200], [90, 60, 130]]], np.uint8)
@@ -67,10 +67,10 @@ def _section(seed: int, side: int = 13) -> TrainingSection:
     return TrainingSection(patches, overlap, patches.xy_um, target.astype(np.float32), library)
 
 
-def _restained(section: TrainingSection) -> TrainingSection:
+def _with_stain_pairs(section: TrainingSection) -> TrainingSection:
     plain = section.patches.embedding[:30]
     stained = np.stack([plain + np.float32([0, move, 0]) for move in (-2, -1, 1, 2)])
-    return replace(section, restained=Restained(plain, stained))
+    return replace(section, stain_pairs=StainPairs(plain, stained))
 
 
 def test_a_penalised_model_moves_less_with_the_stain_and_still_predicts() -> None:
@@ -78,7 +78,7 @@ def test_a_penalised_model_moves_less_with_the_stain_and_still_predicts() -> Non
     pink = unseen.patches.with_embedding(unseen.patches.embedding + np.float32([0, 1.5, 0]))
     moved, right, depth_moved = {}, {}, {}
     every = np.arange(len(pink))
-    for name, training in (("plain", sections), ("steady", [_restained(s) for s in sections])):
+    for name, training in (("plain", sections), ("steady", [_with_stain_pairs(s) for s in sections])):
         model = DenseModel.fit(training)
         assert model.stain_penalty == (STRENGTH if name == "steady" else 0)
         before, depth = model.predict_with_depth(unseen.patches, every)
@@ -97,7 +97,7 @@ def test_a_penalised_model_moves_less_with_the_stain_and_still_predicts() -> Non
 
 
 def test_where_a_slide_moves_the_means_around_a_patch_move_as_the_slide_does() -> None:
-    section = _restained(_section(1))
+    section = _with_stain_pairs(_section(1))
     surroundings = Surroundings.of([section])
     covariance = stain_covariance([section], surroundings, 1.0)
     assert covariance is not None
@@ -106,7 +106,7 @@ def test_where_a_slide_moves_the_means_around_a_patch_move_as_the_slide_does() -
         expected = [0, np.sqrt(2.5), 0] if moment == "mean" else [0, 0, 0]
         np.testing.assert_allclose(row, expected, atol=1e-3)
     assert stain_covariance([_section(1)], surroundings) is None
-    assert section.subset(np.arange(len(section.target)) < 5).restained is section.restained
+    assert section.subset(np.arange(len(section.target)) < 5).stain_pairs is section.stain_pairs
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +125,14 @@ def test_training_measures_stains_on_some_patches_of_each_slide(made: tuple[Path
     loaded = load_sections(sheet, store, Selection())
     genes = loaded[0].section.spots.genes
     plain = [training_section(item.section, genes) for item in loaded]
-    one, other = (restain_sections(read_samples(sheet), loaded, plain, 3) for _ in range(2))
+    one, other = (augment_stains(read_samples(sheet), loaded, plain, 3) for _ in range(2))
     for section, same in zip(one, other, strict=True):
-        assert section.restained is not None
-        assert same.restained is not None
-        assert section.restained.stained.shape == (STAINS, PATCHES, section.patches.embedding.shape[1])
-        np.testing.assert_array_equal(section.restained.stained, same.restained.stained)
-        away = np.abs(section.restained.stained - section.restained.plain).mean()
-        assert away > 0.05 * section.restained.plain.std()
+        assert section.stain_pairs is not None
+        assert same.stain_pairs is not None
+        assert section.stain_pairs.stained.shape == (STAINS, PATCHES, section.patches.embedding.shape[1])
+        np.testing.assert_array_equal(section.stain_pairs.stained, same.stain_pairs.stained)
+        away = np.abs(section.stain_pairs.stained - section.stain_pairs.plain).mean()
+        assert away > 0.05 * section.stain_pairs.plain.std()
     said: list[str] = []
     train(sheet, store, folder / "model", TrainSettings(genes=5, stains=True), on_message=said.append)
     assert load_model(folder / "model").model.config()["stain_penalty"] == STRENGTH

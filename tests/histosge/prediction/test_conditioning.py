@@ -11,11 +11,11 @@ from histosge.data.genes import SCALE, library_size
 from histosge.data.sections import Patches, Section, Spots
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.errors import ModelError
-from histosge.models.empirical_bayes import believed, dispersion
+from histosge.models.empirical_bayes import dispersion, posterior_rates
 from histosge.models.presets.mean import MeanModel
 from histosge.models.residual_kriging import choose_blend
 from histosge.prediction.conditioning import ConditionedModel, Under
-from histosge.prediction.spot_rescaling import Stamps
+from histosge.prediction.spot_rescaling import RateFactors
 from histosge.training.saved_model import ModelCard, SavedModel
 
 GENES = tuple(f"G{i}" for i in range(7))
@@ -110,7 +110,7 @@ def test_few_counts_are_believed_little_and_many_nearly_wholly() -> None:
     counts = rng.poisson(true * exposure[:, None]).astype(float)
     spread = dispersion(counts, exposure, rate)
     assert spread[0] > 0.15 > 0.01 > spread[1]
-    found = believed(counts, exposure, rate)
+    found = posterior_rates(counts, exposure, rate)
     assert np.abs(found[400:, 0] / true[400:, 0] - 1).max() < 0.15
     assert np.abs(found[:400, 0] / 11 - 1).mean() < 0.3
     assert np.abs(found[:, 1] / 11 - 1).max() < 0.05
@@ -121,7 +121,9 @@ def test_stamps_touch_only_patches_under_discs_and_give_each_disc_its_rate() -> 
     wanted = np.random.default_rng(2).uniform(3, 50, (len(section.spots), len(GENES)))
     under = np.unique(section.overlap.indices)
     log32 = logs.astype(np.float32)
-    stamped = Stamps.of(section.patches, section.overlap, log32[under], wanted).apply(section.patches, log32)
+    stamped = RateFactors.solve(section.patches, section.overlap, log32[under], wanted).apply(
+        section.patches, log32
+    )
     rates = np.expm1(spots_from_patches(section.overlap, stamped).astype(float))
     assert np.abs(rates / wanted - 1).max() < 0.01
     outside = np.setdiff1d(np.arange(len(logs)), under)

@@ -39,7 +39,7 @@ def loaded(cohort: tuple[str, str]) -> list[LoadedSection]:
 
 @pytest.fixture(scope="module")
 def reencoder(cohort: tuple[str, str], loaded: list[LoadedSection]) -> Reencoder:
-    made = Reencoder.of(read_samples(cohort[0]), loaded)
+    made = Reencoder.for_sections(read_samples(cohort[0]), loaded)
     assert made is not None
     return made
 
@@ -88,10 +88,10 @@ def test_without_the_slide_or_its_encoder_nothing_can_be_encoded_anew(
 ) -> None:
     samples = read_samples(cohort[0])
     gone = [replace(sample, slide=str(tmp_path / "gone.tif")) for sample in samples]
-    assert Reencoder.of(gone, loaded) is None
+    assert Reencoder.for_sections(gone, loaded) is None
     identity = replace(loaded[0].slide.identity, facts={"another": "version"})
     other = [replace(item, slide=replace(item.slide, identity=identity)) for item in loaded]
-    assert Reencoder.of(samples, other) is None
+    assert Reencoder.for_sections(samples, other) is None
 
 
 def test_an_ablation_from_the_sheet_reads_the_slides(cohort: tuple[str, str], tmp_path: Path) -> None:

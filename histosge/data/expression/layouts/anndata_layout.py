@@ -10,7 +10,7 @@ import numpy as np
 from histosge.data.expression.layouts.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
 from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
-    Found,
+    LoadedExpression,
     SlideFrame,
     make_spots,
     zarr_attributes,
@@ -25,7 +25,7 @@ def recognises(path: Path) -> bool:
     return path.suffix.lower() == ".h5ad"
 
 
-def read(path: Path, frame: SlideFrame) -> Found:
+def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     """Read the spots of one section; spots off tissue (``in_tissue`` 0) are left out."""
     import anndata
 
@@ -63,7 +63,7 @@ def read(path: Path, frame: SlideFrame) -> Found:
         diameter_um=diameter,
         keep=keep,
     )
-    return Found(spots, "AnnData", mpp, (note,) if note else ())
+    return LoadedExpression(spots, "AnnData", mpp, (note,) if note else ())
 
 
 def spot_diameter(spatial: Any, slide_mpp: float) -> tuple[float, str]:

@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from histosge.data.expression.loaded_expression import Found, SlideFrame, implied_mpp, make_spots
+from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, implied_mpp, make_spots
 from histosge.errors import ExpressionError
 
 SPOT_UM, PITCH_UM = 100.0, 200.0
@@ -32,7 +32,7 @@ def recognises(path: Path) -> bool:
     return (path.is_file() and _is_counts(path)) or (path.is_dir() and bool(_counts_in(path)))
 
 
-def read(path: Path, frame: SlideFrame) -> Found:
+def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     """Read the spots that the spot file places; `selected` 0 leaves a spot out."""
     tables = [path] if path.is_file() else _counts_in(path)
     if len(tables) != 1:
@@ -44,7 +44,7 @@ def read(path: Path, frame: SlideFrame) -> Found:
     spots = make_spots(frame, tables[0], names, xy_px * frame.mpp, counts, genes, diameter_um=SPOT_UM)
     lost = len(names) - len(spots)
     notes = [f"placed by {source}", *([f"{lost} spots not placed there"] if lost else [])]
-    return Found(spots, "legacy ST", implied_mpp(array * PITCH_UM, xy_px), tuple(notes))
+    return LoadedExpression(spots, "legacy ST", implied_mpp(array * PITCH_UM, xy_px), tuple(notes))
 
 
 def _is_table(path: Path) -> bool:

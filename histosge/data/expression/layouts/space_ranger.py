@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
-    Found,
+    LoadedExpression,
     SlideFrame,
     implied_mpp,
     make_spots,
@@ -50,7 +50,7 @@ def recognises(path: Path) -> bool:
     return _home(path) is not None
 
 
-def read(path: Path, frame: SlideFrame) -> Found:
+def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     """Read Visium spots or Visium HD bins; of several bin sizes 8 µm, unless the folder names one."""
     home = _home(path)
     if home is None:
@@ -85,7 +85,7 @@ def _bin_size(folder: Path) -> float | None:
     return read_json(file).get("bin_size_um") if file.is_file() else None
 
 
-def _read_bins(home: Path, frame: SlideFrame) -> Found:
+def _read_bins(home: Path, frame: SlideFrame) -> LoadedExpression:
     bins = _bins(home)
     size = DEFAULT_BIN_UM if DEFAULT_BIN_UM in bins else min(bins)
     others = ", ".join(f"{child.name}" for um, child in bins.items() if um != size)
@@ -93,7 +93,7 @@ def _read_bins(home: Path, frame: SlideFrame) -> Found:
     return _read_bin(bins[size], frame, (note,))
 
 
-def _read_bin(folder: Path, frame: SlideFrame, notes: tuple[str, ...]) -> Found:
+def _read_bin(folder: Path, frame: SlideFrame, notes: tuple[str, ...]) -> LoadedExpression:
     matrix, xy_px, on_tissue, _ = _located_matrix(folder)
     scale = _scale_factors(folder)
     try:
@@ -111,10 +111,10 @@ def _read_bin(folder: Path, frame: SlideFrame, notes: tuple[str, ...]) -> Found:
         shape="square",
         keep=on_tissue,
     )
-    return Found(spots, f"Visium HD, {side:g} µm bins", mpp, notes)
+    return LoadedExpression(spots, f"Visium HD, {side:g} µm bins", mpp, notes)
 
 
-def _read_visium(home: Path, frame: SlideFrame) -> Found:
+def _read_visium(home: Path, frame: SlideFrame) -> LoadedExpression:
     matrix, xy_px, on_tissue, array = _located_matrix(home)
     _scale_factors(home)
     spots = make_spots(
@@ -135,7 +135,7 @@ def _read_visium(home: Path, frame: SlideFrame) -> Found:
         notes.append(
             "positions are of the microscope's picture, not of cytassist_image.tiff, where both were given"
         )
-    return Found(
+    return LoadedExpression(
         spots, "Visium, CytAssist" if cytassist else "Visium", visium_mpp(array, xy_px), tuple(notes)
     )
 

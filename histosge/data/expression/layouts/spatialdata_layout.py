@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from histosge.data.expression.layouts.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
 from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
-    Found,
+    LoadedExpression,
     SlideFrame,
     make_spots,
     zarr_attributes,
@@ -30,7 +30,7 @@ def recognises(path: Path) -> bool:
     return path.is_dir() and "spatialdata_attrs" in zarr_attributes(path)
 
 
-def read(path: Path, frame: SlideFrame) -> Found:
+def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     """Read the table, and the shapes that it annotates, on the slide."""
     load_extra("spatialdata", f"reading {path.name}")
     import spatialdata
@@ -65,7 +65,7 @@ def read(path: Path, frame: SlideFrame) -> Found:
         diameter_um=wide_px * frame.mpp if wide_px and not mpp else VISIUM_SPOT_UM,
         shape=shape,
     )
-    return Found(spots, "SpatialData", mpp, tuple(notes))
+    return LoadedExpression(spots, "SpatialData", mpp, tuple(notes))
 
 
 def _annotating_table(data: Any, path: Path) -> tuple[str, str, Any]:

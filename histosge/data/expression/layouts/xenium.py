@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from histosge.data.expression.loaded_expression import Found, SlideFrame, make_spots, read_json
+from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, make_spots, read_json
 from histosge.data.expression.tenx import find_matrix, read_matrix
 from histosge.errors import ExpressionError
 
@@ -31,7 +31,7 @@ def recognises(path: Path) -> bool:
     return _home(path) is not None
 
 
-def read(path: Path, frame: SlideFrame) -> Found:
+def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     """Read cells: centroids in microns, through the alignment matrix if there is one."""
     home = _home(path)
     place = find_matrix(home, (MATRIX,)) if home else None
@@ -54,7 +54,7 @@ def read(path: Path, frame: SlideFrame) -> Found:
         matrix.genes,
         diameter_um=_diameter(joined),
     )
-    return Found(spots, "Xenium, one spot a cell", mpp, tuple(notes))
+    return LoadedExpression(spots, "Xenium, one spot a cell", mpp, tuple(notes))
 
 
 def _home(path: Path) -> Path | None:
