@@ -21,7 +21,7 @@ _HOMES = {
     "GridSpec": "grid",
     "catalogue": "storage.catalogue",
     "embed": "embedding.embed",
-    "load_encoder": "encoders.protocol",
+    "load_encoder": "encoders.loading",
     "open_slide": "slides.open_slide",
     "open_store": "storage.tree",
     "validate": "storage.validation",
