@@ -14,6 +14,7 @@ import numpy as np
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
 from featurestore.exchange.external import ExternalEmbeddings
+from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
 
 MAGNIFICATION_MPP = 10.0
@@ -78,10 +79,7 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
     stored, array = store.grid(slide_id, grid_key), store.embedding(slide_id, grid_key, encoder)
     grid, record = stored.grid, store.slide(slide_id)
     planned = stored.planned(array.block_shape)
-    if array.missing(planned):
-        raise StoreError(
-            f"slide {slide_id!r} is not whole; finish it first: run the same histosge embed again"
-        )
+    check_whole(array, planned, slide_id)
     scale = grid.effective_mpp / grid.slide_mpp
     partial = path.with_name(f"{path.name}.partial")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.storage.block_array import BlockArray
+from featurestore.storage.block_array import BlockArray, check_whole
 from featurestore.storage.float16 import nan_rows, to_float32
 from featurestore.storage.raw_read import RawBlocks
 from featurestore.storage.store import Store, StoredGrid
 from histosge.data.sections import Patches
-from histosge.errors import ExpressionError
 
 Reduce = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Turns embeddings ``(n, dim)`` into fewer numbers each, ``(n, fewer)``."""
@@ -78,16 +77,11 @@ def load_patches(slide: EmbeddedSlide) -> Patches:
 
     Raises
     ------
-    ExpressionError
+    StoreError
         If blocks are missing: a model trained on half a slide would not say so.
     """
     planned = slide.stored.planned(slide.array.block_shape)
-    missing = slide.array.missing(planned)
-    if missing:
-        raise ExpressionError(
-            f"slide {slide.slide_id!r} has {len(planned) - len(missing)} of {len(planned)} blocks; "
-            "finish it first: run the same histosge embed again"
-        )
+    check_whole(slide.array, planned, slide.slide_id)
     reader = RawBlocks(slide.array)
     return _join(slide, [_tissue_part(slide, block, reader.read(block)) for block in planned])
 
