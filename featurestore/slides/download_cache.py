@@ -16,7 +16,7 @@ from typing import Any
 
 import fsspec
 
-from featurestore.errors import SlideError, SlideNotFoundError
+from featurestore.errors import SlideError, SlideNotFoundError, first_line
 from featurestore.location import storage_options, strip_credentials
 
 ENV_FOLDER, ENV_GB = "HISTOSGE_CACHE", "HISTOSGE_CACHE_GB"
@@ -60,7 +60,7 @@ def fetch(url: str) -> Path:
     except ImportError as error:
         raise SlideError(f"{label} needs an extra package ({error}): pip install 'histosge[s3]'") from error
     except (OSError, ValueError) as error:
-        raise SlideError(f"{label} cannot be fetched: {_first_line(error)}") from error
+        raise SlideError(f"{label} cannot be fetched: {first_line(error)}") from error
     os.utime(target)
     _evict(target)
     return target
@@ -144,7 +144,3 @@ def _evict(keep: Path) -> None:
         if total > cap and copy != keep:
             size = copy.stat().st_size
             total -= size if _remove_unless_used(copy) else 0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
