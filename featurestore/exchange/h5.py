@@ -16,6 +16,7 @@ from featurestore.errors import StoreError
 from featurestore.exchange.external import ExternalEmbeddings
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
+from featurestore.whole_file import whole_file
 
 MAGNIFICATION_MPP = 10.0
 """Microns per pixel times magnification, by convention: 40 x is 0.25."""
@@ -81,9 +82,7 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
     planned = stored.planned(array.block_shape)
     check_whole(array, planned, slide_id)
     scale = grid.effective_mpp / grid.slide_mpp
-    partial = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(partial, "w") as file:
+    with whole_file(path, sweep=True) as partial, h5py.File(partial, "w") as file:
         dim, n = array.shape[2], 0
         most = int(stored.is_tissue.sum())
         features = file.create_dataset("features", (most, dim), "float32", maxshape=(None, dim))
@@ -112,7 +111,6 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
                 "level0_height": record.size_px[1],
             }
         )
-    partial.replace(path)
     return n
 
 
