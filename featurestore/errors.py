@@ -55,3 +55,8 @@ class AmbiguousSelectionError(StoreError):
 
 class ExtensionWarning(UserWarning):
     """Another package's extension that cannot be used; everything else works without it."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, for a message of ours; its class if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

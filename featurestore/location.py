@@ -8,7 +8,6 @@ import datetime as dt
 import json
 import re
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from featurestore.errors import StoreError
+from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
@@ -26,18 +26,11 @@ if TYPE_CHECKING:
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 S3_TRIES = 6
 """Of one request, with waits that double; s3fs tries that again a few times: minutes in all."""
-PARTIAL_AGE_S = 3600
-"""Temporary files younger than this may belong to a run that is still writing."""
 
 
 def strip_credentials(url: str) -> str:
     """Return a URL without user, password or signed query: safe to store and to print."""
     return _CREDENTIALS.sub("", url) if "://" in url else url
-
-
-def is_partial(name: str) -> bool:
-    """Whether a file of this name is one that is still being written, or was when its run was killed."""
-    return name.endswith(".partial")
 
 
 @dataclass(frozen=True)
@@ -173,11 +166,8 @@ class Location:
         if not self.is_local:
             self._fs_root[0].pipe_file(self.path(relative), data)
             return
-        target = Path(self.path(relative))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        with whole_file(Path(self.path(relative))) as partial:
+            partial.write_bytes(data)
 
     def remove(self, relative: str) -> None:
         """Remove an object or everything below a folder; nothing there is no error."""
@@ -195,9 +185,10 @@ class Location:
             return 0  # an object store shows no half-written object
         folder, root = Path(self.path(relative)), Path(self.path(""))
         above = [parent for parent in folder.parents if root in parent.parents]
+        pattern = f"*{PARTIAL_SUFFIX}"
         horizon = time.time() - PARTIAL_AGE_S
         swept = 0
-        for file in chain(folder.rglob("*.partial"), *(p.glob("*.partial") for p in above)):
+        for file in chain(folder.rglob(pattern), *(p.glob(pattern) for p in above)):
             with suppress(FileNotFoundError):  # finished, or swept by another run, since it was listed
                 if file.stat().st_mtime < horizon:
                     file.unlink()

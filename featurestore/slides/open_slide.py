@@ -10,7 +10,7 @@ from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
 
-from featurestore.errors import MppError, SlideError, SlideNotFoundError
+from featurestore.errors import MppError, SlideError, SlideNotFoundError, first_line
 from featurestore.slides.protocol import Slide
 
 
@@ -65,7 +65,7 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
         except MppError:
             raise
         except SlideError as error:
-            reasons.append(str(error).splitlines()[0][:120])
+            reasons.append(first_line(error)[:120])
     raise SlideError(f"{file} cannot be opened: {'; '.join(dict.fromkeys(reasons))}")
 
 

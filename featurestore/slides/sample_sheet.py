@@ -11,7 +11,7 @@ from pathlib import Path
 
 import polars as pl
 
-from featurestore.errors import SampleSheetError
+from featurestore.errors import SampleSheetError, first_line
 from featurestore.location import strip_credentials
 from featurestore.names import slug
 
@@ -128,7 +128,7 @@ def _read_sheet(path: Path, slide_mpp: float | None) -> list[Sample]:
     try:
         frame = pl.read_csv(path, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise SampleSheetError(f"{path} is no CSV with a header: {str(error).splitlines()[0]}") from error
+        raise SampleSheetError(f"{path} is no CSV with a header: {first_line(error)}") from error
     frame = frame.rename({name: name.strip() for name in frame.columns})
     for name in frame.columns:
         if name not in COLUMNS:

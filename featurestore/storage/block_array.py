@@ -5,7 +5,7 @@ the objects, `missing` subtracts them from the plan. No write reads, and no two 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -189,3 +189,26 @@ class BlockArray:
         """Delete a block's objects, so that it is planned again."""
         for group in range(self.n_groups):
             self.location.remove(self.object_path(block.index, group))
+
+
+def check_whole(array: BlockArray, planned: Sequence[Block], slide_id: str, command: str = "embed") -> None:
+    """Refuse an array that lacks planned blocks: a result from half a slide would not say so.
+
+    Parameters
+    ----------
+    planned
+        The blocks that should exist.
+    slide_id, command
+        For the message: whose array it is, and the histosge command that writes it.
+
+    Raises
+    ------
+    StoreError
+        With the number of blocks that exist.
+    """
+    missing = array.missing(planned)
+    if missing:
+        raise StoreError(
+            f"slide {slide_id!r} has {len(planned) - len(missing)} of {len(planned)} blocks; "
+            f"finish it first: run the same histosge {command} again"
+        )

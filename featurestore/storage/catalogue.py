@@ -8,7 +8,7 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.blocks import plan_blocks
+from featurestore.blocks import planned_blocks
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.location import Entry
 from featurestore.storage.layout import EMBEDDING, chunk_index
@@ -86,7 +86,7 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
                 if name.startswith(f"{path}/c/") and (index := chunk_index(name.removeprefix(f"{path}/")))
             }
             rows, cols, _ = array["chunk_grid"]["configuration"]["chunk_shape"]
-            planned = {b.index for b in plan_blocks(tissue.shape, (rows, cols)) if tissue[b.slices].any()}
+            planned = {block.index for block in planned_blocks(tissue, (rows, cols))}
             done = len(planned & {(row, col) for row, col, _ in chunks})
             unreadable, reason = _failed(
                 store, blocks_failed.get(f"{slide_id}/{grid_key}/{encoder_slug}", [])

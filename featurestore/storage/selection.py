@@ -15,7 +15,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
-from featurestore.blocks import Block, plan_blocks
+from featurestore.blocks import Block, planned_blocks
 from featurestore.errors import IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
@@ -59,8 +59,7 @@ class SlideEmbedding:
 
     def planned(self, is_tissue: NDArray[np.bool_]) -> list[Block]:
         """Blocks with tissue: those that are stored, or will be."""
-        blocks = plan_blocks(self.grid.shape, self.array.block_shape)
-        return [block for block in blocks if is_tissue[block.slices].any()]
+        return planned_blocks(is_tissue, self.array.block_shape)
 
 
 def open_slides(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.errors import ContainsArrayError
 
-from featurestore.blocks import DEFAULT_BLOCK, Block, plan_blocks
+from featurestore.blocks import DEFAULT_BLOCK, Block, planned_blocks
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import (
     IdentityMismatchError,
@@ -101,8 +101,7 @@ class StoredGrid:
 
     def planned(self, block_shape: tuple[int, int]) -> list[Block]:
         """Blocks that hold at least one tissue patch: those that will exist."""
-        tissue = self.is_tissue
-        return [b for b in plan_blocks(self.grid.shape, block_shape) if tissue[b.slices].any()]
+        return planned_blocks(self.is_tissue, block_shape)
 
 
 class Store:

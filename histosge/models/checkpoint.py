@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.whole_file import whole_file
 from histosge.data.sections import TrainingSection
 
 if TYPE_CHECKING:
@@ -88,10 +89,8 @@ class Checkpoint:
             "optimiser": optimiser.state_dict(),
             "rng": json.dumps(rng.bit_generator.state),
         }
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, partial)
-        partial.replace(self.path)
+        with whole_file(self.path, sweep=True) as partial:
+            torch.save(state, partial)
         self._written = time.monotonic()
         self._cost_s = self._written - start
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
 
-from featurestore.blocks import Block, plan_blocks
+from featurestore.blocks import Block, planned_blocks
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
@@ -89,8 +89,7 @@ class StoredMap:
 
     def planned(self) -> list[Block]:
         """Blocks with tissue: those that will exist."""
-        tissue = self.tissue >= TISSUE_THRESHOLD
-        return [b for b in plan_blocks(self.grid.shape, self.array.block_shape) if tissue[b.slices].any()]
+        return planned_blocks(self.tissue >= TISSUE_THRESHOLD, self.array.block_shape)
 
 
 class ExpressionStore:

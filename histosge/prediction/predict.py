@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import Sample
+from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
 from histosge.errors import ModelError
@@ -81,6 +82,8 @@ def predict(
     ------
     ModelError
         If the model does not fit the store, or knows none of the genes.
+    StoreError
+        If blocks of a slide are missing.
     """
     source, saved = Store.open(store), load_model(model)
     columns = _gene_columns(saved, genes)
@@ -90,7 +93,7 @@ def predict(
     slides = [open_embedded(source, slide_id, grid, encoder) for slide_id in ids]
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
-        _check_whole(slide)
+        check_whole(slide.array, slide.stored.planned(slide.array.block_shape), slide.slide_id)
     task = _Task.of_image(saved, columns)
     if condition_on is not None:
         if len(ids) != 1:
@@ -190,16 +193,6 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
             )
             raise ModelError(f"the model does not predict gene {gene!r}: {hint}")
     return [known[gene] for gene in dict.fromkeys(genes)] or list(range(len(known)))
-
-
-def _check_whole(slide: EmbeddedSlide) -> None:
-    planned = slide.stored.planned(slide.array.block_shape)
-    lacking = slide.array.missing(planned)
-    if lacking:
-        raise ModelError(
-            f"slide {slide.slide_id!r} has {len(planned) - len(lacking)} of {len(planned)} blocks; "
-            "finish it first: run the same histosge embed again"
-        )
 
 
 def _predict_slide(

@@ -16,6 +16,7 @@ from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.location import Location
+from featurestore.storage.block_array import check_whole
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store
 from featurestore.storage.validation import validate
@@ -91,6 +92,15 @@ class TestStoreContract:
         array = store.embedding(SLIDE.slide_id, GRID.spec.key, IDENTITY.key)
         assert array.missing(planned) == planned[:3]
         assert array.done() == {planned[3].index}
+
+    def test_an_unfinished_array_is_refused_with_the_command_that_finishes_it(self, store: Store) -> None:
+        planned = _fill(store, skip=1)
+        array = store.embedding(SLIDE.slide_id, GRID.spec.key, IDENTITY.key)
+        check_whole(array, planned[1:], "S-1")
+        with pytest.raises(
+            StoreError, match=r"'S-1' has 3 of 4 blocks.* run the same histosge predict again"
+        ):
+            check_whole(array, planned, "S-1", "predict")
 
     def test_a_block_whose_patches_all_failed_is_done(self, store: Store) -> None:
         array = store.embedding(SLIDE.slide_id, GRID.spec.key, IDENTITY.key, read_only=False)

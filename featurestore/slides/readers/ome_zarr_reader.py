@@ -6,7 +6,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from featurestore.errors import SlideError
+from featurestore.errors import SlideError, first_line
 from featurestore.location import Location, strip_credentials
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
 
@@ -78,7 +78,7 @@ def _find_image(path: str, label: str) -> tuple[Any, dict[str, Any]]:
     try:
         root = zarr.open_group(Location(path).zarr(read_only=True), mode="r")
     except (OSError, ValueError) as error:
-        raise SlideError(f"{label} is no Zarr group: {str(error).splitlines()[0]}") from error
+        raise SlideError(f"{label} is no Zarr group: {first_line(error)}") from error
     for group in (root, root.get("0")):
         if isinstance(group, zarr.Group):
             attrs: Any = dict(group.attrs)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from featurestore.grid import PatchGrid
+from featurestore.whole_file import whole_file
 
 Ring = list[tuple[int, int]]
 _GOLDEN = 0.618033988749895
@@ -45,10 +46,8 @@ def write_geojson(
         name = given.get(label, f"domain {label + 1}")
         pieces = polygons(labels == label)
         features.extend(_feature(rings, grid, name, _colour(label)) for rings in pieces)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return len(features)
 
 

@@ -13,6 +13,7 @@ from _models import invent_model
 from _stores import Made, write_store
 from typer.testing import CliRunner
 
+from featurestore.errors import StoreError
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.errors import ModelError
@@ -119,7 +120,7 @@ def test_what_no_worker_could_predict_is_refused_before_any_starts(made: Cohort,
     array.remove_block(
         Store.open(broken.location.url).grid("S01", "mpp0.5000_px224_stride112").planned((7, 11))[3]
     )
-    with pytest.raises(ModelError, match="slide 'S01' has"):
+    with pytest.raises(StoreError, match="slide 'S01' has"):
         predict(broken.location.url, made.model, str(tmp_path / "maps"), workers=2)
     assert not (tmp_path / "maps").exists()
     assert ExpressionStore.open(str(made.out))
