@@ -74,6 +74,7 @@ class Registry(Generic[R]):
         adapt: Callable[[str, Any], R | None] | None = None,
     ) -> None:
         self.kind, self.group = kind, f"{GROUP}{kind}"
+        self._plain = kind.replace("_", " ")
         self._folder, self._record, self._error = folder, record, error
         self._more, self._adapt = more, adapt
         self._refused: dict[str, str] = {}
@@ -132,13 +133,13 @@ class Registry(Generic[R]):
         if name in self.own:
             return self.own[name]
         if name not in self.offered:
-            raise self._error(f"unknown name {name!r} among {self.kind}: {self.suggest(name)}")
+            raise self._error(f"unknown name {name!r} among {self._plain}: {self.suggest(name)}")
         point = self.offered[name]
         try:
             return self._load(point)
         except _RefusedError as error:
             raise self._error(
-                f"{self.kind}: {name!r} ({point.value}) cannot be loaded: {error}; correct or remove the package "
+                f"{self._plain}: {name!r} ({point.value}) cannot be loaded: {error}; correct or remove the package "
                 f"{_package(point)}"
             ) from error
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from install_package import install
 
 OURS = """
 from dataclasses import dataclass
@@ -62,13 +63,6 @@ def site(tmp_path: Path) -> Path:
     (tmp_path / "broken.py").write_text("raise RuntimeError('first line\\nsecond line')\n")
     (tmp_path / "quits.py").write_text("import sys\nsys.exit(3)\n")
     return tmp_path
-
-
-def install(site: Path, package: str, points: str) -> None:
-    info = site / f"{package.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(points)
 
 
 def run(site: Path, code: str, *options: str) -> subprocess.CompletedProcess[str]:
