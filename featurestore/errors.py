@@ -29,6 +29,10 @@ class SampleSheetError(FeatureStoreError, ValueError):
     """A sample sheet with unknown columns, missing files or repeated slides."""
 
 
+class TissueError(FeatureStoreError, ValueError):
+    """An unknown tissue method, or one that cannot be loaded."""
+
+
 class EncoderError(FeatureStoreError, ValueError):
     """An unknown encoder, or weights that do not fit it."""
 

@@ -5,11 +5,15 @@ Exit codes: 0 done; 1 ran, and the answer is no; 2 the user's mistake. A bug kee
 
 import errno
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 import typer
 from typer.models import CommandInfo, TyperInfo
 
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import ExtensionWarning, FeatureStoreError
 from histosge_cli import (
     analyse_commands,
     demo_command,
@@ -82,10 +86,34 @@ for module in (
 _in_order(app)
 
 
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print a warning of another package's extension as one line; Python's own form adds a line of our source."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, ExtensionWarning):
+                print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        with _short_warnings():
+            app()
     except FeatureStoreError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

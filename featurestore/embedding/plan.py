@@ -25,6 +25,7 @@ from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue.survey import Survey, survey
+from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 
 BATCH = 64
 """Patches handed to an encoder at once; encoders split or pad as they need."""
@@ -49,8 +50,8 @@ class EmbedSettings:
         The grid.
     options
         How to load the encoders.
-    keep_background
-        Encode every patch, tissue or not (``--no-tissue``).
+    tissue
+        Name of the `TissueMethod` that tells which patches are encoded; ``none`` encodes every patch.
     retry_failed
         Compute blocks with unreadable patches again.
     block_shape
@@ -62,10 +63,14 @@ class EmbedSettings:
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
     spec: GridSpec = field(default_factory=GridSpec)
     options: EncoderOptions = field(default_factory=EncoderOptions)
-    keep_background: bool = False
+    tissue: str = DEFAULT_TISSUE
     retry_failed: bool = False
     block_shape: tuple[int, int] = DEFAULT_BLOCK
     weights: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
+        TISSUE_METHODS.get(self.tissue)
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,7 @@ def plan_slide(
     store.add_slide(
         SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
     )
-    _add_grid(store, slide, slide_id, grid, keep_background=settings.keep_background)
+    _add_grid(store, slide, slide_id, grid, settings.tissue)
     stored = store.grid(slide_id, grid.spec.key)
     arrays = {
         key: store.add_embedding(slide_id, grid, encoder.identity, settings.block_shape)
@@ -182,23 +187,24 @@ def lay_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     return grid
 
 
-def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, *, keep_background: bool) -> None:
+def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, tissue: str) -> None:
     attrs = store.grid_attrs(slide_id, grid.spec.key)
     if not attrs.get("grid"):
-        store.add_grid(slide_id, grid, survey(slide, grid, keep_all=keep_background), software_versions())
+        store.add_grid(slide_id, grid, survey(slide, grid, tissue), software_versions())
         return
     clear = f"clear it with: histosge rm {store.location.label} --slide {slide_id} --grid {grid.spec.key}"
     if attrs["grid"] != grid.to_attrs():
         raise IdentityMismatchError(
             f"{slide_id}/{grid.spec.key} is stored as {attrs['grid']}, now it is {grid.to_attrs()}; {clear}"
         )
-    stored_keeps = attrs["tissue"].get("name") == "none"
-    if stored_keeps != keep_background:
-        stored, now = (
-            "every patch" if keeps else "tissue patches only" for keeps in (stored_keeps, keep_background)
-        )
+    stored_tissue = attrs["tissue"].get("name")
+    # A grid that was imported names no method of ours. Its tissue is kept, unless another is named explicitly.
+    is_ours = stored_tissue in TISSUE_METHODS.names()
+    if stored_tissue != tissue and (is_ours or tissue != DEFAULT_TISSUE):
+        go_on = f"go on with --tissue {stored_tissue}, or " if is_ours else ""
         raise IdentityMismatchError(
-            f"{slide_id}/{grid.spec.key} is stored with {stored}, now it is {now}; {clear}"
+            f"{slide_id}/{grid.spec.key} is stored with tissue by {stored_tissue!r}, now it is {tissue!r}; "
+            f"{go_on}{clear}"
         )
 
 
@@ -240,7 +246,7 @@ def dry_run_slide(
         Returns seconds per patch on this device.
     """
     grid = lay_grid(slide, sample, settings.spec)
-    found: Survey = survey(slide, grid, keep_all=settings.keep_background)
+    found: Survey = survey(slide, grid, settings.tissue)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     blocks = stored.planned(settings.block_shape)
     patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)

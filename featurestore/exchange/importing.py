@@ -20,6 +20,7 @@ from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.store import SlideRecord, Store
 from featurestore.tissue.survey import Survey
+from featurestore.tissue.threshold import is_tissue
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def import_embeddings(file: str, store: str, told: ImportOptions) -> tuple[str, 
         survey = Survey(tissue, rgb, {"name": "imported", "from": foreign.format})
         target.add_grid(record.slide_id, grid, survey, software_versions())
     stored = target.grid(record.slide_id, grid.spec.key)
-    if stored.grid != grid or ((stored.tissue >= 26) != (tissue >= 26)).any():
+    if stored.grid != grid or (stored.is_tissue != is_tissue(tissue)).any():
         raise StoreError(
             f"{record.slide_id}/{grid.spec.key} is stored with other patches; clear it with: "
             f"histosge rm {target.location.label} --slide {record.slide_id} --grid {grid.spec.key}"

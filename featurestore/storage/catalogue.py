@@ -13,7 +13,7 @@ from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.location import Entry
 from featurestore.storage.layout import EMBEDDING, chunk_index
 from featurestore.storage.store import Store
-from featurestore.tissue.survey import TISSUE_THRESHOLD
+from featurestore.tissue.threshold import is_tissue
 
 SCHEMA: dict[str, Any] = {
     "slide": pl.String,
@@ -72,7 +72,7 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
         grid_attrs = documents(f"{slide_id}/{grid_key}/zarr.json").get("attributes", {})
         if not grid_attrs.get("grid"):
             continue
-        tissue = store.tissue(slide_id, grid_key) >= TISSUE_THRESHOLD
+        tissue = is_tissue(store.tissue(slide_id, grid_key))
         ends = f"/{EMBEDDING}/zarr.json"
         slugs = [
             name.split("/")[1] for name in entries if name.startswith(f"{grid_key}/") and name.endswith(ends)

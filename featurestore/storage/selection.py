@@ -22,7 +22,7 @@ from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import Pair, choose
 from featurestore.storage.layout import EMBEDDING, embedding_path, grid_path
 from featurestore.storage.store import Store
-from featurestore.tissue.survey import TISSUE_THRESHOLD
+from featurestore.tissue.threshold import is_tissue
 
 AT_ONCE = 16
 """Slides whose metadata is read at once: on an object store nearly all of it is waiting."""
@@ -55,7 +55,7 @@ class SlideEmbedding:
 
     def read_tissue(self) -> NDArray[np.bool_]:
         """Read which patches are tissue, ``(n_rows, n_cols)``: one small object."""
-        return np.asarray(self._tissue[...]) >= TISSUE_THRESHOLD
+        return is_tissue(self._tissue[...])
 
     def planned(self, is_tissue: NDArray[np.bool_]) -> list[Block]:
         """Blocks with tissue: those that are stored, or will be."""

@@ -40,7 +40,8 @@ from featurestore.storage.layout import (
     grid_path,
 )
 from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
-from featurestore.tissue.survey import TISSUE_THRESHOLD, Survey
+from featurestore.tissue.survey import Survey
+from featurestore.tissue.threshold import is_tissue
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class StoredGrid:
     @property
     def is_tissue(self) -> NDArray[np.bool_]:
         """Which patches hold enough tissue to be encoded."""
-        return self.tissue >= TISSUE_THRESHOLD
+        return is_tissue(self.tissue)
 
     def planned(self, block_shape: tuple[int, int]) -> list[Block]:
         """Blocks that hold at least one tissue patch: those that will exist."""

@@ -22,7 +22,7 @@ from featurestore.location import Location
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.store import StoredGrid
 from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
-from featurestore.tissue.survey import TISSUE_THRESHOLD
+from featurestore.tissue.threshold import is_tissue
 from histosge.calibration.conformal import Intervals
 from histosge.calibration.depth_strata import DepthStrata
 
@@ -89,7 +89,7 @@ class StoredMap:
 
     def planned(self) -> list[Block]:
         """Blocks with tissue: those that will exist."""
-        return planned_blocks(self.tissue >= TISSUE_THRESHOLD, self.array.block_shape)
+        return planned_blocks(is_tissue(self.tissue), self.array.block_shape)
 
 
 class ExpressionStore:
