@@ -38,7 +38,7 @@ PACKAGES = {
             "evaluation.evaluate",
             "training.saved_model",
             "prediction.expression_store",
-            "data.expression",
+            "data.expression.find_expression",
             "heldout.splits",
             "heldout.metrics",
             "evaluation.results",
