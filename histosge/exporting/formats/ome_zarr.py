@@ -5,6 +5,7 @@ c, y, x; background is NaN, as nothing was predicted there. Strips of rows are i
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from histosge.errors import ExportError
+from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
 
 VERSIONS = ("0.4", "0.5")
@@ -34,7 +36,7 @@ def write_ome_zarr(table: PatchTable, path: Path, version: str = "0.4") -> int:
     ExportError
         If too many genes are chosen.
     """
-    few_enough(table)
+    check_gene_count(table)
     if version not in VERSIONS:
         raise ExportError(f"cannot write NGFF {version!r}; known: {', '.join(VERSIONS)}")
     partial = path.with_name(f"{path.name}.partial")
@@ -58,7 +60,7 @@ def write_ome_zarr(table: PatchTable, path: Path, version: str = "0.4") -> int:
     return n_levels
 
 
-def few_enough(table: PatchTable) -> None:
+def check_gene_count(table: PatchTable) -> None:
     """Refuse more genes than a picture can show."""
     if len(table.names) > MOST_CHANNELS:
         raise ExportError(
@@ -156,3 +158,18 @@ def _metadata(table: PatchTable, n_levels: int, limits: NDArray[np.float64]) -> 
             "rdefs": {"defaultT": 0, "defaultZ": 0, "model": "color"},
         },
     }
+
+
+def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
+    (item,) = items
+    n_levels = write_ome_zarr(item.table, path, settings.ngff)
+    return f"{len(item.table.names)} genes, {n_levels} levels"
+
+
+RECORD = ExportFormat(
+    "ome-zarr",
+    "a multiscale picture with a channel per gene (napari, Viv, any NGFF viewer)",
+    ".ome.zarr",
+    _write,
+    embeddings=False,
+)
