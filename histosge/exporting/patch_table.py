@@ -97,6 +97,12 @@ class PatchTable:
             f"{self.slide_id}_{r}_{c}" for r, c in zip(self.rows.tolist(), self.cols.tolist(), strict=True)
         ]
 
+    @property
+    def size_in_words(self) -> str:
+        """Its rows and columns, such as ``391 patches x 5 genes``."""
+        columns = "genes" if self.what == "expression" else "features"
+        return f"{len(self)} patches x {len(self.names)} {columns}"
+
     def bands(self) -> list[tuple[int, int]]:
         """Half-open ranges of grid rows that hold kept patches, from top to bottom."""
         step = self.array.block_shape[0]

@@ -20,6 +20,8 @@ from scipy import ndimage
 
 from featurestore.grid import PatchGrid
 from featurestore.whole_file import whole_file
+from histosge.exporting.domain_labels import domain_labels, read_labels
+from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 
 Ring = list[tuple[int, int]]
 _GOLDEN = 0.618033988749895
@@ -156,3 +158,14 @@ def _straightened(ring: Ring) -> Ring:
 
 def _area(ring: Ring) -> float:
     return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) / 2
+
+
+def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
+    (item,) = items
+    chosen = settings.domains
+    labels = domain_labels(item.table, chosen) if isinstance(chosen, int) else read_labels(item.table, chosen)
+    n_polygons = write_geojson(labels, item.table.grid, path)
+    return f"{len(set(labels[labels >= 0].tolist()))} domains in {n_polygons} polygons"
+
+
+RECORD = ExportFormat("geojson", "domains as polygons (QuPath)", ".geojson", _write)

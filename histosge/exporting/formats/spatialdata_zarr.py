@@ -11,6 +11,7 @@ from typing import Any
 
 from featurestore.slides.protocol import Slide
 from featurestore.whole_file import whole_file
+from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.anndata_files import annotated
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import Picture, lazy_picture
@@ -93,3 +94,18 @@ def _annotation(table: PatchTable, region: str) -> Any:
     data.obs["patch"] = table.ids
     data.obsm["spatial"] = table.xy_um
     return TableModel.parse(data, region=region, region_key="region", instance_key="patch")
+
+
+def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
+    tables, slides = [item.table for item in items], [item.slide for item in items]
+    return ", ".join(write_spatialdata(tables, slides, path, settings.picture_mpp))
+
+
+RECORD = ExportFormat(
+    "spatialdata",
+    "picture, patches as squares and a table of every slide, in one SpatialData (needs the extra)",
+    ".zarr",
+    _write,
+    one_for_all=True,
+    wants_slide=True,
+)

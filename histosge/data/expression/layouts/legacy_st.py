@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from featurestore.errors import first_line
+from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, implied_mpp, make_spots
 from histosge.errors import ExpressionError
 
@@ -163,3 +164,6 @@ def _by_transform(path: Path, array: NDArray[np.float64]) -> NDArray[np.float64]
     except ValueError as error:
         raise ExpressionError(f"{path} is no affine of nine numbers: {error}") from error
     return (np.column_stack([array, np.ones(len(array))]) @ matrix)[:, :2]
+
+
+RECORD = ExpressionLayout("legacy-st", "legacy ST tables", recognises, read, order=50)

@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from featurestore.errors import first_line
+from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
     LoadedExpression,
@@ -213,3 +214,8 @@ def _positions(folder: Path) -> pl.DataFrame:
         raise ExpressionError(f"{file} has {len(frame.columns)} columns; Space Ranger writes 6")
     numbers = [pl.col(c).cast(pl.Float64, strict=False) for c in POSITION_COLUMNS[1:]]
     return frame.rename(dict(zip(frame.columns, POSITION_COLUMNS, strict=True))).with_columns(numbers)
+
+
+RECORD = ExpressionLayout(
+    "space-ranger", "a Space Ranger folder (Visium or Visium HD)", recognises, read, order=40
+)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.errors import first_line
+from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.layouts.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
 from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
@@ -133,3 +134,6 @@ def _outline(shapes: Any) -> tuple[NDArray[np.float64], float | None, str]:
     if area > 0 and (corners == 5).all():
         return centres, float(np.sqrt(area)), "square"
     return centres, 2 * float(np.sqrt(area / np.pi)) if area > 0 else None, "disc"
+
+
+RECORD = ExpressionLayout("spatialdata", "a SpatialData .zarr", recognises, read, order=20)

@@ -14,6 +14,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from featurestore.errors import first_line
+from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, make_spots, read_json
 from histosge.data.expression.tenx import find_matrix, read_matrix
 from histosge.errors import ExpressionError
@@ -112,3 +113,6 @@ def _on_slide(
 def _pixel_um(home: Path) -> float:
     file = home / "experiment.xenium"
     return float(read_json(file).get("pixel_size", PIXEL_UM)) if file.is_file() else PIXEL_UM
+
+
+RECORD = ExpressionLayout("xenium", "a Xenium output folder", recognises, read, order=30)
