@@ -5,16 +5,13 @@ by a repeat of the same training: other data, genes, seed, epochs, versions or a
 
 Terms
     key    digest of all that decides the result of a training
-    loop   the loop over epochs of a preset that iterates; it asks `current()` for the file, if there is one
+    loop   the loop over epochs of a model that iterates: `restore` before it, `save` after each epoch
 """
 
 import hashlib
 import json
 import pickle
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +65,7 @@ class Checkpoint:
         rng.bit_generator.state = json.loads(saved["rng"])
         return int(saved["epochs"])
 
-    def keep(
+    def save(
         self,
         epochs: int,
         network: "torch.nn.Module",
@@ -97,25 +94,6 @@ class Checkpoint:
 
 def _device(network: "torch.nn.Module") -> str:
     return next(network.parameters()).device.type
-
-
-_current: ContextVar[Checkpoint | None] = ContextVar("checkpoint", default=None)
-
-
-def current() -> Checkpoint | None:
-    """Return the checkpoint of the training that is under way, None where none is kept."""
-    return _current.get()
-
-
-@contextmanager
-def checkpointed(path: Path, key: str) -> Iterator[Checkpoint]:
-    """Keep a checkpoint while fitting: `Model.fit` stays the same for presets that iterate and those that do not."""
-    made = Checkpoint(path, key)
-    token = _current.set(made)
-    try:
-        yield made
-    finally:
-        _current.reset(token)
 
 
 def training_key(facts: dict[str, Any], sections: list[TrainingSection]) -> str:

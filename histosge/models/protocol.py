@@ -5,13 +5,14 @@ of the patches, averaged under each spot's disc.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
+from histosge.models.checkpoint import Checkpoint
 
 State = dict[str, NDArray[Any]]
 """Named arrays: what safetensors can hold."""
@@ -60,6 +61,37 @@ class Model(Protocol):
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild a model that predicts bit-equal to the one that was saved."""
         ...
+
+
+class ResumableModel(Model, Protocol):
+    """A model that iterates, and goes on from a checkpoint where its training was interrupted."""
+
+    resumable: ClassVar[bool]
+    """True: `fit` takes a checkpoint. Models without this attribute are never given one."""
+
+    @classmethod
+    def fit(
+        cls,
+        sections: Sequence[TrainingSection],
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Self:
+        """Learn from sections, as `Model.fit` does.
+
+        Parameters
+        ----------
+        checkpoint
+            Restored before the first epoch and saved after each; None keeps nothing. A training that was
+            interrupted and repeated gives the same bits as an undisturbed one.
+        """
+        ...
+
+
+def is_resumable(model: type[Model]) -> TypeGuard[type[ResumableModel]]:
+    """Tell whether a model class can be given a checkpoint."""
+    return bool(getattr(model, "resumable", False))
 
 
 @runtime_checkable

@@ -20,10 +20,10 @@ from histosge.data.section_loading import (
 )
 from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
-from histosge.models.checkpoint import checkpointed, training_key
+from histosge.models.checkpoint import Checkpoint, training_key
 from histosge.models.count_loss import check_loss
 from histosge.models.presets.dense import DenseModel
-from histosge.models.protocol import Model, RemarkingModel
+from histosge.models.protocol import Model, RemarkingModel, is_resumable
 from histosge.models.registry import DEFAULT_PRESET, load_preset
 from histosge.training.saved_model import ModelCard, SavedModel, save_model
 
@@ -106,9 +106,11 @@ def train(
     if settings.stains:
         training = _with_stain_pairs(samples, settings, loaded, training, on_message)
 
-    def fit(some: Sequence[TrainingSection]) -> Model:
+    def fit(some: Sequence[TrainingSection], checkpoint: Checkpoint | None = None) -> Model:
         if settings.loss != "mse":
             return DenseModel.fit(some, seed=settings.seed, loss=settings.loss)
+        if checkpoint is not None and is_resumable(preset):
+            return preset.fit(some, seed=settings.seed, epochs=settings.epochs, checkpoint=checkpoint)
         return preset.fit(some, seed=settings.seed, epochs=settings.epochs)
 
     intervals = None
@@ -117,8 +119,8 @@ def train(
         on_message(_calibrated(intervals, genes))
     card, unfinished = _card(settings, genes, loaded), checkpoint_path(model)
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
-    with checkpointed(unfinished, training_key(facts, training)):
-        fitted = fit(training)
+    # Only for the final fit: those of the calibration see other sections.
+    fitted = fit(training, Checkpoint(unfinished, training_key(facts, training)))
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
     saved = save_model(model, fitted, card, intervals)

@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 
 from histosge.data.sections import Patches, TrainingSection
 from histosge.errors import ModelError
-from histosge.models.checkpoint import current
+from histosge.models.checkpoint import Checkpoint
 from histosge.models.linear_algebra import Floats, Indices, Standardiser
 from histosge.models.paper_network import POSITIONS, PaperNetwork
 from histosge.models.protocol import State
@@ -71,6 +71,7 @@ class PaperModel:
 
     name: ClassVar[str] = "paper"
     needs_position_on_slide: ClassVar[bool] = False
+    resumable: ClassVar[bool] = True
     network: PaperNetwork
     standardiser: Standardiser
     pitch_um: float
@@ -84,9 +85,16 @@ class PaperModel:
         return SIDE * _step(self.pitch_um, self.stride_um) * self.stride_um
 
     @classmethod
-    def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
+    def fit(
+        cls,
+        sections: Sequence[TrainingSection],
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Self:
         """Train, one group a step, in an order that the seed decides; `epochs` defaults to `EPOCHS`."""
-        return cls.fit_with(PaperSwitches(), sections, seed=seed, epochs=epochs)
+        return cls.fit_with(PaperSwitches(), sections, seed=seed, epochs=epochs, checkpoint=checkpoint)
 
     @classmethod
     def fit_with(
@@ -96,6 +104,7 @@ class PaperModel:
         *,
         seed: int = 0,
         epochs: int | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Self:
         """Train with some defects of the released code."""
         epochs = EPOCHS if epochs is None else epochs
@@ -106,7 +115,7 @@ class PaperModel:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             network = PaperNetwork(dim, n_genes)
-        _train(network, groups, np.random.default_rng(seed), epochs)
+        _train(network, groups, np.random.default_rng(seed), epochs, checkpoint)
         return cls(network.eval(), standardiser, pitch_um, sections[0].patches.stride_um, epochs, switches)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
@@ -210,12 +219,17 @@ def _groups(
     return groups
 
 
-def _train(network: PaperNetwork, groups: list[Group], rng: np.random.Generator, epochs: int) -> None:
+def _train(
+    network: PaperNetwork,
+    groups: list[Group],
+    rng: np.random.Generator,
+    epochs: int,
+    checkpoint: Checkpoint | None,
+) -> None:
     """Train where that is fastest, and bring the network back to the processor."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
-    checkpoint = current()
     done = checkpoint.restore(network, optimiser, rng) if checkpoint else 0
     for epoch in range(done, epochs):
         for number in rng.permutation(len(groups)):
@@ -226,7 +240,7 @@ def _train(network: PaperNetwork, groups: list[Group], rng: np.random.Generator,
             loss.backward()
             optimiser.step()
         if checkpoint:
-            checkpoint.keep(epoch + 1, network, optimiser, rng)
+            checkpoint.save(epoch + 1, network, optimiser, rng)
     network.to("cpu")
 
 
