@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
 from featurestore.events import OnProgress, Progress, ignore_progress
+from featurestore.location import PathOrUrl
 from featurestore.storage.selection import SlideEmbedding, open_slides
 from featurestore.storage.store import Store
 
@@ -157,7 +158,7 @@ class PatchStream:
 
 
 def open_stream(
-    url: str,
+    url: PathOrUrl,
     slides: Sequence[str] | None = None,
     *,
     grid: str | None = None,

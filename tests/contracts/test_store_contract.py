@@ -249,3 +249,8 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 )
 def test_credentials_are_never_shown(url: str, safe: str) -> None:
     assert Location(url).label == safe
+
+
+def test_a_url_that_was_made_a_path_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(StoreError, match=r"s3:/bucket/store .* give it as a string"):
+        Store.open_or_create(Path("s3://bucket/store"))
