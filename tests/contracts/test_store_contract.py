@@ -138,6 +138,11 @@ class TestStoreContract:
         with pytest.raises(IdentityMismatchError, match=r"7-abc.*8-def.*histosge rm"):
             store.add_slide(SlideRecord("S-1", "s.tif", (211, 117), 0.5, "8-def"))
 
+    def test_another_scale_under_the_same_id_is_refused(self, store: Store) -> None:
+        with pytest.raises(IdentityMismatchError, match=r"mpp 0\.5, now it is 0\.25; .*histosge rm"):
+            store.add_slide(SlideRecord("S-1", "s.tif", (211, 117), 0.25, "7-abc"))
+        assert store.slide("S-1") == SLIDE
+
     def test_another_encoder_under_the_same_slug_is_refused(self, store: Store) -> None:
         with pytest.raises(IdentityMismatchError, match="histosge rm"):
             store.add_embedding(SLIDE.slide_id, GRID, EncoderIdentity("toy:one", DIM, {"version": 2}), BLOCK)
