@@ -6,13 +6,14 @@ writes are dealt with once. Nothing here knows what the store holds.
 
 import datetime as dt
 import json
+import os
 import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import fsspec
@@ -23,9 +24,27 @@ from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
+PathOrUrl = str | os.PathLike[str]
+"""A folder or file of this machine, or a URL as a string."""
+
+_SHORTENED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 S3_TRIES = 6
 """Of one request, with waits that double; s3fs tries that again a few times: minutes in all."""
+
+
+def as_url(place: PathOrUrl) -> str:
+    """Return a path or URL as a string.
+
+    Raises
+    ------
+    StoreError
+        If a URL was made a `Path`, which drops one of its slashes.
+    """
+    url = os.fspath(place)
+    if isinstance(place, PurePath) and _SHORTENED_URL.match(url):
+        raise StoreError(f"{url} was a URL before it became a Path, which drops a slash; give it as a string")
+    return url
 
 
 def strip_credentials(url: str) -> str:
@@ -62,7 +81,7 @@ def storage_options(url: str) -> dict[str, Any]:
     return options
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Location:
     """The root of a store.
 
@@ -73,6 +92,9 @@ class Location:
     """
 
     url: str
+
+    def __init__(self, url: PathOrUrl) -> None:
+        object.__setattr__(self, "url", as_url(url))
 
     @property
     def label(self) -> str:

@@ -21,6 +21,7 @@ from featurestore.embedding.plan import SlideResult as SlideResult
 from featurestore.encoders.protocol import Encoder
 from featurestore.errors import IdentityMismatchError, SlideError
 from featurestore.events import OnProgress, Progress, ignore_progress
+from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
@@ -28,8 +29,8 @@ from featurestore.storage.store import Store
 
 
 def embed(
-    samples: str,
-    store: str,
+    samples: PathOrUrl,
+    store: PathOrUrl,
     settings: EmbedSettings | None = None,
     *,
     slide_mpp: float | None = None,
@@ -73,18 +74,18 @@ def embed(
         If the samples, the store or an encoder are unusable, or what is stored was made otherwise.
     """
     settings = settings or EmbedSettings()
-    rows = read_samples(samples, slide_mpp)
+    rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
     if (workers or scheduler) and not dry_run and rows:
         from featurestore.embedding.dask_cluster import embed_on_cluster, local_client, remote_client
 
         connect = remote_client(scheduler) if scheduler else local_client(workers or 1)
         with connect as client:
-            return embed_on_cluster(client, rows, store, settings, on_progress, on_result)
+            return embed_on_cluster(client, rows, url, settings, on_progress, on_result)
     encoders = load_encoders(settings)
     if dry_run:
         pace = Pace(encoders)
         return [_dry_run(sample, encoders, settings, pace) for sample in rows]
-    target = Store.open_or_create(store)
+    target = Store.open_or_create(url)
     results = []
     for sample in rows:
         results.append(_embed_slide(target, sample, encoders, settings, on_progress))

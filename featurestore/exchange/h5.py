@@ -88,7 +88,7 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
         features = file.create_dataset("features", (most, dim), "float32", maxshape=(None, dim))
         coords = file.create_dataset("coords", (most, 2), "int64", maxshape=(None, 2))
         for block in planned:
-            rows, cols, values = _patches(stored.is_tissue, block, array.read(block.rows, block.cols))
+            rows, cols, values = _patches(stored.is_tissue, block, array.read_block(block))
             stop = n + len(values)
             features[n:stop] = values
             corners = np.stack([cols, rows], axis=1) * grid.spec.stride_px * scale

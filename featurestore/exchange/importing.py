@@ -14,7 +14,7 @@ from featurestore.exchange.external import ExternalEmbeddings, smallest_step
 from featurestore.exchange.h5 import read_h5
 from featurestore.exchange.raw2features import read_raw2features
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.location import strip_credentials
+from featurestore.location import PathOrUrl, strip_credentials
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
@@ -50,7 +50,7 @@ class ImportOptions:
     grid: str | None = None
 
 
-def import_embeddings(file: str, store: str, told: ImportOptions) -> tuple[str, str, int]:
+def import_embeddings(file: PathOrUrl, store: PathOrUrl, told: ImportOptions) -> tuple[str, str, int]:
     """Write another tool's embeddings into a store.
 
     The file is read into memory whole.

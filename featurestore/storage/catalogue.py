@@ -10,7 +10,7 @@ import polars as pl
 
 from featurestore.blocks import planned_blocks
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.location import Entry
+from featurestore.location import Entry, PathOrUrl
 from featurestore.storage.layout import EMBEDDING, chunk_index
 from featurestore.storage.store import Store
 from featurestore.tissue.threshold import is_tissue
@@ -32,7 +32,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def catalogue(url: str) -> pl.DataFrame:
+def catalogue(url: PathOrUrl) -> pl.DataFrame:
     """List a store.
 
     Returns

@@ -23,7 +23,7 @@ from featurestore.errors import (
     StoreNotFoundError,
 )
 from featurestore.grid import PatchGrid
-from featurestore.location import Location
+from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import choose
@@ -112,7 +112,7 @@ class Store:
         self.location = location
 
     @classmethod
-    def open(cls, url: str) -> "Store":
+    def open(cls, url: PathOrUrl) -> "Store":
         """Open a store that exists.
 
         Raises
@@ -129,7 +129,7 @@ class Store:
         return cls(location)
 
     @classmethod
-    def open_or_create(cls, url: str) -> "Store":
+    def open_or_create(cls, url: PathOrUrl) -> "Store":
         """Open a store, or make an empty one where there is nothing yet."""
         location = Location(url)
         create_root(location, SPEC_NAME, SPEC_VERSION, "feature store")

@@ -17,7 +17,6 @@ from featurestore.byte_cache import ByteCache
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.storage.block_array import BlockArray, check_whole
 from featurestore.storage.float16 import nan_rows, to_float32
-from featurestore.storage.raw_read import RawBlocks
 from featurestore.storage.store import Store, StoredGrid
 from histosge.data.sections import Patches
 
@@ -83,17 +82,16 @@ def load_patches(slide: EmbeddedSlide) -> Patches:
     """
     planned = slide.stored.planned(slide.array.block_shape)
     check_whole(slide.array, planned, slide.slide_id)
-    reader = RawBlocks(slide.array)
-    return _join(slide, [_tissue_part(slide, block, reader.read(block)) for block in planned])
+    return _join(slide, [_tissue_part(slide, block) for block in planned])
 
 
 Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
-def _tissue_part(slide: EmbeddedSlide, block: Block, values: NDArray[np.float16]) -> Part:
-    """Return rows, cols and embeddings of a block's patches that have one."""
+def _tissue_part(slide: EmbeddedSlide, block: Block) -> Part:
+    """Read rows, cols and embeddings of a block's patches that have one."""
     rows, cols = np.nonzero(slide.stored.is_tissue[block.slices])
-    values = values[rows, cols]
+    values = slide.array.read_block(block)[rows, cols]
     there = ~nan_rows(values)
     if not there.all():
         rows, cols, values = rows[there], cols[there], values[there]
@@ -146,10 +144,9 @@ def stream_windows(
     reduce
         What embeddings are turned into as they are read, once for all windows that they are in.
     """
-    reader = RawBlocks(slide.array)
 
     def read_part(block: Block) -> Part:
-        rows, cols, embedding = _tissue_part(slide, block, reader.read(block))
+        rows, cols, embedding = _tissue_part(slide, block)
         return rows, cols, embedding if reduce is None else reduce(embedding)
 
     halo = int(np.ceil(halo_um / slide.stored.grid.stride_um))

@@ -138,6 +138,11 @@ class TestStoreContract:
         with pytest.raises(IdentityMismatchError, match=r"7-abc.*8-def.*histosge rm"):
             store.add_slide(SlideRecord("S-1", "s.tif", (211, 117), 0.5, "8-def"))
 
+    def test_another_scale_under_the_same_id_is_refused(self, store: Store) -> None:
+        with pytest.raises(IdentityMismatchError, match=r"mpp 0\.5, now it is 0\.25; .*histosge rm"):
+            store.add_slide(SlideRecord("S-1", "s.tif", (211, 117), 0.25, "7-abc"))
+        assert store.slide("S-1") == SLIDE
+
     def test_another_encoder_under_the_same_slug_is_refused(self, store: Store) -> None:
         with pytest.raises(IdentityMismatchError, match="histosge rm"):
             store.add_embedding(SLIDE.slide_id, GRID, EncoderIdentity("toy:one", DIM, {"version": 2}), BLOCK)
@@ -249,3 +254,8 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 )
 def test_credentials_are_never_shown(url: str, safe: str) -> None:
     assert Location(url).label == safe
+
+
+def test_a_url_that_was_made_a_path_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(StoreError, match=r"s3:/bucket/store .* give it as a string"):
+        Store.open_or_create(Path("s3://bucket/store"))
