@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from install_package import install
+
+from featurestore.storage.store import Store
 
 OURS = """
 from dataclasses import dataclass
@@ -203,3 +206,80 @@ def test_help_and_plain_imports_load_no_module_of_other_packages(site: Path, cod
     assert done.returncode == 0, done.stderr
     assert not (site / "imported").exists()
     assert done.stderr == ""
+
+
+PLUGIN = """
+import numpy as np
+
+from featurestore.encoders.protocol import EncoderExtension, EncoderIdentity
+from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp
+from featurestore.slides.slide_reader import SlideReader
+from featurestore.tissue.tissue_method import TissueMethod
+
+
+class Brightness:
+    identity = EncoderIdentity("brightness", 1, {"algorithm": "mean byte", "version": 1})
+
+    def encode(self, patches):
+        return patches.reshape(len(patches), -1).mean(1, dtype=np.float32)[:, None]
+
+
+class ArraySlide(PyramidSlide):
+    def __init__(self, path, mpp):
+        self.array = np.load(path)
+        super().__init__(path, (self.array.shape[1::-1],), check_mpp(mpp or 2.0, path))
+
+    def read_level(self, level, x, y, width, height):
+        return self.array[y : y + height, x : x + width]
+
+    def close(self):
+        pass
+
+
+ENCODER = EncoderExtension("brightness", "mean byte", 1, lambda key, options: Brightness())
+READER = SlideReader("arrays", "numpy arrays", (".xyz",), ArraySlide)
+TISSUE = TissueMethod("dark", "below 128", lambda overview: overview.rgb.mean(2) < 128)
+"""
+PLUGIN_POINTS = """[histosge.encoders]
+brightness = plugin:ENCODER
+[histosge.slide_readers]
+arrays = plugin:READER
+useless = no_such_module:READER
+[histosge.tissue_methods]
+dark = plugin:TISSUE
+"""
+
+
+def test_the_command_line_uses_one_of_each_kind_and_warns_of_a_broken_one_in_one_line(site: Path) -> None:
+    install(site, "plugin", PLUGIN_POINTS, plugin=PLUGIN)
+    (site / "slides").mkdir()
+    pixels = np.full((96, 160, 3), 201, np.uint8)
+    pixels[:, :64] = 17
+    with (site / "slides" / "A.xyz").open("wb") as file:
+        np.save(file, pixels)
+    arguments = ["embed", "slides", "store", "--mpp", "2", "--patch", "32", "--encoder", "brightness"]
+    arguments += ["--tissue", "dark", "--device", "cpu", "--quiet"]
+    code = f"import sys; from histosge_cli.main import main; sys.argv = ['histosge', *{arguments}]; main()"
+    done = run(site, code)
+    assert done.returncode == 0, done.stderr
+    assert "1 of 1 blocks computed, 6 patches" in done.stdout
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "warning: histosge.slide_readers 'useless' of plugin (no_such_module:READER) is left"
+    )
+    store = Store.open(str(site / "store"))
+    key = "mpp2.0000_px32_stride32"
+    assert store.grid_attrs("A", key)["tissue"] == {"name": "dark", "version": 1, "overview_mpp": 8.0}
+    values = store.embedding("A", key, "brightness").read((0, 3), (0, 5))[..., 0]
+    np.testing.assert_array_equal(values[:, :2], 17)
+    assert np.isnan(values[:, 2:]).all()
+
+
+def test_the_doctor_tells_which_extensions_work(site: Path) -> None:
+    install(site, "plugin", PLUGIN_POINTS, plugin=PLUGIN)
+    done = run(site, "from histosge_cli.doctor import other_packages; print(*other_packages(), sep='\\n')")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    assert "encoder brightness: offered by plugin:ENCODER: mean byte" in lines
+    assert "slide reader arrays: offered by plugin:READER: numpy arrays" in lines
+    assert "tissue dark: offered by plugin:TISSUE: below 128" in lines
+    assert any(line.startswith("slide reader useless: cannot be used: ") for line in lines)

@@ -110,6 +110,16 @@ def test_none_calls_every_patch_tissue(slide: Slide, grid: PatchGrid) -> None:
     assert not is_tissue(survey(slide, grid).tissue).all()
 
 
+def test_patches_are_surveyed_where_they_are_read_when_the_grid_took_a_level(tmp_path: Path) -> None:
+    x = np.arange(431)
+    image = np.repeat((x * 255 // 430).astype(np.uint8)[None, :, None], 357, axis=0).repeat(3, axis=2)
+    slide = open_slide(str(write_pyramid(tmp_path / "A.tif", image, MPP, levels=1)))
+    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(1.92, 32, 32))
+    assert grid.effective_mpp == pytest.approx(MPP)
+    means = [image[0, 32 * col : 32 * col + 32, 0].mean() for col in range(grid.n_cols)]
+    np.testing.assert_allclose(survey(slide, grid).rgb[3, :, 0], means, atol=1.01)
+
+
 @pytest.mark.usefixtures("package")
 def test_a_method_of_another_package_decides_and_is_recorded(slide: Slide, grid: PatchGrid) -> None:
     found = survey(slide, grid, "left")
