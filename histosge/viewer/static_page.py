@@ -16,9 +16,9 @@ import numpy as np
 from featurestore.errors import SlideError
 from featurestore.events import OnMessage
 from featurestore.whole_file import whole_file
+from histosge.errors import ViewError
 from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
-from histosge.viewer.errors import ViewError
 from histosge.viewer.shown_slide import ShownSlide
 
 ALL_GENES = 500

@@ -15,6 +15,7 @@ import pytest
 import tifffile
 import zarr
 from make_slides import tissue_like, write_pyramid
+from shapely.geometry import Polygon
 from third_party import install
 
 from featurestore.embedding.embed import EmbedSettings, embed
@@ -284,6 +285,11 @@ def test_tiffs_lie_on_the_slide_by_their_resolution(made: Made, table: PatchTabl
 # ---------------------------------------------------------------- domains
 
 
+def _rings(polygon: Polygon) -> list[list[tuple[int, int]]]:
+    rings = [polygon.exterior, *polygon.interiors]
+    return [[(int(x), int(y)) for x, y in ring.coords] for ring in rings]
+
+
 def _paint(rings: list[list[tuple[int, int]]], shape: tuple[int, int]) -> np.ndarray:
     """Return which cells' centres lie in a polygon, by the even-odd rule over all of its rings."""
     inside = np.zeros(shape, dtype=int)
@@ -295,20 +301,37 @@ def _paint(rings: list[list[tuple[int, int]]], shape: tuple[int, int]) -> np.nda
     return inside % 2 == 1
 
 
+def _area(ring: list[tuple[int, int]]) -> float:
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) / 2
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_polygons_cover_exactly_the_mask(seed: int) -> None:
     mask = np.random.default_rng(seed).random((13, 17)) < 0.2 + 0.035 * seed
     covered = np.zeros(mask.shape, dtype=int)
-    for rings in polygons(mask):
+    for polygon in polygons(mask):
+        rings = _rings(polygon)
         covered += _paint(rings, mask.shape)
+        assert polygon.is_valid
+        assert [_area(ring) > 0 for ring in rings] == [True] + [False] * (len(rings) - 1)
         for ring in rings:
             assert len(set(ring[:-1])) == len(ring) - 1  # touches itself nowhere
+            sides = np.diff([*ring, ring[1]], axis=0)
+            turns = sides[:-1, 0] * sides[1:, 1] - sides[:-1, 1] * sides[1:, 0]
+            assert (turns != 0).all()  # no corner lies on a straight side, the first one included
     np.testing.assert_array_equal(covered, mask)
+
+
+def test_a_polygon_is_made_of_cells_that_touch_along_a_side() -> None:
+    mask = np.array([[1, 1, 0], [0, 0, 1], [0, 1, 1]], dtype=bool)  # two pieces that touch at a corner
+    assert sorted(polygon.area for polygon in polygons(mask)) == [2, 3]
+    assert polygons(np.zeros((2, 3), bool)) == []
 
 
 def test_a_hole_that_touches_the_rim_is_a_ring_of_its_own() -> None:
     mask = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], dtype=bool)
-    ((outer, hole),) = polygons(mask)
+    (polygon,) = polygons(mask)
+    outer, hole = _rings(polygon)
     assert set(hole) == {(1, 1), (2, 1), (2, 2), (1, 2)}
     assert (2, 2) in outer
 

@@ -7,8 +7,8 @@ import pytest
 from viewer_world import GENES, GRID, World
 
 from featurestore.storage.store import Store
+from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore
-from histosge.viewer.errors import ViewError
 from histosge.viewer.gene_planes import GenePlanes, new_cache
 from histosge.viewer.map_domains import table_domains
 from histosge.viewer.picture_tiles import Picture
