@@ -62,7 +62,7 @@ def compare(
     seconds, model = timed(lambda: DenseAttentionModel.fit(training))
     alone = DenseAttentionModel.fit(training, radius_um=ALONE_UM)
     spots = f"{encoder}, {sum(len(s.target) for s in training)} spots"
-    shown = {"dense": model.image, "+ patch alone": alone, "+ attention": model}
+    shown = {"dense": model.dense, "+ patch alone": alone, "+ attention": model}
     scores = {name: score(testing, _at_spots(one, testing)) for name, one in shown.items()}
     changes = model.facts["error_change"] if model.facts else [0.0]
     return [

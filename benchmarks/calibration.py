@@ -18,7 +18,7 @@ from _public import embed_public, public_sheet
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.calibration.conformal import Intervals, at_spots, calibrate, coverage
+from histosge.calibration.conformal import Intervals, calibrate, coverage, predict_spots
 from histosge.data.section_loading import Selection, load_sections, resolve_genes, training_section
 from histosge.data.sections import TrainingSection
 from histosge.models.registry import load_preset
@@ -46,7 +46,7 @@ def main() -> None:
         fit = load_preset(preset).fit
         intervals, model = calibrate(fit, training, 55.0), fit(training)
         assert intervals is not None
-        covered = [coverage(intervals, s.target, *at_spots(model, s)) for s in sections[-held_out:]]
+        covered = [coverage(intervals, s.target, *predict_spots(model, s)) for s in sections[-held_out:]]
         results += [
             Result(f"{preset}: coverage", float(np.mean(covered)), "share", ">= 0.88"),
             Result(f"{preset}: coverage, at most", float(np.mean(covered)), "share", "<= 0.92"),
@@ -82,7 +82,7 @@ def by_depth(what: str, folds: Iterator[Held], spot_um: float) -> list[Result]:
         intervals, model = known[key]
         assert intervals is not None
         n_strata.append(intervals.config()["depth_strata"])
-        values, depth = at_spots(model, held)
+        values, depth = predict_spots(model, held)
         assert depth is not None
         assert held.library is not None
         for name, some in (("one width", replace(intervals, strata=None)), ("as chosen", intervals)):

@@ -80,7 +80,7 @@ class HestModel:
     @classmethod
     def fit(cls, X: NDArray[np.float64], Y: NDArray[np.float64]) -> Self:
         """Solve for ``(n_spots, dim)`` embeddings and ``(n_spots, n_genes)`` targets."""
-        standardiser = Standardiser.of(X)
+        standardiser = Standardiser.fit(X)
         Z = standardiser.apply(X)
         axes = principal_axes(Z, min(COMPONENTS, *Z.shape))
         Z = Z @ axes

@@ -116,7 +116,7 @@ def train(
     intervals = None
     if settings.intervals if settings.intervals is not None else settings.preset not in SLOW:
         intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
-        on_message(_calibrated(intervals, genes))
+        on_message(_calibrated(intervals))
     card, unfinished = _card(settings, genes, loaded), checkpoint_path(model)
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
     # Only for the final fit: those of the calibration see other sections.
@@ -151,14 +151,13 @@ def checkpoint_path(model: str | Path) -> Path:
     return Path(model).with_name(f".{Path(model).name}.unfinished")
 
 
-def _calibrated(intervals: Intervals | None, genes: tuple[str, ...]) -> str:
+def _calibrated(intervals: Intervals | None) -> str:
     if intervals is None:
-        return "no intervals: too few spots to hold some out"
-    by = f", in {len(intervals.strata.half_width)} strata of predicted depth" if intervals.strata else ""
-    return (
-        f"{int(intervals.trusted.sum())} of {len(genes)} genes can be trusted; half widths of "
-        f"{round(100 * intervals.level)} % intervals from {intervals.n_spots} held-out spots{by}"
+        return "no prediction intervals: too few spots to hold some out"
+    strata = (
+        f" ({len(intervals.strata.half_width)} strata by predicted library size)" if intervals.strata else ""
     )
+    return f"{round(100 * intervals.level)} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{strata}"
 
 
 def _card(settings: TrainSettings, genes: tuple[str, ...], loaded: Sequence[LoadedSection]) -> ModelCard:

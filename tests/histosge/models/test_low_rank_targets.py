@@ -26,7 +26,7 @@ def _targets(n_genes: int, n_spots: tuple[int, ...] = (67, 53)) -> list[np.ndarr
 def test_every_route_gives_the_principal_axes(
     exact: int, n_genes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(low_rank_targets, "EXACT", exact)
+    monkeypatch.setattr(low_rank_targets, "MAX_EXACT", exact)
     targets = _targets(n_genes)
     expected = principal_axes(np.concatenate([standardise(t) for t in targets]), 4)
     found = pattern_axes(targets, 4)
