@@ -1,11 +1,13 @@
 """Commands on models: train, predict, evaluate."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from histosge_cli.console import Console, out, resumable
+from histosge_cli.registry_help import RegistryHelp
 from histosge_cli.store_commands import Log, Quiet, StoreArg
 
 SamplesArg = Annotated[
@@ -27,7 +29,14 @@ Epochs = Annotated[int | None, typer.Option(help="Passes over the spots, for pre
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     for command in (train, predict, evaluate):
-        app.command()(command)
+        app.command(cls=RegistryHelp)(command)
+
+
+def find_own_class(preset: str | None) -> None:
+    """Let ``module:Class`` be found in the current folder, as ``python -m`` does."""
+    folder = str(Path.cwd())
+    if preset is not None and ":" in preset and folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def genes_option(text: str) -> int | str:
@@ -40,7 +49,8 @@ def train(
     store: StoreArg,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
     preset: Annotated[
-        str, typer.Option(help="dense, dense+attention, dense+spots, paper, ridge, gp, knn or mean.")
+        str,
+        typer.Option(metavar="P", help="What is trained. {models}; or module:Class, a class of your own."),
     ] = "dense",
     genes: Genes = "1000",
     epochs: Epochs = None,
@@ -75,6 +85,7 @@ def train(
     from histosge.training.train import train as run
 
     console = Console(quiet, log)
+    find_own_class(preset)
     settings = TrainSettings(
         preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss, stains=stains
     )
@@ -131,6 +142,13 @@ def predict(
             "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="module:Class",
+            help="The class of a model of your own; it is imported only if it is named here.",
+        ),
+    ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -140,12 +158,15 @@ def predict(
 
     Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
     """
+    from histosge.data.section_loading import Selection
     from histosge.errors import ModelError
     from histosge.exporting.formats.anndata_files import write_h5ad
     from histosge.prediction.expression_store import ExpressionStore
+    from histosge.prediction.predict import PredictSettings
     from histosge.prediction.predict import predict as run
 
     console = Console(quiet, log)
+    find_own_class(preset)
     if h5ad is not None and len(slide or []) != 1:
         raise ModelError("--h5ad writes one slide; name it with --slide ID")
     with resumable(), console.bars("blocks") as bars:
@@ -153,12 +174,10 @@ def predict(
             store,
             model,
             out_store,
+            PredictSettings(Selection(grid, encoder), workers, preset),
             slide_ids=slide or [],
             genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
-            grid=grid,
-            encoder=encoder,
             condition_on=condition_on,
-            workers=workers,
             on_progress=bars.update,
             on_message=console.message,
         )
@@ -177,7 +196,7 @@ def predict(
         from histosge.training.saved_model import load_model
 
         shown = [(result.slide_id, result.grid_key) for result in results]
-        write_prediction_report(out_store, shown, load_model(model), report)
+        write_prediction_report(out_store, shown, load_model(model, preset), report)
         out.print(str(report), markup=False)
 
 
@@ -193,7 +212,10 @@ def evaluate(
     ] = None,
     presets: Annotated[
         str,
-        typer.Option(metavar="a,b,c", help="Models to compare; depth: library size alone, an oracle."),
+        typer.Option(
+            metavar="a,b,c",
+            help="Models to compare: {model names}; module:Class; or depth: library size alone, an oracle.",
+        ),
     ] = "mean,ridge,dense",
     genes: Genes = "250",
     seeds: Annotated[int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.")] = 1,
@@ -214,19 +236,24 @@ def evaluate(
 
     Example: histosge evaluate cohort.csv store.zarr report --split section --presets mean,ridge,dense --seeds 3
     """
+    from histosge.data.section_loading import Selection
     from histosge.evaluation.evaluate import EvaluateSettings
     from histosge.evaluation.evaluate import evaluate as run
     from histosge_cli.score_table import print_scores
 
     console = Console(quiet, log)
+    names = tuple(p.strip() for p in presets.split(",") if p.strip())
+    for name in names:
+        find_own_class(name)
     settings = EvaluateSettings(
         split=split,
-        presets=tuple(p.strip() for p in presets.split(",") if p.strip()),
+        presets=names,
         genes=genes_option(genes),
         seeds=seeds,
         epochs=epochs,
         ablate=ablate,
         protocol=protocol,
+        selection=Selection(grid, encoder),
     )
     with console.steps("fits") as on_progress:
         scores = run(
@@ -234,8 +261,6 @@ def evaluate(
             store,
             report_dir,
             settings,
-            grid=grid,
-            encoder=encoder,
             on_message=console.message,
             on_progress=on_progress,
         )

@@ -35,7 +35,7 @@ from featurestore.events import OnProgress, ignore_progress
 from histosge.data.genes import shared_genes
 from histosge.data.sections import Section, Spots
 from histosge.evaluation.methods import Method
-from histosge.evaluation.results import NOISE, Scores
+from histosge.evaluation.results import NOISE, VARIANT, Scores
 from histosge.evaluation.runner import score_plan
 from histosge.evaluation.tasks import Plan, Task
 from histosge.models.linear_algebra import Standardiser, principal_axes
@@ -91,11 +91,11 @@ class HestModel:
             Y.mean(axis=0),
         )
 
-    def at_spots(self, section: Section) -> NDArray[np.float32]:
+    def predict_spots(self, section: Section) -> NDArray[np.float32]:
         """Predict spots from the mean embedding under each."""
         return np.asarray(self.standardiser.apply(_at_spots(section)) @ self.weight, dtype=np.float32)
 
-    def at_patches(self, section: Section) -> NDArray[np.float32]:
+    def predict_map(self, section: Section) -> NDArray[np.float32]:
         """Predict patches, for the eye: the training mean, which the protocol leaves out, is put back."""
         values = self.mean + self.standardiser.apply(section.patches.embedding) @ self.weight
         return np.asarray(values, dtype=np.float32)
@@ -109,11 +109,14 @@ class HestMethod:
     ----------
     name
         Its row.
+    kind
+        What it is, for the report.
     depth_normalised, training_genes
         Which quirk is mended.
     """
 
     name: str = "hest"
+    kind: str = "protocol"
     depth_normalised: bool = False
     training_genes: bool = False
 
@@ -160,8 +163,8 @@ def score_hest(
         If the sections cannot give the split.
     """
     methods: tuple[Method, ...] = (
-        HestMethod("hest+depth_normalised", depth_normalised=True),
-        HestMethod("hest+training_genes", training_genes=True),
+        HestMethod("hest+depth_normalised", VARIANT, depth_normalised=True),
+        HestMethod("hest+training_genes", VARIANT, training_genes=True),
         HestMethod(),
     )
     plan = Plan.from_sections(sections, split, GENES)

@@ -89,20 +89,6 @@ class CountHead:
         return {"counts.weight": self.weight, "counts.offset": self.offset}
 
 
-def check_loss(loss: str, preset: str) -> None:
-    """Refuse a loss that does not exist, or that the preset does not have.
-
-    Raises
-    ------
-    ModelError
-        Naming those that there are.
-    """
-    if loss not in LOSSES:
-        raise ModelError(f"unknown loss {loss!r}: choose one of {', '.join(LOSSES)}")
-    if loss != "mse" and preset != "dense":
-        raise ModelError(f"--loss {loss} belongs to the preset dense; {preset} minimises squared error")
-
-
 def _solve(loss: str, Z: Floats, counts: Floats, exposure: Floats, level: Floats) -> Floats:
     """Return coefficients ``(n_patterns + 1, n_genes)``, the intercept first."""
     beta = np.zeros((Z.shape[1], counts.shape[1]))

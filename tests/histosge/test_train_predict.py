@@ -28,7 +28,7 @@ from histosge.errors import ExpressionError, ModelError
 from histosge.exporting.formats.anndata_files import write_h5ad
 from histosge.models.registry import load_preset
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.prediction.predict import predict
+from histosge.prediction.predict import PredictSettings, predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
 from histosge.training.train import TrainSettings, train
@@ -239,7 +239,8 @@ def test_a_store_with_several_grids_is_refused_until_one_is_named(chain: Chain, 
     assert f"--grid {GRID.key} --encoder colour" in str(refused.value)
     assert f"--grid {other.key} --encoder colour" in str(refused.value)
     assert not (tmp_path / "out").exists()
-    predict(str(both), chain.model("ridge"), str(tmp_path / "out"), grid=GRID.key)
+    chosen = PredictSettings(Selection(grid=GRID.key))
+    predict(str(both), chain.model("ridge"), str(tmp_path / "out"), chosen)
     np.testing.assert_array_equal(_values(str(tmp_path / "out")), _values(chain.out("ridge")))
 
 

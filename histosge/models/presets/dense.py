@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
-from histosge.models.count_loss import CountHead
+from histosge.models.count_loss import LOSSES, CountHead
 from histosge.models.kriging import Measured
 from histosge.models.linear_algebra import (
     Affine,
@@ -29,6 +29,7 @@ from histosge.models.linear_algebra import (
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.multiscale import HALO_UM, VIEWS, Surroundings
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 from histosge.models.stacking import Mixture, fit_members, fit_ridge
 from histosge.models.stain_invariance import STRENGTH, stain_covariance
 
@@ -59,7 +60,8 @@ class DenseModel:
     """
 
     name: ClassVar[str] = "dense"
-    needs_position_on_slide: ClassVar[bool] = False
+    losses: ClassVar[tuple[str, ...]] = LOSSES
+    takes_stain_pairs: ClassVar[bool] = True
     surroundings: Surroundings
     affine: Affine
     targets: LowRankTargets
@@ -264,3 +266,10 @@ def fit_depth(
     Y = np.concatenate([log - log.mean() for log in logs])[:, None]
     affine = fit_ridge(spots, Y, groups, moved)
     return Affine(affine.weight, affine.offset + np.concatenate(logs).mean())
+
+
+RECORD = ModelRecord(
+    "dense",
+    "Means of ridge regressions on Gaussian neighbourhoods of three widths, low-rank targets; the default.",
+    lambda: DenseModel,
+)

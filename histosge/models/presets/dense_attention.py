@@ -6,22 +6,27 @@ at all unless the error falls on every third. The third that judges has chosen t
 on tissue that had no say. What was done is said.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
-from histosge.models.attention import EPOCHS, RADIUS_UM, AttentionNetwork, Lesson, Windows, teach
 from histosge.models.linear_algebra import Floats, Indices, Standardiser
 from histosge.models.multiscale import Surroundings
 from histosge.models.presets.dense import DenseModel, LinearFit
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 from histosge.models.residual_kriging import choose_blend
+
+# torch is imported where it is used: the list of presets must not take its seconds.
+if TYPE_CHECKING:
+    from histosge.models.attention import AttentionNetwork, Lesson
 
 FOLDS = 3
 MIN_SPOTS = 200
@@ -50,6 +55,8 @@ class Attention:
 
     def __call__(self, components: Patches, of: Indices) -> NDArray[np.float32]:
         """Return what to add to the patterns of some patches, ``(len(of), n_patterns)``."""
+        from histosge.models.attention import Windows
+
         if len(of) == 0:
             return np.zeros((0, self.networks[0].out.out_features), np.float32)
         return Windows.around(components, self.standardiser, self.radius_um, of).ask_all(self.networks)
@@ -70,7 +77,6 @@ class DenseAttentionModel:
     """
 
     name: ClassVar[str] = "dense+attention"
-    needs_position_on_slide: ClassVar[bool] = False
     image: DenseModel
     attention: Attention | None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -105,13 +111,18 @@ class DenseAttentionModel:
         *,
         seed: int = 0,
         epochs: int | None = None,
-        radius_um: float = RADIUS_UM,
+        radius_um: float | None = None,
     ) -> Self:
         """Solve the linear part, then train networks on what it leaves over, for `EPOCHS` epochs.
 
         `facts` are then, per fold, the epochs kept of the patch alone and of its window and the relative change of
         squared error; and the share of each pattern that is added.
         """
+        import torch
+
+        from histosge.models.attention import EPOCHS, RADIUS_UM, Lesson, teach
+
+        radius = RADIUS_UM if radius_um is None else radius_um
         linear = LinearFit.of(sections)
         image = DenseModel.of(linear, sections, seed=seed)
         fold = linear.groups % FOLDS
@@ -122,7 +133,7 @@ class DenseAttentionModel:
 
         def lesson(section: TrainingSection, spots: Indices, left: Floats) -> Lesson:
             components = linear.surroundings.components(section.patches)
-            return Lesson.of(components, section.overlap[spots], left[spots], standardiser, radius_um)
+            return Lesson.of(components, section.overlap[spots], left[spots], standardiser, radius)
 
         lessons = _lessons(sections, linear.split(leftover), linear.split(fold), lesson)
         taught, unseen, left = [], [], []
@@ -144,7 +155,7 @@ class DenseAttentionModel:
         with torch.no_grad():
             for one in taught:
                 one.network.out.weight *= torch.from_numpy(blend.astype(np.float32))[:, None]
-        return cls(image, Attention(standardiser, tuple(one.network for one in taught), radius_um), facts)
+        return cls(image, Attention(standardiser, tuple(one.network for one in taught), radius), facts)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
@@ -165,7 +176,7 @@ class DenseAttentionModel:
             patterns = patterns + self.attention(components, of)
         return image.genes(patterns), depth
 
-    def split(self) -> tuple[Reduce | None, "DenseAttentionModel"]:
+    def split(self) -> tuple[Reduce | None, DenseAttentionModel]:
         """Return what reduces embeddings to components, and the model that takes those."""
         reduce, image = self.image.split()
         return reduce, replace(self, image=image)
@@ -202,6 +213,10 @@ class DenseAttentionModel:
 
 
 def _rebuilt(state: State) -> AttentionNetwork:
+    import torch
+
+    from histosge.models.attention import AttentionNetwork
+
     weights = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
     with torch.random.fork_rng(devices=[]):
         network = AttentionNetwork(weights["tokens.weight"].shape[1], weights["out.weight"].shape[0])
@@ -226,7 +241,7 @@ def _lessons(
 ) -> dict[int, list[Lesson]]:
     """Return each fold's sections, or parts of the lone one, with at most `MAX_SPOTS` of all spots."""
     every = -(-sum(map(len, fold)) // MAX_SPOTS)
-    lessons = {int(k): list[Lesson]() for k in np.unique(np.concatenate(fold))}
+    lessons: dict[int, list[Lesson]] = {int(k): [] for k in np.unique(np.concatenate(fold))}
     for section, left, label in zip(sections, leftover, fold, strict=True):
         for k in np.unique(label):
             lessons[int(k)].append(lesson(section, np.flatnonzero(label == k)[::every], left))
@@ -237,3 +252,10 @@ def _change(before: Floats, after: Floats) -> float:
     """Return the relative change of squared error; none where there was no error."""
     error = float((before**2).sum())
     return float((after**2).sum()) / error - 1 if error > 0 else 0.0
+
+
+RECORD = ModelRecord(
+    "dense+attention",
+    "dense, plus attention over the patches around, where held-out sections gain from it.",
+    lambda: DenseAttentionModel,
+)

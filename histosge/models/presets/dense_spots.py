@@ -16,6 +16,7 @@ from histosge.models.low_rank_targets import FLOOR, bend
 from histosge.models.presets.dense import DenseModel
 from histosge.models.presets.gp import GaussianProcessModel
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 from histosge.models.residual_kriging import Leftover
 
 
@@ -89,3 +90,10 @@ class DenseSpotsModel:
             Leftover.from_state(config["leftover"], state),
             GaussianProcessModel.from_state(config["joint"], part("joint")),
         )
+
+
+RECORD = ModelRecord(
+    "dense+spots",
+    "dense, plus kriging of its residual between the spots of slides that it was trained on.",
+    lambda: DenseSpotsModel,
+)

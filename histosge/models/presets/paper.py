@@ -10,12 +10,13 @@ Terms
     lattice  a spot's row and column: microns from the slide's top-left over the pitch, 0 .. 511
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -23,8 +24,14 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.errors import ModelError
 from histosge.models.checkpoint import current
 from histosge.models.linear_algebra import Floats, Indices, Standardiser
-from histosge.models.paper_network import POSITIONS, PaperNetwork
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
+
+# torch is imported where it is used: the list of presets must not take its seconds.
+if TYPE_CHECKING:
+    import torch
+
+    from histosge.models.paper_network import PaperNetwork
 
 EPOCHS = 100
 LEARNING_RATE = 1e-3
@@ -70,7 +77,9 @@ class PaperModel:
     """
 
     name: ClassVar[str] = "paper"
-    needs_position_on_slide: ClassVar[bool] = False
+    resumable: ClassVar[bool] = True
+    # It takes minutes a fit.
+    calibrated_by_default: ClassVar[bool] = False
     network: PaperNetwork
     standardiser: Standardiser
     pitch_um: float
@@ -98,6 +107,10 @@ class PaperModel:
         epochs: int | None = None,
     ) -> Self:
         """Train with some defects of the released code."""
+        import torch
+
+        from histosge.models.paper_network import PaperNetwork
+
         epochs = EPOCHS if epochs is None else epochs
         standardiser, pitch_um = Standardiser.of(np.concatenate(_at_spots(sections))), spot_pitch(sections)
         groups = _groups(sections, standardiser, pitch_um, switches)
@@ -136,6 +149,8 @@ class PaperModel:
 
     def _infer(self, embedding: NDArray[np.floating], xy_um: Floats, groups: Indices) -> NDArray[np.float32]:
         """Predict by groups, indices ``(n_groups, size)``, -1 for none."""
+        import torch
+
         predicted = np.empty((len(embedding), self.network.n_genes), dtype=np.float32)
         position = torch.from_numpy(_positions(xy_um, self.pitch_um, self.switches))
         for start in range(0, len(groups), _GROUPS_AT_ONCE):
@@ -163,6 +178,10 @@ class PaperModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
+        import torch
+
+        from histosge.models.paper_network import PaperNetwork
+
         weights = {
             name.removeprefix("network."): torch.from_numpy(np.array(array))
             for name, array in state.items()
@@ -187,7 +206,7 @@ class PaperModel:
         )
 
 
-Group = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Group: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
 """Embeddings, positions and targets of about 50 spots, ``(1, n_spots, ...)`` each."""
 
 
@@ -198,6 +217,8 @@ def _at_spots(sections: Sequence[TrainingSection]) -> list[Floats]:
 def _groups(
     sections: Sequence[TrainingSection], standardiser: Standardiser, pitch_um: float, switches: PaperSwitches
 ) -> list[Group]:
+    import torch
+
     groups = []
     for section, at_spots in zip(sections, _at_spots(sections), strict=True):
         embedding = torch.from_numpy(standardiser.apply(at_spots).astype(np.float32))
@@ -212,6 +233,8 @@ def _groups(
 
 def _train(network: PaperNetwork, groups: list[Group], rng: np.random.Generator, epochs: int) -> None:
     """Train where that is fastest, and bring the network back to the processor."""
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network.to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
@@ -245,6 +268,8 @@ def lattice_position(xy_um: Floats, pitch_um: float) -> NDArray[np.float32]:
 
     It counts from the slide's corner, so that a slide predicted block by block gives the same rows.
     """
+    from histosge.models.paper_network import POSITIONS
+
     return np.clip(xy_um[:, ::-1] / pitch_um, 0, POSITIONS - 1).astype(np.float32)
 
 
@@ -306,3 +331,6 @@ def _in_rows(patches: Patches, step: int) -> Indices:
         padded[: len(members)] = members
         groups.append(padded.reshape(-1, GROUP))
     return np.concatenate(groups) if groups else np.empty((0, GROUP), dtype=np.int64)
+
+
+RECORD = ModelRecord("paper", "The published HisToSGE network, trained for 100 epochs.", lambda: PaperModel)

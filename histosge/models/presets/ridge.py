@@ -20,6 +20,7 @@ from histosge.models.linear_algebra import (
     spatial_groups,
 )
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
 MAX_DIM = 256
 """Wider embeddings are first reduced to this many principal components, as the field's benchmark does."""
@@ -38,7 +39,6 @@ class RidgeModel:
     """
 
     name: ClassVar[str] = "ridge"
-    needs_position_on_slide: ClassVar[bool] = False
     affine: Affine
     penalty: float
     n_components: int
@@ -84,3 +84,8 @@ class RidgeModel:
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
         return cls(Affine(state["weight"], state["offset"]), config["penalty"], config["n_components"])
+
+
+RECORD = ModelRecord(
+    "ridge", "Baseline: ridge regression on the embedding under each spot.", lambda: RidgeModel
+)
