@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 ran, and the answer is no; 2 the user's mistake. A bug kee
 
 import errno
 import sys
+from typing import Annotated
 
 import typer
 from typer.models import CommandInfo, TyperInfo
@@ -18,6 +19,7 @@ from histosge_cli import (
     store_commands,
     view_command,
 )
+from histosge_cli.console import out
 
 PANELS = {
     "Start here": ("demo", "doctor"),
@@ -70,6 +72,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        import histosge
+
+        out.print(f"histosge {histosge.__version__}", markup=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        # Eager: it is answered also where no command is given.
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
 for module in (
     demo_command,
     store_commands,

@@ -10,20 +10,48 @@ from histosge_cli.console import Console, out, resumable
 from histosge_cli.registry_help import RegistryHelp
 from histosge_cli.store_commands import Log, Quiet, StoreArg
 
+DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written", "While it runs"
+"""Panels of the options."""
 SamplesArg = Annotated[
     str,
     typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression."),
 ]
 Grid = Annotated[
-    str | None, typer.Option("--grid", metavar="KEY", help="Needed when the store holds several grids.")
+    str | None,
+    typer.Option(
+        "--grid", metavar="KEY", help="Needed when the store holds several grids.", rich_help_panel=DATA
+    ),
 ]
 EncoderKey = Annotated[
-    str | None, typer.Option("--encoder", metavar="K", help="Needed when the store holds several encoders.")
+    str | None,
+    typer.Option(
+        "--encoder", metavar="K", help="Needed when the store holds several encoders.", rich_help_panel=DATA
+    ),
 ]
 Genes = Annotated[
-    str, typer.Option("--genes", metavar="N|FILE", help="The N most variable genes, or a file with names.")
+    str,
+    typer.Option(
+        "--genes",
+        metavar="GENES",
+        help="N: the N most variable genes; all; N+A,B: the N and the named ones; or a file, one gene a line.",
+        rich_help_panel=DATA,
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the spots, for presets that iterate.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Passes over the spots, for models that iterate.", rich_help_panel=TRAINING
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write a page (HTML): pictures, numbers, caveats.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,38 +67,41 @@ def find_own_class(preset: str | None) -> None:
         sys.path.insert(0, folder)
 
 
-def genes_option(text: str) -> int | str:
-    """Return a number of genes, or a path."""
-    return int(text) if text.isdecimal() else text
-
-
 def train(
     samples: SamplesArg,
     store: StoreArg,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
     preset: Annotated[
         str,
-        typer.Option(metavar="P", help="What is trained. {models}; or module:Class, a class of your own."),
+        typer.Option(
+            metavar="P",
+            help="What is trained; module:Class is a class of your own.\n\n{models}",
+            rich_help_panel=TRAINING,
+        ),
     ] = "dense",
     genes: Genes = "1000",
     epochs: Epochs = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same machine: the same model.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Same seed, same machine: the same model.", rich_help_panel=TRAINING),
+    ] = 0,
     loss: Annotated[
-        str, typer.Option(help="Of dense: mse on log1p(CP10k), poisson or nb on counts.")
+        str,
+        typer.Option(
+            metavar="L",
+            help="mse on log1p(CP10k); dense also has poisson and nb, on counts with library size.",
+            rich_help_panel=TRAINING,
+        ),
     ] = "mse",
     stains: Annotated[
         bool,
         typer.Option(
             "--stains",
-            help="Of dense: encode some patches in other stains, and do not learn from what those move.",
+            help="Encode some patches in other stains, and penalise weights along what those change (dense).",
+            rich_help_panel=TRAINING,
         ),
     ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
-        ),
-    ] = None,
+    report: Page = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -81,14 +112,13 @@ def train(
     Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
     """
     from histosge.data.section_loading import Selection
+    from histosge.training.report import trust_scope
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
     console = Console(quiet, log)
     find_own_class(preset)
-    settings = TrainSettings(
-        preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss, stains=stains
-    )
+    settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
     saved = run(samples, store, model, settings, on_message=console.message)
     if report is not None:
         from histosge.training.report import write_training_report
@@ -101,11 +131,8 @@ def train(
         markup=False,
     )
     if saved.intervals is not None:
-        out.print(
-            f"{int(saved.intervals.trusted.sum())} of {len(saved.card.genes)} genes can be trusted on other tissue; "
-            "the others are listed with their trust by predict --h5ad",
-            markup=False,
-        )
+        n_trusted, scope = int(saved.intervals.trusted.sum()), trust_scope(saved.intervals)
+        out.print(f"trusted: {n_trusted} of {len(saved.card.genes)} genes ({scope})", markup=False)
 
 
 def predict(
@@ -115,14 +142,14 @@ def predict(
         str, typer.Argument(metavar="OUT", help="Expression store to write, a folder or URL.")
     ],
     slide: Annotated[
-        list[str] | None, typer.Option("--slide", metavar="ID", help="Only this slide; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            "--slide", metavar="ID", help="Only this slide; repeat for several.", rich_help_panel=DATA
+        ),
     ] = None,
     genes: Annotated[
-        str | None, typer.Option("--genes", metavar="A,B", help="Only these genes of the model.")
-    ] = None,
-    h5ad: Annotated[
-        Path | None,
-        typer.Option("--h5ad", metavar="FILE", help="Also write AnnData, one row per patch (one slide)."),
+        str | None,
+        typer.Option("--genes", metavar="A,B", help="Only these genes of the model.", rich_help_panel=DATA),
     ] = None,
     condition_on: Annotated[
         str | None,
@@ -130,16 +157,7 @@ def predict(
             "--condition-on",
             metavar="FILE",
             help="Spots measured on the slide: .h5ad or Space Ranger folder.",
-        ),
-    ] = None,
-    workers: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, help="Processes that share several slides out among themselves."),
-    ] = 1,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
+            rich_help_panel=DATA,
         ),
     ] = None,
     preset: Annotated[
@@ -147,8 +165,28 @@ def predict(
         typer.Option(
             metavar="module:Class",
             help="The class of a model of your own; it is imported only if it is named here.",
+            rich_help_panel=DATA,
         ),
     ] = None,
+    h5ad: Annotated[
+        Path | None,
+        typer.Option(
+            "--h5ad",
+            metavar="FILE",
+            help="Also write AnnData, one row per patch (one slide).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    report: Page = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes that share several slides out among themselves.",
+            rich_help_panel=RUN,
+        ),
+    ] = 1,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -208,31 +246,47 @@ def evaluate(
     ],
     split: Annotated[
         str | None,
-        typer.Option(help="block (default), section, donor or random (default of --ablate)."),
+        typer.Option(
+            metavar="S",
+            help="What is held out: block (default), section, donor, or random (default of --ablate).",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     presets: Annotated[
         str,
         typer.Option(
             metavar="a,b,c",
             help="Models to compare: {model names}; module:Class; or depth: library size alone, an oracle.",
+            rich_help_panel=TRAINING,
         ),
     ] = "mean,ridge,dense",
     genes: Genes = "250",
-    seeds: Annotated[int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.", rich_help_panel=TRAINING)
+    ] = 1,
     epochs: Epochs = None,
     protocol: Annotated[
         str | None,
-        typer.Option(metavar="hest", help="Score as HEST-Benchmark does, in place of the presets."),
+        typer.Option(
+            metavar="hest",
+            help="Score as HEST-Benchmark does, in place of the presets.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Add the published code with each of its known defects.")
+        bool,
+        typer.Option(
+            "--ablate",
+            help="Add the published code with each of its known defects.",
+            rich_help_panel=TRAINING,
+        ),
     ] = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
-    """Score models on what they have not seen, with a noise control beside them.
+    """Score models on held-out spots, with a noise control beside them.
 
     Example: histosge evaluate cohort.csv store.zarr report --split section --presets mean,ridge,dense --seeds 3
     """
@@ -248,7 +302,7 @@ def evaluate(
     settings = EvaluateSettings(
         split=split,
         presets=names,
-        genes=genes_option(genes),
+        genes=genes,
         seeds=seeds,
         epochs=epochs,
         ablate=ablate,

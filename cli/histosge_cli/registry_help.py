@@ -9,7 +9,8 @@ from typer.core import TyperCommand
 def _models() -> str:
     from histosge.models.registry import MODELS
 
-    return "; ".join(f"{record.name}: {record.help.rstrip('.')}" for record in MODELS.records())
+    # An empty line between them: typer joins lines that follow each other.
+    return "\n\n".join(f"{record.name}: {record.help}" for record in MODELS.records())
 
 
 def _model_names() -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
-from histosge.data.genes import MIN_COUNTS, read_gene_list
+from histosge.data.gene_choice import GeneChoice, GeneSource
+from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
 from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.ablation import needs_slides
@@ -38,7 +39,8 @@ class EvaluateSettings:
         ``fit(sections, *, seed, epochs)`` returns a fitted model, and the oracle ``depth``. The noise control is
         always added.
     genes
-        How many of the most variable genes of each training part, or a file that lists them.
+        How many of the most variable genes of each training part, ``all``, ``N+A,B`` (the N most variable and the
+        named ones), a file with one gene a line, or gene names.
     seeds
         Repeat with seeds 0 .. seeds - 1.
     epochs
@@ -53,7 +55,7 @@ class EvaluateSettings:
 
     split: str | None = None
     presets: Sequence[ModelSource] = DEFAULT_PRESETS
-    genes: int | str = 250
+    genes: GeneSource = 250
     seeds: int = 1
     epochs: int | None = None
     ablate: bool = False
@@ -85,6 +87,7 @@ class EvaluateSettings:
             )
         if self.protocol not in (None, *PROTOCOLS):
             raise HistosgeError(f"unknown protocol {self.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+        GeneChoice.parse(self.genes)
         if self.protocol is None and not self.ablate:
             # Whether slides can be read is not known yet: variants that need them are checked as if they could.
             find_methods(self.presets, self.split or self.default_split, lambda sections, _: tuple(sections))
@@ -149,16 +152,11 @@ def score_sections(
         scores = score_hest(sections, settings.split or hest_split(sections), on_progress=on_progress)
         write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
         return scores
-    genes: int | Sequence[str] = (
-        settings.genes
-        if isinstance(settings.genes, int)
-        else read_gene_list(settings.genes, [section.spots for section in sections])
-    )
     scores = evaluate_sections(
         sections,
         settings.presets,
         split=settings.split or settings.default_split,
-        genes=genes,
+        genes=settings.genes,
         seeds=range(settings.seeds),
         epochs=settings.epochs,
         ablate=settings.ablate,

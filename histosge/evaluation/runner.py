@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from featurestore.events import OnProgress, Progress, ignore_progress
 from histosge.calibration.conformal import calibrate
+from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import library_size
 from histosge.data.sections import Section
 from histosge.errors import HistosgeError, ModelError
@@ -54,7 +55,7 @@ def evaluate_sections(
     presets: Sequence[ModelSource],
     *,
     split: str = "block",
-    genes: int | Sequence[str] = DEFAULT_GENES,
+    genes: GeneSource | GeneChoice = DEFAULT_GENES,
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int | None = None,
     ablate: bool = False,
@@ -73,7 +74,7 @@ def evaluate_sections(
     split
         One of `histosge.heldout.splits.SPLITS`.
     genes
-        How many to choose on each fold's training part, or which.
+        How many to choose on each fold's training part, or which; see `histosge.data.gene_choice`.
     seeds
         Of the models, and of the block and random splits.
     epochs
@@ -400,10 +401,9 @@ def _noise_draws(seeds: tuple[int, ...]) -> dict[int, list[int]]:
     return {seed: list(draws[i :: len(seeds)]) for i, seed in enumerate(seeds)}
 
 
-def _gene_rule(genes: int | Sequence[str]) -> str:
-    if isinstance(genes, int):
-        return f"the {genes} most variable genes of each fold's training spots; held-out spots had no say"
-    return f"{len(genes)} genes given by the user, the same in every fold"
+def _gene_rule(genes: GeneChoice) -> str:
+    rule = genes.describe("each fold's training spots")
+    return f"{rule}, the same in every fold" if genes.is_given else f"{rule}; no held-out spot was used"
 
 
 def _count(seed: int, fold: Fold) -> FoldCount:

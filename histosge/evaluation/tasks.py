@@ -10,7 +10,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.data.genes import choose_genes, library_size, select_target, shared_genes
+from histosge.data.gene_choice import GeneChoice, GeneSource
+from histosge.data.genes import library_size, select_target, shared_genes
 from histosge.data.sections import Section, Spots, TrainingSection
 from histosge.heldout.leakage import (
     PatchSplit,
@@ -40,7 +41,7 @@ class Task:
     patch_splits
         Slide id -> which patches training and held-out spots may see; empty: all.
     genes_are_chosen
-        Whether the genes were chosen here, not given.
+        Whether all genes were chosen here, none given.
     is_noise
         Whether the embeddings are random.
     """
@@ -128,23 +129,24 @@ class Plan:
     sections, split
         What to split, and how: one of `histosge.heldout.splits.SPLITS`.
     genes
-        How many to choose on each fold's training part, or which.
+        What is chosen on each fold's training part.
     buffer_um
         Of the block split.
     """
 
     sections: tuple[Section, ...]
     split: str
-    genes: int | Sequence[str]
+    genes: GeneChoice
     buffer_um: float
 
     @classmethod
-    def from_sections(cls, sections: Sequence[Section], split: str, genes: int | Sequence[str]) -> Self:
+    def from_sections(cls, sections: Sequence[Section], split: str, genes: GeneSource | GeneChoice) -> Self:
         """Plan an evaluation; the buffer of a block split comes from the widest spots and patches."""
+        choice = genes if isinstance(genes, GeneChoice) else GeneChoice.parse(genes)
         buffers = [
             window_buffer_um(s.spots.diameter_um, s.patches.patch_um, s.patches.stride_um) for s in sections
         ]
-        return cls(tuple(sections), split, genes, max(buffers, default=0.0) if split == "block" else 0.0)
+        return cls(tuple(sections), split, choice, max(buffers, default=0.0) if split == "block" else 0.0)
 
     def folds(self, seed: int) -> tuple[Fold, ...]:
         """Return one seed's folds, proven free of leaks."""
@@ -168,12 +170,11 @@ class Plan:
             if self.split == "block"
             else {}
         )
-        is_chosen = isinstance(self.genes, int)
-        return Task(seed, fold, genes, self.sections, targets, patch_splits, genes_are_chosen=is_chosen)
+        return Task(
+            seed, fold, genes, self.sections, targets, patch_splits, genes_are_chosen=not self.genes.named
+        )
 
     def _choose(self, fold: Fold) -> tuple[str, ...]:
-        if not isinstance(self.genes, int):
-            return tuple(self.genes)
         training = [
             _subset(section.spots, keep)
             for section in self.sections
@@ -181,7 +182,7 @@ class Plan:
         ]
         # Which genes a held-out section measured is no result: a gene that it lacks cannot be scored.
         measured = shared_genes([section.spots for section in self.sections])
-        return choose_genes(training, self.genes, among=measured)
+        return self.genes.choose(training, among=measured)
 
 
 def _split_patches(fold: Fold, section: Section) -> PatchSplit:

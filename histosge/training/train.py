@@ -10,12 +10,12 @@ from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import identity_attrs
 from histosge.calibration.conformal import Intervals, calibrate
+from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import (
     LoadedSection,
     Selection,
     load_sections,
-    resolve_genes,
     training_section,
 )
 from histosge.data.sections import TrainingSection
@@ -39,7 +39,8 @@ class TrainSettings:
         A registered name, ``module:Class``, a model class, or an object whose ``fit(sections, *, seed, epochs)``
         returns a fitted model; see `histosge.models.protocol.Model`.
     genes
-        How many of the most variable genes, or a file that lists them.
+        How many of the most variable genes, ``all``, ``N+A,B`` (the N most variable and the named ones), a file with
+        one gene a line, or gene names.
     epochs
         For models that iterate; None means the model's own.
     seed
@@ -58,7 +59,7 @@ class TrainSettings:
     """
 
     preset: ModelSource = DEFAULT_PRESET
-    genes: int | str = DEFAULT_GENES
+    genes: GeneSource = DEFAULT_GENES
     epochs: int | None = None
     seed: int = 0
     selection: Selection = field(default_factory=Selection)
@@ -68,8 +69,8 @@ class TrainSettings:
 
 
 def train(
-    samples: str,
-    store: str,
+    samples: str | Path,
+    store: str | Path,
     model: str | Path,
     settings: TrainSettings | None = None,
     *,
@@ -96,13 +97,13 @@ def train(
         If the sections, the store or the settings are unusable; nothing is written then.
     """
     settings = settings or TrainSettings()
-    estimator = _checked(settings)
-    loaded = load_sections(samples, store, settings.selection, on_message=on_message)
+    estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
+    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
     sections = [item.section for item in loaded]
-    genes = resolve_genes(sections, settings.genes)
+    genes = choice.choose([section.spots for section in sections])
     training = [training_section(s, genes) for s in sections]
     if settings.stains:
-        training = _with_stain_pairs(samples, settings, loaded, training, on_message)
+        training = _with_stain_pairs(str(samples), settings, loaded, training, on_message)
 
     def fit(some: Sequence[TrainingSection]) -> Model:
         return estimator.fit(some, seed=settings.seed, epochs=settings.epochs, loss=settings.loss)
@@ -110,7 +111,7 @@ def train(
     intervals, by_default = None, estimator.capabilities.calibrated_by_default
     if settings.intervals if settings.intervals is not None else by_default:
         intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
-        on_message(_calibrated(intervals, genes))
+        on_message(_calibrated(intervals))
     card, unfinished = _card(settings, estimator.name, genes, loaded), checkpoint_path(model)
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
     with checkpointed(unfinished, training_key(facts, training)):
@@ -146,7 +147,8 @@ def _with_stain_pairs(
 
     training = augment_stains(read_samples(samples), loaded, training, settings.seed)
     on_message(
-        f"{PATCHES} patches of each slide encoded in {STAINS} other stains: what those move is penalised"
+        f"{PATCHES} patches of each slide encoded in {STAINS} other stains: weights along what those change are "
+        "penalised"
     )
     return training
 
@@ -156,14 +158,12 @@ def checkpoint_path(model: str | Path) -> Path:
     return Path(model).with_name(f".{Path(model).name}.unfinished")
 
 
-def _calibrated(intervals: Intervals | None, genes: tuple[str, ...]) -> str:
+def _calibrated(intervals: Intervals | None) -> str:
     if intervals is None:
-        return "no intervals: too few spots to hold some out"
-    by = f", in {len(intervals.strata.half_width)} strata of predicted depth" if intervals.strata else ""
-    return (
-        f"{int(intervals.trusted.sum())} of {len(genes)} genes can be trusted; half widths of "
-        f"{round(100 * intervals.level)} % intervals from {intervals.n_spots} held-out spots{by}"
-    )
+        return "no prediction intervals: too few spots to hold some out"
+    strata = intervals.strata
+    by_size = f" ({len(strata.half_width)} strata by predicted library size)" if strata else ""
+    return f"{round(100 * intervals.level)} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{by_size}"
 
 
 def _card(

@@ -21,7 +21,8 @@ from featurestore.grid import GridSpec
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import load_patches, open_embedded
-from histosge.data.section_loading import Selection, load_sections, resolve_genes, training_section
+from histosge.data.genes import choose_genes
+from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import Patches
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ExpressionError, ModelError
@@ -157,7 +158,7 @@ def test_a_saved_model_predicts_bit_equal_to_the_one_that_was_trained(
     chain: Chain, patches: Patches, preset: str
 ) -> None:
     sections = [loaded.section for loaded in load_sections(chain.sheet, chain.store, Selection())]
-    genes = resolve_genes(sections, N_GENES)
+    genes = choose_genes([s.spots for s in sections], N_GENES)
     targets = [training_section(section, genes) for section in sections]
     fitted = load_preset(preset).fit(targets, seed=0, epochs=2)
     reloaded = load_model(chain.model(preset))
