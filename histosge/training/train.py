@@ -161,9 +161,9 @@ def checkpoint_path(model: str | Path) -> Path:
 def _calibrated(intervals: Intervals | None) -> str:
     if intervals is None:
         return "no prediction intervals: too few spots to hold some out"
-    strata = intervals.strata
+    level, strata = round(100 * intervals.level), intervals.strata
     by_size = f" ({len(strata.half_width)} strata by predicted library size)" if strata else ""
-    return f"{round(100 * intervals.level)} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{by_size}"
+    return f"{level} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{by_size}"
 
 
 def _card(
