@@ -23,7 +23,7 @@ from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
 from histosge.models.attention import RADIUS_UM
-from histosge.models.presets.dense_attention import DenseAttentionModel
+from histosge.models.dense_attention import DenseAttentionModel
 from histosge.models.protocol import Model
 from histosge.synthetic import SyntheticSpec, load_truth, make_cohort
 

@@ -24,20 +24,20 @@ from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.encoders.loading import load_encoder
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
+from histosge.data.genes import choose_genes
 from histosge.data.section_loading import (
     LoadedSection,
     Selection,
     load_sections,
-    resolve_genes,
     training_section,
 )
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
+from histosge.models.dense import N_PATTERNS, DenseModel
 from histosge.models.linear_algebra import Floats, spatial_groups
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.multiscale import MOMENTS, MultiscaleFeatures, spot_features
-from histosge.models.presets.dense import N_PATTERNS, DenseModel
 from histosge.models.stacking import fit_stack
 from histosge.models.stain_invariance import stain_covariance
 from histosge.synthetic import SyntheticSpec, make_cohort
@@ -109,7 +109,7 @@ def _held_out(cohort: Cohort, k: int) -> dict[str, Score]:
     """Fit on all sections but one with each penalty, and score the one in every stain."""
     sections = [item.section for item in cohort.loaded]
     others = [i for i in range(len(sections)) if i != k]
-    genes = resolve_genes([sections[i] for i in others], GENES)
+    genes = choose_genes([sections[i].spots for i in others], GENES)
     every = [training_section(s, genes) for s in sections]
     known, held = [cohort.loaded[i] for i in others], every[k]
     training = augment_stains(read_samples(str(cohort.sheet)), known, [every[i] for i in others], seed=0)

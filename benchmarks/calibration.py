@@ -19,7 +19,8 @@ from _public import embed_public, public_sheet
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from histosge.calibration.conformal import Intervals, calibrate, coverage, predict_spots
-from histosge.data.section_loading import Selection, load_sections, resolve_genes, training_section
+from histosge.data.genes import choose_genes
+from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import TrainingSection
 from histosge.models.registry import load_preset
 from histosge.synthetic import SyntheticSpec, make_cohort
@@ -66,7 +67,7 @@ def _public_folds(sheet: Path) -> Iterator[Held]:
     with tempfile.TemporaryDirectory() as name:
         sections = [item.section for item in embed_public(sheet, Path(name))]
     for k in range(len(sections)):
-        genes = resolve_genes(sections[:k] + sections[k + 1 :], GENES)
+        genes = choose_genes([s.spots for s in sections[:k] + sections[k + 1 :]], GENES)
         every = [training_section(s, genes) for s in sections]
         yield every[:k] + every[k + 1 :], every[k]
 

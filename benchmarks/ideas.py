@@ -22,16 +22,16 @@ from featurestore.grid import GridSpec
 from histosge.data.gaussian_pooling import Moment
 from histosge.data.section_loading import Selection, load_sections
 from histosge.data.sections import Section, TrainingSection
-from histosge.evaluation.methods import MapModel, PresetMethod
-from histosge.evaluation.results import NOISE
-from histosge.evaluation.runner import score_plan
+from histosge.evaluation.methods import MapModel, ModelMethod
+from histosge.evaluation.results import NOISE, VARIANT
+from histosge.evaluation.runner import noise_control, score_plan
 from histosge.evaluation.tasks import Plan, Task
+from histosge.models import dense
+from histosge.models.dense import DenseModel
+from histosge.models.estimators import find_estimator
 from histosge.models.linear_algebra import Affine, RidgePath, Standardiser, choose_penalties, spatial_groups
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.multiscale import MOMENTS, MultiscaleFeatures, moment_columns, spot_features
-from histosge.models.presets import dense
-from histosge.models.presets.dense import DenseModel
-from histosge.models.registry import load_preset
 from histosge.models.stacking import RIDGE_MOMENTS, fit_stack
 from histosge.synthetic import SyntheticSpec, make_cohort
 
@@ -49,6 +49,7 @@ class Variant:
     name: str
     how: Callable[[Sequence[TrainingSection], int], DenseModel]
     change: Callable[[Task], Task] = lambda task: task
+    kind: str = VARIANT
 
     def prepare(self, task: Task) -> Task:
         """Return the task that it sees."""
@@ -142,12 +143,10 @@ def main() -> None:
     asked = options(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         name, sections = load(Path(folder), quick=asked.quick)
-    ridge = load_preset("ridge")
     variants = VARIANTS[:5] if asked.quick else VARIANTS
-    methods = [PresetMethod("ridge, one penalty", ridge), *variants]
-    scores = score_plan(
-        Plan.from_sections(sections, "section", GENES), methods, PresetMethod(NOISE, ridge), seeds=(0,)
-    )
+    methods = [ModelMethod(find_estimator("ridge"), "ridge, one penalty"), *variants]
+    plan = Plan.from_sections(sections, "section", GENES)
+    scores = score_plan(plan, methods, noise_control(), seeds=(0,))
     results = []
     for what in (*scores.presets, NOISE):
         results.append(Result(what, scores.mean(what, "pearson_mean"), "Pearson"))

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import EmbeddedSlide, Window, open_embedded, stream_windows
+from histosge.models.dense import DenseModel
 from histosge.models.multiscale import MOMENTS
-from histosge.models.presets.dense import DenseModel
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.threads import side_by_side, usable_cores
 from histosge.training.saved_model import load_model

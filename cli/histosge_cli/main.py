@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import typer
 from typer.models import CommandInfo, TyperInfo
@@ -22,6 +22,7 @@ from histosge_cli import (
     store_commands,
     view_command,
 )
+from histosge_cli.console import out
 
 PANELS = {
     "Start here": ("demo", "doctor"),
@@ -74,6 +75,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        import histosge
+
+        out.print(f"histosge {histosge.__version__}", markup=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        # Eager: it is answered also where no command is given.
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
 for module in (
     demo_command,
     store_commands,

@@ -231,7 +231,7 @@ def _default(parameter: Any) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return (text or "").replace("|", "\\|")
+    return (text or "").replace("|", "\\|").replace("\n\n", "<br>")
 
 
 def _plain(text: str) -> str:

@@ -103,22 +103,6 @@ class CountHead:
         return cls(state["counts.weight"], state["counts.offset"])
 
 
-def check_loss(loss: str, preset: str) -> None:
-    """Refuse a loss that does not exist, or that the preset does not have.
-
-    Raises
-    ------
-    ModelError
-        With the losses that exist, or the preset that has this one.
-    """
-    if loss not in LOSSES:
-        raise ModelError(f"unknown loss {loss!r}: choose one of {', '.join(LOSSES)}")
-    if loss != "mse" and preset != "dense":
-        raise ModelError(
-            f"--loss {loss} belongs to the preset dense; {preset} minimises squared error: leave --loss out"
-        )
-
-
 def _solve(loss: str, Z: Floats, counts: Floats, exposure: Floats, level: Floats) -> Floats:
     """Return coefficients ``(n_patterns + 1, n_genes)``, the intercept first."""
     beta = np.zeros((Z.shape[1], counts.shape[1]))

@@ -5,7 +5,7 @@ predicted, never a slide.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,38 @@ from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
+from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
+from histosge.models.estimators import ModelSource
 from histosge.models.protocol import DepthModel, Model, PartialModel, ReducingModel
 from histosge.prediction.conditioning import ConditionedModel, load_conditioned
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.prediction.slide_tasks import map_slides
 from histosge.threads import side_by_side, usable_cores
-from histosge.training.saved_model import SavedModel, load_model
+from histosge.training.saved_model import SavedModel, describe_fitted, load_model
 
 _MAX_WORKING_BYTES = 1 << 30
 """Memory of all predictions that are computed at once, about."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How to predict.
+
+    Parameters
+    ----------
+    selection
+        Grid and encoder: needed where the store holds several.
+    workers
+        Processes that share the slides out among themselves; the maps are the same.
+    preset
+        The class of the saved model, where that is none of the registered ones; see
+        `histosge.training.saved_model.load_model`.
+    """
+
+    selection: Selection = field(default_factory=Selection)
+    workers: int = 1
+    preset: ModelSource | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +75,14 @@ class PredictResult:
 
 
 def predict(
-    store: str,
-    model: str | Path,
-    out: str,
+    store: str | Path,
+    model: str | Path | SavedModel | Model,
+    out: str | Path,
+    settings: PredictSettings | None = None,
     *,
     slide_ids: Sequence[str] = (),
     genes: Sequence[str] = (),
-    grid: str | None = None,
-    encoder: str | None = None,
-    condition_on: str | None = None,
-    workers: int = 1,
+    condition_on: str | Path | None = None,
     on_progress: OnProgress = ignore_progress,
     on_message: OnMessage = ignore_message,
 ) -> list[PredictResult]:
@@ -73,19 +93,18 @@ def predict(
     store
         Feature store with the slides' embeddings.
     model
-        A saved model's folder.
+        A saved model's folder; a `SavedModel`, as `histosge.train` returns it; or a fitted model. A fitted model
+        knows neither its genes nor its encoder: name all its outputs in `genes`, and see to the encoder yourself.
     out
         Expression store to write, a folder or URL.
+    settings
+        Grid and encoder, worker processes, the class of a saved model of your own.
     slide_ids
         Slides to predict; all of the store if empty.
     genes
-        Genes to predict; all of the model if empty.
-    grid, encoder
-        Keys; needed where the store holds several.
+        Genes to predict; all of the model if empty. Of a fitted model: the names of its outputs, in order.
     condition_on
         Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
-    workers
-        Processes, each of which predicts whole slides; the maps do not depend on their number.
     on_progress, on_message
         Called after each block, and with one line on the spots that a model is conditioned on.
 
@@ -98,12 +117,20 @@ def predict(
     AmbiguousSelectionError
         If the store holds several grids or encoders and none is named.
     """
-    source, saved = Store.open(store), load_model(model)
-    columns = _gene_columns(saved, genes)
+    settings = settings or PredictSettings()
+    grid, encoder = settings.selection.grid, settings.selection.encoder
+    source = Store.open(str(store))
+    folder = model if isinstance(model, str | Path) else None
+    saved = model if isinstance(model, SavedModel) else None
+    if folder is not None:
+        saved = load_model(folder, settings.preset)
     ids = list(slide_ids) or source.slide_ids()
     if not ids:
         raise ModelError(f"{source.location.label} holds no slide; fill it with: histosge embed")
     slides = [open_embedded(source, slide_id, grid, encoder) for slide_id in ids]
+    if saved is None:
+        saved = describe_fitted(cast(Model, model), genes, slides[0].identity, slides[0].stored.grid)
+    columns = _gene_columns(saved, genes)
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
         check_whole(slide.array, slide.stored.planned(slide.array.block_shape), slide.slide_id)
@@ -111,17 +138,22 @@ def predict(
     if condition_on is not None:
         if len(ids) != 1:
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
-        sample = Sample(ids[0], "", condition_on)
+        sample = Sample(ids[0], "", str(condition_on))
         conditioned = load_conditioned(source, saved, sample, (grid, encoder), on_message)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
+    is_shared_out = settings.workers > 1 and len(ids) > 1
+    if is_shared_out and folder is None:
+        raise ModelError(
+            f"workers={settings.workers} load the model themselves: give a saved model's folder, or workers=1"
+        )
     # Only after all checks, so that a refused call writes nothing.
-    target = ExpressionStore.open_or_create(out)
-    if workers > 1 and len(ids) > 1:
-        run = partial(_predict_one, store, model, out, genes=tuple(genes), grid=grid, encoder=encoder)
+    target = ExpressionStore.open_or_create(str(out))
+    if is_shared_out and folder is not None:
+        run = partial(_predict_one, str(store), folder, str(out), replace(settings, workers=1), tuple(genes))
         return map_slides(
             run,
             ids,
-            workers,
+            settings.workers,
             lambda slide_id, result: on_progress(Progress(result.planned, result.planned, slide_id)),
         )
     return [_predict_slide(slide, task, target, on_progress) for slide in slides]
@@ -179,17 +211,10 @@ class _Task:
 
 
 def _predict_one(
-    store: str,
-    model: str | Path,
-    out: str,
-    slide_id: str,
-    *,
-    genes: tuple[str, ...],
-    grid: str | None,
-    encoder: str | None,
+    store: str, model: str | Path, out: str, settings: PredictSettings, genes: tuple[str, ...], slide_id: str
 ) -> PredictResult:
     """Predict one slide in a worker."""
-    (result,) = predict(store, model, out, slide_ids=[slide_id], genes=genes, grid=grid, encoder=encoder)
+    (result,) = predict(store, model, out, settings, slide_ids=[slide_id], genes=genes)
     return result
 
 

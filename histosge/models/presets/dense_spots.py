@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
+from histosge.models.dense import DenseModel
 from histosge.models.low_rank_targets import soft_floor
 from histosge.models.nested_state import nest, unnest
-from histosge.models.presets.dense import DenseModel
 from histosge.models.presets.gp import GaussianProcessModel
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 from histosge.models.residual_kriging import STORED_NAME, ResidualKriging
 
 
@@ -84,3 +85,10 @@ class DenseSpotsModel:
             ResidualKriging.from_state(config[STORED_NAME], state),
             GaussianProcessModel.from_state(config["joint"], unnest("joint", state)),
         )
+
+
+RECORD = ModelRecord(
+    "dense+spots",
+    "dense, plus kriging of its residual between the spots of slides that it was trained on.",
+    lambda: DenseSpotsModel,
+)

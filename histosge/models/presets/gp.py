@@ -17,6 +17,7 @@ from histosge.models.linear_algebra import Floats, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.multiscale import HALO_UM, MultiscaleFeatures, spot_features
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
 # Of the numbers tried on the public sections, 3 to 5 patterns gave the most.
 N_PATTERNS = 5
@@ -94,3 +95,10 @@ class GaussianProcessModel:
             Kriging.from_state(state),
             {name: (i, state["slides.mean"][i]) for i, name in enumerate(config["slides"])},
         )
+
+
+RECORD = ModelRecord(
+    "gp",
+    "A Gaussian process over position and embedding; position counts on slides trained on.",
+    lambda: GaussianProcessModel,
+)

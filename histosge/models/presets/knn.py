@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
 NEIGHBOURS = 8
 MIN_DISTANCE_UM = 1.0
@@ -33,6 +34,7 @@ class NeighbourModel:
     """
 
     name: ClassVar[str] = "knn"
+    baseline: ClassVar[str] = "measured neighbours"
     needs_position_on_slide: ClassVar[bool] = True
     mean: NDArray[np.float32]
     spots: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float32]]]
@@ -83,3 +85,10 @@ class NeighbourModel:
             name: (state[f"xy_um.{i}"], state[f"target.{i}"]) for i, name in enumerate(config["slides"])
         }
         return cls(state["mean"], slides)
+
+
+RECORD = ModelRecord(
+    "knn",
+    "Baseline: the nearest measured spots by inverse distance; it sees no picture.",
+    lambda: NeighbourModel,
+)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class MeanModel:
     """
 
     name: ClassVar[str] = "mean"
-    needs_position_on_slide: ClassVar[bool] = False
+    baseline: ClassVar[str] = "no picture"
     mean: NDArray[np.float32]
 
     @property
@@ -53,3 +54,6 @@ class MeanModel:
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
         return cls(state["mean"])
+
+
+RECORD = ModelRecord("mean", "Baseline: the mean of the training spots.", lambda: MeanModel)

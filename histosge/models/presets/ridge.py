@@ -21,6 +21,7 @@ from histosge.models.linear_algebra import (
     spatial_groups,
 )
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
 MAX_DIM = 256
 """Wider embeddings are first reduced to this many principal components, as HEST-Benchmark does."""
@@ -39,7 +40,6 @@ class RidgeModel:
     """
 
     name: ClassVar[str] = "ridge"
-    needs_position_on_slide: ClassVar[bool] = False
     affine: Affine
     penalty: float
     n_components: int
@@ -87,3 +87,8 @@ class RidgeModel:
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
         return cls(Affine.from_state(state), config["penalty"], config["n_components"])
+
+
+RECORD = ModelRecord(
+    "ridge", "Baseline: ridge regression on the embedding under each spot.", lambda: RidgeModel
+)

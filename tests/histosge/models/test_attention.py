@@ -13,8 +13,8 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.heldout.metrics import correlate
 from histosge.models.attention import AttentionNetwork, TrainingWindows, Windows
+from histosge.models.dense_attention import Attention, DenseAttentionModel
 from histosge.models.linear_algebra import Standardiser
-from histosge.models.presets.dense_attention import Attention, DenseAttentionModel
 from histosge.prediction.predict import predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model

@@ -39,7 +39,7 @@ def test_eighteen_thousand_genes_fit_in_a_gigabyte() -> None:
     """300 spots and 5,000 patches: 22 MB of targets, 360 MB of map."""
     script = textwrap.dedent("""
         import resource, numpy as np
-        from histosge.models.presets.dense import DenseModel
+        from histosge.models.dense import DenseModel
         from histosge.data.sections import Patches, TrainingSection
         from histosge.data.spot_overlap import disc_overlap
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

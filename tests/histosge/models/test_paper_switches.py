@@ -4,8 +4,8 @@ import torch
 from make_sections import make_section
 
 from histosge.data.sections import TrainingSection
+from histosge.models.paper import GROUP_SIZE, PaperModel, PaperSwitches, lattice_position
 from histosge.models.paper_network import PaperNetwork
-from histosge.models.presets.paper import GROUP_SIZE, PaperModel, PaperSwitches, lattice_position
 
 
 @pytest.fixture(scope="module")

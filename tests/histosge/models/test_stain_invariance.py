@@ -13,9 +13,9 @@ from histosge.data.section_loading import Selection, load_sections, training_sec
 from histosge.data.sections import Patches, StainPairs, TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.errors import ModelError
+from histosge.models.dense import DenseModel
 from histosge.models.linear_algebra import RidgePath, Standardiser
 from histosge.models.multiscale import MOMENTS, MultiscaleFeatures
-from histosge.models.presets.dense import DenseModel
 from histosge.models.stain_invariance import STRENGTH, penalty_transform, stain_covariance
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model

@@ -19,7 +19,7 @@ from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.errors import ModelError
 from histosge.models.protocol import ReducingModel
 from histosge.prediction.expression_store import ExpressionStore
-from histosge.prediction.predict import predict
+from histosge.prediction.predict import PredictSettings, predict
 from histosge.prediction.slide_tasks import map_slides
 from histosge_cli.main import app
 
@@ -70,7 +70,7 @@ def test_slides_shared_out_among_workers_give_the_same_maps(made: Cohort, tmp_pa
 
 KILLED = """
     import os, signal, sys
-    from histosge.prediction.predict import predict
+    from histosge.prediction.predict import PredictSettings, predict
     def stop(progress):
         if (progress.label, progress.done) == ("S01", 5):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -121,7 +121,7 @@ def test_what_no_worker_could_predict_is_refused_before_any_starts(made: Cohort,
         Store.open(broken.location.url).grid("S01", "mpp0.5000_px224_stride112").planned((7, 11))[3]
     )
     with pytest.raises(StoreError, match="slide 'S01' has"):
-        predict(broken.location.url, made.model, str(tmp_path / "maps"), workers=2)
+        predict(broken.location.url, made.model, str(tmp_path / "maps"), PredictSettings(workers=2))
     assert not (tmp_path / "maps").exists()
     assert ExpressionStore.open(str(made.out))
 
