@@ -139,9 +139,7 @@ def exported(package: str) -> dict[str, str]:
     They are read from the source: importing every module for its names would load torch.
     """
     spec = find_spec(package)
-    assert spec is not None
-    assert spec.origin is not None
-    tree = ast.parse(Path(spec.origin).read_text())
+    tree = ast.parse(Path(str(spec and spec.origin)).read_text())
     return {
         alias.asname: node.module
         for node in ast.walk(tree)

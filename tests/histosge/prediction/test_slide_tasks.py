@@ -87,8 +87,11 @@ def test_killed_in_the_middle_only_what_is_missing_is_computed_and_all_is_the_sa
     )
     assert killed.returncode == -signal.SIGKILL
     planned = made.results[0].planned
+    # Two blocks are worked on at once: the sixth may have been written before the kill.
+    there = len(list((tmp_path / "maps" / "S01").rglob("expression/c/*/*/*")))
+    assert there in (5, 6)
     again = predict(*arguments)
-    assert [result.computed for result in again] == [0, planned - 5, planned]
+    assert [result.computed for result in again] == [0, planned - there, planned]
     assert _blocks(tmp_path / "maps") == _blocks(made.out)
     assert [result.computed for result in predict(*arguments)] == [0, 0, 0]
 
