@@ -20,6 +20,7 @@ from histosge.evaluation.score_plots import (
     difference_plot,
     score_distributions,
 )
+from histosge.heldout.metric_registry import METRICS
 from histosge.reporting.page import Block, Picture, Table
 
 CORRELATIONS = {
@@ -30,15 +31,7 @@ CORRELATIONS = {
     "spearman_mean": "Spearman",
     "n_nan_genes": "NaN genes",
 }
-"""Metric -> its column."""
-ERRORS = {
-    "mse": "MSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "ssim": "SSIM",
-    "moran_measured": "Moran's I measured",
-    "moran_predicted": "Moran's I predicted",
-}
+"""Metric -> its column in the first table; registered metrics that are not here stand in the second."""
 PAPER = {"paper_all_spots": "paper_all_spots (half of them trained on)"}
 """Exists for the random split only."""
 ABLATION = {
@@ -133,15 +126,19 @@ def _score_block(scores: Scores) -> Block:
         _preset_table(scores, columns, caption, kinds=True),
         _preset_table(
             scores,
-            ERRORS,
+            _further_metrics(),
             "Held-out spots: error of log1p(CP10k), share of the variance within sections explained, structural"
-            " similarity of the map, and how much neighbours agree (Moran's I: a map that is smoother than what was"
-            " measured is above it).",
+            " similarity of the map, and spatial autocorrelation (Moran's I; a map that is smoother than the measured"
+            " one is above it).",
         ),
     ]
     if len({count.name for count in scores.folds}) > 1:
         tables.insert(1, _fold_table(scores))
     return Block("Scores on held-out spots", text, tables=tuple(tables), status=status, status_text=verdict)
+
+
+def _further_metrics() -> dict[str, str]:
+    return {m.summary_name: m.heading for m in METRICS.records() if m.summary_name not in CORRELATIONS}
 
 
 def _preset_table(scores: Scores, columns: Mapping[str, str], caption: str, *, kinds: bool = False) -> Table:

@@ -80,8 +80,8 @@ class Scores:
     scores
         Columns ``preset, split, fold, seed, metric, value``.
     genes
-        Columns ``preset, split, fold, seed, gene, pearson, pearson_depth_adjusted, spearman, mse, mae,
-        r2, pearson_undefined, ssim, moran_measured, moran_predicted, top50``.
+        Columns ``preset, split, fold, seed, gene, pearson, pearson_depth_adjusted, pearson_undefined``, one for each
+        registered metric, and ``top50``.
     presets
         In the order asked for, without the control.
     default_preset

@@ -30,8 +30,8 @@ from histosge.evaluation.paired_bootstrap import HeldOutSpots, PairedBootstrap, 
 from histosge.evaluation.results import NOISE, FoldCount, Scores
 from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps
 from histosge.evaluation.tasks import Plan, Task
+from histosge.heldout.metric_registry import METRICS, ScoredSpots
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
-from histosge.heldout.spatial_metrics import SpotLattice
 from histosge.heldout.splits import Fold
 from histosge.models.estimators import ModelSource, find_estimator
 
@@ -240,8 +240,8 @@ class _TaskScorer:
             raise ModelError(
                 f"{method.name} predicts {predicted.shape[1]} genes, {held_out.truth.shape[1]} were trained on"
             )
-        lattice = SpotLattice.over(xy_um, held_out.section)
-        genes = score_genes(held_out.truth, predicted, held_out.depth, held_out.section, lattice)
+        spots = ScoredSpots(held_out.depth, held_out.section, xy_um)
+        genes = score_genes(held_out.truth, predicted, spots, METRICS.records())
         if maps is not None:
             _add_map(maps, task, fitted, genes)
         all_spots = _all_spots(task, fitted) if with_all_spots else None
@@ -376,14 +376,8 @@ def _gene_rows(
         "gene": list(genes),
         "pearson": scores.pearson,
         "pearson_depth_adjusted": scores.pearson_depth_adjusted,
-        "spearman": scores.spearman,
-        "mse": scores.mse,
-        "mae": scores.mae,
-        "r2": scores.r2,
         "pearson_undefined": scores.undefined,
-        "ssim": scores.ssim,
-        "moran_measured": scores.moran_measured,
-        "moran_predicted": scores.moran_predicted,
+        **{metric.name: values for metric, values in scores.values.items()},
         "top50": top,
     }
     labels = [

@@ -110,7 +110,7 @@ def test_own_models_are_scored_beside_the_presets(
     assert "mymodels:Line" in (report / "report.html").read_text()
 
 
-def test_an_installed_model_is_a_preset_and_is_asked_for_where_it_is_gone(
+def test_an_installed_model_and_metric_are_used_like_ours_and_asked_for_where_they_are_gone(
     histosge: Histosge, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model"
@@ -120,6 +120,17 @@ def test_an_installed_model_is_a_preset_and_is_asked_for_where_it_is_gone(
         trained = histosge("train", cohort.sheet, cohort.store, model, "--preset", "line", "--genes", GENES)
         assert trained.code == 0, trained.err
         assert histosge("predict", cohort.store, model, tmp_path / "maps").code == 0
+        report = tmp_path / "report"
+        options = ("--presets", "mean,line", "--genes", GENES, "--split", "section")
+        scored = histosge("evaluate", cohort.sheet, cohort.store, report, *options)
+        assert scored.code == 0, scored.err
+        per_gene = pl.read_csv(report / "genes.csv").filter(pl.col("preset") == "line")
+        means = pl.read_csv(report / "scores.csv").filter(
+            (pl.col("preset") == "line") & (pl.col("metric") == "worst_mean")
+        )
+        assert per_gene["worst"].min() > 0
+        assert means["value"].mean() == pytest.approx(per_gene["worst"].mean())
+        assert "largest error" in (report / "report.html").read_text()
     gone = histosge("predict", cohort.store, model, tmp_path / "maps")
     assert gone.code == 2
     assert "'line' is not installed: install the package that offers it (it was line-models 1.7" in _one_line(

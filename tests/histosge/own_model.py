@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from histosge.heldout.metric_registry import METRICS
 from histosge.models.registry import MODELS
 
 SOURCE = """
@@ -61,8 +62,10 @@ class Nothing:
 """
 RECORD = """
 
+from histosge.heldout.metric_registry import Metric
 from histosge.models.registry import ModelRecord
 
+WORST = Metric("worst", "Largest absolute error.", lambda t, p, spots: np.abs(t - p).max(axis=0), "largest error")
 RECORD = ModelRecord("line", "Least squares, by somebody else.", lambda: Line)
 """
 PACKAGE, VERSION = "line-models", "1.7"
@@ -75,17 +78,24 @@ def write_module(folder: Path, name: str) -> None:
 
 @contextmanager
 def installed(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> Iterator[None]:
-    """Install the module as a package that offers the model ``line``, as pip would; take it away at the end."""
+    """Install the module, as pip would: it offers the model ``line`` and the metric ``worst``. Gone at the end."""
     (folder / f"{name}.py").write_text(SOURCE + RECORD)
     info = folder / f"{name}-{VERSION}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {VERSION}\n")
-    (info / "entry_points.txt").write_text(f"[histosge.models]\nline = {name}:RECORD\n")
+    (info / "entry_points.txt").write_text(
+        f"[histosge.models]\nline = {name}:RECORD\n\n[histosge.metrics]\nworst = {name}:WORST\n"
+    )
     with monkeypatch.context() as patched:
         patched.syspath_prepend(folder)
-        # The registry looks once in a process.
-        MODELS.__dict__.pop("offered", None)
+        _look_again()
         try:
             yield
         finally:
-            MODELS.__dict__.pop("offered", None)
+            _look_again()
+
+
+def _look_again() -> None:
+    """Let registries look for packages anew: they do it once in a process."""
+    for registry in (MODELS, METRICS):
+        registry.__dict__.pop("offered", None)
