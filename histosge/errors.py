@@ -25,3 +25,7 @@ class ExportError(HistosgeError, ValueError):
 
 class MissingExtraError(HistosgeError, ImportError):
     """Something was asked for that needs an extra."""
+
+
+class ViewError(HistosgeError, ValueError):
+    """Something that the viewer cannot show as asked: a missing package, a taken port, an unknown gene."""

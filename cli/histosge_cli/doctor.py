@@ -5,9 +5,11 @@ import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
-from featurestore.encoders.loading import HANDCRAFTED, load_encoder, third_party
+from featurestore.encoders.loading import ENCODERS, load_encoder
 from featurestore.encoders.records import records
 from featurestore.errors import FeatureStoreError
+from featurestore.slides.slide_reader import READERS
+from featurestore.tissue.tissue_method import TISSUE_METHODS
 
 PACKAGES = (
     "histosge",
@@ -31,7 +33,9 @@ def examine(store: str | None) -> tuple[list[str], bool]:
     lines += _device()
     lines.append(f"disk         {shutil.disk_usage('.').free / 1e9:.0f} GB free here")
     healthy = True
-    for key in HANDCRAFTED:
+    for key, extension in ENCODERS.own.items():
+        if extension.takes_weights:
+            continue  # loading it would load its weights; `_published` tells whether they are here
         try:
             identity = load_encoder(key).identity
         except FeatureStoreError as error:
@@ -42,8 +46,7 @@ def examine(store: str | None) -> tuple[list[str], bool]:
                 f"encoder      {key}: ready, {identity.dim} dims, fingerprint {identity.fingerprint[:16]}"
             )
     lines += _published()
-    for key, point in third_party().items():
-        lines.append(f"encoder      {key}: offered by {point.value}")
+    lines += other_packages()
     lines.append("encoder      timm:<name>: ready with --weights FILE, or --random-weights")
     if store is not None:
         line, answers = _store(store)
@@ -52,8 +55,22 @@ def examine(store: str | None) -> tuple[list[str], bool]:
     return lines, healthy
 
 
+def other_packages() -> list[str]:
+    """Return a line for each extension of another package: what it is, or why it cannot be used."""
+    kinds = (("encoder", ENCODERS), ("slide reader", READERS), ("tissue", TISSUE_METHODS))
+    lines = []
+    for kind, registry in kinds:
+        for name, point in registry.offered.items():
+            try:
+                state = f"offered by {point.value}: {registry.get(name).help}"
+            except FeatureStoreError as error:
+                state = f"cannot be used: {error}"
+            lines.append(f"{kind:12} {name}: {state}")
+    return lines
+
+
 def _published() -> list[str]:
-    """OnMessage of each encoder with published weights whether it can be used here now, and if not why: alike together."""
+    """Tell of each encoder with published weights whether it can be used here now, or why not; equal states together."""
     from featurestore.encoders.author_packages import missing_package
     from featurestore.encoders.hub import has_token, hub_answers, in_cache
 

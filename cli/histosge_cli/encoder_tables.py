@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featurestore.encoders.loading import HANDCRAFTED, canonical_key, load_encoder, third_party
+from featurestore.encoders.loading import ENCODERS, canonical_key, load_encoder, takes_weights
 from featurestore.encoders.protocol import EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, find, records
 from featurestore.errors import EncoderError
@@ -17,12 +17,14 @@ SCALE_TOLERANCE = 0.15
 
 def list_all(*, as_json: bool) -> None:
     """Print one line per encoder."""
-    rows = [
-        {"key": key, "dim": dim, "licence": "MIT", "about": about}
-        for key, (_, dim, about) in HANDCRAFTED.items()
-    ]
-    rows += [_row(record) for record in records().values()]
-    rows += [{"key": key, "about": f"from {point.value}"} for key, point in third_party().items()]
+    rows = []
+    for extension in ENCODERS.records():
+        row: dict[str, Any] = {"key": extension.name, "dim": extension.dim, "about": extension.help}
+        if extension.name in records():
+            row = _row(records()[extension.name])
+        elif extension.name in ENCODERS.own:
+            row["licence"] = "MIT"
+        rows.append(row)
     rows.append(
         {"key": "timm:<name>", "about": "any timm model; <name>.<tag> for weights that timm publishes"}
     )
@@ -129,7 +131,7 @@ def download(key: str, folder: Path) -> None:
 
 
 def weights_option(values: Sequence[str], keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """OnMessage which encoder each ``--weights`` belongs to.
+    """Tell which encoder each ``--weights`` belongs to.
 
     Raises
     ------
@@ -142,7 +144,7 @@ def weights_option(values: Sequence[str], keys: Sequence[str]) -> tuple[tuple[st
         if equals and canonical_key(key) in {canonical_key(known) for known in keys}:
             found.append((key, file))
             continue
-        takers = [known for known in keys if known not in HANDCRAFTED] or list(keys)
+        takers = [known for known in keys if takes_weights(known)] or list(keys)
         if len(takers) > 1:
             raise EncoderError(
                 f"--weights {value} could belong to {' or '.join(takers)}: write --weights {takers[0]}={value}"
@@ -169,5 +171,5 @@ def scale_remarks(keys: Sequence[str], spec: GridSpec) -> list[str]:
 
 
 def is_timm(key: str) -> bool:
-    """OnMessage whether a key names a timm model."""
+    """Tell whether a key names a timm model."""
     return key.startswith(TIMM_PREFIX)

@@ -6,13 +6,20 @@ from typing import Annotated
 import typer
 
 from histosge_cli.console import Console, out
+from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.store_commands import Quiet, StoreArg
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command(name="import")(import_)
-    app.command()(export)
+    app.command(cls=with_registry_help(to=_formats))(export)
+
+
+def _formats() -> str:
+    from histosge.exporting.export_format import FORMATS
+
+    return listed(FORMATS.records())
 
 
 def import_(
@@ -44,10 +51,7 @@ def import_(
 def export(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Expression store or feature store.")],
     out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write to.")],
-    to: Annotated[
-        str,
-        typer.Option(help="h5ad, spatialdata, ome-zarr, geojson, tiff, parquet; of embeddings also trident."),
-    ],
+    to: Annotated[str, typer.Option(help="Format.")],  # its help is made from the registry
     slide: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this slide; repeat for several.")
     ] = None,
@@ -72,17 +76,17 @@ def export(
     encoder: Annotated[str | None, typer.Option(metavar="K", help="Needed when there are several.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write maps or embeddings as other tools read them; OUT ending in .zarr with --to h5ad is AnnData in Zarr.
+    """Write maps or embeddings as other tools read them.
 
     Example: histosge export maps.zarr c4.h5ad --to h5ad --slide C4 --store store.zarr
     """
-    from histosge.exporting.export import ExportSettings
     from histosge.exporting.export import export as run
-    from histosge.exporting.open_tables import Choice
+    from histosge.exporting.export_format import ExportSettings
+    from histosge.exporting.open_tables import ExportSelection
 
     names = [g.strip() for g in genes.split(",") if g.strip()] if genes else []
-    choice = Choice(tuple(slide or ()), tuple(names), grid, encoder)
+    selection = ExportSelection(tuple(slide or ()), tuple(names), grid, encoder)
     wanted = int(domains) if domains.isdecimal() and int(domains) else Path(domains)
     settings = ExportSettings(slides_of, picture_mpp, wanted, ngff)
-    for line in run(store, out_path, to, choice, settings, on_message=Console(quiet).message):
+    for line in run(store, out_path, to, selection, settings, on_message=Console(quiet).message):
         out.print(line, markup=False)

@@ -35,8 +35,16 @@ def embed(
     stride: Annotated[
         int | None, typer.Option(help="Step between patches, pixels at --mpp. [default: --patch]")
     ] = None,
+    tissue: Annotated[
+        str,
+        typer.Option(
+            "--tissue",
+            metavar="METHOD|none",
+            help="How tissue is found: texture, none (encode every patch), or another package's method.",
+        ),
+    ] = "texture",
     no_tissue: Annotated[
-        bool, typer.Option("--no-tissue", help="Encode every patch, tissue or not.")
+        bool, typer.Option("--no-tissue", hidden=True, help="Same as --tissue none.")
     ] = False,
     slide_mpp: Annotated[
         float | None, typer.Option(help="Microns per pixel of slides whose file does not say it.")
@@ -98,7 +106,7 @@ def embed(
         encoders=keys,
         spec=spec,
         options=EncoderOptions(None, random_weights, device, precision, compile_network, engine),
-        keep_background=no_tissue,
+        tissue="none" if no_tissue else tissue,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
     )
@@ -137,7 +145,7 @@ def embed(
                 else "nothing to do"
             )
             if not result.patches:
-                todo = "no tissue found, nothing to do; --no-tissue encodes every patch"
+                todo = "no tissue found, nothing to do; --tissue none encodes every patch"
             bad = f", {result.unreadable} patches could not be read" if result.unreadable else ""
             out.print(f"{result.slide_id}: {todo}, {result.patches} patches{bad}", markup=False)
     if dry_run and len(results) > 1:

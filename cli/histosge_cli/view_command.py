@@ -55,8 +55,8 @@ def view(
 
     Example: histosge view store.zarr --expression maps.zarr --samples cohort.csv
     """
+    from histosge.errors import ViewError
     from histosge.viewer.collection import Collection
-    from histosge.viewer.errors import ViewError
 
     console = Console(quiet, log)
     if static is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featurestore.encoders.records import EncoderRecord
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, first_line
 
 Network = Callable[[Tensor], Tensor]
 
@@ -31,7 +31,7 @@ def load_package(record: EncoderRecord, weights: Path, device: torch.device) -> 
     try:
         return _LOADERS[record.package](module, record, weights, device)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise EncoderError(
             f"{record.package} cannot load {record.key} from {weights.name}: {reason}"
         ) from error

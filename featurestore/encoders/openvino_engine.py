@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, first_line
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -65,5 +65,5 @@ def by_openvino(
         }
         compiled = openvino.Core().compile_model(converted, "CPU", settings)
     except RuntimeError as error:
-        raise EncoderError(f"OpenVINO cannot run this network: {str(error).splitlines()[0]}") from error
+        raise EncoderError(f"OpenVINO cannot run this network: {first_line(error)}") from error
     return lambda images: torch.from_numpy(np.array(compiled(images.contiguous().numpy())[0]))

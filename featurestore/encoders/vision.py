@@ -26,7 +26,7 @@ from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocessing, Published
 from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.weights import file_sha256, load_weights
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, first_line
 
 RANDOM_SEED = 0
 ENGINES = ("torch", "openvino")
@@ -102,7 +102,7 @@ def timm_record(key: str) -> EncoderRecord:
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
-        raise EncoderError(f"timm has no weights called {name!r}: {str(error).splitlines()[0]}") from error
+        raise EncoderError(f"timm has no weights called {name!r}: {first_line(error)}") from error
     config = timm.data.resolve_model_data_config(model)
     hub = model.pretrained_cfg.get("hf_hub_id") if "." in name else None
     return EncoderRecord(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from featurestore.encoders.state_layouts import State, to_timm
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, first_line
 
 NESTED = ("state_dict", "model", "teacher")
 """Training scripts put the state dict one level down, beside the optimiser's."""
@@ -54,7 +54,7 @@ def read_state(path: Path) -> State:
             return dict(load_file(path))
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise EncoderError(
             f"{path.name} cannot be read as weights ({reason}); give a .safetensors file or a state dict "
             "that torch.save wrote"

@@ -8,7 +8,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 
 import fsspec
 
-from featurestore.errors import SlideError, SlideNotFoundError
+from featurestore.errors import SlideError, SlideNotFoundError, first_line
 from featurestore.location import storage_options, strip_credentials
+from featurestore.whole_file import is_partial, whole_file
 
 ENV_FOLDER, ENV_GB = "HISTOSGE_CACHE", "HISTOSGE_CACHE_GB"
 DEFAULT_GB = 50.0
@@ -60,7 +60,7 @@ def fetch(url: str) -> Path:
     except ImportError as error:
         raise SlideError(f"{label} needs an extra package ({error}): pip install 'histosge[s3]'") from error
     except (OSError, ValueError) as error:
-        raise SlideError(f"{label} cannot be fetched: {_first_line(error)}") from error
+        raise SlideError(f"{label} cannot be fetched: {first_line(error)}") from error
     os.utime(target)
     _evict(target)
     return target
@@ -81,14 +81,11 @@ def _place(label: str, info: dict[str, Any], suffix: str) -> Path:
 
 
 def _download(fs: Any, path: str, target: Path, size: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
-        part = Path(folder) / "slide"
+    with whole_file(target, sweep=True) as part:
         with fs.open(path, "rb") as source, part.open("wb") as copy:
             shutil.copyfileobj(source, copy, 8 << 20)
         if size and part.stat().st_size != size:
             raise OSError(f"{part.stat().st_size} of {size} bytes came")
-        part.replace(target)
 
 
 class Leases:
@@ -138,13 +135,10 @@ def _remove_unless_used(path: Path) -> bool:
 def _evict(keep: Path) -> None:
     """Remove the copies used longest ago until the rest fits; what some process still uses stays."""
     cap = float(os.environ.get(ENV_GB) or DEFAULT_GB) * 1e9
-    copies = sorted((p for p in keep.parent.iterdir() if p.is_file()), key=lambda p: p.stat().st_mtime)
+    files = [file for file in keep.parent.iterdir() if file.is_file() and not is_partial(file.name)]
+    copies = sorted(files, key=lambda file: file.stat().st_mtime)
     total = sum(p.stat().st_size for p in copies)
     for copy in copies:
         if total > cap and copy != keep:
             size = copy.stat().st_size
             total -= size if _remove_unless_used(copy) else 0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

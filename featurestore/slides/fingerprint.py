@@ -7,6 +7,7 @@ from featurestore.errors import SlideError, SlideNotFoundError
 from featurestore.location import Location
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.range_reader import RangedFile
+from featurestore.slides.slide_reader import is_folder_slide
 
 SAMPLE_BYTES = 1 << 20
 METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
@@ -33,7 +34,7 @@ def folder_fingerprint(path: str) -> str:
 
 
 def slide_fingerprint(path: str) -> str:
-    """Return ``<bytes>-<sha256>`` of a slide's first and last MiB; of an OME-Zarr, see `folder_fingerprint`.
+    """Return ``<bytes>-<sha256>`` of a slide's first and last MiB; of a folder (OME-Zarr), see `folder_fingerprint`.
 
     Reading whole slides of several GB would cost more than it protects from.
 
@@ -42,7 +43,7 @@ def slide_fingerprint(path: str) -> str:
     path
         A file, or a URL: of a server that serves parts, no more than these two MiB are fetched.
     """
-    if path.rstrip("/").lower().endswith(".zarr"):
+    if is_folder_slide(path):
         return folder_fingerprint(path)
     if is_remote(path):
         return _remote_fingerprint(path)

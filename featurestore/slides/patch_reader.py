@@ -21,6 +21,9 @@ from featurestore.slides.protocol import Slide
 MAX_STRIP_PX = 8_000_000
 """Pixels held at once for one strip: 24 MB of RGB, which malloc reuses; above 32 MB it asks for fresh pages."""
 
+READ_AHEAD = 4
+"""Batches that are read while one is encoded: they even out slow tiles, and cost memory in every thread."""
+
 T = TypeVar("T")
 
 
@@ -137,7 +140,7 @@ def _cut(
     return (pixels[ok] if failures else pixels), ok, failures
 
 
-def read_ahead(items: Callable[[], Iterator[T]], depth: int = 4) -> Iterator[T]:
+def read_ahead(items: Callable[[], Iterator[T]], depth: int = READ_AHEAD) -> Iterator[T]:
     """Run an iterator in a thread, at most `depth` items ahead of its consumer.
 
     An exception in the thread is raised at the consumer; a consumer that stops early stops the thread.

@@ -95,7 +95,7 @@ class PyramidSlide(ABC):
         return tuple(mpp * (width / w + height / h) / 2 for w, h in self._sizes)
 
     @abstractmethod
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return native RGB of a rectangle that lies inside a level, ``(height, width, 3)``."""
 
     @abstractmethod
@@ -126,10 +126,10 @@ class PyramidSlide(ABC):
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, level_width), min(y + height, level_height)
         if (x0, y0, x1, y1) == (x, y, x + width, y + height):
-            return self._pixels(level, x, y, width, height)
+            return self.read_level(level, x, y, width, height)
         out = np.full((height, width, 3), 255, np.uint8)
         if x0 < x1 and y0 < y1:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._pixels(level, x0, y0, x1 - x0, y1 - y0)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self.read_level(level, x0, y0, x1 - x0, y1 - y0)
         return out
 
     def _scale(self, level: int, mpp: float) -> tuple[float, float]:

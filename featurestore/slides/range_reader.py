@@ -15,7 +15,7 @@ from urllib.request import Request, urlopen
 
 import fsspec
 
-from featurestore.errors import SlideError, SlideNotFoundError
+from featurestore.errors import SlideError, SlideNotFoundError, first_line
 from featurestore.location import storage_options, strip_credentials
 
 MAX_GAP = 64 << 10
@@ -54,7 +54,7 @@ class RangedFile:
                 f"{self.label} needs an extra package ({error}): pip install 'histosge[s3]'"
             ) from error
         except (OSError, ValueError) as error:
-            raise SlideError(f"{self.label} cannot be reached: {_first_line(error)}") from error
+            raise SlideError(f"{self.label} cannot be reached: {first_line(error)}") from error
         self.size = int(info.get("size") or 0)
         if not self.size or (self._path.startswith("http") and not _serves_ranges(url)):
             raise SlideError(f"{self.label} cannot be read in parts")
@@ -81,7 +81,7 @@ class RangedFile:
                 "aiohttp"
             ):
                 raise
-            raise SlideError(f"{self.label} cannot be read: {_first_line(error)}") from error
+            raise SlideError(f"{self.label} cannot be read: {first_line(error)}") from error
         for (start, stop), data in zip(runs, found, strict=True):
             if len(data) != stop - start:
                 raise SlideError(f"{self.label}: {len(data)} of {stop - start} bytes came from {start}")
@@ -182,7 +182,3 @@ class SparseCopy(io.RawIOBase):
     def __enter__(self) -> Self:
         """Use as a context."""
         return self
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,29 +11,12 @@ from pathlib import Path
 
 import polars as pl
 
-from featurestore.errors import SampleSheetError
+from featurestore.errors import SampleSheetError, first_line
 from featurestore.location import strip_credentials
 from featurestore.names import slug
+from featurestore.slides.slide_reader import is_folder_slide, is_slide_file, slide_suffixes
 
 COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor")
-SLIDE_SUFFIXES = frozenset(
-    [
-        ".svs",
-        ".tif",
-        ".tiff",
-        ".ndpi",
-        ".mrxs",
-        ".scn",
-        ".bif",
-        ".vms",
-        ".vmu",
-        ".svslide",
-        ".dcm",
-        ".png",
-        ".jpg",
-        ".jpeg",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -79,17 +62,13 @@ def read_samples(samples: str, slide_mpp: float | None = None) -> list[Sample]:
     path = Path(samples)
     if path.suffix.lower() == ".csv":
         rows = _read_sheet(path, slide_mpp)
-    elif "://" in samples or (path.is_dir() and path.suffix.lower() == ".zarr"):
+    elif "://" in samples or (path.is_dir() and is_folder_slide(samples)):
         name = Path(strip_credentials(samples)).stem
         rows = [_sample(name, samples if "://" in samples else str(path.resolve()), mpp=slide_mpp)]
     elif path.is_dir():
-        files = sorted(
-            f
-            for f in path.iterdir()
-            if (f.is_file() and f.suffix.lower() in SLIDE_SUFFIXES) or f.suffix.lower() == ".zarr"
-        )
+        files = sorted(f for f in path.iterdir() if is_slide_file(f) or is_folder_slide(f.name))
         if not files:
-            known = " ".join(sorted(SLIDE_SUFFIXES))
+            known = " ".join(slide_suffixes())
             raise SampleSheetError(f"{samples} is a folder without slides; known suffixes: {known}")
         rows = [_sample(f.stem, str(f.resolve()), mpp=slide_mpp) for f in files]
     elif path.is_file():
@@ -128,7 +107,7 @@ def _read_sheet(path: Path, slide_mpp: float | None) -> list[Sample]:
     try:
         frame = pl.read_csv(path, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise SampleSheetError(f"{path} is no CSV with a header: {str(error).splitlines()[0]}") from error
+        raise SampleSheetError(f"{path} is no CSV with a header: {first_line(error)}") from error
     frame = frame.rename({name: name.strip() for name in frame.columns})
     for name in frame.columns:
         if name not in COLUMNS:

@@ -171,7 +171,7 @@ class Loader:
         self._store = Store.open(store)
         self._slides, self.without = open_slides(self._store, list(slides) or None, grid, encoder)
         cache = BlockCache.from_environment() if self.is_remote else None
-        self._readers = [RawBlocks(slide.array, cache) for slide in self._slides]
+        self._readers = [slide.array.reader(cache) for slide in self._slides]
         # A grid smaller than a block is stored as a smaller one: it fills a part of its slot.
         self._slot_patches = max(int(np.prod(reader.slot_shape[:2])) for reader in self._readers)
         self._plan = _plan(self._slides)

@@ -19,7 +19,7 @@ from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embed
 from histosge.data.expression.find_expression import find_expression
 from histosge.data.expression.loaded_expression import SlideFrame
 from histosge.data.expression.pseudo_spots import needs_pooling, pool_spots
-from histosge.data.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target, usable
+from histosge.data.genes import MIN_COUNTS, library_size, select_target, usable
 from histosge.data.sections import Section, Spots, TrainingSection
 from histosge.data.spot_overlap import spot_overlap
 from histosge.errors import ExpressionError, ModelError
@@ -177,14 +177,6 @@ def _check_one_kind(loaded: Sequence[LoadedSection]) -> None:
                 f"{a.slide_id} has grid {a.stored.grid.spec.key}, {b.slide_id} has {b.stored.grid.spec.key}; "
                 "embed all slides with one grid, or name it with --grid"
             )
-
-
-def resolve_genes(sections: Sequence[Section], genes: int | str) -> tuple[str, ...]:
-    """Choose the most variable genes of these sections, or read the list that the user gave."""
-    spots = [section.spots for section in sections]
-    if isinstance(genes, int):
-        return choose_genes(spots, genes)
-    return read_gene_list(genes, spots)
 
 
 def training_section(section: Section, genes: tuple[str, ...]) -> TrainingSection:

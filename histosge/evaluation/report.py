@@ -12,7 +12,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from histosge.evaluation.map_plots import gene_map
-from histosge.evaluation.results import NOISE, NOISE_LIMIT, ORACLES, Scores
+from histosge.evaluation.results import MODEL, NOISE, NOISE_LIMIT, Scores
 from histosge.evaluation.score_plots import (
     Defect,
     Difference,
@@ -20,7 +20,7 @@ from histosge.evaluation.score_plots import (
     difference_plot,
     score_distributions,
 )
-from histosge.models.registry import PRESETS
+from histosge.heldout.metric_registry import METRICS
 from histosge.reporting.page import Block, Picture, Table
 
 CORRELATIONS = {
@@ -31,15 +31,7 @@ CORRELATIONS = {
     "spearman_mean": "Spearman",
     "n_nan_genes": "NaN genes",
 }
-"""Metric -> its column."""
-ERRORS = {
-    "mse": "MSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "ssim": "SSIM",
-    "moran_measured": "Moran's I measured",
-    "moran_predicted": "Moran's I predicted",
-}
+"""Metric -> its column in the first table; registered metrics that are not here stand in the second."""
 PAPER = {"paper_all_spots": "paper_all_spots (half of them trained on)"}
 """Exists for the random split only."""
 ABLATION = {
@@ -59,12 +51,7 @@ DEFECTS = {
     "all_spots_metric": "reports the figure over all spots, those trained on included",
     "all": "all of them",
 }
-KINDS = {
-    "mean": "baseline: no picture",
-    "knn": "baseline: measured neighbours",
-    "depth": "oracle: told the totals",
-    NOISE: "control: must be 0",
-}
+CONTROL = "control: must be 0"
 
 HELD_OUT = {
     "block": "spatial blocks of every section: straight cuts at an angle drawn from the seed",
@@ -139,10 +126,10 @@ def _score_block(scores: Scores) -> Block:
         _preset_table(scores, columns, caption, kinds=True),
         _preset_table(
             scores,
-            ERRORS,
+            _further_metrics(),
             "Held-out spots: error of log1p(CP10k), share of the variance within sections explained, structural"
-            " similarity of the map, and how much neighbours agree (Moran's I: a map that is smoother than what was"
-            " measured is above it).",
+            " similarity of the map, and spatial autocorrelation (Moran's I; a map that is smoother than the measured"
+            " one is above it).",
         ),
     ]
     if len({count.name for count in scores.folds}) > 1:
@@ -150,21 +137,21 @@ def _score_block(scores: Scores) -> Block:
     return Block("Scores on held-out spots", text, tables=tuple(tables), status=status, status_text=verdict)
 
 
+def _further_metrics() -> dict[str, str]:
+    return {m.summary_name: m.heading for m in METRICS.records() if m.summary_name not in CORRELATIONS}
+
+
 def _preset_table(scores: Scores, columns: Mapping[str, str], caption: str, *, kinds: bool = False) -> Table:
     rows = [
         (
             preset,
             *(_spread(scores.values(preset, metric), metric) for metric in columns),
-            *([_kind(preset)] if kinds else []),
+            *([CONTROL if preset == NOISE else scores.kinds.get(preset, MODEL)] if kinds else []),
         )
         for preset in _by_score(scores)
     ]
     header = ("preset", *columns.values(), *(["what it is"] if kinds else []))
-    return Table(header, tuple(rows), caption, frozenset({NOISE, *ORACLES}))
-
-
-def _kind(preset: str) -> str:
-    return KINDS.get(preset, "model" if "+" not in preset or preset in PRESETS else "variant")
+    return Table(header, tuple(rows), caption, frozenset({NOISE, *scores.oracles}))
 
 
 def _variants(scores: Scores) -> list[str]:
@@ -248,7 +235,7 @@ def _fold_table(scores: Scores) -> Table:
     caption = "Pearson per fold, named by what is held out."
     if scores.split == "block":
         caption += " Blocks differ from seed to seed."
-    return Table(("preset", *folds), tuple(rows), caption, frozenset({NOISE, *ORACLES}))
+    return Table(("preset", *folds), tuple(rows), caption, frozenset({NOISE, *scores.oracles}))
 
 
 def _spread_block(scores: Scores) -> Block:
@@ -279,7 +266,7 @@ def _caveat_block(scores: Scores, notes: Sequence[str]) -> Block:
         *scores.notes,
         *notes,
     ]
-    if any(preset in ORACLES for preset in scores.presets):
+    if scores.oracles:
         points.append(
             "depth is an oracle: it is told each held-out spot's total counts, which no picture gives. A model near it"
             " may know no more than how much there is of everything; read the depth-adjusted column."

@@ -1,68 +1,24 @@
-"""One call for every format: what lies in a store -> files of other tools, one per slide unless said otherwise.
+"""One call for every format: what lies in a store -> files of other tools, one per slide unless the format says otherwise.
 
-Nothing that exists is overwritten but single files, which are replaced when the new one is whole.
+A single file that exists is replaced once the new one is complete. Zarr folders are never overwritten.
 """
 
-from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from featurestore.events import OnMessage, ignore_message
-from featurestore.exchange.h5 import write_h5
-from featurestore.slides.protocol import Slide
-from featurestore.storage.store import Store
 from histosge.errors import ExportError
-from histosge.exporting.domain_labels import domain_labels, read_labels
-from histosge.exporting.formats.anndata_files import write_anndata
-from histosge.exporting.formats.geojson import write_geojson
-from histosge.exporting.formats.heat_map_tiff import write_tiffs
-from histosge.exporting.formats.ome_zarr import write_ome_zarr
-from histosge.exporting.formats.parquet import write_parquet
-from histosge.exporting.formats.spatialdata_zarr import write_spatialdata
-from histosge.exporting.open_tables import Choice, is_feature_store, open_tables
+from histosge.exporting.export_format import FORMATS, ExportFormat, ExportItem, ExportSettings
+from histosge.exporting.open_tables import ExportSelection, is_feature_store, open_tables
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import find_slide
 
-SUFFIXES = {
-    "h5ad": ".h5ad",
-    "spatialdata": ".zarr",
-    "ome-zarr": ".ome.zarr",
-    "geojson": ".geojson",
-    "tiff": "",
-    "parquet": ".parquet",
-    "trident": ".h5",
-}
-"""Format -> how its files end."""
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """How to write, for the formats that ask.
-
-    Parameters
-    ----------
-    store
-        Feature store that knows where the slides are, for pictures; None to do without.
-    picture_mpp
-        Of the picture in SpatialData.
-    domains
-        How many, where the map holds none; or a folder with a table of labels per slide.
-    ngff
-        Version of OME-Zarr.
-    """
-
-    store: str | None = None
-    picture_mpp: float = 2.0
-    domains: int | Path = 7
-    ngff: str = "0.4"
-
 
 def export(
-    url: str,
+    url: str | Path,
     out: str | Path,
     to: str,
-    choice: Choice | None = None,
+    selection: ExportSelection | None = None,
     settings: ExportSettings | None = None,
     *,
     on_message: OnMessage = ignore_message,
@@ -72,11 +28,12 @@ def export(
     Parameters
     ----------
     url
-        Feature store or expression store, a folder or URL: which of them is seen.
+        Feature store or expression store, a folder or URL; the kind is recognised.
     out
-        File or folder on this machine. With several slides, a folder with one file each; SpatialData holds all.
+        File or folder on this machine. With several slides, a folder with one output each, unless the format holds
+        all slides in one.
     to
-        One of `SUFFIXES`.
+        Name of a registered format: one of `FORMATS.names()`.
     on_message
         Called with remarks, such as on a slide that cannot be reached.
 
@@ -88,96 +45,73 @@ def export(
     Raises
     ------
     ExportError, StoreError, MissingExtraError
-        If the format is unknown, the store does not fit it, something is in the way, or an extra is missing.
+        If the format is unknown, the store does not fit it, the output exists and is not overwritten, or an extra is
+        missing.
     """
-    choice, settings, out = choice or Choice(), settings or ExportSettings(), Path(out)
-    _check(url, out, to)
-    if to == "trident":
-        return _trident(url, out, choice)
-    tables = open_tables(url, choice)
-    with ExitStack() as stack:
-        slides = [_slide(table, url, to, settings, stack, on_message) for table in tables]
-        if to == "spatialdata":
-            _check_free(out)
-            names = write_spatialdata(tables, slides, out, settings.picture_mpp)
-            return [f"{out}: {', '.join(names)}"]
-        return [
-            _write(table, slide, _place(out, to, table, len(tables)), to, settings)
-            for table, slide in zip(tables, slides, strict=True)
-        ]
+    url, out = str(url), Path(out)
+    selection, settings = selection or ExportSelection(), settings or ExportSettings()
+    chosen = FORMATS.get(to)
+    _check(url, out, chosen)
+    tables = open_tables(url, selection, allow_empty=chosen.takes_empty)
+    parts = [tables] if chosen.one_for_all else [[table] for table in tables]
+    lines = []
+    for part in parts:
+        path = out if chosen.one_for_all else _place(out, chosen, part[0], len(tables))
+        _check_free(path, chosen)
+        with ExitStack() as opened:
+            items = [_item(table, url, chosen, settings, opened, on_message) for table in part]
+            lines.append(f"{path}: {chosen.write(items, path, settings)}")
+    return lines
 
 
-def _check(url: str, out: Path, to: str) -> None:
-    if to not in SUFFIXES:
-        raise ExportError(f"cannot export to {to!r}; known: {', '.join(SUFFIXES)}")
+def _check(url: str, out: Path, chosen: ExportFormat) -> None:
+    # Path() turns s3:// into s3:/ and a folder of that name would be made here.
     if "://" in str(out) or str(out).startswith(("s3:/", "memory:/")):
         raise ExportError(f"{out} is no folder on this machine; export there, then copy it up")
-    if to == "trident" and not is_feature_store(url):
+    if is_feature_store(url):
+        if not chosen.embeddings:
+            raise ExportError(
+                f"{chosen.name} takes maps of genes; {url} is a feature store, give an expression store"
+            )
+    elif not chosen.maps:
         raise ExportError(
-            f"TRIDENT files hold embeddings; {url} is an expression store, give the feature store"
+            f"{chosen.name} takes embeddings; {url} is an expression store, give the feature store"
         )
-    if to in ("ome-zarr", "tiff") and is_feature_store(url):
-        raise ExportError(f"{to} pictures are of genes; {url} is a feature store, give an expression store")
 
 
-def _slide(
-    table: PatchTable, url: str, to: str, settings: ExportSettings, stack: ExitStack, on_message: OnMessage
-) -> Slide | None:
-    if to not in ("h5ad", "spatialdata"):
-        return None
+def _item(
+    table: PatchTable,
+    url: str,
+    chosen: ExportFormat,
+    settings: ExportSettings,
+    opened: ExitStack,
+    on_message: OnMessage,
+) -> ExportItem:
+    if not chosen.wants_slide:
+        return ExportItem(table, url)
     slide, remark = find_slide(table, settings.store, url)
-    if slide is not None:
-        stack.callback(slide.close)
-    else:
+    if slide is None:
         on_message(remark)
-    return slide
-
-
-def _place(out: Path, to: str, table: PatchTable, n_tables: int) -> Path:
-    """Return where one slide goes: `out` itself if it is the only one and `out` is named like such a file."""
-    suffixes = {"h5ad": (".h5ad", ".zarr"), "tiff": ()}.get(to, (SUFFIXES[to],))
-    if n_tables == 1 and (out.name.lower().endswith(suffixes) or to == "ome-zarr"):
-        return out
-    return out / f"{table.slide_id}{SUFFIXES[to]}"
-
-
-def _check_free(path: Path) -> None:
-    if path.is_file() or (path.is_dir() and any(path.iterdir())):
-        raise ExportError(f"{path} exists and is not overwritten; remove it, or give another OUT")
-    if path.is_dir():
-        path.rmdir()
-
-
-def _write(table: PatchTable, slide: Slide | None, path: Path, to: str, settings: ExportSettings) -> str:
-    if path.suffix == ".zarr":
-        _check_free(path)
-    elif path.is_dir() and to not in ("tiff", "ome-zarr"):
-        raise ExportError(f"{path} is a folder, where a file would go; give another OUT")
-    columns = "genes" if table.what == "expression" else "features"
-    size = f"{len(table)} patches x {len(table.names)} {columns}"
-    if to == "h5ad":
-        write_anndata(table, path, slide)
-    elif to == "parquet":
-        write_parquet(table, path)
-    elif to == "ome-zarr":
-        _check_free(path)
-        size = f"{len(table.names)} genes, {write_ome_zarr(table, path, settings.ngff)} levels"
-    elif to == "tiff":
-        size = f"{write_tiffs(table, path)} files"
     else:
-        given = settings.domains
-        labels = domain_labels(table, given) if isinstance(given, int) else read_labels(table, given)
-        pieces = write_geojson(labels, table.grid, path)
-        size = f"{len(set(labels[labels >= 0].tolist()))} domains in {pieces} polygons"
-    return f"{path}: {size}"
+        opened.callback(slide.close)
+    return ExportItem(table, url, slide)
 
 
-def _trident(url: str, out: Path, choice: Choice) -> list[str]:
-    source = Store.open(url)
-    lines = []
-    slide_ids: Sequence[str] = choice.slide_ids or source.slide_ids()
-    for slide_id in slide_ids:
-        grid_key, key = source.select(choice.grid, choice.encoder, slide_id)
-        path = out / f"{slide_id}.h5"
-        lines.append(f"{path}: {write_h5(source, slide_id, grid_key, key, path)} patches")
-    return lines
+def _place(out: Path, chosen: ExportFormat, table: PatchTable, n_tables: int) -> Path:
+    """Return where one slide goes: `out` itself if it is the only one and `out` is named like such an output."""
+    suffixes = tuple(suffix for suffix in (chosen.suffix, *chosen.also) if suffix)
+    # A Zarr folder may have any name, so OUT is the output even without a suffix.
+    if n_tables == 1 and (out.name.lower().endswith(suffixes) or chosen.is_zarr):
+        return out
+    return out / f"{table.slide_id}{chosen.suffix}"
+
+
+def _check_free(path: Path, chosen: ExportFormat) -> None:
+    """Refuse to overwrite a folder; an empty one is removed, since a finished folder is renamed to its path."""
+    if chosen.is_zarr or path.suffix == ".zarr":
+        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+            raise ExportError(f"{path} exists and is not overwritten; remove it, or give another OUT")
+        if path.is_dir():
+            path.rmdir()
+    elif chosen.suffix and path.is_dir():
+        raise ExportError(f"{path} is a folder, where a file would go; give another OUT")

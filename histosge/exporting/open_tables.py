@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from featurestore.errors import StoreError, StoreNotFoundError
 from featurestore.location import Location
+from featurestore.storage.block_array import check_whole
 from featurestore.storage.layout import SPEC_NAME as FEATURE_SPEC
 from featurestore.storage.store import Store
 from featurestore.storage.zarr_metadata import read_attrs
@@ -21,7 +22,7 @@ from histosge.prediction.expression_store import ExpressionStore, StoredMap
 
 
 @dataclass(frozen=True)
-class Choice:
+class ExportSelection:
     """What of a store to export; empty or None means all, or the only one.
 
     Parameters
@@ -54,59 +55,60 @@ def is_feature_store(url: str) -> bool:
     return read_attrs(location, "").get("spec") == FEATURE_SPEC
 
 
-def open_tables(url: str, choice: Choice) -> list[PatchTable]:
+def open_tables(url: str, selection: ExportSelection, *, allow_empty: bool = False) -> list[PatchTable]:
     """Open what is to be exported, one table per slide.
+
+    Parameters
+    ----------
+    allow_empty
+        Also return tables without a single value; nothing but metadata is read then.
 
     Raises
     ------
     ExportError, StoreError
         If a slide, grid or gene is not there, or a map is not whole.
     """
-    tables = _embeddings(url, choice) if is_feature_store(url) else _maps(url, choice)
+    tables = _embeddings(url, selection) if is_feature_store(url) else _maps(url, selection)
     for table in tables:
-        missing = table.array.missing(table.planned)
-        if missing:
-            raise ExportError(
-                f"slide {table.slide_id!r} has {len(table.planned) - len(missing)} of {len(table.planned)} blocks; "
-                f"finish it first: run the same histosge {'embed' if table.what == 'embedding' else 'predict'} again"
-            )
-        if not len(table):
+        command = "embed" if table.what == "embedding" else "predict"
+        check_whole(table.array, table.planned, table.slide_id, command)
+        if not allow_empty and not len(table):
             raise ExportError(f"slide {table.slide_id!r} has no patch with values; nothing to export")
     return tables
 
 
-def _maps(url: str, choice: Choice) -> list[PatchTable]:
+def _maps(url: str, selection: ExportSelection) -> list[PatchTable]:
     store = ExpressionStore.open(url)
     there = list(store.maps())
     known = dict.fromkeys(slide_id for slide_id, _ in there)
     tables = []
-    for slide_id in choice.slide_ids or known:
-        grids = [grid for slide, grid in there if slide == slide_id and choice.grid in (None, grid)]
+    for slide_id in selection.slide_ids or known:
+        grids = [grid for slide, grid in there if slide == slide_id and selection.grid in (None, grid)]
         if not grids:
             raise ExportError(
                 f"{store.location.label} holds no map of slide {slide_id!r}"
-                f"{f' on grid {choice.grid}' if choice.grid else ''}; it has: {', '.join(known) or 'none'}"
+                f"{f' on grid {selection.grid}' if selection.grid else ''}; it has: {', '.join(known) or 'none'}"
             )
         if len(grids) > 1:
             raise ExportError(
                 f"slide {slide_id!r} has several maps; name one with --grid: {', '.join(grids)}"
             )
         stored = store.map(slide_id, grids[0])
-        further = _further_arrays(store.location, f"{slide_id}/{grids[0]}")
-        tables.append(table_of_map(stored, choice.genes, further))
+        others = _other_arrays(store.location, f"{slide_id}/{grids[0]}")
+        tables.append(table_of_map(stored, selection.genes, others))
     if not tables:
         raise ExportError(f"{store.location.label} holds no map; make one with: histosge predict")
     return tables
 
 
-Further = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
+MapArrays = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
 """Name -> dims and values of what a map holds beside its expression."""
 
 
-def table_of_map(stored: StoredMap, genes: Sequence[str] = (), further: Further | None = None) -> PatchTable:
+def table_of_map(stored: StoredMap, genes: Sequence[str] = (), others: MapArrays | None = None) -> PatchTable:
     """Return an opened map as a table; all genes if none is named."""
     columns = _columns(stored.genes, genes, stored.slide_id)
-    extras = {**_own_arrays(stored), **(further or {})}
+    extras = {**_own_arrays(stored), **(others or {})}
     made_by = stored.array.attrs.get("made_by", {})
     return PatchTable(
         stored.slide_id,
@@ -146,7 +148,7 @@ def _edges(stored: StoredMap) -> dict[str, str]:
     return {"half_width_depth_edges": " ".join(f"{edge:.9g}" for edge in stored.strata.edges)}
 
 
-def _further_arrays(location: Location, path: str) -> Further:
+def _other_arrays(location: Location, path: str) -> MapArrays:
     """Read what else a map says of each patch or of each gene."""
     found: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
     for name in location.folders(path):
@@ -172,15 +174,15 @@ def _columns(names: Sequence[str], wanted: Sequence[str], slide_id: str) -> tupl
     return tuple(known[name] for name in dict.fromkeys(wanted)) or tuple(range(len(names)))
 
 
-def _embeddings(url: str, choice: Choice) -> list[PatchTable]:
-    if choice.genes:
+def _embeddings(url: str, selection: ExportSelection) -> list[PatchTable]:
+    if selection.genes:
         raise ExportError(
             "--genes chooses from an expression store; a feature store holds embeddings, not genes"
         )
     store = Store.open(url)
     tables = []
-    for slide_id in choice.slide_ids or store.slide_ids():
-        grid_key, slug = store.select(choice.grid, choice.encoder, slide_id)
+    for slide_id in selection.slide_ids or store.slide_ids():
+        grid_key, slug = store.select(selection.grid, selection.encoder, slide_id)
         stored, array = store.grid(slide_id, grid_key), store.embedding(slide_id, grid_key, slug)
         identity = store.identity(slide_id, grid_key, slug)
         dim = array.shape[2]

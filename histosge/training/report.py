@@ -35,6 +35,11 @@ def write_training_report(saved: SavedModel, path: Path) -> None:
     )
 
 
+def trust_scope(intervals: Intervals) -> str:
+    """Return for which tissue trust was measured, in a few words."""
+    return f"held-out {intervals.held_out}s"
+
+
 def _by_depth(intervals: Intervals) -> str:
     """OnMessage that intervals differ by predicted depth, where they do: the table holds the one width of all."""
     if intervals.strata is None:

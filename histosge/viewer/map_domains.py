@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
+from histosge.errors import ViewError
 from histosge.prediction.expression_store import open_optional
-from histosge.viewer.errors import ViewError
 
 Labels = NDArray[np.int16]
 NAMES = ("domain", "cluster")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from featurestore.slides.sample_sheet import Sample
-from histosge.data.expression import read_expression
+from histosge.data.expression.find_expression import read_expression
 from histosge.data.genes import log_cp10k
 from histosge.data.sections import Spots
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featurestore.errors import FeatureStoreError
+from histosge.errors import ViewError
 from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
-from histosge.viewer.errors import ViewError
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -1,5 +1,7 @@
 """`histosge export` on both kinds of store, as a user types it."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +12,7 @@ import pytest
 from make_slides import tissue_like, write_pyramid
 
 from featurestore.storage.store import Store
+from histosge.exporting.export_format import FORMATS
 from histosge.prediction.expression_store import ExpressionStore
 
 Histosge = Callable[..., NamedTuple]
@@ -60,7 +63,7 @@ def test_a_picture_that_stands_in_is_said_unless_quiet(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--to", "qupath"), "cannot export to 'qupath'"),
+        (("--to", "qupath"), "unknown name 'qupath' among exports"),
         (("--to", "h5ad", "--genes", "G3"), "no gene 'G3': did you mean"),
         (("--to", "h5ad", "--slide", "Z"), "no map of slide 'Z'"),
         (("--to", "ome-zarr", "--ngff", "0.3"), "known: 0.4, 0.5"),
@@ -79,3 +82,16 @@ def test_nothing_there_is_said(histosge: Histosge, tmp_path: Path) -> None:
     ran = histosge("export", tmp_path / "none", tmp_path / "out", "--to", "h5ad")
     assert ran.code == 2
     assert "there is no store" in ran.err
+
+
+def test_help_lists_every_registered_format_and_no_other_command_loads_them(histosge: Histosge) -> None:
+    ran = histosge("export", "--help")
+    assert ran.code == 0
+    words = " ".join(ran.out.replace("│", " ").split())
+    for record in FORMATS.own.values():
+        assert f"{record.name}: {record.help}" in words
+    code = (
+        "import sys, histosge_cli.main; print([m for m in sys.modules if m.startswith('histosge.exporting')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

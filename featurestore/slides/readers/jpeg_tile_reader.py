@@ -15,6 +15,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -23,11 +24,19 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from featurestore.errors import SlideError
+from featurestore.errors import MppError, SlideError, SlideNotFoundError
+from featurestore.slides.protocol import Slide
 from featurestore.slides.pyramid_slide import PyramidSlide, binned
+from featurestore.slides.range_reader import RangedFile, SparseCopy
 from featurestore.slides.readers.openslide_reader import handle_mpp, open_handle
+from featurestore.slides.readers.tiff_reader import is_ome
+from featurestore.slides.slide_reader import Recognition, SlideReader
 
+SUFFIXES = (".svs", ".tif", ".tiff")
 VENDORS = ("aperio", "generic-tiff")
+DIRECTORY_READ_BYTES = 256 << 10
+"""Read ahead of a remote file while its directories are parsed: tifffile reads a few bytes at a time, and without
+this each read could be a request."""
 CACHED_PX = 12_000_000
 """Pixels of decoded tiles that are kept: 36 MB, three rows of 256 px tiles under a block of 64 patches."""
 OVERLAP_PX = 256
@@ -108,7 +117,8 @@ class JpegTileSlide(PyramidSlide):
         if self._file is not None:
             weakref.finalize(self, self._file.close)  # a slide that is dropped leaves no open file
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level."""
         return self._assembled(level, x, y, width, height, 1)
 
     def _binned(self, level: int, x: int, y: int, width: int, height: int, factor: int) -> NDArray[np.uint8]:
@@ -316,3 +326,40 @@ def _decode(stream: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
             raise
         # Left over after the last pixel: the picture is whole, and OpenSlide shows it.
         return np.asarray(simplejpeg.decode_jpeg(stream, buffer=out, strict=False))
+
+
+def _recognises(path: str) -> Recognition:
+    suffix = Path(path).suffix.lower()
+    # OpenSlide, whose levels are taken here, would take an OME-TIFF as a plain one, without mpp or pyramid.
+    if suffix not in SUFFIXES or (suffix != ".svs" and is_ome(path)):
+        return Recognition.NO
+    return Recognition.MAYBE
+
+
+def _open_in_parts(url: str, mpp: float | None) -> Slide | None:
+    """Open a remote slide of JPEG tiles without fetching it; None if it is none, or its server serves no parts."""
+    suffix = Path(url.partition("?")[0]).suffix.lower()
+    try:
+        remote = RangedFile(url)
+        with SparseCopy(remote, suffix) as copy:
+            directories = BufferedReader(copy, DIRECTORY_READ_BYTES)
+            if is_ome(directories):
+                return None
+            return JpegTileSlide(
+                str(copy.path), mpp, remote=remote, directories=directories, source=remote.label
+            )
+    except (MppError, SlideNotFoundError):
+        raise
+    except SlideError:
+        return None
+
+
+RECORD = SlideReader(
+    "jpeg-tiles",
+    "JPEG-tiled TIFF and Aperio SVS, local or remote, several times faster than OpenSlide",
+    SUFFIXES,
+    JpegTileSlide,
+    10,
+    recognises=_recognises,
+    open_url=_open_in_parts,
+)

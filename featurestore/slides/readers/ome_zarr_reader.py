@@ -6,11 +6,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from featurestore.errors import SlideError
+from featurestore.errors import SlideError, first_line
 from featurestore.location import Location, strip_credentials
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
+from featurestore.slides.slide_reader import SlideReader
 
-SUFFIX = ".zarr"
 MICRONS = {
     "angstrom": 1e-4,
     "nanometer": 1e-3,
@@ -61,7 +61,8 @@ class OmeZarrSlide(PyramidSlide):
         sizes = tuple((level.shape[x], level.shape[y]) for level in self._levels)
         super().__init__(label, sizes, check_mpp(mpp or _mpp(multiscale, self._axes, label), label))
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level."""
         where = {"y": slice(y, y + height), "x": slice(x, x + width), "c": slice(None)}
         try:
             found = np.asarray(self._levels[level][tuple(where.get(name, 0) for name in self._axes)])
@@ -78,7 +79,7 @@ def _find_image(path: str, label: str) -> tuple[Any, dict[str, Any]]:
     try:
         root = zarr.open_group(Location(path).zarr(read_only=True), mode="r")
     except (OSError, ValueError) as error:
-        raise SlideError(f"{label} is no Zarr group: {str(error).splitlines()[0]}") from error
+        raise SlideError(f"{label} is no Zarr group: {first_line(error)}") from error
     for group in (root, root.get("0")):
         if isinstance(group, zarr.Group):
             attrs: Any = dict(group.attrs)
@@ -100,3 +101,14 @@ def _mpp(multiscale: dict[str, Any], axes: list[str], label: str) -> float | Non
         for name in "xy"
     ]
     return isotropic(found[0], found[1], label)
+
+
+RECORD = SlideReader(
+    "ome-zarr",
+    "OME-Zarr (NGFF 0.4 and 0.5), 8-bit RGB, local or remote, read in chunks",
+    (".zarr",),
+    OmeZarrSlide,
+    50,
+    open_url=OmeZarrSlide,
+    is_folder=True,
+)

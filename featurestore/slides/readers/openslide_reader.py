@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from featurestore.errors import SlideError
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
+from featurestore.slides.slide_reader import Recognition, SlideReader
 
 LATTICE_PX = 512
 """Side of the squares in which levels above 0 are read."""
@@ -26,7 +27,8 @@ class OpenSlideSlide(PyramidSlide):
         super().__init__(path, tuple(self._handle.level_dimensions), handle_mpp(self._handle, mpp, path))
         self._downsamples = tuple(self._handle.level_downsamples)
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level."""
         if level == 0:
             return self._read(0, x, y, width, height)
         # Coarser levels are addressed in level-0 pixels, and where the ratio is not whole OpenSlide shifts by
@@ -111,3 +113,14 @@ def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return np.ascontiguousarray(rgba[..., :3])
     blended = (rgba[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16)) + 127) // 255
     return blended.astype(np.uint8)
+
+
+RECORD = SlideReader(
+    "openslide",
+    "SVS, NDPI, MRXS, SCN, BIF, VMS, DICOM, tiled TIFF through OpenSlide",
+    (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"),
+    OpenSlideSlide,
+    20,
+    # OpenSlide goes by the content, so it is tried on any name.
+    recognises=lambda path: Recognition.MAYBE,
+)

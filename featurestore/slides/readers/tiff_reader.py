@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from featurestore.errors import SlideError
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
+from featurestore.slides.slide_reader import Recognition, SlideReader
 
+SUFFIXES = (".tif", ".tiff")
 CACHED_SEGMENTS_PX = 64_000_000
 """Pixels of decoded tiles and strips that are kept."""
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
@@ -49,7 +51,8 @@ class TiffSlide(PyramidSlide):
             self._file.close()
             raise
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level."""
         page = self._pages[level]
         tile_width, tile_height = _segment_size(page)
         across = -(-page.imagewidth // tile_width)
@@ -150,3 +153,19 @@ def _ome_mpp(file: tifffile.TiffFile, path: str) -> float | None:
         size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")
         values.append(float(size) * _UM_PER_UNIT[unit] if size and unit in _UM_PER_UNIT else None)
     return isotropic(values[0], values[1], path)
+
+
+def _recognises(path: str) -> Recognition:
+    # OpenSlide would take an OME-TIFF as a plain one, without mpp or pyramid.
+    is_ome_tiff = path.lower().endswith(SUFFIXES) and is_ome(path)
+    return Recognition.LIKELY if is_ome_tiff else Recognition.MAYBE
+
+
+RECORD = SlideReader(
+    "tiff",
+    "flat TIFF and OME-TIFF, 8-bit RGB or grey, through tifffile",
+    SUFFIXES,
+    TiffSlide,
+    30,
+    recognises=_recognises,
+)

@@ -1,32 +1,20 @@
-"""Which layout is it? The `expression` column names a folder or a file, and each is recognised by itself."""
+"""Read measured expression in whatever layout it has: the first registered layout that recognises the path."""
 
 from pathlib import Path
 
-from histosge.data.expression.layouts import (
-    anndata_layout,
-    legacy_st,
-    space_ranger,
-    spatialdata_layout,
-    xenium,
-)
+from histosge.data.expression.expression_layout import LAYOUTS
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
-LAYOUTS = (anndata_layout, spatialdata_layout, xenium, space_ranger, legacy_st)
-KNOWN = (
-    "an .h5ad, a Space Ranger folder (Visium or Visium HD), a Xenium output folder, a SpatialData .zarr, "
-    "or legacy ST tables"
-)
 
-
-def find_expression(path: str, frame: SlideFrame) -> LoadedExpression:
-    """Read the spots of one section, and say what was found.
+def find_expression(path: str | Path, frame: SlideFrame) -> LoadedExpression:
+    """Read the spots of one section, and describe what was found.
 
     Parameters
     ----------
     path
-        One of `KNOWN`; for the folders also the run's folder that holds ``outs/``.
+        In one of the registered layouts, see `known_layouts`; of a run's folder also the parent that holds ``outs/``.
     frame
         The slide that they lie on.
 
@@ -43,14 +31,19 @@ def find_expression(path: str, frame: SlideFrame) -> LoadedExpression:
     """
     place = Path(path)
     if not place.exists():
-        raise ExpressionError(f"there is no expression at {path}; give {KNOWN}")
-    for layout in LAYOUTS:
+        raise ExpressionError(f"there is no expression at {path}; give {known_layouts()}")
+    for layout in sorted(LAYOUTS.records(), key=lambda layout: layout.order):
         if layout.recognises(place):
-            found: LoadedExpression = layout.read(place, frame)
-            return found
-    raise ExpressionError(f"{path} is none of the layouts that are read here; give {KNOWN}")
+            return layout.read(place, frame)
+    raise ExpressionError(f"{path} is none of the layouts that are read here; give {known_layouts()}")
 
 
-def read_expression(path: str, slide_id: str, donor: str, slide_mpp: float) -> Spots:
-    """Read the spots of one section: `find_expression` for who only wants the spots."""
+def read_expression(path: str | Path, slide_id: str, donor: str, slide_mpp: float) -> Spots:
+    """Read only the spots of one section; see `find_expression`."""
     return find_expression(path, SlideFrame(slide_id, donor, slide_mpp)).spots
+
+
+def known_layouts() -> str:
+    """Return the help lines of all layouts as one phrase: "a, b or c"."""
+    *first, last = (layout.help for layout in sorted(LAYOUTS.records(), key=lambda layout: layout.order))
+    return f"{', '.join(first)} or {last}" if first else last

@@ -4,14 +4,16 @@
 as ``scanpy.read_visium`` does; an AnnData of expression holds log1p(CP10k).
 """
 
-import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featurestore.slides.protocol import Slide
+from featurestore.whole_file import whole_file
+from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.open_tables import table_of_map
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import small_picture
@@ -44,18 +46,18 @@ def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> 
             "metadata": {"mpp": grid.slide_mpp, "spot_diameter_um": grid.stride_um},
         }
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
     # One band at a time: threads would hold as many as there are processors.
-    with dask.config.set(scheduler="synchronous"), warnings.catch_warnings():
+    with (
+        whole_file(path, sweep=True) as partial,
+        dask.config.set(scheduler="synchronous"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", category=UserWarning)
         warnings.simplefilter("ignore", category=FutureWarning)
         if path.suffix == ".zarr":
-            shutil.rmtree(partial, ignore_errors=True)
             data.write_zarr(partial)
         else:
             data.write_h5ad(partial)
-    partial.replace(path)
     return len(table)
 
 
@@ -90,3 +92,19 @@ def write_h5ad(stored_map: StoredMap, path: str | Path) -> int:
     ``var`` has each gene's `half_width`, `trust` and whether it is `trusted`. A patch without a prediction is left out.
     """
     return write_anndata(table_of_map(stored_map), Path(path))
+
+
+def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
+    (item,) = items
+    write_anndata(item.table, path, item.slide)
+    return item.table.size_in_words
+
+
+RECORD = ExportFormat(
+    "h5ad",
+    "AnnData with a row per patch (scanpy, squidpy), in Zarr where OUT ends in .zarr",
+    ".h5ad",
+    _write,
+    also=(".zarr",),
+    wants_slide=True,
+)

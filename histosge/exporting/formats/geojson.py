@@ -4,23 +4,26 @@ Coordinates are level-0 pixels. A domain's patches that touch along a side make 
 
 Terms
     labels   a whole number per patch of the grid, -1 where there is none
-    ring     a closed line of lattice corners, first = last; outer rings run one way, holes the other
 """
 
 import colorsys
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
-from scipy import ndimage
+from shapely.geometry import Polygon, mapping
+from shapely.geometry.polygon import orient
 
 from featurestore.grid import PatchGrid
+from featurestore.whole_file import whole_file
+from histosge.exporting.domain_labels import domain_labels, read_labels
+from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 
-Ring = list[tuple[int, int]]
+# Inverse of the golden ratio: steps of it round a circle stay far from all earlier ones.
 _GOLDEN = 0.618033988749895
 
 
@@ -43,19 +46,16 @@ def write_geojson(
     features: list[dict[str, Any]] = []
     for label in np.unique(labels[labels >= 0]).tolist():
         name = given.get(label, f"domain {label + 1}")
-        pieces = polygons(labels == label)
-        features.extend(_feature(rings, grid, name, _colour(label)) for rings in pieces)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    partial.replace(path)
+        features.extend(_feature(piece, grid, name, _colour(label)) for piece in polygons(labels == label))
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return len(features)
 
 
-def _feature(rings: list[Ring], grid: PatchGrid, name: str, colour: list[int]) -> dict[str, Any]:
+def _feature(outline: Polygon, grid: PatchGrid, name: str, colour: list[int]) -> dict[str, Any]:
     return {
         "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": [_pixels(ring, grid) for ring in rings]},
+        "geometry": mapping(shapely.transform(outline, lambda corners: _pixels(corners, grid))),
         "properties": {
             "objectType": "annotation",
             "name": name,
@@ -65,10 +65,10 @@ def _feature(rings: list[Ring], grid: PatchGrid, name: str, colour: list[int]) -
     }
 
 
-def _pixels(ring: Ring, grid: PatchGrid) -> list[list[float]]:
+def _pixels(corners: NDArray[np.float64], grid: PatchGrid) -> NDArray[np.float64]:
     """Return lattice corners as level-0 pixels: a patch stands for its stride cell, around its centre."""
     first_um, step_um = (grid.patch_um - grid.stride_um) / 2, grid.stride_um
-    return [[round((first_um + side * step_um) / grid.slide_mpp, 2) for side in (x, y)] for x, y in ring]
+    return np.round((first_um + corners * step_um) / grid.slide_mpp, 2)
 
 
 def _colour(label: int) -> list[int]:
@@ -76,84 +76,33 @@ def _colour(label: int) -> list[int]:
     return [round(255 * c) for c in colorsys.hsv_to_rgb(label * _GOLDEN % 1, 0.65, 0.9)]
 
 
-def polygons(mask: NDArray[np.bool_]) -> list[list[Ring]]:
+def polygons(mask: NDArray[np.bool_]) -> list[Polygon]:
     """Outline the pieces of a mask whose cells touch along a side.
 
     Returns
     -------
-    list
-        Per piece its rings, the outer one first, then holes; corners are ``(x, y)``, cell (row, col)
-        spanning x from col to col + 1 and y from row to row + 1.
+    list of shapely.Polygon
+        Corners are ``(x, y)``, cell (row, col) spanning x from col to col + 1 and y from row to row + 1. Outer rings
+        have a positive area by the shoelace formula, as RFC 7946 asks, and holes a negative one.
     """
-    pieces, n = ndimage.label(mask)
-    found = []
-    for number, where in enumerate(ndimage.find_objects(pieces, n), start=1):
-        rows, cols = where
-        rings = _rings(pieces[where] == number)
-        rings.sort(key=lambda ring: -abs(_area(ring)))
-        found.append([[(x + cols.start, y + rows.start) for x, y in ring] for ring in rings])
-    return found
+    edges = np.diff(np.pad(mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+    rows, starts = np.nonzero(edges == 1)
+    stops = np.nonzero(edges == -1)[1]
+    # One box for each run of cells in a row: joining single cells takes five times as long.
+    area = shapely.union_all(shapely.box(starts, rows, stops, rows + 1))
+    # Rings then start at their lowest corner. GEOS 3.11 (shapely 2.0) keeps the first point even in the middle of a side.
+    area = shapely.normalize(area)
+    # Tolerance 0 drops collinear points only, so the topology cannot change and need not be guarded (40 times as slow).
+    area = shapely.simplify(area, 0, preserve_topology=False)
+    return [orient(part) for part in shapely.get_parts(area)]
 
 
-def _rings(cells: NDArray[np.bool_]) -> list[Ring]:
-    """Chain the sides between a piece and its surroundings into rings, the piece on their right."""
-    leaving = _sides(cells)
-    rings = []
-    while leaving:
-        start = next(iter(leaving))
-        ring, at, heading = [start], start, leaving[start][0]
-        while True:
-            leaving[at].remove(heading)
-            if not leaving[at]:
-                del leaving[at]
-            at = (at[0] + heading[0], at[1] + heading[1])
-            ring.append(at)
-            if at == start:
-                break
-            heading = _turn(leaving[at], heading)
-        rings.append(_straightened(ring))
-    return rings
+def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
+    (item,) = items
+    chosen = settings.domains
+    labels = domain_labels(item.table, chosen) if isinstance(chosen, int) else read_labels(item.table, chosen)
+    n_polygons = write_geojson(labels, item.table.grid, path)
+    return f"{len(set(labels[labels >= 0].tolist()))} domains in {n_polygons} polygons"
 
 
-def _sides(cells: NDArray[np.bool_]) -> dict[tuple[int, int], list[tuple[int, int]]]:
-    """Return corner -> headings ``(dx, dy)`` of the sides that leave it."""
-    padded = np.pad(cells, 1)
-    leaving: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    # Clockwise on screen (y grows downwards): along the top to the right, down the right side, and so on.
-    for (d_row, d_col), (dx, dy), (x, y) in (
-        ((-1, 0), (1, 0), (0, 0)),
-        ((0, 1), (0, 1), (1, 0)),
-        ((1, 0), (-1, 0), (1, 1)),
-        ((0, -1), (0, -1), (0, 1)),
-    ):
-        neighbour = padded[1 + d_row : padded.shape[0] - 1 + d_row, 1 + d_col : padded.shape[1] - 1 + d_col]
-        for row, col in zip(*(a.tolist() for a in np.nonzero(cells & ~neighbour)), strict=True):
-            leaving.setdefault((col + x, row + y), []).append((dx, dy))
-    return leaving
-
-
-def _turn(headings: list[tuple[int, int]], came: tuple[int, int]) -> tuple[int, int]:
-    """Choose where to go on at a corner: where two cells meet there, keep what lies between them apart.
-
-    One of the two gaps is enclosed by the piece, so crossing over to the other cell (left, seen along the
-    way) keeps each ring simple: a hole may touch the outer ring but is never part of it.
-    """
-    left = (came[1], -came[0])
-    return left if left in headings else headings[0]
-
-
-def _straightened(ring: Ring) -> Ring:
-    """Drop corners that lie on a straight line; the ring stays closed."""
-    points = ring[:-1]
-    kept = [
-        here
-        for before, here, after in zip(
-            points[-1:] + points[:-1], points, points[1:] + points[:1], strict=True
-        )
-        if (here[0] - before[0]) * (after[1] - here[1]) != (here[1] - before[1]) * (after[0] - here[0])
-    ]
-    return [*kept, kept[0]]
-
-
-def _area(ring: Ring) -> float:
-    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) / 2
+RECORD = ExportFormat("geojson", "domains as polygons (QuPath)", ".geojson", _write)

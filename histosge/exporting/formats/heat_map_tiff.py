@@ -4,6 +4,7 @@ Each patch is 2 x 2 pixels of half the grid's step, with as many empty pixels be
 corner onto the slide's: laid over the slide by its resolution tags, a heat map fits.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.names import slug
+from featurestore.whole_file import whole_file
 from histosge.data.expression.loaded_expression import unique_names
-from histosge.exporting.formats.ome_zarr import few_enough
+from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
+from histosge.exporting.formats.ome_zarr import check_gene_count
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import on_slide
 
@@ -29,7 +32,7 @@ def write_tiffs(table: PatchTable, folder: Path) -> int:
     ExportError
         If too many genes are chosen.
     """
-    few_enough(table)
+    check_gene_count(table)
     folder.mkdir(parents=True, exist_ok=True)
     values = np.full((len(table.names), *table.grid.shape), np.nan, np.float32)
     for band in table.bands():
@@ -41,7 +44,7 @@ def write_tiffs(table: PatchTable, folder: Path) -> int:
         said = f"{table.slide_id} {name}: {table.what}, colours from {low:.4g} to {high:.4g}, {mpp:.6g} um/px"
         picture = on_slide(_coloured(plane, float(low), float(high)), table.grid, 255)
         options: dict[str, Any] = {"photometric": "rgb", "description": said, "metadata": None}
-        _write(folder / f"{file}.tif", picture, mpp, options)
+        _write_tiff(folder / f"{file}.tif", picture, mpp, options)
     whole = np.stack([on_slide(plane, table.grid, np.nan) for plane in values])
     metadata = {
         "axes": "CYX",
@@ -52,20 +55,17 @@ def write_tiffs(table: PatchTable, folder: Path) -> int:
         "PhysicalSizeYUnit": "µm",
     }
     options = {"photometric": "minisblack", "ome": True, "metadata": metadata}
-    _write(folder / "values.ome.tif", whole, mpp, options)
+    _write_tiff(folder / "values.ome.tif", whole, mpp, options)
     return len(table.names) + 1
 
 
-def _write(path: Path, pixels: NDArray[Any], mpp: float, options: dict[str, Any]) -> None:
+def _write_tiff(path: Path, pixels: NDArray[Any], mpp: float, options: dict[str, Any]) -> None:
     """Write a file with its scale in the resolution tags; it appears when it is whole."""
     import tifffile
 
-    partial = path.with_name(f"{path.name}.partial")
-    resolution = (CM_UM / mpp, CM_UM / mpp)
-    tifffile.imwrite(
-        partial, pixels, resolution=resolution, resolutionunit="CENTIMETER", compression="zlib", **options
-    )
-    partial.replace(path)
+    options = {"resolutionunit": "CENTIMETER", "compression": "zlib", **options}
+    with whole_file(path, sweep=True) as partial:
+        tifffile.imwrite(partial, pixels, resolution=(CM_UM / mpp, CM_UM / mpp), **options)
 
 
 def _coloured(plane: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
@@ -76,3 +76,17 @@ def _coloured(plane: NDArray[np.float32], low: float, high: float) -> NDArray[np
     rgb = (colormaps["viridis"](np.clip(np.nan_to_num(span), 0, 1))[..., :3] * 255).round().astype(np.uint8)
     rgb[~np.isfinite(plane)] = 255
     return np.asarray(rgb)
+
+
+def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
+    (item,) = items
+    return f"{write_tiffs(item.table, path)} files"
+
+
+RECORD = ExportFormat(
+    "tiff",
+    "a coloured heat map per gene, and all values in one OME-TIFF (QuPath, Fiji)",
+    "",
+    _write,
+    embeddings=False,
+)

@@ -1,12 +1,14 @@
 """Parquet, for polars, DuckDB, R: one row per patch, its place, and a column per gene; streamed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from featurestore.whole_file import whole_file
+from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
 
 PLACE = {
@@ -44,8 +46,20 @@ def write_parquet(table: PatchTable, path: Path) -> int:
 
     types = {name: pl.Series(values[:0]).dtype for name, values in extra.items()}
     schema: dict[str, Any] = {**PLACE, **types, **dict.fromkeys(names, pl.Float32)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    register_io_source(frames, schema=schema).sink_parquet(partial)
-    partial.replace(path)
+    with whole_file(path, sweep=True) as partial:
+        register_io_source(frames, schema=schema).sink_parquet(partial)
     return len(table)
+
+
+def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
+    (item,) = items
+    write_parquet(item.table, path)
+    return item.table.size_in_words
+
+
+RECORD = ExportFormat(
+    "parquet",
+    "a row per patch, a column per gene or feature (polars, DuckDB, R)",
+    ".parquet",
+    _write,
+)

@@ -1,4 +1,4 @@
-"""Intervals cover what they promise, on tissue that had no on_message, and trust tells signal from noise."""
+"""Intervals have their nominal coverage on sections that took no part, and trust separates signal from noise."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from histosge.calibration.conformal import (
     conformal_width,
     coverage,
     held_out_parts,
-    trust_of,
+    pearson_lower_limit,
 )
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
@@ -39,7 +39,7 @@ def _guess(model: object, section: TrainingSection) -> np.ndarray:
 
 
 @pytest.mark.parametrize("preset", ["ridge", "dense"])
-def test_ninety_percent_intervals_cover_ninety_percent_of_sections_that_had_no_say(preset: str) -> None:
+def test_ninety_percent_intervals_cover_ninety_percent_of_sections_that_took_no_part(preset: str) -> None:
     training, fit = [_section(i) for i in range(4)], load_preset(preset).fit
     intervals, model = calibrate(fit, training, 55.0), fit(training)
     assert intervals is not None
@@ -53,7 +53,9 @@ def test_ninety_percent_intervals_cover_ninety_percent_of_sections_that_had_no_s
 
 
 @pytest.mark.parametrize("n_sections", [1, 3])
-def test_genes_that_are_noise_are_not_trusted_and_genes_in_the_picture_are(n_sections: int) -> None:
+def test_genes_that_are_noise_are_not_trusted_and_genes_that_follow_the_embedding_are(
+    n_sections: int,
+) -> None:
     intervals = calibrate(load_preset("ridge").fit, [_section(i) for i in range(n_sections)], 55.0)
     assert intervals is not None
     assert intervals.trusted[: GENES - NOISE].mean() >= 0.9
@@ -102,7 +104,7 @@ def test_trust_grows_with_the_number_of_spots() -> None:
     rng = np.random.default_rng(5)
     truth = rng.standard_normal((2000, 1)).astype(np.float32)
     guess = truth + 2 * rng.standard_normal((2000, 1)).astype(np.float32)
-    few, many = (trust_of(truth[:n], guess[:n], np.zeros(n, np.int64))[0] for n in (40, 2000))
+    few, many = (pearson_lower_limit(truth[:n], guess[:n], np.zeros(n, np.int64))[0] for n in (40, 2000))
     assert few < many < np.corrcoef(truth[:, 0], guess[:, 0])[0, 1]
 
 

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from histosge.data.expression import VISIUM_SPOT_UM, read_expression
+from histosge.data.expression.find_expression import read_expression
+from histosge.data.expression.loaded_expression import VISIUM_SPOT_UM
 from histosge.errors import ExpressionError
 
 N_SPOTS, N_GENES, MPP = 7, 5, 0.25

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import warnings
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,16 +15,21 @@ import pytest
 import tifffile
 import zarr
 from make_slides import tissue_like, write_pyramid
+from shapely.geometry import Polygon
+from third_party import install
 
 from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.errors import StoreError
+from featurestore.extensions import Registry
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import Store
 from histosge.errors import ExportError, MissingExtraError
 from histosge.exporting.domain_labels import domain_labels
-from histosge.exporting.export import ExportSettings, export
+from histosge.exporting.export import export
+from histosge.exporting.export_format import FORMATS, ExportFormat, ExportSettings
 from histosge.exporting.formats.geojson import polygons, write_geojson
 from histosge.exporting.formats.ome_zarr import write_ome_zarr
-from histosge.exporting.open_tables import Choice, open_tables, table_of_map
+from histosge.exporting.open_tables import ExportSelection, open_tables, table_of_map
 from histosge.exporting.patch_table import PatchTable
 from histosge.prediction.expression_store import ExpressionStore
 
@@ -71,7 +77,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture
 def table(made: Made) -> PatchTable:
-    return open_tables(made.maps, Choice(["A"]))[0]
+    return open_tables(made.maps, ExportSelection(["A"]))[0]
 
 
 def _expected(made: Made, table: PatchTable) -> np.ndarray:
@@ -90,7 +96,7 @@ def test_a_table_s_rows_are_the_patches_with_values_in_row_major_order(made: Mad
 
 
 def test_genes_come_in_the_order_asked_for(made: Made) -> None:
-    (table,) = open_tables(made.maps, Choice(["A"], ["ACTA2", "EPCAM"]))
+    (table,) = open_tables(made.maps, ExportSelection(["A"], ["ACTA2", "EPCAM"]))
     np.testing.assert_array_equal(
         np.concatenate([v for _, v in table.chunks()]), _expected(made, table)[:, [4, 0]]
     )
@@ -99,7 +105,7 @@ def test_genes_come_in_the_order_asked_for(made: Made) -> None:
 @pytest.mark.parametrize("name", ["A.h5ad", "A.zarr"])
 def test_anndata_has_what_scanpy_expects(made: Made, table: PatchTable, tmp_path: Path, name: str) -> None:
     settings = ExportSettings(store=made.store)
-    (line,) = export(made.maps, tmp_path / name, "h5ad", Choice(["A"]), settings)
+    (line,) = export(made.maps, tmp_path / name, "h5ad", ExportSelection(["A"]), settings)
     assert line == f"{tmp_path / name}: {len(table)} patches x 5 genes"
     data = anndata.read_h5ad(tmp_path / name) if name.endswith("h5ad") else anndata.read_zarr(tmp_path / name)
     np.testing.assert_array_equal(data.X, _expected(made, table))
@@ -117,7 +123,7 @@ def test_scanpy_plots_it(made: Made, tmp_path: Path) -> None:
     import scanpy
 
     mpl.use("agg")
-    export(made.maps, tmp_path / "B.h5ad", "h5ad", Choice(["B"]))
+    export(made.maps, tmp_path / "B.h5ad", "h5ad", ExportSelection(["B"]))
     data = scanpy.read_h5ad(tmp_path / "B.h5ad")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -127,7 +133,7 @@ def test_scanpy_plots_it(made: Made, tmp_path: Path) -> None:
 
 def test_without_the_slide_mean_colours_lie_under_the_positions(made: Made, tmp_path: Path) -> None:
     said: list[str] = []
-    export(made.maps, tmp_path / "A.h5ad", "h5ad", Choice(["A"]), on_message=said.append)
+    export(made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), on_message=said.append)
     assert "name the feature store with --store" in said[0]
     data = anndata.read_h5ad(tmp_path / "A.h5ad")
     library = data.uns["spatial"]["A"]
@@ -144,7 +150,7 @@ def test_a_slide_that_is_gone_is_said_and_replaced(made: Made, tmp_path: Path) -
     document.write_text(document.read_text().replace("A.tif", "gone.tif"))
     said: list[str] = []
     settings = ExportSettings(store=str(tmp_path / "store"))
-    export(made.maps, tmp_path / "A.h5ad", "h5ad", Choice(["A"]), settings, on_message=said.append)
+    export(made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), settings, on_message=said.append)
     assert "the slide cannot be reached" in said[0]
     assert "gone.tif" in said[0]
 
@@ -155,7 +161,7 @@ def test_what_else_a_map_says_goes_along(made: Made, tmp_path: Path) -> None:
     shape = ExpressionStore.open(made.maps).map("A", GRID.key).grid.shape
     group.create_array("novelty", data=np.arange(np.prod(shape)).reshape(shape), dimension_names=("y", "x"))
     group.create_array("trust", data=np.arange(5.0), dimension_names=("gene",))
-    choice = Choice(["A"], ["ACTA2", "CD3E"])
+    choice = ExportSelection(["A"], ["ACTA2", "CD3E"])
     export(str(tmp_path / "maps"), tmp_path / "A.h5ad", "h5ad", choice)
     data = anndata.read_h5ad(tmp_path / "A.h5ad")
     assert data.var["trust"].tolist() == [4.0, 1.0]
@@ -181,7 +187,7 @@ def test_ome_zarr_has_the_fields_that_ngff_requires(
     made: Made, table: PatchTable, tmp_path: Path, version: str
 ) -> None:
     out = tmp_path / "A.ome.zarr"
-    export(made.maps, out, "ome-zarr", Choice(["A"]), ExportSettings(ngff=version))
+    export(made.maps, out, "ome-zarr", ExportSelection(["A"]), ExportSettings(ngff=version))
     group = zarr.open_group(out, mode="r")
     attrs = dict(group.attrs)
     if version == "0.5":
@@ -247,7 +253,7 @@ def test_coarser_levels_are_means_of_what_is_there(
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
 def test_ome_zarr_py_reads_it(made: Made, tmp_path: Path, version: str) -> None:
     out = tmp_path / "A.ome.zarr"
-    export(made.maps, out, "ome-zarr", Choice(["A"]), ExportSettings(ngff=version))
+    export(made.maps, out, "ome-zarr", ExportSelection(["A"]), ExportSettings(ngff=version))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from ome_zarr.io import parse_url
@@ -259,7 +265,7 @@ def test_ome_zarr_py_reads_it(made: Made, tmp_path: Path, version: str) -> None:
 
 
 def test_tiffs_lie_on_the_slide_by_their_resolution(made: Made, table: PatchTable, tmp_path: Path) -> None:
-    export(made.maps, tmp_path, "tiff", Choice(["A"], ["EPCAM", "CD3E"]))
+    export(made.maps, tmp_path, "tiff", ExportSelection(["A"], ["EPCAM", "CD3E"]))
     with tifffile.TiffFile(tmp_path / "A" / "values.ome.tif") as file:
         page = file.pages[0]
         per_cm, unit = page.tags["XResolution"].value, page.tags["ResolutionUnit"].value
@@ -279,6 +285,11 @@ def test_tiffs_lie_on_the_slide_by_their_resolution(made: Made, table: PatchTabl
 # ---------------------------------------------------------------- domains
 
 
+def _rings(polygon: Polygon) -> list[list[tuple[int, int]]]:
+    rings = [polygon.exterior, *polygon.interiors]
+    return [[(int(x), int(y)) for x, y in ring.coords] for ring in rings]
+
+
 def _paint(rings: list[list[tuple[int, int]]], shape: tuple[int, int]) -> np.ndarray:
     """Return which cells' centres lie in a polygon, by the even-odd rule over all of its rings."""
     inside = np.zeros(shape, dtype=int)
@@ -290,20 +301,37 @@ def _paint(rings: list[list[tuple[int, int]]], shape: tuple[int, int]) -> np.nda
     return inside % 2 == 1
 
 
+def _area(ring: list[tuple[int, int]]) -> float:
+    return sum(x0 * y1 - x1 * y0 for (x0, y0), (x1, y1) in pairwise(ring)) / 2
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_polygons_cover_exactly_the_mask(seed: int) -> None:
     mask = np.random.default_rng(seed).random((13, 17)) < 0.2 + 0.035 * seed
     covered = np.zeros(mask.shape, dtype=int)
-    for rings in polygons(mask):
+    for polygon in polygons(mask):
+        rings = _rings(polygon)
         covered += _paint(rings, mask.shape)
+        assert polygon.is_valid
+        assert [_area(ring) > 0 for ring in rings] == [True] + [False] * (len(rings) - 1)
         for ring in rings:
             assert len(set(ring[:-1])) == len(ring) - 1  # touches itself nowhere
+            sides = np.diff([*ring, ring[1]], axis=0)
+            turns = sides[:-1, 0] * sides[1:, 1] - sides[:-1, 1] * sides[1:, 0]
+            assert (turns != 0).all()  # no corner lies on a straight side, the first one included
     np.testing.assert_array_equal(covered, mask)
+
+
+def test_a_polygon_is_made_of_cells_that_touch_along_a_side() -> None:
+    mask = np.array([[1, 1, 0], [0, 0, 1], [0, 1, 1]], dtype=bool)  # two pieces that touch at a corner
+    assert sorted(polygon.area for polygon in polygons(mask)) == [2, 3]
+    assert polygons(np.zeros((2, 3), bool)) == []
 
 
 def test_a_hole_that_touches_the_rim_is_a_ring_of_its_own() -> None:
     mask = np.array([[1, 1, 1], [1, 0, 1], [1, 1, 0]], dtype=bool)
-    ((outer, hole),) = polygons(mask)
+    (polygon,) = polygons(mask)
+    outer, hole = _rings(polygon)
     assert set(hole) == {(1, 1), (2, 1), (2, 2), (1, 2)}
     assert (2, 2) in outer
 
@@ -329,7 +357,7 @@ def test_geojson_is_in_level_0_pixels_with_qupath_s_fields(tmp_path: Path) -> No
 
 
 def test_k_means_domains_follow_the_expression(made: Made) -> None:
-    (table,) = open_tables(made.maps, Choice(["A"], ["row"]))  # 0 left of 300 µm, 2 right of it
+    (table,) = open_tables(made.maps, ExportSelection(["A"], ["row"]))  # 0 left of 300 µm, 2 right of it
     labels = domain_labels(table, 2)
     right = table.xy_um[:, 0] > 300
     found = labels[table.rows, table.cols]
@@ -351,7 +379,7 @@ def test_labels_come_from_a_table_per_slide(made: Made, table: PatchTable, tmp_p
     frame = pl.DataFrame({"row": table.rows, "col": table.cols, "cluster": table.rows % 3})
     frame.write_parquet(tmp_path / "A.parquet")
     settings = ExportSettings(domains=tmp_path)
-    export(made.maps, tmp_path / "A.geojson", "geojson", Choice(["A"]), settings)
+    export(made.maps, tmp_path / "A.geojson", "geojson", ExportSelection(["A"]), settings)
     features = json.loads((tmp_path / "A.geojson").read_text())["features"]
     assert {f["properties"]["name"] for f in features} == {"domain 1", "domain 2", "domain 3"}
     assert len(features) >= len(np.unique(table.rows))  # stripes
@@ -359,15 +387,15 @@ def test_labels_come_from_a_table_per_slide(made: Made, table: PatchTable, tmp_p
         export(made.maps, tmp_path / "x", "geojson", settings=settings)
     frame.rename({"cluster": "niche"}).write_parquet(tmp_path / "B.parquet")
     with pytest.raises(ExportError, match="one of domain, cluster"):
-        export(made.maps, tmp_path / "x", "geojson", Choice(["B"]), settings)
+        export(made.maps, tmp_path / "x", "geojson", ExportSelection(["B"]), settings)
 
 
 # ---------------------------------------------------------------- embeddings, refusals
 
 
 def test_embeddings_go_out_as_tables_too(made: Made, tmp_path: Path) -> None:
-    (table,) = open_tables(made.store, Choice(["B"]))
-    export(made.store, tmp_path / "B.h5ad", "h5ad", Choice(["B"]))
+    (table,) = open_tables(made.store, ExportSelection(["B"]))
+    export(made.store, tmp_path / "B.h5ad", "h5ad", ExportSelection(["B"]))
     data = anndata.read_h5ad(tmp_path / "B.h5ad")
     embedding = Store.open(made.store).embedding("B", GRID.key, "colour")
     whole = embedding.read((0, embedding.shape[0]), (0, embedding.shape[1]))
@@ -384,23 +412,28 @@ def half(made: Made, tmp_path: Path) -> str:
 
 
 def test_a_map_that_is_not_whole_is_not_exported(half: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="run the same histosge predict again"):
-        export(half, tmp_path / "A.h5ad", "h5ad", Choice(["A"]))
+    with pytest.raises(StoreError, match="run the same histosge predict again"):
+        export(half, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]))
     assert not (tmp_path / "A.h5ad").exists()
 
 
 @pytest.mark.parametrize(
     ("to", "choice", "message"),
     [
-        ("xlsx", Choice(), "known: h5ad, spatialdata, ome-zarr, geojson, tiff, parquet, trident"),
-        ("h5ad", Choice(["C"]), "it has: A, B"),
-        ("h5ad", Choice(["A"], ["EPCAN"]), "did you mean EPCAM"),
-        ("h5ad", Choice(["A"], grid="mpp9"), "no map of slide 'A' on grid mpp9"),
-        ("trident", Choice(), "give the feature store"),
+        (
+            "xlsx",
+            ExportSelection(),
+            "choose one of h5ad, geojson, tiff, ome-zarr, parquet, spatialdata, trident",
+        ),
+        ("parket", ExportSelection(), "did you mean parquet"),
+        ("h5ad", ExportSelection(["C"]), "it has: A, B"),
+        ("h5ad", ExportSelection(["A"], ["EPCAN"]), "did you mean EPCAM"),
+        ("h5ad", ExportSelection(["A"], grid="mpp9"), "no map of slide 'A' on grid mpp9"),
+        ("trident", ExportSelection(), "trident takes embeddings; .* give the feature store"),
     ],
 )
 def test_what_cannot_be_exported_is_refused_in_one_line(
-    made: Made, tmp_path: Path, to: str, choice: Choice, message: str
+    made: Made, tmp_path: Path, to: str, choice: ExportSelection, message: str
 ) -> None:
     with pytest.raises(ExportError, match=message) as caught:
         export(made.maps, tmp_path / "x", to, choice)
@@ -408,12 +441,39 @@ def test_what_cannot_be_exported_is_refused_in_one_line(
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("to", ["ome-zarr", "tiff"])
+def test_pictures_of_genes_cannot_be_made_of_embeddings(made: Made, tmp_path: Path, to: str) -> None:
+    with pytest.raises(ExportError, match=f"{to} takes maps of genes; .* give an expression store"):
+        export(made.store, tmp_path / "x", to)
+
+
+def test_a_trident_file_goes_to_out_if_it_is_the_only_one(made: Made, tmp_path: Path) -> None:
+    export(made.store, tmp_path / "mine.h5", "trident", ExportSelection(["A"]))
+    export(made.store, tmp_path / "all", "trident")
+    assert (tmp_path / "mine.h5").stat().st_size == (tmp_path / "all" / "A.h5").stat().st_size
+
+
+def test_a_slide_without_values_is_refused_before_anything_is_written_but_by_formats_that_take_it(
+    made: Made, tmp_path: Path
+) -> None:
+    shutil.copytree(made.store, tmp_path / "store")
+    store = Store.open(str(tmp_path / "store"))
+    array = store.embedding("B", GRID.key, "colour", read_only=False)
+    for block in store.grid("B", GRID.key).planned(BLOCK):
+        array.write(block, np.full((*block.shape, array.shape[2]), np.nan, np.float16))
+    with pytest.raises(ExportError, match="slide 'B' has no patch with values"):
+        export(tmp_path / "store", tmp_path / "out", "parquet")
+    assert not (tmp_path / "out").exists()
+    lines = export(tmp_path / "store", tmp_path / "out", "trident")
+    assert lines[1] == f"{tmp_path}/out/B.h5: 0 patches"
+
+
 def test_folders_are_never_overwritten(made: Made, tmp_path: Path) -> None:
     out = tmp_path / "mine"
     out.mkdir()
     (out / "thesis.txt").write_text("x")
     with pytest.raises(ExportError, match="exists and is not overwritten"):
-        export(made.maps, out, "ome-zarr", Choice(["A"]))
+        export(made.maps, out, "ome-zarr", ExportSelection(["A"]))
     assert (out / "thesis.txt").is_file()
 
 
@@ -450,7 +510,7 @@ def test_spatialdata_opens_with_everything_in_microns(made: Made, tmp_path: Path
         assert set(data.images) == {"A_image", "B_image"}
         assert set(data.shapes) == {"A_patches", "B_patches"}
         assert set(data.tables) == {"A_expression", "B_expression"}
-        (table,) = open_tables(made.maps, Choice(["A"]))
+        (table,) = open_tables(made.maps, ExportSelection(["A"]))
         held = data.tables["A_expression"]
         np.testing.assert_array_equal(np.asarray(held.X), _expected(made, table))
         squares = data.shapes["A_patches"].loc[held.obs["patch"]]
@@ -472,14 +532,70 @@ def test_spatialdata_opens_with_everything_in_microns(made: Made, tmp_path: Path
 
 @pytest.mark.spatialdata
 def test_embeddings_as_spatialdata(made: Made, tmp_path: Path) -> None:
-    export(made.store, tmp_path / "OUT.zarr", "spatialdata", Choice(["B"]))
+    export(made.store, tmp_path / "OUT.zarr", "spatialdata", ExportSelection(["B"]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import spatialdata
 
         data = spatialdata.read_zarr(tmp_path / "OUT.zarr")
-        (table,) = open_tables(made.store, Choice(["B"]))
+        (table,) = open_tables(made.store, ExportSelection(["B"]))
         assert data.tables["B_embedding"].shape == (len(table), len(table.names))
+
+
+# ---------------------------------------------------------------- formats of other packages
+
+THEIRS = """
+from histosge.exporting.export_format import ExportFormat
+
+
+def write(items, path, settings):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = [(item.table.slide_id, len(item.table), item.slide and item.slide.size_px) for item in items]
+    path.write_text("".join("%s %s %s\\n" % fact for fact in facts))
+    return f"{len(items)} lines"
+
+
+RECORD = ExportFormat("theirs", "a line per slide (nobody)", ".txt", write, OPTIONS)
+"""
+
+
+def _add_format(monkeypatch: pytest.MonkeyPatch, site: Path, options: str) -> None:
+    site.mkdir()
+    install(site, "exports", "theirs", THEIRS.replace("OPTIONS", options))
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.delitem(sys.modules, "their_theirs", raising=False)
+    # A registry reads the entry points once; this one reads them now.
+    fresh = Registry(FORMATS.kind, "histosge.exporting.formats", ExportFormat, ExportError)
+    monkeypatch.setattr("histosge.exporting.export.FORMATS", fresh)
+
+
+def test_a_format_of_another_package_writes_a_file_per_slide_with_the_slide_if_it_wants_it(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _add_format(monkeypatch, tmp_path / "site", "wants_slide=True")
+    settings = ExportSettings(store=made.store)
+    lines = export(made.maps, tmp_path / "out", "theirs", settings=settings)
+    assert lines == [f"{tmp_path}/out/{name}.txt: 1 lines" for name in ("A", "B")]
+    (table,) = open_tables(made.maps, ExportSelection(["B"]))
+    assert (tmp_path / "out" / "B.txt").read_text() == f"B {len(table)} (700, 600)\n"
+    export(made.maps, tmp_path / "only.txt", "theirs", ExportSelection(["A"]), settings)
+    assert (tmp_path / "only.txt").read_text().startswith("A ")
+
+
+def test_a_format_of_another_package_gets_all_slides_at_once_if_it_holds_them_in_one(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _add_format(monkeypatch, tmp_path / "site", "one_for_all=True, maps=False")
+    assert export(made.store, tmp_path / "all.txt", "theirs") == [f"{tmp_path}/all.txt: 2 lines"]
+    assert [line.split()[::2] for line in (tmp_path / "all.txt").read_text().splitlines()] == [
+        ["A", "None"],
+        ["B", "None"],
+    ]
+    with pytest.raises(ExportError, match=r"theirs takes embeddings; .* is an expression store"):
+        export(made.maps, tmp_path / "no.txt", "theirs")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ExportError, match="folder is a folder, where a file would go"):
+        export(made.store, tmp_path / "folder", "theirs")
 
 
 # ---------------------------------------------------------------- elsewhere than on a disk
@@ -492,8 +608,8 @@ def test_a_map_behind_a_url_is_read_where_it_lies(made: Made, tmp_path: Path) ->
     for file in Path(made.maps).rglob("*"):
         if file.is_file():
             memory.pipe_file(f"/exports/{file.relative_to(made.maps)}", file.read_bytes())
-    export("memory://exports", tmp_path / "B.parquet", "parquet", Choice(["B"]))
-    export(made.maps, tmp_path / "local.parquet", "parquet", Choice(["B"]))
+    export("memory://exports", tmp_path / "B.parquet", "parquet", ExportSelection(["B"]))
+    export(made.maps, tmp_path / "local.parquet", "parquet", ExportSelection(["B"]))
     assert pl.read_parquet(tmp_path / "B.parquet").equals(pl.read_parquet(tmp_path / "local.parquet"))
     with pytest.raises(ExportError, match="export there, then copy it up"):
-        export(made.maps, "s3://bucket/x.h5ad", "h5ad", Choice(["B"]))
+        export(made.maps, "s3://bucket/x.h5ad", "h5ad", ExportSelection(["B"]))

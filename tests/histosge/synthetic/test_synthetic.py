@@ -9,7 +9,7 @@ import pytest
 
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.sample_sheet import read_samples
-from histosge.data.expression import read_expression
+from histosge.data.expression.find_expression import read_expression
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 from histosge.synthetic import (

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from viewer_world import GENES, Get, World
 
+from histosge.errors import ViewError
 from histosge.viewer.collection import Collection
-from histosge.viewer.errors import ViewError
 from histosge.viewer.static_page import export_page
 
 

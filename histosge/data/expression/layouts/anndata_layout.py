@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.layouts.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
 from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
@@ -85,3 +86,6 @@ def _stated_mpp(spatial: Any) -> float | None:
         if metadata.get("mpp") and not metadata.get("mpp_is_estimate"):
             return float(metadata["mpp"])
     return None
+
+
+RECORD = ExpressionLayout("anndata", "an AnnData .h5ad or .zarr", recognises, read, order=10)

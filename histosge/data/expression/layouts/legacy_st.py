@@ -17,6 +17,8 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from featurestore.errors import first_line
+from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, implied_mpp, make_spots
 from histosge.errors import ExpressionError
 
@@ -145,7 +147,7 @@ def _by_spot_file(path: Path, array: NDArray[np.float64]) -> NDArray[np.float64]
             finer = zip(frame.select("new_x", "new_y").iter_rows(), pixels, strict=True)
             placed = {**{_key(row): xy for row, xy in finer}, **placed}
     except pl.exceptions.PolarsError as error:
-        raise ExpressionError(f"{path} is no spot file: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{path} is no spot file: {first_line(error)}") from error
     nowhere = np.full(2, np.nan)
     return np.array([placed.get(_key(place), nowhere) for place in array.tolist()])
 
@@ -162,3 +164,6 @@ def _by_transform(path: Path, array: NDArray[np.float64]) -> NDArray[np.float64]
     except ValueError as error:
         raise ExpressionError(f"{path} is no affine of nine numbers: {error}") from error
     return (np.column_stack([array, np.ones(len(array))]) @ matrix)[:, :2]
+
+
+RECORD = ExpressionLayout("legacy-st", "legacy ST tables", recognises, read, order=50)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.errors import first_line
+from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.layouts.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
 from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
@@ -45,9 +47,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
         except (OSError, KeyError, ValueError) as error:
             if isinstance(error, ExpressionError):
                 raise
-            raise ExpressionError(
-                f"{path} cannot be read as SpatialData: {str(error).splitlines()[0]}"
-            ) from error
+            raise ExpressionError(f"{path} cannot be read as SpatialData: {first_line(error)}") from error
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()
     chosen = shapes.reindex(instances)
     centres, diameter, shape = _outline(chosen)
@@ -134,3 +134,6 @@ def _outline(shapes: Any) -> tuple[NDArray[np.float64], float | None, str]:
     if area > 0 and (corners == 5).all():
         return centres, float(np.sqrt(area)), "square"
     return centres, 2 * float(np.sqrt(area / np.pi)) if area > 0 else None, "disc"
+
+
+RECORD = ExpressionLayout("spatialdata", "a SpatialData .zarr", recognises, read, order=20)

@@ -5,7 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurestore.encoders.handcrafted.moments import correlation, mean_sd, mean_sd_skew, percentiles
+from featurestore.encoders.handcrafted.morphology_features.moments import (
+    correlation,
+    mean_sd,
+    mean_sd_skew,
+    percentiles,
+)
 from featurestore.encoders.stain_separation import STAINS
 
 PERCENTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)

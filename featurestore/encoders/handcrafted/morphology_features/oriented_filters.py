@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d, pad
 
-from featurestore.encoders.handcrafted.moments import correlation, halve, mean_sd, mean_sd_skew
+from featurestore.encoders.handcrafted.morphology_features.moments import (
+    correlation,
+    halve,
+    mean_sd,
+    mean_sd_skew,
+)
 from featurestore.encoders.stain_separation import STAINS
 
 OCTAVES = 5

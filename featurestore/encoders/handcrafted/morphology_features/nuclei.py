@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from featurestore.encoders.handcrafted.moments import FLOOR
+from featurestore.encoders.handcrafted.morphology_features.moments import FLOOR
 
 SIGMAS = (1.0, 1.41, 2.0, 2.83, 4.0)
 COARSEST = 5.66

@@ -1,0 +1,45 @@
+"""What a layout of measured expression declares, and the registry of all of them.
+
+A layout is one module with a `RECORD`: in our folder ``layouts``, or in any installed package that names its record
+under the entry-point group ``histosge.expression_layouts``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from featurestore.extensions import Registry
+from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame
+from histosge.errors import ExpressionError
+
+
+@dataclass(frozen=True)
+class ExpressionLayout:
+    """One way in which files hold the expression of a section.
+
+    Parameters
+    ----------
+    name
+        A short one, as other packages register it.
+    help
+        A noun phrase with its article, such as ``a Xenium output folder``: error messages list these.
+    recognises
+        Tells whether a path, which exists, holds this layout. It is called on files of every kind, so it looks at
+        names and first lines only, and returns False for what it cannot read.
+    read
+        Reads the spots, or raises `ExpressionError` with one line that says what is wrong and how to correct it.
+        `histosge.data.expression.loaded_expression.make_spots` checks and assembles them.
+    order
+        Layouts are tried in this order, lowest first. Ours stand at 10 to 50. Anything below 10 is tried before them.
+    """
+
+    name: str
+    help: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, SlideFrame], LoadedExpression]
+    order: int = 60
+
+
+LAYOUTS: Registry[ExpressionLayout] = Registry(
+    "expression_layouts", "histosge.data.expression.layouts", ExpressionLayout, ExpressionError
+)
