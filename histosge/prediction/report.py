@@ -1,6 +1,6 @@
 """The page of a prediction: maps beside the slide, then which genes to trust.
 
-What an evaluation found has a page of its own (`histosge.evaluation.report`): only that one holds scores.
+It holds no scores: those are on the page of an evaluation (`histosge.evaluation.report`).
 """
 
 from collections.abc import Sequence
@@ -62,17 +62,17 @@ def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
     picture = Picture(
         slide_maps(stored.rgb, maps, stored.grid.stride_um),
         f"Slide {stored.slide_id} beside predicted maps of {', '.join(maps)}.",
-        "Predicted log1p(CP10k), each on a scale of its own. These genes are shown because they are trusted most.",
+        "Predicted log1p(CP10k), each map on its own colour scale. Shown are the genes with the highest trust.",
         stored.slide_id,
     )
     patches = int(np.isfinite(next(iter(maps.values()))).sum()) if maps else 0
-    status = "The model learned from spots of this slide: its map there looks better than on new tissue."
+    status = "The model was trained on spots of this slide, so its map is better here than on new tissue."
     return Block(
         stored.slide_id,
         f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
         pictures=(picture,),
-        points=(status,) if was_trained_on else ("The model has seen no spot of this slide.",),
+        points=(status,) if was_trained_on else ("The model was trained without spots of this slide.",),
     )
 
 
