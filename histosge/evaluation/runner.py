@@ -410,16 +410,16 @@ def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
     notes = [f"{n_sections} section{'s' * (n_sections > 1)} of {len(donors)} donor{'s' * (len(donors) > 1)}."]
     # With one section a donor, leaving out a section leaves out its donor.
     if plan.split != "donor" and not (plan.split == "section" and len(donors) == n_sections):
-        notes.append("Training and held-out spots share donors: expect less on another person's tissue.")
+        notes.append("Training and held-out spots share donors: accuracy on another donor may be lower.")
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
     if wide and plan.split == "random":
         notes.append(
-            f"Some presets look beyond a patch ({', '.join(wide)}), so training sees the picture around"
+            f"Some presets look beyond a patch ({', '.join(wide)}), so training uses image patches around"
             " held-out spots, but never their counts."
         )
     if wide and plan.split == "block":
         notes.append(
-            f"Some presets look beyond a patch ({', '.join(wide)}). Patches near the border of a block are hidden"
-            " from both sides, so no pixel lies in a window of training and in one of a held-out spot (checked)."
+            f"Some presets look beyond a patch ({', '.join(wide)}). Patches near the border of a block are"
+            " used neither for training nor for held-out spots, so the two share no pixel (checked)."
         )
     return tuple(notes)

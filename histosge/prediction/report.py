@@ -63,18 +63,18 @@ def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
     picture = Picture(
         slide_maps(stored.rgb, maps, stored.grid.stride_um),
         f"Slide {stored.slide_id} beside predicted maps of {', '.join(maps)}.",
-        "Predicted log1p(CP10k), each on a colour scale of its own. Shown are the genes with the highest trust.",
+        "Predicted log1p(CP10k), each map on its own colour scale. Shown are the genes with the highest trust.",
         stored.slide_id,
     )
     patches = int(np.isfinite(next(iter(maps.values()))).sum()) if maps else 0
-    # Said of every slide: a map of a training slide looks better than the model is.
-    status = "The model was trained on spots of this slide: its map is better here than on new tissue."
+    # Shown with every slide: a map of a training slide looks better than the model is.
+    status = "The model was trained on spots of this slide, so its map is better here than on new tissue."
     return Block(
         stored.slide_id,
         f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
         pictures=(picture,),
-        points=(status,) if was_trained_on else ("The model was not trained on this slide.",),
+        points=(status,) if was_trained_on else ("The model was trained without spots of this slide.",),
     )
 
 
