@@ -177,7 +177,7 @@ def lay_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     SlideError
         If patches would be finer than the slide's pixels: an encoder would see detail that nobody measured.
     """
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
     finest = min(slide.level_mpps)
     if grid.effective_mpp < finest * (1 - 1e-6):
         raise SlideError(
