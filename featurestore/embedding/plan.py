@@ -201,7 +201,7 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     SlideError
         If patches would be finer than the slide's pixels: an encoder would see detail that is not in the file.
     """
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
     finest = min(slide.level_mpps)
     if grid.effective_mpp < finest * (1 - 1e-6):  # mpp from metadata carries rounding errors
         raise SlideError(

@@ -31,6 +31,7 @@ def _from_callable(name: str, value: Any) -> EncoderExtension | None:
     if not callable(value):
         return None
     where = getattr(value, "__module__", type(value).__name__)
+    # Only loading would tell its width, and loading may download weights.
     return EncoderExtension(name, f"an encoder of {where}", None, value)
 
 

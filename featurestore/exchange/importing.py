@@ -147,7 +147,7 @@ def _grid(foreign: ExternalEmbeddings, record: SlideRecord, told: ImportOptions)
             f"patches {step:g} level-0 px apart are {stride:.3f} px apart at the encoder's scale: no whole step"
         )
     spec = GridSpec(round(told.mpp or effective, 4), patch_px, round(stride))
-    laid = PatchGrid.over(record.size_px, record.mpp, (effective,), spec)
+    laid = PatchGrid.for_slide(record.size_px, record.mpp, (effective,), spec)
     reach = np.rint(foreign.coords_px.max(axis=0) / step).astype(int) + 1
     n_cols, n_rows = max(laid.n_cols, int(reach[0])), max(laid.n_rows, int(reach[1]))
     return PatchGrid(spec, record.mpp, laid.effective_mpp, n_rows, n_cols)

@@ -1,7 +1,7 @@
-"""Which slides there are: from one file, a folder, or a sample sheet.
+"""Which slides a run is about: from one file, a folder, or a sample sheet.
 
 A sample sheet is a CSV with a header; columns ``slide_id, slide, expression, mpp, donor``, all but `slide`
-optional. Paths are relative to the sheet. Whether a slide can be opened is found out later, slide by slide.
+optional. Paths are relative to the sheet. No slide is opened here: one that cannot be is reported when its turn comes.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Sample:
     Parameters
     ----------
     slide_id
-        Name in the store; the file's stem unless the sheet says otherwise.
+        Name in the store; by default the file's stem.
     slide
         Absolute path, or a URL.
     expression
@@ -34,7 +34,7 @@ class Sample:
     mpp
         Microns per pixel at level 0, overriding the file's; None to take the file's.
     donor
-        Whose tissue; the slide's own id unless the sheet says otherwise.
+        Whose tissue; by default the slide's own id.
     """
 
     slide_id: str
@@ -86,11 +86,13 @@ def _sample(
     mpp: float | None = None,
     donor: str | None = None,
 ) -> Sample:
+    # A store keeps names that begin with an underscore for itself (`_failures`).
     name = slug(slide_id).lstrip("_") or "slide"
     return Sample(name, slide, expression, mpp, donor or name)
 
 
 def _refuse_repeated(rows: Sequence[Sample], samples: str) -> None:
+    # One store folder a slide_id: a second slide would be refused later, after hours of work on the first.
     seen: dict[str, str] = {}
     for row in rows:
         if row.slide_id in seen:
@@ -105,9 +107,10 @@ def _read_sheet(path: Path, slide_mpp: float | None) -> list[Sample]:
     if not path.is_file():
         raise SampleSheetError(f"there is no sample sheet at {path}")
     try:
-        frame = pl.read_csv(path, infer_schema=False)
+        frame = pl.read_csv(path, infer_schema=False)  # or a slide_id of 007 would become 7
     except pl.exceptions.PolarsError as error:
         raise SampleSheetError(f"{path} is no CSV with a header: {first_line(error)}") from error
+    # Sheets written by hand have spaces after the commas.
     frame = frame.rename({name: name.strip() for name in frame.columns})
     for name in frame.columns:
         if name not in COLUMNS:
@@ -148,6 +151,7 @@ def _row(sheet: Path, line: int, row: dict[str, str | None], slide_mpp: float | 
 def _resolve(sheet: Path, line: int, column: str, value: str) -> str:
     if "://" in value:
         return value
+    # Absolute from here on: workers on a cluster have other working directories.
     path = (sheet.parent / value).resolve()
     if not path.exists():
         raise SampleSheetError(

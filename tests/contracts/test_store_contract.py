@@ -25,7 +25,7 @@ from featurestore.tissue.survey import Survey
 DIM = 5
 BLOCK = (3, 4)
 SLIDE = SlideRecord("S-1", "s.tif", (211, 117), 0.5, "7-abc")
-GRID = PatchGrid.over((211, 117), 0.5, (0.5,), GridSpec(0.5, 16, 16))  # 7 x 13 patches
+GRID = PatchGrid.for_slide((211, 117), 0.5, (0.5,), GridSpec(0.5, 16, 16))  # 7 x 13 patches
 IDENTITY = EncoderIdentity("toy:one", DIM, {"version": 1})
 
 
