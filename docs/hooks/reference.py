@@ -72,7 +72,9 @@ PACKAGES = {
         (
             "train",
             "TrainSettings",
+            "Selection",
             "predict",
+            "PredictSettings",
             "evaluate",
             "EvaluateSettings",
             "load_model",
@@ -80,6 +82,10 @@ PACKAGES = {
             "Loader",
             "LoadSettings",
             "stream_batches",
+            "find_expression",
+            "SlideFrame",
+            "Spots",
+            "read_gene_list",
         ),
         (
             "data.section_loading",
@@ -187,6 +193,7 @@ def _group(group: Any, path: str) -> list[str]:
 
 
 def _command(command: Any, path: str) -> list[str]:
+    command.get_params(typer.Context(command))  # completes help that is made from a registry
     arguments = [p for p in command.params if _is_argument(p)]
     options = [p for p in command.params if not _is_argument(p) and not p.hidden]
     usage = " ".join([path, *map(_metavar, arguments), *(["[OPTIONS]"] if options else [])])
@@ -228,7 +235,7 @@ def _default(parameter: Any) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return (text or "").replace("|", "\\|")
+    return (text or "").replace("|", "\\|").replace("\n\n", "<br>")
 
 
 def _plain(text: str) -> str:
