@@ -60,6 +60,8 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
         from featurestore.encoders.vision import load_timm
 
         return load_timm(key, options)
+    if key not in ENCODERS.names():
+        raise EncoderError(f"unknown encoder {key!r}: {ENCODERS.suggest(key)}")
     extension = ENCODERS.get(key)
     if key in ENCODERS.own:
         return extension.load(key, options)

@@ -58,6 +58,13 @@ class Slide(Protocol):
         -------
         numpy.ndarray
             RGB, shape ``(height, width, 3)``.
+
+        Raises
+        ------
+        UpsamplingError
+            If `mpp` is finer than the finest level and `upsample` is False.
+        SlideError
+            If pixels cannot be read or decoded.
         """
         ...
 

@@ -58,7 +58,7 @@ def isotropic_mpp(mpp_x: float | None, mpp_y: float | None, source: str) -> floa
 
 
 class PyramidSlide(ABC):
-    """A slide as a stack of levels, finest first.
+    """A slide as a stack of levels, finest first; a reader adds `read_level` and `close`.
 
     Parameters
     ----------
@@ -99,7 +99,20 @@ class PyramidSlide(ABC):
 
     @abstractmethod
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Return native RGB of a rectangle that lies inside a level, ``(height, width, 3)``."""
+        """Return native RGB of a rectangle inside a level, ``(height, width, 3)``; called by several threads at once.
+
+        Parameters
+        ----------
+        level
+            Index into the levels, 0 being the finest.
+        x, y, width, height
+            In pixels of that level; nothing of it lies beyond the level's borders.
+
+        Raises
+        ------
+        SlideError
+            If the pixels cannot be read or decoded.
+        """
 
     @abstractmethod
     def close(self) -> None:

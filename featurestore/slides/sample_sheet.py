@@ -4,6 +4,7 @@ A sample sheet is a CSV with a header; columns ``slide_id, slide, expression, mp
 optional. Paths are relative to the sheet. No slide is opened here: one that cannot be is reported when its turn comes.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -44,7 +45,7 @@ class Sample:
     donor: str = ""
 
 
-def read_samples(samples: str, slide_mpp: float | None = None) -> list[Sample]:
+def read_samples(samples: str | os.PathLike[str], slide_mpp: float | None = None) -> list[Sample]:
     """Read a slide file, a folder of slides, or a sample sheet.
 
     Parameters
@@ -59,6 +60,7 @@ def read_samples(samples: str, slide_mpp: float | None = None) -> list[Sample]:
     SampleSheetError
         If nothing is there, or a sheet has unknown columns, missing files or repeated slides.
     """
+    samples = os.fspath(samples)
     path = Path(samples)
     if path.suffix.lower() == ".csv":
         rows = _read_sheet(path, slide_mpp)
