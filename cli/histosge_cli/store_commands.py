@@ -225,7 +225,7 @@ def rm(
     slide: Annotated[str | None, typer.Option("--slide", metavar="ID", help="Only this slide.")] = None,
     grid: Annotated[str | None, typer.Option("--grid", metavar="KEY", help="Only this grid.")] = None,
     encoder: Annotated[str | None, typer.Option("--encoder", metavar="K", help="Only this encoder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="OnMessage what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
 ) -> None:
     """Remove slides, grids or encoders from a store. At least one of the options is needed.
 
@@ -278,7 +278,7 @@ def encoders(
 def doctor(
     store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None,
 ) -> None:
-    """OnMessage what is installed, which device there is, which encoders work here, and whether a store answers.
+    """Report installed packages, the device, the encoders that work here, and whether a store answers.
 
     Example: histosge doctor s3://bucket/store
     """
