@@ -15,14 +15,13 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
 
-from featurestore.blocks import Block, plan_blocks
+from featurestore.blocks import Block
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.store import StoredGrid
 from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
-from featurestore.tissue.survey import TISSUE_THRESHOLD
 from histosge.calibration.conformal import Intervals
 from histosge.calibration.depth_strata import DepthStrata, interval_bounds
 
@@ -79,8 +78,8 @@ class StoredMap:
         """
         if self.half_width is None:
             raise StoreError(
-                f"the map of {self.slide_id!r} has no intervals, since its model was not calibrated: train again, "
-                "with intervals, and predict into another OUT"
+                f"the map of {self.slide_id!r} has no intervals, since its model was not calibrated: train it again "
+                "with TrainSettings(intervals=True), and predict into another OUT"
             )
         values = self.array.read(rows, cols).astype(np.float32)
         half_width = self.half_width
@@ -90,8 +89,7 @@ class StoredMap:
 
     def planned(self) -> list[Block]:
         """Return the blocks with tissue: those that exist once the map is complete."""
-        tissue = self.tissue >= TISSUE_THRESHOLD
-        return [b for b in plan_blocks(self.grid.shape, self.array.block_shape) if tissue[b.slices].any()]
+        return StoredGrid(self.slide_id, self.grid, self.tissue, self.rgb).planned(self.array.block_shape)
 
 
 class ExpressionStore:
@@ -130,6 +128,7 @@ class ExpressionStore:
         """Yield ``(slide id, grid key)`` of every map."""
         for slide_id in self.location.folders():
             for grid_key in self.location.folders(slide_id):
+                # A folder without it is a map whose creation was interrupted.
                 if self.location.exists(f"{slide_id}/{grid_key}/expression/zarr.json"):
                     yield slide_id, grid_key
 
@@ -169,6 +168,7 @@ class ExpressionStore:
         path = f"{slide_id}/{grid.spec.key}"
         attrs = read_attrs(self.location, f"{path}/expression")
         if attrs:
+            # Blocks of two models would be indistinguishable in one array.
             if attrs["made_by"] != made_by:
                 raise IdentityMismatchError(
                     f"{self.location.label}/{path} was predicted by {_brief(attrs['made_by'])}, this prediction is by "
@@ -181,6 +181,7 @@ class ExpressionStore:
                     f"this prediction is of {len(genes)}, {genes[0]}..{genes[-1]}; give another OUT or remove that folder"
                 )
             return found
+        # Coordinates before the arrays that they describe: whoever finds a map can place it on the slide.
         write_group(self.location, slide_id, {})
         self._write_coordinates(path, stored, genes, intervals)
         write_group(self.location, path, {"grid": grid.to_attrs()})
@@ -199,7 +200,9 @@ class ExpressionStore:
             self.location,
             f"{path}/expression",
             shape=(*grid.shape, len(genes)),
+            # The blocks of the embedding: a block of the map needs one block to be read, and its halo.
             chunks=(*block_shape, min(GENE_GROUP, len(genes))),
+            # Steps of 0.004 at most below 8, far less than the noise of counts, at half the size.
             dtype="float16",
             dims=("y", "x", "gene"),
             attrs={"made_by": made_by, "units": "log1p of counts per 10,000"},
@@ -233,9 +236,11 @@ class ExpressionStore:
                     name=f"{path}/{name}",
                     data=data,
                     chunks=data.shape,
+                    # A checksum: without one a flipped bit is read as a value.
                     compressors=[Crc32cCodec()],
                     dimension_names=dims,
                     attributes={"units": "micrometer"} if name in ("y", "x") else {},
+                    # Creating the map may have been interrupted after some of these.
                     overwrite=True,
                 )
 
@@ -249,6 +254,7 @@ class ExpressionStore:
         tissue, rgb = (self._read(f"{path}/{name}") for name in ("tissue", "rgb"))
         array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
         half_width, trust, edges, widths = (
+            # Optional: a model need not be calibrated, nor have strata.
             self._read(f"{path}/{name}") if self.location.exists(f"{path}/{name}/zarr.json") else None
             for name in ("half_width", "trust", "depth_edge", "half_width_by_depth")
         )

@@ -100,6 +100,7 @@ def predict(
     ids = list(slide_ids) or source.slide_ids()
     if not ids:
         raise ModelError(f"{source.location.label} holds no slide; fill it with: histosge embed")
+    # All slides are checked before the first is predicted, so that hours are not spent before a refusal.
     slides = [open_embedded(source, slide_id, grid, encoder) for slide_id in ids]
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
@@ -113,6 +114,7 @@ def predict(
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     # Only after all checks, so that a refused call writes nothing.
     target = ExpressionStore.open_or_create(out)
+    # A conditioned model never gets here: it has one slide, and is not sent to workers.
     if workers > 1 and len(ids) > 1:
         run = partial(_predict_one, store, model, out, genes=tuple(genes), grid=grid, encoder=encoder)
         return map_slides(
@@ -186,6 +188,7 @@ def _predict_one(
     encoder: str | None,
 ) -> PredictResult:
     """Predict one slide in a worker."""
+    # Opened again here: neither stores nor models are sent between processes.
     (result,) = predict(store, model, out, slide_ids=[slide_id], genes=genes, grid=grid, encoder=encoder)
     return result
 
@@ -202,6 +205,7 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
                 else f"it has {len(known)} genes, listed in config.json"
             )
             raise ModelError(f"the model does not predict gene {gene!r}: {hint}")
+    # In the order given, each once.
     return [known[gene] for gene in dict.fromkeys(genes)] or list(range(len(known)))
 
 
@@ -243,6 +247,7 @@ def _predict_slide(
     missing = stored_map.array.missing(planned)
     windows = stream_windows(slide, missing, task.model.halo_um, task.reduce)
     work = partial(_predict_window, task=task, stored_map=stored_map)
+    # Threads are enough: products of matrices and writing release Python's lock.
     threads = _threads(slide.array.block_shape, len(genes))
     for number, _ in enumerate(side_by_side(work, windows, threads), start=1):
         on_progress(Progress(number, len(missing), slide.slide_id))
@@ -265,6 +270,7 @@ def _threads(block_shape: tuple[int, int], n_genes: int) -> int:
 def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
     """Predict one block and write it."""
     shape = window.block.shape
+    # NaN stays where there is no tissue.
     values = np.full((*shape, len(task.columns)), np.nan, stored_map.array.dtype)
     depths = np.full((*shape, 1), np.nan, np.float32)
     if window.own.any():
