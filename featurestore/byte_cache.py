@@ -27,7 +27,7 @@ class ByteCache(Generic[V]):
         self._making: dict[Hashable, threading.Lock] = {}
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
-        """Return the value of a key. The first thread that asks makes it; others that ask meanwhile wait for it."""
+        """Return the value of a key. The first thread that needs it makes it; others wait for that one."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -200,8 +200,8 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     finest = min(slide.level_mpps)
     if grid.effective_mpp < finest * (1 - 1e-6):  # mpp from metadata carries rounding errors
         raise SlideError(
-            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, and patches were asked "
-            f"for at {spec.mpp:g}; ask for --mpp {finest:.4g} or coarser"
+            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, which is coarser than "
+            f"--mpp {spec.mpp:g}; give --mpp {finest:.4g} or more"
         )
     return grid
 

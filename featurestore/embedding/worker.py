@@ -40,7 +40,7 @@ OPEN_SLIDES = 8
 
 @dataclass(frozen=True)
 class PermanentFailure:
-    """An error that another try does not mend. It is returned, since dask retries a task that raises."""
+    """An error that another try cannot change. It is returned, since dask retries a task that raises."""
 
     error: FeatureStoreError
 

@@ -26,7 +26,7 @@ from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import BlockArray
-from featurestore.storage.choose_embedding import choose
+from featurestore.storage.choose_embedding import choose_embedding
 from featurestore.storage.layout import (
     EMBEDDING,
     EMBEDDING_DIMS,
@@ -45,18 +45,18 @@ from featurestore.tissue.survey import TISSUE_THRESHOLD, Survey
 
 @dataclass(frozen=True)
 class SlideRecord:
-    """What a store says of a slide.
+    """The metadata of a slide in a store.
 
     Parameters
     ----------
     slide_id
         Its name in the store.
     source
-        Path or URL of the file, credentials stripped.
+        Path or URL of the file, without credentials.
     size_px, mpp
         ``(width, height)`` and microns per pixel at level 0.
     fingerprint
-        Of the file's content.
+        Of the file's content, see `featurestore.slides.fingerprint`.
     """
 
     slide_id: str
@@ -77,12 +77,12 @@ class SlideRecord:
 
 @dataclass(frozen=True)
 class StoredGrid:
-    """A grid as it lies in a store: where the patches are and which hold tissue.
+    """A grid as it is stored: the positions of its patches, and which of them hold tissue.
 
     Parameters
     ----------
     slide_id, grid
-        Whose, and the lattice.
+        The slide, and the grid.
     tissue
         Share of each patch that is tissue, 0..255, shape ``(n_rows, n_cols)``.
     rgb
@@ -100,7 +100,7 @@ class StoredGrid:
         return self.tissue >= TISSUE_THRESHOLD
 
     def planned(self, block_shape: tuple[int, int]) -> list[Block]:
-        """Blocks that hold at least one tissue patch: those that will exist."""
+        """Return the blocks that hold at least one tissue patch: those that are stored, or will be."""
         return planned_blocks(self.is_tissue, block_shape)
 
 
@@ -119,7 +119,7 @@ class Store:
         StoreNotFoundError
             If there is nothing at `url`.
         StoreError
-            If something else lies there, or a store of a newer version.
+            If there is something else, or a store of a newer version.
         """
         location = Location(url)
         if not location.exists():
@@ -137,16 +137,16 @@ class Store:
     # ------------------------------------------------------------------ what is there
 
     def slide_ids(self) -> list[str]:
-        """Slides with metadata, sorted; one listing."""
+        """Return the slides with metadata, sorted; one listing."""
         return [name for name in self.location.folders() if is_segment(name)]
 
     def grid_keys(self, slide_id: str) -> list[str]:
-        """Grids of a slide whose survey was written whole."""
+        """Return the grids of a slide whose survey was written completely."""
         names = self.location.folders(slide_id)
         return [key for key in names if read_attrs(self.location, grid_path(slide_id, key)).get("grid")]
 
     def encoder_slugs(self, slide_id: str, grid_key: str) -> list[str]:
-        """Encoders with an embedding array on a grid, as slugs."""
+        """Return the slugs of the encoders with an embedding array on a grid."""
         path = grid_path(slide_id, grid_key)
         return [
             name
@@ -155,7 +155,13 @@ class Store:
         ]
 
     def slide(self, slide_id: str) -> SlideRecord:
-        """Return what the store says of a slide."""
+        """Return the metadata of a slide.
+
+        Raises
+        ------
+        StoreError
+            If there is no such slide.
+        """
         attrs = read_attrs(self.location, slide_id).get("slide")
         if not attrs:
             raise StoreError(f"{self.location.label} holds no slide {slide_id!r}; see: histosge ls")
@@ -167,7 +173,13 @@ class Store:
         return read_attrs(self.location, grid_path(slide_id, grid_key))
 
     def grid(self, slide_id: str, grid_key: str) -> StoredGrid:
-        """Read a grid with its tissue and thumbnail."""
+        """Read a grid with its tissue and thumbnail.
+
+        Raises
+        ------
+        StoreError
+            If there is no such grid.
+        """
         attrs = self.grid_attrs(slide_id, grid_key)
         if not attrs.get("grid"):
             raise StoreError(f"{self.location.label} holds no grid {grid_key!r} of slide {slide_id!r}")
@@ -187,20 +199,32 @@ class Store:
     def embedding(
         self, slide_id: str, grid_key: str, encoder_key: str, *, read_only: bool = True
     ) -> BlockArray:
-        """Open an embedding array."""
+        """Open an embedding array.
+
+        Raises
+        ------
+        StoreError
+            If there is none.
+        """
         return BlockArray.open(
             self.location, embedding_path(slide_id, grid_key, encoder_key), read_only=read_only
         )
 
     def identity(self, slide_id: str, grid_key: str, encoder_key: str) -> EncoderIdentity:
-        """Return which encoder made an embedding."""
+        """Return the identity of the encoder that made an embedding.
+
+        Raises
+        ------
+        StoreError
+            If there is no such embedding.
+        """
         attrs = read_attrs(self.location, embedding_path(slide_id, grid_key, encoder_key)).get("encoder")
         if not attrs:
             raise StoreError(f"{slide_id}/{grid_key} holds no embedding of {encoder_key!r}; see: histosge ls")
         return EncoderIdentity(attrs["key"], int(attrs["dim"]), attrs["facts"])
 
     def select(self, grid_key: str | None, encoder_key: str | None, slide_id: str) -> tuple[str, str]:
-        """Resolve a grid and an encoder of a slide when the user named none, or one.
+        """Return the grid and the encoder of a slide where the user named only one of them, or none.
 
         Returns
         -------
@@ -215,7 +239,7 @@ class Store:
             If none fits.
         """
         pairs = [(g, e) for g in self.grid_keys(slide_id) for e in self.encoder_slugs(slide_id, g)]
-        return choose(
+        return choose_embedding(
             {slide_id: pairs}, grid_key, encoder_key, f"slide {slide_id!r} in {self.location.label}"
         )
 
@@ -227,7 +251,9 @@ class Store:
         Raises
         ------
         IdentityMismatchError
-            If the store holds another file or another mpp under this id.
+            If the store holds another file or another mpp under this id: patches of two scales would share a grid.
+        StoreError
+            If the id cannot be a name in a store.
         """
         if not is_segment(record.slide_id):
             raise StoreError(f"slide id {record.slide_id!r} may hold only letters, digits and . _ -")
@@ -244,7 +270,7 @@ class Store:
         write_group(self.location, record.slide_id, {"slide": record.to_attrs()})
 
     def add_grid(self, slide_id: str, grid: PatchGrid, survey: Survey, software: dict[str, str]) -> None:
-        """Write a grid with its tissue and thumbnail; its group comes last and commits it."""
+        """Write a grid with its tissue and thumbnail."""
         path = grid_path(slide_id, grid.spec.key)
         values: dict[str, NDArray[Any]] = {
             "y": grid.y_um,
@@ -255,6 +281,7 @@ class Store:
         for name, (dims, dtype) in GRID_ARRAYS.items():
             attrs: dict[str, Any] = {"units": "micrometer"} if name in dims else {}
             _write_array(self.location, f"{path}/{name}", np.asarray(values[name], dtype=dtype), dims, attrs)
+        # Last, since a grid counts as written once its group has attributes: a killed run leaves arrays without them.
         write_group(
             self.location,
             path,
@@ -292,7 +319,7 @@ class Store:
                 dims=EMBEDDING_DIMS,
                 attrs={"encoder": {**identity_attrs(identity)}},
             )
-        except ContainsArrayError:  # another run was quicker by a moment: the same rule applies
+        except ContainsArrayError:  # another run created it since we looked: it must be the same encoder, too
             stored = read_attrs(self.location, path).get("encoder") or {"key": "", "fingerprint": ""}
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
             return BlockArray.open(self.location, path, read_only=False)
@@ -309,23 +336,29 @@ class Store:
         )
 
     def is_consolidated(self, slide_id: str, paths: Iterable[str]) -> bool:
-        """Tell whether a slide's group already gathers the metadata of some paths."""
+        """Tell whether a slide's group already holds the metadata of some arrays."""
         document = self.location.read_json(f"{slide_id}/zarr.json") or {}
         known = (document.get("consolidated_metadata") or {}).get("metadata") or {}
         return all(path.removeprefix(f"{slide_id}/") in known for path in paths)
 
     def consolidate(self, slide_id: str) -> None:
-        """Gather a slide's metadata into its group, so that opening it costs one request."""
+        """Copy the metadata of a slide's arrays into its group, so that opening the slide costs one request."""
         consolidate(self.location, slide_id)
 
     # ------------------------------------------------------------------ failures and removal
 
     def record_failure(self, path: str, reason: dict[str, Any]) -> None:
-        """Keep why something could not be read; diagnosis only, no decision rests on it."""
+        """Write down why something could not be read. It is for diagnosis; no decision depends on it."""
         self.location.write_json(path, reason)
 
     def failures(self) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """Why slides could not be opened, by slide id; and records of blocks, by ``slide/grid/encoder``; one listing."""
+        """Return why slides could not be opened, and where the records of blocks are; one listing.
+
+        Returns
+        -------
+        (dict, dict)
+            Slide id -> reason, and ``slide/grid/encoder`` -> paths of records.
+        """
         blocks: dict[str, list[str]] = {}
         slides: list[str] = []
         for name in sorted(self.location.sizes(FAILURES)):
@@ -361,9 +394,9 @@ class Store:
 def _write_array(
     location: Location, path: str, values: NDArray[Any], dims: tuple[str, ...], attrs: dict[str, Any]
 ) -> None:
-    """Write a small array as one object; one that is there is replaced.
+    """Write a small array as one object; an existing one is replaced.
 
-    It is replaced in place, never removed first: another run of the same command may be reading it.
+    It is replaced in place, not removed first, since another run of the same command may be reading it.
     """
     store = location.zarr()
     try:

@@ -67,7 +67,7 @@ def test_components_and_scores(histosge: Histosge, store: str, tmp_path: Path) -
     assert scores["pc1"].var() == pytest.approx(json.loads(ran.out)[0]["variance"], rel=1e-3)
     many = histosge("analyse", store, "pca", "--encoder", "colour", "--components", 7)
     assert (many.code, many.out) == (2, "")
-    assert "ask for 1 to 6" in many.err
+    assert "give 1 to 6" in many.err
 
 
 def test_clusters_are_counted_and_labelled_and_the_same_again(
@@ -133,7 +133,7 @@ def test_what_cannot_be_answered_is_one_line_with_the_fix(
         similar: "--row R --col C, or --x-um X --y-um Y",
         (*similar, "--row", "3"): "--row R --col C, or --x-um X --y-um Y",
         (*similar, "--row", "0", "--col", "0"): "nearest tissue is patch",
-        (*similar, "--x-um", "9e9", "--y-um", "1"): "off the patches",
+        (*similar, "--x-um", "9e9", "--y-um", "1"): "outside the patches",
         (*similar, "--row", "12", "--col", "15", "--metric", "hamming"): "cosine, euclidean",
     }
     for command, said in wrong.items():
