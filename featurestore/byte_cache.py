@@ -32,10 +32,11 @@ class ByteCache(Generic[V]):
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
+            # A lock for each key: making one value, which may take a second, must not stop the readers of others.
             making = self._making.setdefault(key, threading.Lock())
         with making:
             with self._lock:
-                if key in self._values:
+                if key in self._values:  # made while this thread waited
                     return self._values[key]
             try:
                 value = make()

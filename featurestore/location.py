@@ -31,6 +31,7 @@ PathOrUrl = str | os.PathLike[str]
 """A folder or file of this machine, or a URL as a string."""
 
 _SHORTENED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# A user and password before the host, and a query, which may be a signature.
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 S3_TRIES = 6
 """Of one request, with waits that double; s3fs repeats that a few times. It must outlast a few minutes of errors."""

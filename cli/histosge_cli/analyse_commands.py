@@ -221,6 +221,7 @@ def clusters(
         context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels
     ) as stream:
         fitted = fit_kmeans(stream, settings, labels)
+    # On standard error: standard output is a table, or JSON for a program.
     if not quiet:
         state = "converged" if fitted.converged else "not converged; more --passes may help"
         err.print(f"inertia {fitted.inertia:.6g} after {fitted.passes} passes, centres {state}", markup=False)

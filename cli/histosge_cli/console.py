@@ -147,6 +147,7 @@ class ProgressBars:
             self._print_plain(
                 f"{name}: {done}/{total} {self._unit}", note, _time_left(done, total, now - self._begun[name])
             )
+        # Each update, also where nothing is printed: the log is for programs.
         self._console.record(
             "progress", name=name, done=done, total=total, unit=self._unit, patches=patches or None
         )

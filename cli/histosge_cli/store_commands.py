@@ -128,6 +128,7 @@ def embed(
 
     Example: histosge embed cohort.csv store.zarr --mpp 0.5 --patch 224 --stride 112
     """
+    # Inside the function, here and in all commands: `histosge --help` must not wait for zarr, polars and scipy.
     from featurestore.embedding.embed import EmbedSettings
     from featurestore.embedding.embed import embed as run
     from featurestore.encoders.loading import DEFAULT_ENCODER
@@ -156,6 +157,7 @@ def embed(
     )
     for remark in scale_remarks(keys, spec):
         console.message(remark)
+    # Read here only to count them, for the bar over all slides.
     slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
     with resumable(), console.bars("blocks", slides) as bars:
         results = run(

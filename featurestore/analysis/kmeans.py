@@ -122,6 +122,7 @@ def fit_kmeans(
         centres, converged = updated, step <= settings.tolerance * scale
         if converged:
             break
+    # Clusters have no order of their own: by size, so that runs and reports agree on the numbers.
     centres = centres[np.argsort(-sizes, kind="stable")]
     inertia, counts = _assign_and_count(stream, centres, labels)
     return KMeans(centres, inertia, counts, stream.passes - before, converged, stream.encoder)
@@ -143,7 +144,9 @@ def reservoir_sample(stream: PatchStream, size: int, rng: np.random.Generator) -
     kept = np.empty((0, stream.dim), np.float32)
     for patches in stream.blocks():
         drawn = rng.random(len(patches.rows))
-        worst = keys.max() if len(keys) >= size else np.inf
+        worst = (
+            keys.max() if len(keys) >= size else np.inf
+        )  # once the sample is full, only smaller keys enter
         better = drawn < worst
         if not better.any():
             continue
@@ -189,6 +192,7 @@ def _fit_sample(
 
 
 def _sums(values: NDArray[np.floating], label: NDArray[np.int64], k: int) -> tuple[Matrix, NDArray[np.int64]]:
+    # A sparse product, since np.add.at adds row by row.
     one_hot = csr_array((np.ones(len(label)), label, np.arange(len(label) + 1)), shape=(len(label), k))
     return np.asarray(one_hot.T @ values.astype(np.float64)), np.bincount(label, minlength=k)
 

@@ -25,7 +25,7 @@ def check_file(file: Path) -> None:
     StoreError
         If it is a URL or a folder, or one of its parents is a file.
     """
-    if ":/" in str(file):
+    if ":/" in str(file):  # one slash: a Path drops the other
         raise StoreError(
             f"tables are written on this machine, not to {file}; give a path, and copy them there"
         )

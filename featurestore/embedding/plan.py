@@ -179,10 +179,13 @@ def plan_slide(
     store.location.remove(failure_path(slide_id))  # it opened this time
     if settings.retry_failed:
         _clear_failures(store, slide_id, grid, arrays)
+    # Listed last, after everything that removes objects.
     missing: dict[str, list[Block]] = {}
     planned: list[Block] = []
     for key, array in arrays.items():
-        store.location.sweep_partials(array.path)
+        store.location.sweep_partials(
+            array.path
+        )  # here, since one process plans a slide: sweeping lists folders
         planned = stored.planned(array.block_shape)
         missing[key] = array.missing(planned)
     return SlidePlan(sample, stored, missing, planned)

@@ -28,7 +28,7 @@ from featurestore.embedding.plan import (
     plan_slide,
 )
 from featurestore.encoders.protocol import Encoder, EncoderIdentity
-from featurestore.errors import FeatureStoreError, IdentityMismatchError, SlideError
+from featurestore.errors import FeatureStoreError, SlideError
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
@@ -104,9 +104,7 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
         try:
             with _slide(job) as slide:
                 plan = plan_slide(store, slide, job.sample, dict(encoders), job.settings)
-        except IdentityMismatchError:
-            raise
-        except SlideError as error:
+        except SlideError as error:  # only these: an identity mismatch concerns the whole run, and ends it
             return fail_slide(store, job.sample.slide_id, error)
     except FeatureStoreError as error:
         return PermanentFailure(error)
@@ -241,12 +239,14 @@ def _encoders(job: Job) -> dict[str, SharedEncoder]:
         return _load(job.run, job.settings)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(
+    maxsize=1
+)  # a second set of networks need not fit into memory: those of an earlier run are dropped
 def _load(run: str, settings: EmbedSettings) -> dict[str, SharedEncoder]:
     return {key: SharedEncoder(encoder) for key, encoder in load_encoders(settings).items()}
 
 
-@lru_cache(maxsize=4 * OPEN_SLIDES)
+@lru_cache(maxsize=4 * OPEN_SLIDES)  # a tissue map is small beside an open slide
 def _stored(run: str, url: str, slide_id: str, grid_key: str) -> tuple[Store, StoredGrid]:
     store = Store.open(url)
     return store, store.grid(slide_id, grid_key)

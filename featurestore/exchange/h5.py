@@ -45,6 +45,7 @@ def read_h5(path: Path) -> ExternalEmbeddings:
     level0: Any = coords_attrs.get("patch_size_level0")
     step = None
     if patch and level0:
+        # The overlap is in pixels of the patch, as the encoder saw it.
         step = (patch - coords_attrs.get("overlap", 0)) * level0 / patch
     size: Any = (coords_attrs.get("level0_width"), coords_attrs.get("level0_height"))
     return ExternalEmbeddings(
@@ -57,6 +58,7 @@ def read_h5(path: Path) -> ExternalEmbeddings:
         patch_level0_px=float(level0) if level0 else None,
         step_px=step,
         size_px=(int(size[0]), int(size[1])) if all(size) else None,
+        # Without the folder in which it was written, which says nothing of the vectors.
         facts={"file_sha256": _sha256(path), **{k: v for k, v in coords_attrs.items() if k != "savetodir"}},
     )
 

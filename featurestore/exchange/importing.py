@@ -121,7 +121,7 @@ def _read(path: Path, options: ImportOptions) -> ExternalEmbeddings:
 
 
 def _slide_record(external: ExternalEmbeddings, options: ImportOptions) -> SlideRecord:
-    slide_id = slug(options.slide_id or external.slide_id).lstrip("_") or "slide"
+    slide_id = slug(options.slide_id or external.slide_id).lstrip("_") or "slide"  # "_..." is reserved
     if options.slide:
         source = as_url(options.slide)
         slide = open_slide(source, options.slide_mpp)
@@ -158,6 +158,8 @@ def _grid(external: ExternalEmbeddings, record: SlideRecord, options: ImportOpti
             f"patches {step:g} level-0 px apart are {stride:.3f} px apart at the encoder's scale; only whole steps can be "
             "imported"
         )
+    # Four decimals, as in a grid's key. The grid may be larger than ours would be: other tools keep patches that reach
+    # beyond the slide.
     spec = GridSpec(round(options.mpp or effective, 4), patch_px, round(stride))
     minimal = PatchGrid.over(record.size_px, record.mpp, (effective,), spec)
     reach = np.rint(external.coords_px.max(axis=0) / step).astype(int) + 1

@@ -38,6 +38,7 @@ def read_raw2features(path: Path, grid: str | None = None, model: str | None = N
         coords = np.asarray(grids[grid_key]["coords"][...]).astype(np.int64)
         source, patching = header["source"], header["patching"]
         facts = {"schema_version": header.get("schema_version"), "model": header.get("models", {}).get(name)}
+        # The store does not tell all that decides the vectors, so their content is part of the encoder's identity.
         digest = hashlib.sha256(
             features.tobytes() + coords.tobytes() + json.dumps(facts, sort_keys=True).encode()
         )

@@ -60,6 +60,7 @@ def _rows(store: Store) -> Iterator[dict[str, Any]]:
     slides_failed, blocks_failed = store.failures()
     for slide_id in sorted(known | set(slides_failed)):
         rows = list(_slide_rows(store, slide_id, blocks_failed)) if slide_id in known else []
+        # Both: a slide that could not be opened in the last run may hold blocks of an earlier one.
         if slide_id in slides_failed:
             yield _row(slide=slide_id, state="failed", reason=slides_failed[slide_id])
         yield from rows
@@ -72,6 +73,7 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
     entries = store.location.entries(slide_id)
     documents = _documents(store, slide_id, entries)
     attrs = documents(f"{slide_id}/zarr.json")["attributes"]
+    # From the listing of the whole slide: to list its folders one by one would cost a request for each.
     for grid_key in sorted({name.split("/")[0] for name in entries if name.count("/") >= 2}):
         grid_attrs = documents(f"{slide_id}/{grid_key}/zarr.json").get("attributes", {})
         if not grid_attrs.get("grid"):
@@ -91,6 +93,7 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
             }
             rows, cols, _ = array["chunk_grid"]["configuration"]["chunk_shape"]
             planned = {block.index for block in planned_blocks(tissue, (rows, cols))}
+            # Objects of blocks without tissue do not count as done; `validate` reports them.
             done = len(planned & {(row, col) for row, col, _ in chunks})
             unreadable, reason = _failure_summary(
                 store, blocks_failed.get(f"{slide_id}/{grid_key}/{encoder_slug}", [])

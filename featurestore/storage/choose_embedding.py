@@ -34,6 +34,7 @@ def choose_embedding(
     matching = [(g, e) for g, e in names if grid in (None, g) and (encoder is None or slug(encoder) == e)]
     if len(matching) == 1:
         return matching[0]
+    # As options that can be pasted into the command.
     listed = "; ".join(f"--grid {g} --encoder {e}" for g, e in (matching or names))
     if matching:
         raise AmbiguousSelectionError(f"{label} holds several embeddings; name one of: {listed}")

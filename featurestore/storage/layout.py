@@ -43,6 +43,7 @@ def failure_path(
     slide_id: str, grid_key: str = "", encoder_key: str = "", block: tuple[int, int] | None = None
 ) -> str:
     """Path of the JSON document with the reason why a slide, or some patches of a block, could not be read."""
+    # A document for each block: workers write theirs without reading those of others.
     parts = [FAILURES, slide_id]
     if block is not None:
         parts += [grid_key, slug(encoder_key), f"{block[0]}.{block[1]}"]

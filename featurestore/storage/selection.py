@@ -144,6 +144,7 @@ def _array(group: zarr.Group, path: str) -> "zarr.Array[Any]":
 
 
 def _check_one_encoder(slides: Sequence[SlideEmbedding]) -> None:
+    # By fingerprint, since one key may have been loaded with other weights on another day.
     first = slides[0]
     for slide in slides[1:]:
         if slide.encoder["fingerprint"] != first.encoder["fingerprint"]:

@@ -134,7 +134,7 @@ class Store:
         create_root(location, SPEC_NAME, SPEC_VERSION, "feature store")
         return cls(location)
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ what the store holds
 
     def slide_ids(self) -> list[str]:
         """Return the slides with metadata, sorted; one listing."""
@@ -308,6 +308,7 @@ class Store:
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
             return BlockArray.open(self.location, path, read_only=False)
         write_group(self.location, encoder_path(slide_id, grid.spec.key, identity.key), {})
+        # A block larger than the grid would be stored with its padding.
         rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
         try:
             return BlockArray.create(
@@ -327,6 +328,7 @@ class Store:
     def _check_encoder(
         self, stored: dict[str, Any], identity: EncoderIdentity, slide_id: str, grid_key: str
     ) -> None:
+        # The key, too: `a:b` and `a/b` have the same slug.
         if stored["fingerprint"] == identity.fingerprint and stored["key"] == identity.key:
             return
         raise IdentityMismatchError(
@@ -388,7 +390,7 @@ class Store:
         if grid_key is None:
             self.location.remove(failure_path(slide_id))
         elif self.location.exists(f"{slide_id}/zarr.json"):
-            self.consolidate(slide_id)
+            self.consolidate(slide_id)  # it still lists what was removed
 
 
 def _write_array(

@@ -111,6 +111,7 @@ def _check_grid(store: Store, slide_id: str, grid_key: str, *, deep: bool) -> It
         arrays[name] = values
     if set(arrays) != set(GRID_ARRAYS):
         return
+    # Compared exactly, since they were computed from the same attributes by the same code.
     for name, centres in (("y", grid.y_um), ("x", grid.x_um)):
         if not np.array_equal(arrays[name], centres):
             yield Problem(f"{path}/{name}", "coordinates disagree with the grid's attributes", remove_it)
@@ -148,6 +149,7 @@ def _check_embedding(store: Store, stored: StoredGrid, encoder_slug: str, *, dee
 
 
 def _check_identity(path: str, attrs: dict[str, Any], encoder_slug: str, remove_it: str) -> Iterator[Problem]:
+    # A fingerprint alone could be copied from another encoder: it must be that of the facts beside it.
     missing = {"key", "dim", "facts", "fingerprint"} - set(attrs)
     if missing:
         yield Problem(path, f"encoder attributes lack {sorted(missing)}", remove_it)

@@ -141,10 +141,10 @@ def test_what_cannot_be_answered_is_one_line_with_the_fix(
         assert (ran.code, ran.out) == (2, ""), (command, ran)
         assert said in ran.err, (command, ran.err)
         assert ran.err.count("\n") == 1
-    nowhere = histosge("analyse", tmp_path / "nowhere", "summary")
-    assert nowhere.code == 2
-    assert "no store" in nowhere.err
-    assert not (tmp_path / "nowhere").exists()
+    missing = histosge("analyse", tmp_path / "missing", "summary")
+    assert missing.code == 2
+    assert "no store" in missing.err
+    assert not (tmp_path / "missing").exists()
 
 
 def test_missing_embeddings_are_remarked_upon(histosge: Histosge, store: str, tmp_path: Path) -> None:
