@@ -203,6 +203,7 @@ class Location:
         FileNotFoundError
             If there is none.
         """
+        # Not open(): it requests an object's size before its bytes.
         return bytes(self._fs_root[0].cat_file(self.path(relative)))
 
     def write_json(self, relative: str, value: dict[str, Any]) -> None:

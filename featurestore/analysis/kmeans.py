@@ -113,7 +113,7 @@ def fit_kmeans(
         raise StoreError(
             f"{len(sample)} patches cannot form {settings.k} clusters; give at most {len(sample)} for k"
         )
-    scale = float(sample.var(axis=0).mean())
+    scale = float(sample.var(axis=0).mean())  # the tolerance is relative to it, as in scikit-learn
     centres, sizes = _fit_sample(sample, settings, rng)
     converged = False
     for _ in range(settings.passes):

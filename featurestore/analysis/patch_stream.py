@@ -137,6 +137,7 @@ class PatchStream:
         self.counts = PassCounts()
         order = {slide.slide_id: number for number, slide in enumerate(self.slides)}
         with ThreadPoolExecutor(self.read_ahead) as pool:
+            # The next slide's tissue is read while the blocks of this one are.
             plans = _run_ahead(pool, _with_tissue, self.slides, 2)
             tasks = (
                 (slide, block, is_tissue[block.slices])

@@ -139,7 +139,7 @@ def fit_pca(stream: PatchStream, components: int | None = None) -> Pca:
 def _scatter(stream: PatchStream) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """Return count, mean, and the sum of squared deviations as an upper triangle, ``(dim, dim)``."""
     n, mean = 0, np.zeros(stream.dim)
-    scatter = np.zeros((stream.dim, stream.dim), order="F")
+    scatter = np.zeros((stream.dim, stream.dim), order="F")  # in this order BLAS adds in place
     for patches in stream.blocks():
         m = len(patches.values)
         if not m:
@@ -152,6 +152,7 @@ def _scatter(stream: PatchStream) -> tuple[int, NDArray[np.float64], NDArray[np.
         rows[:m] -= step
         step -= mean
         rows[m] = step * np.sqrt(n * m / (n + m))
+        # One triangle: half the work of a product of matrices.
         scatter = dsyrk(1.0, rows.T, beta=1.0, c=scatter, overwrite_c=True)
         mean += step * (m / (n + m))
         n += m

@@ -272,6 +272,7 @@ def dry_run_slide(
     found: Survey = survey(slide, grid, keep_all=settings.keep_background)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     blocks = stored.planned(settings.block_shape)
+    # Blocks at the edges are stored with their padding, so all objects have the same size.
     patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)
     # float16, and a CRC-32C of 4 bytes after the values.
     object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())

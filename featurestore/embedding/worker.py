@@ -147,6 +147,7 @@ class SharedEncoder:
     def __init__(self, encoder: Encoder, batch: int = BATCH) -> None:
         self._encoder, self._batch = encoder, batch
         self._requests: SimpleQueue[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]] = SimpleQueue()
+        # A daemon, since a thread that waits for requests must not keep a worker from ending.
         threading.Thread(
             target=self._process_requests, name=f"encode {encoder.identity.key}", daemon=True
         ).start()
@@ -207,7 +208,7 @@ class SlidePool:
     @contextmanager
     def acquire(self, key: Hashable, make: Callable[[], Slide]) -> Iterator[Slide]:
         """Yield the slide of a key, opened by `make` if it is not open. It stays open until the context ends."""
-        with self._lock:
+        with self._lock:  # also while it opens, or two threads would open the slide twice
             if key not in self._slides:
                 self._slides[key] = make()
             self._slides.move_to_end(key)

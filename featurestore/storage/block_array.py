@@ -90,6 +90,7 @@ class BlockArray:
         StoreError
             If there is none, or it is not three-dimensional.
         """
+        # With the format given: zarr would also look for the documents of format 2, a request each.
         try:
             array = zarr.open_array(
                 location.zarr(read_only=read_only), path=path, mode="r" if read_only else "r+", zarr_format=3
@@ -256,6 +257,7 @@ class BlockArray:
 
     def done(self) -> set[tuple[int, int]]:
         """Return the indices of the blocks all of whose objects exist; one listing."""
+        # A block of several objects is done with the last of them: a killed task may have written some.
         counts: dict[tuple[int, int], int] = {}
         for row, col, _ in self.objects():
             counts[row, col] = counts.get((row, col), 0) + 1

@@ -94,6 +94,7 @@ def open_slides(
         raise StoreError(
             f"{store.location.label} holds no slide {unknown[0]!r}; see: histosge ls {store.location.label}"
         )
+    # Sorted by id: this order decides shuffles and clusters, so it must not depend on the caller's.
     names = known if slide_ids is None else sorted(set(slide_ids))
     zarr_store = store.location.zarr(read_only=True)
     with warnings.catch_warnings(), ThreadPoolExecutor(METADATA_THREADS) as pool:

@@ -138,6 +138,7 @@ class Store:
 
     def slide_ids(self) -> list[str]:
         """Return the slides with metadata, sorted; one listing."""
+        # Not the folders that begin with an underscore, which hold no slides.
         return [name for name in self.location.folders() if is_segment(name)]
 
     def grid_keys(self, slide_id: str) -> list[str]:
@@ -148,6 +149,7 @@ class Store:
     def encoder_slugs(self, slide_id: str, grid_key: str) -> list[str]:
         """Return the slugs of the encoders with an embedding array on a grid."""
         path = grid_path(slide_id, grid_key)
+        # The array's document is looked for, since an encoder's group is written first: a killed run leaves it alone.
         return [
             name
             for name in self.location.folders(path)
@@ -259,6 +261,7 @@ class Store:
             raise StoreError(f"slide id {record.slide_id!r} may hold only letters, digits and . _ -")
         stored = read_attrs(self.location, record.slide_id).get("slide")
         if stored:
+            # Not the path: a slide may be moved, or be read from a copy.
             for name in ("fingerprint", "mpp"):
                 if stored[name] != getattr(record, name):
                     raise IdentityMismatchError(
