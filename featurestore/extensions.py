@@ -84,6 +84,7 @@ class Registry(Generic[R]):
     def own(self) -> Mapping[str, R]:
         """Our records by name: those of the folder in the order of its modules' names, then `more`."""
         package = import_module(self._folder)
+        # All modules are imported: a record cannot be known to be there before. So they have to be quick to import.
         found: dict[str, R] = {}
         for module in pkgutil.iter_modules(package.__path__):
             record = getattr(import_module(f"{self._folder}.{module.name}"), "RECORD", None)
@@ -145,6 +146,7 @@ class Registry(Generic[R]):
 
     def suggest(self, name: str) -> str:
         """Return the end of an error message: the nearest names, or all of them."""
+        # In lower case, as all names are: `UNI` is near `uni`.
         near = get_close_matches(name.lower(), self.names(), n=NEAREST, cutoff=ALIKE)
         return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(self.names())}"
 
@@ -174,6 +176,7 @@ class Registry(Generic[R]):
             value = self._adapt(name, value) or value
         if not isinstance(value, self._record):
             raise _RefusedError(f"it is a {type(value).__name__}, not a {self._record.__name__}")
+        # One name for both: a store or a model records the record's, and it is looked up by the entry point's.
         if value.name != name:
             raise _RefusedError(f"its record is named {value.name!r}")
         return value

@@ -1,4 +1,4 @@
-"""What `histosge doctor` finds: versions, device, encoders, a store."""
+"""What `histosge doctor` finds: versions, device, encoders, other packages' extensions, a store."""
 
 import os
 import platform
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def examine(store: str | None) -> tuple[list[str], bool]:
-    """Return lines to print, and whether all that was asked for works."""
+    """Return lines to print, and whether our own encoders and the store work."""
     lines = [f"python       {platform.python_version()} on {platform.system()} {platform.machine()}"]
     lines += [f"{name:12} {_version(name)}" for name in PACKAGES]
     lines += _device()
@@ -74,6 +74,7 @@ def _published() -> list[str]:
     from featurestore.encoders.author_packages import missing_package
     from featurestore.encoders.hub import has_token, hub_answers, in_cache
 
+    # Once, not per encoder: without a network each question waits for its timeout.
     reachable, token = hub_answers(), has_token()
     groups: dict[str, list[str]] = {}
     for record in records().values():
@@ -126,6 +127,7 @@ def _store(url: str) -> tuple[str, bool]:
     label = strip_credentials(url)
     try:
         frame = catalogue(url)
+    # OSError: what a server or a permission does is the answer here, not a bug.
     except (FeatureStoreError, OSError) as error:
         return f"store        {label}: {error}", False
     done = frame.filter(frame["state"] == "done").height

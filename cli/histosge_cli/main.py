@@ -59,6 +59,7 @@ def _in_order(app: typer.Typer) -> None:
     infos: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
     for info in infos:
         info.rich_help_panel = panel_of.get(_name(info), info.rich_help_panel)
+    # typer prints panels in the order of their first commands, so sorting the commands orders both.
     app.registered_commands.sort(key=lambda info: order.get(_name(info), len(order)))
 
 
@@ -72,7 +73,7 @@ app = typer.Typer(
     help=HELP,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a bug's traceback is for a report, and theirs shows the values of variables
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -140,6 +141,7 @@ def main() -> None:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except OSError as error:
+        # A full or read-only disk is the user's to correct; any other OSError that gets here is a bug of ours.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = f" at {error.filename}" if error.filename else ""

@@ -72,7 +72,9 @@ PACKAGES = {
         (
             "train",
             "TrainSettings",
+            "Selection",
             "predict",
+            "PredictSettings",
             "evaluate",
             "EvaluateSettings",
             "load_model",
@@ -80,6 +82,10 @@ PACKAGES = {
             "Loader",
             "LoadSettings",
             "stream_batches",
+            "find_expression",
+            "SlideFrame",
+            "Spots",
+            "read_gene_list",
         ),
         (
             "data.section_loading",

@@ -31,6 +31,7 @@ def _from_callable(name: str, value: Any) -> EncoderExtension | None:
     if not callable(value):
         return None
     where = getattr(value, "__module__", type(value).__name__)
+    # Only loading would tell its width, and loading may download weights.
     return EncoderExtension(name, f"an encoder of {where}", None, value)
 
 
@@ -59,6 +60,8 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
         from featurestore.encoders.vision import load_timm
 
         return load_timm(key, options)
+    if key not in ENCODERS.names():
+        raise EncoderError(f"unknown encoder {key!r}: {ENCODERS.suggest(key)}")
     extension = ENCODERS.get(key)
     if key in ENCODERS.own:
         return extension.load(key, options)

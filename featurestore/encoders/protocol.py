@@ -31,11 +31,13 @@ class EncoderIdentity:
 
     key: str
     dim: int
+    # Facts, not code: two versions of a program that compute the same have one fingerprint.
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """sha256 over `dim` and `facts`; the key is a label and does not count."""
+        # Sorted and without spaces: one text for one set of facts, on any machine and in any version.
         text = json.dumps({"dim": self.dim, "facts": self.facts}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -10,7 +10,9 @@ from featurestore.slides.range_reader import RangedFile
 from featurestore.slides.slide_reader import is_folder_slide
 
 SAMPLE_BYTES = 1 << 20
+"""Bytes hashed at each end: headers and directories stand there, and with the size they differ between any two slides."""
 METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
+"""Objects of a Zarr whose content counts; of chunks only the size does, which compression makes differ."""
 
 
 def folder_fingerprint(path: str) -> str:
@@ -25,6 +27,7 @@ def folder_fingerprint(path: str) -> str:
     sizes = location.sizes()
     if not sizes:
         raise SlideNotFoundError(f"there is no slide at {location.label}")
+    # Sorted: file systems list in any order.
     digest = hashlib.sha256()
     for name in sorted(sizes):
         digest.update(f"{name} {sizes[name]}\n".encode())
@@ -54,6 +57,7 @@ def slide_fingerprint(path: str) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         digest.update(stream.read(SAMPLE_BYTES))
+        # Of a file below 2 MiB the ends overlap: the last part begins where the first ended.
         if size > SAMPLE_BYTES:
             stream.seek(max(SAMPLE_BYTES, size - SAMPLE_BYTES))
             digest.update(stream.read(SAMPLE_BYTES))
@@ -65,7 +69,7 @@ def _remote_fingerprint(url: str) -> str:
         remote = RangedFile(url)
     except SlideNotFoundError:
         raise
-    except SlideError:
+    except SlideError:  # its server serves no parts
         return slide_fingerprint(str(fetch(url)))
     parts = [(0, min(SAMPLE_BYTES, remote.size))]
     if remote.size > SAMPLE_BYTES:

@@ -35,9 +35,9 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
         A file, or a URL that fsspec knows: JPEG-tiled TIFF and SVS (of a URL the tiles that are needed;
         other formats are fetched whole); other SVS and TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and
         OME-TIFF through tifffile; PNG and JPEG; and what other packages' readers add.
-        A folder or URL that ends in ``.zarr``: OME-Zarr, read where it lies.
+        A folder or URL that ends in ``.zarr``: OME-Zarr, read in place.
     mpp
-        Microns per pixel at level 0; overrides what the file says.
+        Microns per pixel at level 0; overrides those in the file.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
             return slide
         source = str(fetch(source))
     source = source.removeprefix("file://")
-    # What is no folder of a known name is checked here, so that no reader has to tell a missing file from a bad one.
+    # Checked here, so that no reader has to distinguish a missing file from a bad one.
     if not is_folder_slide(source) and not Path(source).is_file():
         raise SlideNotFoundError(f"there is no slide at {source}")
     reasons: list[str] = []
@@ -73,7 +73,7 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
 
 
 def _open_url(url: str, mpp: float | None) -> Slide | None:
-    """Open a remote slide where it lies; None if it has to be fetched whole."""
+    """Open a remote slide without fetching it; None if it has to be fetched whole."""
     for reader in readers_in_order():
         if reader.open_url is not None and reader.has_suffix(url):
             slide = reader.open_url(url, mpp)

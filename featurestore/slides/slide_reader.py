@@ -43,7 +43,7 @@ class SlideReader:
     suffixes
         Ends of file names, lower case with their dot. A folder's files of these names are slides.
     open
-        Opens a local path, with microns per pixel at level 0 or None for what the file says. Raises `SlideError` with
+        Opens a local path, with microns per pixel at level 0, or None for those in the file. Raises `SlideError` with
         one line for what it cannot read, and `MppError` where the scale is missing or absurd.
     order
         Readers that are equally sure are tried in this order, lowest first. Ours stand at 10 to 50.
@@ -51,8 +51,8 @@ class SlideReader:
         Tells how sure it is, from a local path that exists: by the name, or a look at the first bytes. None: `MINE`
         for its suffixes, `NO` for others.
     open_url
-        Opens a remote slide of its suffixes where it lies. Returns None for one that has to be fetched whole. None:
-        all have to be.
+        Opens a remote slide of its suffixes without fetching it. Returns None for one that has to be fetched whole.
+        None: all have to be.
     is_folder
         A slide is a folder, which is never fetched.
     """
@@ -67,6 +67,7 @@ class SlideReader:
     is_folder: bool = False
 
     def __post_init__(self) -> None:
+        # Checked when a package is loaded, where it is one warning; a suffix that never matches would not be noticed.
         if wrong := [
             suffix for suffix in self.suffixes if not suffix.startswith(".") or suffix.lower() != suffix
         ]:
@@ -76,6 +77,7 @@ class SlideReader:
 
     def has_suffix(self, source: str) -> bool:
         """Whether a path or URL ends in one of its suffixes; a URL's query does not count."""
+        # Signed URLs end in a query; a local name may hold a question mark.
         path = source.partition("?")[0] if is_remote(source) else source
         return Path(path).name.lower().endswith(self.suffixes)
 

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from featurestore.slides.protocol import Slide
 
+# The mask's lengths are tens of microns, so finer pixels would add time and nothing to see. A grid records the value.
 OVERVIEW_MPP = 8.0
-"""Coarse enough that a slide of 10 cm2 is 16 megapixels, fine enough that a nucleus (about 8 um) still is texture."""
+"""Microns per pixel: a slide of 10 cm2 is 16 megapixels."""
 STRIP_PX = 256
 """Rows of the overview read at once: a slide without a coarse level is averaged down from its finest one."""
 

@@ -17,6 +17,7 @@ from featurestore.tissue.overview import Overview
 
 DEFAULT_TISSUE = "texture"
 RESERVED = ("name", "version", "overview_mpp")
+"""What every grid's tissue attributes hold beside the method's parameters."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class TissueMethod:
 
     def to_attrs(self, overview_mpp: float) -> dict[str, Any]:
         """Return what a grid's attributes record, JSON-ready."""
+        # Names and order as in the stores that exist.
         facts: dict[str, Any] = {"name": self.name, "version": self.version}
         if self.mask is not None:
             facts["overview_mpp"] = overview_mpp

@@ -15,6 +15,7 @@ from histosge.training.report import trust_block
 from histosge.training.saved_model import SavedModel
 
 SHOWN_GENES = 3
+# A page holds its pictures: of a cohort of hundreds it could not be opened.
 SHOWN_SLIDES = 8
 
 
@@ -39,6 +40,7 @@ def write_prediction_report(
         blocks.append(Block("Further slides", ", ".join(slide_id for slide_id, _ in slides[SHOWN_SLIDES:])))
     # One model predicted all slides, so all maps have the same genes.
     genes = store.map(*slides[0]).genes if slides else ()
+    # A map may hold some of the model's genes, in another order.
     intervals = saved.intervals
     if intervals is not None:
         intervals = intervals.take([saved.card.genes.index(gene) for gene in genes])
@@ -53,6 +55,7 @@ def write_prediction_report(
 
 def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
     rows, cols = stored.grid.shape
+    # Chosen by trust, not by how a map looks: whoever picks by eye picks noise that resembles tissue.
     genes = _most_trusted(stored)
     maps = {
         stored.genes[i]: stored.array.read((0, rows), (0, cols), slice(i, i + 1))[..., 0].astype(np.float32)
@@ -63,18 +66,18 @@ def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
     picture = Picture(
         slide_maps(stored.rgb, maps, stored.grid.stride_um),
         f"Slide {stored.slide_id} beside predicted maps of {', '.join(maps)}.",
-        "Predicted log1p(CP10k), each on a colour scale of its own. Shown are the genes with the highest trust.",
+        "Predicted log1p(CP10k), each map on its own colour scale. Shown are the genes with the highest trust.",
         stored.slide_id,
     )
     patches = int(np.isfinite(next(iter(maps.values()))).sum()) if maps else 0
-    # Said of every slide: a map of a training slide looks better than the model is.
-    status = "The model was trained on spots of this slide: its map is better here than on new tissue."
+    # Shown with every slide: a map of a training slide looks better than the model is.
+    status = "The model was trained on spots of this slide, so its map is better here than on new tissue."
     return Block(
         stored.slide_id,
         f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
         pictures=(picture,),
-        points=(status,) if was_trained_on else ("The model was not trained on this slide.",),
+        points=(status,) if was_trained_on else ("The model was trained without spots of this slide.",),
     )
 
 

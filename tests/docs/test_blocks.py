@@ -22,8 +22,8 @@ from histosge.synthetic import GeneCounts, SyntheticSpec, make_section
 from histosge_cli import main
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"analysis.md"}
-"""Run on a real S3 server by tests/featurestore/analysis/test_analysis.py."""
+ELSEWHERE = {"analysis.md", "extending.md"}
+"""Run on a real S3 server by tests/featurestore/analysis/test_analysis.py, and as a package by test_extending.py."""
 SMOKE = {"SPEC.md"}
 """Run by default; the others with `pytest --e2e`."""
 NOT_A_GUIDE = {"results.md"}

@@ -351,6 +351,25 @@ def test_only_what_is_missing_is_predicted_again_as_it_was(chain: Chain, tmp_pat
     }
 
 
+def test_a_write_that_fails_between_depth_and_expression_leaves_no_block_done(
+    chain: Chain, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(chain.out("dense"), out)
+    before = {path: data for path, (_, data) in _contents(out).items()}
+    (depth,), (expression,) = out.rglob("depth/c"), out.rglob("expression/c")
+    shutil.rmtree(depth)
+    shutil.rmtree(expression)
+    depth.write_text("no depth can be written below a file")
+    with pytest.raises(OSError, match="depth"):
+        predict(chain.store, chain.model("dense"), str(out))
+    assert not _map(str(out)).array.done()
+    depth.unlink()
+    (result,) = predict(chain.store, chain.model("dense"), str(out))
+    assert result.computed == result.planned
+    assert {path: data for path, (_, data) in _contents(out).items()} == before
+
+
 def test_a_map_of_another_model_is_refused_and_left_as_it_is(chain: Chain, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(chain.out("ridge"), out)

@@ -36,7 +36,7 @@ class ColourEncoder:
             raise EncoderError(
                 f"colour has no weights, so {options.weights} cannot be loaded: leave --weights out"
             )
-        pick_device(options.device)
+        pick_device(options.device)  # only to refuse what the other encoders of a run would refuse
         facts = {"algorithm": "mean and sd of RGB / 255", "version": VERSION, "dtype": "float32"}
         self._identity = EncoderIdentity("colour", len(feature_names()), facts)
 

@@ -7,11 +7,11 @@ import openslide
 from numpy.typing import NDArray
 
 from featurestore.errors import SlideError
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
+from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
 from featurestore.slides.slide_reader import Recognition, SlideReader
 
 LATTICE_PX = 512
-"""Side of the squares in which levels above 0 are read."""
+"""Side of the squares in which levels above 0 are read: two tiles of the usual 256 px, so that few are decoded twice."""
 
 
 class OpenSlideSlide(PyramidSlide):
@@ -45,7 +45,7 @@ class OpenSlideSlide(PyramidSlide):
 
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         scale = self._downsamples[level]
-        at = (round(x * scale), round(y * scale))
+        at = (round(x * scale), round(y * scale))  # `read_region` takes the corner in level-0 pixels
         handle = self._handle
         try:
             image = np.asarray(handle.read_region(at, level, (width, height)))
@@ -55,6 +55,7 @@ class OpenSlideSlide(PyramidSlide):
         return on_white(image)
 
     def _reopen(self, failed: openslide.OpenSlide) -> None:
+        # Several threads may have failed on one handle: the first of them replaces it.
         with self._lock:
             if self._handle is failed:
                 self._handle = open_handle(self._path)
@@ -91,7 +92,7 @@ def handle_mpp(handle: openslide.OpenSlide, mpp: float | None, path: str) -> flo
     """
     if mpp is None:
         properties = handle.properties
-        mpp = isotropic(
+        mpp = isotropic_mpp(
             _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
             _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
             path,
@@ -107,10 +108,11 @@ def _number(text: str | None) -> float | None:
 
 
 def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay RGBA on white: what a scanner did not record looks like glass."""
+    """Lay RGBA on white: areas that a scanner did not record look like glass."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=255) == 255:
         return np.ascontiguousarray(rgba[..., :3])
+    # In integers, with 127 for rounding: the same bits on every machine.
     blended = (rgba[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16)) + 127) // 255
     return blended.astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Plain PNG and JPEG pictures as slides of one level, decoded once. They never say their mpp."""
+"""Plain PNG and JPEG pictures as slides of one level, decoded once. Their mpp has to be given."""
 
 from pathlib import Path
 

@@ -44,7 +44,7 @@ def test_why_patches_failed_is_recorded_before_their_block_is_written(tmp_path: 
     """Once a block exists nobody computes it again: were it written first, a crash would lose the reason."""
     path = str(write_pyramid(tmp_path / "a.tif", tissue_like(400, 360, 1.0), 1.0))
     slide, encoder, store = open_slide(path), NoVectors(), Store.open_or_create(tmp_path / "store")
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(1.0, 32, 32))
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(1.0, 32, 32))
     store.add_slide(SlideRecord("a", path, slide.size_px, slide.mpp, "1-a"))
     tissue, rgb = np.full(grid.shape, 255, np.uint8), np.zeros((*grid.shape, 3), np.uint8)
     store.add_grid("a", grid, Survey(tissue, rgb, {"name": "none"}), {})

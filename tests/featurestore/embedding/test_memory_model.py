@@ -61,5 +61,5 @@ def test_a_reader_that_keeps_more_is_said_to_keep_more(
 
 
 def _bytes(patch: int = 224, dims: tuple[int, ...] = (100,), threads: int = 1, batch: int = 64) -> int:
-    grid = PatchGrid.over((20000, 20000), 0.5, (0.5,), GridSpec(0.5, patch, 224))
+    grid = PatchGrid.for_slide((20000, 20000), 0.5, (0.5,), GridSpec(0.5, patch, 224))
     return worker_bytes(10**9, grid, dims, threads=threads, batch=batch, block_shape=(32, 32), open_slides=1)

@@ -38,7 +38,7 @@ class PaintedSlide:
 
 
 SLIDE = PaintedSlide()
-GRID = PatchGrid.over(SLIDE.size_px, 0.5, (0.5,), GridSpec(0.5, 29, 13))
+GRID = PatchGrid.for_slide(SLIDE.size_px, 0.5, (0.5,), GridSpec(0.5, 29, 13))
 BLOCK = Block((0, 1), (1, 8), (2, 13))
 
 
@@ -105,7 +105,7 @@ def test_patches_are_read_at_the_mpp_of_the_level_that_the_grid_took(tmp_path: P
     image = painted(662, 514)
     slide = open_slide(str(write_pyramid(tmp_path / "a.tif", image, 0.25, levels=2)))
     level = image.reshape(257, 2, 331, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)  # at 0.5
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.4942, 31, 23))
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.4942, 31, 23))
     assert grid.effective_mpp == pytest.approx(0.5)
     assert grid.shape == ((257 - 31) // 23 + 1, (331 - 31) // 23 + 1)
     block = Block((0, 0), (0, grid.n_rows), (0, grid.n_cols))

@@ -168,7 +168,7 @@ def test_a_folder_scan_sees_the_suffix_of_another_package(site: Path, tmp_path: 
     (folder / "C.slide.d").mkdir()
     write_array(folder / "C.slide.d" / "pixels.npy")
     (folder / "A.png").write_bytes(imagecodecs.png_encode(IMAGE))
-    samples = read_samples(str(folder), slide_mpp=0.5)
+    samples = read_samples(folder, slide_mpp=0.5)
     assert [Path(sample.slide).name for sample in samples] == ["A.png", "B.XYZ", "C.slide.d"]
     assert [open_slide(sample.slide, sample.mpp).size_px for sample in samples] == [(131, 97)] * 3
 

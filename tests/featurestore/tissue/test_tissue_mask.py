@@ -37,7 +37,7 @@ def test_a_slide_of_glass_has_no_tissue_and_a_slide_of_tissue_nothing_else(side:
 def test_means_of_patches_count_fractions_of_pixels() -> None:
     rng = np.random.default_rng(1)
     values = rng.random((41, 53))
-    grid = PatchGrid.over((530, 410), 1.0, (1.0,), GridSpec(1.0, 97, 31))
+    grid = PatchGrid.for_slide((530, 410), 1.0, (1.0,), GridSpec(1.0, 97, 31))
     found = patch_means(values, grid, 0.1)
     fine = np.kron(values, np.ones((10, 10)))
     for row, col in ((0, 0), (grid.n_rows - 1, grid.n_cols - 1), (3, 7)):
@@ -57,5 +57,5 @@ def test_measured_spots_are_on_tissue_and_little_else_is(data_dir: Path, name: s
     on = mask[xy[:, 1].astype(int), xy[:, 0].astype(int)]
     assert on.mean() >= 0.97
     assert mask.sum() <= 1.4 * ConvexHull(xy[on]).volume
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.7, 320, 80))
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.7, 320, 80))
     assert 0.15 < is_tissue(survey(slide, grid).tissue).mean() < 0.3

@@ -74,7 +74,7 @@ def slide(slide_file: Path) -> Slide:
 
 @pytest.fixture(scope="module")
 def grid(slide: Slide) -> PatchGrid:
-    return PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, SPEC)
+    return PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, SPEC)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_patches_are_tissue_from_26_on() -> None:
     share = np.array([[0, 25, 26], [27, 254, 255]], np.uint8)
     expected = [[False, False, True], [True, True, True]]
     assert is_tissue(share).tolist() == expected
-    grid = PatchGrid.over((3 * 32, 2 * 32), MPP, (MPP,), GridSpec(MPP, 32, 32))
+    grid = PatchGrid.for_slide((3 * 32, 2 * 32), MPP, (MPP,), GridSpec(MPP, 32, 32))
     stored = StoredGrid("A", grid, share, np.zeros((2, 3, 3), np.uint8))
     assert stored.is_tissue.tolist() == expected
     assert [block.index for block in stored.planned((1, 1))] == [(0, 2), (1, 0), (1, 1), (1, 2)]
@@ -114,7 +114,7 @@ def test_patches_are_surveyed_where_they_are_read_when_the_grid_took_a_level(tmp
     x = np.arange(431)
     image = np.repeat((x * 255 // 430).astype(np.uint8)[None, :, None], 357, axis=0).repeat(3, axis=2)
     slide = open_slide(str(write_pyramid(tmp_path / "A.tif", image, MPP, levels=1)))
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(1.92, 32, 32))
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(1.92, 32, 32))
     assert grid.effective_mpp == pytest.approx(MPP)
     means = [image[0, 32 * col : 32 * col + 32, 0].mean() for col in range(grid.n_cols)]
     np.testing.assert_allclose(survey(slide, grid).rgb[3, :, 0], means, atol=1.01)

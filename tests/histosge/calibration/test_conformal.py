@@ -52,6 +52,19 @@ def test_ninety_percent_intervals_cover_ninety_percent_of_sections_that_took_no_
     assert coverage(intervals, truth, guess).min() > 0.82
 
 
+@pytest.mark.parametrize("n_sections", [1, 4])
+def test_a_model_that_memorises_its_spots_is_calibrated_on_spots_that_it_was_not_fitted_to(
+    n_sections: int,
+) -> None:
+    """`knn` returns a training spot's own counts, so on its own spots it has no error at all."""
+    sections, fit = [_section(i) for i in range(n_sections)], load_preset("knn").fit
+    intervals, unseen = calibrate(fit, sections, 55.0), _section(17)
+    assert intervals is not None
+    assert not intervals.trusted.any()
+    guess = _guess(fit(sections), unseen)
+    assert intervals.scores(unseen.target, guess)["coverage_90"] > 0.85
+
+
 @pytest.mark.parametrize("n_sections", [1, 3])
 def test_genes_that_are_noise_are_not_trusted_and_genes_that_follow_the_embedding_are(
     n_sections: int,
@@ -61,6 +74,7 @@ def test_genes_that_are_noise_are_not_trusted_and_genes_that_follow_the_embeddin
     assert intervals.trusted[: GENES - NOISE].mean() >= 0.9
     assert intervals.trusted[GENES - NOISE :].mean() <= 0.1
     assert intervals.held_out == ("block" if n_sections == 1 else "section")
+    assert intervals.scope == ("held-out blocks of one section" if n_sections == 1 else "held-out sections")
 
 
 def test_a_lone_section_is_held_out_in_stripes_that_no_training_patch_touches() -> None:
@@ -88,6 +102,14 @@ def test_the_width_is_the_conformal_rank() -> None:
     error = np.random.default_rng(3).permutation(np.arange(1, 100, dtype=np.float32))[:, None]
     assert conformal_width(error, 0.9)[0] == 90  # ceil(100 x 0.9) of 99
     assert conformal_width(error[:5], 0.9)[0] == error[:5].max()
+
+
+@pytest.mark.parametrize("n", [10, 19, 20, 57, 100])
+def test_a_new_spot_like_the_held_out_ones_is_covered_at_least_as_often_as_promised(n: int) -> None:
+    """Each of n + 1 equals is the new one in turn: the share that is covered is exact, not an estimate."""
+    errors = np.arange(1, n + 2, dtype=np.float32)
+    covered = [errors[i] <= conformal_width(np.delete(errors, i)[:, None], 0.9)[0] for i in range(n + 1)]
+    assert 0.9 <= np.mean(covered) <= 0.9 + 1 / (n + 1)
 
 
 def test_bounds_hold_the_prediction_and_do_not_fall_below_zero() -> None:

@@ -13,8 +13,10 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.errors import ModelError
 from histosge.heldout.metrics import correlate
+from histosge.models.presets.dense import DenseModel
 from histosge.models.protocol import Model
 from histosge.models.registry import PRESETS, load_preset
+from histosge.models.residual_kriging import ResidualKriging
 
 GENES = 8
 LEARNERS = ("ridge", "dense", "dense+attention", "gp", "dense+spots", "paper")
@@ -76,6 +78,36 @@ def test_noise_is_not_predicted_on_another_section(preset: str) -> None:
     model = _fit(preset, [_section(1, noise=True), _section(2, noise=True)])
     scores = [_score(model, _section(seed, noise=True)) for seed in (3, 4, 5)]
     assert abs(np.mean(scores)) < 0.1
+
+
+def _unpredictable(seed: int) -> TrainingSection:
+    """Targets that nothing predicts: only a fit that saw them can reproduce them."""
+    section = _section(seed, dim=60, noise=True)
+    target = 3 + np.random.default_rng(50 + seed).standard_normal(section.target.shape)
+    return replace(section, target=target.astype(np.float32))
+
+
+@pytest.mark.parametrize("max_exact_spots", [3000, 50])
+def test_residuals_are_interpolated_from_other_spots_when_their_share_is_chosen(
+    max_exact_spots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("kriging", "residual_kriging"):
+        monkeypatch.setattr(f"histosge.models.{module}.MAX_EXACT_SPOTS", max_exact_spots)
+    section = _unpredictable(1)
+    _, (added,) = ResidualKriging.fit_out_of_fold([section], [np.zeros_like(section.target)])
+    one_label = np.zeros(len(added), np.int64)
+    assert correlate(section.target, added, one_label)[0].mean() < 0.2
+
+
+def test_out_of_fold_predictions_did_not_see_the_spot() -> None:
+    sections = [_unpredictable(1), _unpredictable(2)]
+    truth = np.concatenate([s.target for s in sections])
+    label = np.repeat([0, 1], [len(s.target) for s in sections])
+    model = DenseModel.fit(sections)
+    seen = [spots_from_patches(s.overlap, model.predict(s.patches)) for s in sections]
+    assert correlate(truth, np.concatenate(seen), label)[0].mean() > 0.3
+    out_of_fold = np.concatenate(DenseModel.out_of_fold(sections))
+    assert correlate(truth, out_of_fold, label)[0].mean() < 0.05
 
 
 def test_dense_beats_ridge_where_single_patches_are_noisy() -> None:

@@ -62,6 +62,19 @@ def test_spots_that_were_kept_back_are_predicted_from_the_others() -> None:
         assert np.corrcoef(guess[:, gene], truth[:, gene])[0, 1] > 0.7
 
 
+def test_a_spot_with_few_counts_is_shrunk_to_its_neighbours_not_to_the_model_s_mean() -> None:
+    section, logs = _section(depth=2_000)
+    true = np.expm1(spots_from_patches(section.overlap, logs).astype(float))
+    counts, exposure = section.spots.counts.toarray()[:, : len(GENES)], library_size(section.spots) / SCALE
+    mean_alone = posterior_rates(counts.astype(float), exposure, np.full(counts.shape, np.expm1(3.7)))
+    found = ConditionedModel.fit(_saved(), section).spot_rates
+
+    def off(rates: np.ndarray) -> float:
+        return float(np.abs(np.log(rates / true)).mean())
+
+    assert off(found) < 0.7 * off(mean_alone)
+
+
 def test_under_a_disc_with_many_counts_the_map_has_the_measured_rate() -> None:
     section, _ = _section(depth=5_000_000)
     model = ConditionedModel.fit(_saved(), section)

@@ -18,7 +18,7 @@ from featurestore.storage.store import Store
 from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.errors import ModelError
 from histosge.models.protocol import ReducingModel
-from histosge.prediction.expression_store import ExpressionStore
+from histosge.prediction.expression_store import GENE_GROUP, ExpressionStore
 from histosge.prediction.predict import PredictSettings, predict
 from histosge.prediction.slide_tasks import map_slides
 from histosge_cli.main import app
@@ -115,6 +115,23 @@ def test_a_worker_that_dies_is_replaced_and_a_refusal_is_passed_on(tmp_path: Pat
     assert sorted(seen) == ["a", "b", "c"]
     with pytest.raises(ModelError, match="no"):
         map_slides(run, ["refused"], 2, lambda *_: None)
+
+
+def test_a_block_without_one_of_its_gene_groups_is_missing_and_computed_again(
+    made: Cohort, tmp_path: Path
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "maps"
+    invent_model(made.store, "S00", model, GENE_GROUP + 7, preset="mean")
+    arguments = (made.store.location.url, model, str(out))
+    (whole,) = predict(*arguments, slide_ids=["S00"])
+    blocks = _blocks(out)
+    assert len(list(out.rglob("expression/c/*/*/*"))) == 2 * whole.planned
+    for group in ("0", "1"):
+        lost = sorted(out.rglob(f"expression/c/*/*/{group}"))[5]
+        lost.unlink()
+        (again,) = predict(*arguments, slide_ids=["S00"])
+        assert (again.computed, again.planned) == (1, whole.planned)
+        assert _blocks(out) == blocks
 
 
 def test_what_no_worker_could_predict_is_refused_before_any_starts(made: Cohort, tmp_path: Path) -> None:

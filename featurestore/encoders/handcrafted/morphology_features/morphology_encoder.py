@@ -23,7 +23,9 @@ from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
 from featurestore.errors import EncoderError
 
 VERSION = 1
+"""Part of the identity: raised with any change that moves a number."""
 MIN_SIDE = 32
+"""Pixels. The coarsest octave is a sixteenth of the side: two positions, the fewest that can differ."""
 CHUNK_PX = {"cpu": 1 << 16, "cuda": 1 << 23}
 """Pixels computed at once: on a CPU what stays in the cache, on a GPU what fills it."""
 
@@ -57,6 +59,7 @@ class MorphologyEncoder:
         self._unmixing = stain_separation.unmixing().to(self._device)
         self._bank = oriented_filters.filters().to(self._device)
         self._gaussians = nuclei.gaussians().to(self._device)
+        # Hashed into the fingerprints that stores hold: names and values never change within a version.
         facts = {
             "algorithm": "morphology",
             "version": VERSION,
@@ -111,6 +114,7 @@ class MorphologyEncoder:
             pass
         return found
 
+    # Per call, not once: inference mode belongs to a thread, and chunks are measured in several.
     @torch.inference_mode()
     def _measure(self, patches: torch.Tensor) -> torch.Tensor:
         stains = stain_separation.separate(patches, self._table, self._unmixing)
