@@ -14,6 +14,7 @@ from running import OPTIONS, Start, blocks, contents, wait_until
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.validation import validate
 
+pytestmark = pytest.mark.e2e  # tests/histosge/prediction/test_slide_tasks.py kills workers by default
 CLUSTER = ("--workers", 2)
 COLOUR = ("--encoder", "colour")
 
@@ -43,7 +44,6 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
     assert contents(store) == undisturbed
 
 
-@pytest.mark.slow
 def test_a_run_killed_whole_goes_on_with_the_missing_blocks(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -62,7 +62,6 @@ def test_a_run_killed_whole_goes_on_with_the_missing_blocks(
     assert contents(store) == undisturbed
 
 
-@pytest.mark.slow
 def test_kills_at_random_moments_change_nothing(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -93,7 +92,6 @@ def test_kills_at_random_moments_change_nothing(
     assert validate(str(store), deep=True) == []
 
 
-@pytest.mark.slow
 def test_two_runs_at_once_make_one_whole_store(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -105,7 +103,6 @@ def test_two_runs_at_once_make_one_whole_store(
     assert contents(store) == undisturbed
 
 
-@pytest.mark.slow
 def test_leftovers_of_killed_writes_are_swept_once_they_are_old(
     start: Start, sheet: Path, tmp_path: Path
 ) -> None:
@@ -120,7 +117,6 @@ def test_leftovers_of_killed_writes_are_swept_once_they_are_old(
     assert (old.exists(), young.exists()) == (False, True)
 
 
-@pytest.mark.slow
 def test_clocks_and_dates_of_files_play_no_part(start: Start, sheet: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     assert start("embed", sheet, store, *OPTIONS, *COLOUR).wait()[0] == 0
@@ -143,7 +139,6 @@ imagecodecs.png_decode = deadly
 """
 
 
-@pytest.mark.slow
 def test_a_slide_that_kills_whoever_reads_it_is_reported_and_the_others_are_finished(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -195,7 +190,6 @@ def _dask(kind: str, *arguments: object) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
-@pytest.mark.slow
 def test_a_scheduler_that_dies_is_said_in_one_line_and_the_command_repeated_goes_on(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -230,7 +224,6 @@ def test_a_scheduler_that_dies_is_said_in_one_line_and_the_command_repeated_goes
             process.wait()
 
 
-@pytest.mark.slow
 def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_own_error_is_not_taken_for_it() -> (
     None
 ):
@@ -272,7 +265,6 @@ def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_o
             process.wait()
 
 
-@pytest.mark.slow
 def test_a_scheduler_that_is_not_there_is_said(start: Start, sheet: Path, tmp_path: Path) -> None:
     code, _, err = start("embed", sheet, tmp_path / "s", *OPTIONS, "--scheduler", "tcp://127.0.0.1:9").wait()
     assert code == 2
