@@ -68,7 +68,9 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
             reasons.append(first_line(error))
     if len(reasons) == 1 and reasons[0].startswith(source):
         raise SlideError(reasons[0])
-    short = dict.fromkeys(reason[:REASON_CHARS] for reason in reasons)
+    # A single reason is given whole: it may end in the command that converts the file.
+    cut = REASON_CHARS if len(reasons) > 1 else None
+    short = dict.fromkeys(reason[:cut] for reason in reasons)
     raise SlideError(f"{source} cannot be opened: {'; '.join(short) or 'no reader knows its format'}")
 
 

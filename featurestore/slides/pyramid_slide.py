@@ -49,6 +49,8 @@ def isotropic_mpp(mpp_x: float | None, mpp_y: float | None, source: str) -> floa
     """
     if mpp_x is None or mpp_y is None:
         return mpp_x or mpp_y
+    if not (mpp_x > 0 and mpp_y > 0):
+        return min(mpp_x, mpp_y)  # absurd, which `check_mpp` says
     # As far apart as a level may be from the requested mpp: patches are squares, and stay nearly square.
     if abs(mpp_x / mpp_y - 1) > 0.05:
         raise MppError(

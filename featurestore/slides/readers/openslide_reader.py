@@ -8,7 +8,10 @@ from numpy.typing import NDArray
 
 from featurestore.errors import SlideError
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.readers.tiff_reader import SUFFIXES as TIFF_SUFFIXES
+from featurestore.slides.readers.tiff_reader import is_for_openslide
 from featurestore.slides.slide_reader import Recognition, SlideReader
+from featurestore.slides.tiff_colours import on_white
 
 LATTICE_PX = 512
 """Side of the squares in which levels above 0 are read: two tiles of the usual 256 px, so that few are decoded twice."""
@@ -52,7 +55,7 @@ class OpenSlideSlide(PyramidSlide):
         except openslide.OpenSlideError as error:
             self._reopen(handle)
             raise SlideError(f"{self._path} cannot be read at level {level}, ({x}, {y}): {error}") from error
-        return on_white(image)
+        return on_white(image[..., :3], image[..., 3:])
 
     def _reopen(self, failed: openslide.OpenSlide) -> None:
         # Several threads may have failed on one handle: the first of them replaces it.
@@ -107,22 +110,17 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay RGBA on white: areas that a scanner did not record look like glass."""
-    alpha = rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    # In integers, with 127 for rounding: the same bits on every machine.
-    blended = (rgba[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16)) + 127) // 255
-    return blended.astype(np.uint8)
+def _recognises(path: str) -> Recognition:
+    # OpenSlide goes by the content, so it is tried on any name.
+    return Recognition.NO if is_for_openslide(path) is False else Recognition.MAYBE
 
 
+SUFFIXES = (*TIFF_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 RECORD = SlideReader(
     "openslide",
     "SVS, NDPI, MRXS, SCN, BIF, VMS, DICOM, tiled TIFF through OpenSlide",
-    (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"),
+    SUFFIXES,
     OpenSlideSlide,
     20,
-    # OpenSlide goes by the content, so it is tried on any name.
-    recognises=lambda path: Recognition.MAYBE,
+    recognises=_recognises,
 )
