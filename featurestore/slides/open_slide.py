@@ -9,11 +9,20 @@ Terms
 """
 
 import os
+import warnings
 from pathlib import Path
 
-from featurestore.errors import FeatureStoreError, MppError, SlideError, SlideNotFoundError, first_line
+from featurestore.errors import (
+    FeatureStoreError,
+    MppError,
+    SlideError,
+    SlideNotFoundError,
+    SlideWarning,
+    first_line,
+)
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.protocol import Slide
+from featurestore.slides.pyramid_slide import PyramidSlide
 from featurestore.slides.slide_reader import (
     READERS,
     Recognition,
@@ -22,11 +31,15 @@ from featurestore.slides.slide_reader import (
     readers_in_order,
 )
 
+SAME_MPP = 0.05
+"""Relative difference of two scales that rounding explains: a level may be as far from the requested mpp."""
 REASON_CHARS = 120
 """Kept of each reader's reason: three of them and the path still make one readable line."""
 
 
-def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
+def open_slide(
+    path: str | os.PathLike[str], mpp: float | None = None, *, fallback_mpp: float | None = None
+) -> Slide:
     """Open a slide with whichever reader knows it.
 
     Parameters
@@ -38,6 +51,8 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
         A folder or URL that ends in ``.zarr``: OME-Zarr, read in place.
     mpp
         Microns per pixel at level 0; overrides those in the file.
+    fallback_mpp
+        Used if `mpp` is None and the file states none, or an absurd one.
 
     Raises
     ------
@@ -48,6 +63,11 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     SlideError
         If no reader can open it; the message holds each one's reason.
     """
+    if mpp is None and fallback_mpp is not None:
+        try:
+            return open_slide(path)
+        except MppError:
+            mpp = fallback_mpp
     source = os.fspath(path)
     if is_remote(source):
         slide = _open_url(source, mpp)
@@ -72,6 +92,21 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     cut = REASON_CHARS if len(reasons) > 1 else None
     short = dict.fromkeys(reason[:cut] for reason in reasons)
     raise SlideError(f"{source} cannot be opened: {'; '.join(short) or 'no reader knows its format'}")
+
+
+def warn_if_mpp_differs(slide: Slide, mpp: float | None) -> None:
+    """Warn if the microns per pixel that a sample sheet gives differ from the file's own by more than 5 %.
+
+    A factor of 2 or 10 is a typing error or another magnification, and each patch then shows another size of tissue.
+    """
+    stated = slide.stated_mpp if isinstance(slide, PyramidSlide) else None
+    if mpp is not None and stated is not None and abs(mpp / stated - 1) > SAME_MPP:
+        warnings.warn(
+            f"{slide.source} states {stated:.4g} microns per pixel, the sample sheet {mpp:.4g}; the sheet's is used, "
+            "leave its mpp empty if the file is right",
+            SlideWarning,
+            stacklevel=2,
+        )
 
 
 def _open_url(url: str, mpp: float | None) -> Slide | None:

@@ -12,7 +12,7 @@ _MICRONS = {
     "mm": 1e3,
     "cm": 1e4,
     "m": 1e6,
-    "å": 1e-4,
+    "Å": 1e-4,
     "angstrom": 1e-4,
     "nanometer": 1e-3,
     "nanometre": 1e-3,

@@ -114,7 +114,7 @@ class JpegTileSlide(PyramidSlide):
             if vendor == "aperio" and any((level.counts == 0).any() for level in levels):
                 raise SlideError("JPEG tiles: some are missing; OpenSlide redraws theirs from finer levels")
             label = source or path
-            super().__init__(label, sizes, handle_mpp(handle, mpp, label))
+            super().__init__(label, sizes, *handle_mpp(handle, mpp, label))
         finally:
             handle.close()
         self._levels = levels

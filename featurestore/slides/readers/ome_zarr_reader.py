@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from featurestore.errors import SlideError, first_line
 from featurestore.location import Location, strip_credentials
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
 from featurestore.slides.slide_reader import SlideReader
 
 MICRONS = {
@@ -60,7 +60,7 @@ class OmeZarrSlide(PyramidSlide):
             )
         y, x = self._axes.index("y"), self._axes.index("x")
         sizes = tuple((level.shape[x], level.shape[y]) for level in self._levels)
-        super().__init__(label, sizes, check_mpp(mpp or _mpp(multiscale, self._axes, label), label))
+        super().__init__(label, sizes, *choose_mpp(mpp, lambda: _mpp(multiscale, self._axes, label), label))
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return native RGB of a rectangle inside a level."""

@@ -7,11 +7,12 @@ import openslide
 from numpy.typing import NDArray
 
 from featurestore.errors import SlideError
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
 from featurestore.slides.readers.tiff_reader import SUFFIXES as TIFF_SUFFIXES
 from featurestore.slides.readers.tiff_reader import is_for_openslide
 from featurestore.slides.slide_reader import Recognition, SlideReader
 from featurestore.slides.tiff_colours import on_white
+from featurestore.slides.units import parse_number
 
 LATTICE_PX = 512
 """Side of the squares in which levels above 0 are read: two tiles of the usual 256 px, so that few are decoded twice."""
@@ -27,7 +28,7 @@ class OpenSlideSlide(PyramidSlide):
         self._path = path
         self._lock = threading.Lock()
         self._handle = open_handle(path)
-        super().__init__(path, tuple(self._handle.level_dimensions), handle_mpp(self._handle, mpp, path))
+        super().__init__(path, tuple(self._handle.level_dimensions), *handle_mpp(self._handle, mpp, path))
         self._downsamples = tuple(self._handle.level_downsamples)
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -85,29 +86,24 @@ def open_handle(path: str) -> openslide.OpenSlide:
         raise SlideError(f"OpenSlide: {error}") from error
 
 
-def handle_mpp(handle: openslide.OpenSlide, mpp: float | None, path: str) -> float:
-    """Return microns per pixel at level 0: as given, or as OpenSlide finds it in the file.
+def handle_mpp(handle: openslide.OpenSlide, mpp: float | None, path: str) -> tuple[float, float | None]:
+    """Return microns per pixel at level 0, as given or as OpenSlide finds it in the file; and as the file states it.
 
     Raises
     ------
     MppError
         If it is neither given nor in the file, or absurd.
     """
-    if mpp is None:
-        properties = handle.properties
-        mpp = isotropic_mpp(
-            _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
-            _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
-            path,
-        )
-    return check_mpp(mpp, path)
+    properties = handle.properties
+    found = [
+        _number(properties.get(name))
+        for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    ]
+    return choose_mpp(mpp, lambda: isotropic_mpp(found[0], found[1], path), path)
 
 
 def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
+    return parse_number(text or "")
 
 
 def _recognises(path: str) -> Recognition:

@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from featurestore.errors import MppError, SlideError, first_line
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
 from featurestore.slides.slide_reader import Recognition, SlideReader
 from featurestore.slides.tiff_colours import RGB, PixelFormat, pixel_format, unknown_depth
 from featurestore.slides.tiff_images import SlideImage, find_slide, first_page_is_slide
@@ -68,10 +68,16 @@ class TiffSlide(PyramidSlide):
         image = find_slide(self._file)
         self._levels, self._pages = image.levels, image.keyframes
         self._formats = [_format(image, i) for i in range(len(image.levels))]
-        if mpp is None:
-            mpp = isotropic_mpp(*image.mpp, path) or _tag_mpp(self._file, self._pages[0], path)
         sizes = tuple((page.imagewidth, page.imagelength) for page in self._pages)
-        super().__init__(path, sizes, check_mpp(mpp, path))
+        super().__init__(
+            path,
+            sizes,
+            *choose_mpp(
+                mpp,
+                lambda: isotropic_mpp(*image.mpp, path) or _tag_mpp(self._file, self._pages[0], path),
+                path,
+            ),
+        )
         if self._pages[0].dtype == np.uint16:
             self._check_depth()
         self._segment(0, 0)  # a missing codec fails the slide now, with its reason, not each patch later

@@ -134,7 +134,7 @@ def test_a_tiff_has_the_colours_of_its_photometric_interpretation(tmp_path: Path
     write(tmp_path / "a.tif")
     difference = np.abs(pixels(tmp_path / "a.tif").astype(int) - expected)
     # JPEG halves the resolution of colours, which noise shows.
-    assert difference.mean() < 5 if "JPEG" in name else not difference.any()
+    assert difference.mean() < 8 if "JPEG" in name else not difference.any()
 
 
 def test_cmyk_is_converted_as_pillow_does(tmp_path: Path) -> None:

@@ -11,7 +11,13 @@ import tifffile
 from install_package import install
 from make_slides import painted, write_pyramid
 
-from featurestore.errors import ExtensionWarning, SampleSheetError, SlideError, SlideNotFoundError
+from featurestore.errors import (
+    ExtensionWarning,
+    SampleSheetError,
+    SlideError,
+    SlideNotFoundError,
+    SlideWarning,
+)
 from featurestore.slides.download_cache import ENV_FOLDER
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
@@ -163,7 +169,10 @@ def test_a_folder_scan_sees_the_suffix_of_another_package(site: Path, tmp_path: 
     folder.mkdir()
     write_array(folder / "B.XYZ")
     (folder / "notes.txt").touch()
-    with pytest.raises(SampleSheetError, match=r"known suffixes: \.bif .*\.zarr$"):
+    with (
+        pytest.raises(SampleSheetError, match=r"known suffixes: \.bif .*\.zarr$"),
+        pytest.warns(SlideWarning, match=r"no reader knows .*: B\.XYZ$"),
+    ):
         read_samples(str(folder))
     offer(site, "RECORD", "FOLDER")
     (folder / "C.slide.d").mkdir()
@@ -171,7 +180,9 @@ def test_a_folder_scan_sees_the_suffix_of_another_package(site: Path, tmp_path: 
     (folder / "A.png").write_bytes(imagecodecs.png_encode(IMAGE))
     samples = read_samples(folder, slide_mpp=0.5)
     assert [Path(sample.slide).name for sample in samples] == ["A.png", "B.XYZ", "C.slide.d"]
-    assert [open_slide(sample.slide, sample.mpp).size_px for sample in samples] == [(131, 97)] * 3
+    assert [open_slide(sample.slide, fallback_mpp=sample.fallback_mpp).size_px for sample in samples] == [
+        (131, 97)
+    ] * 3
 
 
 def test_a_folder_of_another_package_is_one_slide_and_is_known_again(site: Path, tmp_path: Path) -> None:
