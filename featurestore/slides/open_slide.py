@@ -10,16 +10,20 @@ Terms
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from featurestore.errors import (
-    FeatureStoreError,
     MppError,
     SlideError,
     SlideNotFoundError,
     SlideWarning,
+    StoreError,
     first_line,
 )
+from featurestore.location import strip_credentials
+from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.protocol import Slide
 from featurestore.slides.pyramid_slide import PyramidSlide
@@ -31,6 +35,7 @@ from featurestore.slides.slide_reader import (
     readers_in_order,
 )
 
+T = TypeVar("T")
 SAME_MPP = 0.05
 """Relative difference of two scales that rounding explains: a level may be as far from the requested mpp."""
 REASON_CHARS = 120
@@ -76,12 +81,16 @@ def open_slide(
         source = str(fetch(source))
     source = source.removeprefix("file://")
     # Checked here, so that no reader has to distinguish a missing file from a bad one.
-    if not is_folder_slide(source) and not Path(source).is_file():
+    try:
+        is_there = is_folder_slide(source) or Path(source).is_file()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise access_error(source, error, "cannot be read") from error
+    if not is_there:
         raise SlideNotFoundError(f"there is no slide at {source}")
     reasons: list[str] = []
     for reader in _candidates(source):
         try:
-            return _open(reader, source, mpp)
+            return _guarded(reader, reader.open, source, mpp)
         except MppError:
             raise  # the format is known and only the scale is missing: that is what the user has to hear
         except SlideError as error:
@@ -113,7 +122,7 @@ def _open_url(url: str, mpp: float | None) -> Slide | None:
     """Open a remote slide without fetching it; None if it has to be fetched whole."""
     for reader in readers_in_order():
         if reader.open_url is not None and reader.has_suffix(url):
-            slide = reader.open_url(url, mpp)
+            slide = _guarded(reader, reader.open_url, url, mpp)
             if slide is not None:
                 return slide
     return None
@@ -129,12 +138,18 @@ def _candidates(path: str) -> list[SlideReader]:
     return [reader for recognition, reader in ranked if recognition >= least]
 
 
-def _open(reader: SlideReader, path: str, mpp: float | None) -> Slide:
+def _guarded(
+    reader: SlideReader, opener: Callable[[str, float | None], T], source: str, mpp: float | None
+) -> T:
+    """Call a reader; whatever is wrong with the slide comes out as a `SlideError`."""
     try:
-        return reader.open(path, mpp)
-    except FeatureStoreError:
+        return opener(source, mpp)
+    except SlideError:
         raise
     except Exception as error:
+        # The place of a folder slide is a `Location`, whose errors are a store's.
+        if is_access_error(error) or isinstance(error, StoreError):
+            raise access_error(strip_credentials(source), error, "cannot be read") from error
         # A bug of ours keeps its traceback; another package's is a reason like any other.
         if reader.name in READERS.own:
             raise

@@ -14,7 +14,6 @@ Terms
 """
 
 import os
-import struct
 import threading
 import weakref
 from collections import OrderedDict
@@ -29,12 +28,12 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from featurestore.errors import MppError, SlideError, SlideNotFoundError
+from featurestore.errors import MppError, SlideError, SlideNotFoundError, first_line
 from featurestore.slides.protocol import Slide
 from featurestore.slides.pyramid_slide import PyramidSlide, bin_pixels
 from featurestore.slides.range_reader import RangedFile, SparseCopy
 from featurestore.slides.readers.openslide_reader import handle_mpp, open_handle
-from featurestore.slides.readers.tiff_reader import is_for_openslide, is_ome
+from featurestore.slides.readers.tiff_reader import PARSE_ERRORS, is_for_openslide, is_ome
 from featurestore.slides.slide_reader import Recognition, SlideReader
 from featurestore.slides.tiff_images import first_page_is_slide
 
@@ -237,8 +236,10 @@ def _read_directories(directories: BinaryIO) -> None:
             for page in file.pages:
                 for tag in getattr(page, "tags", ()):
                     _ = tag.value
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, struct.error) as error:
-        raise SlideError(f"JPEG tiles: tifffile: {error}") from error
+    except SlideError:
+        raise
+    except PARSE_ERRORS as error:
+        raise SlideError(f"JPEG tiles: tifffile: {first_line(error)}") from error
 
 
 class _TileCache:
@@ -300,8 +301,8 @@ def _find_levels(
             return [_tile_layout(found[0]) for found in pages]
     except SlideError:
         raise
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, AttributeError, struct.error) as error:
-        raise SlideError(f"JPEG tiles: tifffile: {error}") from error
+    except PARSE_ERRORS as error:
+        raise SlideError(f"JPEG tiles: tifffile: {first_line(error)}") from error
 
 
 def _tile_layout(page: Any) -> _Level:

@@ -62,8 +62,9 @@ class OpenSlideSlide(PyramidSlide):
         # Several threads may have failed on one handle: the first of them replaces it.
         with self._lock:
             if self._handle is failed:
+                # The failed one is not closed here: another thread may be reading from it, which ends the process.
+                # The last that lets go of it closes it.
                 self._handle = open_handle(self._path)
-                failed.close()
 
     def close(self) -> None:
         """Free the file handle."""

@@ -29,14 +29,17 @@ DEPTH_SEGMENTS = 16
 BRIGHT_SHARE = 0.01
 """Share of samples above half of 16 bits that proves all 16 to be in use: glass alone gives far more, and a camera of
 14 bits or fewer none."""
-_PARSE_ERRORS = (
-    tifffile.TiffFileError,
-    ValueError,
-    IndexError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    struct.error,
+PARSE_ERRORS = (
+    *(
+        tifffile.TiffFileError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+        RuntimeError,
+    ),
+    *(OSError, AssertionError, struct.error),
 )
 """What tifffile raises on damaged headers (2026.3.3)."""
 
@@ -47,7 +50,7 @@ class TiffSlide(PyramidSlide):
     def __init__(self, path: str, mpp: float | None) -> None:
         try:
             self._file = tifffile.TiffFile(path)
-        except _PARSE_ERRORS as error:
+        except PARSE_ERRORS as error:
             raise SlideError(f"tifffile: {first_line(error)}") from error
         weakref.finalize(self, self._file.close)  # a slide that is dropped leaves no open file
         self._lock = threading.Lock()
@@ -60,7 +63,7 @@ class TiffSlide(PyramidSlide):
         except SlideError as error:
             self._file.close()
             raise SlideError(f"tifffile: {error}") from error
-        except _PARSE_ERRORS as error:
+        except PARSE_ERRORS as error:
             self._file.close()
             raise SlideError(f"tifffile: {first_line(error)}") from error
 
@@ -161,7 +164,7 @@ class TiffSlide(PyramidSlide):
             handle.seek(page.dataoffsets[index])
             data = handle.read(page.databytecounts[index])
             decoded, _, shape = keyframe.decode(data, index, **tables)
-        except (RuntimeError, OSError, *_PARSE_ERRORS) as error:
+        except PARSE_ERRORS as error:
             raise SlideError(
                 f"{self._source} cannot be read at level {level}, segment {index}: {first_line(error)}"
             ) from error
@@ -177,7 +180,7 @@ def is_ome(file_or_path: str | BinaryIO) -> bool:
     try:
         with tifffile.TiffFile(file_or_path) as file:
             return bool(file.is_ome)
-    except _PARSE_ERRORS:
+    except PARSE_ERRORS:
         return False
 
 
@@ -223,7 +226,7 @@ def is_for_openslide(path: str) -> bool | None:
         with tifffile.TiffFile(path) as file:
             vendor = openslide.OpenSlide.detect_format(path)
             return first_page_is_slide(file) if vendor == "generic-tiff" else vendor is not None
-    except (OSError, *_PARSE_ERRORS):
+    except PARSE_ERRORS:
         return None
 
 
