@@ -17,8 +17,9 @@ OVERVIEWS = ("macro", "label", "thumbnail", "overview", "barcode")
 """Words in the names of images that show the glass and not the scan."""
 COARSER = 1.9
 """An image whose pixels are this much larger is an overview: scans of one run have one scale, and levels halve it."""
-SMALLER = 0.25
-"""Of an image without a scale, the share of the largest image's area up to which it is an overview or a level."""
+SMALLER = 0.3
+"""Of an image without a scale, the share of the largest image's area up to which it is an overview or a level: half as
+large on each side, and some more where sizes were rounded up."""
 SAME_ASPECT = 0.02
 """Relative difference up to which two pages have the same proportions: sizes of small levels are rounded."""
 # Of OME's channel colours: RGBA in one signed number.
@@ -172,6 +173,11 @@ def _plane_order(series: Any, pixels: ET.Element | None) -> tuple[int, ...]:
     axes = {axis: size for axis, size in zip(series.axes, series.shape, strict=True) if size != 1}
     count = len(series.pages)
     if count == 1 and not set(axes) - set("YXSC"):
+        channels = [] if pixels is None else pixels.findall("{*}Channel")
+        if series.keyframe.samplesperpixel == 1 and _is_fluorescence(channels):
+            raise SlideError(
+                "it is one channel under fluorescence; a slide is a picture in colours, under bright field"
+            )
         return (0,)
     described = ", ".join(f"{axis}={size}" for axis, size in axes.items())
     page = series.keyframe
@@ -194,11 +200,7 @@ def _channel_order(channels: list[ET.Element]) -> tuple[int, ...]:
     """
     names = [channel.get("Name", "").strip() for channel in channels]
     colours = [channel.get("Color", "") for channel in channels]
-    fluorescence = any(
-        channel.get(key) or "fluor" in channel.get("ContrastMethod", "").lower()
-        for channel in channels
-        for key in _FLUORESCENCE
-    )
+    fluorescence = _is_fluorescence(channels)
     by_name = [_CHANNEL_NAMES.get(name.lower()) for name in names]
     by_colour = [_PRIMARIES.get(int(text)) if text.lstrip("-").isdecimal() else None for text in colours]
     for order in (by_name, by_colour):
@@ -212,6 +214,14 @@ def _channel_order(channels: list[ET.Element]) -> tuple[int, ...]:
             "slide is a picture in colours, under bright field"
         )
     return 0, 1, 2
+
+
+def _is_fluorescence(channels: list[ET.Element]) -> bool:
+    return any(
+        channel.get(key) or "fluor" in channel.get("ContrastMethod", "").lower()
+        for channel in channels
+        for key in _FLUORESCENCE
+    )
 
 
 def _is_number(name: str) -> bool:

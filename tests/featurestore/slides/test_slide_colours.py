@@ -170,6 +170,10 @@ REFUSED: dict[str, tuple[Write, str]] = {
     ),
     "depths": (ome(np.stack([IMAGE] * 3), "ZYXS", photometric="rgb"), "3 planes (Z=3"),
     "fluorescence": (ome(PLANES, "CYX", FLUORESCENCE, photometric="minisblack"), "DAPI, FITC, Cy5"),
+    "one channel under fluorescence": (
+        ome(IMAGE[..., 0], "YX", {"Channel": {"EmissionWavelength": 461.0}}, photometric="minisblack"),
+        "one channel under fluorescence",
+    ),
     "four channels": (ome(np.stack([IMAGE[..., 0]] * 4), "CYX", photometric="minisblack"), "4 planes (C=4"),
     "ImageJ's channels": (tiff(PLANES, imagej=True, metadata={"axes": "CYX"}), "vips bandjoin"),
     "three grey pages": (tiff(PLANES, photometric="minisblack", metadata=None), "3 planes"),
