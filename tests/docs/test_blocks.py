@@ -2,6 +2,7 @@
 
 A page's blocks run in order, in a folder of their own that holds what a reader would bring: `cohort.csv`
 with two small sections (C2, C4), `genes.txt`, and in place of a fresh `histosge demo` one that was made before, smaller.
+A block below a file's name in bold is written to that file.
 """
 
 import contextlib
@@ -41,7 +42,8 @@ PAGES = [
     *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in NOT_A_GUIDE),
 ]
 FENCE = re.compile(
-    r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>python|bash|shell|sh|console)\n(?P<code>.*?)^```",
+    r"(?:^\*\*`(?P<file>\S+)`\*\*\n\n)?(?:<!-- (?P<mark>[^\n]*?) -->\n)?"
+    r"^```(?P<kind>python|bash|shell|sh|console)\n(?P<code>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
 SPEC = SyntheticSpec(size_px=(2400, 2200), genes=GeneCounts(8, 4, 4, 4))
@@ -55,6 +57,7 @@ class Block:
     code: str
     mark: str
     line: int
+    file: str
 
     @property
     def is_run(self) -> bool:
@@ -64,7 +67,13 @@ class Block:
 def blocks_of(page: Path) -> list[Block]:
     text = page.read_text()
     return [
-        Block(found["kind"], found["code"], found["mark"] or "", text.count("\n", 0, found.start("code")) + 1)
+        Block(
+            found["kind"],
+            found["code"],
+            found["mark"] or "",
+            text.count("\n", 0, found.start("code")) + 1,
+            found["file"] or "",
+        )
         for found in FENCE.finditer(text)
     ]
 
@@ -104,9 +113,14 @@ def test_every_block_runs(
     shutil.copytree(brought, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{_command(tmp_path)}:{os.environ['PATH']}")
+    # `--preset module:Class` lets modules of this folder be imported; other pages must not find them.
+    monkeypatch.setattr("sys.path", list(sys.path))
     names: dict[str, object] = {"__name__": "page"}
     for block in filter(lambda b: b.is_run, blocks_of(page)):
         where = f"{page.name}:{block.line}"
+        if block.file:
+            (tmp_path / block.file).write_text(block.code)
+            continue
         if block.kind == "python":
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
