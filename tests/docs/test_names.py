@@ -1,10 +1,12 @@
-"""Modules, functions and classes that the pages name by their full path exist."""
+"""Modules, functions, classes and metrics that the pages name exist."""
 
 import re
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from histosge.heldout.metric_registry import METRICS
 
 ROOT = Path(__file__).parents[2]
 NAME = re.compile(r"(?<![\w/.-])(?:featurestore|histosge)(?:\.[A-Za-z_]\w*)+(?![\w/])")
@@ -42,3 +44,10 @@ PAGES = sorted(page for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_name_of_a_page_exists(page: Path) -> None:
     assert {name for name in named(page) if not found(name)} == set()
+
+
+def test_the_guide_lists_the_registered_metrics_and_their_names_in_both_tables() -> None:
+    table = (ROOT / "docs" / "evaluation.md").read_text().partition("| `genes.csv` | `scores.csv` |")[2]
+    rows = dict(re.findall(r"^\| `(\w+)` \| `(\w+)` \|", table.partition("\n\n")[0], re.MULTILINE))
+    assert rows.pop("pearson_depth_adjusted") == "pearson_depth_adjusted"
+    assert rows == {metric.name: metric.summary_name for metric in METRICS.own.values()}
