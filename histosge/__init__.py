@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from histosge.data.load_settings import LoadSettings as LoadSettings
     from histosge.data.loader import Loader as Loader
-    from histosge.data.loader import LoadSettings as LoadSettings
     from histosge.data.loader import stream_batches as stream_batches
+    from histosge.data.spot_targets import SpotTargets as SpotTargets
     from histosge.evaluation.evaluate import evaluate as evaluate
     from histosge.exporting.export import export as export
     from histosge.prediction.predict import predict as predict
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
     from histosge.training.train import train as train
 
 _HOMES = {
-    "LoadSettings": "data.loader",
+    "LoadSettings": "data.load_settings",
     "Loader": "data.loader",
+    "SpotTargets": "data.spot_targets",
     "TrainSettings": "training.train",
     "evaluate": "evaluation.evaluate",
     "export": "exporting.export",

@@ -24,12 +24,18 @@ def usable_cores() -> int:
 
 
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """Yield what `prefetch` yields, with one thread of BLAS each meanwhile: also for the caller between two results."""
+    with threadpool_limits(1, user_api="blas"):
+        yield from prefetch(work, items, threads)
+
+
+def prefetch(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """Yield ``work(item)`` for every item, in order, with `threads` of them at work and one more in memory.
 
     Items are taken in the calling thread. An error of one item is raised in its turn; those behind it that have begun
     are finished first.
     """
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as executor:
+    with ThreadPoolExecutor(threads) as executor:
         running: deque[Future[Result]] = deque()
         try:
             for item in items:

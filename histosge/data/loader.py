@@ -8,6 +8,14 @@ in an order that the seed decides, while the other half is being filled. Memory 
     for batch in stream_batches("s3://bucket/store", epochs=3, seed=1):
         loss = network(torch.from_numpy(batch.embedding).float()) ...
 
+With targets, batches are of spots: the mean embedding of the patches under each, and its counts.
+
+    targets = SpotTargets.from_samples("cohort.csv", "store.zarr", genes=250)
+    for embedding, counts, library, section, spot in Loader("store.zarr", targets=targets):
+        ...
+
+A loader has a length, an epoch that can be set, and `as_torch()` for what expects a dataset of torch.
+
 Terms
     pool   the blocks that are in memory together: patches are shuffled within it, blocks across the cohort
     slot   the place of one block in the buffer
@@ -15,11 +23,12 @@ Terms
 """
 
 import threading
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,76 +40,24 @@ from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.raw_read import RawBlocks
 from featurestore.storage.selection import AT_ONCE, SlideEmbedding, open_slides
 from featurestore.storage.store import Store
+from histosge.data.load_settings import EpochReads, LoadSettings
 from histosge.data.shuffle_buffer import Batch, BatchCutter, Pool
+from histosge.data.spot_stream import SpotStream
+from histosge.data.spot_targets import SpotBatch, SpotTargets
+
+if TYPE_CHECKING:
+    from histosge.data.torch_batches import TorchBatches
+
+B = TypeVar("B", Batch, SpotBatch)
 
 THREADS_LOCAL, THREADS_REMOTE = 2, 8
 
 
 @dataclass(frozen=True)
-class LoadSettings:
-    """How to stream.
-
-    Parameters
-    ----------
-    batch
-        Patches in one batch; the last of an epoch may hold fewer.
-    seed
-        Same seed, store and rank: the same batches, whatever the threads.
-    shuffle
-        False gives slides by id, blocks and patches in row-major order.
-    drop_last
-        Leave out an epoch's incomplete last batch.
-    buffer_mb
-        Of all blocks in memory, half of it being drawn from while the other is filled.
-    threads
-        That fetch blocks; None means 2 for a local store and 8 for a remote one.
-    rank, world_size
-        Which of how many processes this is; parts are disjoint and together the whole.
-    """
-
-    batch: int = 1024
-    seed: int = 0
-    shuffle: bool = True
-    drop_last: bool = False
-    buffer_mb: int = 256
-    threads: int | None = None
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} is none of 0..{self.world_size - 1}")
-        if min(self.batch, self.buffer_mb, 1 if self.threads is None else self.threads) < 1:
-            raise ValueError("batch, buffer_mb and threads must be positive")
-
-
-@dataclass
-class Reads:
-    """What one epoch has read so far.
-
-    Parameters
-    ----------
-    blocks, patches
-        Blocks read, and patches in them that have an embedding.
-    background
-        Patches in those blocks that hold no tissue.
-    unreadable
-        Tissue patches that hold NaN, by slide id.
-    missing
-        Planned blocks that are not stored, by slide id.
-    """
-
-    blocks: int = 0
-    patches: int = 0
-    background: int = 0
-    unreadable: Counter[str] = field(default_factory=Counter)
-    missing: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
 class _Planned:
-    """One block: which slide's, and its tissue, a bit a patch of the slot."""
+    """One block: its place in the plan, which slide's, and its tissue, a bit a patch of the slot."""
 
+    number: int
     slide: int
     block: Block
     tissue: bytes
@@ -125,8 +82,8 @@ class _Filling(NamedTuple):
     futures: list[Future[_Read]]
 
 
-class Loader:
-    """Shuffled batches of patches from the slides of a store, epoch after epoch.
+class Loader(Generic[B]):
+    """Shuffled batches of patches, or of spots with targets, from the slides of a store, epoch after epoch.
 
     Iterating gives one epoch, each time another order. Opening reads metadata and tissue, of which about half
     a kilobyte a block stays in memory.
@@ -137,16 +94,19 @@ class Loader:
         Folder or URL of a feature store. Blocks of a remote one are kept on the local disk, see
         `featurestore.storage.block_cache`.
     slides
-        Only these; all that have the embedding if empty.
+        Only these; all that have the embedding (with targets: all sections of theirs) if empty.
     grid, encoder
-        Needed where the store holds several.
+        Needed where the store holds several; targets know theirs.
     settings
         Batch, seed, buffer, rank.
+    targets
+        Spots to learn from: batches are then `SpotBatch`, and ranks share the sections in place of the blocks.
 
     Raises
     ------
     StoreError
-        If there is no store, no such slide or no embedding, or the buffer cannot hold two blocks.
+        If there is no store, no such slide or no embedding, the buffer cannot hold two blocks, or there are more ranks
+        than sections.
 
     Examples
     --------
@@ -158,30 +118,69 @@ class Loader:
     Counter({'C4': 3})
     """
 
+    @overload
     def __init__(
-        self,
-        store: str,
+        self: "Loader[Batch]",
+        store: str | Path,
         slides: Sequence[str] = (),
         *,
         grid: str | None = None,
         encoder: str | None = None,
         settings: LoadSettings | None = None,
+        targets: None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Loader[SpotBatch]",
+        store: str | Path,
+        slides: Sequence[str] = (),
+        *,
+        grid: str | None = None,
+        encoder: str | None = None,
+        settings: LoadSettings | None = None,
+        targets: SpotTargets,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        store: str | Path,
+        slides: Sequence[str] = (),
+        *,
+        grid: str | None = None,
+        encoder: str | None = None,
+        settings: LoadSettings | None = None,
+        targets: SpotTargets | None = None,
     ) -> None:
         self.settings = settings or LoadSettings()
-        self._store = Store.open(store)
+        if targets is not None:
+            targets = targets.of_slides(slides) if slides else targets
+            slides, grid, encoder = targets.slide_ids, targets.grid_key, encoder or targets.encoder_key
+        self.targets = targets
+        # What a worker needs to open the same anew.
+        self._arguments = {"store": str(store), "slides": slides, "grid": grid, "encoder": encoder}
+        self._store = Store.open(str(store))
         self._slides, self.without = open_slides(self._store, list(slides) or None, grid, encoder)
         cache = BlockCache.from_environment() if self.is_remote else None
         self._readers = [RawBlocks(slide.array, cache) for slide in self._slides]
         # A grid smaller than a block is stored as a smaller one: it fills a part of its slot.
         self._slot_patches = max(int(np.prod(reader.slot_shape[:2])) for reader in self._readers)
-        self._plan = _plan(self._slides)
-        self._slots = self._count_slots()
+        self._spots = None if targets is None else self._spot_stream(targets)
+        self._plan = _plan(self._slides) if targets is None else []
+        self._slots = self._count_slots() if targets is None else 0
         self._spare: list[Pool] = []
         self._scratch = threading.local()
         # Checksums of blocks that were looked through: the same values need no second look.
         self._without_nan: dict[_Planned, int] = {}
+        # Of each planned block, as far as it is known: what an epoch found unreadable is taken off.
+        self._n_readable = np.array([planned.n_tissue for planned in self._plan], np.int64)
         self._epoch = 0
-        self.reads = Reads()
+        self._reads = EpochReads()
+
+    @property
+    def reads(self) -> EpochReads:
+        """What the latest epoch has read so far."""
+        return self._reads if self._spots is None else self._spots.reads
 
     @property
     def is_remote(self) -> bool:
@@ -198,21 +197,100 @@ class Loader:
         """Features of one patch."""
         return self._slides[0].dim
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __len__(self) -> int:
+        """Return the batches of the next epoch: see `n_batches`."""
+        return self.n_batches(self._epoch)
+
+    def n_batches(self, epoch: int, n_workers: int = 1) -> int:
+        """Return how many batches an epoch has.
+
+        Exact where all patches are readable, or once the epochs so far have read every block: what they found
+        unreadable or missing is not counted. Otherwise a few too many.
+
+        Parameters
+        ----------
+        n_workers
+            Processes that share this rank's part, each with an incomplete last batch of its own.
+        """
+        rank, world_size = self.settings.rank * n_workers, self.settings.world_size * n_workers
+        ranks = range(rank, rank + n_workers)
+        return sum(self.settings.n_batches(self._n_items(epoch, rank, world_size)) for rank in ranks)
+
+    def _n_items(self, epoch: int, rank: int, world_size: int) -> int:
+        """Return the patches, or spots, of one rank's part of an epoch."""
+        if self._spots is not None:
+            return self._spots.n_spots(epoch, rank, world_size)
+        return int(self._n_readable[self._order(epoch, rank, world_size)].sum())
+
+    def set_epoch(self, number: int) -> None:
+        """Make the next epoch the one of this number, for a run that is resumed."""
+        self._epoch = number
+
+    def __iter__(self) -> Iterator[B]:
         """Go through the next epoch."""
         self._epoch += 1
         return self.epoch(self._epoch - 1)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int) -> Iterator[B]:
         """Go through one epoch, counted from 0: the same number gives the same batches.
 
         Yields
         ------
-        Batch
-            Nobody else writes to its arrays, so it may be kept; as the embeddings are a piece of half the
+        Batch or SpotBatch
+            Nobody else writes to its arrays, so it may be kept; as the embeddings of patches are a piece of half the
             buffer, copy what is to be kept for long.
         """
-        self.reads = Reads()
+        batches = self._patch_epoch(number) if self._spots is None else self._spots.epoch(number)
+        return cast(Iterator[B], batches)
+
+    def as_torch(self, num_workers: int = 0) -> "TorchBatches[B]":
+        """Return the batches as a `torch.utils.data.IterableDataset` of tensors.
+
+        Parameters
+        ----------
+        num_workers
+            Of the `DataLoader` that it is given to. None are needed: blocks are read by threads in any case.
+
+        Examples
+        --------
+        >>> batches = DataLoader(loader.as_torch(), batch_size=None)  # doctest: +SKIP
+        """
+        from histosge.data.torch_batches import TorchBatches
+
+        self._check_ranks(self.settings.world_size * max(1, num_workers))
+        return TorchBatches(self, num_workers, self._epoch)
+
+    def for_worker(self, worker: int, n_workers: int) -> "Loader[B]":
+        """Open the same store anew, for one of several workers that share this rank's part."""
+        s = self.settings
+        part = replace(s, rank=s.rank * n_workers + worker, world_size=s.world_size * n_workers)
+        return _open(self._arguments, part, self.targets)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that does not inherit memory opens the store for itself.
+        return _open, (self._arguments, self.settings, self.targets, self._epoch)
+
+    def _spot_stream(self, targets: SpotTargets) -> SpotStream:
+        self._check_ranks(self.settings.world_size)
+        # Opened slides come sorted by id.
+        place = {slide.slide_id: number for number, slide in enumerate(self._slides)}
+        places = [place[section.slide_id] for section in targets.sections]
+        slides, readers = [self._slides[i] for i in places], [self._readers[i] for i in places]
+        return SpotStream(slides, readers, targets.sections, self.settings, self._n_threads)
+
+    def _check_ranks(self, world_size: int) -> None:
+        if self.targets is not None and world_size > len(self.targets.sections):
+            raise StoreError(
+                f"{len(self.targets.sections)} sections cannot be shared by {world_size} processes, as each needs a "
+                "section; start fewer processes or workers"
+            )
+
+    @property
+    def _n_threads(self) -> int:
+        return self.settings.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
+
+    def _patch_epoch(self, number: int) -> Iterator[Batch]:
+        self._reads = EpochReads()
         batches = BatchCutter(self.settings.batch)
         for pool, filled in self._fill_pools(number):
             yield from batches.cut(pool, filled)
@@ -221,15 +299,10 @@ class Loader:
 
     def _fill_pools(self, epoch: int) -> Iterator[tuple[Pool, int]]:
         """Fill one pool while the other is used; yield it with the number of patches that it holds."""
-        s = self.settings
-        order = np.arange(len(self._plan))
-        if s.shuffle:
-            order = np.random.default_rng([s.seed, epoch]).permutation(order)
-        parts = self._split([self._plan[i] for i in order[s.rank :: s.world_size]])
+        order = self._order(epoch, self.settings.rank, self.settings.world_size)
+        parts = self._split([self._plan[i] for i in order])
         filling: deque[_Filling] = deque()
-        with ThreadPoolExecutor(
-            s.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
-        ) as executor:
+        with ThreadPoolExecutor(self._n_threads) as executor:
             try:
                 for number, part in enumerate(parts[:2]):
                     filling.append(self._begin(executor, part, (epoch, number)))
@@ -248,6 +321,13 @@ class Loader:
                 wait(futures)
                 for begun in filling:
                     self._return_pool(begun.pool)
+
+    def _order(self, epoch: int, rank: int, world_size: int) -> NDArray[np.int64]:
+        """Return which planned blocks one rank reads, in the order of an epoch."""
+        order = np.arange(len(self._plan))
+        if self.settings.shuffle:
+            order = np.random.default_rng([self.settings.seed, epoch]).permutation(order)
+        return order[rank::world_size]
 
     def _split(self, planned: list[_Planned]) -> list[list[_Planned]]:
         """Cut a list of blocks into parts whose patches fit a pool."""
@@ -322,6 +402,7 @@ class Loader:
         """Count what was read, and return how many patches the pool holds."""
         for planned, read in zip(part, reads, strict=True):
             slide_id = self._slides[planned.slide].slide_id
+            self._n_readable[planned.number] = read.n_kept
             self.reads.blocks += read.is_there
             self.reads.patches += read.n_kept
             if not read.is_there:
@@ -345,8 +426,16 @@ class Loader:
         return int(min(slots, max(1, len(self._plan))))
 
 
+def _open(
+    arguments: dict[str, Any], settings: LoadSettings, targets: SpotTargets | None, epoch: int = 0
+) -> "Loader[Any]":
+    loader: Loader[Any] = Loader(**arguments, settings=settings, targets=targets)
+    loader.set_epoch(epoch)
+    return loader
+
+
 def stream_batches(
-    store: str,
+    store: str | Path,
     slides: Sequence[str] = (),
     *,
     epochs: int = 1,
@@ -375,11 +464,12 @@ def _plan(slides: Sequence[SlideEmbedding]) -> list[_Planned]:
     """Read every slide's tissue, and list the blocks that hold some, slide by slide."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         masks = pool.map(SlideEmbedding.read_tissue, slides)
-        return [
-            _Planned(number, block, _tissue_bits(mask, block, slide.array.block_shape))
-            for number, (slide, mask) in enumerate(zip(slides, masks, strict=True))
+        planned = (
+            (slide_number, block, _tissue_bits(mask, block, slide.array.block_shape))
+            for slide_number, (slide, mask) in enumerate(zip(slides, masks, strict=True))
             for block in slide.planned(mask)
-        ]
+        )
+        return [_Planned(number, *block) for number, block in enumerate(planned)]
 
 
 def _tissue_bits(is_tissue: NDArray[np.bool_], block: Block, shape: tuple[int, int]) -> bytes:

@@ -5,24 +5,18 @@ so that no model ever sees them.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
-from histosge.data.alignment_check import AlignmentReport, TissueMap, check_alignment, check_scale
+from histosge.data.alignment_check import AlignmentReport
 from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
-from histosge.data.expression.find_expression import find_expression
-from histosge.data.expression.loaded_expression import SlideFrame
-from histosge.data.expression.pseudo_spots import needs_pooling, pool_spots
-from histosge.data.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target, usable
-from histosge.data.sections import Section, Spots, TrainingSection
-from histosge.data.spot_overlap import spot_overlap
-from histosge.errors import ExpressionError, ModelError
+from histosge.data.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target
+from histosge.data.sections import Section, TrainingSection
+from histosge.data.spot_loading import cover, load_spots, require_expression
+from histosge.errors import ModelError
 
 
 @dataclass(frozen=True)
@@ -65,45 +59,22 @@ def load_section(
     ExpressionError
         If the sample names no expression, it does not fit the slide, or no spot is usable.
     """
-    if sample.expression is None:
-        raise ExpressionError(
-            f"slide {sample.slide_id!r} has no expression; name a file in the sample sheet's expression column"
-        )
+    require_expression(sample)
     slide = open_embedded(store, sample.slide_id, grid_key, encoder_key)
-    record = store.slide(sample.slide_id)
-    frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
-    found = find_expression(sample.expression, frame)
-    spots = found.spots
-    fit = _fit(slide, spots, (record.size_px[0] * record.mpp, record.size_px[1] * record.mpp))
-    if fit.verdict == "refuse":
-        raise ExpressionError(fit.message)
-    fit = check_scale(fit, sample.slide_id, record.mpp, found.implied_mpp)
-    patches = load_patches(slide)
-    said = found.describe(record.mpp)
-    if needs_pooling(spots, patches.stride_um, min_counts):
-        spots = pool_spots(spots, patches.stride_um)
-        said += f"; too few counts each, so pooled into {len(spots)} squares of {patches.stride_um:g} µm"
-    enough = usable(spots, min_counts)
-    overlap = spot_overlap(spots, patches)
-    covered = np.asarray(overlap.sum(axis=1)).ravel() > 0
-    keep = enough & covered
-    if not keep.any():
-        raise ExpressionError(
-            f"section {sample.slide_id!r}: none of {len(spots)} spots is usable "
-            f"({int((~enough).sum())} under {min_counts} counts, {int((enough & ~covered).sum())} off tissue)"
-        )
-    section = Section(patches, _take(spots, keep), overlap[keep], slide.stored.rgb)
-    nowhere = tuple(spots.barcodes[enough & ~covered].tolist())
-    return LoadedSection(section, slide, int((~enough).sum()), len(nowhere), fit, said, nowhere)
-
-
-def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> AlignmentReport:
-    grid = slide.stored.grid
-    return check_alignment(spots, TissueMap(slide.stored.tissue, grid.y_um, grid.x_um, size_um))
-
-
-def _take(spots: Spots, keep: NDArray[np.bool_]) -> Spots:
-    return replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])
+    # Before the embeddings: what does not belong to the slide is refused without reading gigabytes.
+    measured = load_spots(sample, store, slide.stored, min_counts=min_counts)
+    covered = cover(measured.spots, load_patches(slide), min_counts)
+    section = Section(covered.patches, covered.spots, covered.overlap, slide.stored.rgb)
+    nowhere = covered.uncovered
+    return LoadedSection(
+        section,
+        slide,
+        covered.n_under_min_counts,
+        len(nowhere),
+        measured.alignment,
+        measured.description,
+        nowhere,
+    )
 
 
 MIN_SPOTS = 20
