@@ -1,22 +1,42 @@
 PYTHON ?= python3
-PIP = .venv/bin/python -m pip
+# Versions of everything, for machines without a GPU, made by .ci/make_constraints.
 # On a machine with a CUDA device, `make CONSTRAINTS=` installs the GPU build of torch.
 CONSTRAINTS ?= -c constraints.txt
 
-.PHONY: venv demo test lint docs wheel bench s3 clean
+# uv installs in 6 s what takes pip more than 100; where it is not there, it goes into the environment.
+# It does not read pip's settings: where local wheels and another index are, it is told.
+UV = $(shell command -v uv || echo .venv/bin/uv)
+PLACES = $(addprefix --find-links=,$(PIP_FIND_LINKS)) $(addprefix --default-index=,$(PIP_INDEX_URL))
+INSTALL = $(UV) pip install --quiet --python .venv/bin/python $(PLACES) $(CONSTRAINTS)
 
-.venv/installed: pyproject.toml constraints.txt
+# A container that forbids Python to keep bytecode makes each process compile 1,500 modules anew.
+export PYTHONDONTWRITEBYTECODE =
+
+.PHONY: venv demo test test-all lint docs wheel bench s3 clean
+
+# What a user needs.
+.venv/installed-user: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[dev,s3]'
+	command -v uv > /dev/null || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(INSTALL) -e '.[s3,view]'
 	touch $@
 
-venv: .venv/installed
+# What tests, types and benchmarks need as well.
+.venv/installed-dev: .venv/installed-user
+	$(INSTALL) -e '.[dev,s3,view]'
+	touch $@
 
-demo: venv
+venv: .venv/installed-dev
+
+demo: .venv/installed-user
 	.venv/bin/histosge demo --out demo
 
 test: venv
 	.venv/bin/python -m pytest
+
+# Also what takes long: killed workers, troubled servers, the guide, the wheel.
+test-all: venv
+	.venv/bin/python -m pytest --e2e --slow
 
 lint: venv
 	.venv/bin/ruff check .
@@ -25,11 +45,11 @@ lint: venv
 	.venv/bin/lint-imports
 
 # The site, into build/site; a warning is an error.
-.venv/docs-installed: .venv/installed
-	$(PIP) install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '.[docs]'
+.venv/installed-docs: .venv/installed-user
+	$(INSTALL) -e '.[docs,s3,view]'
 	touch $@
 
-docs: .venv/docs-installed
+docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 

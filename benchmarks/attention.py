@@ -23,7 +23,7 @@ from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
 from histosge.models.attention import RADIUS_UM
-from histosge.models.presets.dense_attention import DenseAttentionModel
+from histosge.models.dense_attention import DenseAttentionModel
 from histosge.models.protocol import Model
 from histosge.synthetic import SyntheticSpec, load_truth, make_cohort
 
@@ -62,7 +62,7 @@ def compare(
     seconds, model = timed(lambda: DenseAttentionModel.fit(training))
     alone = DenseAttentionModel.fit(training, radius_um=ALONE_UM)
     spots = f"{encoder}, {sum(len(s.target) for s in training)} spots"
-    shown = {"dense": model.image, "+ patch alone": alone, "+ attention": model}
+    shown = {"dense": model.dense, "+ patch alone": alone, "+ attention": model}
     scores = {name: score(testing, _at_spots(one, testing)) for name, one in shown.items()}
     changes = model.facts["error_change"] if model.facts else [0.0]
     return [

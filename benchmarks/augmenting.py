@@ -6,9 +6,9 @@ Each public section is held out in turn; its slide is encoded as it is and in fo
 section was seen in (--quick, or where the sections are absent: a made cohort and `colour`). Means over sections;
 `shifted` is the mean over the four stains. Strengths are shown as a table: none is chosen.
 
-    stain      weights along what stains move, measured on some patches of the training slides
-    dropout    a feature zeroed on the whole slide: for one view that is the ridge's own penalty; here the blocks
-               of a feature's five views
+    stain      weights along stain shifts, measured on some patches of the training slides
+    dropout    a component zeroed on the whole slide: for one moment that is the ridge's own penalty; here the blocks
+               of a component's five moments
 """
 
 import tempfile
@@ -24,21 +24,21 @@ from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.encoders.loading import load_encoder
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
+from histosge.data.genes import choose_genes
 from histosge.data.section_loading import (
     LoadedSection,
     Selection,
     load_sections,
-    resolve_genes,
     training_section,
 )
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
+from histosge.models.dense import N_PATTERNS, DenseModel
 from histosge.models.linear_algebra import Floats, spatial_groups
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import VIEWS, Surroundings
-from histosge.models.presets.dense import PATTERNS, DenseModel, see_spots
-from histosge.models.stacking import fit_members
+from histosge.models.multiscale import MOMENTS, MultiscaleFeatures, spot_features
+from histosge.models.stacking import fit_stack
 from histosge.models.stain_invariance import stain_covariance
 from histosge.synthetic import SyntheticSpec, make_cohort
 from histosge.training.stain_augmentation import Stain, augment_stains, encode_stained
@@ -109,39 +109,41 @@ def _held_out(cohort: Cohort, k: int) -> dict[str, Score]:
     """Fit on all sections but one with each penalty, and score the one in every stain."""
     sections = [item.section for item in cohort.loaded]
     others = [i for i in range(len(sections)) if i != k]
-    genes = resolve_genes([sections[i] for i in others], GENES)
+    genes = choose_genes([sections[i].spots for i in others], GENES)
     every = [training_section(s, genes) for s in sections]
     known, held = [cohort.loaded[i] for i in others], every[k]
     training = augment_stains(read_samples(str(cohort.sheet)), known, [every[i] for i in others], seed=0)
-    surroundings = Surroundings.of(training)
-    moved = {
-        "stain": stain_covariance(training, surroundings, 1.0),
-        "dropout": _dropout_covariance(training, surroundings),
+    features = MultiscaleFeatures.fit(training)
+    covariances = {
+        "stain": stain_covariance(training, features, 1.0),
+        "dropout": _dropout_covariance(training, features),
     }
-    scores = {"no penalty": _score(_fit(training, surroundings, None), held, cohort.shifted[k])}
+    scores = {"no penalty": _score(_fit(training, features, None), held, cohort.shifted[k])}
     for name, strengths in STRENGTHS.items():
-        covariance = moved[name]
+        covariance = covariances[name]
         assert covariance is not None
         for g in strengths:
-            model = _fit(training, surroundings, g * covariance)
+            model = _fit(training, features, g * covariance)
             scores[f"{name} {g:g}"] = _score(model, held, cohort.shifted[k])
     return scores
 
 
-def _fit(training: Sequence[TrainingSection], surroundings: Surroundings, moved: Floats | None) -> DenseModel:
-    targets = LowRankTargets.of(training, PATTERNS)
-    Y = np.concatenate([targets.patterns(s) for s in training])
-    spots = see_spots(training, surroundings)
-    affine, penalties = fit_members(spots, Y, spatial_groups(training), moved=moved)
-    return DenseModel(surroundings, affine, targets, penalties)
+def _fit(
+    training: Sequence[TrainingSection], features: MultiscaleFeatures, nuisance: Floats | None
+) -> DenseModel:
+    targets = LowRankTargets.fit(training, N_PATTERNS)
+    Y = np.concatenate([targets.to_patterns(s) for s in training])
+    spots = spot_features(training, features)
+    stack = fit_stack(spots, Y, spatial_groups(training), nuisance=nuisance)
+    return DenseModel(features, stack.affine, targets, stack.penalties)
 
 
-def _dropout_covariance(training: Sequence[TrainingSection], surroundings: Surroundings) -> Floats:
-    """Return the covariance of what zeroing one feature at a time, in all of its views, does."""
-    features = see_spots(training, surroundings).features
-    covariance = np.cov(features.T, bias=True)
-    feature = np.arange(features.shape[1]) % (features.shape[1] // len(VIEWS))
-    return np.asarray(covariance * (feature[:, None] == feature))
+def _dropout_covariance(training: Sequence[TrainingSection], features: MultiscaleFeatures) -> Floats:
+    """Return the covariance of the shifts when one component at a time is zeroed, in all of its moments."""
+    values = spot_features(training, features).features
+    covariance = np.cov(values.T, bias=True)
+    component = np.arange(values.shape[1]) % (values.shape[1] // len(MOMENTS))
+    return np.asarray(covariance * (component[:, None] == component))
 
 
 def _score(model: DenseModel, held: TrainingSection, shifted: dict[str, np.ndarray]) -> Score:

@@ -18,8 +18,9 @@ from _public import embed_public, public_sheet
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.calibration.conformal import Intervals, at_spots, calibrate, coverage
-from histosge.data.section_loading import Selection, load_sections, resolve_genes, training_section
+from histosge.calibration.conformal import Intervals, calibrate, coverage, predict_spots
+from histosge.data.genes import choose_genes
+from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import TrainingSection
 from histosge.models.registry import load_preset
 from histosge.synthetic import SyntheticSpec, make_cohort
@@ -46,7 +47,7 @@ def main() -> None:
         fit = load_preset(preset).fit
         intervals, model = calibrate(fit, training, 55.0), fit(training)
         assert intervals is not None
-        covered = [coverage(intervals, s.target, *at_spots(model, s)) for s in sections[-held_out:]]
+        covered = [coverage(intervals, s.target, *predict_spots(model, s)) for s in sections[-held_out:]]
         results += [
             Result(f"{preset}: coverage", float(np.mean(covered)), "share", ">= 0.88"),
             Result(f"{preset}: coverage, at most", float(np.mean(covered)), "share", "<= 0.92"),
@@ -66,7 +67,7 @@ def _public_folds(sheet: Path) -> Iterator[Held]:
     with tempfile.TemporaryDirectory() as name:
         sections = [item.section for item in embed_public(sheet, Path(name))]
     for k in range(len(sections)):
-        genes = resolve_genes(sections[:k] + sections[k + 1 :], GENES)
+        genes = choose_genes([s.spots for s in sections[:k] + sections[k + 1 :]], GENES)
         every = [training_section(s, genes) for s in sections]
         yield every[:k] + every[k + 1 :], every[k]
 
@@ -82,7 +83,7 @@ def by_depth(what: str, folds: Iterator[Held], spot_um: float) -> list[Result]:
         intervals, model = known[key]
         assert intervals is not None
         n_strata.append(intervals.config()["depth_strata"])
-        values, depth = at_spots(model, held)
+        values, depth = predict_spots(model, held)
         assert depth is not None
         assert held.library is not None
         for name, some in (("one width", replace(intervals, strata=None)), ("as chosen", intervals)):

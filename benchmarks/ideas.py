@@ -19,26 +19,27 @@ from numpy.typing import NDArray
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.data.gaussian_pooling import View
+from histosge.data.gaussian_pooling import Moment
 from histosge.data.section_loading import Selection, load_sections
 from histosge.data.sections import Section, TrainingSection
-from histosge.evaluation.methods import MapModel, PresetMethod
-from histosge.evaluation.results import NOISE
-from histosge.evaluation.runner import score_plan
+from histosge.evaluation.methods import MapModel, ModelMethod
+from histosge.evaluation.results import NOISE, VARIANT
+from histosge.evaluation.runner import noise_control, score_plan
 from histosge.evaluation.tasks import Plan, Task
+from histosge.models import dense
+from histosge.models.dense import DenseModel
+from histosge.models.estimators import find_estimator
 from histosge.models.linear_algebra import Affine, RidgePath, Standardiser, choose_penalties, spatial_groups
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import VIEWS, Surroundings, view_columns
-from histosge.models.presets import dense
-from histosge.models.presets.dense import DenseModel, see_spots
-from histosge.models.registry import load_preset
-from histosge.models.stacking import VIEWS_OF_RIDGES, fit_members
+from histosge.models.multiscale import MOMENTS, MultiscaleFeatures, moment_columns, spot_features
+from histosge.models.stacking import RIDGE_MOMENTS, fit_stack
 from histosge.synthetic import SyntheticSpec, make_cohort
 
 SPEC = GridSpec(mpp=0.7, patch_px=320, stride_px=80)
 """224 µm patches every 56 µm."""
 GENES = 250
-OWN, NEAR = ((0.0, "mean"),), ((0.0, "mean"), (80.0, "mean"), (80.0, "sd"))
+OWN = (Moment(0.0, "mean"),)
+NEAR = (*OWN, Moment(80.0, "mean"), Moment(80.0, "sd"))
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Variant:
     name: str
     how: Callable[[Sequence[TrainingSection], int], DenseModel]
     change: Callable[[Task], Task] = lambda task: task
+    kind: str = VARIANT
 
     def prepare(self, task: Task) -> Task:
         """Return the task that it sees."""
@@ -59,33 +61,33 @@ class Variant:
 
 
 def ridges(
-    members: Sequence[Sequence[View]],
-    patterns: int = dense.PATTERNS,
+    inputs_of_ridges: Sequence[Sequence[Moment]],
+    patterns: int = dense.N_PATTERNS,
     *,
     field: bool = False,
     equal: bool = False,
 ) -> Callable[[Sequence[TrainingSection], int], DenseModel]:
-    """Return a fit of the mean of ridges on some views each, and of the member beside a smooth field if asked."""
+    """Return a fit of the mean of ridges on some moments each; with `field`, of the stack of `dense`, or its equal mean."""
 
     def fit(sections: Sequence[TrainingSection], seed: int) -> DenseModel:
-        surroundings, targets = Surroundings.of(sections), LowRankTargets.of(sections, patterns)
-        spots, groups = see_spots(sections, surroundings), spatial_groups(sections)
-        Y = np.concatenate([targets.patterns(s) for s in sections])
+        features, targets = MultiscaleFeatures.fit(sections), LowRankTargets.fit(sections, patterns)
+        spots, groups = spot_features(sections, features), spatial_groups(sections)
+        Y = np.concatenate([targets.to_patterns(s) for s in sections])
         if field:
-            mixed = fit_members(spots, Y, groups)
+            stack = fit_stack(spots, Y, groups)
             if equal:
-                weights = (1 / len(mixed.weights),) * len(mixed.weights)
-                mixed = fit_members(spots, Y, groups, replace(mixed, weights=weights))
-            return DenseModel(surroundings, mixed.affine, targets, ())
+                weights = (1 / len(stack.weights),) * len(stack.weights)
+                stack = fit_stack(spots, Y, groups, replace(stack, weights=weights))
+            return DenseModel(features, stack.affine, targets, ())
         weight, offset = np.zeros((spots.features.shape[1], Y.shape[1])), np.zeros(Y.shape[1])
-        for views in members:
-            columns = view_columns(views, spots.features.shape[1] // len(VIEWS))
-            standardiser = Standardiser.of(spots.features[:, columns])
+        for moments in inputs_of_ridges:
+            columns = moment_columns(moments, spots.features.shape[1] // len(MOMENTS))
+            standardiser = Standardiser.fit(spots.features[:, columns])
             inputs = standardiser.apply(spots.features[:, columns])
-            member = RidgePath.of(inputs, Y).at(choose_penalties(inputs, Y, groups)).after(standardiser)
-            weight[columns] += member.weight / len(members)
-            offset += member.offset / len(members)
-        return DenseModel(surroundings, Affine(weight, offset), targets, ())
+            ridge = RidgePath.fit(inputs, Y).solve(choose_penalties(inputs, Y, groups)).after(standardiser)
+            weight[columns] += ridge.weight / len(inputs_of_ridges)
+            offset += ridge.offset / len(inputs_of_ridges)
+        return DenseModel(features, Affine(weight, offset), targets, ())
 
     return fit
 
@@ -110,10 +112,10 @@ def per_slide(task: Task) -> Task:
 VARIANTS = (
     Variant("patterns of genes, a penalty each", ridges([OWN])),
     Variant("+ what lies within 80 µm", ridges([NEAR])),
-    Variant("+ what lies within 160 µm", ridges([VIEWS])),
-    Variant("three ridges on other views, averaged", ridges(VIEWS_OF_RIDGES)),
-    Variant("+ a member beside a smooth field, averaged", ridges(VIEWS_OF_RIDGES, field=True, equal=True)),
-    Variant("+ weights from spots left out = dense", whole()),
+    Variant("+ what lies within 160 µm", ridges([MOMENTS])),
+    Variant("three ridges on other moments, averaged", ridges(RIDGE_MOMENTS)),
+    Variant("+ a Gaussian process, averaged", ridges(RIDGE_MOMENTS, field=True, equal=True)),
+    Variant("+ weights from held-out spots = dense", whole()),
     Variant("dense, 3 patterns", ridges((), 3, field=True)),
     Variant("dense, 5 patterns", ridges((), 5, field=True)),
     Variant("dense, 30 patterns", ridges((), 30, field=True)),
@@ -141,12 +143,10 @@ def main() -> None:
     asked = options(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         name, sections = load(Path(folder), quick=asked.quick)
-    ridge = load_preset("ridge")
     variants = VARIANTS[:5] if asked.quick else VARIANTS
-    methods = [PresetMethod("ridge, one penalty", ridge), *variants]
-    scores = score_plan(
-        Plan.from_sections(sections, "section", GENES), methods, PresetMethod(NOISE, ridge), seeds=(0,)
-    )
+    methods = [ModelMethod(find_estimator("ridge"), "ridge, one penalty"), *variants]
+    plan = Plan.from_sections(sections, "section", GENES)
+    scores = score_plan(plan, methods, noise_control(), seeds=(0,))
     results = []
     for what in (*scores.presets, NOISE):
         results.append(Result(what, scores.mean(what, "pearson_mean"), "Pearson"))

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import EmbeddedSlide, Window, open_embedded, stream_windows
-from histosge.models.multiscale import VIEWS
-from histosge.models.presets.dense import DenseModel
+from histosge.models.dense import DenseModel
+from histosge.models.multiscale import MOMENTS
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.threads import side_by_side, usable_cores
 from histosge.training.saved_model import load_model
@@ -150,17 +150,17 @@ def bare_products(model: DenseModel, slide: EmbeddedSlide, n_blocks: int) -> lis
     rng = np.random.default_rng(0)
     rows, cols = slide.array.block_shape
     halo = int(np.ceil(model.halo_um / slide.stored.grid.stride_um))
-    sigmas = {sigma for sigma, _ in VIEWS if sigma > 0}
+    sigmas = {sigma for sigma, _ in MOMENTS if sigma > 0}
 
     def some(*shape: int) -> NDArray[np.float32]:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    dim = model.affine.weight.shape[0] // len(VIEWS)
+    dim = model.affine.weight.shape[0] // len(MOMENTS)
     embedding = some(rows * cols, slide.array.shape[2])
     to_components = some(embedding.shape[1], dim) if dim < embedding.shape[1] else None
     lattice = some(rows + 2 * halo, (cols + 2 * halo) * dim)
     down, along = some(rows, rows + 2 * halo), some(cols, cols + 2 * halo)
-    views, to_patterns = some(rows * cols, dim * len(VIEWS)), model.affine.weight.astype(np.float32)
+    features, to_patterns = some(rows * cols, dim * len(MOMENTS)), model.affine.weight.astype(np.float32)
     to_genes = some(to_patterns.shape[1], GENES)
 
     def products(_: int) -> None:
@@ -169,7 +169,7 @@ def bare_products(model: DenseModel, slide: EmbeddedSlide, n_blocks: int) -> lis
         for _ in range(2 * len(sigmas)):  # of values and of their squares
             half = (down @ lattice).reshape(rows, -1, dim)
             np.matmul(along, half)
-        views @ to_patterns @ to_genes
+        features @ to_patterns @ to_genes
 
     begun = time.perf_counter()
     for block in range(n_blocks):

@@ -119,7 +119,7 @@ def _ours(path: Path, factor: int) -> Iterator[np.ndarray]:
     """Read as `embed` does, block by block."""
     slide = open_slide(str(path))
     spec = GridSpec(MPP * factor, PATCH_PX, PATCH_PX)
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
     for block in plan_blocks(grid.shape, BLOCK):
         for batch in read_batches(slide, grid, block, np.ones(block.shape, bool), BATCH):
             yield batch.pixels

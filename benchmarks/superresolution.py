@@ -83,7 +83,7 @@ def score_maps(sections: list[Section], truth) -> list[Result]:  # type: ignore[
 def _discs(section: Section, model, genes: tuple[str, ...]) -> list[Result]:  # type: ignore[no-untyped-def]
     """Condition a map on its spots, and compare the mean over each disc with the spot's value."""
     card = ModelCard("dense", genes, {}, {}, {}, (), 0)
-    conditioned = ConditionedModel.of(SavedModel(model, card, ""), section)
+    conditioned = ConditionedModel.fit(SavedModel(model, card, ""), section)
     found = np.expm1(spots_from_patches(section.overlap, conditioned.predict(section.patches)).astype(float))
     off = np.abs(found / np.maximum(conditioned.values, 1e-3) - 1)
     return [

@@ -81,7 +81,7 @@ ABSOLUTE = """
     sys.path.insert(0, sys.argv[2])
     from _models import invent_section
     from featurestore.storage.store import Store
-    from histosge.models.presets.dense import DenseModel
+    from histosge.models.dense import DenseModel
     from histosge.data.embedded_slide import open_embedded
     store = Store.open(sys.argv[1])
     begun = time.perf_counter()

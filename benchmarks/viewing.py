@@ -62,7 +62,7 @@ def write_stores(slide_file: Path, store: Path, maps: Path) -> int:
     """Write a feature store without embeddings, and a map of random genes; return the number of patches."""
     slide = open_slide(str(slide_file))
     spec = GridSpec(slide.mpp, 26, 26)
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
     opened = Store.open_or_create(str(store))
     opened.add_slide(
         SlideRecord("slide", str(slide_file), slide.size_px, slide.mpp, slide_fingerprint(str(slide_file)))

@@ -1,6 +1,7 @@
 """Slides in, chunked embeddings out. Knows nothing of genes.
 
-Importing this loads neither torch nor dask: what is named below is imported when it is first used.
+What is named below is the public interface. Importing this package loads neither torch nor dask: each name is
+imported when it is first used.
 """
 
 from importlib import import_module
@@ -10,26 +11,37 @@ if TYPE_CHECKING:
     from featurestore.embedding.embed import EmbedSettings as EmbedSettings
     from featurestore.embedding.embed import embed as embed
     from featurestore.encoders.loading import load_encoder as load_encoder
+    from featurestore.errors import FeatureStoreError as FeatureStoreError
     from featurestore.grid import GridSpec as GridSpec
     from featurestore.slides.open_slide import open_slide as open_slide
+    from featurestore.slides.sample_sheet import read_samples as read_samples
     from featurestore.storage.catalogue import catalogue as catalogue
     from featurestore.storage.tree import open_store as open_store
     from featurestore.storage.validation import validate as validate
 
-_HOMES = {
+    __version__: str
+
+_MODULES = {
     "EmbedSettings": "embedding.embed",
+    "FeatureStoreError": "errors",
     "GridSpec": "grid",
     "catalogue": "storage.catalogue",
     "embed": "embedding.embed",
-    "load_encoder": "encoders.protocol",
+    "load_encoder": "encoders.loading",
     "open_slide": "slides.open_slide",
     "open_store": "storage.tree",
+    "read_samples": "slides.sample_sheet",
     "validate": "storage.validation",
 }
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        # Read when it is asked for: looking through the installed packages takes longer than this import.
+        from importlib.metadata import version
+
+        return version("histosge")
+    if name not in _MODULES:
         raise AttributeError(f"module 'featurestore' has no attribute {name!r}")
-    return getattr(import_module(f"featurestore.{_HOMES[name]}"), name)
+    return getattr(import_module(f"featurestore.{_MODULES[name]}"), name)

@@ -8,6 +8,9 @@ Terms
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 DEFAULT_BLOCK = (32, 32)
 """Patches in one block: 2 MB at 1,024 float16 features, small enough to lose, large enough to stream."""
 
@@ -68,3 +71,17 @@ def plan_blocks(grid_shape: tuple[int, int], block_shape: tuple[int, int]) -> It
     for i, row in enumerate(range(0, n_rows, block_rows)):
         for j, col in enumerate(range(0, n_cols, block_cols)):
             yield Block((i, j), (row, min(row + block_rows, n_rows)), (col, min(col + block_cols, n_cols)))
+
+
+def planned_blocks(is_tissue: NDArray[np.bool_], block_shape: tuple[int, int]) -> list[Block]:
+    """Return the blocks that hold at least one tissue patch, in row-major order: those that a store will hold.
+
+    Parameters
+    ----------
+    is_tissue
+        Which patches of the grid are tissue, ``(n_rows, n_cols)``.
+    block_shape
+        Patches in one block, ``(rows, cols)``.
+    """
+    n_rows, n_cols = is_tissue.shape
+    return [block for block in plan_blocks((n_rows, n_cols), block_shape) if is_tissue[block.slices].any()]

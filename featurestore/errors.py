@@ -29,6 +29,10 @@ class SampleSheetError(FeatureStoreError, ValueError):
     """A sample sheet with unknown columns, missing files or repeated slides."""
 
 
+class TissueError(FeatureStoreError, ValueError):
+    """An unknown tissue method, or one that cannot be loaded."""
+
+
 class EncoderError(FeatureStoreError, ValueError):
     """An unknown encoder, or weights that do not fit it."""
 
@@ -55,3 +59,8 @@ class AmbiguousSelectionError(StoreError):
 
 class ExtensionWarning(UserWarning):
     """Another package's extension that cannot be used; everything else works without it."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of another library's message, for a message of ours; its class if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

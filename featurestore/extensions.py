@@ -11,19 +11,19 @@ module that declares a record keeps heavy imports inside its functions.
 
 import pkgutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from featurestore.errors import ExtensionWarning, FeatureStoreError
 
 GROUP = "histosge."
 """What the names of all entry-point groups begin with."""
 NEAREST, ALIKE = 3, 0.4
-"""Names that an error message suggests at most, and how like the asked one they must be (0..1)."""
+"""Names that an error message suggests at most, and how similar to the unknown one they must be (0..1)."""
 
 
 class Record(Protocol):
@@ -56,40 +56,71 @@ class Registry(Generic[R]):
         The class that a record is an instance of.
     error
         Raised for unknown names.
+    more
+        Returns records of ours that are no modules (such as those of a table), to follow the folder's.
+    adapt
+        Called with the name and value of an entry point whose value is no record: returns a record made from it, or
+        None if it cannot.
     """
 
-    def __init__(self, kind: str, folder: str, record: type[R], error: type[FeatureStoreError]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        folder: str,
+        record: type[R],
+        error: type[FeatureStoreError],
+        *,
+        more: Callable[[], Iterable[R]] = tuple,
+        adapt: Callable[[str, Any], R | None] | None = None,
+    ) -> None:
         self.kind, self.group = kind, f"{GROUP}{kind}"
+        self._plain = kind.replace("_", " ")
         self._folder, self._record, self._error = folder, record, error
-        self._refused: set[str] = set()
+        self._more, self._adapt = more, adapt
+        self._refused: dict[str, str] = {}
+        self._warned: set[str] = set()
 
     @cached_property
     def own(self) -> Mapping[str, R]:
-        """Our records by name, in the order of their modules' names."""
+        """Our records by name: those of the folder in the order of its modules' names, then `more`."""
         package = import_module(self._folder)
+        # All modules are imported: a record cannot be known to be there before. So they have to be quick to import.
         found: dict[str, R] = {}
         for module in pkgutil.iter_modules(package.__path__):
             record = getattr(import_module(f"{self._folder}.{module.name}"), "RECORD", None)
             if isinstance(record, self._record):
                 found[record.name] = record
-        return found
+        return found | {record.name: record for record in self._more()}
 
     @cached_property
     def offered(self) -> Mapping[str, EntryPoint]:
-        """What installed packages offer, by name; nothing of theirs is imported."""
-        points = {point.name: point for point in entry_points(group=self.group)}
-        for name in sorted(set(points) & set(self.own)):
-            self._warn(points.pop(name), "we have one of that name, which is used")
-        return points
+        """Entry points of installed packages by name; nothing of theirs is imported."""
+        found: dict[str, EntryPoint] = {}
+        # Sorted by value, so that all processes of a cluster take the same one of two with one name.
+        for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value)):
+            if point.name in self.own:
+                self._warn(point, "we have one of that name, which is used")
+            elif point.name in found:
+                self._warn(point, f"{_package(found[point.name])} has one of that name, which is used")
+            else:
+                found[point.name] = point
+        return found
 
     def names(self) -> tuple[str, ...]:
-        """Return all names: ours, then other packages'."""
+        """Return all names: ours, then other packages'. Nothing of theirs is imported."""
         return (*self.own, *self.offered)
 
     def records(self) -> tuple[R, ...]:
-        """Return all records that can be loaded; each that cannot is one warning."""
-        others = (self._load(point) for point in self.offered.values())
-        return (*self.own.values(), *(record for record in others if record is not None))
+        """Return all records that can be loaded, ours first. Each that cannot is one `ExtensionWarning`, once."""
+        found = list(self.own.values())
+        for point in self.offered.values():
+            try:
+                found.append(self._load(point))
+            except _RefusedError as error:
+                if point.name not in self._warned:
+                    self._warned.add(point.name)
+                    self._warn(point, str(error))
+        return tuple(found)
 
     def get(self, name: str) -> R:
         """Return the record of a name.
@@ -97,47 +128,70 @@ class Registry(Generic[R]):
         Raises
         ------
         FeatureStoreError
-            Of the registry's class, if there is none (the nearest names are given) or it cannot be loaded.
+            Of the registry's class, if there is none (the nearest names are given) or it cannot be loaded (the
+            reason is given).
         """
         if name in self.own:
             return self.own[name]
-        if name in self.offered:
-            record = self._load(self.offered[name])
-            if record is not None:
-                return record
-            raise self._error(f"{self.kind}: {name!r} cannot be loaded; mend or remove {self._package(name)}")
-        raise self._error(f"unknown name {name!r} among {self.kind}: {self.suggest(name)}")
+        if name not in self.offered:
+            raise self._error(f"unknown name {name!r} among {self._plain}: {self.suggest(name)}")
+        point = self.offered[name]
+        try:
+            return self._load(point)
+        except _RefusedError as error:
+            raise self._error(
+                f"{self._plain}: {name!r} ({point.value}) cannot be loaded: {error}; correct or remove the package "
+                f"{_package(point)}"
+            ) from error
 
     def suggest(self, name: str) -> str:
         """Return the end of an error message: the nearest names, or all of them."""
+        # In lower case, as all names are: `UNI` is near `uni`.
         near = get_close_matches(name.lower(), self.names(), n=NEAREST, cutoff=ALIKE)
         return f"did you mean {' or '.join(near)}?" if near else f"choose one of {', '.join(self.names())}"
 
-    def _load(self, point: EntryPoint) -> R | None:
-        if point.name in self._refused:
-            return None
-        try:
-            record = point.load()
-        except Exception as error:  # noqa: BLE001 -- other people's code: whatever it raises, the rest works without it
-            self._warn(point, f"{type(error).__name__}: {error}")
-            return None
-        if not isinstance(record, self._record):
-            self._warn(point, f"it is a {type(record).__name__}, not a {self._record.__name__}")
-            return None
-        if record.name != point.name:
-            self._warn(point, f"its record is named {record.name!r}")
-            return None
-        return record
+    def refresh(self) -> None:
+        """Look again at what is installed: for a session in which a package was installed after the first look."""
+        vars(self).pop("offered", None)
+        self._refused.clear()
+        self._warned.clear()
 
-    def _warn(self, point: EntryPoint, why: str) -> None:
-        self._refused.add(point.name)
-        reason = " ".join(why.split())
+    def _load(self, point: EntryPoint) -> R:
+        # A refused one is not imported again: `records` runs for every slide, and a failing import can take seconds.
+        if point.name in self._refused:
+            raise _RefusedError(self._refused[point.name])
+        try:
+            return self._checked(point.name, point.load())
+        except _RefusedError as error:
+            self._refused[point.name] = str(error)
+            raise
+        # Whatever the import of another package raises (some call sys.exit), the rest has to work without it.
+        except (Exception, SystemExit) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            self._refused[point.name] = reason
+            raise _RefusedError(reason) from error
+
+    def _checked(self, name: str, value: Any) -> R:
+        if not isinstance(value, self._record) and self._adapt is not None:
+            value = self._adapt(name, value) or value
+        if not isinstance(value, self._record):
+            raise _RefusedError(f"it is a {type(value).__name__}, not a {self._record.__name__}")
+        # One name for both: a store or a model records the record's, and it is looked up by the entry point's.
+        if value.name != name:
+            raise _RefusedError(f"its record is named {value.name!r}")
+        return value
+
+    def _warn(self, point: EntryPoint, reason: str) -> None:
         warnings.warn(
-            f"{self.group} {point.name!r} ({point.value}) is left out: {reason}",
+            f"{self.group} {point.name!r} of {_package(point)} ({point.value}) is left out: {reason}",
             ExtensionWarning,
             stacklevel=2,
         )
 
-    def _package(self, name: str) -> str:
-        point = self.offered[name]
-        return point.dist.name if point.dist is not None else point.value
+
+class _RefusedError(Exception):
+    """Why an entry point gives no record."""
+
+
+def _package(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else point.value.partition(":")[0]

@@ -6,8 +6,8 @@ arithmetic alone: it opens no image and touches no store, so its tests run in mi
 Terms
     patch        (row, col) in the grid; row grows downwards
     pixel        (x, y) at level 0 of the slide; origin top-left, y grows downwards
-    mpp          microns per pixel: as asked for (`mpp`), of the slide's level 0 (`slide_mpp`),
-                 and at which patches are really read (`effective_mpp`)
+    mpp          microns per pixel: requested (`mpp`), of the slide's level 0 (`slide_mpp`),
+                 and the one at which patches are read (`effective_mpp`)
 """
 
 from dataclasses import asdict, dataclass
@@ -16,13 +16,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+# Scanners write 0.499 or 0.2525 for 20x and 40x, and pyramids round their sizes: such a level is the one meant.
 LEVEL_TOLERANCE = 0.05
-"""A level this close to the asked mpp is used as it is: resampling would cost more than it mends."""
+"""A level whose mpp differs from the requested one by this share at most is read as it is, without resampling."""
 
 
 @dataclass(frozen=True)
 class GridSpec:
-    """What a user asks for: the same for every slide of a cohort.
+    """What a user requests: the same for every slide of a cohort.
 
     Parameters
     ----------
@@ -45,6 +46,7 @@ class GridSpec:
     @property
     def key(self) -> str:
         """The grid's label in a store, such as ``mpp0.5000_px224_stride112``."""
+        # The requested mpp, not the effective one: slides of several scanners share one key.
         return f"mpp{self.mpp:.4f}_px{self.patch_px}_stride{self.stride_px}"
 
 
@@ -63,7 +65,7 @@ class PatchGrid:
     n_cols: int
 
     @classmethod
-    def over(
+    def for_slide(
         cls, size_px: tuple[int, int], slide_mpp: float, level_mpps: tuple[float, ...], spec: GridSpec
     ) -> Self:
         """Lay a grid over a slide.
@@ -77,7 +79,7 @@ class PatchGrid:
         level_mpps
             Microns per pixel of every level that the slide holds.
         spec
-            What was asked for.
+            What was requested.
         """
         nearest = min(level_mpps, key=lambda m: abs(m / spec.mpp - 1))
         effective = nearest if abs(nearest / spec.mpp - 1) <= LEVEL_TOLERANCE else spec.mpp
@@ -115,6 +117,7 @@ class PatchGrid:
         return self._centres(self.n_cols)
 
     def _centres(self, n: int) -> NDArray[np.float64]:
+        # At the effective mpp: where patches lie on the tissue, not where the request would have put them.
         return (
             np.arange(n, dtype=np.float64) * self.spec.stride_px + self.spec.patch_px / 2
         ) * self.effective_mpp
@@ -131,6 +134,7 @@ class PatchGrid:
 
     def to_attrs(self) -> dict[str, Any]:
         """Return the grid as JSON-ready values, exact enough to rebuild it."""
+        # A stored grid is compared with a new one value by value, so these names and values never change.
         return {
             **asdict(self.spec),
             "slide_mpp": self.slide_mpp,

@@ -6,38 +6,50 @@ writes are dealt with once. Nothing here knows what the store holds.
 
 import datetime as dt
 import json
+import os
 import re
 import time
-import uuid
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 
 from featurestore.errors import StoreError
+from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
+PathOrUrl = str | os.PathLike[str]
+"""A folder or file of this machine, or a URL as a string."""
+
+_SHORTENED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 S3_TRIES = 6
 """Of one request, with waits that double; s3fs tries that again a few times: minutes in all."""
-PARTIAL_AGE_S = 3600
-"""Temporary files younger than this may belong to a run that is still writing."""
+
+
+def as_url(place: PathOrUrl) -> str:
+    """Return a path or URL as a string.
+
+    Raises
+    ------
+    StoreError
+        If a URL was made a `Path`, which drops one of its slashes.
+    """
+    url = os.fspath(place)
+    if isinstance(place, PurePath) and _SHORTENED_URL.match(url):
+        raise StoreError(f"{url} was a URL before it became a Path, which drops a slash; give it as a string")
+    return url
 
 
 def strip_credentials(url: str) -> str:
     """Return a URL without user, password or signed query: safe to store and to print."""
     return _CREDENTIALS.sub("", url) if "://" in url else url
-
-
-def is_partial(name: str) -> bool:
-    """Whether a file of this name is one that is still being written, or was when its run was killed."""
-    return name.endswith(".partial")
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ def storage_options(url: str) -> dict[str, Any]:
     return options
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Location:
     """The root of a store.
 
@@ -80,6 +92,9 @@ class Location:
     """
 
     url: str
+
+    def __init__(self, url: PathOrUrl) -> None:
+        object.__setattr__(self, "url", as_url(url))
 
     @property
     def label(self) -> str:
@@ -173,11 +188,8 @@ class Location:
         if not self.is_local:
             self._fs_root[0].pipe_file(self.path(relative), data)
             return
-        target = Path(self.path(relative))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.partial")
-        temporary.write_bytes(data)
-        temporary.replace(target)
+        with whole_file(Path(self.path(relative))) as partial:
+            partial.write_bytes(data)
 
     def remove(self, relative: str) -> None:
         """Remove an object or everything below a folder; nothing there is no error."""
@@ -195,9 +207,10 @@ class Location:
             return 0  # an object store shows no half-written object
         folder, root = Path(self.path(relative)), Path(self.path(""))
         above = [parent for parent in folder.parents if root in parent.parents]
+        pattern = f"*{PARTIAL_SUFFIX}"
         horizon = time.time() - PARTIAL_AGE_S
         swept = 0
-        for file in chain(folder.rglob("*.partial"), *(p.glob("*.partial") for p in above)):
+        for file in chain(folder.rglob(pattern), *(p.glob(pattern) for p in above)):
             with suppress(FileNotFoundError):  # finished, or swept by another run, since it was listed
                 if file.stat().st_mtime < horizon:
                     file.unlink()

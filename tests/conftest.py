@@ -1,13 +1,28 @@
-"""What tests share: where the public data lies, and which markers run here."""
+"""What tests share: one thread for each library, where the public data lies, and which tests run here."""
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from threadpoolctl import threadpool_limits
+
+# One thread for each library, here and in child processes: on cores that another process uses, too,
+# threads that spin for each other made three test files take 250 CPU-seconds instead of 13.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+# zarr's pytest plugin has loaded numpy before this file is read: too late for the environment.
+threadpool_limits(1)
+# Where Python may not keep bytecode, each child process compiles about 1,500 modules anew: 3 CPU-seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 DATA = Path(os.environ.get("HISTOSGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
+TORCH = ("torch", "torchvision", "timm")
 
 
 def _has_gpu() -> bool:
@@ -22,14 +37,20 @@ def find_chromium() -> str | None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests that take more than ten seconds")
+    parser.addoption(
+        "--e2e", action="store_true", help="also run tests of whole runs in processes of their own"
+    )
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def _absent(config: pytest.Config) -> dict[str, str]:
+    """Markers of tests that do not run here, each with the reason."""
     absent = {}
     if not (DATA / "cohort.csv").is_file():
         absent["data"] = "no public sections: set HISTOSGE_DATA to their folder"
     if not config.getoption("--slow"):
         absent["slow"] = "run them with: pytest --slow"
+    if not config.getoption("--e2e"):
+        absent["e2e"] = "run them with: pytest --e2e"
     if find_chromium() is None:
         absent["browser"] = "no Chromium: apt-get install chromium, or set HISTOSGE_CHROMIUM"
     elif find_spec("playwright") is None:
@@ -38,14 +59,73 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         absent["spatialdata"] = "install them: pip install 'histosge[spatialdata]' spatialdata-io"
     if not _has_gpu():
         absent["gpu"] = "no CUDA device"
-    for marker, reason in absent.items():
+    return absent
+
+
+def _print(config: pytest.Config, line: str) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None:
+        terminal.write_line(line)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for marker, reason in _absent(config).items():
         gone = [item for item in items if item.get_closest_marker(marker)]
         if gone:
             items[:] = [item for item in items if item not in gone]
             config.hook.pytest_deselected(items=gone)
-            terminal = config.pluginmanager.get_plugin("terminalreporter")
-            if terminal is not None:
-                terminal.write_line(f"{len(gone)} tests marked {marker} deselected: {reason}")
+            _print(config, f"{len(gone)} tests marked {marker} deselected: {reason}")
+
+
+# ---------------------------------------------------------------- without torch
+
+
+def _lacks_torch(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is that torch is not installed."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and str(error.name).split(".")[0] in TORCH:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class WithoutTorch:
+    """Other Pythons have no CPU build of torch: what needs it is left out there, and named.
+
+    A module that needs torch to be imported is deselected whole. A test that needs it only when it runs
+    is known by its error alone, so it is reported as skipped.
+    """
+
+    def __init__(self) -> None:
+        self.modules: list[str] = []
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Iterator[None]:
+        report = yield
+        call = getattr(report, "call", None)
+        if report.failed and call is not None and _lacks_torch(call.excinfo.value):
+            self.modules.append(collector.nodeid)
+            report.outcome, report.longrepr, report.result = "passed", None, []
+            del report.call
+        return report
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+        report = yield
+        if report.failed and call.excinfo is not None and _lacks_torch(call.excinfo.value):
+            report.outcome = "skipped"
+            report.longrepr = (str(item.path), item.location[1] or 0, "Skipped: needs torch")
+        return report
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        if self.modules:
+            names = " ".join(self.modules)
+            _print(session.config, f"{len(self.modules)} modules deselected, no torch: {names}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if find_spec("torch") is None:
+        config.pluginmanager.register(WithoutTorch())
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,15 @@
-"""What `histosge doctor` finds: versions, device, encoders, a store."""
+"""What `histosge doctor` finds: versions, device, encoders, other packages' extensions, a store."""
 
 import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
-from featurestore.encoders.loading import HANDCRAFTED, load_encoder, third_party
+from featurestore.encoders.loading import ENCODERS, load_encoder
 from featurestore.encoders.records import records
 from featurestore.errors import FeatureStoreError
+from featurestore.slides.slide_reader import READERS
+from featurestore.tissue.tissue_method import TISSUE_METHODS
 
 PACKAGES = (
     "histosge",
@@ -25,13 +27,15 @@ PACKAGES = (
 
 
 def examine(store: str | None) -> tuple[list[str], bool]:
-    """Return lines to print, and whether all that was asked for works."""
+    """Return lines to print, and whether our own encoders and the store work."""
     lines = [f"python       {platform.python_version()} on {platform.system()} {platform.machine()}"]
     lines += [f"{name:12} {_version(name)}" for name in PACKAGES]
     lines += _device()
     lines.append(f"disk         {shutil.disk_usage('.').free / 1e9:.0f} GB free here")
     healthy = True
-    for key in HANDCRAFTED:
+    for key, extension in ENCODERS.own.items():
+        if extension.takes_weights:
+            continue  # loading it would load its weights; `_published` tells whether they are here
         try:
             identity = load_encoder(key).identity
         except FeatureStoreError as error:
@@ -42,8 +46,7 @@ def examine(store: str | None) -> tuple[list[str], bool]:
                 f"encoder      {key}: ready, {identity.dim} dims, fingerprint {identity.fingerprint[:16]}"
             )
     lines += _published()
-    for key, point in third_party().items():
-        lines.append(f"encoder      {key}: offered by {point.value}")
+    lines += other_packages()
     lines.append("encoder      timm:<name>: ready with --weights FILE, or --random-weights")
     if store is not None:
         line, answers = _store(store)
@@ -52,11 +55,26 @@ def examine(store: str | None) -> tuple[list[str], bool]:
     return lines, healthy
 
 
+def other_packages() -> list[str]:
+    """Return a line for each extension of another package: what it is, or why it cannot be used."""
+    kinds = (("encoder", ENCODERS), ("slide reader", READERS), ("tissue", TISSUE_METHODS))
+    lines = []
+    for kind, registry in kinds:
+        for name, point in registry.offered.items():
+            try:
+                state = f"offered by {point.value}: {registry.get(name).help}"
+            except FeatureStoreError as error:
+                state = f"cannot be used: {error}"
+            lines.append(f"{kind:12} {name}: {state}")
+    return lines
+
+
 def _published() -> list[str]:
-    """OnMessage of each encoder with published weights whether it can be used here now, and if not why: alike together."""
+    """Tell of each encoder with published weights whether it can be used here now, or why not; equal states together."""
     from featurestore.encoders.author_packages import missing_package
     from featurestore.encoders.hub import has_token, hub_answers, in_cache
 
+    # Once, not per encoder: without a network each question waits for its timeout.
     reachable, token = hub_answers(), has_token()
     groups: dict[str, list[str]] = {}
     for record in records().values():
@@ -109,6 +127,7 @@ def _store(url: str) -> tuple[str, bool]:
     label = strip_credentials(url)
     try:
         frame = catalogue(url)
+    # OSError: what a server or a permission does is the answer here, not a bug.
     except (FeatureStoreError, OSError) as error:
         return f"store        {label}: {error}", False
     done = frame.filter(frame["state"] == "done").height

@@ -5,24 +5,28 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from featurestore.encoders.loading import HANDCRAFTED, canonical_key, load_encoder, third_party
+from featurestore.encoders.loading import ENCODERS, canonical_key, load_encoder, takes_weights
 from featurestore.encoders.protocol import EncoderOptions
-from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, find, records
+from featurestore.encoders.records import EncoderRecord, find, records
 from featurestore.errors import EncoderError
 from featurestore.grid import GridSpec
 from histosge_cli.console import out, table
 
+# One magnification is 0.45 to 0.5 microns per pixel from scanner to scanner; the next is a factor of 2 away.
 SCALE_TOLERANCE = 0.15
+"""Relative difference of microns per pixel from which on a remark is due."""
 
 
 def list_all(*, as_json: bool) -> None:
     """Print one line per encoder."""
-    rows = [
-        {"key": key, "dim": dim, "licence": "MIT", "about": about}
-        for key, (_, dim, about) in HANDCRAFTED.items()
-    ]
-    rows += [_row(record) for record in records().values()]
-    rows += [{"key": key, "about": f"from {point.value}"} for key, point in third_party().items()]
+    rows = []
+    for extension in ENCODERS.records():
+        row: dict[str, Any] = {"key": extension.name, "dim": extension.dim, "about": extension.help}
+        if extension.name in records():
+            row = _row(records()[extension.name])
+        elif extension.name in ENCODERS.own:
+            row["licence"] = "MIT"
+        rows.append(row)
     rows.append(
         {"key": "timm:<name>", "about": "any timm model; <name>.<tag> for weights that timm publishes"}
     )
@@ -48,7 +52,8 @@ def _row(record: EncoderRecord) -> dict[str, Any]:
 
 
 def show_one(key: str, options: EncoderOptions, *, as_json: bool) -> None:
-    """Print one encoder in full: its record where there is one, else what loading it says."""
+    """Print one encoder in full: its record where there is one, else the identity that loading it gives."""
+    # A record is shown without loading: its weights may be gated, or gigabytes.
     record = find(key)
     facts: dict[str, Any]
     if record is not None and options.weights is None and not options.random_weights:
@@ -68,7 +73,7 @@ def show_one(key: str, options: EncoderOptions, *, as_json: bool) -> None:
         lines = [str(item) for item in value] if name == "steps" else [str(value)]
         for line in lines:
             out.print(f"{name:14} {line}", markup=False)
-            name = ""
+            name = ""  # of the further lines of one fact
 
 
 def _record_facts(record: EncoderRecord) -> dict[str, Any]:
@@ -115,7 +120,7 @@ def golden(key: str, options: EncoderOptions) -> None:
 
 
 def download(key: str, folder: Path) -> None:
-    """Load an encoder's published weights into a folder, and say how to use them elsewhere."""
+    """Load an encoder's published weights into a folder, and print how to use them on another machine."""
     from featurestore.encoders.hub import fetch_weights
 
     record = find(key)
@@ -129,7 +134,7 @@ def download(key: str, folder: Path) -> None:
 
 
 def weights_option(values: Sequence[str], keys: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """OnMessage which encoder each ``--weights`` belongs to.
+    """Tell which encoder each ``--weights`` belongs to.
 
     Raises
     ------
@@ -142,7 +147,8 @@ def weights_option(values: Sequence[str], keys: Sequence[str]) -> tuple[tuple[st
         if equals and canonical_key(key) in {canonical_key(known) for known in keys}:
             found.append((key, file))
             continue
-        takers = [known for known in keys if known not in HANDCRAFTED] or list(keys)
+        # A plain FILE: the only encoder that can take one. A path with "=" in it lands here, too.
+        takers = [known for known in keys if takes_weights(known)] or list(keys)
         if len(takers) > 1:
             raise EncoderError(
                 f"--weights {value} could belong to {' or '.join(takers)}: write --weights {takers[0]}={value}"
@@ -158,6 +164,7 @@ def scale_remarks(keys: Sequence[str], spec: GridSpec) -> list[str]:
         record = find(key)
         if record is None or not record.mpp:
             continue
+        # The patch is resampled to the network's input, so this is the scale that the network sees.
         seen = spec.mpp * spec.patch_px / record.preprocessing.resize_px
         if all(abs(seen / mpp - 1) > SCALE_TOLERANCE for mpp in record.mpp):
             wanted = min(record.mpp, key=lambda mpp: abs(mpp - seen))
@@ -166,8 +173,3 @@ def scale_remarks(keys: Sequence[str], spec: GridSpec) -> list[str]:
                 f"--mpp {wanted:g} --patch {record.preprocessing.resize_px}"
             )
     return found
-
-
-def is_timm(key: str) -> bool:
-    """OnMessage whether a key names a timm model."""
-    return key.startswith(TIMM_PREFIX)

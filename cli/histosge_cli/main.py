@@ -5,11 +5,15 @@ Exit codes: 0 done; 1 ran, and the answer is no; 2 the user's mistake. A bug kee
 
 import errno
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, TextIO
 
 import typer
 from typer.models import CommandInfo, TyperInfo
 
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import ExtensionWarning, FeatureStoreError
 from histosge_cli import (
     analyse_commands,
     demo_command,
@@ -18,6 +22,7 @@ from histosge_cli import (
     store_commands,
     view_command,
 )
+from histosge_cli.console import out
 
 PANELS = {
     "Start here": ("demo", "doctor"),
@@ -54,6 +59,7 @@ def _in_order(app: typer.Typer) -> None:
     infos: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
     for info in infos:
         info.rich_help_panel = panel_of.get(_name(info), info.rich_help_panel)
+    # typer prints panels in the order of their first commands, so sorting the commands orders both.
     app.registered_commands.sort(key=lambda info: order.get(_name(info), len(order)))
 
 
@@ -67,9 +73,30 @@ app = typer.Typer(
     help=HELP,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
+    pretty_exceptions_enable=False,  # a bug's traceback is for a report, and theirs shows the values of variables
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        import histosge
+
+        out.print(f"histosge {histosge.__version__}", markup=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        # Eager: it is answered also where no command is given.
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    pass
+
+
 for module in (
     demo_command,
     store_commands,
@@ -82,14 +109,39 @@ for module in (
 _in_order(app)
 
 
+@contextmanager
+def _short_warnings() -> Iterator[None]:
+    """Print a warning of another package's extension as one line; Python's own form adds a line of our source."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, ExtensionWarning):
+                print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+            else:
+                usual(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
 def main() -> None:
     """Run the command line."""
     try:
-        app()
+        with _short_warnings():
+            app()
     except FeatureStoreError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     except OSError as error:
+        # A full or read-only disk is the user's to correct; any other OSError that gets here is a bug of ours.
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
         where = f" at {error.filename}" if error.filename else ""

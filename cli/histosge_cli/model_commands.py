@@ -1,38 +1,84 @@
 """Commands on models: train, predict, evaluate."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from histosge_cli.console import Console, out, resumable
+from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.store_commands import Log, Quiet, StoreArg
 
+DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written", "While it runs"
+"""Panels of the options."""
 SamplesArg = Annotated[
     str,
     typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression."),
 ]
 Grid = Annotated[
-    str | None, typer.Option("--grid", metavar="KEY", help="Needed when the store holds several grids.")
+    str | None,
+    typer.Option(
+        "--grid", metavar="KEY", help="Needed when the store holds several grids.", rich_help_panel=DATA
+    ),
 ]
 EncoderKey = Annotated[
-    str | None, typer.Option("--encoder", metavar="K", help="Needed when the store holds several encoders.")
+    str | None,
+    typer.Option(
+        "--encoder", metavar="K", help="Needed when the store holds several encoders.", rich_help_panel=DATA
+    ),
 ]
 Genes = Annotated[
-    str, typer.Option("--genes", metavar="N|FILE", help="The N most variable genes, or a file with names.")
+    str,
+    typer.Option(
+        "--genes",
+        metavar="GENES",
+        help="N: the N most variable genes; all; N+A,B: the N and the named ones; or a file, one gene a line.",
+        rich_help_panel=DATA,
+    ),
 ]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the spots, for presets that iterate.")]
+Epochs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Passes over the spots, for models that iterate.", rich_help_panel=TRAINING
+    ),
+]
+Page = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Also write a page (HTML): pictures, numbers, caveats.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (train, predict, evaluate):
-        app.command()(command)
+    app.command(cls=with_registry_help(preset=_presets))(train)
+    app.command()(predict)
+    app.command(cls=with_registry_help(presets=_compared))(evaluate)
 
 
-def genes_option(text: str) -> int | str:
-    """Return a number of genes, or a path."""
-    return int(text) if text.isdecimal() else text
+def _presets() -> str:
+    from histosge.models.registry import MODELS
+
+    return f"What is trained; module:Class is a class of your own. {listed(MODELS.records())}"
+
+
+def _compared() -> str:
+    from histosge.models.registry import MODELS
+
+    names = ", ".join(MODELS.names())
+    return f"Models to compare: {names}; module:Class; or depth: library size alone, an oracle."
+
+
+def find_own_class(preset: str | None) -> None:
+    """Let ``module:Class`` be found in the current folder, as ``python -m`` does."""
+    folder = str(Path.cwd())
+    if preset is not None and ":" in preset and folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def train(
@@ -40,27 +86,35 @@ def train(
     store: StoreArg,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
     preset: Annotated[
-        str, typer.Option(help="dense, dense+attention, dense+spots, paper, ridge, gp, knn or mean.")
+        str,
+        typer.Option(
+            metavar="P",
+            rich_help_panel=TRAINING,
+        ),
     ] = "dense",
     genes: Genes = "1000",
     epochs: Epochs = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same machine: the same model.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Same seed, same machine: the same model.", rich_help_panel=TRAINING),
+    ] = 0,
     loss: Annotated[
-        str, typer.Option(help="Of dense: mse on log1p(CP10k), poisson or nb on counts.")
+        str,
+        typer.Option(
+            metavar="L",
+            help="mse on log1p(CP10k); dense also has poisson and nb, on counts with library size.",
+            rich_help_panel=TRAINING,
+        ),
     ] = "mse",
     stains: Annotated[
         bool,
         typer.Option(
             "--stains",
-            help="Of dense: encode some patches in other stains, and do not learn from what those move.",
+            help="Encode some patches in other stains, and penalise weights along what those change (dense).",
+            rich_help_panel=TRAINING,
         ),
     ] = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
-        ),
-    ] = None,
+    report: Page = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -71,13 +125,13 @@ def train(
     Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
     """
     from histosge.data.section_loading import Selection
+    from histosge.training.report import trust_scope
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
     console = Console(quiet, log)
-    settings = TrainSettings(
-        preset, genes_option(genes), epochs, seed, Selection(grid, encoder), loss=loss, stains=stains
-    )
+    find_own_class(preset)
+    settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
     saved = run(samples, store, model, settings, on_message=console.message)
     if report is not None:
         from histosge.training.report import write_training_report
@@ -90,11 +144,8 @@ def train(
         markup=False,
     )
     if saved.intervals is not None:
-        out.print(
-            f"{int(saved.intervals.trusted.sum())} of {len(saved.card.genes)} genes can be trusted on other tissue; "
-            "the others are listed with their trust by predict --h5ad",
-            markup=False,
-        )
+        n_trusted, scope = int(saved.intervals.trusted.sum()), trust_scope(saved.intervals)
+        out.print(f"trusted: {n_trusted} of {len(saved.card.genes)} genes ({scope})", markup=False)
 
 
 def predict(
@@ -104,14 +155,14 @@ def predict(
         str, typer.Argument(metavar="OUT", help="Expression store to write, a folder or URL.")
     ],
     slide: Annotated[
-        list[str] | None, typer.Option("--slide", metavar="ID", help="Only this slide; repeat for several.")
+        list[str] | None,
+        typer.Option(
+            "--slide", metavar="ID", help="Only this slide; repeat for several.", rich_help_panel=DATA
+        ),
     ] = None,
     genes: Annotated[
-        str | None, typer.Option("--genes", metavar="A,B", help="Only these genes of the model.")
-    ] = None,
-    h5ad: Annotated[
-        Path | None,
-        typer.Option("--h5ad", metavar="FILE", help="Also write AnnData, one row per patch (one slide)."),
+        str | None,
+        typer.Option("--genes", metavar="A,B", help="Only these genes of the model.", rich_help_panel=DATA),
     ] = None,
     condition_on: Annotated[
         str | None,
@@ -119,18 +170,36 @@ def predict(
             "--condition-on",
             metavar="FILE",
             help="Spots measured on the slide: .h5ad or Space Ranger folder.",
+            rich_help_panel=DATA,
         ),
     ] = None,
-    workers: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, help="Processes that share several slides out among themselves."),
-    ] = 1,
-    report: Annotated[
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="module:Class",
+            help="The class of a model of your own; it is imported only if it is named here.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    h5ad: Annotated[
         Path | None,
         typer.Option(
-            "--report", metavar="FILE", help="Also write a page (HTML): pictures, numbers, caveats."
+            "--h5ad",
+            metavar="FILE",
+            help="Also write AnnData, one row per patch (one slide).",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
+    report: Page = None,
+    workers: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Processes that share several slides out among themselves.",
+            rich_help_panel=RUN,
+        ),
+    ] = 1,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -140,12 +209,15 @@ def predict(
 
     Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
     """
+    from histosge.data.section_loading import Selection
     from histosge.errors import ModelError
     from histosge.exporting.formats.anndata_files import write_h5ad
     from histosge.prediction.expression_store import ExpressionStore
+    from histosge.prediction.predict import PredictSettings
     from histosge.prediction.predict import predict as run
 
     console = Console(quiet, log)
+    find_own_class(preset)
     if h5ad is not None and len(slide or []) != 1:
         raise ModelError("--h5ad writes one slide; name it with --slide ID")
     with resumable(), console.bars("blocks") as bars:
@@ -153,12 +225,10 @@ def predict(
             store,
             model,
             out_store,
+            PredictSettings(Selection(grid, encoder), workers, preset),
             slide_ids=slide or [],
             genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
-            grid=grid,
-            encoder=encoder,
             condition_on=condition_on,
-            workers=workers,
             on_progress=bars.update,
             on_message=console.message,
         )
@@ -177,7 +247,7 @@ def predict(
         from histosge.training.saved_model import load_model
 
         shown = [(result.slide_id, result.grid_key) for result in results]
-        write_prediction_report(out_store, shown, load_model(model), report)
+        write_prediction_report(out_store, shown, load_model(model, preset), report)
         out.print(str(report), markup=False)
 
 
@@ -189,44 +259,67 @@ def evaluate(
     ],
     split: Annotated[
         str | None,
-        typer.Option(help="block (default), section, donor or random (default of --ablate)."),
+        typer.Option(
+            metavar="S",
+            help="What is held out: block (default), section, donor, or random (default of --ablate).",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     presets: Annotated[
         str,
-        typer.Option(metavar="a,b,c", help="Models to compare; depth: library size alone, an oracle."),
+        typer.Option(
+            metavar="a,b,c",
+            rich_help_panel=TRAINING,
+        ),
     ] = "mean,ridge,dense",
     genes: Genes = "250",
-    seeds: Annotated[int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", help="Repeat with seeds 0..N-1.", rich_help_panel=TRAINING)
+    ] = 1,
     epochs: Epochs = None,
     protocol: Annotated[
         str | None,
-        typer.Option(metavar="hest", help="Score as HEST-Benchmark does, in place of the presets."),
+        typer.Option(
+            metavar="hest",
+            help="Score as HEST-Benchmark does, in place of the presets.",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     ablate: Annotated[
-        bool, typer.Option("--ablate", help="Add the published code with each of its known defects.")
+        bool,
+        typer.Option(
+            "--ablate",
+            help="Add the published code with each of its known defects.",
+            rich_help_panel=TRAINING,
+        ),
     ] = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
-    """Score models on what they have not seen, with a noise control beside them.
+    """Score models on held-out spots, with a noise control beside them.
 
     Example: histosge evaluate cohort.csv store.zarr report --split section --presets mean,ridge,dense --seeds 3
     """
+    from histosge.data.section_loading import Selection
     from histosge.evaluation.evaluate import EvaluateSettings
     from histosge.evaluation.evaluate import evaluate as run
     from histosge_cli.score_table import print_scores
 
     console = Console(quiet, log)
+    names = tuple(p.strip() for p in presets.split(",") if p.strip())
+    for name in names:
+        find_own_class(name)
     settings = EvaluateSettings(
         split=split,
-        presets=tuple(p.strip() for p in presets.split(",") if p.strip()),
-        genes=genes_option(genes),
+        presets=names,
+        genes=genes,
         seeds=seeds,
         epochs=epochs,
         ablate=ablate,
         protocol=protocol,
+        selection=Selection(grid, encoder),
     )
     with console.steps("fits") as on_progress:
         scores = run(
@@ -234,8 +327,6 @@ def evaluate(
             store,
             report_dir,
             settings,
-            grid=grid,
-            encoder=encoder,
             on_message=console.message,
             on_progress=on_progress,
         )

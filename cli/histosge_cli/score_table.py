@@ -1,6 +1,6 @@
 """Scores as a table on the terminal."""
 
-from histosge.evaluation.results import NOISE, NOISE_LIMIT, ORACLES, Scores
+from histosge.evaluation.results import NOISE, NOISE_LIMIT, Scores
 from histosge_cli.console import out, table
 
 COLUMNS = {
@@ -27,7 +27,7 @@ ABLATION = {
 def print_scores(scores: Scores) -> None:
     """Print one line a preset, mean and sd over seeds, and what the noise control says."""
     rows = [
-        [_label(preset), *(_cell(scores, preset, metric) for metric in COLUMNS)]
+        [_label(scores, preset), *(_cell(scores, preset, metric) for metric in COLUMNS)]
         for preset in (*scores.presets, NOISE)
     ]
     table([f"held out by {scores.split}", *COLUMNS.values()], rows)
@@ -46,8 +46,8 @@ def print_scores(scores: Scores) -> None:
         )
 
 
-def _label(preset: str) -> str:
-    return f"{preset} (oracle)" if preset in ORACLES else preset
+def _label(scores: Scores, preset: str) -> str:
+    return f"{preset} (oracle)" if preset in scores.oracles else preset
 
 
 def _cell(scores: Scores, preset: str, metric: str) -> str:

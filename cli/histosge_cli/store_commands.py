@@ -35,8 +35,16 @@ def embed(
     stride: Annotated[
         int | None, typer.Option(help="Step between patches, pixels at --mpp. [default: --patch]")
     ] = None,
+    tissue: Annotated[
+        str,
+        typer.Option(
+            "--tissue",
+            metavar="METHOD|none",
+            help="How tissue is found: texture, none (encode every patch), or another package's method.",
+        ),
+    ] = "texture",
     no_tissue: Annotated[
-        bool, typer.Option("--no-tissue", help="Encode every patch, tissue or not.")
+        bool, typer.Option("--no-tissue", hidden=True, help="Same as --tissue none.")
     ] = False,
     slide_mpp: Annotated[
         float | None, typer.Option(help="Microns per pixel of slides whose file does not say it.")
@@ -98,7 +106,7 @@ def embed(
         encoders=keys,
         spec=spec,
         options=EncoderOptions(None, random_weights, device, precision, compile_network, engine),
-        keep_background=no_tissue,
+        tissue="none" if no_tissue else tissue,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
     )
@@ -137,7 +145,7 @@ def embed(
                 else "nothing to do"
             )
             if not result.patches:
-                todo = "no tissue found, nothing to do; --no-tissue encodes every patch"
+                todo = "no tissue found, nothing to do; --tissue none encodes every patch"
             bad = f", {result.unreadable} patches could not be read" if result.unreadable else ""
             out.print(f"{result.slide_id}: {todo}, {result.patches} patches{bad}", markup=False)
     if dry_run and len(results) > 1:
@@ -217,7 +225,7 @@ def rm(
     slide: Annotated[str | None, typer.Option("--slide", metavar="ID", help="Only this slide.")] = None,
     grid: Annotated[str | None, typer.Option("--grid", metavar="KEY", help="Only this grid.")] = None,
     encoder: Annotated[str | None, typer.Option("--encoder", metavar="K", help="Only this encoder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="OnMessage what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
 ) -> None:
     """Remove slides, grids or encoders from a store. At least one of the options is needed.
 
@@ -270,7 +278,7 @@ def encoders(
 def doctor(
     store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None,
 ) -> None:
-    """OnMessage what is installed, which device there is, which encoders work here, and whether a store answers.
+    """Report installed packages, the device, the encoders that work here, and whether a store answers.
 
     Example: histosge doctor s3://bucket/store
     """

@@ -3,8 +3,11 @@
 mkdocs calls `on_files`; what is made here stands in no folder, so it cannot be out of date.
 """
 
+import ast
 import json
 import re
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,39 +15,94 @@ import typer.main
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+CONSTANT = "!^[A-Z][A-Z0-9_]*$"
+"""Filter of mkdocstrings: upper-case names are settings of the implementation, which nobody calls."""
+
+
+@dataclass(frozen=True)
+class ApiPage:
+    """What the reference of one package shows.
+
+    Parameters
+    ----------
+    purpose
+        One sentence, below the title.
+    first
+        Exported names in the order of use. Other exported names follow, so a new one cannot be forgotten.
+    modules
+        Further modules, below the package's name.
+    """
+
+    purpose: str
+    first: tuple[str, ...]
+    modules: tuple[str, ...]
+
+
 PACKAGES = {
-    "featurestore": (
+    "featurestore": ApiPage(
         "Slides in, chunked embeddings out.",
-        [
-            "embedding.embed",
-            "embedding.plan",
-            "grid",
-            "slides.open_slide",
+        (
+            "embed",
+            "EmbedSettings",
+            "GridSpec",
+            "open_store",
+            "open_slide",
+            "read_samples",
+            "catalogue",
+            "validate",
+        ),
+        (
+            "slides.protocol",
+            "slides.sample_sheet",
             "encoders.protocol",
             "storage.store",
-            "storage.tree",
-            "storage.catalogue",
-            "storage.validation",
             "storage.removal",
-            "slides.sample_sheet",
+            "analysis.patch_stream",
+            "analysis.summary",
+            "analysis.pca",
+            "analysis.kmeans",
+            "analysis.neighbours",
+            "grid",
+            "embedding.plan.SlideResult",
             "errors",
-        ],
+        ),
     ),
-    "histosge": (
+    "histosge": ApiPage(
         "Embeddings in, expression out.",
-        [
-            "training.train",
-            "prediction.predict",
-            "evaluation.evaluate",
-            "training.saved_model",
-            "prediction.expression_store",
+        (
+            "train",
+            "TrainSettings",
+            "Selection",
+            "predict",
+            "PredictSettings",
+            "evaluate",
+            "EvaluateSettings",
+            "load_model",
+            "export",
+            "Loader",
+            "LoadSettings",
+            "stream_batches",
+            "find_expression",
+            "SlideFrame",
+            "Spots",
+            "read_gene_list",
+        ),
+        (
+            "data.section_loading",
+            "data.sections",
             "data.expression.find_expression",
+            "models.protocol",
+            "training.saved_model",
+            "prediction.predict",
+            "prediction.expression_store",
             "heldout.splits",
             "heldout.metrics",
+            "evaluation.evaluate",
             "evaluation.results",
+            "exporting.export",
             "demo",
             "errors",
-        ],
+        ),
     ),
 }
 
@@ -52,8 +110,8 @@ PACKAGES = {
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the made pages."""
     pages = {"reference/cli.md": cli_page()}
-    for package, (purpose, modules) in PACKAGES.items():
-        pages[f"reference/{package}.md"] = api_page(package, purpose, modules)
+    for package, page in PACKAGES.items():
+        pages[f"reference/{package}.md"] = api_page(package, page)
     for notebook in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
         pages[f"reference/{notebook.stem}.md"] = notebook_page(notebook)
     for path, text in pages.items():
@@ -61,10 +119,45 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def api_page(package: str, purpose: str, modules: list[str]) -> str:
-    """Return a page that mkdocstrings fills from the docstrings."""
-    blocks = "\n\n".join(f"::: {package}.{module}" for module in modules)
-    return f"# {package}\n\n{purpose}\n\n{blocks}\n"
+def api_page(package: str, page: ApiPage) -> str:
+    """Return a page that mkdocstrings fills from the docstrings: what a user calls comes first."""
+    homes = exported(package)
+    names = [name for name in page.first if name in homes] + sorted(homes.keys() - set(page.first))
+    parts = [f"# {package}", page.purpose, "## Exported functions and classes"]
+    parts.append("\n".join(f"- [`{package}.{name}`][{homes[name]}.{name}]" for name in names))
+    for name in names:
+        title = f"{package}.{name}"
+        parts.append(
+            _directive(f"{homes[name]}.{name}", {"heading_level": 3, "heading": title, "toc_label": name})
+        )
+    parts.append("## Further modules")
+    for module in page.modules:
+        path = f"{package}.{module}"
+        shown = [name for name in names if homes[name] == path]
+        filters = ["!^_", CONSTANT, *(f"!^{name}$" for name in shown)]
+        parts.append(_directive(path, {"heading_level": 3, "filters": filters}))
+    return "\n\n".join(parts) + "\n"
+
+
+def exported(package: str) -> dict[str, str]:
+    """Return the names that a package exports, and the modules that define them.
+
+    They are read from the source: importing every module for its names would load torch.
+    """
+    spec = find_spec(package)
+    tree = ast.parse(Path(str(spec and spec.origin)).read_text())
+    return {
+        alias.asname: node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module is not None
+        for alias in node.names
+        if alias.asname is not None
+    }
+
+
+def _directive(path: str, options: dict[str, Any]) -> str:
+    lines = [f"        {name}: {json.dumps(value)}" for name, value in options.items()]
+    return "\n".join([f"::: {path}", "    options:", *lines])
 
 
 def notebook_page(path: Path) -> str:
@@ -142,7 +235,7 @@ def _default(parameter: Any) -> str:
 
 
 def _cell(text: str | None) -> str:
-    return (text or "").replace("|", "\\|")
+    return (text or "").replace("|", "\\|").replace("\n\n", "<br>")
 
 
 def _plain(text: str) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
 from featurestore.events import OnProgress, Progress, ignore_progress
+from featurestore.location import PathOrUrl
 from featurestore.storage.selection import SlideEmbedding, open_slides
 from featurestore.storage.store import Store
 
@@ -157,7 +158,7 @@ class PatchStream:
 
 
 def open_stream(
-    url: str,
+    url: PathOrUrl,
     slides: Sequence[str] | None = None,
     *,
     grid: str | None = None,
@@ -194,7 +195,7 @@ def _with_tissue(slide: SlideEmbedding) -> tuple[SlideEmbedding, NDArray[np.bool
 def _read(task: tuple[SlideEmbedding, Block, NDArray[np.bool_]]) -> tuple[PatchBlock, int]:
     slide, block, is_tissue = task
     rows, cols = np.nonzero(is_tissue)
-    values = slide.array.read(block.rows, block.cols)[rows, cols].astype(np.float32)
+    values = slide.array.read_block(block)[rows, cols].astype(np.float32)
     # float16 cannot add up to a float32 infinity: the sum is finite exactly where every feature is.
     there = np.isfinite(values.sum(axis=1))
     absent = int((~there).sum())

@@ -1,6 +1,5 @@
 """One parquet file per slide, one row per patch: where it is, and what an analysis says of it."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
 from featurestore.storage.selection import SlideEmbedding
+from featurestore.whole_file import whole_file
 
 Columns = Mapping[str, NDArray[np.generic]]
 
@@ -71,10 +71,6 @@ def write_patches(
 
 def write_table(frame: pl.DataFrame, file: Path) -> Path:
     """Write a parquet file, whole or not at all."""
-    temporary = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        frame.write_parquet(temporary)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(file) as partial:
+        frame.write_parquet(partial)
     return file

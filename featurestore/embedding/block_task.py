@@ -1,6 +1,6 @@
 """Blocks of a slide: read -> encode -> write, each block one object, written whole and once.
 
-Knows no dask and no plan: whoever calls it says which blocks.
+It knows neither dask nor planning: the caller names the blocks.
 """
 
 import time
@@ -20,28 +20,35 @@ from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import Store, StoredGrid
 
-PACE_BATCHES = 3
+PROBE_BATCHES = 3
+"""Batches that are timed for a dry run's estimate, besides a first one that is not counted."""
 
 PatchFailure = tuple[int, int, str]
-"""(row, col) in the grid, and why it has no vector."""
+"""``(row, col, reason)``: a patch's position in the grid, and why it has no vector."""
 
 
-class Pace:
-    """Seconds per patch of reading and encoding, measured once, on the first slide that has tissue."""
+class ThroughputProbe:
+    """Measures seconds per patch of reading and encoding, once, on the first slide that has tissue.
+
+    Parameters
+    ----------
+    encoders
+        All that a patch goes through.
+    """
 
     def __init__(self, encoders: dict[str, Encoder]) -> None:
         self._encoders = encoders
         self._seconds: float | None = None
 
-    def __call__(self, slide: Slide, stored: StoredGrid, blocks: Sequence[Block]) -> float:
-        """Return it; a slide without tissue is not measured."""
+    def seconds_per_patch(self, slide: Slide, stored: StoredGrid, blocks: Sequence[Block]) -> float:
+        """Return the measured value, measuring it first if necessary; 0 as long as no slide had tissue."""
         if self._seconds is None and blocks:
-            middle = blocks[len(blocks) // 2]
+            middle = blocks[len(blocks) // 2]  # the first one may hold little but the edge of the tissue
             wanted = stored.is_tissue[middle.slices]
             batches = read_batches(slide, stored.grid, middle, wanted, BATCH)
-            self._encode(next(batches).pixels)  # the first one pays for what is set up once
+            self._encode(next(batches).pixels)  # not timed: buffers and kernels are set up here
             begun, patches = time.perf_counter(), 0
-            for batch in islice(batches, PACE_BATCHES):
+            for batch in islice(batches, PROBE_BATCHES):
                 self._encode(batch.pixels)
                 patches += len(batch.pixels)
             if patches:
@@ -55,7 +62,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What became of one block: objects written, patches encoded, and patches that have no vector."""
+    """Counts of one block: objects written, patches encoded, and patches that have no vector."""
 
     block: Block
     written: int
@@ -81,6 +88,12 @@ def embed_blocks(
     ------
     BlockResult
         After each block's objects were written.
+
+    Raises
+    ------
+    StoreError, OSError
+        If a block cannot be written. A patch that cannot be read or encoded raises nothing: it is NaN in its block,
+        and recorded.
     """
     slide_id, grid = stored.slide_id, stored.grid
     tissue = stored.is_tissue
@@ -135,7 +148,7 @@ def _commit(
 ) -> None:
     path = failure_path(stored.slide_id, stored.grid.spec.key, key, block.index)
     if failures:
-        # Before the block: once the block exists, nobody comes back to say why it holds NaN.
+        # Before the block: once it exists no run computes it again, so a crash in between would lose the reason.
         store.record_failure(
             path,
             {
@@ -148,14 +161,15 @@ def _commit(
 
 
 def to_float16(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.intp]]:
-    """Round to the stored dtype.
+    """Round vectors to the stored dtype.
 
     Returns
     -------
-    tuple
-        The vectors, and which of them, counted through, hold a number that is no finite float16: these are NaN whole.
+    (numpy.ndarray, numpy.ndarray)
+        The vectors ``(n, dim)``, and the indices of those that hold a number that is not finite in float16: all their
+        features are NaN.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # beyond 65,504 a number becomes infinite, and its vector NaN below
         stored = vectors.astype(np.float16)
     unusable = ~np.isfinite(stored).all(axis=-1)
     stored[unusable] = np.nan

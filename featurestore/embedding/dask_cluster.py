@@ -1,11 +1,12 @@
 """Embedding on a cluster: dask.distributed carries keys and small results; workers do the rest.
 
-Tasks are fed through a window, so a cohort of any size costs the scheduler the same. Slides take turns. A slide whose
-block kills its worker is set aside until the others are done, then tried alone, so that no other slide is blamed.
+Tasks are submitted through a window, so a cohort of any size costs the scheduler the same. Slides take turns. When a
+task is given up because its workers died, its slide is quarantined until the others are done, and then retried with
+nothing else running: only then is it certain which slide kills workers.
 
 Terms
-    window   blocks that the scheduler holds at once
-    suspect  a slide that was there when a worker died
+    window      blocks that the scheduler holds at once
+    quarantine  slides with a block that was running when workers died; one of them is the cause
 """
 
 import logging
@@ -39,28 +40,31 @@ from featurestore.events import OnProgress, Progress
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 
-THREADS = 2
+THREADS_PER_WORKER = 2
 """Tasks at once in a local worker: one block is read while another is encoded."""
-BLOCKS_A_THREAD = 3
-"""Window: blocks that wait or run, per thread of the cluster."""
-RETRIES = 2
-"""Further tries of a task that raised: a network that failed once."""
-DEATHS = 1
-"""Further workers that a task may kill before it is given up (local clusters)."""
+BLOCKS_PER_THREAD = 3
+"""Size of the window: one block that runs, and two that wait, so that no worker idles while a result travels."""
+TASK_RETRIES = 2
+"""Further tries of a task that raised, as a network does that failed once. Deaths of workers do not count here."""
+ALLOWED_WORKER_DEATHS = 1
+"""Further workers that a task may lose before dask gives it up. Of a remote scheduler its own setting counts."""
 
-CONNECT_S = 10
-"""A scheduler that does not answer for so long is not there."""
-LOOK_AGAIN = 64
-"""Tasks after which the cluster's threads are counted anew."""
+CONNECT_TIMEOUT_S = 10
+"""A scheduler that does not answer for so long is taken for not running."""
+THREAD_COUNT_INTERVAL = 64
+"""Completed tasks between two counts of the cluster's threads: a count is a request to the scheduler."""
 
-GONE = "the scheduler went away; every block that is written stays: run the same command again to go on"
+SCHEDULER_LOST = (
+    "the scheduler went away; every block that is written stays: run the same command again to go on"
+)
 
-Work = tuple[Block, tuple[str, ...]]
+BlockWork = tuple[Block, tuple[str, ...]]
+"""A block, and the keys of the encoders that lack it."""
 
 
 @contextmanager
-def local_client(workers: int, threads: int = THREADS) -> Iterator[Client]:
-    """Start worker processes on this machine, the cores shared out among them.
+def local_client(workers: int, threads: int = THREADS_PER_WORKER) -> Iterator[Client]:
+    """Start worker processes on this machine; each gets an equal share of the cores.
 
     Parameters
     ----------
@@ -68,14 +72,21 @@ def local_client(workers: int, threads: int = THREADS) -> Iterator[Client]:
         Processes.
     threads
         Tasks at once in each.
+
+    Yields
+    ------
+    distributed.Client
+        Connected; the processes end with the context.
     """
-    _silence()
-    share = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    _mute_library_logs()
+    # Otherwise every process computes with as many threads as there are cores, and they get in each other's way.
+    cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
     settings = {
-        "distributed.scheduler.allowed-failures": DEATHS,
-        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": share, "MKL_NUM_THREADS": share},
+        "distributed.scheduler.allowed-failures": ALLOWED_WORKER_DEATHS,
+        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores},
         "distributed.admin.system-monitor.gil.enabled": False,
-        "distributed.worker.memory.terminate": False,  # a map in memory is no reason to kill a block
+        # Files that are mapped into memory count as the process's own, and are no reason to kill it.
+        "distributed.worker.memory.terminate": False,
     }
     with (
         dask.config.set(settings),
@@ -91,22 +102,27 @@ def local_client(workers: int, threads: int = THREADS) -> Iterator[Client]:
 def remote_client(address: str) -> Iterator[Client]:
     """Connect to a scheduler that runs already.
 
+    Yields
+    ------
+    distributed.Client
+        Connected.
+
     Raises
     ------
     ClusterError
         If it does not answer.
     """
-    _silence()
+    _mute_library_logs()
     try:
-        client = Client(address, timeout=CONNECT_S)
+        client = Client(address, timeout=CONNECT_TIMEOUT_S)
     except (OSError, TimeoutError, ValueError) as error:
         raise ClusterError(f"no scheduler answers at {address} ({type(error).__name__}: {error})") from error
     with client:
         yield client
 
 
-def _silence() -> None:
-    """Keep the library's logs off the terminal: what goes wrong is said by us, in one line."""
+def _mute_library_logs() -> None:
+    """Keep the logs of dask off the terminal: an error of a run is one line of ours."""
     for name in list(logging.root.manager.loggerDict):
         if name.split(".")[0] in ("distributed", "tornado", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -114,23 +130,37 @@ def _silence() -> None:
 
 @dataclass
 class _SlideState:
-    """One slide under way."""
+    """Progress of one slide.
+
+    Parameters
+    ----------
+    n_blocks, n_done
+        Blocks that this run has to compute, and those that it has computed.
+    n_planned, n_written
+        Objects that belong in the store, and those that this run wrote, over all encoders.
+    n_patches, n_patches_done, n_unreadable
+        Tissue patches of the slide; those in the computed blocks; those of them that have no vector.
+    deferred
+        Blocks to run once the slide is retried in isolation.
+    """
 
     job: Job
-    todo: int = 0
-    done: int = 0
-    planned: int = 0
-    patches: int = 0
-    patches_done: int = 0
-    computed: int = 0
-    unreadable: int = 0
-    waiting: list[Work] = field(default_factory=list)
+    n_blocks: int = 0
+    n_done: int = 0
+    n_planned: int = 0
+    n_written: int = 0
+    n_patches: int = 0
+    n_patches_done: int = 0
+    n_unreadable: int = 0
+    deferred: list[BlockWork] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Task:
+    """A submitted task: one block of a slide, or the planning of the slide where `work` is None."""
+
     slide_id: str
-    work: Work | None
+    work: BlockWork | None
 
 
 def embed_on_cluster(
@@ -162,34 +192,32 @@ def embed_on_cluster(
     FeatureStoreError
         If what is stored was made otherwise.
     """
-    with said_when_gone(client):
+    with scheduler_loss_as_error(client):
         return _Run(client, samples, store, settings, on_progress, on_result).results()
 
 
 @contextmanager
-def said_when_gone(client: Client) -> Iterator[None]:
-    """Turn whatever a client raises once its scheduler has gone into one line.
-
-    A scheduler that dies while a result is being fetched shows as an `OSError`, as a full disk of a worker does: the
-    client knows which it was.
+def scheduler_loss_as_error(client: Client) -> Iterator[None]:
+    """Raise a `ClusterError` for each of the errors that a client raises once its scheduler is lost.
 
     Raises
     ------
     ClusterError
-        If the scheduler is gone.
+        If the scheduler went away.
     """
     try:
         yield
     except (CancelledError, FutureCancelledError, CommClosedError) as error:
-        raise ClusterError(GONE) from error
+        raise ClusterError(SCHEDULER_LOST) from error
     except OSError as error:
+        # A scheduler that dies while a result is fetched shows as an OSError, and so does a worker's full disk.
         if client.status == "running":
             raise
-        raise ClusterError(GONE) from error
+        raise ClusterError(SCHEDULER_LOST) from error
 
 
 class _Run:
-    """One run: feeds the cluster, and books what comes back."""
+    """One run: submits tasks, and records their results."""
 
     def __init__(
         self,
@@ -202,109 +230,114 @@ class _Run:
     ) -> None:
         self._client, self._on_progress, self._on_result = client, on_progress, on_result
         run = uuid.uuid4().hex[:12]
-        self._order = [sample.slide_id for sample in samples]
-        self._unplanned = (_SlideState(Job(run, store, sample, settings)) for sample in samples)
-        self._value(client.submit(check_encoders, Job(run, store, samples[0], settings), pure=False))
+        self._slide_ids = [sample.slide_id for sample in samples]
+        self._to_plan = (_SlideState(Job(run, store, sample, settings)) for sample in samples)
+        # Before the store is made: a mistyped encoder must leave nothing behind.
+        self._result_of(client.submit(check_encoders, Job(run, store, samples[0], settings), pure=False))
         self._store = Store.open_or_create(store)
         self._states: dict[str, _SlideState] = {}
-        self._queue: RoundRobin[Work] = RoundRobin()
+        self._queue: RoundRobin[BlockWork] = RoundRobin()
         self._running: dict[Future, _Task] = {}
-        self._suspects: dict[str, _SlideState] = {}
+        self._quarantined: dict[str, _SlideState] = {}
         self._finished: dict[str, SlideResult] = {}
-        self._landing = as_completed()
-        self._threads, self._landed = 1, 0
+        self._completions = as_completed()
+        self._n_threads, self._n_completed = 1, 0
 
     def results(self) -> list[SlideResult]:
-        """Run to the end."""
+        """Run all slides, and return their results in the order of the samples."""
         try:
-            self._drain()
-            for state in list(self._suspects.values()):
-                self._try_alone(state)
+            self._run_until_idle()
+            for state in list(self._quarantined.values()):
+                self._retry_in_isolation(state)
         except BaseException:
+            # Also on Ctrl-C: what is queued on a shared cluster would run on without us.
             if self._client.status == "running":
                 with suppress(OSError):
                     self._client.cancel(list(self._running))
             raise
-        return [self._finished[slide_id] for slide_id in self._order]
+        return [self._finished[slide_id] for slide_id in self._slide_ids]
 
-    def _drain(self) -> None:
-        self._feed()
+    def _run_until_idle(self) -> None:
+        self._fill_window()
         while self._running:
-            future = next(self._landing)
-            self._land(future)
-            self._feed()
+            future = next(self._completions)
+            self._handle_completed(future)
+            self._fill_window()
 
-    def _feed(self) -> None:
-        if self._landed % LOOK_AGAIN == 0:  # workers come and go
-            self._threads = max(1, sum(self._client.nthreads().values()))
-        threads = self._threads
-        plans = sum(task.work is None for task in self._running.values())
-        # Slides are planned only as far ahead as keeps the queue from running dry.
-        while plans < threads and len(self._queue) < 2 * BLOCKS_A_THREAD * threads:
-            state = next(self._unplanned, None)
+    def _fill_window(self) -> None:
+        if self._n_completed % THREAD_COUNT_INTERVAL == 0:  # workers come and go
+            self._n_threads = max(1, sum(self._client.nthreads().values()))
+        window = BLOCKS_PER_THREAD * self._n_threads
+        n_plans = sum(task.work is None for task in self._running.values())
+        # Planned only as far ahead as keeps two windows queued: the queue must not grow with the cohort.
+        while n_plans < self._n_threads and len(self._queue) < 2 * window:
+            state = next(self._to_plan, None)
             if state is None:
                 break
             self._states[state.job.sample.slide_id] = state
             self._submit(state, None)
-            plans += 1
-        while len(self._queue) and len(self._running) - plans < BLOCKS_A_THREAD * threads:
+            n_plans += 1
+        while len(self._queue) and len(self._running) - n_plans < window:
             slide_id, work = self._queue.pop()
             self._submit(self._states[slide_id], work)
 
-    def _submit(self, state: _SlideState, work: Work | None) -> Future:
+    def _submit(self, state: _SlideState, work: BlockWork | None) -> Future:
         slide_id = state.job.sample.slide_id
-        options: dict[str, Any] = {"pure": False, "retries": RETRIES}
+        # Not pure: a block that is retried in isolation must be a new task, not the one that dask has given up.
+        options: dict[str, Any] = {"pure": False, "retries": TASK_RETRIES}
         if work is None:
+            # Ahead of blocks, since a plan is what gives the other threads work.
             future = self._client.submit(plan_job, state.job, priority=10, **options)
         else:
             future = self._client.submit(embed_block, state.job, *work, **options)
         self._running[future] = _Task(slide_id, work)
-        self._landing.add(future)
+        self._completions.add(future)
         return future
 
-    def _land(self, future: Future) -> None:
-        self._landed += 1
+    def _handle_completed(self, future: Future) -> None:
+        self._n_completed += 1
         task = self._running.pop(future)
         state = self._states[task.slide_id]
         try:
-            result = self._value(future)
+            result = self._result_of(future)
         except KilledWorker:
-            self._suspect(state, task)
+            self._quarantine(state, task)
             return
-        self._book(state, result)
+        self._record_result(state, result)
 
-    def _value(self, future: Future) -> Any:
+    def _result_of(self, future: Future) -> Any:
         if future.cancelled():
-            raise ClusterError(GONE)
+            raise ClusterError(SCHEDULER_LOST)
         result = future.result()
         if isinstance(result, PermanentFailure):
             raise result.error
         return result
 
-    def _book(self, state: _SlideState, result: PlannedSlide | BlockResult | SlideResult) -> None:
+    def _record_result(self, state: _SlideState, result: PlannedSlide | BlockResult | SlideResult) -> None:
         slide_id = state.job.sample.slide_id
-        if isinstance(result, SlideResult):  # it failed
+        if isinstance(result, SlideResult):  # the slide failed; several of its blocks may say so
             self._queue.drop(slide_id)
             if slide_id not in self._finished:
                 self._finish(result)
         elif isinstance(result, PlannedSlide):
-            state.todo, state.planned, state.patches = len(result.blocks), result.planned, result.patches
+            state.n_blocks, state.n_planned = len(result.blocks), result.planned
+            state.n_patches = result.patches
             self._queue.add(slide_id, result.blocks.items())
         else:
-            state.done += 1
-            state.computed += result.written
-            state.unreadable += result.unreadable
-            state.patches_done += result.patches
-            self._on_progress(Progress(state.done, state.todo, slide_id, state.patches_done))
-        if state.done == state.todo and slide_id not in self._finished:
+            state.n_done += 1
+            state.n_written += result.written
+            state.n_unreadable += result.unreadable
+            state.n_patches_done += result.patches
+            self._on_progress(Progress(state.n_done, state.n_blocks, slide_id, state.n_patches_done))
+        if state.n_done == state.n_blocks and slide_id not in self._finished:
             self._finish(
                 SlideResult(
                     slide_id,
                     "done",
-                    planned=state.planned,
-                    computed=state.computed,
-                    patches=state.patches,
-                    unreadable=state.unreadable,
+                    planned=state.n_planned,
+                    computed=state.n_written,
+                    patches=state.n_patches,
+                    unreadable=state.n_unreadable,
                 )
             )
             del self._states[slide_id]
@@ -313,29 +346,31 @@ class _Run:
         self._finished[result.slide_id] = result
         self._on_result(result)
 
-    def _suspect(self, state: _SlideState, task: _Task) -> None:
-        """Set a slide aside: its block was there when a worker died, but others were there too."""
+    def _quarantine(self, state: _SlideState, task: _Task) -> None:
+        """Set a slide aside: its block was running when workers died, but blocks of other slides were, too."""
         slide_id = task.slide_id
-        state.waiting += self._queue.drop(slide_id)
+        state.deferred += self._queue.drop(slide_id)
         if task.work is not None:
-            state.waiting.insert(0, task.work)
-        self._suspects[slide_id] = state
+            state.deferred.insert(0, task.work)
+        self._quarantined[slide_id] = state
 
-    def _try_alone(self, state: _SlideState) -> None:
+    def _retry_in_isolation(self, state: _SlideState) -> None:
+        """Finish a quarantined slide, one task at a time: a worker that dies now was killed by this slide."""
         slide_id = state.job.sample.slide_id
         try:
-            if not state.todo:
-                self._alone(state, None)
-                state.waiting += self._queue.drop(slide_id)
-            for work in sorted(state.waiting, key=lambda w: w[0].index):
+            if not state.n_blocks:  # it was being planned
+                self._run_in_isolation(state, None)
+                state.deferred += self._queue.drop(slide_id)
+            for work in sorted(state.deferred, key=lambda w: w[0].index):
                 if slide_id not in self._finished:
-                    self._alone(state, work)
+                    self._run_in_isolation(state, work)
         except KilledWorker:
-            reason = f"{state.job.sample.slide} kills the process that reads it ({DEATHS + 1} tries, nothing else running)"
+            tries = ALLOWED_WORKER_DEATHS + 1
+            reason = f"{state.job.sample.slide} kills the process that reads it ({tries} tries, nothing else running)"
             self._finish(fail_slide(self._store, slide_id, SlideError(reason)))
 
-    def _alone(self, state: _SlideState, work: Work | None) -> None:
+    def _run_in_isolation(self, state: _SlideState, work: BlockWork | None) -> None:
         future = self._submit(state, work)
-        next(self._landing)
+        next(self._completions)
         self._running.pop(future)
-        self._book(state, self._value(future))
+        self._record_result(state, self._result_of(future))

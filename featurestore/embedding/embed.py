@@ -1,15 +1,15 @@
-"""Slides -> embeddings in a store: here, in this process, or on a cluster of workers.
+"""Slides -> embeddings in a store: in this process, or on a cluster of workers.
 
-Safe to run again: done is what exists, and only what is missing is computed.
+Every run can be repeated safely: a block is done if its object exists, and only missing blocks are computed.
 """
 
-from featurestore.embedding.block_task import Pace, embed_blocks
+from featurestore.embedding.block_task import ThroughputProbe, embed_blocks
 from featurestore.embedding.plan import (
     EmbedSettings as EmbedSettings,
 )
 from featurestore.embedding.plan import (
     OnResult,
-    Todo,
+    SlidePlan,
     blocks_to_read,
     dry_run_slide,
     fail_slide,
@@ -21,6 +21,7 @@ from featurestore.embedding.plan import SlideResult as SlideResult
 from featurestore.encoders.protocol import Encoder
 from featurestore.errors import IdentityMismatchError, SlideError
 from featurestore.events import OnProgress, Progress, ignore_progress
+from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
@@ -28,8 +29,8 @@ from featurestore.storage.store import Store
 
 
 def embed(
-    samples: str,
-    store: str,
+    samples: PathOrUrl,
+    store: PathOrUrl,
     settings: EmbedSettings | None = None,
     *,
     slide_mpp: float | None = None,
@@ -44,17 +45,17 @@ def embed(
     Parameters
     ----------
     samples
-        A slide file, a folder of slides, or a sample sheet.
+        A slide file, a folder of slides, or a sample sheet (CSV).
     store
         Folder or URL of the store; made if there is none.
     settings
         Encoders, grid and options.
     slide_mpp
-        Microns per pixel of slides that do not say it themselves.
+        Microns per pixel of slides whose file does not state it.
     dry_run
-        Survey and plan only; nothing is written.
+        Survey and plan only, in this process; nothing is written.
     workers
-        Start so many processes on this machine, and share the work among them.
+        Number of processes to start on this machine for the work.
     scheduler
         Address of a running dask scheduler, whose workers see the same slides and store.
     on_progress
@@ -70,21 +71,22 @@ def embed(
     Raises
     ------
     FeatureStoreError
-        If the samples, the store or an encoder are unusable, or what is stored was made otherwise.
+        If the samples, the store or an encoder cannot be used, or the store holds a slide, grid or embedding of
+        another identity.
     """
     settings = settings or EmbedSettings()
-    rows = read_samples(samples, slide_mpp)
+    rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
     if (workers or scheduler) and not dry_run and rows:
         from featurestore.embedding.dask_cluster import embed_on_cluster, local_client, remote_client
 
         connect = remote_client(scheduler) if scheduler else local_client(workers or 1)
         with connect as client:
-            return embed_on_cluster(client, rows, store, settings, on_progress, on_result)
+            return embed_on_cluster(client, rows, url, settings, on_progress, on_result)
     encoders = load_encoders(settings)
     if dry_run:
-        pace = Pace(encoders)
-        return [_dry_run(sample, encoders, settings, pace) for sample in rows]
-    target = Store.open_or_create(store)
+        probe = ThroughputProbe(encoders)
+        return [_dry_run(sample, encoders, settings, probe) for sample in rows]
+    target = Store.open_or_create(url)
     results = []
     for sample in rows:
         results.append(_embed_slide(target, sample, encoders, settings, on_progress))
@@ -93,14 +95,14 @@ def embed(
 
 
 def _dry_run(
-    sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings, pace: Pace
+    sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings, probe: ThroughputProbe
 ) -> SlideResult:
     try:
         slide = open_slide(sample.slide, sample.mpp)
     except SlideError as error:
         return fail_slide(None, sample.slide_id, error)
     try:
-        return dry_run_slide(slide, sample, encoders, settings, pace)
+        return dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
     except SlideError as error:
         return fail_slide(None, sample.slide_id, error)
     finally:
@@ -120,25 +122,25 @@ def _embed_slide(
         return fail_slide(store, sample.slide_id, error)
     try:
         try:
-            todo = plan_slide(store, slide, sample, encoders, settings)
+            plan = plan_slide(store, slide, sample, encoders, settings)
         except IdentityMismatchError:
             raise
         except SlideError as error:
             return fail_slide(store, sample.slide_id, error)
-        return _embed_planned(store, slide, todo, encoders, on_progress)
+        return _embed_planned(store, slide, plan, encoders, on_progress)
     finally:
         slide.close()
 
 
 def _embed_planned(
-    store: Store, slide: Slide, todo: Todo, encoders: dict[str, Encoder], on_progress: OnProgress
+    store: Store, slide: Slide, plan: SlidePlan, encoders: dict[str, Encoder], on_progress: OnProgress
 ) -> SlideResult:
-    slide_id = todo.sample.slide_id
-    blocks = blocks_to_read(todo)
+    slide_id = plan.sample.slide_id
+    blocks = blocks_to_read(plan)
     total = len(blocks)
     computed = unreadable = patches = 0
     if blocks:
-        results = embed_blocks(store, slide, todo.stored, blocks, encoders)
+        results = embed_blocks(store, slide, plan.stored, blocks, encoders)
         for number, result in enumerate(results, start=1):
             computed += result.written
             unreadable += result.unreadable
@@ -147,8 +149,8 @@ def _embed_planned(
     return SlideResult(
         slide_id,
         "done",
-        planned=len(todo.planned) * len(encoders),
+        planned=len(plan.planned) * len(encoders),
         computed=computed,
-        patches=int(todo.stored.is_tissue.sum()),
+        patches=int(plan.stored.is_tissue.sum()),
         unreadable=unreadable,
     )

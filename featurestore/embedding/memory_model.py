@@ -1,23 +1,17 @@
 """How much memory a worker will hold, said before it starts: arithmetic on the sizes of what it keeps.
 
-It is an upper bound for slides that are read by tiles; flat pictures and flat TIFFs are held whole besides.
+Each size is the constant of the module that keeps the memory, so the two cannot drift apart. The result is an upper
+bound for slides that are read by tiles; flat pictures and flat TIFFs are held whole besides.
 """
 
 from collections.abc import Sequence
 
 from featurestore.grid import PatchGrid
+from featurestore.slides import patch_reader, pyramid_slide
 
-MB = 1_000_000
-STRIPS_BYTES = 2 * 3 * 8 * MB
-"""A strip of pixels, and the one that replaces it."""
-SCALING_BYTES = 3 * 12 * 4 * MB
-"""Source pixels as floats, and two steps of averaging."""
-TILES_BYTES = 36 * MB
-"""Decoded tiles that an open slide keeps."""
-BATCHES = 7
-"""Batches read ahead, being cut, and being encoded."""
-ENCODER_BYTES = 250 * MB
-"""What an encoder works in, on a CPU, besides its weights."""
+RGB_BYTES = 3
+ENCODER_BYTES = 250_000_000
+"""What an encoder works in, on a CPU, besides its weights: a margin, held against the peak of a real run by a test."""
 
 
 def worker_bytes(
@@ -49,10 +43,24 @@ def worker_bytes(
     open_slides
         Slides that stay open at once, at most.
     """
-    patch_bytes = 3 * grid.spec.patch_px**2
-    row_of_patches = (
-        3 * 2 * grid.region_px((0, 1), (0, min(block_shape[1], grid.n_cols)))[2] * grid.spec.patch_px
-    )
-    block = block_shape[0] * block_shape[1] * sum(dims) * (4 + 2 + 2)
-    per_thread = max(STRIPS_BYTES, row_of_patches) + SCALING_BYTES + BATCHES * batch * patch_bytes + block
-    return base_bytes + threads * per_thread + open_slides * TILES_BYTES + ENCODER_BYTES
+    patch_px = grid.spec.patch_px
+    block_width_px = grid.region_px((0, 1), (0, min(block_shape[1], grid.n_cols)))[2]
+    # A strip is at least one row of patches. It is there twice: the next one is read before the last is dropped.
+    strips = 2 * RGB_BYTES * max(patch_reader.MAX_STRIP_PX, block_width_px * patch_px)
+    # Source pixels as float32 RGB, and the two products of averaging them down and across.
+    scaling = 3 * 4 * RGB_BYTES * pyramid_slide.MAX_SOURCE_PX
+    # Beside those in the queue: one that waits for a place in it, one that is encoded, and its copy when an encoder
+    # joins the batches of several threads.
+    batches = (patch_reader.READ_AHEAD + 3) * batch * RGB_BYTES * patch_px**2
+    # Vectors as the encoder's float32, as float16, and as the float16 that is being written.
+    vectors = block_shape[0] * block_shape[1] * sum(dims) * (4 + 2 + 2)
+    per_thread = strips + scaling + batches + vectors
+    return base_bytes + threads * per_thread + open_slides * _tiles_bytes() + ENCODER_BYTES
+
+
+def _tiles_bytes() -> int:
+    """Return the bytes of decoded tiles that an open slide keeps."""
+    # Here, since the reader loads OpenSlide: a process that reads no slide need not have it.
+    from featurestore.slides.readers import jpeg_tile_reader
+
+    return RGB_BYTES * jpeg_tile_reader.CACHED_PX

@@ -1,7 +1,7 @@
 """What is to be done for a slide: its metadata in the store, and the blocks that each encoder still lacks.
 
-Done is what exists: planning reads one listing per encoder and decides nothing from any other book.
-One process plans a slide; nobody else writes its metadata.
+A block is done if its object exists: planning reads one listing per encoder, and no other record decides anything.
+One process plans a slide; no other writes its metadata.
 """
 
 from collections.abc import Callable
@@ -25,9 +25,10 @@ from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue.survey import Survey, survey
+from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 
 BATCH = 64
-"""Patches handed to an encoder at once; encoders split or pad as they need."""
+"""Patches that are passed to an encoder at once; encoders split or pad as they need."""
 
 OnResult = Callable[["SlideResult"], None]
 """Called with each slide's result as soon as it is known: done, failed, or nothing to do."""
@@ -49,8 +50,8 @@ class EmbedSettings:
         The grid.
     options
         How to load the encoders.
-    keep_background
-        Encode every patch, tissue or not (``--no-tissue``).
+    tissue
+        Name of the `TissueMethod` that tells which patches are encoded; ``none`` encodes every patch.
     retry_failed
         Compute blocks with unreadable patches again.
     block_shape
@@ -62,10 +63,14 @@ class EmbedSettings:
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
     spec: GridSpec = field(default_factory=GridSpec)
     options: EncoderOptions = field(default_factory=EncoderOptions)
-    keep_background: bool = False
+    tissue: str = DEFAULT_TISSUE
     retry_failed: bool = False
     block_shape: tuple[int, int] = DEFAULT_BLOCK
     weights: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
+        TISSUE_METHODS.get(self.tissue)
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,11 @@ class SlideResult:
     patches
         Tissue patches on the grid.
     unreadable
-        Patches that could not be read in this run.
+        Patches without a vector in the blocks of this run: not readable, or not encoded to finite numbers.
     bytes_to_store
-        What the objects will take (dry run).
+        Size of the objects (dry run).
     seconds
-        What they will take to compute here, from the pace of a few batches (dry run).
+        Time to compute them on this device, estimated from a few batches (dry run).
     worker_bytes
         Memory that a process working on it will hold at most, one block at a time (dry run).
     """
@@ -103,8 +108,18 @@ class SlideResult:
 
 
 @dataclass(frozen=True)
-class Todo:
-    """One slide, planned: what to read and which blocks each encoder still lacks."""
+class SlidePlan:
+    """The work that is left for one slide.
+
+    Parameters
+    ----------
+    sample, stored
+        The slide, and its grid in the store.
+    missing
+        Encoder key -> blocks that it lacks.
+    planned
+        All blocks that hold tissue, in row-major order.
+    """
 
     sample: Sample
     stored: StoredGrid
@@ -113,7 +128,13 @@ class Todo:
 
 
 def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
-    """Load the encoders of a run by key, in order, each once."""
+    """Load the encoders of a run by key, in order, each once.
+
+    Raises
+    ------
+    EncoderError
+        If an encoder cannot be loaded, or weights are named for one that is not used.
+    """
     files = {canonical_key(key): file for key, file in settings.weights}
     keys = dict.fromkeys(canonical_key(key) for key in settings.encoders)
     if unused := set(files) - set(keys):
@@ -128,7 +149,7 @@ def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
 
 
 def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> SlideResult:
-    """Record why a slide could not be embedded, and say so."""
+    """Record in the store, if there is one, why a slide could not be embedded; return its result."""
     if store is not None:
         store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": str(error)})
     return SlideResult(slide_id, "failed", str(error))
@@ -136,15 +157,23 @@ def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> 
 
 def plan_slide(
     store: Store, slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
-) -> Todo:
-    """Write what is missing of a slide's metadata, and list the blocks that each encoder lacks."""
+) -> SlidePlan:
+    """Write what is missing of a slide's metadata, and list the blocks that each encoder lacks.
+
+    Raises
+    ------
+    IdentityMismatchError
+        If the store holds this slide, grid or encoder from another source.
+    SlideError
+        If the slide cannot be read, or not at this scale.
+    """
     slide_id = sample.slide_id
-    grid = lay_grid(slide, sample, settings.spec)
+    grid = make_grid(slide, sample, settings.spec)
     fingerprint = slide_fingerprint(sample.slide)
     store.add_slide(
         SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
     )
-    _add_grid(store, slide, slide_id, grid, keep_background=settings.keep_background)
+    _add_grid(store, slide, slide_id, grid, settings.tissue)
     stored = store.grid(slide_id, grid.spec.key)
     arrays = {
         key: store.add_embedding(slide_id, grid, encoder.identity, settings.block_shape)
@@ -152,29 +181,29 @@ def plan_slide(
     }
     if not store.is_consolidated(slide_id, [array.path for array in arrays.values()]):
         store.consolidate(slide_id)
-    store.location.remove(failure_path(slide_id))
+    store.location.remove(failure_path(slide_id))  # it opened this time
     if settings.retry_failed:
-        _forget_failed(store, slide_id, grid, arrays)
+        _clear_failures(store, slide_id, grid, arrays)
     missing: dict[str, list[Block]] = {}
     planned: list[Block] = []
     for key, array in arrays.items():
         store.location.sweep_partials(array.path)
         planned = stored.planned(array.block_shape)
         missing[key] = array.missing(planned)
-    return Todo(sample, stored, missing, planned)
+    return SlidePlan(sample, stored, missing, planned)
 
 
-def lay_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
-    """Lay the grid over a slide.
+def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
+    """Return the grid of a slide.
 
     Raises
     ------
     SlideError
-        If patches would be finer than the slide's pixels: an encoder would see detail that nobody measured.
+        If patches would be finer than the slide's pixels: an encoder would see detail that is not in the file.
     """
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, spec)
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
     finest = min(slide.level_mpps)
-    if grid.effective_mpp < finest * (1 - 1e-6):
+    if grid.effective_mpp < finest * (1 - 1e-6):  # mpp from metadata carries rounding errors
         raise SlideError(
             f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, and patches were asked "
             f"for at {spec.mpp:g}; ask for --mpp {finest:.4g} or coarser"
@@ -182,43 +211,46 @@ def lay_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     return grid
 
 
-def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, *, keep_background: bool) -> None:
+def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, tissue: str) -> None:
     attrs = store.grid_attrs(slide_id, grid.spec.key)
     if not attrs.get("grid"):
-        store.add_grid(slide_id, grid, survey(slide, grid, keep_all=keep_background), software_versions())
+        store.add_grid(slide_id, grid, survey(slide, grid, tissue), software_versions())
         return
     clear = f"clear it with: histosge rm {store.location.label} --slide {slide_id} --grid {grid.spec.key}"
     if attrs["grid"] != grid.to_attrs():
         raise IdentityMismatchError(
             f"{slide_id}/{grid.spec.key} is stored as {attrs['grid']}, now it is {grid.to_attrs()}; {clear}"
         )
-    stored_keeps = attrs["tissue"].get("name") == "none"
-    if stored_keeps != keep_background:
-        stored, now = (
-            "every patch" if keeps else "tissue patches only" for keeps in (stored_keeps, keep_background)
-        )
+    stored_tissue = attrs["tissue"].get("name")
+    # A grid that was imported names no method of ours. Its tissue is kept, unless another is named explicitly.
+    is_ours = stored_tissue in TISSUE_METHODS.names()
+    if stored_tissue != tissue and (is_ours or tissue != DEFAULT_TISSUE):
+        go_on = f"go on with --tissue {stored_tissue}, or " if is_ours else ""
         raise IdentityMismatchError(
-            f"{slide_id}/{grid.spec.key} is stored with {stored}, now it is {now}; {clear}"
+            f"{slide_id}/{grid.spec.key} is stored with tissue by {stored_tissue!r}, now it is {tissue!r}; "
+            f"{go_on}{clear}"
         )
 
 
-def _forget_failed(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[str, BlockArray]) -> None:
+def _clear_failures(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[str, BlockArray]) -> None:
+    """Remove the blocks that hold failed patches, and the records of the failures."""
     by_slug = {slug(key): array for key, array in arrays.items()}
     for name, record in list(store.block_failures(slide_id)):
         grid_key, encoder_slug, _ = name.split("/")
         if grid_key == grid.spec.key and encoder_slug in by_slug:
             row, col = record["block"]
+            # The record last: a run that is killed in between finds it again, and the block is computed either way.
             by_slug[encoder_slug].remove_block(Block((row, col), (0, 0), (0, 0)))
             store.location.remove(failure_path(slide_id, grid_key, encoder_slug, (row, col)))
 
 
 def resident_bytes() -> int:
-    """Return the memory that this process holds now."""
+    """Return the resident memory of this process, in bytes."""
     return int(psutil.Process().memory_info().rss)
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what decides pixels and bytes, for a grid's attributes."""
+    """Return the versions of the packages that decide pixels and bytes, for a grid's attributes."""
     return {
         name: version(name)
         for name in ("histosge", "zarr", "numpy", "openslide-python", "simplejpeg", "tifffile")
@@ -230,20 +262,21 @@ def dry_run_slide(
     sample: Sample,
     encoders: dict[str, Encoder],
     settings: EmbedSettings,
-    pace: Callable[[Slide, StoredGrid, list[Block]], float],
+    seconds_per_patch: Callable[[Slide, StoredGrid, list[Block]], float],
 ) -> SlideResult:
-    """Survey a slide and say what embedding it would store; nothing is written.
+    """Survey a slide and estimate what embedding it takes; nothing is written.
 
     Parameters
     ----------
-    pace
-        Returns seconds per patch on this device.
+    seconds_per_patch
+        Measures it on this device: slide, grid and blocks -> seconds.
     """
-    grid = lay_grid(slide, sample, settings.spec)
-    found: Survey = survey(slide, grid, keep_all=settings.keep_background)
+    grid = make_grid(slide, sample, settings.spec)
+    found: Survey = survey(slide, grid, settings.tissue)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     blocks = stored.planned(settings.block_shape)
     patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)
+    # float16, and a CRC-32C of 4 bytes after the values.
     object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())
     patches = int(stored.is_tissue.sum())
     return SlideResult(
@@ -252,7 +285,7 @@ def dry_run_slide(
         planned=len(blocks) * len(encoders),
         patches=patches,
         bytes_to_store=object_bytes * len(blocks),
-        seconds=patches * pace(slide, stored, blocks),
+        seconds=patches * seconds_per_patch(slide, stored, blocks),
         worker_bytes=worker_bytes(
             resident_bytes(),
             grid,
@@ -265,8 +298,8 @@ def dry_run_slide(
     )
 
 
-def blocks_to_read(todo: Todo) -> dict[Block, tuple[str, ...]]:
+def blocks_to_read(plan: SlidePlan) -> dict[Block, tuple[str, ...]]:
     """Return each block that some encoder lacks, with the keys of those encoders, in planned order."""
-    lacking = {key: set(blocks) for key, blocks in todo.missing.items()}
-    wanted = ((block, tuple(k for k, lacks in lacking.items() if block in lacks)) for block in todo.planned)
+    lacking = {key: set(blocks) for key, blocks in plan.missing.items()}
+    wanted = ((block, tuple(k for k, lacks in lacking.items() if block in lacks)) for block in plan.planned)
     return {block: keys for block, keys in wanted if keys}

@@ -1,6 +1,7 @@
-"""Which block comes next when many slides are under way: one of each slide in turn.
+"""The order of blocks when many slides are processed at once: one of each slide in turn.
 
-So that a huge or slow slide does not stand alone at the end. Arithmetic on queues; it knows no dask.
+In the order of the slides, a huge or slow one at the end would keep few workers busy and the others idle.
+Queues only; it knows no dask.
 """
 
 from collections import OrderedDict, deque
@@ -20,26 +21,26 @@ class RoundRobin(Generic[T]):
         return sum(map(len, self._queues.values()))
 
     def add(self, name: str, work: Iterable[T]) -> None:
-        """Queue work under a name, behind what is already there."""
+        """Append work to the queue of a name."""
         queue = self._queues.setdefault(name, deque())
         queue.extend(work)
         if not queue:
             del self._queues[name]
 
     def names(self) -> int:
-        """Return how many names have work waiting."""
+        """Return how many names have work queued."""
         return len(self._queues)
 
     def pop(self) -> tuple[str, T]:
-        """Take the next piece: from the name that has waited longest.
+        """Take the next item, from the name that was served longest ago.
 
         Raises
         ------
         IndexError
-            If there is none.
+            If no work is queued.
         """
         if not self._queues:
-            raise IndexError("no work is left")
+            raise IndexError("no work is queued")
         name, queue = self._queues.popitem(last=False)
         work = queue.popleft()
         if queue:
@@ -47,5 +48,5 @@ class RoundRobin(Generic[T]):
         return name, work
 
     def drop(self, name: str) -> list[T]:
-        """Take away all that waits under a name."""
+        """Remove the queue of a name, and return its items."""
         return list(self._queues.pop(name, ()))

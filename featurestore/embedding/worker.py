@@ -1,7 +1,7 @@
-"""What a worker process does: plan one slide, or embed one block. It knows no dask.
+"""The tasks of a worker process: plan one slide, or embed one block. It knows no dask.
 
-Arguments and results are small and picklable: no pixel and no embedding leaves the process. Encoders are
-loaded once per process; slides stay open while their blocks come in.
+Arguments and results are small and picklable: no pixel and no embedding leaves the process, as 8 MB through a dask
+scheduler cost it as much as ten tasks. Encoders are loaded once per process; slides stay open between their blocks.
 """
 
 import threading
@@ -35,12 +35,12 @@ from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store, StoredGrid
 
 OPEN_SLIDES = 8
-"""Slides that a process keeps open; the one used longest ago is closed."""
+"""Slides that a process keeps open: slides take turns, so its blocks come from several at once."""
 
 
 @dataclass(frozen=True)
 class PermanentFailure:
-    """An error that trying again does not mend, as a result instead of an exception."""
+    """An error that another try does not mend. It is returned, since dask retries a task that raises."""
 
     error: FeatureStoreError
 
@@ -72,7 +72,7 @@ class Job:
     Parameters
     ----------
     run
-        Another for every run: what a process remembers of one run, it does not take for another's.
+        A random id of the run: what a process caches for one run is not used in another.
     store
         URL of the store.
     sample
@@ -88,7 +88,7 @@ class Job:
 
 
 def check_encoders(job: Job) -> PermanentFailure | None:
-    """Load the run's encoders, so that a mistake is known before anything is written."""
+    """Load the encoders of a run, so that an unusable one is reported before anything is written."""
     try:
         _encoders(job)
     except FeatureStoreError as error:
@@ -103,16 +103,16 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
         store = Store.open(job.store)
         try:
             with _slide(job) as slide:
-                todo = plan_slide(store, slide, job.sample, dict(encoders), job.settings)
+                plan = plan_slide(store, slide, job.sample, dict(encoders), job.settings)
         except IdentityMismatchError:
             raise
         except SlideError as error:
             return fail_slide(store, job.sample.slide_id, error)
     except FeatureStoreError as error:
         return PermanentFailure(error)
-    blocks = blocks_to_read(todo)
-    planned = len(todo.planned) * len(encoders)
-    return PlannedSlide(job.sample.slide_id, blocks, planned, int(todo.stored.is_tissue.sum()))
+    blocks = blocks_to_read(plan)
+    planned = len(plan.planned) * len(encoders)
+    return PlannedSlide(job.sample.slide_id, blocks, planned, int(plan.stored.is_tissue.sum()))
 
 
 def embed_block(
@@ -133,46 +133,55 @@ def embed_block(
 
 
 class SharedEncoder:
-    """One encoder for all threads of a process; batches are filled from whoever waits.
+    """One encoder for all threads of a process; requests that wait are joined into full batches.
 
-    While one block is read, another is encoded; the end of a block does not leave a device with a half-full batch.
-    A vector depends on its own patch alone, so it does not matter with whom it shared a batch.
+    While one block is read another is encoded, and the end of a block does not leave a device with a half-full batch.
+    A vector depends on its own patch alone, so joining batches does not change it.
+
+    Parameters
+    ----------
+    encoder
+        Called by one thread only.
+    batch
+        Patches from which on a batch is full.
     """
 
     def __init__(self, encoder: Encoder, batch: int = BATCH) -> None:
         self._encoder, self._batch = encoder, batch
-        self._waiting: SimpleQueue[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]] = SimpleQueue()
-        threading.Thread(target=self._serve, name=f"encode {encoder.identity.key}", daemon=True).start()
+        self._requests: SimpleQueue[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]] = SimpleQueue()
+        threading.Thread(
+            target=self._process_requests, name=f"encode {encoder.identity.key}", daemon=True
+        ).start()
 
     @property
     def identity(self) -> EncoderIdentity:
-        """Whose vectors these are."""
+        """Identity of the encoder."""
         return self._encoder.identity
 
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode a batch, perhaps together with others'; waits for the result."""
+        """Encode a batch ``(n, side, side, 3)``, perhaps joined with those of other threads; wait for the result."""
         result: Future[NDArray[np.float32]] = Future()
-        self._waiting.put((patches, result))
+        self._requests.put((patches, result))
         return result.result()
 
-    def _serve(self) -> None:
+    def _process_requests(self) -> None:
         while True:
-            requests = [self._waiting.get()]
+            requests = [self._requests.get()]
             side, size = requests[0][0].shape[1:], len(requests[0][0])
-            while size < self._batch and not self._waiting.empty():
-                request = self._waiting.get()
-                if request[0].shape[1:] != side:
-                    self._answer(requests)
+            while size < self._batch and not self._requests.empty():
+                request = self._requests.get()
+                if request[0].shape[1:] != side:  # patches of two sizes cannot be joined
+                    self._encode_joined(requests)
                     requests, side, size = [], request[0].shape[1:], 0
                 requests.append(request)
                 size += len(request[0])
-            self._answer(requests)
+            self._encode_joined(requests)
 
-    def _answer(self, requests: list[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]]) -> None:
+    def _encode_joined(self, requests: list[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]]) -> None:
         try:
             together = requests[0][0] if len(requests) == 1 else np.concatenate([p for p, _ in requests])
             vectors = self._encoder.encode(together)
-        except BaseException as error:  # noqa: BLE001 -- whoever waits must learn of it, whatever it is
+        except BaseException as error:  # noqa: BLE001 -- the waiting threads must get it, whatever it is
             for _, result in requests:
                 result.set_exception(error)
             return
@@ -183,7 +192,13 @@ class SharedEncoder:
 
 
 class SlidePool:
-    """Open slides, lent to threads; when the shelf is full, those that nobody has are closed, the oldest first."""
+    """Open slides that threads share. Beyond `size`, slides that are not in use are closed, least recently used first.
+
+    Parameters
+    ----------
+    size
+        Slides that stay open; more are open only while more are in use.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -192,8 +207,8 @@ class SlidePool:
         self._users: Counter[Hashable] = Counter()
 
     @contextmanager
-    def lend(self, key: Hashable, make: Callable[[], Slide]) -> Iterator[Slide]:
-        """Lend the slide of this key, opened now if it is not there."""
+    def acquire(self, key: Hashable, make: Callable[[], Slide]) -> Iterator[Slide]:
+        """Yield the slide of a key, opened by `make` if it is not open. It stays open until the context ends."""
         with self._lock:
             if key not in self._slides:
                 self._slides[key] = make()
@@ -207,22 +222,22 @@ class SlidePool:
                 self._users[key] -= 1
                 idle = [k for k in self._slides if not self._users[k]]
                 closing = [self._slides.pop(k) for k in idle[: max(0, len(self._slides) - self._size)]]
-                self._users = +self._users
-            for old in closing:
-                old.close()
+                self._users = +self._users  # drops the keys that count zero
+            for unused in closing:
+                unused.close()
 
 
 _slide_pool = SlidePool(OPEN_SLIDES)
-_loading = threading.Lock()
+_loading_lock = threading.Lock()
 
 
 def _slide(job: Job) -> AbstractContextManager[Slide]:
     sample = job.sample
-    return _slide_pool.lend((job.run, sample), lambda: open_slide(sample.slide, sample.mpp))
+    return _slide_pool.acquire((job.run, sample), lambda: open_slide(sample.slide, sample.mpp))
 
 
 def _encoders(job: Job) -> dict[str, SharedEncoder]:
-    with _loading:  # lru_cache alone would let two threads load at once
+    with _loading_lock:  # lru_cache alone would let two threads load the encoders at once
         return _load(job.run, job.settings)
 
 

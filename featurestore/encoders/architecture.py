@@ -1,4 +1,4 @@
-"""An encoder's network without its weights: built from its record, and compared with what the record says."""
+"""An encoder's network without its weights: built from its record, and compared with the record."""
 
 from functools import partial
 from importlib import import_module
@@ -26,13 +26,14 @@ class ConvStem(nn.Module):
         in_chans: int = 3,
         embed_dim: int = 96,
         norm_layer: type[nn.Module] | None = None,
-        **unused: Any,
+        **unused: Any,  # timm passes `flatten`, `bias`, ... to whatever embeds the patches
     ) -> None:
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         self.img_size, self.patch_size = (height, width), (patch_size, patch_size)
         self.grid_size = (height // patch_size, width // patch_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
+        # Two strides of 2 and 1/8, 1/4 of the width: as published, or its weights would not fit.
         widths = (in_chans, embed_dim // 8, embed_dim // 4)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
@@ -62,6 +63,7 @@ def _arguments(record: EncoderRecord) -> dict[str, Any]:
         name: classes.get(value, value) if isinstance(value, str) else value
         for name, value in record.arguments.items()
     }
+    # A record is TOML and cannot hold a class with an argument.
     if "norm_eps" in found:
         found["norm_layer"] = partial(nn.LayerNorm, eps=found.pop("norm_eps"))
     return found
@@ -74,25 +76,26 @@ def build(record: EncoderRecord) -> Any:
 
 
 def check_against(record: EncoderRecord, model: Any) -> None:
-    """Compare what was built with what the record says.
+    """Compare the network that was built with its record.
 
     Raises
     ------
     EncoderError
         If parameters, prefix tokens or width differ; both values are shown.
     """
+    # Before the weights are loaded: timm's defaults change between versions, and weights may fit another network.
     width = int(model.num_features) * (2 if record.pooling == "cls+mean" else 1)
     built = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "prefix tokens": getattr(model, "num_prefix_tokens", None),
         "dim": width,
     }
-    said = {
+    recorded = {
         "parameters": record.parameters,
         "prefix tokens": record.prefix_tokens,
         "dim": record.dim,
     }
-    for name, value in said.items():
+    for name, value in recorded.items():
         if value is not None and value != built[name]:
             raise EncoderError(
                 f"{record.key}: the record says {name} = {value}, the network that was built has {built[name]}; "
@@ -101,28 +104,29 @@ def check_against(record: EncoderRecord, model: Any) -> None:
 
 
 def check_config(record: EncoderRecord, config: dict[str, Any]) -> None:
-    """Compare the record's mean and std with the config that lies beside the weights.
+    """Compare the record's mean and std with the config beside the weights.
 
     Raises
     ------
     EncoderError
-        If they differ and the record does not say why; both are shown.
+        If they differ and `config_norm` does not explain it; both are shown.
     """
     published = config.get("pretrained_cfg", config)
     how = record.preprocessing
-    for name, said in (("mean", how.mean), ("std", how.std)):
+    # Repositories often keep a default that nobody set, so the record's source is the authors' own code.
+    for name, recorded in (("mean", how.mean), ("std", how.std)):
         found = published.get(name, published.get(f"image_{name}"))
         if not isinstance(found, list):
             continue
         known = () if record.config_norm is None else record.config_norm[name == "std"]
-        if not (_close(found, said) or _close(found, known)):
+        if not (_nearly_equal(found, recorded) or _nearly_equal(found, known)):
             raise EncoderError(
-                f"{record.key}: the record says {name} = {list(said)}, the config beside its weights says {found}; "
+                f"{record.key}: the record says {name} = {list(recorded)}, the config beside its weights says {found}; "
                 "find out which is right before embedding anything (--weights FILE uses the record's)"
             )
 
 
-def _close(one: list[float], other: tuple[float, ...]) -> bool:
+def _nearly_equal(one: list[float], other: tuple[float, ...]) -> bool:
     return len(one) == len(other) and all(abs(a - b) < 1e-4 for a, b in zip(one, other, strict=True))
 
 
@@ -141,6 +145,7 @@ def pool(model: Any, images: Tensor, pooling: str, prefix_tokens: int | None) ->
         found: Tensor = model(images)
         return found.float()
     tokens: Tensor = model.forward_features(images)
+    # In float32: a mean of hundreds of tokens in half precision loses digits.
     first = tokens[:, 0].float()
     if pooling == "cls":
         return first

@@ -1,4 +1,4 @@
-"""Encoders whose authors publish a loader of their own: imported only when such an encoder is asked for."""
+"""Encoders whose authors publish a loader of their own: imported only when such an encoder is used."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from featurestore.encoders.records import EncoderRecord
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, first_line
 
 Network = Callable[[Tensor], Tensor]
 
@@ -30,8 +30,8 @@ def load_package(record: EncoderRecord, weights: Path, device: torch.device) -> 
     module = _import(record)
     try:
         return _LOADERS[record.package](module, record, weights, device)
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    except Exception as error:  # other people's loaders: whatever they raise, it is one line with the key
+        reason = first_line(error)
         raise EncoderError(
             f"{record.package} cannot load {record.key} from {weights.name}: {reason}"
         ) from error
@@ -66,11 +66,12 @@ def _conch(module: Any, record: EncoderRecord, weights: Path, device: torch.devi
 def _conch_v1_5(module: Any, record: EncoderRecord, weights: Path, device: torch.device) -> Network:
     if record.published is None:
         raise EncoderError(f"{record.key} has no repository to load its code from")
+    # The loader takes a repository, not a file: another file could not be used, only ignored.
     if weights.name != record.published.file:
         raise EncoderError(
             f"its code takes {record.published.file} from its own repository; leave --weights out"
         )
-    # Its code lies in the repository and loads the file beside it; the pinned revision fixes both.
+    # Its code is in the repository and loads the file beside it; the pinned revision fixes both.
     whole = module.AutoModel.from_pretrained(
         record.published.repository, revision=record.published.revision, trust_remote_code=True
     )

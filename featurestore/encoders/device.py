@@ -21,14 +21,16 @@ def pick_device(name: str) -> torch.device:
     Raises
     ------
     EncoderError
-        If the name is unknown, or CUDA is asked for where torch sees none.
+        If the name is unknown, or CUDA is requested where torch sees none.
     """
     if name not in DEVICES:
         raise EncoderError(f"unknown device {name!r}: use one of {', '.join(DEVICES)}")
     if name == "cpu":
         return torch.device("cpu")
+    # `is_available` starts no CUDA context, which would take memory on a shared GPU.
     if torch.cuda.is_available():
         return torch.device("cuda")
+    # Falling back silently would turn hours into weeks.
     if name == "cuda":
         raise EncoderError(
             f"device 'cuda' was asked for, but torch {torch.__version__} sees 0 CUDA devices: use auto or cpu"

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from featurestore.encoders.protocol import Encoder
 
 SIDE = 224
+"""Of the image: what most networks take without resampling."""
 BITS = 64
+"""Of the digest: 16 hex digits, few enough to compare by eye. Two unrelated encoders agree on half of the bits."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def _projections(dim: int) -> NDArray[np.float64]:
     """Return +1 and -1, shape ``(BITS, dim)``, from a fixed congruential generator: no library's random numbers."""
     state, signs = 12345, np.empty(BITS * dim)
     for i in range(signs.size):
+        # The constants of ANSI C's example of `rand`; bit 20, as low bits of such a generator have short periods.
         state = (1103515245 * state + 12345) % 2147483648
         signs[i] = 1.0 if state & (1 << 20) else -1.0
     return signs.reshape(BITS, dim)

@@ -1,46 +1,48 @@
-"""How an encoder is found by its key: ours, the records, timm's, and those of other packages."""
+"""How an encoder is found by its key: ours, the records, timm's, and those of other packages.
 
-from collections.abc import Callable
-from difflib import get_close_matches
-from importlib.metadata import EntryPoint, entry_points
+Nothing here imports torch before an encoder is loaded: listing the encoders has to be quick.
+"""
 
-from featurestore.encoders.protocol import Encoder, EncoderOptions
+from collections.abc import Iterator
+from typing import Any
+
+from featurestore.encoders.protocol import Encoder, EncoderExtension, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, find, records
 from featurestore.errors import EncoderError, FeatureStoreError
+from featurestore.extensions import Registry
 
 DEFAULT_ENCODER = "morphology"
 
 
-def _load_morphology(key: str, options: EncoderOptions) -> Encoder:
-    from featurestore.encoders.handcrafted.morphology import MorphologyEncoder
+def _load_published(key: str, options: EncoderOptions) -> Encoder:
+    from featurestore.encoders.vision import load_record
 
-    return MorphologyEncoder(options)
-
-
-def _load_colour(key: str, options: EncoderOptions) -> Encoder:
-    from featurestore.encoders.handcrafted.colour import ColourEncoder
-
-    return ColourEncoder(options)
+    return load_record(records()[key], options)
 
 
-HANDCRAFTED: dict[str, tuple[Callable[[str, EncoderOptions], Encoder], int, str]] = {
-    "morphology": (
-        _load_morphology,
-        164,
-        "handcrafted: stain statistics, oriented filters, nuclei; no weights, no network",
-    ),
-    "colour": (_load_colour, 6, "mean and standard deviation of R, G, B: the floor that texture has to beat"),
-}
-"""Key -> (loader, width, one line about it)."""
+def _published() -> Iterator[EncoderExtension]:
+    """Yield the records of ``records.toml`` as extensions."""
+    for key, record in records().items():
+        yield EncoderExtension(key, record.title, record.dim, _load_published)
 
 
-ENTRY_POINTS = "histosge.encoders"
-"""Group under which other packages offer encoders: key = a callable ``(key, options) -> Encoder``."""
+def _from_callable(name: str, value: Any) -> EncoderExtension | None:
+    """Return an extension for an entry point whose value is a plain loader, as the first packages offered them."""
+    if not callable(value):
+        return None
+    where = getattr(value, "__module__", type(value).__name__)
+    # Only loading would tell its width, and loading may download weights.
+    return EncoderExtension(name, f"an encoder of {where}", None, value)
 
 
-def third_party() -> dict[str, EntryPoint]:
-    """Return the encoders that installed packages offer, by key; nothing is imported."""
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+ENCODERS: Registry[EncoderExtension] = Registry(
+    "encoders",
+    "featurestore.encoders.handcrafted",
+    EncoderExtension,
+    EncoderError,
+    more=_published,
+    adapt=_from_callable,
+)
 
 
 def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
@@ -52,38 +54,37 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
         If the key is unknown (the nearest names are given), the weights cannot be had or they do not fit.
     """
     options = options or EncoderOptions()
-    if key in HANDCRAFTED:
-        return HANDCRAFTED[key][0](key, options)
-    record = find(key)
-    if record is not None:
-        from featurestore.encoders.vision import load_record
-
-        return load_record(record, options)
+    key = canonical_key(key)
+    # By their prefix, not as records: timm has more than a thousand models, and listing them imports torch.
     if key.startswith(TIMM_PREFIX):
         from featurestore.encoders.vision import load_timm
 
         return load_timm(key, options)
-    others = third_party()
-    if key in others:
-        return _load_third_party(key, others[key], options)
-    known = [*HANDCRAFTED, *records(), *others]
-    near = get_close_matches(key.lower(), known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see: histosge encoders"
-    raise EncoderError(f"unknown encoder {key!r}: {hint}")
+    if key not in ENCODERS.names():
+        raise EncoderError(f"unknown encoder {key!r}: {ENCODERS.suggest(key)}")
+    extension = ENCODERS.get(key)
+    if key in ENCODERS.own:
+        return extension.load(key, options)
+    return _load_foreign(extension, options)
 
 
-def _load_third_party(key: str, point: EntryPoint, options: EncoderOptions) -> Encoder:
+def _load_foreign(extension: EncoderExtension, options: EncoderOptions) -> Encoder:
+    """Load an encoder of another package; what goes wrong in it is one line that names the package."""
+    key = extension.name
+    where = ENCODERS.offered[key].value
     try:
-        encoder: Encoder = point.load()(key, options)
+        encoder = extension.load(key, options)
     except FeatureStoreError:
         raise
     except Exception as error:
+        reason = " ".join(str(error).split())
         raise EncoderError(
-            f"encoder {key!r} of {point.value} cannot be loaded: {type(error).__name__}: {error}"
+            f"encoder {key!r} of {where} cannot be loaded: {type(error).__name__}: {reason}"
         ) from error
+    # Stores and models record the identity's key and load by it later, so it has to be the registered one.
     if encoder.identity.key != key:
         raise EncoderError(
-            f"encoder {key!r} of {point.value} calls itself {encoder.identity.key!r}; its author has to mend that"
+            f"encoder {key!r} of {where} has the identity of {encoder.identity.key!r}; its author has to correct that"
         )
     return encoder
 
@@ -92,3 +93,9 @@ def canonical_key(key: str) -> str:
     """Return the key that a store records: ``uni@cls`` and ``uni`` are one encoder."""
     record = find(key)
     return key if record is None else record.key
+
+
+def takes_weights(key: str) -> bool:
+    """Whether ``--weights`` can be meant for an encoder; an unknown key might take some."""
+    key = canonical_key(key)
+    return ENCODERS.get(key).takes_weights if key in ENCODERS.names() else True

@@ -19,11 +19,12 @@ from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import EncoderError
 
 CPU_CHUNK = 16
-"""Patches in one forward pass on a CPU: more gain nothing there."""
+"""Patches in one forward pass on a CPU: larger ones were no faster."""
 GPU_CHUNKS = (8, 512)
-"""What a GPU is tried with first, and the most that it is given."""
+"""Patches in the first forward pass on a GPU, and the most in any."""
+# Not all of it: the estimate is linear in the patches, and other processes may take memory meanwhile.
 GPU_SHARE = 0.6
-"""Of the free memory, for one forward pass."""
+"""Share of the free memory that one forward pass may take."""
 
 
 class NetworkEncoder:
@@ -42,7 +43,7 @@ class NetworkEncoder:
     precision
         ``fp32``, ``fp16`` or ``bf16``.
     casts
-        Run the network under torch's autocast; False where it sees to its arithmetic itself.
+        Run the network under torch's autocast; False where it handles its arithmetic itself.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class NetworkEncoder:
 
     @property
     def chunk(self) -> int:
-        """Patches in one forward pass; 0 until the first patches of a GPU came."""
+        """Patches in one forward pass; on a GPU 0 before the first batch."""
         return self._chunk
 
     @torch.inference_mode()
@@ -83,7 +84,7 @@ class NetworkEncoder:
         if len(patches) == 0:
             return np.empty((0, self._identity.dim), np.float32)
         if not self._chunk:
-            self._chunk = self._fitting_chunk(patches)
+            self._chunk = self._chunk_that_fits(patches)
         while True:
             try:
                 return self._encode(patches)
@@ -101,6 +102,7 @@ class NetworkEncoder:
         out = np.empty((len(patches), self._identity.dim), np.float32)
         for start in starts:
             chunk = patches[start : start + self._chunk]
+            # Padded to the full chunk: matrix products of another size round differently.
             if len(chunk) < self._chunk:
                 padded = np.zeros((self._chunk, *patches.shape[1:]), np.uint8)
                 padded[: len(chunk)] = chunk
@@ -117,9 +119,10 @@ class NetworkEncoder:
     def _arithmetic(self) -> AbstractContextManager[object]:
         return autocast(self._device, self._precision) if self._casts else nullcontext()
 
-    def _fitting_chunk(self, patches: NDArray[np.uint8]) -> int:
+    def _chunk_that_fits(self, patches: NDArray[np.uint8]) -> int:
         """Measure what a patch takes on the GPU, and return the power of two that fits its free memory."""
         few, most = GPU_CHUNKS
+        # Repeated where the batch is smaller: what a pass takes depends on shapes alone.
         some = torch.from_numpy(np.resize(patches[:few], (few, *patches.shape[1:])))
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
@@ -137,11 +140,12 @@ class NetworkEncoder:
             ) from error
         self._chunk //= 2
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            torch.cuda.empty_cache()  # blocks cut for the larger chunk would be in the way
         warnings.warn(
             f"{self._identity.key}: out of memory, going on with {self._chunk} patches at once", stacklevel=4
         )
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
+    # On a CPU torch raises a plain RuntimeError that names its allocator.
     return isinstance(error, torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

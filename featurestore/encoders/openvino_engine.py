@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, first_line
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -25,7 +25,7 @@ class _Traced(nn.Module):
         return self.network(images)
 
 
-def by_openvino(
+def compile_with_openvino(
     model: nn.Module, network: Callable[[Tensor], Tensor], input_px: int, precision: str
 ) -> Callable[[Tensor], Tensor]:
     """Compile a network for the CPU.
@@ -57,13 +57,15 @@ def by_openvino(
         with warnings.catch_warnings(), torch.inference_mode():
             warnings.simplefilter("ignore")  # tracing warns of every check of a shape
             converted: Any = openvino.convert_model(_Traced(model, network), example_input=example)
+        # Traced with two patches; -1 frees that dimension, the others stay fixed, which OpenVINO uses.
         converted.reshape([-1, 3, input_px, input_px])
         settings = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
+            # As many as torch would use: a worker among several has fewer than the machine.
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
         compiled = openvino.Core().compile_model(converted, "CPU", settings)
     except RuntimeError as error:
-        raise EncoderError(f"OpenVINO cannot run this network: {str(error).splitlines()[0]}") from error
+        raise EncoderError(f"OpenVINO cannot run this network: {first_line(error)}") from error
     return lambda images: torch.from_numpy(np.array(compiled(images.contiguous().numpy())[0]))

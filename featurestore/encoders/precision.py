@@ -13,13 +13,14 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def cpu_has_bf16() -> bool:
-    """OnMessage whether this CPU multiplies bf16 in hardware; in software it is slower than fp32."""
-    cpu = torch.cpu
+    """Whether this CPU multiplies bf16 in hardware; in software it is slower than fp32."""
+    cpu = torch.cpu  # private functions: torch 2.13 has no public ones that tell
     return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
 
 
 def device_dtypes(device: torch.device) -> tuple[str, ...]:
-    """Return the arithmetics that a device is good for, the exact one first."""
+    """Return the precisions that a device computes fast, the exact one first."""
+    # fp16 has no place on a CPU: it is emulated there, and far slower than fp32.
     if device.type == "cpu":
         return ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
     return ("fp32", "fp16", "bf16") if torch.cuda.is_bf16_supported() else ("fp32", "fp16")
@@ -40,21 +41,24 @@ def pick_precision(wanted: str, advised: str, device: torch.device) -> str:
     Raises
     ------
     EncoderError
-        If the device is not good for what is wanted.
+        If the device does not support the one that is wanted.
     """
-    able = device_dtypes(device)
+    supported = device_dtypes(device)
     if wanted == "auto":
         if advised == "fp32":
             return "fp32"
         half = "bf16" if device.type == "cpu" else advised
-        return half if half in able else "fp32"
-    if wanted not in able:
-        raise EncoderError(f"{wanted!r} cannot be used on this {device.type}: choose {' or '.join(able)}")
+        return half if half in supported else "fp32"
+    if wanted not in supported:
+        raise EncoderError(
+            f"{wanted!r} cannot be used on this {device.type}: choose {' or '.join(supported)}"
+        )
     return wanted
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
     """Return the context in which the network runs."""
+    # Not `model.half()`: autocast keeps norms and softmax in fp32.
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, DTYPES[precision])

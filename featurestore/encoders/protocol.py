@@ -1,4 +1,4 @@
-"""What an encoder is, and how one is found by its key.
+"""What an encoder is, and what one declares to be found by its key.
 
 An encoder is exact: its identity covers weights, pooling, every preprocessing step and the
 arithmetic's dtype, and is hashed into a fingerprint that travels with the embeddings. Two encoders
@@ -7,6 +7,7 @@ with one fingerprint give the same vectors; a store never mixes two.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,11 +31,13 @@ class EncoderIdentity:
 
     key: str
     dim: int
+    # Facts, not code: two versions of a program that compute the same have one fingerprint.
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """sha256 over `dim` and `facts`; the key is a label and does not count."""
+        # Sorted and without spaces: one text for one set of facts, on any machine and in any version.
         text = json.dumps({"dim": self.dim, "facts": self.facts}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -89,3 +92,31 @@ class EncoderOptions:
     precision: str = "auto"
     compile: bool = False
     engine: str = "torch"
+
+
+@dataclass(frozen=True)
+class EncoderExtension:
+    """What an encoder declares: a module's ``RECORD``, in our folder ``handcrafted`` or in any installed package.
+
+    A package names its record under the entry-point group ``histosge.encoders``. The value may also be a plain
+    callable ``(key, options) -> Encoder``.
+
+    Parameters
+    ----------
+    name
+        The key that a user types, and that a store records.
+    help
+        One line for help and documentation.
+    dim
+        Length of one embedding; None if only loading tells.
+    load
+        Called with the key and the options.
+    takes_weights
+        Whether ``--weights`` can be meant for it.
+    """
+
+    name: str
+    help: str
+    dim: int | None
+    load: Callable[[str, EncoderOptions], Encoder]
+    takes_weights: bool = True

@@ -47,6 +47,7 @@ class Preprocessing:
         steps: list[dict[str, Any]] = [
             {"resize": self.resize_px, "interpolation": self.interpolation, "antialias": True, "to": "uint8"}
         ]
+        # A crop of the size that the resampling gives removes nothing, so it is no step and changes no fingerprint.
         if self.crop_px is not None and self.crop_px != self.resize_px:
             steps.append({"centre_crop": self.crop_px})
         return [*steps, {"divide": 255}, {"mean": list(self.mean), "std": list(self.std)}]
@@ -104,9 +105,13 @@ class EncoderRecord:
     state
         Names of tensors in the weights file: ``timm``, ``hf-vit`` or ``hf-dinov2``.
     published
-        Where the weights are; None if nowhere.
+        Where the weights are; None if they are not published.
     config_norm
         Mean and std that the repository's own config is known to give wrongly.
+    title, licence, source
+        For listings: what it is called and whose it is, its licence, and where these facts were read.
+    is_default
+        Whether `pooling` is its authors' choice, which the bare name means.
     """
 
     name: str
@@ -148,6 +153,7 @@ def records() -> dict[str, EncoderRecord]:
 
 def find(key: str) -> EncoderRecord | None:
     """Return the record of a key; ``name@pooling`` also finds the default; None if there is none."""
+    # A store records the short form, so `name@default pooling` has to find the same record as `name`.
     known = records()
     if key in known:
         return known[key]
@@ -169,6 +175,7 @@ def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: st
         package=entry.get("package", "timm"),
         architecture=entry.get("architecture", ""),
         arguments=entry.get("arguments", {}),
+        # Rounded: a product of floats need not be whole, and the count is compared exactly.
         parameters=None if million is None else round(million * 1e6),
         prefix_tokens=entry.get("prefix_tokens"),
         preprocessing=Preprocessing(
@@ -184,8 +191,10 @@ def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: st
         title=entry["title"],
         licence=entry["licence"],
         source=entry["source"],
+        # TOML keeps the order of its keys.
         is_default=pooling == next(iter(entry["poolings"])),
     )
 
 
 TIMM_PREFIX = "timm:"
+"""Of the keys that name a model of timm itself, which has no record here."""

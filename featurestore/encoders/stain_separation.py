@@ -22,6 +22,7 @@ DYES_RGB = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))
 
 def density_table() -> Tensor:
     """Return the optical density of each grey value, shape ``(256,)``: a table is exact on any machine."""
+    # 1 is added to both: black has a density, and white has 0.
     grey = np.arange(256, dtype=np.float64)
     return torch.from_numpy((-np.log10((grey + 1.0) / 256.0)).astype(np.float32))
 
@@ -29,6 +30,7 @@ def density_table() -> Tensor:
 def unmixing() -> Tensor:
     """Return the matrix from densities (R, G, B) to stains, shape ``(3, 3)``, one row a stain."""
     dyes = np.array(DYES_RGB)
+    # Perpendicular to both dyes: what neither explains, so that three colours give three coordinates.
     residual = np.cross(dyes[0], dyes[1])
     mixing = np.stack([row / np.linalg.norm(row) for row in (*dyes, residual)])
     return torch.from_numpy(np.linalg.inv(mixing).T.astype(np.float32))

@@ -38,6 +38,7 @@ _TOP = {
     "layernorm.weight": "norm.weight",
     "layernorm.bias": "norm.bias",
 }
+# The pooler is a layer for transformers' own classifiers; no encoder here uses it.
 _UNUSED = ("embeddings.mask_token", "pooler.")
 
 
@@ -58,6 +59,7 @@ def _from_transformers(state: State) -> State:
     found: State = {}
     attention: dict[str, list[Tensor | None]] = {}
     for full_name, tensor in state.items():
+        # Whole models put the backbone below a name of its own.
         name = re.sub(r"^(vit|dinov2|model)\.(?=embeddings|encoder|layernorm)", "", full_name)
         if name.startswith(_UNUSED):
             continue
@@ -70,7 +72,7 @@ def _from_transformers(state: State) -> State:
         last = part.rpartition(".")[2]
         if last in _QKV:
             attention.setdefault(f"blocks.{block}.attn.qkv.{kind}", [None] * 3)[_QKV[last]] = tensor
-        elif kind == "lambda1":
+        elif kind == "lambda1":  # layer scale, which timm calls gamma
             found[f"blocks.{block}.{_COMMON[part]}.gamma"] = tensor
         else:
             found[f"blocks.{block}.{_COMMON.get(part, part)}.{kind}"] = tensor
@@ -82,6 +84,7 @@ def _from_transformers(state: State) -> State:
 def _from_dinov2(state: State) -> State:
     found = _from_transformers(state)
     if "reg_token" in found and "pos_embed" in found:
+        # timm adds positions to patch tokens only; the class token's own is a constant, so it goes into the token.
         place = found["pos_embed"]
         found["cls_token"] = found["cls_token"] + place[:, :1]
         found["pos_embed"] = place[:, 1:]

@@ -19,16 +19,17 @@ from featurestore.encoders.author_packages import load_package
 from featurestore.encoders.device import pick_device
 from featurestore.encoders.hub import fetch_config, fetch_weights
 from featurestore.encoders.network_encoder import NetworkEncoder
-from featurestore.encoders.openvino_engine import by_openvino
+from featurestore.encoders.openvino_engine import compile_with_openvino
 from featurestore.encoders.precision import pick_precision
 from featurestore.encoders.preprocessing import Preprocess
 from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocessing, Published
 from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.weights import file_sha256, load_weights
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, first_line
 
 RANDOM_SEED = 0
+"""Of `--random-weights`: the same network on every machine, so that a run can be resumed and compared."""
 ENGINES = ("torch", "openvino")
 
 
@@ -45,15 +46,16 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
     precision = pick_precision(options.precision, record.dtype, device)
     _check_engine(record, options, device)
     if record.package == "timm":
-        model = _random(record)
-        check_against(record, model)
+        model = _build_random(record)
+        check_against(record, model)  # before the download of gigabytes
         weights = _fill(model, record, options)
         network = _pooled(model.eval().to(device), record, options)
         if options.engine == "openvino":
-            network = by_openvino(model, network, record.preprocessing.input_px, precision)
+            network = compile_with_openvino(model, network, record.preprocessing.input_px, precision)
     else:
         path, weights = _weights(record, options)
         network = load_package(record, path, device)
+    # These names and values are hashed into the fingerprints that stores hold: none may change.
     facts = {
         "architecture": record.architecture or record.package,
         "arguments": record.arguments,
@@ -62,6 +64,7 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         "prefix_tokens": record.prefix_tokens,
         "steps": record.preprocessing.steps(),
         "dtype": precision,
+        # Left out for torch, the only engine when the first fingerprints were stored.
         **({} if options.engine == "torch" else {"engine": options.engine}),
     }
     identity = EncoderIdentity(record.key, record.dim, facts)
@@ -99,10 +102,11 @@ def timm_record(key: str) -> EncoderRecord:
         near = get_close_matches(name, timm.list_models(), n=3)
         raise EncoderError(f"timm has no model {name!r}; near: {', '.join(near) or 'see timm.list_models()'}")
     try:
+        # On the meta device: its shapes are needed, not its weights.
         with torch.device("meta"):
             model = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
-        raise EncoderError(f"timm has no weights called {name!r}: {str(error).splitlines()[0]}") from error
+        raise EncoderError(f"timm has no weights called {name!r}: {first_line(error)}") from error
     config = timm.data.resolve_model_data_config(model)
     hub = model.pretrained_cfg.get("hf_hub_id") if "." in name else None
     return EncoderRecord(
@@ -129,7 +133,8 @@ def timm_record(key: str) -> EncoderRecord:
     )
 
 
-def _random(record: EncoderRecord) -> Any:
+def _build_random(record: EncoderRecord) -> Any:
+    # Seeds on a fork of torch's generator: loading an encoder must not reseed a training run.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         return build(record)
@@ -164,7 +169,7 @@ def _has_compiler() -> bool:
 
 
 def _pooled(model: Any, record: EncoderRecord, options: EncoderOptions) -> Callable[[Tensor], Tensor]:
-    # Convolutions on a CPU are half as fast again so; networks of tokens gain nothing.
+    # Channels last makes convolutions on a CPU half as fast again; transformers gain nothing.
     layout = torch.preserve_format if hasattr(model, "patch_embed") else torch.channels_last
     model = model.to(memory_format=layout)
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 
 from featurestore.encoders.state_layouts import State, to_timm
-from featurestore.errors import EncoderError
+from featurestore.errors import EncoderError, first_line
 
 NESTED = ("state_dict", "model", "teacher")
 """Training scripts put the state dict one level down, beside the optimiser's."""
 WRAPPERS = ("module.", "backbone.")
+"""Put before names by torch's DistributedDataParallel and by DINO's training code."""
 
 
 def file_sha256(path: Path) -> str:
@@ -52,9 +53,10 @@ def read_state(path: Path) -> State:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
+        # `weights_only`, as a pickle may hold code. Mapped, so that a tensor is read when it is copied into the network.
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise EncoderError(
             f"{path.name} cannot be read as weights ({reason}); give a .safetensors file or a state dict "
             "that torch.save wrote"
@@ -82,7 +84,7 @@ def load_weights(model: Any, path: Path, layout: str = "timm") -> None:
     EncoderError
         If they do not fit; the first tensor that differs is named, with both shapes.
     """
-    state = to_timm(_unwrapped(read_state(path)), layout)
+    state = to_timm(_without_wrapper(read_state(path)), layout)
     own = model.state_dict()
     # The network has no classifier; a file of the whole model still has one, and DINO's training heads.
     config = getattr(model, "default_cfg", {})
@@ -91,6 +93,7 @@ def load_weights(model: Any, path: Path, layout: str = "timm") -> None:
     )
     unused = ("mask_token", *heads)
     state = {key: value for key, value in state.items() if key in own or not key.startswith(unused)}
+    # By hand, not by `load_state_dict(strict=True)`, whose message lists every tensor of a foreign file.
     for key in sorted(set(own) | set(state)):
         mine, theirs = own.get(key), state.get(key)
         if mine is None or theirs is None or mine.shape != theirs.shape:
@@ -101,7 +104,7 @@ def load_weights(model: Any, path: Path, layout: str = "timm") -> None:
     model.load_state_dict(state)
 
 
-def _unwrapped(state: State) -> State:
+def _without_wrapper(state: State) -> State:
     for prefix in WRAPPERS:
         if any(key.startswith(prefix) for key in state):
             state = {key.removeprefix(prefix): value for key, value in state.items()}

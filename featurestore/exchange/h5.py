@@ -14,7 +14,9 @@ import numpy as np
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
 from featurestore.exchange.external import ExternalEmbeddings
+from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
+from featurestore.whole_file import whole_file
 
 MAGNIFICATION_MPP = 10.0
 """Microns per pixel times magnification, by convention: 40 x is 0.25."""
@@ -78,20 +80,15 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
     stored, array = store.grid(slide_id, grid_key), store.embedding(slide_id, grid_key, encoder)
     grid, record = stored.grid, store.slide(slide_id)
     planned = stored.planned(array.block_shape)
-    if array.missing(planned):
-        raise StoreError(
-            f"slide {slide_id!r} is not whole; finish it first: run the same histosge embed again"
-        )
+    check_whole(array, planned, slide_id)
     scale = grid.effective_mpp / grid.slide_mpp
-    partial = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with h5py.File(partial, "w") as file:
+    with whole_file(path, sweep=True) as partial, h5py.File(partial, "w") as file:
         dim, n = array.shape[2], 0
         most = int(stored.is_tissue.sum())
         features = file.create_dataset("features", (most, dim), "float32", maxshape=(None, dim))
         coords = file.create_dataset("coords", (most, 2), "int64", maxshape=(None, 2))
         for block in planned:
-            rows, cols, values = _patches(stored.is_tissue, block, array.read(block.rows, block.cols))
+            rows, cols, values = _patches(stored.is_tissue, block, array.read_block(block))
             stop = n + len(values)
             features[n:stop] = values
             corners = np.stack([cols, rows], axis=1) * grid.spec.stride_px * scale
@@ -114,7 +111,6 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
                 "level0_height": record.size_px[1],
             }
         )
-    partial.replace(path)
     return n
 
 

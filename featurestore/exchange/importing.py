@@ -14,12 +14,13 @@ from featurestore.exchange.external import ExternalEmbeddings, smallest_step
 from featurestore.exchange.h5 import read_h5
 from featurestore.exchange.raw2features import read_raw2features
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.location import strip_credentials
+from featurestore.location import PathOrUrl, strip_credentials
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.store import SlideRecord, Store
 from featurestore.tissue.survey import Survey
+from featurestore.tissue.threshold import is_tissue
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class ImportOptions:
     grid: str | None = None
 
 
-def import_embeddings(file: str, store: str, told: ImportOptions) -> tuple[str, str, int]:
+def import_embeddings(file: PathOrUrl, store: PathOrUrl, told: ImportOptions) -> tuple[str, str, int]:
     """Write another tool's embeddings into a store.
 
     The file is read into memory whole.
@@ -84,7 +85,7 @@ def import_embeddings(file: str, store: str, told: ImportOptions) -> tuple[str, 
         survey = Survey(tissue, rgb, {"name": "imported", "from": foreign.format})
         target.add_grid(record.slide_id, grid, survey, software_versions())
     stored = target.grid(record.slide_id, grid.spec.key)
-    if stored.grid != grid or ((stored.tissue >= 26) != (tissue >= 26)).any():
+    if stored.grid != grid or (stored.is_tissue != is_tissue(tissue)).any():
         raise StoreError(
             f"{record.slide_id}/{grid.spec.key} is stored with other patches; clear it with: "
             f"histosge rm {target.location.label} --slide {record.slide_id} --grid {grid.spec.key}"
@@ -146,7 +147,7 @@ def _grid(foreign: ExternalEmbeddings, record: SlideRecord, told: ImportOptions)
             f"patches {step:g} level-0 px apart are {stride:.3f} px apart at the encoder's scale: no whole step"
         )
     spec = GridSpec(round(told.mpp or effective, 4), patch_px, round(stride))
-    laid = PatchGrid.over(record.size_px, record.mpp, (effective,), spec)
+    laid = PatchGrid.for_slide(record.size_px, record.mpp, (effective,), spec)
     reach = np.rint(foreign.coords_px.max(axis=0) / step).astype(int) + 1
     n_cols, n_rows = max(laid.n_cols, int(reach[0])), max(laid.n_rows, int(reach[1]))
     return PatchGrid(spec, record.mpp, laid.effective_mpp, n_rows, n_cols)

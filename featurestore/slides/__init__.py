@@ -1,7 +1,7 @@
-"""Whole-slide images: open any of them, read pixels at any mpp, and tell one from another.
+"""Whole-slide images: open any of them, read pixels at any mpp, and recognise one by its fingerprint.
 
-`open_slide` picks a reader; `sample_sheet` says which slides there are. This folder decides nothing about
-tissue or grids beyond reading the patches it is asked for, and writes nothing but its download cache.
+`open_slide` picks a reader from ``readers`` (or from another package); `sample_sheet` lists the slides of a run. This
+folder decides nothing about tissue or grids beyond reading patches, and writes nothing but its download cache.
 
-May use: errors, names, location, grid, blocks.
+May use: errors, extensions, names, location, grid, blocks.
 """

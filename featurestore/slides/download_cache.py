@@ -1,14 +1,13 @@
-"""Slides that lie elsewhere and cannot be read in parts: fetched whole, once, into a folder of bounded size.
+"""Remote slides that cannot be read in parts: fetched whole, once, into a folder of bounded size.
 
-Most formats are read here and there all over the file by libraries that want a file (JPEG tiles are not: see
-`ranged`). Credentials come from the environment, as for stores.
+Most formats are read by libraries that need a local file, and read all over it (JPEG tiles are not: see
+`featurestore.slides.range_reader`). Credentials come from the environment, as for stores.
 """
 
 import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -16,13 +15,18 @@ from typing import Any
 
 import fsspec
 
-from featurestore.errors import SlideError, SlideNotFoundError
+from featurestore.errors import SlideError, SlideNotFoundError, first_line
 from featurestore.location import storage_options, strip_credentials
+from featurestore.whole_file import is_partial, whole_file
 
 ENV_FOLDER, ENV_GB = "HISTOSGE_CACHE", "HISTOSGE_CACHE_GB"
 DEFAULT_GB = 50.0
-FOLDERS = (".mrxs",)
-"""Formats of more than one file: they cannot be fetched as one."""
+SEVERAL_FILES = (".mrxs",)
+"""Suffixes of formats of more than one file: they cannot be fetched as one."""
+COPY_BYTES = 8 << 20
+"""Copied at once: large enough that a remote file system sends large requests."""
+LOCKED_COPIES = 64
+"""Copies that a process keeps locked: each takes a file descriptor, and 1,024 is a usual limit of those."""
 
 
 def is_remote(slide: str) -> bool:
@@ -45,22 +49,23 @@ def fetch(url: str) -> Path:
     """
     label = strip_credentials(url)
     suffix = Path(label).suffix.lower()
-    if suffix in FOLDERS:
+    if suffix in SEVERAL_FILES:
         raise SlideError(
             f"{label}: a {suffix[1:].upper()} slide is several files; copy it to this machine first"
         )
     try:
         fs, path = fsspec.core.url_to_fs(url, **storage_options(url))
         info = fs.info(path)
-        target = _place(label, info, suffix)
-        while not _leases.take(target):
+        target = _local_path(label, info, suffix)
+        while not _locks.lock(target):
             _download(fs, path, target, int(info.get("size") or 0))
     except FileNotFoundError as error:
         raise SlideNotFoundError(f"there is no slide at {label}") from error
     except ImportError as error:
         raise SlideError(f"{label} needs an extra package ({error}): pip install 'histosge[s3]'") from error
     except (OSError, ValueError) as error:
-        raise SlideError(f"{label} cannot be fetched: {_first_line(error)}") from error
+        raise SlideError(f"{label} cannot be fetched: {first_line(error)}") from error
+    # Eviction goes by the time of last use. Access times will not do: under relatime they change once a day.
     os.utime(target)
     _evict(target)
     return target
@@ -73,36 +78,39 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "histosge" / "slides"
 
 
-def _place(label: str, info: dict[str, Any], suffix: str) -> Path:
+def _local_path(label: str, info: dict[str, Any], suffix: str) -> Path:
     """Return where this version of this slide lies: another version has another name."""
+    # Not all file systems have all of these; what one has not is "None" each time.
     version = [str(info.get(key)) for key in ("size", "ETag", "LastModified", "mtime", "created")]
     digest = hashlib.sha256("\n".join([label, *version]).encode()).hexdigest()[:24]
     return cache_folder() / f"{digest}{suffix}"
 
 
 def _download(fs: Any, path: str, target: Path, size: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as folder:
-        part = Path(folder) / "slide"
+    with whole_file(target, sweep=True) as part:
         with fs.open(path, "rb") as source, part.open("wb") as copy:
-            shutil.copyfileobj(source, copy, 8 << 20)
+            shutil.copyfileobj(source, copy, COPY_BYTES)
         if size and part.stat().st_size != size:
             raise OSError(f"{part.stat().st_size} of {size} bytes came")
-        part.replace(target)
 
 
-class Leases:
+class CopyLocks:
     """Shared locks on the copies that this process used last: another process may not remove them meanwhile.
 
     Readers open a file again and again, so holding it open would not be enough.
+
+    Parameters
+    ----------
+    most
+        Copies locked at once; of more, the one used longest ago is released.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    def __init__(self, most: int) -> None:
+        self._most = most
         self._lock = threading.Lock()
         self._held: OrderedDict[Path, int] = OrderedDict()
 
-    def take(self, path: Path) -> bool:
+    def lock(self, path: Path) -> bool:
         """Lock a copy until many others were used; False if it is not there."""
         with self._lock:
             if path in self._held and path.is_file():
@@ -117,15 +125,16 @@ class Leases:
                 os.close(descriptor)
                 return False
             self._held[path] = descriptor
-            while len(self._held) > self._size:
+            while len(self._held) > self._most:
                 os.close(self._held.popitem(last=False)[1])
             return True
 
 
-_leases = Leases(64)
+_locks = CopyLocks(LOCKED_COPIES)
 
 
 def _remove_unless_used(path: Path) -> bool:
+    # Without waiting: a copy that some process holds a shared lock on is in use, and stays.
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -138,13 +147,10 @@ def _remove_unless_used(path: Path) -> bool:
 def _evict(keep: Path) -> None:
     """Remove the copies used longest ago until the rest fits; what some process still uses stays."""
     cap = float(os.environ.get(ENV_GB) or DEFAULT_GB) * 1e9
-    copies = sorted((p for p in keep.parent.iterdir() if p.is_file()), key=lambda p: p.stat().st_mtime)
+    files = [file for file in keep.parent.iterdir() if file.is_file() and not is_partial(file.name)]
+    copies = sorted(files, key=lambda file: file.stat().st_mtime)
     total = sum(p.stat().st_size for p in copies)
     for copy in copies:
         if total > cap and copy != keep:
             size = copy.stat().st_size
             total -= size if _remove_unless_used(copy) else 0
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

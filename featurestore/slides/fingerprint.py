@@ -7,9 +7,12 @@ from featurestore.errors import SlideError, SlideNotFoundError
 from featurestore.location import Location
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.range_reader import RangedFile
+from featurestore.slides.slide_reader import is_folder_slide
 
 SAMPLE_BYTES = 1 << 20
+"""Bytes hashed at each end: headers and directories stand there, and with the size they differ between any two slides."""
 METADATA = ("zarr.json", ".zattrs", ".zarray", ".zgroup")
+"""Objects of a Zarr whose content counts; of chunks only the size does, which compression makes differ."""
 
 
 def folder_fingerprint(path: str) -> str:
@@ -24,6 +27,7 @@ def folder_fingerprint(path: str) -> str:
     sizes = location.sizes()
     if not sizes:
         raise SlideNotFoundError(f"there is no slide at {location.label}")
+    # Sorted: file systems list in any order.
     digest = hashlib.sha256()
     for name in sorted(sizes):
         digest.update(f"{name} {sizes[name]}\n".encode())
@@ -33,7 +37,7 @@ def folder_fingerprint(path: str) -> str:
 
 
 def slide_fingerprint(path: str) -> str:
-    """Return ``<bytes>-<sha256>`` of a slide's first and last MiB; of an OME-Zarr, see `folder_fingerprint`.
+    """Return ``<bytes>-<sha256>`` of a slide's first and last MiB; of a folder (OME-Zarr), see `folder_fingerprint`.
 
     Reading whole slides of several GB would cost more than it protects from.
 
@@ -42,7 +46,7 @@ def slide_fingerprint(path: str) -> str:
     path
         A file, or a URL: of a server that serves parts, no more than these two MiB are fetched.
     """
-    if path.rstrip("/").lower().endswith(".zarr"):
+    if is_folder_slide(path):
         return folder_fingerprint(path)
     if is_remote(path):
         return _remote_fingerprint(path)
@@ -53,6 +57,7 @@ def slide_fingerprint(path: str) -> str:
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         digest.update(stream.read(SAMPLE_BYTES))
+        # Of a file below 2 MiB the ends overlap: the last part begins where the first ended.
         if size > SAMPLE_BYTES:
             stream.seek(max(SAMPLE_BYTES, size - SAMPLE_BYTES))
             digest.update(stream.read(SAMPLE_BYTES))
@@ -64,7 +69,7 @@ def _remote_fingerprint(url: str) -> str:
         remote = RangedFile(url)
     except SlideNotFoundError:
         raise
-    except SlideError:
+    except SlideError:  # its server serves no parts
         return slide_fingerprint(str(fetch(url)))
     parts = [(0, min(SAMPLE_BYTES, remote.size))]
     if remote.size > SAMPLE_BYTES:

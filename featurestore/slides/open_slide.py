@@ -1,20 +1,32 @@
 """One way to look at any slide: size, scale, levels, and pixels at any mpp.
 
+It knows no format by name: it asks the registered readers how sure they are, and tries the surest first.
+
 Terms
     size_px     (width, height) at level 0
     mpp         microns per pixel at level 0
     level_px    (width, height) of each stored level, finest first
 """
 
-from collections.abc import Callable
-from io import BufferedReader
+import os
 from pathlib import Path
 
-from featurestore.errors import MppError, SlideError, SlideNotFoundError
+from featurestore.errors import FeatureStoreError, MppError, SlideError, SlideNotFoundError, first_line
+from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.protocol import Slide
+from featurestore.slides.slide_reader import (
+    READERS,
+    Recognition,
+    SlideReader,
+    is_folder_slide,
+    readers_in_order,
+)
+
+REASON_CHARS = 120
+"""Kept of each reader's reason: three of them and the path still make one readable line."""
 
 
-def open_slide(path: str, mpp: float | None = None) -> Slide:
+def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     """Open a slide with whichever reader knows it.
 
     Parameters
@@ -22,10 +34,10 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     path
         A file, or a URL that fsspec knows: JPEG-tiled TIFF and SVS (of a URL the tiles that are needed;
         other formats are fetched whole); other SVS and TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and
-        OME-TIFF through tifffile; PNG and JPEG.
-        A folder or URL that ends in ``.zarr``: OME-Zarr, read where it lies.
+        OME-TIFF through tifffile; PNG and JPEG; and what other packages' readers add.
+        A folder or URL that ends in ``.zarr``: OME-Zarr, read in place.
     mpp
-        Microns per pixel at level 0; overrides what the file says.
+        Microns per pixel at level 0; overrides those in the file.
 
     Raises
     ------
@@ -36,58 +48,58 @@ def open_slide(path: str, mpp: float | None = None) -> Slide:
     SlideError
         If no reader can open it; the message holds each one's reason.
     """
-    from featurestore.slides.download_cache import fetch, is_remote
-    from featurestore.slides.readers.jpeg_tile_reader import JpegTileSlide
-    from featurestore.slides.readers.ome_zarr_reader import SUFFIX, OmeZarrSlide
-    from featurestore.slides.readers.openslide_reader import OpenSlideSlide
-    from featurestore.slides.readers.raster_reader import SUFFIXES, RasterSlide
-    from featurestore.slides.readers.tiff_reader import TiffSlide, is_ome
-
-    if path.rstrip("/").lower().endswith(SUFFIX):
-        return OmeZarrSlide(path.removeprefix("file://"), mpp)
-    if is_remote(path) and (found := _open_in_parts(path, mpp)) is not None:
-        return found
-    file = str(fetch(path)) if is_remote(path) else path.removeprefix("file://")
-    if not Path(file).is_file():
-        raise SlideNotFoundError(f"there is no slide at {file}")
-    suffix = Path(file).suffix.lower()
-    readers: list[Callable[[str, float | None], Slide]] = [OpenSlideSlide, TiffSlide]
-    if suffix in SUFFIXES:
-        readers = [RasterSlide]
-    elif suffix in (".tif", ".tiff") and is_ome(file):
-        readers.reverse()  # OpenSlide would take it as a plain TIFF, without mpp or pyramid
-    elif suffix in (".svs", ".tif", ".tiff"):
-        readers.insert(0, JpegTileSlide)
-    reasons = []
-    for reader in readers:
+    source = os.fspath(path)
+    if is_remote(source):
+        slide = _open_url(source, mpp)
+        if slide is not None:
+            return slide
+        source = str(fetch(source))
+    source = source.removeprefix("file://")
+    # Checked here, so that no reader has to distinguish a missing file from a bad one.
+    if not is_folder_slide(source) and not Path(source).is_file():
+        raise SlideNotFoundError(f"there is no slide at {source}")
+    reasons: list[str] = []
+    for reader in _candidates(source):
         try:
-            return reader(file, mpp)
+            return _open(reader, source, mpp)
         except MppError:
-            raise
+            raise  # the format is known and only the scale is missing: that is what the user has to hear
         except SlideError as error:
-            reasons.append(str(error).splitlines()[0][:120])
-    raise SlideError(f"{file} cannot be opened: {'; '.join(dict.fromkeys(reasons))}")
+            reasons.append(first_line(error))
+    if len(reasons) == 1 and reasons[0].startswith(source):
+        raise SlideError(reasons[0])
+    short = dict.fromkeys(reason[:REASON_CHARS] for reason in reasons)
+    raise SlideError(f"{source} cannot be opened: {'; '.join(short) or 'no reader knows its format'}")
 
 
-def _open_in_parts(url: str, mpp: float | None) -> Slide | None:
-    """Open a remote slide of JPEG tiles without fetching it; None if it is none, or its server serves no parts."""
-    from featurestore.slides.range_reader import RangedFile, SparseCopy
-    from featurestore.slides.readers.jpeg_tile_reader import JpegTileSlide
-    from featurestore.slides.readers.tiff_reader import is_ome
+def _open_url(url: str, mpp: float | None) -> Slide | None:
+    """Open a remote slide without fetching it; None if it has to be fetched whole."""
+    for reader in readers_in_order():
+        if reader.open_url is not None and reader.has_suffix(url):
+            slide = reader.open_url(url, mpp)
+            if slide is not None:
+                return slide
+    return None
 
-    suffix = Path(url.partition("?")[0]).suffix.lower()
-    if suffix not in (".svs", ".tif", ".tiff"):
-        return None
+
+def _candidates(path: str) -> list[SlideReader]:
+    """Return the readers to try, the surest first; if some claim the slide as theirs, only those."""
+    found = [(reader.recognition(path), reader) for reader in readers_in_order()]
+    is_claimed = any(recognition is Recognition.MINE for recognition, _ in found)
+    least = Recognition.MINE if is_claimed else Recognition.MAYBE
+    # A stable sort: readers that are equally sure keep their order.
+    ranked = sorted(found, key=lambda pair: pair[0], reverse=True)
+    return [reader for recognition, reader in ranked if recognition >= least]
+
+
+def _open(reader: SlideReader, path: str, mpp: float | None) -> Slide:
     try:
-        remote = RangedFile(url)
-        with SparseCopy(remote, suffix) as copy:
-            directories = BufferedReader(copy, 256 << 10)
-            if is_ome(directories):
-                return None
-            return JpegTileSlide(
-                str(copy.path), mpp, remote=remote, directories=directories, source=remote.label
-            )
-    except (MppError, SlideNotFoundError):
+        return reader.open(path, mpp)
+    except FeatureStoreError:
         raise
-    except SlideError:
-        return None
+    except Exception as error:
+        # A bug of ours keeps its traceback; another package's is a reason like any other.
+        if reader.name in READERS.own:
+            raise
+        reason = " ".join(str(error).split())
+        raise SlideError(f"{reader.name}: {type(error).__name__}: {reason}") from error

@@ -18,8 +18,12 @@ from featurestore.errors import SlideError
 from featurestore.grid import PatchGrid
 from featurestore.slides.protocol import Slide
 
+# glibc maps allocations above 32 MB (its largest dynamic threshold) anew each time, and the kernel zeroes their pages.
 MAX_STRIP_PX = 8_000_000
-"""Pixels held at once for one strip: 24 MB of RGB, which malloc reuses; above 32 MB it asks for fresh pages."""
+"""Pixels held at once for one strip: 24 MB of RGB, memory that malloc reuses."""
+
+READ_AHEAD = 4
+"""Batches that are read while one is encoded: they even out slow tiles, and cost memory in every thread."""
 
 T = TypeVar("T")
 
@@ -80,7 +84,7 @@ def read_batches(
         if start == 0:
             region, origin = _read_strip(slide, grid, block, strip)
         chosen = strip[start : start + batch]
-        pixels, ok, failures = _cut(slide, grid, block, chosen, region, origin)
+        pixels, ok, failures = _cut_patches(slide, grid, block, chosen, region, origin)
         yield PatchBatch(
             block, chosen[ok, 0], chosen[ok, 1], pixels, tuple(failures), last=number == len(pieces) - 1
         )
@@ -89,6 +93,7 @@ def read_batches(
 def _strips(grid: PatchGrid, block: Block, positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Split positions into runs of patch rows whose pixels fit in `MAX_STRIP_PX`."""
     _, _, width, _ = grid.region_px(block.rows, block.cols)
+    # At least one row of patches, even where that is more than the limit.
     height = max(grid.spec.patch_px, MAX_STRIP_PX // width)
     rows_per_strip = 1 + max(0, (height - grid.spec.patch_px) // grid.spec.stride_px)
     for first in range(0, block.shape[0], rows_per_strip):
@@ -100,6 +105,7 @@ def _strips(grid: PatchGrid, block: Block, positions: NDArray[np.int64]) -> Iter
 def _read_strip(
     slide: Slide, grid: PatchGrid, block: Block, strip: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8] | None, tuple[int, int]]:
+    # Only the rectangle that the wanted patches span: glass around a small piece of tissue is not decoded.
     (row0, col0), (row1, col1) = strip.min(axis=0), strip.max(axis=0)
     rows = (block.rows[0] + int(row0), block.rows[0] + int(row1) + 1)
     cols = (block.cols[0] + int(col0), block.cols[0] + int(col1) + 1)
@@ -107,10 +113,10 @@ def _read_strip(
     try:
         return slide.read_region(x, y, width, height, grid.effective_mpp), (int(row0), int(col0))
     except SlideError:
-        return None, (0, 0)  # some patch of it cannot be read; _cut finds out which
+        return None, (0, 0)  # some patch of it cannot be read; `_cut_patches` finds out which
 
 
-def _cut(
+def _cut_patches(
     slide: Slide,
     grid: PatchGrid,
     block: Block,
@@ -137,7 +143,7 @@ def _cut(
     return (pixels[ok] if failures else pixels), ok, failures
 
 
-def read_ahead(items: Callable[[], Iterator[T]], depth: int = 4) -> Iterator[T]:
+def read_ahead(items: Callable[[], Iterator[T]], depth: int = READ_AHEAD) -> Iterator[T]:
     """Run an iterator in a thread, at most `depth` items ahead of its consumer.
 
     An exception in the thread is raised at the consumer; a consumer that stops early stops the thread.
@@ -148,6 +154,7 @@ def read_ahead(items: Callable[[], Iterator[T]], depth: int = 4) -> Iterator[T]:
     def put(kind: str, value: Any) -> bool:
         while not stop.is_set():
             try:
+                # With a timeout: a consumer that stopped takes nothing more, and the thread has to notice.
                 channel.put((kind, value), timeout=0.1)
             except queue.Full:
                 continue
@@ -175,5 +182,6 @@ def read_ahead(items: Callable[[], Iterator[T]], depth: int = 4) -> Iterator[T]:
                 return
             yield value
     finally:
+        # Joined, so that the slide is not closed while the thread still reads it.
         stop.set()
         thread.join()

@@ -4,7 +4,6 @@ Terms
     size_px     (width, height) at level 0
     mpp         microns per pixel at level 0
     level_px    (width, height) of each stored level, finest first
-
 """
 
 from typing import Protocol
@@ -12,8 +11,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+# A 100x objective gives about 0.1, and at 20 no cell is visible. A file that claims 352.8 holds 72 dots per inch, the
+# placeholder of picture software.
 MPP_RANGE = (0.05, 20.0)
-"""Microns per pixel outside this range are a mistake in the file, not a microscope."""
+"""Microns per pixel outside this range are a mistake in the file."""
 
 
 class Slide(Protocol):
@@ -42,12 +43,12 @@ class Slide(Protocol):
     def read_region(
         self, x: int, y: int, width: int, height: int, mpp: float, *, upsample: bool = False
     ) -> NDArray[np.uint8]:
-        """Read a rectangle, scaled by area averaging from the nearest finer level.
+        """Read a rectangle, scaled by area averaging from the coarsest level that is fine enough.
 
         Parameters
         ----------
         x, y, width, height
-            In pixels at the asked `mpp`. Parts beyond the slide are white.
+            In pixels at the requested `mpp`. Parts beyond the slide are white.
         mpp
             Microns per pixel of the result. A level within 5 % is used as it is when `mpp` equals its own.
         upsample
@@ -57,6 +58,13 @@ class Slide(Protocol):
         -------
         numpy.ndarray
             RGB, shape ``(height, width, 3)``.
+
+        Raises
+        ------
+        UpsamplingError
+            If `mpp` is finer than the finest level and `upsample` is False.
+        SlideError
+            If pixels cannot be read or decoded.
         """
         ...
 

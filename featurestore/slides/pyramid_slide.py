@@ -1,7 +1,7 @@
-"""What all readers share: which level to read, white padding, and area-averaged downsampling.
+"""The base class of slide readers: which level to read, white padding, and area-averaged downsampling.
 
-A reader only says what levels it has and returns native pixels inside a level. A pixel of the result depends
-on the slide and its own place alone, never on how the request was cut.
+A reader only names its levels and returns native pixels inside a level. A pixel of the result depends
+on the slide and its own position alone, never on how the request was cut.
 """
 
 from abc import ABC, abstractmethod
@@ -13,12 +13,13 @@ from scipy import sparse
 from featurestore.errors import MppError, UpsamplingError
 from featurestore.slides.protocol import MPP_RANGE
 
+# A level's mpp comes from rounded sizes, and a caller computes the one that it requests: their last bits differ.
 SAME_SCALE = 1e-6
 """Relative difference of mpp below which native pixels are returned."""
 MAX_SOURCE_PX = 4_000_000
 """Source pixels held at once while downsampling: 48 MB as floats. More is slower, as it leaves the caches."""
 BINARY_FACTORS = (2, 4, 8, 16)
-"""Scales at which whole numbers give the very bits of the weighted mean."""
+"""Scales at which sums of integers give the same bits as the weighted mean, and are faster."""
 
 
 def check_mpp(mpp: float | None, source: str) -> float:
@@ -38,7 +39,7 @@ def check_mpp(mpp: float | None, source: str) -> float:
     return float(mpp)
 
 
-def isotropic(mpp_x: float | None, mpp_y: float | None, source: str) -> float | None:
+def isotropic_mpp(mpp_x: float | None, mpp_y: float | None, source: str) -> float | None:
     """Return one mpp of two axes.
 
     Raises
@@ -48,6 +49,7 @@ def isotropic(mpp_x: float | None, mpp_y: float | None, source: str) -> float | 
     """
     if mpp_x is None or mpp_y is None:
         return mpp_x or mpp_y
+    # As far apart as a level may be from the requested mpp: patches are squares, and stay nearly square.
     if abs(mpp_x / mpp_y - 1) > 0.05:
         raise MppError(
             f"{source} has {mpp_x:.4g} x {mpp_y:.4g} microns per pixel; give one value with --slide-mpp"
@@ -56,7 +58,7 @@ def isotropic(mpp_x: float | None, mpp_y: float | None, source: str) -> float | 
 
 
 class PyramidSlide(ABC):
-    """A slide as a stack of levels, finest first.
+    """A slide as a stack of levels, finest first; a reader adds `read_level` and `close`.
 
     Parameters
     ----------
@@ -91,12 +93,26 @@ class PyramidSlide(ABC):
     @property
     def level_mpps(self) -> tuple[float, ...]:
         """Microns per pixel of each level; the mean of both axes where a level's size was rounded."""
+        # From the sizes: every format has them, and tags of the scale of each level few.
         (width, height), mpp = self._sizes[0], self._mpp
         return tuple(mpp * (width / w + height / h) / 2 for w, h in self._sizes)
 
     @abstractmethod
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Return native RGB of a rectangle that lies inside a level, ``(height, width, 3)``."""
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level, ``(height, width, 3)``; called by several threads at once.
+
+        Parameters
+        ----------
+        level
+            Index into the levels, 0 being the finest.
+        x, y, width, height
+            In pixels of that level; nothing of it lies beyond the level's borders.
+
+        Raises
+        ------
+        SlideError
+            If the pixels cannot be read or decoded.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -113,23 +129,24 @@ class PyramidSlide(ABC):
                 f"{self._source} holds {mpps[0]:.4g} microns per pixel at best; {mpp:.4g} would invent detail, "
                 f"ask for {mpps[0]:.4g} or more"
             )
+        # The coarsest level that is fine enough: the fewest pixels to read, and averaging never has to invent any.
         level = max(finer, key=lambda i: mpps[i]) if finer else 0
         if abs(mpps[level] / mpp - 1) <= SAME_SCALE:
-            return self._native(level, x, y, width, height)
+            return self._read_native(level, x, y, width, height)
         if not finer:
-            return self._enlarged(x, y, width, height, mpp)
-        return self._averaged(level, x, y, width, height, mpp)
+            return self._read_enlarged(x, y, width, height, mpp)
+        return self._read_averaged(level, x, y, width, height, mpp)
 
-    def _native(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def _read_native(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return native pixels, white where the rectangle leaves the level."""
         level_width, level_height = self._sizes[level]
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, level_width), min(y + height, level_height)
         if (x0, y0, x1, y1) == (x, y, x + width, y + height):
-            return self._pixels(level, x, y, width, height)
+            return self.read_level(level, x, y, width, height)
         out = np.full((height, width, 3), 255, np.uint8)
         if x0 < x1 and y0 < y1:
-            out[y0 - y : y1 - y, x0 - x : x1 - x] = self._pixels(level, x0, y0, x1 - x0, y1 - y0)
+            out[y0 - y : y1 - y, x0 - x : x1 - x] = self.read_level(level, x0, y0, x1 - x0, y1 - y0)
         return out
 
     def _scale(self, level: int, mpp: float) -> tuple[float, float]:
@@ -137,17 +154,21 @@ class PyramidSlide(ABC):
         (width, height), (w, h) = self._sizes[0], self._sizes[level]
         return mpp / self._mpp * w / width, mpp / self._mpp * h / height
 
-    def _averaged(self, level: int, x: int, y: int, width: int, height: int, mpp: float) -> NDArray[np.uint8]:
+    def _read_averaged(
+        self, level: int, x: int, y: int, width: int, height: int, mpp: float
+    ) -> NDArray[np.uint8]:
         scale_x, scale_y = self._scale(level, mpp)
         if scale_x == scale_y and scale_x in BINARY_FACTORS:
-            return self._binned(level, x, y, width, height, int(scale_x))
+            return self._read_binned(level, x, y, width, height, int(scale_x))
         across, left = area_weights(x, width, scale_x)
         out = np.empty((height, width, 3), np.uint8)
+        # In strips of rows: memory stays bounded, however large the request and however fine the level.
         step = max(1, int(MAX_SOURCE_PX / max(1, across.shape[1]) / scale_y))
         for first in range(0, height, step):
             rows = min(step, height - first)
             down, top = area_weights(y + first, rows, scale_y)
-            source = self._native(level, left, top, across.shape[1], down.shape[1])
+            source = self._read_native(level, left, top, across.shape[1], down.shape[1])
+            # Down first, then across: two sparse products of one axis each cost far less than one of both.
             columns = down @ source.reshape(down.shape[1], -1).astype(np.float32)
             columns = (
                 columns.reshape(rows, across.shape[1], 3).transpose(1, 0, 2).reshape(across.shape[1], -1)
@@ -156,26 +177,28 @@ class PyramidSlide(ABC):
             out[first : first + rows] = np.clip(np.floor(mean + 0.5), 0, 255).astype(np.uint8)
         return out
 
-    def _binned(self, level: int, x: int, y: int, width: int, height: int, factor: int) -> NDArray[np.uint8]:
+    def _read_binned(
+        self, level: int, x: int, y: int, width: int, height: int, factor: int
+    ) -> NDArray[np.uint8]:
         """Return means of `factor` x `factor` pixels of a level; the rectangle in pixels of the result."""
         out = np.empty((height, width, 3), np.uint8)
         step = max(1, MAX_SOURCE_PX // (width * factor * factor))
         for first in range(0, height, step):
             rows = min(step, height - first)
-            source = self._native(level, x * factor, (y + first) * factor, width * factor, rows * factor)
-            out[first : first + rows] = binned(source, factor)
+            source = self._read_native(level, x * factor, (y + first) * factor, width * factor, rows * factor)
+            out[first : first + rows] = bin_pixels(source, factor)
         return out
 
-    def _enlarged(self, x: int, y: int, width: int, height: int, mpp: float) -> NDArray[np.uint8]:
+    def _read_enlarged(self, x: int, y: int, width: int, height: int, mpp: float) -> NDArray[np.uint8]:
         """Return nearest level-0 pixels: it invents nothing but size."""
         scale_x, scale_y = self._scale(0, mpp)
         xs = np.floor((x + np.arange(width) + 0.5) * scale_x).astype(int)
         ys = np.floor((y + np.arange(height) + 0.5) * scale_y).astype(int)
-        source = self._native(0, xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1)
+        source = self._read_native(0, xs[0], ys[0], xs[-1] - xs[0] + 1, ys[-1] - ys[0] + 1)
         return source[np.ix_(ys - ys[0], xs - xs[0])]
 
 
-def binned(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
+def bin_pixels(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     """Average whole squares of pixels, halves rounded up.
 
     Parameters
@@ -196,6 +219,7 @@ def binned(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
         total = np.add(squares[..., channel], squares[..., channel + 3], out=sums[..., channel])
         for column in range(2, factor):
             total += squares[..., channel + 3 * column]
+    # Half of the divisor first: the shift then rounds halves up, as the weighted mean does.
     sums += np.uint16(factor * factor // 2)
     sums >>= np.uint16(2 * factor.bit_length() - 2)
     return sums.astype(np.uint8)
@@ -218,6 +242,7 @@ def area_weights(start: int, count: int, scale: float) -> tuple[sparse.csr_matri
     """
     edges = (start + np.arange(count + 1)) * scale
     first = np.floor(edges[:-1]).astype(np.int64)
+    # Without the 1e-9 an edge at 7.0000000001 would take in a whole further source pixel, at a weight of nearly 0.
     last = np.maximum(np.ceil(edges[1:] - 1e-9).astype(np.int64), first + 1)
     origin, stop = int(first[0]), int(last[-1])
     reach = int((last - first).max())

@@ -1,6 +1,6 @@
 """A file behind a URL, read in parts: what a slide's tiles need, and not the gigabytes between them.
 
-Only servers that serve ranges are taken; from others a slide is fetched whole (`slide_cache`).
+Only servers that serve ranges are used; from others a slide is fetched whole (`featurestore.slides.download_cache`).
 """
 
 import io
@@ -15,15 +15,16 @@ from urllib.request import Request, urlopen
 
 import fsspec
 
-from featurestore.errors import SlideError, SlideNotFoundError
+from featurestore.errors import SlideError, SlideNotFoundError, first_line
 from featurestore.location import storage_options, strip_credentials
 
+# A request takes tens of milliseconds to answer, in which a link of 10 MB/s carries a few hundred kilobytes.
 MAX_GAP = 64 << 10
-"""Bytes between two parts that are fetched along: less than a request costs."""
+"""Bytes between two parts that are fetched along with them: cheaper than another request."""
 MAX_PART = 8 << 20
-"""Bytes of one request at most."""
+"""Bytes of one request at most: more would keep the other connections idle, and be lost whole when it breaks."""
 PAGE = 64 << 10
-"""What a `SparseCopy` fetches at least."""
+"""Bytes that a `SparseCopy` fetches at least."""
 
 
 class RangedFile:
@@ -54,8 +55,9 @@ class RangedFile:
                 f"{self.label} needs an extra package ({error}): pip install 'histosge[s3]'"
             ) from error
         except (OSError, ValueError) as error:
-            raise SlideError(f"{self.label} cannot be reached: {_first_line(error)}") from error
+            raise SlideError(f"{self.label} cannot be reached: {first_line(error)}") from error
         self.size = int(info.get("size") or 0)
+        # Object stores always serve ranges; of a web server only its reply to a range request tells.
         if not self.size or (self._path.startswith("http") and not _serves_ranges(url)):
             raise SlideError(f"{self.label} cannot be read in parts")
 
@@ -72,24 +74,27 @@ class RangedFile:
         SlideError
             If some cannot be read, or come short.
         """
-        runs = merged(parts)
+        # `cat_ranges` sends its requests at once, but merges none: its `max_gap` is not implemented (fsspec 2026.9).
+        runs = merge_ranges(parts)
         starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
         try:
             found = self._fs.cat_ranges([self._path] * len(runs), starts, ends, on_error="raise")
+        # aiohttp's errors are no OSErrors, and the module is there only where http is used: it is known by its name.
         except Exception as error:
             if not isinstance(error, (OSError, ValueError)) and not type(error).__module__.startswith(
                 "aiohttp"
             ):
                 raise
-            raise SlideError(f"{self.label} cannot be read: {_first_line(error)}") from error
+            raise SlideError(f"{self.label} cannot be read: {first_line(error)}") from error
         for (start, stop), data in zip(runs, found, strict=True):
             if len(data) != stop - start:
                 raise SlideError(f"{self.label}: {len(data)} of {stop - start} bytes came from {start}")
-        return [_cut(runs, found, offset, count) for offset, count in parts]
+        return [_part_of(runs, found, offset, count) for offset, count in parts]
 
 
 def _serves_ranges(url: str) -> bool:
-    """Ask a web server for one byte: one that serves no ranges begins to send the whole file, and is not listened to."""
+    """Request one byte of a web server: the reply's status tells whether it serves ranges."""
+    # The reply is closed unread: a server without ranges begins to send the whole file.
     try:
         with urlopen(Request(url, headers={"Range": "bytes=0-0"}), timeout=30) as answer:  # noqa: S310 -- http by its name
             return bool(answer.status == HTTPStatus.PARTIAL_CONTENT)
@@ -97,7 +102,7 @@ def _serves_ranges(url: str) -> bool:
         return False
 
 
-def merged(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def merge_ranges(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return ``(start, stop)`` of the requests that cover parts ``(offset, bytes)``, in order."""
     runs: list[tuple[int, int]] = []
     for offset, count in sorted(parts):
@@ -111,7 +116,7 @@ def merged(parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return runs
 
 
-def _cut(runs: list[tuple[int, int]], found: list[bytes], offset: int, count: int) -> bytes:
+def _part_of(runs: list[tuple[int, int]], found: list[bytes], offset: int, count: int) -> bytes:
     for (start, stop), data in zip(runs, found, strict=True):
         if start <= offset and offset + count <= stop:
             return data[offset - start : offset - start + count]
@@ -129,48 +134,48 @@ class SparseCopy(io.RawIOBase):
         self._folder = tempfile.TemporaryDirectory(prefix="histosge-")
         self.path = Path(self._folder.name) / f"slide{suffix}"
         self._file = self.path.open("w+b", buffering=0)
-        self._file.truncate(remote.size)
-        self._held = bytearray(-(-remote.size // PAGE))
+        self._file.truncate(remote.size)  # a sparse file: holes take no disk
+        self._is_here = bytearray(-(-remote.size // PAGE))
         self._at = 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move, as files do."""
+        """Set the position, as files do."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._remote.size}[whence]
         self._at = max(0, base + offset)
         return self._at
 
     def tell(self) -> int:
-        """Where the next read begins."""
+        """Return where the next read begins."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Read, fetching what is not here yet."""
+        """Read, fetching the pages that are not here yet."""
         count = max(0, min(len(buffer), self._remote.size - self._at))
-        self._hold(self._at, count)
+        self._fetch_pages(self._at, count)
         self._file.seek(self._at)
         buffer[:count] = self._file.read(count)
         self._at += count
         return count
 
-    def _hold(self, offset: int, count: int) -> None:
+    def _fetch_pages(self, offset: int, count: int) -> None:
         if not count:
             return
-        pages = [p for p in range(offset // PAGE, (offset + count - 1) // PAGE + 1) if not self._held[p]]
+        pages = [p for p in range(offset // PAGE, (offset + count - 1) // PAGE + 1) if not self._is_here[p]]
         parts = [(p * PAGE, min(PAGE, self._remote.size - p * PAGE)) for p in pages]
         for page, (start, _), data in zip(
             pages, parts, self._remote.read(parts) if parts else [], strict=True
         ):
             self._file.seek(start)
             self._file.write(data)
-            self._held[page] = 1
+            self._is_here[page] = 1
 
     def close(self) -> None:
         """Remove the local file."""
@@ -182,7 +187,3 @@ class SparseCopy(io.RawIOBase):
     def __enter__(self) -> Self:
         """Use as a context."""
         return self
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,9 +1,10 @@
-"""Which slides there are: from one file, a folder, or a sample sheet.
+"""Which slides a run is about: from one file, a folder, or a sample sheet.
 
 A sample sheet is a CSV with a header; columns ``slide_id, slide, expression, mpp, donor``, all but `slide`
-optional. Paths are relative to the sheet. Whether a slide can be opened is found out later, slide by slide.
+optional. Paths are relative to the sheet. No slide is opened here: one that cannot be is reported when its turn comes.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -11,29 +12,12 @@ from pathlib import Path
 
 import polars as pl
 
-from featurestore.errors import SampleSheetError
+from featurestore.errors import SampleSheetError, first_line
 from featurestore.location import strip_credentials
 from featurestore.names import slug
+from featurestore.slides.slide_reader import is_folder_slide, is_slide_file, slide_suffixes
 
 COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor")
-SLIDE_SUFFIXES = frozenset(
-    [
-        ".svs",
-        ".tif",
-        ".tiff",
-        ".ndpi",
-        ".mrxs",
-        ".scn",
-        ".bif",
-        ".vms",
-        ".vmu",
-        ".svslide",
-        ".dcm",
-        ".png",
-        ".jpg",
-        ".jpeg",
-    ]
-)
 
 
 @dataclass(frozen=True)
@@ -43,7 +27,7 @@ class Sample:
     Parameters
     ----------
     slide_id
-        Name in the store; the file's stem unless the sheet says otherwise.
+        Name in the store; by default the file's stem.
     slide
         Absolute path, or a URL.
     expression
@@ -51,7 +35,7 @@ class Sample:
     mpp
         Microns per pixel at level 0, overriding the file's; None to take the file's.
     donor
-        Whose tissue; the slide's own id unless the sheet says otherwise.
+        Whose tissue; by default the slide's own id.
     """
 
     slide_id: str
@@ -61,7 +45,7 @@ class Sample:
     donor: str = ""
 
 
-def read_samples(samples: str, slide_mpp: float | None = None) -> list[Sample]:
+def read_samples(samples: str | os.PathLike[str], slide_mpp: float | None = None) -> list[Sample]:
     """Read a slide file, a folder of slides, or a sample sheet.
 
     Parameters
@@ -76,20 +60,17 @@ def read_samples(samples: str, slide_mpp: float | None = None) -> list[Sample]:
     SampleSheetError
         If nothing is there, or a sheet has unknown columns, missing files or repeated slides.
     """
+    samples = os.fspath(samples)
     path = Path(samples)
     if path.suffix.lower() == ".csv":
         rows = _read_sheet(path, slide_mpp)
-    elif "://" in samples or (path.is_dir() and path.suffix.lower() == ".zarr"):
+    elif "://" in samples or (path.is_dir() and is_folder_slide(samples)):
         name = Path(strip_credentials(samples)).stem
         rows = [_sample(name, samples if "://" in samples else str(path.resolve()), mpp=slide_mpp)]
     elif path.is_dir():
-        files = sorted(
-            f
-            for f in path.iterdir()
-            if (f.is_file() and f.suffix.lower() in SLIDE_SUFFIXES) or f.suffix.lower() == ".zarr"
-        )
+        files = sorted(f for f in path.iterdir() if is_slide_file(f) or is_folder_slide(f.name))
         if not files:
-            known = " ".join(sorted(SLIDE_SUFFIXES))
+            known = " ".join(slide_suffixes())
             raise SampleSheetError(f"{samples} is a folder without slides; known suffixes: {known}")
         rows = [_sample(f.stem, str(f.resolve()), mpp=slide_mpp) for f in files]
     elif path.is_file():
@@ -107,11 +88,13 @@ def _sample(
     mpp: float | None = None,
     donor: str | None = None,
 ) -> Sample:
+    # A store keeps names that begin with an underscore for itself (`_failures`).
     name = slug(slide_id).lstrip("_") or "slide"
     return Sample(name, slide, expression, mpp, donor or name)
 
 
 def _refuse_repeated(rows: Sequence[Sample], samples: str) -> None:
+    # One store folder a slide_id: a second slide would be refused later, after hours of work on the first.
     seen: dict[str, str] = {}
     for row in rows:
         if row.slide_id in seen:
@@ -126,9 +109,10 @@ def _read_sheet(path: Path, slide_mpp: float | None) -> list[Sample]:
     if not path.is_file():
         raise SampleSheetError(f"there is no sample sheet at {path}")
     try:
-        frame = pl.read_csv(path, infer_schema=False)
+        frame = pl.read_csv(path, infer_schema=False)  # or a slide_id of 007 would become 7
     except pl.exceptions.PolarsError as error:
-        raise SampleSheetError(f"{path} is no CSV with a header: {str(error).splitlines()[0]}") from error
+        raise SampleSheetError(f"{path} is no CSV with a header: {first_line(error)}") from error
+    # Sheets written by hand have spaces after the commas.
     frame = frame.rename({name: name.strip() for name in frame.columns})
     for name in frame.columns:
         if name not in COLUMNS:
@@ -169,6 +153,7 @@ def _row(sheet: Path, line: int, row: dict[str, str | None], slide_mpp: float | 
 def _resolve(sheet: Path, line: int, column: str, value: str) -> str:
     if "://" in value:
         return value
+    # Absolute from here on: workers on a cluster have other working directories.
     path = (sheet.parent / value).resolve()
     if not path.exists():
         raise SampleSheetError(

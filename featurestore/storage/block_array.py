@@ -5,7 +5,8 @@ the objects, `missing` subtracts them from the plan. No write reads, and no two 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from featurestore.blocks import Block
 from featurestore.errors import StoreError
 from featurestore.location import Entry, Location
 from featurestore.storage.layout import chunk_index
+from featurestore.storage.raw_read import Cache, RawBlocks
 
 Shape3 = tuple[int, int, int]
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
@@ -108,13 +110,18 @@ class BlockArray:
         return rows, cols
 
     @property
+    def object_shape(self) -> Shape3:
+        """Shape of one object, ``(rows, cols, channels)``: also at the edges, where it is padded with NaN."""
+        return self._array.chunks  # type: ignore[return-value]  # ndim was checked
+
+    @property
     def n_groups(self) -> int:
         """How many objects one block takes: 1, unless channels are split into groups."""
         return max(1, math.ceil(self.shape[2] / self._array.chunks[2]))
 
     @property
     def is_raw(self) -> bool:
-        """Whether an object is a block's little-endian values, whole, and their CRC-32C: no more, no less."""
+        """Whether an object is its little-endian values, whole, and their CRC-32C: no more, no less."""
         metadata = self._array.metadata
         if metadata.zarr_format != 3 or metadata.chunk_key_encoding.to_dict() != _CHUNK_KEYS:
             return False
@@ -158,10 +165,69 @@ class BlockArray:
             )
         self._array[(*block.slices, slice(None))] = values.astype(self.dtype, copy=False)
 
+    def read_block(
+        self, block: Block, out: NDArray[Any] | None = None, *, group: int | None = None
+    ) -> NDArray[Any]:
+        """Read one block: several times as fast as `read`, and its checksum is always compared.
+
+        Parameters
+        ----------
+        block
+            From `plan_blocks` of this array's grid and block shape.
+        out
+            Memory to read an object into, contiguous, of `object_shape` and `dtype`: for loops that read block after
+            block. Only where one object is read.
+        group
+            Only this group of channels, where they are split into groups.
+
+        Returns
+        -------
+        numpy.ndarray
+            ``block.shape + (n_channels,)``, NaN where nothing was written. A piece of `out`, or, of a remote store,
+            read-only.
+
+        Raises
+        ------
+        StoreError
+            If an object is damaged.
+        """
+        if group is None and self.n_groups > 1:
+            return np.concatenate([self.read_block(block, group=i) for i in range(self.n_groups)], axis=2)
+        group = group or 0
+        slot = np.empty(self.object_shape, self.dtype) if out is None else out
+        loaded = self._reader.load(block, slot, group)
+        if loaded is None:
+            slot.fill(np.nan)
+        values = slot if loaded is None else loaded.values
+        # At the edges an object is padded: in rows, columns, and in the channels of the last group.
+        channels = self.shape[2] - group * self.object_shape[2]
+        return values[: block.shape[0], : block.shape[1], :channels]
+
+    def reader(self, cache: Cache | None = None) -> RawBlocks:
+        """Return what reads whole objects with their padding and checksum, for a loop that fills memory of its own.
+
+        Parameters
+        ----------
+        cache
+            Keeps objects of a remote store on the local disk.
+
+        Raises
+        ------
+        StoreError
+            If a block is more than one object.
+        """
+        if self.n_groups != 1:
+            raise StoreError(f"{self.path} keeps a block in {self.n_groups} objects; read_block() joins them")
+        return RawBlocks(self, cache)
+
+    @cached_property
+    def _reader(self) -> RawBlocks:
+        return RawBlocks(self)
+
     def read(
         self, rows: tuple[int, int], cols: tuple[int, int], channels: slice = slice(None)
     ) -> NDArray[Any]:
-        """Read a rectangle of patches, ``(rows, cols, channels)``; NaN where nothing was written."""
+        """Read any rectangle of patches by zarr, ``(rows, cols, channels)``; NaN where nothing was written."""
         return np.asarray(self._array[slice(*rows), slice(*cols), channels])
 
     def objects(self) -> dict[tuple[int, ...], int]:
@@ -189,3 +255,26 @@ class BlockArray:
         """Delete a block's objects, so that it is planned again."""
         for group in range(self.n_groups):
             self.location.remove(self.object_path(block.index, group))
+
+
+def check_whole(array: BlockArray, planned: Sequence[Block], slide_id: str, command: str = "embed") -> None:
+    """Refuse an array that lacks planned blocks: a result from half a slide would not say so.
+
+    Parameters
+    ----------
+    planned
+        The blocks that should exist.
+    slide_id, command
+        For the message: whose array it is, and the histosge command that writes it.
+
+    Raises
+    ------
+    StoreError
+        With the number of blocks that exist.
+    """
+    missing = array.missing(planned)
+    if missing:
+        raise StoreError(
+            f"slide {slide_id!r} has {len(planned) - len(missing)} of {len(planned)} blocks; "
+            f"finish it first: run the same histosge {command} again"
+        )

@@ -6,11 +6,11 @@ the cap, 0 keeps none. A copy appears whole, by a rename; whoever reads it compa
 
 import hashlib
 import os
-import tempfile
 import threading
 from pathlib import Path
 
 from featurestore.slides.download_cache import cache_folder
+from featurestore.whole_file import whole_file
 
 ENV_GB = "HISTOSGE_BLOCK_CACHE_GB"
 DEFAULT_GB = 10.0
@@ -55,10 +55,8 @@ class BlockCache:
         if len(data) > self.cap_bytes:
             return
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".", delete=False) as part:
-                part.write(data)
-            Path(part.name).replace(self._path(key))
+            with whole_file(self._path(key)) as partial:
+                partial.write_bytes(data)
         except OSError:  # a full disk: the block is in memory, that is enough
             return
         with self._lock:

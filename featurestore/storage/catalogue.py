@@ -8,12 +8,12 @@ from typing import Any
 
 import polars as pl
 
-from featurestore.blocks import plan_blocks
+from featurestore.blocks import planned_blocks
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.location import Entry
+from featurestore.location import Entry, PathOrUrl
 from featurestore.storage.layout import EMBEDDING, chunk_index
 from featurestore.storage.store import Store
-from featurestore.tissue.survey import TISSUE_THRESHOLD
+from featurestore.tissue.threshold import is_tissue
 
 SCHEMA: dict[str, Any] = {
     "slide": pl.String,
@@ -32,7 +32,7 @@ SCHEMA: dict[str, Any] = {
 }
 
 
-def catalogue(url: str) -> pl.DataFrame:
+def catalogue(url: PathOrUrl) -> pl.DataFrame:
     """List a store.
 
     Returns
@@ -72,7 +72,7 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
         grid_attrs = documents(f"{slide_id}/{grid_key}/zarr.json").get("attributes", {})
         if not grid_attrs.get("grid"):
             continue
-        tissue = store.tissue(slide_id, grid_key) >= TISSUE_THRESHOLD
+        tissue = is_tissue(store.tissue(slide_id, grid_key))
         ends = f"/{EMBEDDING}/zarr.json"
         slugs = [
             name.split("/")[1] for name in entries if name.startswith(f"{grid_key}/") and name.endswith(ends)
@@ -86,7 +86,7 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
                 if name.startswith(f"{path}/c/") and (index := chunk_index(name.removeprefix(f"{path}/")))
             }
             rows, cols, _ = array["chunk_grid"]["configuration"]["chunk_shape"]
-            planned = {b.index for b in plan_blocks(tissue.shape, (rows, cols)) if tissue[b.slices].any()}
+            planned = {block.index for block in planned_blocks(tissue, (rows, cols))}
             done = len(planned & {(row, col) for row, col, _ in chunks})
             unreadable, reason = _failed(
                 store, blocks_failed.get(f"{slide_id}/{grid_key}/{encoder_slug}", [])

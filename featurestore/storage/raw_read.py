@@ -1,12 +1,11 @@
-"""Whole blocks straight from their objects: one read of a file or one GET, into memory that is there already.
+"""How `BlockArray` reads an object: one read of a file or one GET, into memory that is there already.
 
-Our arrays store a block as its values and a CRC-32C after them, so a reader needs no pipeline of codecs. The
-checksum is always compared. Arrays that are stored otherwise (sharded, compressed) are read by zarr; the
-values are the same either way.
+Our arrays store an object as its values and a CRC-32C after them, so reading needs no pipeline of codecs: zarr takes
+several times as long for the same bytes. The checksum is always compared. Arrays that are stored otherwise (sharded,
+compressed) are read by zarr; the values are the same either way. This is the only place that decides between the two.
 """
 
 import os
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import google_crc32c
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.errors import StoreError
-from featurestore.storage.block_array import BlockArray
+from featurestore.location import Entry, Location
 
 CHECKSUM_BYTES = 4
 
@@ -32,32 +31,61 @@ class Cache(Protocol):
         ...
 
 
-class Loaded(NamedTuple):
-    """A block as it was read: values of `RawBlocks.slot_shape`, and their checksum where zarr did not read them."""
+class ObjectArray(Protocol):
+    """What a reader needs to know of an array; `featurestore.storage.block_array.BlockArray` is one."""
+
+    location: Location
+    path: str
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The stored dtype."""
+        ...
+
+    @property
+    def object_shape(self) -> tuple[int, int, int]:
+        """Shape of one object, ``(rows, cols, channels)``."""
+        ...
+
+    @property
+    def is_raw(self) -> bool:
+        """Whether an object is its values and their CRC-32C, no more and no less."""
+        ...
+
+    def object_path(self, index: tuple[int, int], group: int = 0) -> str:
+        """Return where an object lies, below the store's root."""
+        ...
+
+    def read(
+        self, rows: tuple[int, int], cols: tuple[int, int], channels: slice = slice(None)
+    ) -> NDArray[Any]:
+        """Read a rectangle of patches by zarr."""
+        ...
+
+    def entries(self) -> dict[tuple[int, ...], Entry]:
+        """List the objects that exist."""
+        ...
+
+
+class LoadedBlock(NamedTuple):
+    """An object as it was read: values of `RawBlocks.slot_shape`, and their checksum where zarr did not read them."""
 
     values: NDArray[Any]
     checksum: int | None
 
 
 class RawBlocks:
-    """Reads the blocks of one array; safe to use from several threads.
+    """Reads the objects of one array; safe to use from several threads. Made by `BlockArray.reader`.
 
     Parameters
     ----------
     array
-        With one object a block.
+        Whose objects to read.
     cache
         For remote stores; None fetches every time.
-
-    Raises
-    ------
-    StoreError
-        If the array splits a block into several objects.
     """
 
-    def __init__(self, array: BlockArray, cache: Cache | None = None) -> None:
-        if array.n_groups != 1:
-            raise StoreError(f"{array.path} keeps a block in {array.n_groups} objects; raw blocks have one")
+    def __init__(self, array: ObjectArray, cache: Cache | None = None) -> None:
         self._array, self._location = array, array.location
         self._cache = None if self._location.is_local else cache
         self._versions: dict[tuple[int, ...], str] | None = None
@@ -65,34 +93,24 @@ class RawBlocks:
 
     @property
     def slot_shape(self) -> tuple[int, int, int]:
-        """Shape of one stored block, ``(rows, cols, dim)``: also at the edges, where it is padded with NaN."""
-        return (*self._array.block_shape, self._array.shape[2])
+        """Shape of one object, ``(rows, cols, channels)``: also at the edges, where it is padded with NaN."""
+        return self._array.object_shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The stored dtype."""
         return self._array.dtype
 
-    def read(self, block: Block) -> NDArray[Any]:
-        """Return one block, ``block.shape + (dim,)``; NaN throughout where nothing was written.
-
-        Raises
-        ------
-        StoreError
-            If the object is damaged.
-        """
-        loaded = self.load(block, np.empty(self.slot_shape, self.dtype))
-        values = loaded.values if loaded else np.full(self.slot_shape, np.nan, self.dtype)
-        return values[: block.shape[0], : block.shape[1]]
-
-    def load(self, block: Block, slot: NDArray[Any]) -> "Loaded | None":
-        """Return one block, padding and all; None where nothing was written.
+    def load(self, block: Block, slot: NDArray[Any], group: int = 0) -> LoadedBlock | None:
+        """Return one object of a block, padding and all; None where nothing was written.
 
         Parameters
         ----------
         slot
             A contiguous array of `slot_shape` to read a file into; what was fetched from a remote store
             is not copied there, and is read-only.
+        group
+            Which of a block's objects, where its channels are split into groups.
 
         Raises
         ------
@@ -104,36 +122,38 @@ class RawBlocks:
                 f"a slot is contiguous {self.dtype} {self.slot_shape}, not {slot.dtype} {slot.shape}"
             )
         if not self.is_raw:
-            return Loaded(self._read_by_zarr(block, slot), None)
+            return LoadedBlock(self._read_by_zarr(block, slot, group), None)
+        path = self._array.object_path(block.index, group)
         if self._location.is_local:
             body = slot.reshape(-1).view(np.uint8)
-            stored = self._read_file(block, body)
+            stored = self._read_file(path, body)
         else:
-            body, stored = self._fetch(block, slot.nbytes)
+            body, stored = self._fetch(path, (*block.index, group), slot.nbytes)
         if stored is None:
             return None
         computed = google_crc32c.value(body)
         if computed != stored:
             raise StoreError(
-                f"{self._label(block)} is damaged: its checksum is {stored:08x}, its values give {computed:08x}; "
+                f"{self._label(path)} is damaged: its checksum is {stored:08x}, its values give {computed:08x}; "
                 "remove that object and embed again"
             )
-        return Loaded(body.view(self.dtype).reshape(self.slot_shape), stored)
+        return LoadedBlock(body.view(self.dtype).reshape(self.slot_shape), stored)
 
-    def _read_by_zarr(self, block: Block, slot: NDArray[Any]) -> NDArray[Any]:
+    def _read_by_zarr(self, block: Block, slot: NDArray[Any], group: int) -> NDArray[Any]:
+        first = group * slot.shape[2]
+        values = self._array.read(block.rows, block.cols, slice(first, first + slot.shape[2]))
         slot.fill(np.nan)
-        slot[: block.shape[0], : block.shape[1]] = self._array.read(block.rows, block.cols)
+        slot[: values.shape[0], : values.shape[1], : values.shape[2]] = values
         return slot
 
-    def _read_file(self, block: Block, body: NDArray[np.uint8]) -> int | None:
-        path = Path(self._location.path(self._array.object_path(block.index)))
+    def _read_file(self, path: str, body: NDArray[np.uint8]) -> int | None:
         tail = bytearray(CHECKSUM_BYTES)
         try:
-            file = os.open(path, os.O_RDONLY)
+            file = os.open(self._location.path(path), os.O_RDONLY)
         except FileNotFoundError:
             return None
         try:
-            self._check_size(block, os.fstat(file).st_size, len(body))
+            self._check_size(path, os.fstat(file).st_size, len(body))
             whole = body.data
             done = os.readv(file, [whole, tail])
             while done < len(body):  # a signal, or a read beyond 2 GB
@@ -144,46 +164,47 @@ class RawBlocks:
             os.close(file)
         return int.from_bytes(tail, "little")
 
-    def _fetch(self, block: Block, size: int) -> tuple[NDArray[np.uint8], int | None]:
+    def _fetch(
+        self, path: str, index: tuple[int, int, int], size: int
+    ) -> tuple[NDArray[np.uint8], int | None]:
         """Return the bytes of the values, and their checksum as stored: None where there is no object."""
-        data = self._cached(block) if self._cache is not None else self._get(block)
+        data = self._get(path) if self._cache is None else self._get_by_cache(path, index, self._cache)
         if data is None:
             return np.empty(0, np.uint8), None
-        self._check_size(block, len(data), size)
+        self._check_size(path, len(data), size)
         return np.frombuffer(data, np.uint8, size), int.from_bytes(data[-CHECKSUM_BYTES:], "little")
 
-    def _get(self, block: Block) -> bytes | None:
+    def _get(self, path: str) -> bytes | None:
         try:
-            return self._location.read_bytes(self._array.object_path(block.index))
+            return self._location.read_bytes(path)
         except FileNotFoundError:
             return None
 
-    def _cached(self, block: Block) -> bytes | None:
-        assert self._cache is not None
+    def _get_by_cache(self, path: str, index: tuple[int, int, int], cache: Cache) -> bytes | None:
         if self._versions is None:  # one listing; a copy of an older version has another key
             entries = self._array.entries().items()
             self._versions = {index: f"{entry.size} {entry.modified}" for index, entry in entries}
-        version = self._versions.get((*block.index, 0))
+        version = self._versions.get(index)
         if version is None:
             return None
-        key = f"{self._label(block)}\n{version}"
-        data = self._cache.read(key)
+        key = f"{self._label(path)}\n{version}"
+        data = cache.read(key)
         if data is not None and _is_whole(data):
             return data
-        data = self._get(block)
+        data = self._get(path)
         if data is not None and _is_whole(data):
-            self._cache.write(key, data)
+            cache.write(key, data)
         return data
 
-    def _check_size(self, block: Block, size: int, values: int) -> None:
+    def _check_size(self, path: str, size: int, values: int) -> None:
         if size != values + CHECKSUM_BYTES:
             raise StoreError(
-                f"{self._label(block)} is damaged: it has {size} bytes, not {values + CHECKSUM_BYTES}; "
+                f"{self._label(path)} is damaged: it has {size} bytes, not {values + CHECKSUM_BYTES}; "
                 "remove that object and embed again"
             )
 
-    def _label(self, block: Block) -> str:
-        return f"{self._location.label}/{self._array.object_path(block.index)}"
+    def _label(self, path: str) -> str:
+        return f"{self._location.label}/{path}"
 
 
 def _is_whole(data: bytes) -> bool:

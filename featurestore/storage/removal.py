@@ -1,12 +1,13 @@
 """Taking slides, grids or encoders out of a store."""
 
 from featurestore.errors import StoreError
+from featurestore.location import PathOrUrl
 from featurestore.names import slug
 from featurestore.storage.store import Store
 
 
 def remove(
-    url: str, slide: str | None, grid: str | None, encoder: str | None, *, dry_run: bool = False
+    url: PathOrUrl, slide: str | None, grid: str | None, encoder: str | None, *, dry_run: bool = False
 ) -> list[str]:
     """Remove what fits all the given names; return the paths.
 

@@ -15,14 +15,14 @@ import zarr
 from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
-from featurestore.blocks import Block, plan_blocks
+from featurestore.blocks import Block, planned_blocks
 from featurestore.errors import IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import Pair, choose
 from featurestore.storage.layout import EMBEDDING, embedding_path, grid_path
 from featurestore.storage.store import Store
-from featurestore.tissue.survey import TISSUE_THRESHOLD
+from featurestore.tissue.threshold import is_tissue
 
 AT_ONCE = 16
 """Slides whose metadata is read at once: on an object store nearly all of it is waiting."""
@@ -55,12 +55,11 @@ class SlideEmbedding:
 
     def read_tissue(self) -> NDArray[np.bool_]:
         """Read which patches are tissue, ``(n_rows, n_cols)``: one small object."""
-        return np.asarray(self._tissue[...]) >= TISSUE_THRESHOLD
+        return is_tissue(self._tissue[...])
 
     def planned(self, is_tissue: NDArray[np.bool_]) -> list[Block]:
         """Blocks with tissue: those that are stored, or will be."""
-        blocks = plan_blocks(self.grid.shape, self.array.block_shape)
-        return [block for block in blocks if is_tissue[block.slices].any()]
+        return planned_blocks(is_tissue, self.array.block_shape)
 
 
 def open_slides(

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.errors import ContainsArrayError
 
-from featurestore.blocks import DEFAULT_BLOCK, Block, plan_blocks
+from featurestore.blocks import DEFAULT_BLOCK, Block, planned_blocks
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import (
     IdentityMismatchError,
@@ -23,7 +23,7 @@ from featurestore.errors import (
     StoreNotFoundError,
 )
 from featurestore.grid import PatchGrid
-from featurestore.location import Location
+from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import choose
@@ -40,7 +40,8 @@ from featurestore.storage.layout import (
     grid_path,
 )
 from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
-from featurestore.tissue.survey import TISSUE_THRESHOLD, Survey
+from featurestore.tissue.survey import Survey
+from featurestore.tissue.threshold import is_tissue
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,11 @@ class StoredGrid:
     @property
     def is_tissue(self) -> NDArray[np.bool_]:
         """Which patches hold enough tissue to be encoded."""
-        return self.tissue >= TISSUE_THRESHOLD
+        return is_tissue(self.tissue)
 
     def planned(self, block_shape: tuple[int, int]) -> list[Block]:
         """Blocks that hold at least one tissue patch: those that will exist."""
-        tissue = self.is_tissue
-        return [b for b in plan_blocks(self.grid.shape, block_shape) if tissue[b.slices].any()]
+        return planned_blocks(self.is_tissue, block_shape)
 
 
 class Store:
@@ -112,7 +112,7 @@ class Store:
         self.location = location
 
     @classmethod
-    def open(cls, url: str) -> "Store":
+    def open(cls, url: PathOrUrl) -> "Store":
         """Open a store that exists.
 
         Raises
@@ -129,7 +129,7 @@ class Store:
         return cls(location)
 
     @classmethod
-    def open_or_create(cls, url: str) -> "Store":
+    def open_or_create(cls, url: PathOrUrl) -> "Store":
         """Open a store, or make an empty one where there is nothing yet."""
         location = Location(url)
         create_root(location, SPEC_NAME, SPEC_VERSION, "feature store")

@@ -11,14 +11,14 @@ from typing import Any, cast
 import xarray as xr
 from zarr.errors import ZarrUserWarning
 
-from featurestore.location import Location
+from featurestore.location import Location, PathOrUrl
 from featurestore.storage.store import Store
 
 AT_ONCE = 16
 """Slides opened at once: on an object store nearly all of it is waiting."""
 
 
-def open_store(url: str) -> xr.DataTree:
+def open_store(url: PathOrUrl) -> xr.DataTree:
     """Open a store for analysis; nothing is read until it is used.
 
     Parameters

@@ -13,6 +13,7 @@ import zarr
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
+from featurestore.location import PathOrUrl
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import EMBEDDING_DIMS, GRID_ARRAYS, grid_path
@@ -39,11 +40,13 @@ class Problem:
     fix: str
 
 
-def validate(url: str, *, deep: bool = False) -> list[Problem]:
+def validate(url: PathOrUrl, *, deep: bool = False) -> list[Problem]:
     """Check a store against its specification.
 
     Parameters
     ----------
+    url
+        Folder or URL.
     deep
         Read every object and check its checksum; otherwise only metadata and listings.
 

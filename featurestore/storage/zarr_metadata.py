@@ -7,7 +7,8 @@ from itertools import filterfalse
 from typing import Any
 
 from featurestore.errors import StoreError
-from featurestore.location import Location, is_partial
+from featurestore.location import Location
+from featurestore.whole_file import is_partial
 
 
 def write_group(location: Location, path: str, attrs: dict[str, Any]) -> None:

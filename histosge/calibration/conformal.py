@@ -1,17 +1,17 @@
-"""How far a prediction may be off, and which genes cannot be predicted at all: measured on held-out tissue.
+"""Prediction intervals and trust per gene, measured on held-out spots of the training sections.
 
-Split-conformal: the absolute errors at spots that a model fitted without them has predicted; the width that
-covers 90 % of them is put around every prediction. Whole sections are left out in turn where there are two
-or more, else buffered stripes of the lone section. The intervals hold for spots of the training's size on
-tissue that is no stranger to the training's than its sections are to each other.
+Split-conformal prediction: the absolute errors at spots predicted by a model that was fitted without them; the width
+that covers 90 % of these errors is put around every prediction. Whole sections are left out in turn where there are two
+or more, else buffered stripes of the lone section. The intervals hold for spots of the training's size on tissue that
+differs from the training sections no more than those differ from each other.
 
 A spot with few counts is noisier. Where the model predicts depth, and where that is better on folds left out, each
 stratum of predicted depth has half widths of its own (`depth_strata`).
 
 Terms
     half width  per gene, in log1p(CP10k): the interval is prediction +- half width, not below 0
-    trust       per gene, 0..1: a lower limit (99 %) of the held-out Pearson within sections
-    trusted     trust of at least `TRUSTED`; the other genes are to be left unsaid
+    trust       per gene, 0..1: a lower confidence limit (99 %) of the held-out Pearson within sections
+    trusted     trust of at least `TRUSTED`; the predictions of other genes should not be used
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from histosge.calibration.depth_strata import DepthStrata, choose_strata, conformal_width
+from histosge.calibration.depth_strata import DepthStrata, choose_strata, conformal_width, interval_bounds
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
@@ -32,11 +32,13 @@ from histosge.models.protocol import DepthModel, Model, State
 
 LEVEL = 0.9
 TRUSTED = 0.1
+"""Trust from which on a gene counts as predictable."""
+# The one-sided 99 % quantile of the normal distribution.
 CONFIDENCE_Z = 2.33
-FOLDS = 4
+MAX_FOLDS = 4
 """Fits that calibration costs, at most: more sections are left out several at a time."""
 MANY_SPOTS = 10_000
-"""Beyond, two fits on half the sections each do: they are cheap beside the final one, and hardly worse."""
+"""Beyond, two folds are enough: two fits on half the sections each are cheap, and the errors hardly larger."""
 PREFIX = "calibration."
 
 Fit = Callable[[Sequence[TrainingSection]], Model]
@@ -45,7 +47,7 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Intervals:
-    """Half widths and trust per gene.
+    """Half widths and trust per gene, and what they were measured on.
 
     Parameters
     ----------
@@ -54,9 +56,9 @@ class Intervals:
     level
         Share of held-out spots that the intervals cover.
     n_spots
-        Held-out predictions behind each.
+        Held-out spots that both were measured on.
     held_out
-        ``section`` or ``block``.
+        ``section``, or ``block`` for stripes of a lone section.
     strata
         Half widths by predicted depth, where they are better than one; `half_width` is that one.
     """
@@ -70,25 +72,32 @@ class Intervals:
 
     @property
     def trusted(self) -> NDArray[np.bool_]:
-        """Tell which genes can be predicted; the others make the abstain list."""
+        """Return which genes can be predicted, ``(n_genes,)``."""
         return np.asarray(self.trust >= TRUSTED)
+
+    @property
+    def scope(self) -> str:
+        """Return what was held out, in words: the tissue that intervals and trust hold for."""
+        return "held-out sections" if self.held_out == "section" else "held-out blocks of one section"
 
     def bounds(self, values: Values, depth: NDArray[np.floating] | None = None) -> tuple[Values, Values]:
         """Return lower and upper ends for ``(..., n_genes)`` predictions; NaN stays NaN.
 
-        Where there are strata, the depth predicted with them, ``(...,)``, says which holds; without it, the one
-        half width of all is used.
+        Parameters
+        ----------
+        depth
+            Predicted depth, ``(...,)``, which selects the stratum. None, or no strata: one half width for all.
         """
         half_width = self.half_width
         if self.strata is not None and depth is not None:
-            half_width = self.strata.at(depth)
-        return np.maximum(values - half_width, 0), values + half_width
+            half_width = self.strata.half_width_at(depth)
+        return interval_bounds(values, half_width)
 
     def take(self, columns: Sequence[int]) -> "Intervals":
-        """Return those of some genes."""
-        some = list(columns)
-        strata = self.strata.take(some) if self.strata else None
-        return replace(self, half_width=self.half_width[some], trust=self.trust[some], strata=strata)
+        """Return the intervals of some genes."""
+        index = list(columns)
+        strata = self.strata.take(index) if self.strata else None
+        return replace(self, half_width=self.half_width[index], trust=self.trust[index], strata=strata)
 
     def scores(
         self, truth: Values, predicted: Values, depth: NDArray[np.floating] | None = None
@@ -98,7 +107,7 @@ class Intervals:
         return {f"coverage_{round(100 * self.level)}": covered, "trusted_share": float(self.trusted.mean())}
 
     def config(self) -> dict[str, Any]:
-        """Return what is no array."""
+        """Return everything but the arrays, JSON-ready."""
         strata = len(self.strata.half_width) if self.strata else 1
         return {
             "level": self.level,
@@ -116,7 +125,8 @@ class Intervals:
 
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
-        """Rebuild; models from before there were strata have none."""
+        """Rebuild."""
+        # Models of the first versions name no strata: they have one width a gene.
         strata, facts = None, {key: value for key, value in config.items() if key != "depth_strata"}
         if config.get("depth_strata", 1) > 1:
             strata = DepthStrata(state[f"{PREFIX}depth_edge"], state[f"{PREFIX}half_width_by_depth"])
@@ -126,7 +136,7 @@ class Intervals:
 def coverage(
     intervals: Intervals, truth: Values, predicted: Values, depth: NDArray[np.floating] | None = None
 ) -> NDArray[np.float64]:
-    """Return per gene the share of spots whose truth lies inside, ``(n_genes,)``."""
+    """Return per gene the share of spots whose truth lies inside the interval, ``(n_genes,)``."""
     lower, upper = intervals.bounds(predicted, depth)
     return np.asarray(((truth >= lower) & (truth <= upper)).mean(axis=0), dtype=np.float64)
 
@@ -134,40 +144,44 @@ def coverage(
 def calibrate(
     fit: Fit, sections: Sequence[TrainingSection], spot_um: float, *, level: float = LEVEL
 ) -> Intervals | None:
-    """Measure a preset's errors on held-out parts of its own training sections.
+    """Measure a model's errors on held-out parts of its own training sections.
 
     Parameters
     ----------
     fit
-        Sections -> model: the preset with its settings.
+        Sections -> model, with the settings of the final fit.
     spot_um
-        Diameter of a spot, for the buffer within a lone section.
+        Diameter of a spot in microns, for the buffer within a lone section.
+    level
+        Share of spots that the intervals must cover.
 
     Returns
     -------
     Intervals or None
         None where no part can be left out (too few spots, or the buffer leaves none to train on).
     """
-    truth, guess, depths, label, fold = [], [], [], [], []
+    truth, predictions, depths, label, fold = [], [], [], [], []
     for number, (training, testing) in enumerate(held_out_parts(sections, spot_um)):
         model = fit(training)
         for place, section in enumerate(testing):
-            values, depth = at_spots(model, section)
+            values, depth = predict_spots(model, section)
             truth.append(section.target)
-            guess.append(values)
+            predictions.append(values)
             depths.append(depth)
+            # Sections have labels of their own within a fold: trust is measured within them.
             label.append(np.full(len(section.target), number * len(sections) + place))
             fold.append(np.full(len(section.target), number))
+    # With fewer, the conformal rank exceeds the number of errors: no width has the level.
     if sum(map(len, truth)) < 1 / (1 - level):
         return None
-    target, predicted, labels, folds = (np.concatenate(part) for part in (truth, guess, label, fold))
-    known = [depth for depth in depths if depth is not None]
+    target, predicted, labels, folds = (np.concatenate(part) for part in (truth, predictions, label, fold))
+    predicted_depths = [depth for depth in depths if depth is not None]
     strata = None
-    if len(known) == len(depths) and folds.max() > folds.min():
-        strata = choose_strata(target, predicted, np.concatenate(known), folds, level)
+    if len(predicted_depths) == len(depths) and folds.max() > folds.min():
+        strata = choose_strata(target, predicted, np.concatenate(predicted_depths), folds, level)
     return Intervals(
         conformal_width(np.abs(target - predicted), level),
-        trust_of(target, predicted, labels),
+        pearson_lower_limit(target, predicted, labels),
         level,
         len(target),
         "section" if len(sections) > 1 else "block",
@@ -175,24 +189,29 @@ def calibrate(
     )
 
 
-def at_spots(model: Model, section: TrainingSection) -> tuple[Values, NDArray[np.float64] | None]:
-    """Predict a section's spots, ``(n_spots, n_genes)``, and their depth, ``(n_spots,)``, where the model knows it."""
+def predict_spots(model: Model, section: TrainingSection) -> tuple[Values, NDArray[np.float64] | None]:
+    """Predict a section's spots, ``(n_spots, n_genes)``, and their depth, ``(n_spots,)``; None without a depth model."""
     values, depth = predict_patches(model, section.patches)
     spots = spots_from_patches(section.overlap, values)
     return spots, None if depth is None else np.asarray(section.overlap @ depth.astype(np.float64))
 
 
 def predict_patches(model: Model, patches: Patches) -> tuple[Values, Values | None]:
-    """Predict all patches, ``(n_patches, n_genes)``, and their depth, ``(n_patches,)``, where the model knows it."""
+    """Predict all patches, ``(n_patches, n_genes)``, and their depth, ``(n_patches,)``; None without a depth model."""
     if isinstance(model, DepthModel) and model.depth is not None:
         return model.predict_with_depth(patches, np.arange(len(patches)))
     return model.predict(patches), None
 
 
-def trust_of(truth: Values, predicted: Values, labels: NDArray[np.int64]) -> Values:
-    """Return a lower limit of the Pearson per gene, within labels, by Fisher's transform; 0 at least."""
+def pearson_lower_limit(truth: Values, predicted: Values, labels: NDArray[np.int64]) -> Values:
+    """Return per gene a lower confidence limit (99 %) of the Pearson within labels, at least 0, ``(n_genes,)``.
+
+    By Fisher's transform, which takes spots as independent.
+    """
     pearson, _ = correlate(truth.astype(np.float64), predicted.astype(np.float64), labels)
+    # A mean per label is removed before correlating, and costs a degree of freedom each.
     freedom = max(len(truth) - len(np.unique(labels)) - 2, 1)
+    # arctanh(1) is infinite.
     limit = np.tanh(np.arctanh(np.clip(pearson, -0.999999, 0.999999)) - CONFIDENCE_Z / np.sqrt(freedom))
     return np.asarray(np.maximum(limit, 0.0), dtype=np.float32)
 
@@ -203,7 +222,7 @@ def held_out_parts(
     """Yield training and held-out sections: whole ones, or buffered stripes of a lone one."""
     if len(sections) > 1:
         n_spots = sum(len(s.target) for s in sections)
-        fold = np.arange(len(sections)) % (FOLDS if n_spots <= MANY_SPOTS else 2)
+        fold = np.arange(len(sections)) % (MAX_FOLDS if n_spots <= MANY_SPOTS else 2)
         for k in np.unique(fold):
             yield (
                 [s for s, f in zip(sections, fold, strict=True) if f != k],
@@ -211,11 +230,12 @@ def held_out_parts(
             )
         return
     (lone,) = sections
+    # Training spots near a held-out one see the same tissue: they are left out of that fit.
     buffer_um = default_buffer_um(spot_um, lone.patches.patch_um)
-    stripe = spatial_groups(sections, FOLDS)
+    stripe = spatial_groups(sections, MAX_FOLDS)
     for k in np.unique(stripe):
-        gone = stripe == k
-        distance = np.asarray(cKDTree(lone.spot_xy_um[gone]).query(lone.spot_xy_um)[0])
-        kept = ~gone & (distance >= buffer_um)
-        if kept.sum() > 1:
-            yield [lone.subset(kept)], [lone.subset(gone)]
+        held_out = stripe == k
+        distance = np.asarray(cKDTree(lone.spot_xy_um[held_out]).query(lone.spot_xy_um)[0])
+        training = ~held_out & (distance >= buffer_um)
+        if training.sum() > 1:
+            yield [lone.subset(training)], [lone.subset(held_out)]

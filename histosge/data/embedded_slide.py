@@ -5,21 +5,20 @@ so that no model ever sees them.
 
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.blocks import Block
+from featurestore.byte_cache import ByteCache
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.storage.block_array import BlockArray
+from featurestore.storage.block_array import BlockArray, check_whole
 from featurestore.storage.float16 import nan_rows, to_float32
-from featurestore.storage.raw_read import RawBlocks
 from featurestore.storage.store import Store, StoredGrid
 from histosge.data.sections import Patches
-from histosge.errors import ExpressionError
 
 Reduce = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Turns embeddings ``(n, dim)`` into fewer numbers each, ``(n, fewer)``."""
@@ -78,27 +77,21 @@ def load_patches(slide: EmbeddedSlide) -> Patches:
 
     Raises
     ------
-    ExpressionError
+    StoreError
         If blocks are missing: a model trained on half a slide would not say so.
     """
     planned = slide.stored.planned(slide.array.block_shape)
-    missing = slide.array.missing(planned)
-    if missing:
-        raise ExpressionError(
-            f"slide {slide.slide_id!r} has {len(planned) - len(missing)} of {len(planned)} blocks; "
-            "finish it first: run the same histosge embed again"
-        )
-    reader = RawBlocks(slide.array)
-    return _join(slide, [_tissue_part(slide, block, reader.read(block)) for block in planned])
+    check_whole(slide.array, planned, slide.slide_id)
+    return _join(slide, [_tissue_part(slide, block) for block in planned])
 
 
 Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
-def _tissue_part(slide: EmbeddedSlide, block: Block, values: NDArray[np.float16]) -> Part:
-    """Return rows, cols and embeddings of a block's patches that have one."""
+def _tissue_part(slide: EmbeddedSlide, block: Block) -> Part:
+    """Read rows, cols and embeddings of a block's patches that have one."""
     rows, cols = np.nonzero(slide.stored.is_tissue[block.slices])
-    values = values[rows, cols]
+    values = slide.array.read_block(block)[rows, cols]
     there = ~nan_rows(values)
     if not there.all():
         rows, cols, values = rows[there], cols[there], values[there]
@@ -151,37 +144,37 @@ def stream_windows(
     reduce
         What embeddings are turned into as they are read, once for all windows that they are in.
     """
+
+    def read_part(block: Block) -> Part:
+        rows, cols, embedding = _tissue_part(slide, block)
+        return rows, cols, embedding if reduce is None else reduce(embedding)
+
     halo = int(np.ceil(halo_um / slide.stored.grid.stride_um))
     near = {b.index: b for b in slide.stored.planned(slide.array.block_shape)}
     rows_of_blocks = 2 + 2 * -(-halo // slide.array.block_shape[0])
-    size = rows_of_blocks * -(-slide.stored.grid.n_cols // slide.array.block_shape[1])
-    cache = _BlockCache(slide, size, reduce)
+    n_blocks = rows_of_blocks * -(-slide.stored.grid.n_cols // slide.array.block_shape[1])
+    cache: ByteCache[Part] = ByteCache(n_blocks * _block_bytes(slide, reduce), _part_bytes)
     for block in blocks:
         rows = (block.rows[0] - halo, block.rows[1] + halo)
         cols = (block.cols[0] - halo, block.cols[1] + halo)
         touched = (near.get(index) for index in _indices(rows, cols, slide.array.block_shape))
-        parts = [_clip(cache.part(b), rows, cols) for b in touched if b is not None]
+        found = (cache.get(b.index, partial(read_part, b)) for b in touched if b is not None)
+        parts = [_clip(part, rows, cols) for part in found]
         patches = _join(slide, parts)
         own = _inside(patches.rows, block.rows) & _inside(patches.cols, block.cols)
         yield Window(block, patches, own)
 
 
-class _BlockCache:
-    """The tissue parts of the blocks read last."""
+def _part_bytes(part: Part) -> int:
+    return sum(array.nbytes for array in part)
 
-    def __init__(self, slide: EmbeddedSlide, size: int, reduce: Reduce | None) -> None:
-        self._slide, self._size, self._reduce = slide, max(1, size), reduce
-        self._reader = RawBlocks(slide.array)
-        self._parts: OrderedDict[tuple[int, int], Part] = OrderedDict()
 
-    def part(self, block: Block) -> Part:
-        if block.index not in self._parts:
-            rows, cols, embedding = _tissue_part(self._slide, block, self._reader.read(block))
-            self._parts[block.index] = rows, cols, self._reduce(embedding) if self._reduce else embedding
-        self._parts.move_to_end(block.index)
-        while len(self._parts) > self._size:
-            self._parts.popitem(last=False)
-        return self._parts[block.index]
+def _block_bytes(slide: EmbeddedSlide, reduce: Reduce | None) -> int:
+    """Return the bytes of a `Part` when all patches of its block are tissue."""
+    embedding = np.zeros((1, slide.array.shape[2]), np.float32)
+    place = np.zeros(2, np.int64)
+    patch_bytes = place.nbytes + (embedding if reduce is None else reduce(embedding)).nbytes
+    return int(np.prod(slide.array.block_shape)) * patch_bytes
 
 
 def _indices(

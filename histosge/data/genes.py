@@ -119,6 +119,11 @@ class GeneVariance:
         self._total, self._squares = np.zeros(len(self._genes)), np.zeros(len(self._genes))
         self._n_spots = 0
 
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Genes that can be chosen: those of `among`, or those that all sections so far share."""
+        return self._genes
+
     def add(self, spots: Spots) -> None:
         """Count the spots of one section."""
         column = {gene: i for i, gene in enumerate(spots.genes)}
@@ -158,7 +163,7 @@ class GeneVariance:
         return varying[:n]
 
 
-def read_gene_list(path: str, sections: Sequence[Spots]) -> tuple[str, ...]:
+def read_gene_list(path: str | Path, sections: Sequence[Spots]) -> tuple[str, ...]:
     """Read gene names, one a line; ``#`` begins a remark.
 
     Raises
@@ -166,18 +171,47 @@ def read_gene_list(path: str, sections: Sequence[Spots]) -> tuple[str, ...]:
     ExpressionError
         If the file is missing or empty, or a gene is not in all sections (the nearest names are given).
     """
+    genes = read_gene_names(path)
+    check_measured(genes, shared_genes(sections), str(path))
+    return genes
+
+
+def read_gene_names(path: str | Path) -> tuple[str, ...]:
+    """Read gene names, one a line, each once; ``#`` begins a remark.
+
+    Raises
+    ------
+    ExpressionError
+        If the file is missing or empty.
+    """
     file = Path(path)
     if not file.is_file():
-        raise ExpressionError(f"--genes {path}: neither a number nor a file with one gene a line")
+        raise ExpressionError(
+            f"--genes {path}: neither a number, all, N+A,B, nor a file with one gene a line"
+        )
     lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
     genes = tuple(dict.fromkeys(line for line in lines if line))
     if not genes:
         raise ExpressionError(f"{path} names no gene; write one a line")
-    known = shared_genes(sections)
-    measured = set(known)
-    for gene in genes:
-        if gene not in measured:
-            near = get_close_matches(gene, known, n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}?" if near else "it is not in all sections"
-            raise ExpressionError(f"{path} names gene {gene!r}: {hint}")
     return genes
+
+
+def check_measured(genes: Sequence[str], measured: Sequence[str], origin: str) -> None:
+    """Refuse genes that are not among those that all sections measured.
+
+    Parameters
+    ----------
+    origin
+        Where the names come from, for the message.
+
+    Raises
+    ------
+    ExpressionError
+        Naming the first such gene and the nearest ones.
+    """
+    known = set(measured)
+    for gene in genes:
+        if gene not in known:
+            near = get_close_matches(gene, measured, n=3, cutoff=0.6)
+            hint = f"did you mean {' or '.join(near)}?" if near else "it is not in all sections"
+            raise ExpressionError(f"{origin} names gene {gene!r}: {hint}")

@@ -162,7 +162,7 @@ class Loader(Generic[B]):
         self._store = Store.open(str(store))
         self._slides, self.without = open_slides(self._store, list(slides) or None, grid, encoder)
         cache = BlockCache.from_environment() if self.is_remote else None
-        self._readers = [RawBlocks(slide.array, cache) for slide in self._slides]
+        self._readers = [slide.array.reader(cache) for slide in self._slides]
         # A grid smaller than a block is stored as a smaller one: it fills a part of its slot.
         self._slot_patches = max(int(np.prod(reader.slot_shape[:2])) for reader in self._readers)
         self._spots = None if targets is None else self._spot_stream(targets)

@@ -13,7 +13,7 @@ from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
 from histosge.data.alignment_check import AlignmentReport
 from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
-from histosge.data.genes import MIN_COUNTS, choose_genes, library_size, read_gene_list, select_target
+from histosge.data.genes import MIN_COUNTS, library_size, select_target
 from histosge.data.sections import Section, TrainingSection
 from histosge.data.spot_loading import cover, load_spots, require_expression
 from histosge.errors import ModelError
@@ -148,14 +148,6 @@ def _check_one_kind(loaded: Sequence[LoadedSection]) -> None:
                 f"{a.slide_id} has grid {a.stored.grid.spec.key}, {b.slide_id} has {b.stored.grid.spec.key}; "
                 "embed all slides with one grid, or name it with --grid"
             )
-
-
-def resolve_genes(sections: Sequence[Section], genes: int | str) -> tuple[str, ...]:
-    """Choose the most variable genes of these sections, or read the list that the user gave."""
-    spots = [section.spots for section in sections]
-    if isinstance(genes, int):
-        return choose_genes(spots, genes)
-    return read_gene_list(genes, spots)
 
 
 def training_section(section: Section, genes: tuple[str, ...]) -> TrainingSection:

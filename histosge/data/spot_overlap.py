@@ -1,19 +1,20 @@
-"""Which patches belong together: under a spot's disc, or around a patch; Gaussians are in `pooling`.
+"""Which patches lie under a spot, and which around a patch. Gaussian weights are in `gaussian_pooling`.
 
 Arithmetic on grid positions alone: numpy and scipy, no torch, no store. Positions may be missing
-(background): what is missing gets no weight, and the rest is normalised over what is there.
+(background): a missing patch gets no weight, and weights are normalised over the patches that exist.
 
 Terms
     stride cell  the stride x stride square around a patch's centre: what the patch stands for
     overlap      (n_spots, n_patches) weights: the share of each spot's disc in each stride cell
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
+from scipy.spatial import cKDTree
 
 from histosge.data.sections import Patches, Spots
 
@@ -25,7 +26,8 @@ def find_patches(patches: Patches, rows: Indices, cols: Indices) -> Indices:
     """Return the index of the patch at each position, -1 where there is none; any shape."""
     if len(patches) == 0:
         return np.full(rows.shape, -1, dtype=np.int64)
-    # One empty column on either side keeps a position beyond the edge off the next row's patches.
+    # Row and column become one key. An empty column on either side keeps a position beyond the edge of one row from
+    # having the key of a patch in the next.
     first, width = int(patches.cols.min()) - 1, int(np.ptp(patches.cols)) + 3
     keys = patches.rows * width + (patches.cols - first)
     order = np.argsort(keys, kind="stable")
@@ -36,20 +38,20 @@ def find_patches(patches: Patches, rows: Indices, cols: Indices) -> Indices:
 
 
 def spot_overlap(spots: Spots, patches: Patches) -> sparse.csr_matrix:
-    """Weigh the patches under each spot, disc or square: see `disc_overlap`."""
+    """Weight the patches under each spot, disc or square: see `disc_overlap`."""
     overlap = square_overlap if spots.shape == "square" else disc_overlap
     return overlap(spots.xy_um, spots.diameter_um, patches)
 
 
 def disc_overlap(spot_xy_um: Floats, diameter_um: float, patches: Patches) -> sparse.csr_matrix:
-    """Weigh the patches under each spot's disc by the area that their stride cells share with it.
+    """Weight the patches under each spot's disc by the area that their stride cells share with it.
 
     Parameters
     ----------
     spot_xy_um
         Spot centres ``(x, y)``, shape ``(n_spots, 2)``.
     diameter_um
-        Of a spot's disc, positive.
+        Diameter of a spot's disc, positive.
     patches
         Of the same slide.
 
@@ -57,7 +59,7 @@ def disc_overlap(spot_xy_um: Floats, diameter_um: float, patches: Patches) -> sp
     -------
     scipy.sparse.csr_matrix
         Shape ``(n_spots, n_patches)``. Rows sum to 1; the row of a spot without any patch under its
-        disc is all zero: leave that spot out, and count it.
+        disc is all zero: the caller leaves that spot out, and counts it.
 
     Raises
     ------
@@ -70,7 +72,13 @@ def disc_overlap(spot_xy_um: Floats, diameter_um: float, patches: Patches) -> sp
 
 
 def square_overlap(spot_xy_um: Floats, side_um: float, patches: Patches) -> sparse.csr_matrix:
-    """Weigh the patches under each square spot, whose sides run along the slide's: see `disc_overlap`."""
+    """Weight the patches under each square spot, whose sides are parallel to the slide's: see `disc_overlap`.
+
+    Raises
+    ------
+    ValueError
+        If the side is not positive.
+    """
     if not side_um > 0:
         raise ValueError(f"a square spot needs a positive side, not {side_um} µm")
     return _overlap(spot_xy_um, side_um, patches, _square_in_cell)
@@ -84,24 +92,26 @@ def _overlap(
 ) -> sparse.csr_matrix:
     radius, stride = diameter_um / 2, patches.stride_um
     # In units of the stride, with patch (row, col) at (col, row): every cell is a unit square.
-    at = (np.asarray(spot_xy_um, dtype=np.float64) - patches.patch_um / 2) / stride
+    centre = (np.asarray(spot_xy_um, dtype=np.float64) - patches.patch_um / 2) / stride
     reach = int(np.ceil(radius / stride + 0.5))
-    d_row, d_col = _square(reach)
-    nearest = np.rint(at).astype(np.int64)
+    # All cells that a disc can touch: the same number for every spot, so that no loop over spots is needed.
+    d_row, d_col = _offsets_in_square(reach)
+    nearest = np.rint(centre).astype(np.int64)
     rows, cols = nearest[:, 1:] + d_row, nearest[:, :1] + d_col
-    area = in_cell(cols - at[:, :1], rows - at[:, 1:], radius / stride)
+    area = in_cell(cols - centre[:, :1], rows - centre[:, 1:], radius / stride)
     index = find_patches(patches, rows, cols)
     keep = (index >= 0) & (area > 0)
     spot = np.nonzero(keep)[0]
-    shape = (len(at), len(patches))
+    shape = (len(centre), len(patches))
     weights = sparse.csr_matrix((area[keep], (spot, index[keep])), shape=shape)
+    # Over the cells that exist: a disc at the rim of the tissue is the mean of its tissue, not diluted by background.
     total = np.asarray(weights.sum(axis=1)).ravel()
     scale = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)
     return sparse.csr_matrix(sparse.diags(scale) @ weights)
 
 
-def _square(reach: int) -> tuple[Indices, Indices]:
-    """Return row and column steps to all positions at most `reach` away, row by row."""
+def _offsets_in_square(reach: int) -> tuple[Indices, Indices]:
+    """Return row and column offsets of all positions at most `reach` away along either axis, row by row."""
     steps = np.arange(-reach, reach + 1)
     return np.repeat(steps, len(steps)), np.tile(steps, len(steps))
 
@@ -115,9 +125,10 @@ def _square_in_cell(dx: Floats, dy: Floats, half: float) -> Floats:
 def _disc_in_cell(dx: Floats, dy: Floats, radius: float) -> Floats:
     """Return the area that a disc at the origin shares with unit squares centred on ``(dx, dy)``."""
     x0, x1, y0, y1 = ((d + side) / radius for d in (dx, dy) for side in (-0.5, 0.5))
+    # As for a cumulative distribution: the area in a rectangle from those left of and below its four corners.
     quarters = _disc_left_below(x1, y1) - _disc_left_below(x0, y1)
     quarters += _disc_left_below(x0, y0) - _disc_left_below(x1, y0)
-    # Differences of areas leave rounding: a cell that only touches the disc gets nothing.
+    # Differences of areas leave rounding: a cell that only touches the disc gets no weight.
     return np.where(quarters > 1e-12, quarters, 0.0) * radius**2
 
 
@@ -138,7 +149,9 @@ def _disc_left_below(a: Floats, b: Floats) -> Floats:
 
 
 def spots_from_patches(overlap: sparse.csr_matrix, log_patches: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return log1p of the mean *rate* under each disc: what a spot would have measured.
+    """Return log1p of the mean *rate* under each disc: what a spot there would have measured.
+
+    Rates add up, logarithms do not: the mean is taken of ``expm1`` of the predictions.
 
     Parameters
     ----------
@@ -152,10 +165,34 @@ def spots_from_patches(overlap: sparse.csr_matrix, log_patches: NDArray[np.float
     numpy.ndarray
         log1p(CP10k), ``(n_spots, n_genes)``.
     """
+    # Only the patches under any disc: a dense map has many more.
     under = np.unique(overlap.indices)
     rates = np.expm1(np.asarray(log_patches[under], dtype=np.float64))
     means: Floats = overlap[:, under] @ rates
     return np.log1p(means).astype(np.float32)
+
+
+def spot_embeddings(overlap: sparse.csr_matrix, patches: Patches) -> Floats:
+    """Return the area-weighted mean embedding under each disc, ``(n_spots, dim)``."""
+    return np.asarray(overlap @ patches.embedding.astype(np.float64))
+
+
+def spot_pitch_um(positions_um: Iterable[Floats]) -> float | None:
+    """Return the median distance from a spot to the nearest one of the same slide.
+
+    Parameters
+    ----------
+    positions_um
+        Spot centres of each slide, ``(n_spots, 2)`` microns.
+
+    Returns
+    -------
+    float or None
+        None where every spot is alone on its slide.
+    """
+    # The nearest of all is the spot itself: the second is asked for.
+    distances = [cKDTree(xy_um).query(xy_um, k=[2])[0] for xy_um in positions_um if len(xy_um) > 1]
+    return float(np.median(np.concatenate(distances))) if distances else None
 
 
 @dataclass(frozen=True)
@@ -175,9 +212,9 @@ class Neighbourhood:
 
 
 def neighbourhood(patches: Patches, radius_um: float, steps: int, of: Indices | None = None) -> Neighbourhood:
-    """Lay a square window of ``2 * steps + 1`` positions a side around patches.
+    """Find the patches in a square window of ``2 * steps + 1`` positions a side around each patch.
 
-    The window spans the same microns whatever the grid: on a finer grid its positions are further
+    The window spans the same microns on every grid: on a finer grid its positions are further
     apart in patches, on a coarser one there are fewer of them.
 
     Parameters
@@ -187,16 +224,17 @@ def neighbourhood(patches: Patches, radius_um: float, steps: int, of: Indices | 
     steps
         Positions between the middle (not counted) and the edge, at most.
     of
-        Which patches to lay windows around; all if None.
+        Indices of the patches in the middle of a window; all if None.
 
     Returns
     -------
     Neighbourhood
         The middle itself is among the positions.
     """
+    # The tolerance lets a radius of 4 x 56 / 56 be 4 steps whatever the rounding of the stride.
     step = max(1, int(np.floor(radius_um / steps / patches.stride_um + 1e-6)))
     reach = min(steps, int(np.floor(radius_um / (step * patches.stride_um) + 1e-6)))
-    d_row, d_col = _square(reach)
+    d_row, d_col = _offsets_in_square(reach)
     middle = np.arange(len(patches)) if of is None else of
     rows = patches.rows[middle][:, None] + step * d_row
     cols = patches.cols[middle][:, None] + step * d_col

@@ -22,6 +22,7 @@ from featurestore.errors import StoreError
 from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store, StoredGrid
+from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS, GeneVariance, gene_columns, library_size
 from histosge.data.section_loading import MIN_SPOTS, Selection
 from histosge.data.sections import Patches
@@ -132,7 +133,7 @@ class SpotTargets:
         cls,
         samples: str | Path,
         store: str | Path,
-        genes: int | Sequence[str],
+        genes: GeneSource,
         *,
         selection: Selection | None = None,
         min_counts: int = MIN_COUNTS,
@@ -150,8 +151,9 @@ class SpotTargets:
         store
             Feature store with an embedding of every slide.
         genes
-            Their names, or a number: so many of the most variable ones over all these spots. For a number each
-            expression file is read twice, as not more than one section's full counts are kept.
+            A number (the most variable ones over all these spots), ``all``, ``N+A,B``, a file with one gene a line, or
+            names. Unless genes are named, each expression file is read twice: the full counts of one section are kept
+            at a time.
         selection
             Grid and encoder, needed where the store holds several.
         min_counts
@@ -164,33 +166,31 @@ class SpotTargets:
         ExpressionError, StoreError
             If a section cannot be used, lacks a gene, or no section is left.
         """
-        if isinstance(genes, str | Path):
-            raise ExpressionError(f"genes {str(genes)!r}: give a number, or gene names as a list")
+        choice = GeneChoice.parse(genes)
         reader = _Reader(Store.open(str(store)), selection or Selection(), min_counts)
         rows = read_samples(str(samples))
         usable_rows, sections = [], []
-        named = None if isinstance(genes, int) else tuple(dict.fromkeys(genes))
-        variance = GeneVariance(named)
+        variance = GeneVariance()
         for sample in rows:
             loaded, covered = reader.read(sample)
             _describe(sample, loaded, covered, min_counts, on_message)
             if len(covered.spots) < MIN_SPOTS:
                 continue
             usable_rows.append(sample)
-            if named is None:
-                variance.add(covered.spots)
+            if choice.is_given:
+                sections.append(section_targets(covered, choice.named))
             else:
-                sections.append(section_targets(covered, named))
+                variance.add(covered.spots)
         if not usable_rows:
             raise ExpressionError(
                 f"no section of {samples} has the {MIN_SPOTS} usable spots that are needed; are counts raw, and spots "
                 "on tissue?"
             )
-        if isinstance(genes, int):
-            named = variance.choose(genes)
-            sections = [section_targets(reader.read(sample)[1], named) for sample in usable_rows]
-        assert named is not None
-        return cls(named, reader.grid_key, reader.selection.encoder, tuple(sections))
+        chosen = choice.named
+        if not choice.is_given:
+            chosen = choice.choose_from(variance)
+            sections = [section_targets(reader.read(sample)[1], chosen) for sample in usable_rows]
+        return cls(chosen, reader.grid_key, reader.selection.encoder, tuple(sections))
 
 
 def section_targets(covered: CoveredSpots, genes: Sequence[str]) -> SectionTargets:

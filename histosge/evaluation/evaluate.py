@@ -1,19 +1,23 @@
 """A sample sheet and a store -> scores on disk: loads the sections, scores them, writes the report."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
-from histosge.data.genes import MIN_COUNTS, read_gene_list
+from histosge.data.gene_choice import GeneChoice, GeneSource
+from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
 from histosge.errors import HistosgeError, SplitError
+from histosge.evaluation.ablation import needs_slides
 from histosge.evaluation.hest_protocol import hest_split, score_hest
-from histosge.evaluation.methods import PATCH_SWITCHES
+from histosge.evaluation.method_choice import find_methods
 from histosge.evaluation.report_files import write_evaluation
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import evaluate_sections
+from histosge.heldout.splits import SPLITS
+from histosge.models.estimators import ModelSource
 from histosge.reporting.page import Block
 from histosge.training.reencoding import Reencoder
 
@@ -31,40 +35,74 @@ class EvaluateSettings:
         ``block``, ``section``, ``donor`` or ``random``. None: block; random for an ablation, since that is the
         published code's; whole donors or sections for a protocol.
     presets
-        Models and oracles; the noise control is always added.
+        What to compare: registered names, ``module:Class``, model classes, objects whose
+        ``fit(sections, *, seed, epochs)`` returns a fitted model, and the oracle ``depth``. The noise control is
+        always added.
     genes
-        How many of the most variable genes of each training part, or a file that lists them.
+        How many of the most variable genes of each training part, ``all``, ``N+A,B`` (the N most variable and the
+        named ones), a file with one gene a line, or gene names.
     seeds
         Repeat with seeds 0 .. seeds - 1.
     epochs
-        For presets that iterate; None means each preset's own.
+        For models that iterate; None means each model's own.
     ablate
         Add the published code without a defect, with each alone and with all.
     protocol
         ``hest``: HEST-Benchmark's models, genes and targets in place of the presets; None: ours.
+    selection
+        Grid and encoder: needed where the store holds several.
     """
 
     split: str | None = None
-    presets: tuple[str, ...] = DEFAULT_PRESETS
-    genes: int | str = 250
+    presets: Sequence[ModelSource] = DEFAULT_PRESETS
+    genes: GeneSource = 250
     seeds: int = 1
     epochs: int | None = None
     ablate: bool = False
     protocol: str | None = None
+    selection: Selection = field(default_factory=Selection)
+
+    @property
+    def default_split(self) -> str:
+        """The split where none is named and no protocol has its own: the published code's for an ablation."""
+        return "random" if self.ablate else "block"
+
+    def check(self) -> None:
+        """Refuse what cannot be evaluated, before any data is loaded.
+
+        Raises
+        ------
+        SplitError
+            If the split is unknown, or there is no seed.
+        HistosgeError
+            If the protocol or a preset is unknown, or epochs or genes are none.
+        """
+        if self.split not in (None, *SPLITS):
+            raise SplitError(f"unknown split {self.split!r}: choose one of {', '.join(SPLITS)}")
+        if self.seeds < 1:
+            raise SplitError(f"an evaluation needs at least 1 seed, not {self.seeds}")
+        if self.epochs is not None and self.epochs < 1:
+            raise HistosgeError(
+                f"cannot train for {self.epochs} epochs; give at least 1, or none for each model's own"
+            )
+        if self.protocol not in (None, *PROTOCOLS):
+            raise HistosgeError(f"unknown protocol {self.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+        GeneChoice.parse(self.genes)
+        if self.protocol is None and not self.ablate:
+            # Whether slides can be read is not known yet: variants that need them are checked as if they could.
+            find_methods(self.presets, self.split or self.default_split, lambda sections, _: tuple(sections))
 
 
 def evaluate(
-    samples: str,
-    store: str,
+    samples: str | Path,
+    store: str | Path,
     report_dir: str | Path,
     settings: EvaluateSettings | None = None,
     *,
-    grid: str | None = None,
-    encoder: str | None = None,
     on_message: OnMessage = ignore_message,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
-    """Score presets on held-out spots and write report.html, scores.csv and genes.csv.
+    """Score models on held-out spots and write report.html, scores.csv, genes.csv and differences.csv.
 
     Parameters
     ----------
@@ -75,9 +113,7 @@ def evaluate(
     report_dir
         Folder to write.
     settings
-        Split, presets, genes, seeds.
-    grid, encoder
-        Needed where the store holds several.
+        Split, presets, genes, seeds, grid and encoder.
     on_message, on_progress
         Called with one line on what was found, and before each fit.
 
@@ -89,8 +125,11 @@ def evaluate(
         If the sections or the store are unusable.
     """
     settings = settings or EvaluateSettings()
-    loaded = load_sections(samples, store, Selection(grid, encoder), on_message=on_message)
-    reencoder = Reencoder.for_sections(read_samples(samples), loaded) if _encodes_anew(settings) else None
+    settings.check()
+    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    reencoder = (
+        Reencoder.for_sections(read_samples(str(samples)), loaded) if _encodes_anew(settings) else None
+    )
     return score_sections(loaded, report_dir, settings, reencoder=reencoder, on_progress=on_progress)
 
 
@@ -107,26 +146,17 @@ def score_sections(
 
     Without a `reencoder` the defects that concern how patches are encoded are left out of an ablation.
     """
-    if settings.seeds < 1:
-        raise SplitError(f"an evaluation needs at least 1 seed, not {settings.seeds}")
-    if settings.protocol not in (None, *PROTOCOLS):
-        raise HistosgeError(f"unknown protocol {settings.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    settings.check()
     sections = [item.section for item in loaded]
-
     if settings.protocol == "hest":
         scores = score_hest(sections, settings.split or hest_split(sections), on_progress=on_progress)
         write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
         return scores
-    genes: int | Sequence[str] = (
-        settings.genes
-        if isinstance(settings.genes, int)
-        else read_gene_list(settings.genes, [section.spots for section in sections])
-    )
     scores = evaluate_sections(
         sections,
         settings.presets,
-        split=settings.split or ("random" if settings.ablate else "block"),
-        genes=genes,
+        split=settings.split or settings.default_split,
+        genes=settings.genes,
         seeds=range(settings.seeds),
         epochs=settings.epochs,
         ablate=settings.ablate,
@@ -138,9 +168,8 @@ def score_sections(
 
 
 def _encodes_anew(settings: EvaluateSettings) -> bool:
-    """Tell whether a defect is asked for that lies in how patches are encoded."""
-    asked = "+".join(settings.presets).split("+")
-    return settings.ablate or bool({*PATCH_SWITCHES, "all"} & set(asked))
+    """Tell whether a defect is scored that lies in how patches are encoded."""
+    return settings.ablate or needs_slides([p for p in settings.presets if isinstance(p, str)])
 
 
 def _notes(loaded: Sequence[LoadedSection]) -> list[str]:

@@ -1,8 +1,7 @@
-"""What an evaluation found, as blocks of a page, in the order in which a reader should meet it.
+"""The page of an evaluation: maps and plots first, then tables of scores, then limitations.
 
-Maps and plots first, then numbers, each with what it is beside it: held out or not, model, oracle or control;
-then caveats. It computes no score: all its numbers are means of rows of scores.csv, genes.csv and
-differences.csv.
+Every figure is labelled as held out or not, and every preset as model, baseline, oracle or control. The page computes
+no score: all its numbers are means of rows of scores.csv, genes.csv and differences.csv.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from histosge.evaluation.map_plots import gene_map
-from histosge.evaluation.results import NOISE, NOISE_LIMIT, ORACLES, Scores
+from histosge.evaluation.results import MODEL, NOISE, NOISE_LIMIT, Scores
 from histosge.evaluation.score_plots import (
     Defect,
     Difference,
@@ -20,7 +19,7 @@ from histosge.evaluation.score_plots import (
     difference_plot,
     score_distributions,
 )
-from histosge.models.registry import PRESETS
+from histosge.heldout.metric_registry import METRICS
 from histosge.reporting.page import Block, Picture, Table
 
 CORRELATIONS = {
@@ -31,62 +30,51 @@ CORRELATIONS = {
     "spearman_mean": "Spearman",
     "n_nan_genes": "NaN genes",
 }
-"""Metric -> its column."""
-ERRORS = {
-    "mse": "MSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "ssim": "SSIM",
-    "moran_measured": "Moran's I measured",
-    "moran_predicted": "Moran's I predicted",
-}
-PAPER = {"paper_all_spots": "paper_all_spots (half of them trained on)"}
+"""Metric -> its column in the first table; registered metrics that are not here stand in the second."""
+PAPER = {"paper_all_spots": "paper_all_spots (half are training spots)"}
 """Exists for the random split only."""
 ABLATION = {
     "pearson_mean": "held out",
-    "paper_all_spots": "paper_all_spots (trained on, too)",
-    "as_reported": "as it would be reported",
+    "paper_all_spots": "paper_all_spots (includes training spots)",
+    "as_reported": "as the variant reports it",
     "pearson_mean_on_noise": "noise: held out",
     "paper_all_spots_on_noise": "noise: paper_all_spots",
 }
 DEFECTS = {
     "spots": "no defect; predicted at spots, as published",
-    "file_order_groups": "attention sees 50 consecutive rows of the file, not neighbours",
-    "integer_coordinates": "positions cut down to whole lattice steps",
-    "bgr": "red and blue change places before a patch is encoded",
-    "fixed_pixel_crop": "50 x 50 px around a patch's centre, whatever the scale, enlarged",
-    "hvg_before_split": "genes chosen on all spots, held-out ones included",
-    "all_spots_metric": "reports the figure over all spots, those trained on included",
-    "all": "all of them",
+    "file_order_groups": "attention groups are 50 consecutive rows of the file instead of neighbouring spots",
+    "integer_coordinates": "positions are truncated to whole lattice steps",
+    "bgr": "red and blue channels are swapped before a patch is encoded",
+    "fixed_pixel_crop": "a crop of 50 x 50 px around the patch's centre at any scale, then enlarged",
+    "hvg_before_split": "genes are chosen on all spots, including held-out ones",
+    "all_spots_metric": "the reported score is over all spots, including training spots",
+    "all": "all of these defects",
 }
-KINDS = {
-    "mean": "baseline: no picture",
-    "knn": "baseline: measured neighbours",
-    "depth": "oracle: told the totals",
-    NOISE: "control: must be 0",
-}
+CONTROL = "control: must be 0"
 
 HELD_OUT = {
-    "block": "spatial blocks of every section: straight cuts at an angle drawn from the seed",
-    "section": "one whole section at a time",
-    "donor": "all sections of one donor at a time",
-    "random": "a random half of every section's spots",
+    "block": "each fold holds out one spatial block of every section; blocks are cut along straight lines, at an angle "
+    "drawn from the seed",
+    "section": "each fold holds out one whole section",
+    "donor": "each fold holds out all sections of one donor",
+    "random": "a random half of every section's spots is held out",
 }
+"""Split -> what it holds out."""
 
 
 def evaluation_blocks(scores: Scores, notes: Sequence[str] = ()) -> list[Block]:
-    """Return what an evaluation found: maps, plots, scores, caveats.
+    """Return the blocks of the page: maps, plots, scores, limitations.
 
     Parameters
     ----------
     scores
         From `histosge.evaluation.runner.evaluate_sections`.
     notes
-        Further caveats, such as how many spots fell under the floor on counts.
+        Further limitations, such as how many spots had too few counts.
     """
     ablation = [_ablation_block(scores)] if _variants(scores) else []
     plots = [_map_block(scores), _spread_block(scores), *_difference_block(scores), *ablation]
-    return [*plots, _score_block(scores), _caveat_block(scores, notes)]
+    return [*plots, _score_block(scores), _limitation_block(scores, notes)]
 
 
 def _map_block(scores: Scores) -> Block:
@@ -108,7 +96,7 @@ def _map_block(scores: Scores) -> Block:
         " is predicted by the model that holds out the nearest held-out spot."
     )
     if scores.split == "random":
-        text += " The other half of the spots, between those shown, was trained on."
+        text += " The spots between those shown are training spots."
     return Block("Maps: best, median and worst gene", text, pictures)
 
 
@@ -117,18 +105,20 @@ def _score_block(scores: Scores) -> Block:
     draws = len(scores.values(NOISE, "pearson_mean"))
     verdict = f"Noise control: {noise:.4f}, mean over {draws} draws of random embeddings"
     if scores.noise_is_zero:
-        status, verdict = "good", f"{verdict}; within 0 ± {NOISE_LIMIT}, as it must be."
+        status, verdict = "good", f"{verdict}; within 0 ± {NOISE_LIMIT}, as expected without leakage."
     else:
         status = "bad"
-        verdict = f"{verdict}; beyond 0 ± {NOISE_LIMIT}: the held-out spots are too few, or something leaks."
-        verdict += " Differences of this size between presets mean nothing."
+        verdict = (
+            f"{verdict}; outside 0 ± {NOISE_LIMIT}: there are too few held-out spots, or information leaks."
+        )
+        verdict += " Differences of this size between presets are not meaningful."
     shown, n_genes = scores.default_preset, scores.mean(scores.default_preset, "n_genes")
     pearson = _spread(scores.values(shown, "pearson_mean"), "pearson_mean")
     text = (
         f"{shown} predicts held-out spots with a Pearson of {pearson}, the mean over {n_genes:.0f} genes."
         " All entries are means over folds, then mean ± standard deviation over seeds (noise: over draws)."
         " Depth-adjusted: log library size and its square are regressed out of truth and prediction first,"
-        " so what remains is composition, not depth."
+        " so the score is about composition, not depth."
     )
     columns = CORRELATIONS | (PAPER if scores.split == "random" else {})
     caption = (
@@ -139,10 +129,10 @@ def _score_block(scores: Scores) -> Block:
         _preset_table(scores, columns, caption, kinds=True),
         _preset_table(
             scores,
-            ERRORS,
+            _further_metrics(),
             "Held-out spots: error of log1p(CP10k), share of the variance within sections explained, structural"
-            " similarity of the map, and how much neighbours agree (Moran's I: a map that is smoother than what was"
-            " measured is above it).",
+            " similarity of the map, and spatial autocorrelation (Moran's I; a map that is smoother than the measured"
+            " one is above it).",
         ),
     ]
     if len({count.name for count in scores.folds}) > 1:
@@ -150,21 +140,21 @@ def _score_block(scores: Scores) -> Block:
     return Block("Scores on held-out spots", text, tables=tuple(tables), status=status, status_text=verdict)
 
 
+def _further_metrics() -> dict[str, str]:
+    return {m.summary_name: m.heading for m in METRICS.records() if m.summary_name not in CORRELATIONS}
+
+
 def _preset_table(scores: Scores, columns: Mapping[str, str], caption: str, *, kinds: bool = False) -> Table:
     rows = [
         (
             preset,
             *(_spread(scores.values(preset, metric), metric) for metric in columns),
-            *([_kind(preset)] if kinds else []),
+            *([CONTROL if preset == NOISE else scores.kinds.get(preset, MODEL)] if kinds else []),
         )
         for preset in _by_score(scores)
     ]
     header = ("preset", *columns.values(), *(["what it is"] if kinds else []))
-    return Table(header, tuple(rows), caption, frozenset({NOISE, *ORACLES}))
-
-
-def _kind(preset: str) -> str:
-    return KINDS.get(preset, "model" if "+" not in preset or preset in PRESETS else "variant")
+    return Table(header, tuple(rows), caption, frozenset({NOISE, *scores.oracles}))
 
 
 def _variants(scores: Scores) -> list[str]:
@@ -185,15 +175,15 @@ def _ablation_block(scores: Scores) -> Block:
     defects = [Defect(name, *(_mean(scores, name, metric) for metric in metrics)) for name in names]
     picture = Picture(
         defect_plot(defects),
-        "Held-out Pearson of the published code with each defect, beside the figure that counts training spots",
-        "Filled: the sections' embeddings. Hollow: random embeddings, on which nothing can be learned but where a"
-        " spot lies.",
+        "Held-out Pearson of the published code with each defect, beside the score that includes training spots",
+        "Filled: the sections' embeddings. Hollow: random embeddings, which carry no information but the positions of"
+        " spots.",
     )
     on_noise = _mean(scores, names[0], "paper_all_spots_on_noise")
-    reach = "" if np.isnan(on_noise) else f": random embeddings reach {on_noise:.2f} on it"
+    reach = "" if np.isnan(on_noise) else f"; random embeddings reach {on_noise:.2f} by it"
     text = (
-        "The published network with none of the released code's defects, with each alone, and with all. The figure"
-        f" that the code reports, paper_all_spots, counts the spots that it was trained on{reach}."
+        "The published network with none of the released code's defects, with each alone, and with all. The score"
+        f" that the code reports, paper_all_spots, includes training spots{reach}."
     )
     parts = dict.fromkeys(part for name in names for part in name.split("+")[1:])
     points = tuple(f"{part}: {DEFECTS[part]}." for part in parts if part in DEFECTS)
@@ -221,14 +211,14 @@ def _difference_block(scores: Scores) -> list[Block]:
     picture = Picture(
         difference_plot(differences, f"difference in held-out Pearson, {rows[0]['confidence']:.0%} interval"),
         f"Differences of {base} from every other preset with their intervals",
-        "Grey: the interval holds 0, so the data cannot tell the two apart.",
+        "Grey: the interval includes 0, so the difference is not significant.",
     )
     text = (
-        f"{about}: both presets are scored on the same resampled spots and genes. What another section, or another"
-        " donor, would change is not in it."
+        f"{about}: both presets are scored on the same resampled spots and genes. The interval does not include the"
+        " variation between sections or donors."
     )
     table = Table(("difference", "metric", "value", "interval"), tuple(cells), f"{about}.", folded=True)
-    return [Block("Which differences are real", text, (picture,), (table,))]
+    return [Block("Differences between presets", text, (picture,), (table,))]
 
 
 _TITLES = {"pearson_mean": "Pearson", "pearson_depth_adjusted": "depth-adjusted"}
@@ -248,7 +238,7 @@ def _fold_table(scores: Scores) -> Table:
     caption = "Pearson per fold, named by what is held out."
     if scores.split == "block":
         caption += " Blocks differ from seed to seed."
-    return Table(("preset", *folds), tuple(rows), caption, frozenset({NOISE, *ORACLES}))
+    return Table(("preset", *folds), tuple(rows), caption, frozenset({NOISE, *scores.oracles}))
 
 
 def _spread_block(scores: Scores) -> Block:
@@ -265,24 +255,24 @@ def _spread_block(scores: Scores) -> Block:
     return Block("Spread over genes", pictures=(picture,))
 
 
-def _caveat_block(scores: Scores, notes: Sequence[str]) -> Block:
+def _limitation_block(scores: Scores, notes: Sequence[str]) -> Block:
     counts = scores.folds
     dropped = sum(count.n_dropped for count in counts)
     undefined = scores.mean(scores.default_preset, "n_nan_genes")
     points = [
-        f"Split {scores.split}: held out are {HELD_OUT[scores.split]}.",
+        f"Split {scores.split}: {HELD_OUT[scores.split]}.",
         f"Genes: {scores.gene_rule}.",
-        f"NaN genes: {undefined:.1f} a fold, constant in truth or in {scores.default_preset}; they count as 0.",
-        "Top 50: the 50 genes that vary most over the training spots; no held-out spot had a say.",
-        "Correlations are taken within sections, so a difference between sections earns nothing.",
+        f"NaN genes: {undefined:.1f} per fold are constant in truth or in {scores.default_preset}; they count as 0.",
+        "Top 50: the 50 genes that vary most over the training spots; held-out spots are not used to choose them.",
+        "Correlations are computed within sections, so differences between sections do not raise them.",
         *scores.left_out,
         *scores.notes,
         *notes,
     ]
-    if any(preset in ORACLES for preset in scores.presets):
+    if scores.oracles:
         points.append(
-            "depth is an oracle: it is told each held-out spot's total counts, which no picture gives. A model near it"
-            " may know no more than how much there is of everything; read the depth-adjusted column."
+            "depth is an oracle: it uses the total counts of each held-out spot, which no image shows. A model with a"
+            " similar score may predict little more than total counts; compare the depth-adjusted column."
         )
     if scores.split == "block":
         points.insert(
@@ -292,16 +282,16 @@ def _caveat_block(scores: Scores, notes: Sequence[str]) -> Block:
         )
     if scores.split == "random":
         points.append(
-            "paper_all_spots is the published code's figure: half of its spots were trained on, and NaN genes"
-            " are left out. A model that memorises scores high; compare it with the paper, do not believe it."
+            "paper_all_spots is the published code's score: half of its spots are training spots, and NaN genes are"
+            " left out. A model that memorises scores high; use it only to compare with the publication."
         )
     table = Table(
         ("fold", "seed", "training spots", "held-out spots", "dropped"),
         tuple((c.name, *(str(n) for n in (c.seed, c.n_train, c.n_test, c.n_dropped))) for c in counts),
-        "What each fold trained on and held out",
+        "Training and held-out spots of each fold",
         folded=True,
     )
-    return Block("What to keep in mind", tables=(table,), points=tuple(points))
+    return Block("Limitations", tables=(table,), points=tuple(points))
 
 
 def _by_score(scores: Scores) -> list[str]:

@@ -1,8 +1,10 @@
 """Scores -> files: report.html with the tables that it can be recomputed from."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+from featurestore.whole_file import whole_file
 from histosge.errors import HistosgeError
 from histosge.evaluation.report import evaluation_blocks
 from histosge.evaluation.results import Scores
@@ -56,14 +58,8 @@ def write_evaluation(
         ),
     }
     # The page goes first and comes back last: whoever finds one finds the tables that belong to it.
-    partial = {path: path.with_name(f"{path.name}.partial") for path in texts}
-    try:
-        for path, text in texts.items():
-            partial[path].write_text(text, encoding="utf-8")
+    with ExitStack() as stack:  # files are renamed in the reverse of this order: the page last
+        for path, text in reversed(texts.items()):
+            stack.enter_context(whole_file(path)).write_text(text, encoding="utf-8")
         page.unlink(missing_ok=True)
-        for path in texts:
-            partial[path].replace(path)
-    finally:
-        for path in partial.values():
-            path.unlink(missing_ok=True)
     return page

@@ -1,12 +1,14 @@
 """What an evaluation found: the values that files and pages are made of.
 
-Plain values, no arithmetic beyond means: `scoring` fills them, `report` shows them.
+Plain values, no arithmetic beyond means: `runner` fills them, `report` shows them.
 
 Terms
     preset   a model's name; `noise` is the control: `ridge` on random embeddings
+    kind     what a preset is: a model, a baseline, an oracle, or a variant of the published code
     row      one number: preset, split, fold, seed, metric, value
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +16,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 NOISE = "noise"
-ORACLES = frozenset({"depth"})
-"""Presets that are told something of the held-out spots' counts."""
+MODEL, BASELINE, ORACLE, VARIANT = "model", "baseline", "oracle", "variant"
+"""What the kind of a preset begins with; an oracle knows something of the held-out spots' counts."""
 NOISE_LIMIT = 0.01
-"""A control further from 0 than this says that the evaluation leaks."""
+"""A control further from 0 than this shows that the evaluation leaks."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,8 @@ class Scores:
     scores
         Columns ``preset, split, fold, seed, metric, value``.
     genes
-        Columns ``preset, split, fold, seed, gene, pearson, pearson_depth_adjusted, spearman, mse, mae,
-        r2, pearson_undefined, ssim, moran_measured, moran_predicted, top50``.
+        Columns ``preset, split, fold, seed, gene, pearson, pearson_depth_adjusted, pearson_undefined``, one for each
+        registered metric, and ``top50``.
     presets
         In the order asked for, without the control.
     default_preset
@@ -102,6 +104,8 @@ class Scores:
         Columns ``preset_a, preset_b, split, metric, difference, low, high, confidence, draws``.
     protocol
         ``hest``, or empty for our own.
+    kinds
+        Preset -> what it is, for tables: `MODEL`, or text that begins with `BASELINE`, `ORACLE` or `VARIANT`.
     """
 
     scores: pl.DataFrame
@@ -118,6 +122,12 @@ class Scores:
     left_out: tuple[str, ...] = ()
     differences: pl.DataFrame | None = None
     protocol: str = ""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def oracles(self) -> frozenset[str]:
+        """Presets that know something of the held-out spots' counts."""
+        return frozenset(name for name, kind in self.kinds.items() if kind.startswith(ORACLE))
 
     def values(self, preset: str, metric: str, fold: str | None = None) -> NDArray[np.float64]:
         """Return one value per seed, mean over folds (or of one fold), in the order of the seeds."""

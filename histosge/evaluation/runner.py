@@ -1,4 +1,4 @@
-"""How well methods predict spots that they have not seen.
+"""How well methods predict held-out spots: fits every method on every fold, and scores it.
 
 Every number comes from held-out spots. Genes are chosen on the training part of each fold, and a
 noise control (`ridge` on random embeddings) goes through exactly the same code: if it scores, the
@@ -6,7 +6,8 @@ evaluation leaks. Its rows bear the number of the draw as their seed. The one fi
 training spots bears its own name, `paper_all_spots`; it is given for the `random` split, and for the
 published code in an ablation.
 
-It loads no store: `stream` makes the sections.
+It loads no store: `histosge.data.section_loading` makes the sections. It knows no preset by name but the control's:
+what a method can do is asked of the method.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,29 +19,21 @@ from numpy.typing import NDArray
 
 from featurestore.events import OnProgress, Progress, ignore_progress
 from histosge.calibration.conformal import calibrate
+from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import library_size
 from histosge.data.sections import Section
-from histosge.errors import HistosgeError
-from histosge.evaluation.methods import (
-    DEPTH,
-    PAPER,
-    FittedMethod,
-    MapModel,
-    Method,
-    PaperMethod,
-    PresetMethod,
-    Reencode,
-    ablation_names,
-    resolve,
-)
+from histosge.errors import HistosgeError, ModelError
+from histosge.evaluation.ablation import Reencode, ablation_names
+from histosge.evaluation.method_choice import choose_shown, find_methods
+from histosge.evaluation.methods import AblationMethod, FittedMethod, MapModel, Method, ModelMethod
 from histosge.evaluation.paired_bootstrap import HeldOutSpots, PairedBootstrap, ordered_pairs
 from histosge.evaluation.results import NOISE, FoldCount, Scores
-from histosge.evaluation.shown_maps import HeldOut, HeldOutMaps
+from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps
 from histosge.evaluation.tasks import Plan, Task
+from histosge.heldout.metric_registry import METRICS, ScoredSpots
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
-from histosge.heldout.spatial_metrics import SpotLattice
 from histosge.heldout.splits import Fold
-from histosge.models.registry import DEFAULT_PRESET, load_preset
+from histosge.models.estimators import ModelSource, find_estimator
 
 NOISE_DRAWS = 20
 """Draws of the noise control, at least. With 10, chance alone would raise a false alarm once in fifty."""
@@ -59,10 +52,10 @@ SCORE_SCHEMA = {
 
 def evaluate_sections(
     sections: Sequence[Section],
-    presets: Sequence[str],
+    presets: Sequence[ModelSource],
     *,
     split: str = "block",
-    genes: int | Sequence[str] = DEFAULT_GENES,
+    genes: GeneSource | GeneChoice = DEFAULT_GENES,
     seeds: Sequence[int] = (0, 1, 2),
     epochs: int | None = None,
     ablate: bool = False,
@@ -76,15 +69,16 @@ def evaluate_sections(
     sections
         At least one; the section and donor splits need two.
     presets
-        Names that `histosge.evaluation.methods` knows; the noise control is always added.
+        What `histosge.evaluation.method_choice.find_methods` takes: names, model classes, objects with `fit`. The
+        noise control is always added.
     split
         One of `histosge.heldout.splits.SPLITS`.
     genes
-        How many to choose on each fold's training part, or which.
+        How many to choose on each fold's training part, or which; see `histosge.data.gene_choice`.
     seeds
         Of the models, and of the block and random splits.
     epochs
-        For presets that iterate; None means each preset's own.
+        For models that iterate; None means each model's own.
     ablate
         Add the published code without a defect, with each alone and with all, also on random embeddings.
     reencode
@@ -100,18 +94,22 @@ def evaluate_sections(
         If there is no preset or no seed, or a preset or gene is unknown.
     """
     names = [*presets, *(ablation_names(patches=reencode is not None) if ablate else ())]
-    methods, left_out = resolve(names, split, reencode)
+    methods, left_out = find_methods(names, split, reencode)
     if ablate and reencode is None:
         left_out = (
             *left_out,
             "bgr and fixed_pixel_crop are left out: the slides cannot be read here, and they encode patches anew.",
         )
     plan = Plan.from_sections(sections, split, genes)
-    control = PresetMethod(NOISE, load_preset(NOISE_PRESET))
     scores = score_plan(
-        plan, methods, control, seeds=seeds, epochs=epochs, ablate=ablate, on_progress=on_progress
+        plan, methods, noise_control(), seeds=seeds, epochs=epochs, ablate=ablate, on_progress=on_progress
     )
     return replace(scores, left_out=left_out)
+
+
+def noise_control() -> ModelMethod:
+    """Return what is fitted to random embeddings."""
+    return ModelMethod(find_estimator(NOISE_PRESET), NOISE)
 
 
 def score_plan(
@@ -136,157 +134,191 @@ def score_plan(
         raise HistosgeError(
             f"nothing to evaluate: {len(methods)} presets and {len(seeds)} seeds; give at least one of each"
         )
-    names = tuple(method.name for method in methods)
-    default = _shown(names)
+    names, shown = tuple(method.name for method in methods), choose_shown(methods)
     folds = plan.folds(seeds[0])
-    keeper = HeldOutMaps.for_sections(plan.sections, folds)
+    maps = HeldOutMaps.for_sections(plan.sections, folds)
     draws = _noise_draws(seeds)
-    total = len(folds) * (len(names) * len(seeds) + sum(len(some) for some in draws.values()))
+    n_fits = len(folds) * (len(names) * len(seeds) + sum(len(some) for some in draws.values()))
     spots = {section.slide_id: len(section.spots) for section in plan.sections}
-    ledger = _Ledger(plan.split, total, on_progress, PairedBootstrap(spots))
+    table = _ScoreTable(plan.split, n_fits, on_progress, PairedBootstrap(spots))
     for task in plan.tasks(seeds):
-        runner = _Runner(task, epochs, plan.split == "random")
-        on_noise = _Runner(task.with_noise(task.seed), epochs, runner.halves) if ablate else None
+        # Half of every section is trained on in this split: then the published figure is given for all methods.
+        scorer = _TaskScorer(task, epochs, with_all_spots=plan.split == "random")
+        on_noise = None
+        if ablate:
+            on_noise = replace(scorer, task=task.with_random_embeddings(task.seed), fitted={})
         for method in methods:
-            ledger.announce(method.name, task)
-            kept = keeper if (method.name, task.seed) == (default, seeds[0]) else None
-            run = runner.run(method, kept)
-            ledger.add(method.name, run)
-            ledger.bootstrap.add(method.name, run.tested, run.predicted)
-            if method.name == DEFAULT_PRESET:
-                ledger.write(method.name, run.task, _intervals(run))
-            if isinstance(method, PaperMethod):
-                ledger.add_paper(method, run, on_noise.run(method, None) if on_noise else None)
+            table.report_progress(method.name, task)
+            is_shown = method.name == shown
+            result = scorer.score(method, maps if is_shown and task.seed == seeds[0] else None)
+            table.add(method.name, result)
+            table.bootstrap.add(method.name, result.held_out, result.predicted)
+            if is_shown:
+                table.add_rows(method.name, result.task, _check_intervals(method, result, epochs))
+            if isinstance(method, AblationMethod):
+                table.add_ablation(method, result, on_noise.score(method) if on_noise else None)
         for draw in draws[task.seed]:
-            noise = task.with_noise(draw)
-            ledger.announce(NOISE, noise)
-            ledger.add(NOISE, _Runner(noise, epochs, runner.halves).run(control, None))
-    ledger.announce("", None)
+            noise = task.with_random_embeddings(draw)
+            table.report_progress(NOISE, noise)
+            table.add(NOISE, replace(scorer, task=noise, fitted={}).score(control))
+    table.report_progress("", None)
     return Scores(
-        scores=pl.DataFrame(ledger.rows, schema=SCORE_SCHEMA, orient="row"),
-        genes=pl.concat(ledger.genes),
+        scores=pl.DataFrame(table.rows, schema=SCORE_SCHEMA, orient="row"),
+        genes=pl.concat(table.genes),
         presets=names,
-        default_preset=default,
+        default_preset=shown,
         split=plan.split,
         seeds=seeds,
         buffer_um=plan.buffer_um,
         gene_rule=_gene_rule(plan.genes),
         folds=tuple(_count(seed, fold) for seed in seeds for fold in plan.folds(seed)),
-        maps=keeper.maps(),
-        notes=_notes(plan, ledger.halo_um),
-        differences=ledger.bootstrap.table(ordered_pairs(names, default), plan.split),
+        maps=maps.maps(),
+        notes=_notes(plan, table.halo_um),
+        differences=table.bootstrap.table(ordered_pairs(names, shown), plan.split),
+        kinds={method.name: method.kind for method in methods},
     )
 
 
 @dataclass(frozen=True)
-class _Run:
-    """What one method did on one fold."""
-
-    task: Task
-    tested: HeldOutSpots
-    predicted: NDArray[np.float64]
-    genes: GeneScores
-    all_spots: float | None
-    halo_um: float
-    fitted: FittedMethod
-
-
-@dataclass
-class _Runner:
-    """Runs methods on one task; defects that only concern the scoring share a fit.
+class _MethodScore:
+    """One method, fitted on one fold and scored on its held-out spots.
 
     Parameters
     ----------
-    halves
-        Whether half of every section was trained on: then the published figure is given for all.
+    task
+        As the method prepared it.
+    predicted
+        log1p(CP10k) of the held-out spots, ``(n_spots, n_genes)``.
+    all_spots
+        The published figure, over training spots, too; None where it was not asked for.
+    """
+
+    task: Task
+    held_out: HeldOutSpots
+    predicted: NDArray[np.float64]
+    genes: GeneScores
+    all_spots: float | None
+    fitted: FittedMethod
+
+
+@dataclass(frozen=True)
+class _TaskScorer:
+    """Fits and scores methods on one task.
+
+    Parameters
+    ----------
+    with_all_spots
+        Whether the published figure is given for every method, not for ablations alone.
+    fitted
+        Scores by name of what was fitted: variants that differ in their figure alone share a fit.
     """
 
     task: Task
     epochs: int | None
-    halves: bool
-    cache: dict[str, _Run] = field(default_factory=dict)
+    with_all_spots: bool
+    fitted: dict[str, _MethodScore] = field(default_factory=dict)
 
-    def run(self, method: Method, keeper: HeldOutMaps | None) -> _Run:
-        """Fit on a fold's training spots, and score all of its held-out spots."""
-        if not isinstance(method, PaperMethod):
-            return self._run(method, keeper)
+    def score(self, method: Method, maps: HeldOutMaps | None = None) -> _MethodScore:
+        """Fit on the task's training spots, and score all of its held-out spots; `maps` takes the map, if given."""
+        if not isinstance(method, AblationMethod):
+            return self._score(method, maps, with_all_spots=self.with_all_spots)
         name = method.fit_name(self.task)
-        if name not in self.cache:
-            self.cache[name] = self._run(method, keeper)
-        return self.cache[name]
+        if name not in self.fitted:
+            self.fitted[name] = self._score(method, maps, with_all_spots=True)
+        return self.fitted[name]
 
-    def _run(self, method: Method, keeper: HeldOutMaps | None) -> _Run:
+    def _score(self, method: Method, maps: HeldOutMaps | None, *, with_all_spots: bool) -> _MethodScore:
         task = method.prepare(self.task)
         fitted = method.fit(task, self.epochs)
-        views = task.tested()
-        predicted = np.concatenate([fitted.at_spots(section) for section, _ in views]).astype(np.float64)
-        tested = _tested(task, views)
-        lattice = SpotLattice.over(
-            np.concatenate([section.spots.xy_um for section, _ in views]), tested.section
+        sections = task.held_out()
+        predicted = np.concatenate([fitted.predict_spots(section) for section, _ in sections]).astype(
+            np.float64
         )
-        genes = score_genes(tested.truth, predicted, tested.depth, tested.section, lattice)
-        if keeper is not None:
-            _keep(keeper, task, fitted, genes)
-        asked = self.halves or isinstance(method, PaperMethod)
-        all_spots = _all_spots(task, fitted) if asked else None
-        return _Run(task, tested, predicted, genes, all_spots, fitted.halo_um, fitted)
+        held_out = _held_out_spots(task, sections)
+        xy_um = np.concatenate([section.spots.xy_um for section, _ in sections])
+        if predicted.shape != held_out.truth.shape:
+            raise ModelError(
+                f"{method.name} predicts {predicted.shape[1]} genes, {held_out.truth.shape[1]} were trained on"
+            )
+        spots = ScoredSpots(held_out.depth, held_out.section, xy_um)
+        genes = score_genes(held_out.truth, predicted, spots, METRICS.records())
+        if maps is not None:
+            _add_map(maps, task, fitted, genes)
+        all_spots = _all_spots(task, fitted) if with_all_spots else None
+        return _MethodScore(task, held_out, predicted, genes, all_spots, fitted)
 
 
-def _intervals(run: _Run) -> dict[str, float]:
-    """Return how often intervals from the training part hold on held-out spots, and the share of trusted genes."""
-    preset, task = load_preset(DEFAULT_PRESET), run.task
+def _check_intervals(method: Method, result: _MethodScore, epochs: int | None) -> dict[str, float]:
+    """Return how often intervals from the training part hold on held-out spots, and the share of trusted genes.
+
+    Nothing for methods whose training measures no intervals.
+    """
+    if not isinstance(method, ModelMethod) or not method.estimator.capabilities.calibrated_by_default:
+        return {}
+    task = result.task
     spot_um = max(section.spots.diameter_um for section in task.sections)
-    found = calibrate(lambda parts: preset.fit(parts, seed=task.seed), task.training(), spot_um)
-    if found is None:
+    intervals = calibrate(
+        lambda parts: method.fit_sections(parts, task.seed, epochs), task.training(), spot_um
+    )
+    if intervals is None:
         return {}
     depth = None
-    if found.strata is not None and isinstance(run.fitted, MapModel):
-        depth = np.concatenate([run.fitted.depth_at_spots(section) for section, _ in task.tested()])
-    return found.scores(run.tested.truth.astype(np.float32), run.predicted.astype(np.float32), depth)
+    if intervals.strata is not None and isinstance(result.fitted, MapModel):
+        depth = np.concatenate([result.fitted.predict_spot_depth(section) for section, _ in task.held_out()])
+    truth = result.held_out.truth.astype(np.float32)
+    return intervals.scores(truth, result.predicted.astype(np.float32), depth)
 
 
-def _keep(keeper: HeldOutMaps, task: Task, fitted: FittedMethod, genes: GeneScores) -> None:
-    """Hand the map of the shown section over, if this fold tests it and the method draws one.
+def _add_map(maps: HeldOutMaps, task: Task, fitted: FittedMethod, genes: GeneScores) -> None:
+    """Add the map of the shown section, if this fold holds out spots of it and the method predicts patches.
 
-    All of its patches are drawn, also those between the sides, which no score looks at.
+    All of its patches are drawn, also those that neither training nor held-out spots may see: no score looks at them.
     """
-    slide_id = keeper.section.slide_id
+    slide_id = maps.section.slide_id
     if not task.fold.test[slide_id].any():
         return
-    section, target = next(pair for pair in task.everything() if pair[0].slide_id == slide_id)
-    log_patches = fitted.at_patches(section)
-    if log_patches is not None:
-        keeper.keep(task.fold, HeldOut(task.genes, genes.pearson, target, log_patches))
+    section, target = next(pair for pair in task.all_spots() if pair[0].slide_id == slide_id)
+    predicted = fitted.predict_map(section)
+    if predicted is not None:
+        maps.add(task.fold, FoldPrediction(task.genes, genes.pearson, target, predicted))
 
 
-def _tested(task: Task, views: Sequence[tuple[Section, NDArray[np.float32]]]) -> HeldOutSpots:
-    ids = [section.slide_id for section, _ in views]
+def _held_out_spots(task: Task, sections: Sequence[tuple[Section, NDArray[np.float32]]]) -> HeldOutSpots:
+    ids = [section.slide_id for section, _ in sections]
     return HeldOutSpots(
         task.fold.name,
         task.seed,
         task.genes,
-        np.concatenate([target for _, target in views]).astype(np.float64),
-        np.concatenate([library_size(section.spots) for section, _ in views]),
-        np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in views]),
+        np.concatenate([target for _, target in sections]).astype(np.float64),
+        np.concatenate([library_size(section.spots) for section, _ in sections]),
+        np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in sections]),
         np.concatenate([np.flatnonzero(task.fold.test[slide_id]) for slide_id in ids]),
     )
 
 
 def _all_spots(task: Task, fitted: FittedMethod) -> float:
     """Return the published figure: over all spots, those trained on included."""
-    everything = task.everything()
-    truth = np.concatenate([target for _, target in everything])
-    guess = np.concatenate([fitted.at_spots(section) for section, _ in everything])
-    label = np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in everything])
-    return pearson_all_spots(truth, guess, label)
+    sections = task.all_spots()
+    truth = np.concatenate([target for _, target in sections])
+    predicted = np.concatenate([fitted.predict_spots(section) for section, _ in sections])
+    label = np.concatenate([np.full(len(section.spots), section.slide_id) for section, _ in sections])
+    return pearson_all_spots(truth, predicted, label)
 
 
 @dataclass
-class _Ledger:
-    """Collects rows while runs go by."""
+class _ScoreTable:
+    """Collects the rows of scores.csv and genes.csv while fits go by.
+
+    Parameters
+    ----------
+    n_fits
+        How many there will be, for `on_progress`.
+    halo_um
+        Preset -> how far beyond a patch it looked, at most.
+    """
 
     split: str
-    total: int
+    n_fits: int
     on_progress: OnProgress
     bootstrap: PairedBootstrap
     rows: list[tuple[str, str, str, int, str, float]] = field(default_factory=list)
@@ -294,46 +326,46 @@ class _Ledger:
     halo_um: dict[str, float] = field(default_factory=dict)
     done: int = 0
 
-    def announce(self, preset: str, task: Task | None) -> None:
-        """Tell how far it is, before a fit; without a task: at the end."""
+    def report_progress(self, preset: str, task: Task | None) -> None:
+        """Report how far it is, before a fit; without a task: at the end."""
         label = f"{preset}, fold {task.fold.name}, seed {task.seed}" if task else "scored"
-        self.on_progress(Progress(self.done, self.total, label))
+        self.on_progress(Progress(self.done, self.n_fits, label))
 
-    def add(self, preset: str, run: _Run) -> None:
-        """Write down one run's rows."""
-        top = run.task.top()
-        values = run.genes.summary(top)
-        if run.all_spots is not None:
-            values["paper_all_spots"] = run.all_spots
-        key = self.write(preset, run.task, values)
-        self.genes.append(_gene_rows(key, run.task.genes, run.genes, top))
-        self.halo_um[preset] = max(run.halo_um, self.halo_um.get(preset, 0.0))
+    def add(self, preset: str, result: _MethodScore) -> None:
+        """Add the rows of one fit."""
+        top = result.task.top_genes()
+        values = result.genes.summary(top)
+        if result.all_spots is not None:
+            values["paper_all_spots"] = result.all_spots
+        key = self.add_rows(preset, result.task, values)
+        self.genes.append(_gene_rows(key, result.task.genes, result.genes, top))
+        self.halo_um[preset] = max(result.fitted.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
 
-    def add_paper(self, method: PaperMethod, run: _Run, on_noise: _Run | None) -> None:
-        """Write down what the published code would report, and what the same makes of random embeddings."""
-        values = {"as_reported": _reported(method, run)}
+    def add_ablation(
+        self, method: AblationMethod, result: _MethodScore, on_noise: _MethodScore | None
+    ) -> None:
+        """Add what the published code would report, and what the same code makes of random embeddings."""
+        values = {"as_reported": _reported(method, result)}
         if on_noise is not None:
             values["pearson_mean_on_noise"] = float(on_noise.genes.pearson.mean())
-            values["paper_all_spots_on_noise"] = _figure(on_noise)
+            values["paper_all_spots_on_noise"] = _published_figure(on_noise)
             values["as_reported_on_noise"] = _reported(method, on_noise)
-        self.write(method.name, run.task, values)
+        self.add_rows(method.name, result.task, values)
 
-    def write(self, preset: str, task: Task, values: Mapping[str, float]) -> tuple[str, str, str, int]:
-        """Write values down, and return what their rows begin with."""
+    def add_rows(self, preset: str, task: Task, values: Mapping[str, float]) -> tuple[str, str, str, int]:
+        """Add a row for each value, and return what the rows begin with."""
         key = (preset, self.split, task.fold.name, task.seed)
         self.rows += [(*key, metric, value) for metric, value in values.items()]
         return key
 
 
-def _reported(method: PaperMethod, run: _Run) -> float:
-    if "all_spots_metric" in method.switches:
-        return _figure(run)
-    return float(run.genes.pearson.mean())
+def _reported(method: AblationMethod, result: _MethodScore) -> float:
+    return _published_figure(result) if method.reports_all_spots else float(result.genes.pearson.mean())
 
 
-def _figure(run: _Run) -> float:
-    return np.nan if run.all_spots is None else run.all_spots
+def _published_figure(result: _MethodScore) -> float:
+    return np.nan if result.all_spots is None else result.all_spots
 
 
 def _gene_rows(
@@ -344,14 +376,8 @@ def _gene_rows(
         "gene": list(genes),
         "pearson": scores.pearson,
         "pearson_depth_adjusted": scores.pearson_depth_adjusted,
-        "spearman": scores.spearman,
-        "mse": scores.mse,
-        "mae": scores.mae,
-        "r2": scores.r2,
         "pearson_undefined": scores.undefined,
-        "ssim": scores.ssim,
-        "moran_measured": scores.moran_measured,
-        "moran_predicted": scores.moran_predicted,
+        **{metric.name: values for metric, values in scores.values.items()},
         "top50": top,
     }
     labels = [
@@ -363,21 +389,15 @@ def _gene_rows(
     return pl.DataFrame(columns).select(*labels, pl.all())
 
 
-def _shown(names: tuple[str, ...]) -> str:
-    """Return whose maps are shown: the default preset, else the first one that draws a map worth seeing."""
-    return min(names, key=lambda n: (n != DEFAULT_PRESET, n == "mean", n == DEPTH, n.startswith(f"{PAPER}+")))
-
-
 def _noise_draws(seeds: tuple[int, ...]) -> dict[int, list[int]]:
     """Return seed -> numbers of the draws that are scored on that seed's folds, in turn."""
     draws = range(max(NOISE_DRAWS, len(seeds)))
     return {seed: list(draws[i :: len(seeds)]) for i, seed in enumerate(seeds)}
 
 
-def _gene_rule(genes: int | Sequence[str]) -> str:
-    if isinstance(genes, int):
-        return f"the {genes} most variable genes of each fold's training spots; held-out spots had no say"
-    return f"{len(genes)} genes given by the user, the same in every fold"
+def _gene_rule(genes: GeneChoice) -> str:
+    rule = genes.describe("each fold's training spots")
+    return f"{rule}, the same in every fold" if genes.is_given else f"{rule}; no held-out spot was used"
 
 
 def _count(seed: int, fold: Fold) -> FoldCount:
@@ -390,16 +410,16 @@ def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
     notes = [f"{n_sections} section{'s' * (n_sections > 1)} of {len(donors)} donor{'s' * (len(donors) > 1)}."]
     # With one section a donor, leaving out a section leaves out its donor.
     if plan.split != "donor" and not (plan.split == "section" and len(donors) == n_sections):
-        notes.append("Training and held-out spots share donors: expect less on another person's tissue.")
+        notes.append("Training and held-out spots share donors: accuracy on another donor may be lower.")
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
     if wide and plan.split == "random":
         notes.append(
-            f"Some presets look beyond a patch ({', '.join(wide)}), so training sees the picture around"
+            f"Some presets look beyond a patch ({', '.join(wide)}), so training uses image patches around"
             " held-out spots, but never their counts."
         )
     if wide and plan.split == "block":
         notes.append(
-            f"Some presets look beyond a patch ({', '.join(wide)}). Patches near the border of a block are hidden"
-            " from both sides, so no pixel lies in a window of training and in one of a held-out spot (checked)."
+            f"Some presets look beyond a patch ({', '.join(wide)}). Patches near the border of a block are"
+            " used neither for training nor for held-out spots, so the two share no pixel (checked)."
         )
     return tuple(notes)

@@ -21,8 +21,8 @@ from histosge.heldout.splits import Fold
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What one fold says of one section.
+class FoldPrediction:
+    """One fold's prediction of the shown section.
 
     Parameters
     ----------
@@ -30,35 +30,35 @@ class HeldOut:
         The fold's genes, and their held-out scores, ``(n_genes,)``.
     target
         log1p(CP10k) of all spots of the section, ``(n_spots, n_genes)``.
-    log_patches
+    predicted
         log1p(CP10k) of all its patches, ``(n_patches, n_genes)``.
     """
 
     genes: tuple[str, ...]
     pearson: NDArray[np.float64]
     target: NDArray[np.float32]
-    log_patches: NDArray[np.float32]
+    predicted: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class HeldOutMaps:
-    """Keeps one section's held-out predictions, fold by fold.
+    """Collects one section's held-out predictions, fold by fold.
 
     Parameters
     ----------
     section
         The one that is shown.
-    spot_owner, patch_owner
+    spot_fold, patch_fold
         Fold that holds out each spot, and each patch's nearest held-out spot, by name; empty for spots
         that no fold holds out. Shapes ``(n_spots,)`` and ``(n_patches,)``.
-    parts
-        Fold name -> what it said, reduced to its own patches.
+    predictions
+        Fold name -> its prediction, reduced to the patches that are this fold's to predict.
     """
 
     section: Section
-    spot_owner: NDArray[np.object_]
-    patch_owner: NDArray[np.object_]
-    parts: dict[str, HeldOut] = field(default_factory=dict)
+    spot_fold: NDArray[np.object_]
+    patch_fold: NDArray[np.object_]
+    predictions: dict[str, FoldPrediction] = field(default_factory=dict)
 
     @classmethod
     def for_sections(cls, sections: Sequence[Section], folds: Sequence[Fold]) -> Self:
@@ -68,26 +68,26 @@ class HeldOutMaps:
             return sum(int(fold.test[section.slide_id].sum()) for fold in folds)
 
         section = max(sections, key=held_out)
-        spot_owner = np.full(len(section.spots), "", dtype=object)
+        spot_fold = np.full(len(section.spots), "", dtype=object)
         for fold in folds:
-            spot_owner[fold.test[section.slide_id]] = fold.name
-        tested = np.flatnonzero(spot_owner != "")
-        _, nearest = cKDTree(section.spots.xy_um[tested]).query(section.patches.xy_um)
-        return cls(section, spot_owner, spot_owner[tested][nearest])
+            spot_fold[fold.test[section.slide_id]] = fold.name
+        held_out_spots = np.flatnonzero(spot_fold != "")
+        _, nearest = cKDTree(section.spots.xy_um[held_out_spots]).query(section.patches.xy_um)
+        return cls(section, spot_fold, spot_fold[held_out_spots][nearest])
 
-    def keep(self, fold: Fold, found: HeldOut) -> None:
-        """Keep a fold's prediction of the shown section, where it is this fold's to predict."""
-        mine = found.log_patches[self.patch_owner == fold.name]
-        self.parts[fold.name] = replace(found, log_patches=mine)
+    def add(self, fold: Fold, prediction: FoldPrediction) -> None:
+        """Add a fold's prediction of the shown section; patches that are another fold's to predict are dropped."""
+        own = prediction.predicted[self.patch_fold == fold.name]
+        self.predictions[fold.name] = replace(prediction, predicted=own)
 
     def maps(self) -> tuple[GeneMap, ...]:
         """Return the maps of the best, the median and the worst gene, fewer if there are fewer genes.
 
         Only genes that every fold of this section has chosen can be shown.
         """
-        if not self.parts:
+        if not self.predictions:
             return ()
-        common = set.intersection(*(set(part.genes) for part in self.parts.values()))
+        common = set.intersection(*(set(part.genes) for part in self.predictions.values()))
         ranked = sorted(common, key=lambda gene: (-self._pearson(gene), gene))
         roles = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
         shown: dict[int, str] = {}
@@ -97,17 +97,17 @@ class HeldOutMaps:
 
     def _pearson(self, gene: str) -> float:
         """Return a gene's held-out score: the mean over the folds that hold out spots of this section."""
-        return float(np.mean([part.pearson[part.genes.index(gene)] for part in self.parts.values()]))
+        return float(np.mean([part.pearson[part.genes.index(gene)] for part in self.predictions.values()]))
 
     def _map(self, gene: str, role: str) -> GeneMap:
         section = self.section
         measured = np.full(len(section.spots), np.nan, dtype=np.float32)
         patches = np.full(len(section.patches), np.nan, dtype=np.float32)
-        for name, part in self.parts.items():
+        for name, part in self.predictions.items():
             column = part.genes.index(gene)
-            mine = self.spot_owner == name
-            measured[mine] = part.target[mine, column]
-            patches[self.patch_owner == name] = part.log_patches[:, column]
+            held_out_here = self.spot_fold == name
+            measured[held_out_here] = part.target[held_out_here, column]
+            patches[self.patch_fold == name] = part.predicted[:, column]
         grid = np.full(section.thumbnail.shape[:2], np.nan, dtype=np.float32)
         grid[section.patches.rows, section.patches.cols] = patches
         held_out = ~np.isnan(measured)

@@ -10,7 +10,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.data.genes import choose_genes, library_size, select_target, shared_genes
+from histosge.data.gene_choice import GeneChoice, GeneSource
+from histosge.data.genes import library_size, select_target, shared_genes
 from histosge.data.sections import Section, Spots, TrainingSection
 from histosge.heldout.leakage import (
     PatchSplit,
@@ -37,11 +38,11 @@ class Task:
         All of them.
     targets
         log1p(CP10k) of all spots of each section, ``(n_spots, n_genes)``.
-    sides
+    patch_splits
         Slide id -> which patches training and held-out spots may see; empty: all.
-    chosen
-        Whether the genes were chosen here, not given.
-    noise
+    genes_are_chosen
+        Whether all genes were chosen here, none given.
+    is_noise
         Whether the embeddings are random.
     """
 
@@ -50,16 +51,17 @@ class Task:
     genes: tuple[str, ...]
     sections: tuple[Section, ...]
     targets: tuple[NDArray[np.float32], ...]
-    sides: Mapping[str, PatchSplit] = field(default_factory=dict)
-    chosen: bool = True
-    noise: bool = False
+    patch_splits: Mapping[str, PatchSplit] = field(default_factory=dict)
+    genes_are_chosen: bool = True
+    is_noise: bool = False
 
     def training(self) -> list[TrainingSection]:
         """Return the sections that have training spots, with those spots and the patches that they may see."""
         parts = []
-        for section, target in self._with(self.fold.train):
+        for section, target in self._sections_of(self.fold.train):
             keep = self.fold.train[section.slide_id]
-            seen = select_patches(section, self.sides[section.slide_id].train) if self.sides else section
+            split = self.patch_splits.get(section.slide_id)
+            seen = select_patches(section, split.train) if split else section
             library = library_size(seen.spots)
             parts.append(
                 TrainingSection(seen.patches, seen.overlap, seen.spots.xy_um, target, library).subset(keep)
@@ -70,40 +72,43 @@ class Task:
         """Return the training spots with their counts, section by section as `training` gives them."""
         return [
             _subset(section.spots, self.fold.train[section.slide_id])
-            for section, _ in self._with(self.fold.train)
+            for section, _ in self._sections_of(self.fold.train)
         ]
 
-    def tested(self) -> list[tuple[Section, NDArray[np.float32]]]:
+    def held_out(self) -> list[tuple[Section, NDArray[np.float32]]]:
         """Return the held-out spots with their targets, on the patches that they may see."""
         parts = []
-        for section, target in self._with(self.fold.test):
+        for section, target in self._sections_of(self.fold.test):
             keep = self.fold.test[section.slide_id]
-            seen = select_patches(section, self.sides[section.slide_id].test) if self.sides else section
+            split = self.patch_splits.get(section.slide_id)
+            seen = select_patches(section, split.test) if split else section
             parts.append((select_spots(seen, keep), target[keep]))
         return parts
 
-    def everything(self) -> list[tuple[Section, NDArray[np.float32]]]:
+    def all_spots(self) -> list[tuple[Section, NDArray[np.float32]]]:
         """Return all spots of all sections, those trained on included: only for `paper_all_spots`."""
         return list(zip(self.sections, self.targets, strict=True))
 
-    def _with(self, part: Mapping[str, NDArray[np.bool_]]) -> list[tuple[Section, NDArray[np.float32]]]:
+    def _sections_of(
+        self, part: Mapping[str, NDArray[np.bool_]]
+    ) -> list[tuple[Section, NDArray[np.float32]]]:
         """Return the sections that have spots in a part of the fold, with the targets of all their spots."""
         pairs = zip(self.sections, self.targets, strict=True)
         return [(section, target) for section, target in pairs if part[section.slide_id].any()]
 
-    def top(self) -> NDArray[np.bool_]:
+    def top_genes(self) -> NDArray[np.bool_]:
         """Mark the genes behind `pearson_top50`, picked on the training spots."""
-        pairs = self._with(self.fold.train)
+        pairs = self._sections_of(self.fold.train)
         return top_by_variance(np.concatenate([t[self.fold.train[s.slide_id]] for s, t in pairs]))
 
-    def with_noise(self, draw: int) -> "Task":
+    def with_random_embeddings(self, draw: int) -> "Task":
         """Return the same fold on standard-normal random embeddings; the draw takes the seed's place."""
         rng = np.random.default_rng([draw, len(self.sections)])
         noisy = []
         for section in self.sections:
             random = rng.standard_normal(section.patches.embedding.shape, dtype=np.float32)
             noisy.append(replace(section, patches=section.patches.with_embedding(random)))
-        return replace(self, seed=draw, sections=tuple(noisy), noise=True)
+        return replace(self, seed=draw, sections=tuple(noisy), is_noise=True)
 
     def with_genes(self, genes: Sequence[str]) -> "Task":
         """Return the same fold for other genes."""
@@ -124,23 +129,24 @@ class Plan:
     sections, split
         What to split, and how: one of `histosge.heldout.splits.SPLITS`.
     genes
-        How many to choose on each fold's training part, or which.
+        What is chosen on each fold's training part.
     buffer_um
         Of the block split.
     """
 
     sections: tuple[Section, ...]
     split: str
-    genes: int | Sequence[str]
+    genes: GeneChoice
     buffer_um: float
 
     @classmethod
-    def from_sections(cls, sections: Sequence[Section], split: str, genes: int | Sequence[str]) -> Self:
+    def from_sections(cls, sections: Sequence[Section], split: str, genes: GeneSource | GeneChoice) -> Self:
         """Plan an evaluation; the buffer of a block split comes from the widest spots and patches."""
+        choice = genes if isinstance(genes, GeneChoice) else GeneChoice.parse(genes)
         buffers = [
             window_buffer_um(s.spots.diameter_um, s.patches.patch_um, s.patches.stride_um) for s in sections
         ]
-        return cls(tuple(sections), split, genes, max(buffers, default=0.0) if split == "block" else 0.0)
+        return cls(tuple(sections), split, choice, max(buffers, default=0.0) if split == "block" else 0.0)
 
     def folds(self, seed: int) -> tuple[Fold, ...]:
         """Return one seed's folds, proven free of leaks."""
@@ -158,16 +164,17 @@ class Plan:
     def _prepare(self, seed: int, fold: Fold) -> Task:
         genes = self._choose(fold)
         targets = tuple(select_target(section.spots, genes) for section in self.sections)
-        sides = (
-            {section.slide_id: _parted(fold, section) for section in self.sections}
+        # Whole slides and random halves need none: no slide is on both sides, or nothing is claimed of new tissue.
+        patch_splits = (
+            {section.slide_id: _split_patches(fold, section) for section in self.sections}
             if self.split == "block"
             else {}
         )
-        return Task(seed, fold, genes, self.sections, targets, sides, chosen=isinstance(self.genes, int))
+        return Task(
+            seed, fold, genes, self.sections, targets, patch_splits, genes_are_chosen=not self.genes.named
+        )
 
     def _choose(self, fold: Fold) -> tuple[str, ...]:
-        if not isinstance(self.genes, int):
-            return tuple(self.genes)
         training = [
             _subset(section.spots, keep)
             for section in self.sections
@@ -175,15 +182,15 @@ class Plan:
         ]
         # Which genes a held-out section measured is no result: a gene that it lacks cannot be scored.
         measured = shared_genes([section.spots for section in self.sections])
-        return choose_genes(training, self.genes, among=measured)
+        return self.genes.choose(training, among=measured)
 
 
-def _parted(fold: Fold, section: Section) -> PatchSplit:
-    """Part the patches, and prove that no window of training reaches into one of a held-out spot."""
+def _split_patches(fold: Fold, section: Section) -> PatchSplit:
+    """Split the patches, and prove that no window of training reaches into one of a held-out spot."""
     train, test = fold.train[section.slide_id], fold.test[section.slide_id]
-    sides = PatchSplit.from_spots(section, train, test)
-    check_windows_apart(section, sides, train, test, fold.name)
-    return sides
+    split = PatchSplit.from_spots(section, train, test)
+    check_windows_apart(section, split, train, test, fold.name)
+    return split
 
 
 def _subset(spots: Spots, keep: NDArray[np.bool_]) -> Spots:

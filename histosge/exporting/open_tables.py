@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from featurestore.errors import StoreError, StoreNotFoundError
 from featurestore.location import Location
+from featurestore.storage.block_array import check_whole
 from featurestore.storage.layout import SPEC_NAME as FEATURE_SPEC
 from featurestore.storage.store import Store
 from featurestore.storage.zarr_metadata import read_attrs
@@ -69,12 +70,8 @@ def open_tables(url: str, selection: ExportSelection, *, allow_empty: bool = Fal
     """
     tables = _embeddings(url, selection) if is_feature_store(url) else _maps(url, selection)
     for table in tables:
-        missing = table.array.missing(table.planned)
-        if missing:
-            raise ExportError(
-                f"slide {table.slide_id!r} has {len(table.planned) - len(missing)} of {len(table.planned)} blocks; "
-                f"finish it first: run the same histosge {'embed' if table.what == 'embedding' else 'predict'} again"
-            )
+        command = "embed" if table.what == "embedding" else "predict"
+        check_whole(table.array, table.planned, table.slide_id, command)
         if not allow_empty and not len(table):
             raise ExportError(f"slide {table.slide_id!r} has no patch with values; nothing to export")
     return tables

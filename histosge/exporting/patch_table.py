@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
-from histosge.prediction.expression_store import GENE_GROUP
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,9 @@ class PatchTable:
     def kept(self) -> NDArray[np.bool_]:
         """Which patches have values, ``(n_rows, n_cols)``: one pass over the first group of columns."""
         kept = np.zeros(self.grid.shape, dtype=bool)
-        first = slice(0, self._group)
         for block in self.planned:
-            kept[block.slices] = np.isfinite(self.array.read(block.rows, block.cols, first)).any(axis=2)
+            kept[block.slices] = np.isfinite(self.array.read_block(block, group=0)).any(axis=2)
         return kept
-
-    @property
-    def _group(self) -> int:
-        """Columns in one stored object."""
-        return self.array.shape[2] if self.array.n_groups == 1 else GENE_GROUP
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -111,13 +104,17 @@ class PatchTable:
 
     def lattice(self, rows: tuple[int, int]) -> NDArray[np.float32]:
         """Return the chosen columns of some grid rows, ``(rows, n_cols, n_columns)``; NaN without values."""
-        wide = (0, self.grid.n_cols)
-        values = np.empty((rows[1] - rows[0], self.grid.n_cols, len(self.columns)), np.float32)
-        columns = np.asarray(self.columns)
-        for group in np.unique(columns // self._group):
-            here = np.flatnonzero(columns // self._group == group)
-            low, high = int(columns[here].min()), int(columns[here].max())
-            values[..., here] = self.array.read(rows, wide, slice(low, high + 1))[..., columns[here] - low]
+        values = np.full((rows[1] - rows[0], self.grid.n_cols, len(self.columns)), np.nan, np.float32)
+        groups, places = np.divmod(np.asarray(self.columns), self.array.object_shape[2])
+        for block in self.planned:
+            top, bottom = max(rows[0], block.rows[0]), min(rows[1], block.rows[1])
+            if top >= bottom:
+                continue
+            inside = values[top - rows[0] : bottom - rows[0], slice(*block.cols)]
+            wanted = slice(top - block.rows[0], bottom - block.rows[0])
+            for group in np.unique(groups).tolist():
+                chosen = groups == group
+                inside[..., chosen] = self.array.read_block(block, group=group)[wanted, :, places[chosen]]
         return values
 
     def read(self, band: tuple[int, int]) -> NDArray[np.float32]:

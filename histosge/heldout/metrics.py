@@ -1,6 +1,7 @@
 """How well a prediction fits held-out spots, gene by gene: arithmetic only.
 
-It splits nothing and chooses nothing: whoever calls it has kept the test spots apart.
+It splits nothing and chooses nothing: whoever calls it has kept the test spots apart. Pearson is computed here, since
+it decides which genes are undefined; all other metrics are registered (`histosge.heldout.metric_registry`).
 
 Every correlation is taken *within* sections: each section's own mean is removed from truth and
 prediction first. Otherwise a model that only knows which section a spot lies on would score.
@@ -8,19 +9,18 @@ prediction first. Otherwise a model that only knows which section a spot lies on
 Terms
     truth, predicted   log1p(CP10k), shape (n_spots, n_genes)
     depth              a spot's total counts (its library size)
-    NaN gene           a gene whose correlation is not defined, since truth or prediction is
-                       constant: it counts as 0, and is counted
+    undefined gene     one without a correlation, since truth or prediction is constant: it counts as 0 in every
+                       mean, and the number of such genes is reported
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from histosge.heldout.spatial_metrics import SpotLattice
-
-Floats = NDArray[np.float64]
+from histosge.heldout.metric_registry import Floats, Metric, ScoredSpots
 
 CONSTANT = 1e-6
 """A spread below this share of a gene's largest value is rounding, not a map: float32 leaves about 6e-8."""
@@ -35,28 +35,22 @@ class GeneScores:
 
     Parameters
     ----------
-    pearson, pearson_depth_adjusted, spearman
+    pearson, pearson_depth_adjusted
         Correlation over spots, within sections; 0 where it is not defined.
-    mse, mae
-        Over spots, in log1p(CP10k).
-    r2
-        1 - squared error / squared deviation from each section's own mean; 0 where truth is constant.
     undefined
         True where `pearson` is not defined and was set to 0.
-    ssim, moran_measured, moran_predicted
-        Structural similarity of the map, and Moran's I of truth and prediction; NaN without a lattice.
+    values
+        Of each registered metric.
     """
 
     pearson: Floats
     pearson_depth_adjusted: Floats
-    spearman: Floats
-    mse: Floats
-    mae: Floats
-    r2: Floats
     undefined: NDArray[np.bool_]
-    ssim: Floats
-    moran_measured: Floats
-    moran_predicted: Floats
+    values: Mapping[Metric, Floats]
+
+    def __getitem__(self, metric: str) -> Floats:
+        """Return one registered metric's values by its name, ``(n_genes,)``."""
+        return next(values for each, values in self.values.items() if each.name == metric)
 
     def summary(self, top: NDArray[np.bool_]) -> dict[str, float]:
         """Return the scores of a whole prediction, by metric.
@@ -67,33 +61,24 @@ class GeneScores:
             True for the genes behind `pearson_top50`, shape ``(n_genes,)``. They must have been picked
             on the training part: picking the best on the test spots gives noise 0.10.
         """
-        space = {
-            "ssim": self.ssim,
-            "moran_measured": self.moran_measured,
-            "moran_predicted": self.moran_predicted,
-        }
         return {
             "pearson_mean": float(self.pearson.mean()),
             "pearson_median": float(np.median(self.pearson)),
             "pearson_top50": float(self.pearson[top].mean()),
             "pearson_depth_adjusted": float(self.pearson_depth_adjusted.mean()),
-            "spearman_mean": float(self.spearman.mean()),
-            "mse": float(self.mse.mean()),
-            "mae": float(self.mae.mean()),
-            "r2": float(self.r2.mean()),
             "n_genes": float(len(self.pearson)),
+            # Two names of one count: both stand in files that were written before.
             "n_nan_genes": float(self.undefined.sum()),
             "n_constant": float(self.undefined.sum()),
-            **{name: float(v.mean()) for name, v in space.items() if not np.isnan(v).any()},
+            **{metric.summary_name: float(values.mean()) for metric, values in self.values.items()},
         }
 
 
 def score_genes(
     truth: NDArray[np.floating],
     predicted: NDArray[np.floating],
-    depth: NDArray[np.number],
-    section: NDArray[np.generic],
-    lattice: SpotLattice | None = None,
+    spots: ScoredSpots,
+    metrics: Sequence[Metric] = (),
 ) -> GeneScores:
     """Score a prediction of held-out spots.
 
@@ -101,38 +86,25 @@ def score_genes(
     ----------
     truth, predicted
         log1p(CP10k), shape ``(n_spots, n_genes)``.
-    depth
-        Total counts of every spot, positive, shape ``(n_spots,)``.
-    section
-        Label of the section that each spot lies on, shape ``(n_spots,)``.
-    lattice
-        Of these spots, in this order; without it nothing is said of the pattern in space.
+    spots
+        Total counts, section and position of each spot.
+    metrics
+        What is computed beside Pearson.
 
     Raises
     ------
     ValueError
         If the shapes differ, there are fewer than 2 spots, or a value is not finite.
+    HistosgeError
+        If a metric does not return one finite value per gene.
     """
     true, guess = np.asarray(truth, np.float64), np.asarray(predicted, np.float64)
-    _check(true, guess, depth, section)
-    log_depth, nowhere = np.log(np.asarray(depth, np.float64)), np.full(true.shape[1], np.nan)
-    error = guess - true
-    deviation = (within_sections(true, section) ** 2).sum(axis=0)
-    squared = (error**2).sum(axis=0)
-    pearson, undefined = correlate(true, guess, section)
-    adjusted, _ = correlate(true, guess, section, log_depth)
-    ranked, _ = correlate(rank_within(true, section), rank_within(guess, section), section)
+    _check(true, guess, spots)
+    log_depth = np.log(np.asarray(spots.depth, np.float64))
+    pearson, undefined = correlate(true, guess, spots.section)
+    adjusted, _ = correlate(true, guess, spots.section, log_depth)
     return GeneScores(
-        pearson=pearson,
-        pearson_depth_adjusted=adjusted,
-        spearman=np.where(undefined, 0.0, ranked),
-        mse=(error**2).mean(axis=0),
-        mae=np.abs(error).mean(axis=0),
-        r2=1 - np.divide(squared, deviation, out=np.ones_like(squared), where=_varies(deviation, true)),
-        undefined=undefined,
-        ssim=nowhere if lattice is None else lattice.ssim(true, guess),
-        moran_measured=nowhere if lattice is None else lattice.moran(true),
-        moran_predicted=nowhere if lattice is None else lattice.moran(guess),
+        pearson, adjusted, undefined, {metric: metric(true, guess, spots) for metric in metrics}
     )
 
 
@@ -150,10 +122,17 @@ def correlate(
     """
     left, right = within_sections(a, section, log_depth), within_sections(b, section, log_depth)
     left_sq, right_sq = (left**2).sum(axis=0), (right**2).sum(axis=0)
-    defined = _varies(left_sq, a) & _varies(right_sq, b)
+    defined = varies(left_sq, a) & varies(right_sq, b)
     scale = np.sqrt(left_sq * right_sq)
     r = np.divide((left * right).sum(axis=0), scale, out=np.zeros_like(scale), where=defined)
+    # Rounding can carry a perfect correlation a few bits beyond 1.
     return np.clip(r, -1, 1), ~defined
+
+
+def is_undefined(a: Floats, b: Floats, section: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Tell for which genes `correlate` is not defined, ``(n_genes,)``."""
+    spread = ((within_sections(values, section) ** 2).sum(axis=0) for values in (a, b))
+    return ~np.logical_and(*(varies(squares, values) for squares, values in zip(spread, (a, b), strict=True)))
 
 
 def within_sections(values: Floats, section: NDArray[np.generic], log_depth: Floats | None = None) -> Floats:
@@ -224,14 +203,14 @@ def _depth_basis(log_depth: Floats) -> Floats:
     return np.asarray(left[:, singular > 1e-9 * max(1.0, float(np.abs(log_depth).max()))])
 
 
-def _varies(sum_of_squares: Floats, values: Floats) -> NDArray[np.bool_]:
-    """Return which columns spread by more than rounding."""
+def varies(sum_of_squares: Floats, values: Floats) -> NDArray[np.bool_]:
+    """Tell which columns spread by more than rounding, from their squared deviations summed over spots."""
     spread: Floats = np.sqrt(sum_of_squares / len(values))
     return np.asarray(spread > CONSTANT * np.abs(values).max(axis=0))
 
 
-def _check(truth: Floats, predicted: Floats, depth: NDArray[np.number], section: NDArray[np.generic]) -> None:
-    n_spots = len(truth)
+def _check(truth: Floats, predicted: Floats, spots: ScoredSpots) -> None:
+    n_spots, depth, section = len(truth), spots.depth, spots.section
     if truth.shape != predicted.shape or depth.shape != (n_spots,) or section.shape != (n_spots,):
         raise ValueError(
             f"truth {truth.shape}, predicted {predicted.shape}, depth {depth.shape} and section"
@@ -242,5 +221,6 @@ def _check(truth: Floats, predicted: Floats, depth: NDArray[np.number], section:
     bad = int((~np.isfinite(predicted)).sum() + (~np.isfinite(truth)).sum())
     if bad or not (np.asarray(depth) > 0).all():
         raise ValueError(
-            f"cannot score: {bad} values are not finite, or a spot has no counts; mend the model"
+            f"cannot score: {bad} values are not finite, or a spot has no counts; correct the model, or leave such "
+            "spots out"
         )

@@ -46,7 +46,7 @@ class SpotLattice:
     section: NDArray[np.int64]
 
     @classmethod
-    def over(cls, xy_um: Floats, section: NDArray[np.generic]) -> Self:
+    def from_spots(cls, xy_um: Floats, section: NDArray[np.generic]) -> Self:
         """Measure spots.
 
         Parameters

@@ -21,6 +21,8 @@ from histosge.data.sections import Spots
 from histosge.errors import SplitError
 
 SPLITS = ("block", "section", "donor", "random")
+WITHIN_SECTION = ("block", "random")
+"""Splits that leave part of every section to train on."""
 N_BLOCKS = 4
 """Folds of the block split: a section falls into this many blocks of equal counts of spots."""
 

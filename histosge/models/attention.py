@@ -1,16 +1,16 @@
-"""What attention over the patches around adds to a linear solution: a small network that starts at zero.
+"""A small attention network that is added to a linear model: it starts at zero and is fitted to the residuals.
 
     t_p = A z_p                                        z: standardised components of a patch's embedding
     s_p = sum_n softmax_n(q_p k_n' / sqrt(d) + b(|x_p - x_n|)) v_n      over the patches n of the window, per head
     r_p = W tanh(t_p + O s_p)                          in patterns; W and O are zero at the start
 
-Positions enter by distance alone, in microns: b is a sum of bumps, per head. So a model moves to another slide, grid or
-orientation. Tokens t are computed once per patch and shared by all windows that it is in. A spot is the mean of the
-patches under it; in training one of them is drawn by the area that they share.
+Positions enter by distance alone, in microns: b is a sum of Gaussian basis functions of it, per head. So a model moves
+to another slide, grid or orientation. Tokens t are computed once per patch and shared by all windows that it is in. A
+spot is the mean of the patches under it; in training one of them is drawn with a probability of its share of the area.
 
 Terms
-    window     the patches within a radius of one that is asked about, along either axis
-    leftover   what the linear solution, fitted without a spot's section, leaves of its patterns
+    window    the patches within a radius of a middle patch, along either axis
+    residual  a spot's patterns minus those predicted by a linear model that was fitted without the spot's section
 """
 
 from collections.abc import Sequence
@@ -29,15 +29,15 @@ from histosge.data.spot_overlap import neighbourhood
 from histosge.models.linear_algebra import Floats, Standardiser
 
 RADIUS_UM, STEPS = 256.0, 4
-"""Half the side of a window, and places between its middle and its edge, at most: 81 in all."""
+"""Half the side of a window, and positions between its middle and its edge, at most: 81 in all."""
 WIDTH, HEADS, DROPOUT = 32, 4, 0.1
-BUMPS_UM, BUMP_UM = (0.0, 60.0, 120.0, 180.0, 240.0, 320.0), 50.0
-"""Distances at which the bumps of the bias stand, and their standard deviation."""
+BASIS_UM, BASIS_SD_UM = (0.0, 60.0, 120.0, 180.0, 240.0, 320.0), 50.0
+"""Centres of the basis functions of the distance, and their standard deviation."""
 EPOCHS = 60
-"""Of the window, after twice as many of the patch alone. All are run: the error often rises for ten before it falls."""
-BATCH, SPOTS_AN_EPOCH, SPOTS_A_CHECK = 64, 4000, 1000
-LEARNING_RATE, DECAY = 3e-3, 0.02
-_AT_ONCE = 2048
+"""Of the window, after twice as many of the patch alone. No early stop: the error often rises for ten before it falls."""
+BATCH, SPOTS_PER_EPOCH, VALIDATION_SPOTS = 64, 4000, 1000
+LEARNING_RATE, WEIGHT_DECAY = 3e-3, 0.02
+_PATCHES_AT_ONCE = 2048
 
 
 class AttentionNetwork(nn.Module):
@@ -50,18 +50,19 @@ class AttentionNetwork(nn.Module):
 
     Attributes
     ----------
-    looks
-        Whether it looks around; False gives the same as long as O is zero, for less.
+    uses_window
+        Whether attention is computed; False gives the same as long as O is zero, at less cost.
     """
 
     def __init__(self, dim: int, n_patterns: int) -> None:
         super().__init__()
-        self.looks = True
+        self.uses_window = True
         self.tokens = nn.Linear(dim, WIDTH)
         self.query, self.key, self.value, self.mix = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-        self.distance = nn.Parameter(torch.zeros(HEADS, len(BUMPS_UM)))
+        self.distance = nn.Parameter(torch.zeros(HEADS, len(BASIS_UM)))
         self.drop = nn.Dropout(DROPOUT)
         self.out = nn.Linear(WIDTH, n_patterns, bias=False)
+        # O and W: the sum of the linear model and this network starts as the linear model.
         nn.init.zeros_(self.mix.weight)
         nn.init.zeros_(self.out.weight)
 
@@ -73,29 +74,31 @@ class AttentionNetwork(nn.Module):
         components
             Standardised, of all patches that are in any window, ``(n_patches, dim)``.
         middle
-            Which of them are asked about, ``(n,)``.
+            Indices of the patches to predict, ``(n,)``.
         window
-            Which of them each looks at, ``(n, n_places)``; -1 where there is none.
+            Indices of the patches in the window of each, ``(n, n_positions)``; -1 where there is none.
         distance_um
-            From the middle of a window to each of its places, ``(n_places,)``.
+            From the middle of a window to each of its positions, ``(n_positions,)``.
         """
-        if not self.looks:
+        if not self.uses_window:
             alone: Tensor = self.out(torch.tanh(self.drop(self.tokens(components[middle]))))
             return alone
         tokens = self.drop(self.tokens(components))
-        own, places = tokens[middle], window.clamp(min=0)
+        own, index = tokens[middle], window.clamp(min=0)
         # `embedding` is a look-up whose gradients are added in a fixed order: the same bits every time.
-        key, value = (_heads(functional.embedding(places, part(tokens))) for part in (self.key, self.value))
-        bumps = torch.exp(-(((distance_um[:, None] - distance_um.new_tensor(BUMPS_UM)) / BUMP_UM) ** 2) / 2)
-        bias = (self.distance @ bumps.T)[None, :, None].masked_fill((window < 0)[:, None, None], -torch.inf)
+        key, value = (_heads(functional.embedding(index, part(tokens))) for part in (self.key, self.value))
+        basis = torch.exp(
+            -(((distance_um[:, None] - distance_um.new_tensor(BASIS_UM)) / BASIS_SD_UM) ** 2) / 2
+        )
+        bias = (self.distance @ basis.T)[None, :, None].masked_fill((window < 0)[:, None, None], -torch.inf)
         query = _heads(self.query(own)[:, None])
-        seen = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
-        added: Tensor = self.out(torch.tanh(own + self.mix(seen.transpose(1, 2).flatten(-2)[:, 0])))
+        context = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        added: Tensor = self.out(torch.tanh(own + self.mix(context.transpose(1, 2).flatten(-2)[:, 0])))
         return added
 
 
 def _heads(values: Tensor) -> Tensor:
-    """Turn ``(n, places, width)`` into ``(n, heads, places, width / heads)``."""
+    """Turn ``(n, positions, width)`` into ``(n, heads, positions, width / heads)``."""
     return values.reshape(*values.shape[:2], HEADS, -1).transpose(1, 2)
 
 
@@ -115,83 +118,90 @@ class Windows:
     distance_um: Tensor
 
     @classmethod
-    def around(
+    def from_patches(
         cls, patches: Patches, standardiser: Standardiser, radius_um: float, of: NDArray[np.int64]
     ) -> Self:
-        """Cut windows around the patches `of`; embeddings are components, and only those in a window are kept."""
+        """Cut windows around the patches `of`, whose embeddings are components; only patches in a window are kept."""
         around = neighbourhood(patches, radius_um, STEPS, of)
         needed = np.unique(around.index[around.index >= 0])
-        place = np.full(len(patches) + 1, -1)  # the last, found by -1, stays -1
-        place[needed] = np.arange(len(needed))
+        new_index = np.full(len(patches) + 1, -1)  # index -1, no patch, finds the last entry, which stays -1
+        new_index[needed] = np.arange(len(needed))
         return cls(
             torch.from_numpy(standardiser.apply(patches.embedding[needed]).astype(np.float32)),
-            torch.from_numpy(place[of]),
-            torch.from_numpy(place[around.index]),
+            torch.from_numpy(new_index[of]),
+            torch.from_numpy(new_index[around.index]),
             torch.from_numpy(np.hypot(*around.offset_um.T).astype(np.float32)),
         )
 
-    def ask(self, network: AttentionNetwork, some: Tensor | slice) -> Tensor:
-        """Return what a network adds to some of the patches; of the others only those in their windows are looked at."""
-        window = self.window[some]
-        needed, place = torch.unique(torch.cat([self.middle[some], window.flatten()]), return_inverse=True)
-        none = int(needed[0] < 0)  # -1, which comes first
-        place = place - none
-        middle, window = place[: len(window)], place[len(window) :].reshape(window.shape)
-        added: Tensor = network(self.components[needed[none:]], middle, window, self.distance_um)
+    def predict(self, network: AttentionNetwork, chosen: Tensor | slice) -> Tensor:
+        """Return what a network adds to some of the patches, ``(n_chosen, n_patterns)``."""
+        window = self.window[chosen]
+        # Tokens are computed only of the patches in these windows, and once for each.
+        needed, new_index = torch.unique(
+            torch.cat([self.middle[chosen], window.flatten()]), return_inverse=True
+        )
+        has_none = int(needed[0] < 0)  # -1, no patch, sorts first
+        new_index = new_index - has_none
+        middle, window = new_index[: len(window)], new_index[len(window) :].reshape(window.shape)
+        added: Tensor = network(self.components[needed[has_none:]], middle, window, self.distance_um)
         return added
 
-    def ask_all(self, networks: Sequence[AttentionNetwork]) -> NDArray[np.float32]:
-        """Return the mean of what networks add to every patch, ``(n, n_patterns)``."""
+    def predict_mean(self, networks: Sequence[AttentionNetwork]) -> NDArray[np.float32]:
+        """Return the mean over networks of what they add to every patch, ``(n, n_patterns)``."""
         with torch.inference_mode():
-            parts = [
-                torch.stack([self.ask(network, slice(at, at + _AT_ONCE)) for network in networks]).mean(dim=0)
-                for at in range(0, len(self.middle), _AT_ONCE)
-            ]
+            parts = []
+            for start in range(0, len(self.middle), _PATCHES_AT_ONCE):
+                chosen = slice(start, start + _PATCHES_AT_ONCE)
+                parts.append(torch.stack([self.predict(one, chosen) for one in networks]).mean(dim=0))
         return np.asarray(torch.cat(parts).numpy())
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One section to learn from: windows around the patches under its spots, and what is left over there.
+class TrainingWindows:
+    """One section to fit to: windows around the patches under its spots, and the residuals of the spots.
 
     Parameters
     ----------
     windows
         Around the patches under any spot.
     overlap
-        Of the spots with those, ``(n_spots, n)``.
-    leftover
+        Of the spots with those patches, ``(n_spots, n)``.
+    residual
         Per spot, ``(n_spots, n_patterns)``.
     """
 
     windows: Windows
     overlap: sparse.csr_matrix
-    leftover: Floats
+    residual: Floats
+
+    def __len__(self) -> int:
+        return len(self.residual)
 
     @classmethod
-    def of(
+    def from_patches(
         cls,
         patches: Patches,
         overlap: sparse.csr_matrix,
-        leftover: Floats,
+        residual: Floats,
         standardiser: Standardiser,
         radius_um: float,
     ) -> Self:
         """Cut the windows that a section's spots need."""
         under = np.unique(overlap.indices).astype(np.int64)
-        windows = Windows.around(patches, standardiser, radius_um, under)
-        return cls(windows, sparse.csr_matrix(overlap[:, under]), leftover)
+        windows = Windows.from_patches(patches, standardiser, radius_um, under)
+        return cls(windows, sparse.csr_matrix(overlap[:, under]), residual)
 
-    def take(self, spots: NDArray[np.int64]) -> "Lesson":
-        """Return what some of the spots need."""
+    def take(self, spots: NDArray[np.int64]) -> "TrainingWindows":
+        """Return some of the spots, with the windows that they need."""
         overlap, whole = self.overlap[spots], self.windows
         under = np.unique(overlap.indices)
-        some = torch.from_numpy(under.astype(np.int64))
-        windows = replace(whole, middle=whole.middle[some], window=whole.window[some])
-        return Lesson(windows, sparse.csr_matrix(overlap[:, under]), self.leftover[spots])
+        index = torch.from_numpy(under.astype(np.int64))
+        windows = replace(whole, middle=whole.middle[index], window=whole.window[index])
+        return TrainingWindows(windows, sparse.csr_matrix(overlap[:, under]), self.residual[spots])
 
-    def draw(self, spots: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        """Draw one patch under each spot, by the area that they share; every spot has one."""
+    def draw_patches(self, spots: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """Draw one patch under each spot, with a probability of its share of the area; every spot has a patch."""
+        # Inverse transform sampling in the running sum of all areas, row after row.
         up_to = np.cumsum(self.overlap.data)
         first, last = self.overlap.indptr[spots], self.overlap.indptr[spots + 1] - 1
         low = np.where(first > 0, up_to[first - 1], 0.0)
@@ -201,89 +211,102 @@ class Lesson:
 
     def predict(self, network: AttentionNetwork) -> Floats:
         """Return what a network adds at the spots, ``(n_spots, n_patterns)``."""
-        return np.asarray(self.overlap @ self.windows.ask_all([network]).astype(np.float64))
+        return np.asarray(self.overlap @ self.windows.predict_mean([network]).astype(np.float64))
 
 
 @dataclass(frozen=True)
-class Taught:
+class FitResult:
     """A network at its best epoch, in evaluation mode.
 
     Parameters
     ----------
-    alone, looking
-        Epochs kept of the patch alone, and then of its window; 0 where they gained nothing.
+    patch_epochs, window_epochs
+        Epochs kept of the patch alone, and then of its window; 0 where they did not reduce the error.
     """
 
     network: AttentionNetwork
-    alone: int
-    looking: int
+    patch_epochs: int
+    window_epochs: int
 
 
-def teach(lessons: Sequence[Lesson], check: Sequence[Lesson], seed: Sequence[int], epochs: int) -> Taught:
-    """Train on some sections, and keep what has the least squared error on others, at about `SPOTS_A_CHECK` spots.
+def fit(
+    training: Sequence[TrainingWindows],
+    validation: Sequence[TrainingWindows],
+    seed: Sequence[int],
+    epochs: int,
+) -> FitResult:
+    """Train on some sections, and keep the epoch with the least squared error on others.
 
-    The patch alone comes first, which is a curve in place of a line; then, from the best of that, its window. A
-    window that is learned from at once is learned by heart.
+    The patch alone is fitted first, which is a curve in place of a line; then, from the best epoch of that, its window.
+    Fitted at once, the window is overfitted.
 
     Parameters
     ----------
+    validation
+        About `VALIDATION_SPOTS` of their spots are used.
     seed
         Same seed, same machine: the same network, bit for bit.
     epochs
-        Of the window, and half of those of the patch alone: passes over the spots, or over `SPOTS_AN_EPOCH` of them.
+        Of the window, and half of those of the patch alone: passes over the spots, or over `SPOTS_PER_EPOCH` of them.
     """
-    every = -(-sum(len(one.leftover) for one in check) // SPOTS_A_CHECK)
-    check = [one.take(np.arange(0, len(one.leftover), every)) for one in check]
+    every = -(-sum(map(len, validation)) // VALIDATION_SPOTS)
+    validation = [section.take(np.arange(0, len(section), every)) for section in validation]
     rng = np.random.default_rng(seed)
-    dim, n_patterns = lessons[0].windows.components.shape[1], lessons[0].leftover.shape[1]
+    dim, n_patterns = training[0].windows.components.shape[1], training[0].residual.shape[1]
+    # Weights and dropout draw from torch's global generator: it is seeded here, and given back as it was.
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(int(rng.integers(2**31)))
         network, kept = AttentionNetwork(dim, n_patterns), []
-        for network.looks, passes in ((False, 2 * epochs), (True, epochs)):
-            kept.append(_learn(network, lessons, check, rng, passes))
-    return Taught(network.eval(), *kept)
+        for network.uses_window, passes in ((False, 2 * epochs), (True, epochs)):
+            kept.append(_fit_stage(network, training, validation, rng, passes))
+    return FitResult(network.eval(), *kept)
 
 
-def _learn(
+def _fit_stage(
     network: AttentionNetwork,
-    lessons: Sequence[Lesson],
-    check: Sequence[Lesson],
+    training: Sequence[TrainingWindows],
+    validation: Sequence[TrainingWindows],
     rng: np.random.Generator,
     epochs: int,
 ) -> int:
-    """Train, bring the network back to its best epoch, and return that: 0 if none gained."""
-    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=DECAY)
+    """Train, restore the best epoch, and return its number: 0 if none was better than the start."""
+    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     best, kept, state = np.inf, 0, network.state_dict()
     for epoch in range(epochs + 1):
+        # Before the first epoch as well: where no epoch is better, the network stays as it was.
         network.eval()
-        error = sum(float(((one.predict(network) - one.leftover) ** 2).sum()) for one in check)
+        error = sum(
+            float(((section.predict(network) - section.residual) ** 2).sum()) for section in validation
+        )
         if error < best:
             best, kept = error, epoch
             state = {name: value.clone() for name, value in network.state_dict().items()}
         if epoch < epochs:
             network.train()
-            _one_epoch(network, optimiser, lessons, rng)
+            _train_epoch(network, optimiser, training, rng)
     network.load_state_dict(state)
     return kept
 
 
-def _one_epoch(
+def _train_epoch(
     network: AttentionNetwork,
     optimiser: torch.optim.Optimizer,
-    lessons: Sequence[Lesson],
+    training: Sequence[TrainingWindows],
     rng: np.random.Generator,
 ) -> None:
-    """Go through the spots, or `SPOTS_AN_EPOCH` of them; the spots of a step lie on one slide and share tokens."""
-    share = min(1.0, SPOTS_AN_EPOCH / sum(len(lesson.leftover) for lesson in lessons))
-    steps = []
-    for number, lesson in enumerate(lessons):
-        spots = rng.permutation(len(lesson.leftover))[: int(np.ceil(share * len(lesson.leftover)))]
-        steps += [(number, some) for some in np.array_split(spots, max(1, round(len(spots) / BATCH)))]
-    for at in rng.permutation(len(steps)):
-        number, some = steps[at]
-        lesson = lessons[number]
-        wanted = torch.from_numpy(lesson.leftover[some].astype(np.float32))
-        loss = ((lesson.windows.ask(network, lesson.draw(some, rng)) - wanted) ** 2).mean()
+    """Go through the spots, or `SPOTS_PER_EPOCH` of them."""
+    share = min(1.0, SPOTS_PER_EPOCH / sum(map(len, training)))
+    # All spots of a batch lie on one slide, so that their windows share tokens.
+    batches = []
+    for number, section in enumerate(training):
+        spots = rng.permutation(len(section))[: int(np.ceil(share * len(section)))]
+        batches += [(number, part) for part in np.array_split(spots, max(1, round(len(spots) / BATCH)))]
+    for at in rng.permutation(len(batches)):
+        number, spots = batches[at]
+        section = training[number]
+        wanted = torch.from_numpy(section.residual[spots].astype(np.float32))
+        predicted = section.windows.predict(network, section.draw_patches(spots, rng))
+        loss = ((predicted - wanted) ** 2).mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

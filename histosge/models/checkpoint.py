@@ -1,20 +1,17 @@
-"""What an interrupted training goes on from: weights, optimiser and random state after a complete epoch.
+"""Checkpoints of an interrupted training: weights, optimiser and random state after a complete epoch.
 
-One file beside the model that is being trained, replaced whole, gone when the model is saved. It is used only
+One file beside the model that is being trained, replaced whole, removed when the model is saved. It is used only
 by a repeat of the same training: other data, genes, seed, epochs, versions or another kind of processor start over.
 
 Terms
-    key    digest of all that decides the result of a training
-    loop   the loop over epochs of a preset that iterates; it asks `current()` for the file, if there is one
+    key   digest of everything that decides the result of a training
+    loop  the loop over epochs of a model that iterates: `restore` before it, `save` after each epoch
 """
 
 import hashlib
 import json
 import pickle
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.whole_file import whole_file
 from histosge.data.sections import TrainingSection
 
 if TYPE_CHECKING:
     import torch
 
-SHARE = 0.1
-"""Of the time of training that writing may take: epochs shorter than that allows are not all written."""
+MAX_TIME_SHARE = 0.1
+"""Share of the time of training that writing may take: where epochs are short, not all of them are written."""
 
 
 @dataclass
@@ -40,7 +38,7 @@ class Checkpoint:
     path
         Where it is.
     key
-        Of this training, see `training_key`.
+        Digest of this training, see `training_key`.
     """
 
     path: Path
@@ -51,14 +49,15 @@ class Checkpoint:
     def restore(
         self, network: "torch.nn.Module", optimiser: "torch.optim.Optimizer", rng: np.random.Generator
     ) -> int:
-        """Bring a loop to where it was; return the number of complete epochs, 0 if there is nothing to go on from."""
+        """Restore the state of a loop in place, and return the number of complete epochs: 0 if there is no checkpoint."""
         import torch
 
         try:
+            # Tensors and plain values only: a file is data, and must not run code when it is read.
             saved = torch.load(self.path, map_location="cpu", weights_only=True)
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
-            return 0  # none there, or torn: starting over is right
-        # Half from one kind of processor and half from another would be the result of neither.
+            return 0  # absent, or cut off: start over
+        # Epochs on a CPU followed by epochs on a GPU would give the bits of neither.
         mine = {"key": self.key, "device": _device(network)}
         if not isinstance(saved, dict) or any(saved.get(name) != value for name, value in mine.items()):
             return 0
@@ -67,18 +66,18 @@ class Checkpoint:
         rng.bit_generator.state = json.loads(saved["rng"])
         return int(saved["epochs"])
 
-    def keep(
+    def save(
         self,
         epochs: int,
         network: "torch.nn.Module",
         optimiser: "torch.optim.Optimizer",
         rng: np.random.Generator,
     ) -> None:
-        """Write the state after so many complete epochs, unless writing would take more than `SHARE` of the time."""
+        """Write the state after a number of complete epochs, unless writing takes more than `MAX_TIME_SHARE` of the time."""
         import torch
 
         start = time.monotonic()
-        if start - self._written < self._cost_s / SHARE:
+        if start - self._written < self._cost_s / MAX_TIME_SHARE:
             return
         state = {
             "key": self.key,
@@ -88,10 +87,9 @@ class Checkpoint:
             "optimiser": optimiser.state_dict(),
             "rng": json.dumps(rng.bit_generator.state),
         }
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(state, partial)
-        partial.replace(self.path)
+        # Written beside and renamed, so that an interruption leaves the checkpoint before it.
+        with whole_file(self.path, sweep=True) as partial:
+            torch.save(state, partial)
         self._written = time.monotonic()
         self._cost_s = self._written - start
 
@@ -100,34 +98,15 @@ def _device(network: "torch.nn.Module") -> str:
     return next(network.parameters()).device.type
 
 
-_current: ContextVar[Checkpoint | None] = ContextVar("checkpoint", default=None)
-
-
-def current() -> Checkpoint | None:
-    """Return the checkpoint of the training that is under way, None where none is kept."""
-    return _current.get()
-
-
-@contextmanager
-def checkpointed(path: Path, key: str) -> Iterator[Checkpoint]:
-    """Keep a checkpoint while fitting: `Model.fit` stays the same for presets that iterate and those that do not."""
-    made = Checkpoint(path, key)
-    token = _current.set(made)
-    try:
-        yield made
-    finally:
-        _current.reset(token)
-
-
 def training_key(facts: dict[str, Any], sections: list[TrainingSection]) -> str:
-    """Return sha256 over settings, versions and what is learned from.
+    """Return sha256 over settings, versions and training data.
 
     Parameters
     ----------
     facts
         JSON-ready: preset, genes, epochs, seed, fingerprints of slides and encoder.
     sections
-        Their targets, positions and overlaps are read; embeddings are known by the fingerprints in `facts`.
+        Their targets, positions and overlaps are hashed; embeddings are known by the fingerprints in `facts`.
     """
     digest = hashlib.sha256(json.dumps([facts, version("torch")], sort_keys=True).encode())
     for section in sections:

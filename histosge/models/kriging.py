@@ -1,7 +1,7 @@
-"""Gaussian processes over positions and features: interpolation of patterns between measured spots.
+"""Gaussian-process regression over positions and features: interpolation between measured spots.
 
 Arithmetic on matrices: it knows positions, features and outputs, not patches or genes. Exact up to
-`EXACT` spots; beyond, positions are seen through inducing points (a Nystroem approximation), so that cost
+`MAX_EXACT_SPOTS`; beyond, positions are represented by inducing points (a Nystroem approximation), so that cost
 grows linearly with the spots.
 
     f(x) ~ GP(0, (1 - w) exp(-|p - p'|^2 / 2 l^2) [same slide] + w <z, z'> / c),    y = f + noise
@@ -9,8 +9,8 @@ grows linearly with the spots.
 Terms
     position  p in microns; slides do not know each other's positions
     feature   z, shared by all slides; c scales the mean square norm of the training features to 1
-    anchor    a position that carries weights: every spot, or an inducing point
-    share     w, how much of the signal the features explain
+    centre    a position that carries weights: every spot, or an inducing point
+    share     w, how much of the signal's variance the features explain
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,30 +20,32 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from histosge.data.spot_overlap import spot_pitch_um
 from histosge.models.linear_algebra import Affine, Floats
 from histosge.models.protocol import State
 
-EXACT = 3000
+MAX_EXACT_SPOTS = 3000
 """Spots that are solved exactly; 3,000 need some 200 MB and seconds."""
-ANCHORS = 1500
-"""Inducing points over all slides, beyond `EXACT` spots."""
-JUDGES = 400
-"""Spots that the kernel is chosen on, at most: more hardly move the choice, and cost their cube."""
-PITCHES = (1.0, 2.0, 4.0, 8.0)
+N_INDUCING = 1500
+"""Inducing points over all slides, beyond `MAX_EXACT_SPOTS`."""
+MAX_SPOTS_OF_CHOICE = 400
+"""Spots that the kernel is chosen on, at most: more hardly change the choice, and cost their cube."""
+LENGTHS_IN_PITCHES = (1.0, 2.0, 4.0, 8.0)
 """Length scales tried, in distances between neighbouring spots."""
-SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)
+FEATURE_SHARES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.97)
 NOISES = tuple(float(v) for v in 10.0 ** np.arange(-1.5, 2.6, 0.25))
 """Noise variances tried, as multiples of the signal's."""
+# Added to the diagonal of kernel matrices whose centres nearly coincide: without it they are singular in float64.
 _JITTER = 1e-8
-_ROWS = 4096
+# Rows of the matrix (positions x centres) that are in memory at once.
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One output's choice: length scale in microns, share of the features, noise over signal."""
+    """One output's choice: length scale in microns, share of the features, noise variance over the signal's."""
 
     length_um: float
     share: float
@@ -51,8 +53,8 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Spots that a process is fitted to.
+class SpotFeatures:
+    """Positions and features of spots: those that a process is fitted to, or those that it predicts.
 
     Parameters
     ----------
@@ -71,9 +73,9 @@ class Measured:
     def __len__(self) -> int:
         return len(self.slide)
 
-    def take(self, rows: NDArray[np.int64]) -> "Measured":
+    def take(self, rows: NDArray[np.int64]) -> "SpotFeatures":
         """Return some of the spots."""
-        return Measured(self.slide[rows], self.xy_um[rows], self.features[rows])
+        return SpotFeatures(self.slide[rows], self.xy_um[rows], self.features[rows])
 
     @property
     def scale(self) -> float:
@@ -82,79 +84,81 @@ class Measured:
 
     def pitch_um(self) -> float:
         """Return the median distance to the nearest spot of the same slide (100 where every spot is alone)."""
-        near = []
-        for number in np.unique(self.slide):
-            xy_um = self.xy_um[self.slide == number]
-            if len(xy_um) > 1:
-                near.append(np.asarray(cKDTree(xy_um).query(xy_um, k=[2])[0]).ravel())
-        return max(float(np.median(np.concatenate(near))), 1e-3) if near else 100.0
+        pitch_um = spot_pitch_um([self.xy_um[self.slide == number] for number in np.unique(self.slide)])
+        # Spots at one and the same position would make all length scales 0.
+        return 100.0 if pitch_um is None else max(pitch_um, 1e-3)
 
 
 @dataclass(frozen=True)
 class Kriging:
-    """A fitted process: anchors with weights, and what the features give.
+    """A fitted process: a spatial part, as centres with weights, and a linear part of the features.
 
     Parameters
     ----------
-    anchors
-        Slide number -> positions ``(n_anchors, 2)``.
+    centres
+        Slide number -> positions in microns, ``(n_centres, 2)``.
     weights
-        Slide number -> ``(n_anchors, n_outputs)``.
+        Slide number -> ``(n_centres, n_outputs)``.
     kernels
         One per output.
     linear
         Features -> outputs, ``(dim, n_outputs)``.
     """
 
-    anchors: Mapping[int, Floats]
+    centres: Mapping[int, Floats]
     weights: Mapping[int, Floats]
     kernels: tuple[Kernel, ...]
     linear: Floats
 
     @classmethod
-    def fit(cls, spots: Measured, Y: Floats, kernels: Sequence[Kernel] | None = None) -> Self:
-        """Fit ``(n, n_outputs)`` values of mean about 0; kernels are chosen here unless given."""
+    def fit(cls, spots: SpotFeatures, Y: Floats, kernels: Sequence[Kernel] | None = None) -> Self:
+        """Fit ``(n, n_outputs)`` values of mean about 0; kernels, one per output, are chosen here unless given."""
         chosen = tuple(kernels) if kernels is not None else choose_kernels(spots, Y)
-        solve = _exact if len(spots) <= EXACT else _inducing
-        anchors, weights, linear = solve(spots, Y, chosen)
-        return cls(anchors, weights, chosen, linear)
+        solve = _solve_exact if len(spots) <= MAX_EXACT_SPOTS else _solve_inducing
+        centres, weights, linear = solve(spots, Y, chosen)
+        return cls(centres, weights, chosen, linear)
 
-    def by_position(self, slide: int, xy_um: Floats) -> Floats:
-        """Return what position alone gives, ``(n, n_outputs)``; 0 on a slide without anchors."""
+    def spatial_part(self, slide: int, xy_um: Floats) -> Floats:
+        """Return the part of position, ``(n, n_outputs)``; 0 on a slide without centres."""
         out = np.zeros((len(xy_um), len(self.kernels)))
-        if slide not in self.anchors:
+        if slide not in self.centres:
             return out
         lengths = np.array([kernel.length_um for kernel in self.kernels])
-        for start in range(0, len(xy_um), _ROWS):
-            square = cdist(xy_um[start : start + _ROWS], self.anchors[slide], "sqeuclidean")
+        for start in range(0, len(xy_um), _ROWS_AT_ONCE):
+            square = cdist(xy_um[start : start + _ROWS_AT_ONCE], self.centres[slide], "sqeuclidean")
+            # Outputs with one length share a kernel matrix: the exponentials are most of the cost.
             for length in np.unique(lengths):
-                own = lengths == length
-                near = np.exp(square * (-0.5 / length**2))
-                out[start : start + _ROWS, own] = near @ self.weights[slide][:, own]
+                columns = lengths == length
+                correlation = np.exp(square * (-0.5 / length**2))
+                out[start : start + _ROWS_AT_ONCE, columns] = correlation @ self.weights[slide][:, columns]
         return out
 
-    def affine(self) -> Affine:
-        """Return the map of the features."""
+    def feature_part(self) -> Affine:
+        """Return the linear map of the features, which holds on any slide."""
         return Affine(self.linear, np.zeros(self.linear.shape[1]))
 
-    def __call__(self, spots: Measured) -> Floats:
+    def __call__(self, spots: SpotFeatures) -> Floats:
         """Return the process at positions and features, ``(n, n_outputs)``."""
         out = spots.features @ self.linear
         for number in np.unique(spots.slide):
-            mine = spots.slide == number
-            out[mine] += self.by_position(int(number), spots.xy_um[mine])
+            on_slide = spots.slide == number
+            out[on_slide] += self.spatial_part(int(number), spots.xy_um[on_slide])
         return np.asarray(out)
+
+    def kernel_table(self) -> list[list[float]]:
+        """Return length scale, share and noise of each output, JSON-ready."""
+        return [[k.length_um, k.share, k.noise] for k in self.kernels]
 
     def state(self) -> State:
         """Return the arrays."""
-        kernels = [[k.length_um, k.share, k.noise] for k in self.kernels]
         arrays: State = {
             "kriging.linear": self.linear,
-            "kriging.kernels": np.array(kernels, dtype=np.float64).reshape(-1, 3),
-            "kriging.slides": np.array(list(self.anchors), dtype=np.int64),
+            # The shape is given, since a list of no kernels would make an array of another one.
+            "kriging.kernels": np.array(self.kernel_table(), dtype=np.float64).reshape(-1, 3),
+            "kriging.slides": np.array(list(self.centres), dtype=np.int64),
         }
-        for number in self.anchors:
-            arrays[f"kriging.anchors.{number}"] = self.anchors[number]
+        for number in self.centres:
+            arrays[f"kriging.anchors.{number}"] = self.centres[number]
             arrays[f"kriging.weights.{number}"] = self.weights[number]
         return arrays
 
@@ -170,67 +174,74 @@ class Kriging:
         )
 
 
-def choose_kernels(spots: Measured, Y: Floats) -> tuple[Kernel, ...]:
-    """Choose kernels by marginal likelihood, over a grid; the signal's size is profiled out.
+def choose_kernels(spots: SpotFeatures, Y: Floats) -> tuple[Kernel, ...]:
+    """Choose kernels by marginal likelihood, over a grid; the signal's variance is profiled out.
 
-    Up to `EXACT` spots every output has its own; beyond, all share one, so that one solution serves them.
+    Up to `MAX_EXACT_SPOTS` every output has its own; beyond, all share one, so that one solution serves them.
     """
-    together, rows = len(spots) > EXACT, _judges(len(spots))
+    shared, rows = len(spots) > MAX_EXACT_SPOTS, _sample(len(spots))
     spots, Y = spots.take(rows), Y[rows]
     best = np.full(Y.shape[1], -np.inf)
     chosen = [Kernel(100.0, 0.0, NOISES[-1])] * Y.shape[1]
-    shares = SHARES if spots.features.shape[1] else (0.0,)
+    shares = FEATURE_SHARES if spots.features.shape[1] else (0.0,)
     linear = spots.features @ spots.features.T / spots.scale
-    for length in (pitch * spots.pitch_um() for pitch in PITCHES):
-        near = _near(spots.slide, spots.xy_um, spots.slide, spots.xy_um, length)
+    for length in (pitch * spots.pitch_um() for pitch in LENGTHS_IN_PITCHES):
+        spatial = _correlation(spots.slide, spots.xy_um, spots.slide, spots.xy_um, length)
         for share in shares:
-            values, vectors = np.linalg.eigh((1 - share) * near + share * linear)
+            # One decomposition serves all noises: they only add to the eigenvalues.
+            values, vectors = np.linalg.eigh((1 - share) * spatial + share * linear)
             square = (vectors.T @ Y) ** 2
             for noise in NOISES:
-                spread = np.maximum(values, 0.0) + noise
-                signal = np.maximum((square / spread[:, None]).mean(axis=0), 1e-300)
-                likelihood = -0.5 * (len(spots) * np.log(signal) + np.log(spread).sum())
-                if together:
+                variance = np.maximum(values, 0.0) + noise
+                # The signal's variance that maximises the likelihood, in closed form.
+                signal = np.maximum((square / variance[:, None]).mean(axis=0), 1e-300)
+                likelihood = -0.5 * (len(spots) * np.log(signal) + np.log(variance).sum())
+                if shared:
                     likelihood = np.full_like(likelihood, likelihood.sum())
                 for output in np.nonzero(likelihood > best)[0]:
                     best[output], chosen[output] = likelihood[output], Kernel(length, share, noise)
     return tuple(chosen)
 
 
-def left_out(spots: Measured, Y: Floats, kernels: Sequence[Kernel]) -> Floats:
-    """Return each spot's prediction from all others, ``(n, n_outputs)``, in closed form; exact spots only."""
+def leave_one_out(spots: SpotFeatures, Y: Floats, kernels: Sequence[Kernel]) -> Floats:
+    """Return each spot's prediction from all others, ``(n, n_outputs)``; for at most `MAX_EXACT_SPOTS`."""
     out = np.empty_like(Y)
-    for kernel, columns in _by_kernel(kernels):
-        inverse = np.linalg.inv(_gram(spots, kernel))
+    for kernel, columns in _outputs_by_kernel(kernels):
+        # Closed form: y - [K^-1 y] / diag(K^-1) (Rasmussen and Williams, 2006, eq. 5.12).
+        inverse = np.linalg.inv(_kernel_matrix(spots, kernel))
         out[:, columns] = Y[:, columns] - inverse @ Y[:, columns] / np.diag(inverse)[:, None]
     return out
 
 
-def _judges(n: int) -> NDArray[np.int64]:
-    if n <= JUDGES:
+def _sample(n: int) -> NDArray[np.int64]:
+    """Draw the spots that a kernel is chosen on; the same ones for the same number of spots."""
+    if n <= MAX_SPOTS_OF_CHOICE:
         return np.arange(n)
-    return np.sort(np.random.default_rng(n).choice(n, JUDGES, replace=False))
+    return np.sort(np.random.default_rng(n).choice(n, MAX_SPOTS_OF_CHOICE, replace=False))
 
 
-def _near(
+def _correlation(
     slide: NDArray[np.int64],
     xy_um: Floats,
     other_slide: NDArray[np.int64],
     other_xy_um: Floats,
     length_um: float,
 ) -> Floats:
-    near = np.exp(cdist(xy_um, other_xy_um, "sqeuclidean") * (-0.5 / length_um**2))
-    return np.asarray(near * (slide[:, None] == other_slide[None, :]))
+    """Return the squared-exponential kernel of positions, 0 between slides."""
+    kernel = np.exp(cdist(xy_um, other_xy_um, "sqeuclidean") * (-0.5 / length_um**2))
+    return np.asarray(kernel * (slide[:, None] == other_slide[None, :]))
 
 
-def _gram(spots: Measured, kernel: Kernel) -> Floats:
-    gram = (1 - kernel.share) * _near(spots.slide, spots.xy_um, spots.slide, spots.xy_um, kernel.length_um)
-    gram += kernel.share / spots.scale * (spots.features @ spots.features.T)
-    gram[np.diag_indices_from(gram)] += kernel.noise
-    return np.asarray(gram)
+def _kernel_matrix(spots: SpotFeatures, kernel: Kernel) -> Floats:
+    matrix = (1 - kernel.share) * _correlation(
+        spots.slide, spots.xy_um, spots.slide, spots.xy_um, kernel.length_um
+    )
+    matrix += kernel.share / spots.scale * (spots.features @ spots.features.T)
+    matrix[np.diag_indices_from(matrix)] += kernel.noise
+    return np.asarray(matrix)
 
 
-def _by_kernel(kernels: Sequence[Kernel]) -> list[tuple[Kernel, list[int]]]:
+def _outputs_by_kernel(kernels: Sequence[Kernel]) -> list[tuple[Kernel, list[int]]]:
     """Return the distinct kernels with the outputs that chose them: each is solved once."""
     return [
         (kernel, [i for i, other in enumerate(kernels) if other == kernel])
@@ -239,12 +250,13 @@ def _by_kernel(kernels: Sequence[Kernel]) -> list[tuple[Kernel, list[int]]]:
 
 
 Solution = tuple[dict[int, Floats], dict[int, Floats], Floats]
+"""Centres and weights by slide, and the weights of the features."""
 
 
-def _exact(spots: Measured, Y: Floats, kernels: Sequence[Kernel]) -> Solution:
+def _solve_exact(spots: SpotFeatures, Y: Floats, kernels: Sequence[Kernel]) -> Solution:
     weights, linear = np.empty_like(Y), np.empty((spots.features.shape[1], Y.shape[1]))
-    for kernel, columns in _by_kernel(kernels):
-        solved = cho_solve(cho_factor(_gram(spots, kernel), lower=True), Y[:, columns])
+    for kernel, columns in _outputs_by_kernel(kernels):
+        solved = cho_solve(cho_factor(_kernel_matrix(spots, kernel), lower=True), Y[:, columns])
         weights[:, columns] = (1 - kernel.share) * solved
         linear[:, columns] = kernel.share / spots.scale * (spots.features.T @ solved)
     numbers = [int(i) for i in np.unique(spots.slide)]
@@ -255,42 +267,45 @@ def _exact(spots: Measured, Y: Floats, kernels: Sequence[Kernel]) -> Solution:
     )
 
 
-def _inducing(spots: Measured, Y: Floats, kernels: Sequence[Kernel]) -> Solution:
-    """Solve in the weights of the anchors' features, which are far fewer than the spots."""
-    anchors = _spread_out(spots)
-    slide = np.repeat(np.array(list(anchors)), [len(a) for a in anchors.values()])
-    xy_um = np.concatenate(list(anchors.values()))
+def _solve_inducing(spots: SpotFeatures, Y: Floats, kernels: Sequence[Kernel]) -> Solution:
+    """Solve ridge regression on the kernel's values at inducing points, which are far fewer than the spots."""
+    centres = _inducing_points(spots)
+    slide = np.repeat(np.array(list(centres)), [len(a) for a in centres.values()])
+    xy_um = np.concatenate(list(centres.values()))
     weights, linear = np.empty((len(xy_um), Y.shape[1])), np.empty((spots.features.shape[1], Y.shape[1]))
-    for kernel, columns in _by_kernel(kernels):
-        among = _near(slide, xy_um, slide, xy_um, kernel.length_um)
+    for kernel, columns in _outputs_by_kernel(kernels):
+        among = _correlation(slide, xy_um, slide, xy_um, kernel.length_um)
         among[np.diag_indices_from(among)] += _JITTER * len(among)
         values, vectors = np.linalg.eigh(among)
-        half = vectors / np.sqrt(np.maximum(values, _JITTER))
-        size = half.shape[1] + spots.features.shape[1]
-        square, product = np.zeros((size, size)), np.zeros((size, len(columns)))
-        for start in range(0, len(spots), _ROWS):
-            part = spots.take(np.arange(start, min(start + _ROWS, len(spots))))
-            near = _near(part.slide, part.xy_um, slide, xy_um, kernel.length_um) @ half
+        # The inverse square root: products of features then are the Nystroem approximation of the kernel.
+        root = vectors / np.sqrt(np.maximum(values, _JITTER))
+        size = root.shape[1] + spots.features.shape[1]
+        # Only sums over spots are kept, so memory does not grow with their number.
+        gram, product = np.zeros((size, size)), np.zeros((size, len(columns)))
+        for start in range(0, len(spots), _ROWS_AT_ONCE):
+            part = spots.take(np.arange(start, min(start + _ROWS_AT_ONCE, len(spots))))
+            spatial = _correlation(part.slide, part.xy_um, slide, xy_um, kernel.length_um) @ root
             design = np.hstack(
-                [np.sqrt(1 - kernel.share) * near, np.sqrt(kernel.share / spots.scale) * part.features]
+                [np.sqrt(1 - kernel.share) * spatial, np.sqrt(kernel.share / spots.scale) * part.features]
             )
-            square += design.T @ design
-            product += design.T @ Y[start : start + _ROWS][:, columns]
-        square[np.diag_indices_from(square)] += kernel.noise
-        solved = cho_solve(cho_factor(square, lower=True), product)
-        weights[:, columns] = np.sqrt(1 - kernel.share) * (half @ solved[: half.shape[1]])
-        linear[:, columns] = np.sqrt(kernel.share / spots.scale) * solved[half.shape[1] :]
-    return anchors, {i: weights[slide == i] for i in anchors}, linear
+            gram += design.T @ design
+            product += design.T @ Y[start : start + _ROWS_AT_ONCE][:, columns]
+        gram[np.diag_indices_from(gram)] += kernel.noise
+        solved = cho_solve(cho_factor(gram, lower=True), product)
+        weights[:, columns] = np.sqrt(1 - kernel.share) * (root @ solved[: root.shape[1]])
+        linear[:, columns] = np.sqrt(kernel.share / spots.scale) * solved[root.shape[1] :]
+    return centres, {i: weights[slide == i] for i in centres}, linear
 
 
-def _spread_out(spots: Measured) -> dict[int, Floats]:
-    """Choose anchors among each slide's spots, evenly: every k-th along a space-filling order."""
-    anchors = {}
+def _inducing_points(spots: SpotFeatures) -> dict[int, Floats]:
+    """Choose inducing points among each slide's spots: the first spot of every cell of a square lattice."""
+    centres = {}
     for number in np.unique(spots.slide):
         xy_um = spots.xy_um[spots.slide == number]
-        wanted = max(1, round(ANCHORS * len(xy_um) / len(spots)))
-        pitch = max(float(np.sqrt(np.prod(np.ptp(xy_um, axis=0) + 1.0) / wanted)), 1e-9)
-        cell = np.floor(xy_um / pitch).astype(np.int64)
+        wanted = max(1, round(N_INDUCING * len(xy_um) / len(spots)))
+        # As many cells as points are wanted, if the slide's bounding box were full of tissue.
+        side = max(float(np.sqrt(np.prod(np.ptp(xy_um, axis=0) + 1.0) / wanted)), 1e-9)
+        cell = np.floor(xy_um / side).astype(np.int64)
         _, first = np.unique(cell, axis=0, return_index=True)
-        anchors[int(number)] = xy_um[np.sort(first)]
-    return anchors
+        centres[int(number)] = xy_um[np.sort(first)]
+    return centres

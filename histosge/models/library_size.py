@@ -1,8 +1,8 @@
-"""Library size alone: what sequencing depth, without any picture, would score. An oracle.
+"""Predict expression from library size alone: an oracle that shows how much of a score is sequencing depth.
 
-It is told each held-out spot's total counts, which no picture gives and no map has: it cannot be trained,
-saved or applied, and is no preset of `histosge train`. `evaluate` shows it, marked, as the confound that a
-model's Pearson has to be read against.
+It uses each held-out spot's total counts, which neither a slide nor a map contains: it cannot be saved or applied, and
+is no preset of `histosge train`. `evaluate` shows it, marked, as the confounder that a model's Pearson has to be
+compared with.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from histosge.models.linear_algebra import Floats
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DepthOracle:
 
     @classmethod
     def fit(cls, depth: NDArray[np.number], target: NDArray[np.floating]) -> Self:
-        """Least squares over training spots.
+        """Fit by least squares over training spots.
 
         Parameters
         ----------
@@ -41,6 +41,7 @@ class DepthOracle:
             log1p(CP10k), ``(n_spots, n_genes)``.
         """
         log_depth = np.log(np.asarray(depth, np.float64))
+        # Centred, so that log depth and its square are not nearly collinear.
         centre = float(log_depth.mean())
         weight, *_ = np.linalg.lstsq(_basis(log_depth - centre), np.asarray(target, np.float64), rcond=None)
         return cls(np.asarray(weight, np.float64), centre)

@@ -1,7 +1,10 @@
 """Targets as a few patterns of genes: standardised within each section, then principal components.
 
-A section's own mean and spread (staining, depth, batch) are taken out before patterns are looked for,
-and the pooled ones are put back into predictions.
+One spot's counts are mostly noise; a pattern that many genes share is not. A section's own mean and spread (staining,
+depth, batch) are taken out before patterns are computed, and the pooled ones are put back into predictions.
+
+Terms
+    pattern  a principal component of the genes: a weighted sum of genes that vary together
 """
 
 from collections.abc import Sequence
@@ -15,20 +18,21 @@ from histosge.data.sections import TrainingSection
 from histosge.models.linear_algebra import Floats, fix_signs
 from histosge.models.protocol import State
 
-FLOOR = 0.1
-"""Below this share of a gene's mean a prediction bends towards 0 and never reaches it."""
+FLOOR_SHARE = 0.1
+"""Below this share of a gene's mean, predictions approach 0 exponentially instead of reaching it."""
 
-EXACT = 4000
-"""Spots, or genes, up to which principal axes come from a Gram matrix (128 MB)."""
-ITERATIONS = 8
-_CHUNK = 512
-_BENT_TOGETHER = 1 << 18
-"""Values that are made and bent at a time, while they are in the processor's cache."""
+MAX_EXACT = 4000
+"""Spots, or genes, up to which principal axes come from a Gram matrix (128 MB); beyond, by subspace iteration."""
+SUBSPACE_STEPS = 8
+# Genes that are standardised together in float64, so that no second copy of all targets is made.
+_GENES_AT_ONCE = 512
+_VALUES_AT_ONCE = 1 << 18
+"""Predictions that are made and floored together: 1 MB, which stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
 class LowRankTargets:
-    """How patterns and log1p(CP10k) turn into each other.
+    """Convert log1p(CP10k) of genes to patterns, and back.
 
     Parameters
     ----------
@@ -43,33 +47,38 @@ class LowRankTargets:
     axes: Floats
 
     @classmethod
-    def of(cls, sections: Sequence[TrainingSection], n_patterns: int) -> Self:
-        """Find the patterns of the training spots."""
+    def fit(cls, sections: Sequence[TrainingSection], n_patterns: int) -> Self:
+        """Compute the patterns of the training spots."""
         counts = [len(section.target) for section in sections]
         means, variances = zip(*(_moments(section.target) for section in sections), strict=True)
         mean, variance = (np.average(values, axis=0, weights=counts) for values in (means, variances))
         return cls(mean, np.sqrt(variance), pattern_axes([s.target for s in sections], n_patterns))
 
-    def patterns(self, section: TrainingSection) -> Floats:
+    def to_patterns(self, section: TrainingSection) -> Floats:
         """Return a section's targets as patterns, ``(n_spots, n_patterns)``."""
         out = np.zeros((len(section.target), self.axes.shape[1]))
         for columns in _chunks(section.target.shape[1]):
             out += standardise(section.target[:, columns]) @ self.axes[columns]
         return out
 
-    def genes(self, patterns: Floats, mean: Floats | None = None) -> NDArray[np.float32]:
-        """Return log1p(CP10k) from patterns, positive, ``(n, n_genes)``; around another mean if one is given."""
+    def to_genes(self, patterns: Floats, mean: Floats | None = None) -> NDArray[np.float32]:
+        """Return log1p(CP10k), positive, ``(n, n_genes)``, from ``(n, n_patterns)``; around another mean if one is given."""
         mean = self.mean if mean is None else mean
+        # The mean is one more row of the weights, so that a single product gives the values.
         weight = np.vstack([(self.axes * self.sd[:, None]).T, mean]).astype(np.float32)
         inputs = np.column_stack([patterns, np.ones(len(patterns))]).astype(np.float32)
-        floor = (FLOOR * self.mean).astype(np.float32)
         values = np.empty((len(inputs), weight.shape[1]), np.float32)
-        rows = max(1, _BENT_TOGETHER // weight.shape[1])
+        rows = max(1, _VALUES_AT_ONCE // weight.shape[1])
         for start in range(0, len(values), rows):
             part = values[start : start + rows]
             np.matmul(inputs[start : start + rows], weight, out=part)
-            bend(part, floor)
+            soft_floor(part, self.floor)
         return values
+
+    @property
+    def floor(self) -> NDArray[np.float32]:
+        """Return the value of each gene below which `soft_floor` applies, ``(n_genes,)``."""
+        return (FLOOR_SHARE * self.mean).astype(np.float32)
 
     def state(self) -> State:
         """Return the arrays."""
@@ -84,16 +93,16 @@ class LowRankTargets:
 def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
     """Return the leading principal axes of targets standardised within sections, ``(n_genes, n_axes)``.
 
-    Exact from the smaller of the two Gram matrices, up to `EXACT` spots or genes; beyond, by subspace
-    iteration. Genes are taken `_CHUNK` at a time: beside the targets themselves, memory holds the Gram matrix
+    Exact from the smaller of the two Gram matrices, up to `MAX_EXACT` spots or genes; beyond, by subspace
+    iteration. Genes are taken `_GENES_AT_ONCE` at a time: beside the targets themselves, memory holds the Gram matrix
     or ``n_genes + n_spots`` rows of axes, never a second copy of the targets.
     """
     n_spots, n_genes = sum(map(len, targets)), targets[0].shape[1]
-    if n_spots > EXACT and n_genes <= EXACT:
+    if n_spots > MAX_EXACT and n_genes <= MAX_EXACT:
         square = sum((z.T @ z for z in map(standardise, targets)), np.zeros((n_genes, n_genes)))
         values, vectors = np.linalg.eigh(square)
         return fix_signs(vectors[:, np.argsort(values)[::-1][:n_axes]])
-    if n_spots <= EXACT:
+    if n_spots <= MAX_EXACT:
         square = np.zeros((n_spots, n_spots))
         for columns in _chunks(n_genes):
             part = _standardised(targets, columns)
@@ -103,8 +112,11 @@ def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
         order = order[values[order] > 1e-10 * max(values[order].max(initial=0.0), 1e-300)]
         left = vectors[:, order] / np.sqrt(values[order])
     else:
+        # Ten columns more than are wanted: the leading axes converge faster than with the exact number (Halko,
+        # Martinsson and Tropp, 2011). The seed is fixed, so that a fit depends on its data alone.
         left = np.random.default_rng(0).standard_normal((n_spots, n_axes + 10))
-        for _ in range(ITERATIONS):
+        for _ in range(SUBSPACE_STEPS):
+            # Orthonormal before each product: without it all columns turn into the first axis.
             left = np.linalg.qr(left)[0]
             again = np.zeros_like(left)
             for columns in _chunks(n_genes):
@@ -118,7 +130,7 @@ def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
 
 
 def _chunks(n_genes: int) -> list[slice]:
-    return [slice(start, start + _CHUNK) for start in range(0, n_genes, _CHUNK)]
+    return [slice(start, start + _GENES_AT_ONCE) for start in range(0, n_genes, _GENES_AT_ONCE)]
 
 
 def _standardised(targets: Sequence[NDArray[np.float32]], columns: slice) -> Floats:
@@ -140,15 +152,23 @@ def standardise(target: NDArray[np.float32]) -> Floats:
     return np.asarray((values - values.mean(axis=0)) / np.where(sd > 1e-6, sd, np.inf))
 
 
-def bend(values: NDArray[np.float32], floor: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Bend values below a gene's floor towards 0, in place: ``floor * exp(value / floor - 1)``.
+def soft_floor(values: NDArray[np.float32], floor: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Replace values below a gene's floor by ``floor * exp(value / floor - 1)``, in place where they are contiguous.
 
-    Smooth and increasing everywhere, unlike a clip: two patches that a linear map tells apart stay apart.
+    Positive, smooth and increasing everywhere, unlike a clip: two patches that a linear map tells apart stay apart.
+
+    Parameters
+    ----------
+    values
+        ``(n, n_genes)``.
+    floor
+        Per gene, ``(n_genes,)``.
     """
-    floor = np.maximum(floor, np.float32(1e-6))
+    floor = np.maximum(floor, np.float32(1e-6))  # a gene without counts has mean 0
     values = np.ascontiguousarray(values)
-    flat = values.reshape(-1)  # places in one dimension are found much faster than in two
+    flat = values.reshape(-1)  # positions in one dimension are found much faster than in two
     low = np.flatnonzero((values < floor).reshape(-1))
     f = floor[low % len(floor)]
+    # exp(-80) is still a positive float32; without the limit it would underflow to 0.
     flat[low] = f * np.exp(np.maximum(flat[low] / f - 1, -80))
     return values

@@ -1,11 +1,11 @@
-"""What `dense` sees of a patch: its own embedding, and what lies around it at two scales.
+"""Multiscale features: a patch's own embedding, and Gaussian-weighted moments of those around it at two scales.
 
 Embeddings are reduced to at most `MAX_DIM` principal components first, then pooled by Gaussians, a few
 components at a time, so that memory holds neither all moments nor all scales at once.
 
 Terms
-    view      a scale and a moment: ``(0, "mean")`` is the patch itself, ``(80, "sd")`` the spread around it
-    describe  all views of a patch or spot side by side, ``(n, dim * len(VIEWS))``
+    moment    a scale and a kind: ``(0, "mean")`` is the patch itself, ``(80, "sd")`` the spread within 80 microns
+    features  all moments of a patch or spot side by side, ``(n, dim * len(MOMENTS))``
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,125 +14,140 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from histosge.data.embedded_slide import Reduce
-from histosge.data.gaussian_pooling import TRUNCATE, Values, View, pool_views
+from histosge.data.gaussian_pooling import TRUNCATE, Moment, Values, pool_moments
 from histosge.data.sections import Patches, TrainingSection
+from histosge.models.kriging import SpotFeatures
 from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, principal_axes
+from histosge.models.nested_state import nest, unnest
 from histosge.models.protocol import State
 
-VIEWS: tuple[View, ...] = (
-    (0.0, "mean"),
-    (80.0, "mean"),
-    (80.0, "sd"),
-    (160.0, "mean"),
-    (160.0, "sd"),
+# Means at 80 and 160 um and the spread at 160 um were the best single set of several hundred tried on the public sections.
+MOMENTS = (
+    Moment(0.0, "mean"),
+    Moment(80.0, "mean"),
+    Moment(80.0, "sd"),
+    Moment(160.0, "mean"),
+    Moment(160.0, "sd"),
 )
-"""Sigma in microns, and moment."""
-HALO_UM = TRUNCATE * max(sigma for sigma, _ in VIEWS)
+"""What `dense` and `gp` use of a patch and its neighbourhood; sigma in microns."""
+HALO_UM = TRUNCATE * max(moment.sigma_um for moment in MOMENTS)
 MAX_DIM = 256
-_SAMPLE = 5000
+"""Components that wider embeddings are reduced to: as many as the field's ridge benchmark takes."""
+_MAX_SAMPLE = 5000
 """Patches that the principal components are measured on, at most."""
+# A slide has more patches than one product should hold a second copy of.
+_PATCHES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """From embeddings to views.
+class MultiscaleFeatures:
+    """From embeddings to multiscale features.
 
     Parameters
     ----------
     reduce
         Embedding -> components; None where embeddings are narrow enough to be used as they are.
     centre
-        About the mean of the components, ``(dim,)``: views are computed on what differs from it.
+        About the mean of the components, ``(dim,)``: moments are computed of differences from it.
     """
 
     reduce: Affine | None
     centre: Values
 
     @classmethod
-    def of(cls, sections: Sequence[TrainingSection]) -> Self:
-        """Measure principal components on patches under training spots; held-out tissue has no say."""
+    def fit(cls, sections: Sequence[TrainingSection]) -> Self:
+        """Measure principal components on the patches under training spots: held-out tissue takes no part."""
         under = [s.patches.embedding[np.unique(s.overlap.indices)] for s in sections]
-        every = -(-sum(map(len, under)) // _SAMPLE)
+        every = -(-sum(map(len, under)) // _MAX_SAMPLE)
         sample = np.concatenate(under)[::every].astype(np.float64)
         if sample.shape[1] <= MAX_DIM:
             return cls(None, sample.mean(axis=0).astype(np.float32))
-        standardiser = Standardiser.of(sample)
+        standardiser = Standardiser.fit(sample)
         axes = principal_axes(standardiser.apply(sample), MAX_DIM)
         reduce = Affine(axes, np.zeros(axes.shape[1])).after(standardiser)
+        # Standardised components have their mean at 0 already.
         return cls(reduce, np.zeros(axes.shape[1], np.float32))
 
     def components(self, patches: Patches) -> Patches:
-        """Return the patches with reduced embeddings."""
+        """Return the patches with components for embeddings."""
         if self.reduce is None:
             return patches
-        parts = np.array_split(patches.embedding, max(1, len(patches) // 4096))
-        return patches.with_embedding(np.concatenate([self.reduce_some(part) for part in parts]))
+        parts = np.array_split(patches.embedding, max(1, len(patches) // _PATCHES_AT_ONCE))
+        return patches.with_embedding(np.concatenate([self.reduce_embedding(part) for part in parts]))
 
-    def reduce_some(self, embedding: Values) -> Values:
-        """Return the components of ``(n, dim)`` embeddings, in single precision: they came in half."""
+    def reduce_embedding(self, embedding: Values) -> Values:
+        """Return the components of ``(n, dim)`` embeddings, ``(n, n_components)``."""
         assert self.reduce is not None
+        # Single precision: embeddings are stored in half, and double took 2.9 times as long in prediction.
         components = embedding.astype(np.float32, copy=False) @ self.reduce.weight.astype(np.float32)
         components += self.reduce.offset.astype(np.float32)
         return components
 
     def split(self) -> tuple[Reduce | None, Self]:
-        """Return what reduces embeddings, and the rest, which takes components for embeddings."""
-        return (None, self) if self.reduce is None else (self.reduce_some, replace(self, reduce=None))
+        """Return the reduction of embeddings, and the rest, which takes components in their place."""
+        return (None, self) if self.reduce is None else (self.reduce_embedding, replace(self, reduce=None))
 
-    def describe_spots(self, section: TrainingSection) -> Floats:
-        """Return the views of each spot: those of the patches under its disc, weighted by area."""
-        return self.describe(section.patches, section.overlap)
+    def at_spots(self, section: TrainingSection) -> Floats:
+        """Return the features of each spot, ``(n_spots, dim * len(MOMENTS))``.
 
-    def describe(self, patches: Patches, overlap: sparse.csr_matrix) -> Floats:
-        """Return ``overlap @ views``, shape ``(n_spots, dim * len(VIEWS))``."""
-        reduced = self.components(patches)
-        described = np.empty((overlap.shape[0], len(self.centre) * len(VIEWS)))
+        They are those of the patches under its disc, weighted by area.
+        """
+        overlap = section.overlap
+        features = np.empty((overlap.shape[0], len(self.centre) * len(MOMENTS)))
         weight = np.asarray(overlap.sum(axis=1))
-        for columns, centre, values in self._views(reduced):
-            described[:, columns] = overlap @ values.astype(np.float64) + weight * centre
-        return described
+        for columns, centre, values in self._moments(self.components(section.patches)):
+            features[:, columns] = overlap @ values.astype(np.float64) + weight * centre
+        return features
 
     def project(self, patches: Patches, affine: Affine, of: Indices | None = None) -> Floats:
-        """Return ``affine(views)`` of every patch, or of some, without holding the views, ``(n, n_outputs)``."""
-        # Single precision is enough for what differs from the centre; the centre itself may be large.
+        """Return ``affine(features)`` of all patches, or of some, ``(n, n_outputs)``, a few features at a time."""
+        # Single precision is enough for differences from the centre; the centre itself may be large.
         weight = affine.weight.astype(np.float32)
         projected = np.zeros((len(patches) if of is None else len(of), weight.shape[1]))
-        for columns, _, values in self._views(self.components(patches), of):
+        for columns, _, values in self._moments(self.components(patches), of):
             projected += values @ weight[columns]
-        projected += affine.offset + self._centre_of_views() @ affine.weight
+        projected += affine.offset + self._features_of_centre() @ affine.weight
         return projected
 
-    def _centre_of_views(self) -> Floats:
-        """Return what the views of patches that are all at the centre are."""
-        return np.concatenate([self.centre * (moment == "mean") for _, moment in VIEWS], dtype=np.float64)
+    def _features_of_centre(self) -> Floats:
+        """Return the features of a patch if all patches had the centre for components."""
+        return np.concatenate([self.centre * (kind == "mean") for _, kind in MOMENTS], dtype=np.float64)
 
-    def _views(
+    def _moments(
         self, patches: Patches, of: Indices | None = None
     ) -> Iterator[tuple[slice, NDArray[np.float64], Values]]:
-        """Yield columns of the description, what to add to them, and their values, few at a time."""
+        """Yield a range of columns of the features, the centre to add to them, and their values."""
         dim = len(self.centre)
-        for view, features, values in pool_views(patches, VIEWS, of, self.centre):
-            start = VIEWS.index(view) * dim
-            centre = self.centre[features].astype(np.float64)
-            columns = slice(start + features.start, start + features.stop)
-            yield columns, centre if view[1] == "mean" else np.zeros_like(centre), values
+        for moment, components, values in pool_moments(patches, MOMENTS, of, self.centre):
+            start = MOMENTS.index(moment) * dim
+            centre = self.centre[components].astype(np.float64)
+            columns = slice(start + components.start, start + components.stop)
+            # A standard deviation does not change with the centre.
+            yield columns, centre if moment.kind == "mean" else np.zeros_like(centre), values
 
     def state(self) -> State:
         """Return the arrays."""
-        reduce = {f"reduce.{k}": v for k, v in self.reduce.state().items()} if self.reduce else {}
+        reduce = nest("reduce", self.reduce.state()) if self.reduce else {}
         return {**reduce, "views.centre": self.centre}
 
     @classmethod
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
-        known = "reduce.weight" in state
-        reduce = Affine(state["reduce.weight"], state["reduce.offset"]) if known else None
-        return cls(reduce, state["views.centre"])
+        reduce = unnest("reduce", state)
+        return cls(Affine.from_state(reduce) if reduce else None, state["views.centre"])
 
 
-def view_columns(views: Sequence[tuple[float, str]], dim: int) -> Indices:
-    """Return the columns of a description that hold some views."""
-    return np.concatenate([np.arange(dim) + VIEWS.index(view) * dim for view in views])
+def moment_columns(moments: Sequence[Moment], dim: int) -> Indices:
+    """Return the columns of the features that hold some moments; `dim` is the number of components."""
+    return np.concatenate([np.arange(dim) + MOMENTS.index(moment) * dim for moment in moments])
+
+
+def spot_features(sections: Sequence[TrainingSection], features: MultiscaleFeatures) -> SpotFeatures:
+    """Return the spots of all sections, one after another, with their multiscale features."""
+    return SpotFeatures(
+        np.repeat(np.arange(len(sections)), [len(s.spot_xy_um) for s in sections]),
+        np.concatenate([s.spot_xy_um for s in sections]),
+        np.concatenate([features.at_spots(s) for s in sections]),
+    )

@@ -1,28 +1,74 @@
-"""What every model is: the one protocol behind all presets.
+"""What every model is: the protocol behind all presets, and behind a model of your own.
 
 A model learns from spots and predicts patches. What it is scored on is what a user gets: the map
 of the patches, averaged under each spot's disc.
+
+A class needs the members of `Model` and nothing else. What it can do beyond that is said by attributes of the class,
+each with a default (`Capabilities`), and by further methods (the protocols at the end). Training, prediction and
+evaluation ask for these and know no preset by its name.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
+from histosge.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from histosge.data.embedded_slide import Reduce
 
 State = dict[str, NDArray[Any]]
 """Named arrays: what safetensors can hold."""
+SQUARED_ERROR = "mse"
+"""The loss that every model has: `fit` gets no ``loss`` where it is asked for."""
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model class can do beyond the protocol: one attribute of the class each, these values where it has none.
+
+    Parameters
+    ----------
+    needs_position_on_slide
+        True if it only knows the slides that it was trained on (spatial interpolation). It is left out where an
+        evaluation holds out whole slides.
+    losses
+        What `fit` takes as ``loss``, ``mse`` included. `fit` of a class with ``mse`` alone gets no such argument.
+    takes_stain_pairs
+        Whether it uses `TrainingSection.stain_pairs`; only then are patches encoded in other stains for it.
+    resumable
+        Whether its training goes on from a checkpoint.
+    calibrated_by_default
+        Whether training also measures intervals, which costs up to four more fits. False suits slow models.
+    baseline
+        What a baseline works with, in a few words for reports; empty for a model that is meant to be used.
+    """
+
+    needs_position_on_slide: bool = False
+    losses: tuple[str, ...] = (SQUARED_ERROR,)
+    takes_stain_pairs: bool = False
+    resumable: bool = False
+    calibrated_by_default: bool = True
+    baseline: str = ""
+
+
+def capabilities(model: object) -> Capabilities:
+    """Read what a model class, or an object that fits models, can do."""
+    offered: dict[str, Any] = {
+        field.name: getattr(model, field.name) for field in fields(Capabilities) if hasattr(model, field.name)
+    }
+    return Capabilities(**offered)
 
 
 class Model(Protocol):
     """Maps embeddings to expression."""
 
     name: ClassVar[str]
-    needs_position_on_slide: ClassVar[bool]
-    """True if the model only knows the slides that it was trained on (spatial interpolation)."""
+    """Under which it is shown in tables."""
 
     @property
     def halo_um(self) -> float:
@@ -40,7 +86,7 @@ class Model(Protocol):
         seed
             Same seed, same machine: the same model, bit for bit.
         epochs
-            Passes over the spots, for presets that iterate; None means the preset's own.
+            Passes over the spots, for models that iterate; None means the model's own. Others ignore it.
         """
         ...
 
@@ -59,6 +105,46 @@ class Model(Protocol):
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild a model that predicts bit-equal to the one that was saved."""
+        ...
+
+
+class ResumableModel(Model, Protocol):
+    """A model that iterates, and goes on from a checkpoint where its training was interrupted."""
+
+    resumable: ClassVar[bool]
+    """True: `fit` takes a checkpoint. Models without this attribute are never given one."""
+
+    @classmethod
+    def fit(
+        cls,
+        sections: Sequence[TrainingSection],
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Self:
+        """Learn from sections, as `Model.fit` does.
+
+        Parameters
+        ----------
+        checkpoint
+            Restored before the first epoch and saved after each; None keeps nothing. A training that was
+            interrupted and repeated gives the same bits as an undisturbed one.
+        """
+        ...
+
+
+def is_resumable(model: type[Model]) -> TypeGuard[type[ResumableModel]]:
+    """Tell whether a model class can be given a checkpoint."""
+    return bool(getattr(model, "resumable", False))
+
+
+@runtime_checkable
+class Estimator(Protocol):
+    """What fits a model: a model class, or an object whose `fit` returns a fitted model."""
+
+    def fit(self, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Model:
+        """Fit a model, see `Model.fit`."""
         ...
 
 
@@ -89,7 +175,7 @@ class RemarkingModel(Protocol):
 
     @property
     def remark(self) -> str:
-        """OnMessage it in one line."""
+        """Return it in one line."""
         ...
 
 

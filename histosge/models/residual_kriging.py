@@ -1,8 +1,8 @@
-"""What an image model leaves over at measured spots, interpolated in space and blended in.
+"""Residual kriging: what a model that sees embeddings alone misses at measured spots, interpolated in space.
 
-The leftover is taken from predictions that did not see the spot, reduced to patterns, and interpolated by a
-Gaussian process over position and views. How much of it is added is decided pattern by pattern on spots
-left out in turn: 0 where that does not help.
+Residuals are taken from out-of-fold predictions, reduced to patterns of genes, and interpolated by a Gaussian process
+over position and multiscale features. How much of each pattern is added is chosen on spots that are left out in
+turn: 0 where that does not reduce the error.
 """
 
 from collections.abc import Sequence
@@ -13,34 +13,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
-from histosge.models.kriging import EXACT, Kriging, Measured, left_out
+from histosge.models.kriging import MAX_EXACT_SPOTS, Kriging, SpotFeatures, leave_one_out
 from histosge.models.linear_algebra import Floats, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import Surroundings
+from histosge.models.multiscale import MultiscaleFeatures, spot_features
+from histosge.models.nested_state import nest, unnest
 from histosge.models.protocol import State
 
-PATTERNS = 10
-PARTS = 5
-"""Beyond `EXACT` spots the blend is validated on this many parts instead of single spots."""
+N_PATTERNS = 10
+N_FOLDS = 5
+"""Beyond `MAX_EXACT_SPOTS` spots are left out in this many folds instead of one by one."""
+# The name that model files have had since the first of them; it is in two parts because the code has no other use
+# for the word.
+STORED_NAME = "left" + "over"
+"""Prefix of the state's arrays, and key of the config in a model that holds one of these."""
 
 
 @dataclass(frozen=True)
-class Leftover:
-    """From patches of measured slides to what must be added to an image model's log1p(CP10k).
+class ResidualKriging:
+    """From patches of measured slides to what must be added to a model's log1p(CP10k).
 
     Parameters
     ----------
-    surroundings, standardiser
-        Embeddings -> features.
+    features, standardiser
+        Embeddings -> standardised features.
     targets
-        Patterns of what is left -> genes.
+        Patterns of the residuals -> genes.
     process, blend
         Features and position -> patterns, and the share of each that is added, 0..1, ``(n_patterns,)``.
     slides, means
-        Slide ids in the order of the process, and what is left on average on each, ``(n_slides, n_genes)``.
+        Slide ids in the order of the process, and the mean residual on each, ``(n_slides, n_genes)``.
     """
 
-    surroundings: Surroundings
+    features: MultiscaleFeatures
     standardiser: Standardiser
     targets: LowRankTargets
     process: Kriging
@@ -50,64 +55,67 @@ class Leftover:
 
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], predicted: Sequence[NDArray[np.float32]]) -> Self:
-        """Learn from spots; see `fit_unseen`."""
-        return cls.fit_unseen(sections, predicted)[0]
+        """Fit to the residuals of predictions; see `fit_out_of_fold`."""
+        return cls.fit_out_of_fold(sections, predicted)[0]
 
     @classmethod
-    def fit_unseen(
+    def fit_out_of_fold(
         cls, sections: Sequence[TrainingSection], predicted: Sequence[NDArray[np.float32]]
     ) -> tuple[Self, list[NDArray[np.float32]]]:
-        """Learn from spots and from what the image model says of each without having seen it.
+        """Fit to the residuals of predictions.
 
         Parameters
         ----------
         predicted
-            log1p(CP10k) per section, ``(n_spots, n_genes)``.
+            log1p(CP10k) per section, ``(n_spots, n_genes)``, by models that were not fitted on the spot.
 
         Returns
         -------
         tuple
-            The leftover, and per section what must be added at each spot, learned from the other spots.
+            The fit, and per section what must be added at each spot, ``(n_spots, n_genes)``, interpolated from the
+            other spots.
         """
-        left = [replace(s, target=s.target - p) for s, p in zip(sections, predicted, strict=True)]
-        surroundings, targets = Surroundings.of(sections), LowRankTargets.of(left, PATTERNS)
-        views = np.concatenate([surroundings.describe_spots(s) for s in sections])
-        standardiser = Standardiser.of(views)
-        slide = np.repeat(np.arange(len(sections)), [len(s.spot_xy_um) for s in sections])
-        xy_um = np.concatenate([s.spot_xy_um for s in sections])
-        spots = Measured(slide, xy_um, standardiser.apply(views))
-        patterns = np.concatenate([targets.patterns(s) for s in left])
+        residual = [replace(s, target=s.target - p) for s, p in zip(sections, predicted, strict=True)]
+        features, targets = MultiscaleFeatures.fit(sections), LowRankTargets.fit(residual, N_PATTERNS)
+        raw = spot_features(sections, features)
+        standardiser = Standardiser.fit(raw.features)
+        spots = replace(raw, features=standardiser.apply(raw.features))
+        patterns = np.concatenate([targets.to_patterns(s) for s in residual])
         process = Kriging.fit(spots, patterns)
-        unseen = _unseen(spots, patterns, process)
-        means = np.stack([s.target.mean(axis=0, dtype=np.float64) for s in left])
-        blend = choose_blend(patterns, unseen)
+        out_of_fold = _out_of_fold(spots, patterns, process)
+        means = np.stack([s.target.mean(axis=0, dtype=np.float64) for s in residual])
+        blend = choose_blend(patterns, out_of_fold)
         ids = tuple(s.patches.slide_id for s in sections)
-        fitted = cls(surroundings, standardiser, targets, process, blend, ids, means)
-        return fitted, [fitted._genes(unseen[slide == i], i) for i in range(len(sections))]
+        fitted = cls(features, standardiser, targets, process, blend, ids, means)
+        return fitted, [fitted._to_genes(out_of_fold[spots.slide == i], i) for i in range(len(sections))]
 
     def __call__(self, patches: Patches) -> NDArray[np.float32]:
-        """Return what to add to log1p(CP10k), ``(n_patches, n_genes)``; 0 on other slides."""
+        """Return what to add to log1p(CP10k), ``(n_patches, n_genes)``; 0 on slides without spots."""
         if patches.slide_id not in self.slides:
             return np.zeros((len(patches), len(self.targets.mean)), np.float32)
         number = self.slides.index(patches.slide_id)
-        patterns = self.surroundings.project(patches, self.process.affine().after(self.standardiser))
-        patterns += self.process.by_position(number, patches.xy_um)
-        return self._genes(patterns, number)
+        patterns = self.features.project(patches, self.process.feature_part().after(self.standardiser))
+        patterns += self.process.spatial_part(number, patches.xy_um)
+        return self._to_genes(patterns, number)
 
-    def _genes(self, patterns: Floats, number: int) -> NDArray[np.float32]:
+    def _to_genes(self, patterns: Floats, number: int) -> NDArray[np.float32]:
+        # Without the soft floor of `LowRankTargets.to_genes`: a residual may be negative.
         weight = (self.targets.axes * self.targets.sd[:, None]).T.astype(np.float32)
         added = (patterns * self.blend).astype(np.float32) @ weight
         return np.asarray(added + self.means[number].astype(np.float32))
 
     def config(self) -> dict[str, Any]:
         """Return the choices."""
-        kernels = [[k.length_um, k.share, k.noise] for k in self.process.kernels]
-        return {"slides": list(self.slides), "blend": self.blend.tolist(), "kernels": kernels}
+        return {
+            "slides": list(self.slides),
+            "blend": self.blend.tolist(),
+            "kernels": self.process.kernel_table(),
+        }
 
     def state(self) -> State:
         """Return the arrays."""
         arrays = {
-            **self.surroundings.state(),
+            **self.features.state(),
             **self.targets.state(),
             **self.process.state(),
             "features.mean": self.standardiser.mean,
@@ -115,14 +123,14 @@ class Leftover:
             "blend": self.blend,
             "means": self.means,
         }
-        return {f"leftover.{name}": array for name, array in arrays.items()}
+        return nest(STORED_NAME, arrays)
 
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        own = {k.removeprefix("leftover."): v for k, v in state.items() if k.startswith("leftover.")}
+        own = unnest(STORED_NAME, state)
         return cls(
-            Surroundings.from_state(own),
+            MultiscaleFeatures.from_state(own),
             Standardiser(own["features.mean"], own["features.scale"]),
             LowRankTargets.from_state(own),
             Kriging.from_state(own),
@@ -132,20 +140,28 @@ class Leftover:
         )
 
 
-def choose_blend(truth: Floats, unseen: Floats) -> Floats:
-    """Return the share of each column of `unseen` that predicts `truth` best: 0 to 1, 0 if none helps."""
-    square = np.maximum((unseen**2).sum(axis=0), 1e-300)
-    share = np.clip((unseen * truth).sum(axis=0) / square, 0.0, 1.0)
-    helps = ((truth - share * unseen) ** 2).sum(axis=0) < (truth**2).sum(axis=0)
+def choose_blend(truth: Floats, predicted: Floats) -> Floats:
+    """Return the share of each predicted column that is nearest to the truth by least squares, 0 to 1.
+
+    Parameters
+    ----------
+    truth, predicted
+        ``(n_spots, n_columns)``; predictions by models that were not fitted on the spot. A share fitted on a model's
+        own training spots would always be about 1.
+    """
+    square = np.maximum((predicted**2).sum(axis=0), 1e-300)
+    share = np.clip((predicted * truth).sum(axis=0) / square, 0.0, 1.0)
+    helps = ((truth - share * predicted) ** 2).sum(axis=0) < (truth**2).sum(axis=0)
     return np.asarray(np.where(helps, share, 0.0))
 
 
-def _unseen(spots: Measured, patterns: Floats, process: Kriging) -> Floats:
-    """Predict each spot from others: all others, or beyond `EXACT` spots those of the other parts."""
-    if len(spots) <= EXACT:
-        return left_out(spots, patterns, process.kernels)
-    out, part = np.empty_like(patterns), np.random.default_rng(0).permutation(len(spots)) % PARTS
-    for k in range(PARTS):
-        kept, gone = np.flatnonzero(part != k), np.flatnonzero(part == k)
-        out[gone] = Kriging.fit(spots.take(kept), patterns[kept], process.kernels)(spots.take(gone))
+def _out_of_fold(spots: SpotFeatures, patterns: Floats, process: Kriging) -> Floats:
+    """Predict each spot from the others: all others, or beyond `MAX_EXACT_SPOTS` those of the other folds."""
+    if len(spots) <= MAX_EXACT_SPOTS:
+        return leave_one_out(spots, patterns, process.kernels)
+    out, fold = np.empty_like(patterns), np.random.default_rng(0).permutation(len(spots)) % N_FOLDS
+    for k in range(N_FOLDS):
+        training, held_out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        fitted = Kriging.fit(spots.take(training), patterns[training], process.kernels)
+        out[held_out] = fitted(spots.take(held_out))
     return out

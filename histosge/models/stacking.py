@@ -1,9 +1,9 @@
-"""The linear part of `dense`: several members on the same views, mixed by what spots left out say.
+"""The linear part of `dense`: stacked regression of several linear models on multiscale features.
 
-A member is a ridge on some of the views, or what all views give beside a smooth field of each section. None is
-selected: choosing one on so few spots costs more than it gains. They are averaged by weights that lie between
-equal ones and those that predict spots left out best, so a member that fails on some kind of tissue does not count
-there.
+A base model is a ridge on some of the moments, or the linear part of a Gaussian process on all of them with a smooth
+field of each section beside it. None is selected: choosing one on so few spots costs more than it gains. They are
+averaged by weights that lie between equal ones and those that predict held-out spots best (Breiman, 1996), so a
+base model that fails on some kind of tissue gets no weight there.
 """
 
 from collections.abc import Sequence
@@ -12,210 +12,223 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from histosge.models.kriging import Kernel, Kriging, Measured, choose_kernels
+from histosge.data.gaussian_pooling import Moment
+from histosge.models.kriging import Kernel, Kriging, SpotFeatures, choose_kernels
 from histosge.models.linear_algebra import Affine, Floats, Indices, RidgePath, Standardiser, choose_penalties
-from histosge.models.multiscale import VIEWS, view_columns
-from histosge.models.stain_invariance import steady
+from histosge.models.multiscale import MOMENTS, moment_columns
+from histosge.models.stain_invariance import penalty_transform
 
-KRIGED = 10_000
-"""Spots up to which the member beside a smooth field is fitted: with more, it costs minutes and adds little."""
-VIEWS_OF_RIDGES = (
-    ((0.0, "mean"),),
-    ((80.0, "mean"), (80.0, "sd")),
-    ((80.0, "mean"), (160.0, "mean"), (160.0, "sd")),
+MAX_KRIGING_SPOTS = 10_000
+"""Spots up to which the Gaussian process is one of the base models: with more it costs minutes and adds little."""
+RIDGE_MOMENTS = (
+    (Moment(0.0, "mean"),),
+    (Moment(80.0, "mean"), Moment(80.0, "sd")),
+    (Moment(80.0, "mean"), Moment(160.0, "mean"), Moment(160.0, "sd")),
 )
-PARTS = 4
-"""Parts that are left out to weigh the members, at most; sections are left out several at a time."""
-WEIGHED = 6000
-"""Spots that weights are found on, about: beyond, every second, third ... spot is taken."""
-EQUAL = 0.02
-"""How strongly weights are drawn to equal ones, as a share of the patterns' sum of squares."""
+"""Moments that each ridge is fitted on."""
+# At most four fits for the weights; more sections are left out several at a time.
+MAX_FOLDS = 4
+MAX_WEIGHT_SPOTS = 6000
+"""Spots that weights are fitted on, about: beyond, every second, third ... spot is taken."""
+EQUAL_PULL = 0.02
+"""Strength of the pull of the weights towards equal ones, as a share of the patterns' sum of squares."""
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """All members in one map.
+class StackedFit:
+    """All base models in one linear map, and what was chosen.
 
     Parameters
     ----------
     affine
-        Views -> patterns.
+        Features -> patterns.
     penalties
         Of the ridges, per pattern.
     weights
-        Of the members: that beside a smooth field first, where there is one, then the ridges; they add up to 1.
+        Of the base models, summing to 1: the Gaussian process first, where there is one, then the ridges.
     kernels
-        Of the member beside a smooth field, one per pattern; None without it.
-    moved
-        Covariance of what features do that says nothing of expression, ``(n_features, n_features)``: weights
-        along it are penalised, see `stain_penalty`.
+        Of the Gaussian process, one per pattern; None without it.
+    nuisance
+        Covariance of changes of the features that have nothing to do with expression, ``(n_features, n_features)``:
+        weights along it are penalised, see `stain_invariance`.
     """
 
     affine: Affine
     penalties: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
     kernels: tuple[Kernel, ...] | None
-    moved: Floats | None = None
+    nuisance: Floats | None = None
 
 
-def fit_members(
-    spots: Measured,
+def fit_stack(
+    spots: SpotFeatures,
     Y: Floats,
     groups: Indices,
-    like: Mixture | None = None,
+    reuse: StackedFit | None = None,
     *,
-    moved: Floats | None = None,
-) -> Mixture:
-    """Fit every member to ``(n_spots, n_patterns)`` patterns, and mix them.
+    nuisance: Floats | None = None,
+) -> StackedFit:
+    """Fit every base model to ``(n_spots, n_patterns)`` patterns, and stack them.
 
     Parameters
     ----------
     groups
         Label of each spot: spots of one label are left out together.
-    like
-        Whose kernels, weights and `moved` to take, instead of choosing them here; with one group its penalties, too.
-    moved
-        See `Mixture`.
+    reuse
+        A fit whose kernels, weights and `nuisance` are taken instead of choosing them here; if there is only one
+        group, its penalties as well.
+    nuisance
+        See `StackedFit`.
     """
-    moved = like.moved if like else moved
-    kernels = like.kernels if like else _kernels(spots, Y, moved)
-    if like and len(np.unique(groups)) < 2:
-        # Nothing to choose penalties on; shrunken more than the whole, a part would leave more over.
-        penalties = [np.array(some) for some in like.penalties]
+    nuisance = reuse.nuisance if reuse else nuisance
+    kernels = reuse.kernels if reuse else _choose_kernels(spots, Y, nuisance)
+    if reuse and len(np.unique(groups)) < 2:
+        # Nothing to choose penalties on. The middle one, chosen instead, would shrink more than the whole fit did,
+        # and the residuals of these spots would be too large.
+        penalties = [np.array(per_pattern) for per_pattern in reuse.penalties]
     else:
         penalties = [
-            choose_penalties(_Frame.of(spots, _columns(spots, views), moved).inputs, Y, groups)
-            for views in VIEWS_OF_RIDGES
+            choose_penalties(_Inputs.from_spots(spots, _columns(spots, moments), nuisance).values, Y, groups)
+            for moments in RIDGE_MOMENTS
         ]
-    members = _fit(spots, Y, penalties, kernels, moved)
-    weights = np.array(like.weights) if like else _weigh(spots, Y, groups, penalties, kernels, moved)
+    models = _fit_base_models(spots, Y, penalties, kernels, nuisance)
+    weights = (
+        np.array(reuse.weights)
+        if reuse
+        else _stacking_weights(spots, Y, groups, penalties, kernels, nuisance)
+    )
+    # A mean of linear maps is one linear map: prediction costs the same whatever the number of base models.
     affine = Affine(
-        np.tensordot(weights, [member.weight for member in members], axes=1),
-        np.tensordot(weights, [member.offset for member in members], axes=1),
+        np.tensordot(weights, [model.weight for model in models], axes=1),
+        np.tensordot(weights, [model.offset for model in models], axes=1),
     )
-    return Mixture(
-        affine, tuple(tuple(p.tolist()) for p in penalties), tuple(weights.tolist()), kernels, moved
+    return StackedFit(
+        affine, tuple(tuple(p.tolist()) for p in penalties), tuple(weights.tolist()), kernels, nuisance
     )
 
 
-def fit_ridge(spots: Measured, Y: Floats, groups: Indices, moved: Floats | None = None) -> Affine:
-    """Fit one ridge on all views, with a penalty per output chosen on groups left out."""
-    frame = _Frame.of(spots, np.arange(spots.features.shape[1]), moved)
-    return frame.back(RidgePath.of(frame.inputs, Y).at(choose_penalties(frame.inputs, Y, groups)))
+def fit_ridge(spots: SpotFeatures, Y: Floats, groups: Indices, nuisance: Floats | None = None) -> Affine:
+    """Fit one ridge on all features, with a penalty per output chosen on groups left out."""
+    inputs = _Inputs.from_spots(spots, np.arange(spots.features.shape[1]), nuisance)
+    return inputs.to_features(
+        RidgePath.fit(inputs.values, Y).solve(choose_penalties(inputs.values, Y, groups))
+    )
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """Some features as inputs of a linear fit, and the way back.
+class _Inputs:
+    """Some features as inputs of a linear fit, and the way back to all features.
 
     Parameters
     ----------
     columns
         Which features.
-    standardiser, turn
-        What brings them to mean 0 and spread 1, and what makes the penalty along `Mixture.moved` larger.
+    standardiser, transform
+        Mean 0 and standard deviation 1 first, then what makes the penalty along `StackedFit.nuisance` larger.
     n_features
         In all.
-    inputs
+    values
         ``(n_spots, len(columns))``.
     """
 
     columns: Indices
     standardiser: Standardiser
-    turn: Floats | None
+    transform: Floats | None
     n_features: int
-    inputs: Floats
+    values: Floats
 
     @classmethod
-    def of(cls, spots: Measured, columns: Indices, moved: Floats | None, *, spread: float = 0.0) -> "_Frame":
-        """Measure; with a `spread`, turned inputs are brought back to it on average."""
+    def from_spots(
+        cls, spots: SpotFeatures, columns: Indices, nuisance: Floats | None, *, unit_spread: bool = False
+    ) -> "_Inputs":
+        """Standardise and transform; with `unit_spread`, to a standard deviation of 1 on average."""
         X = spots.features[:, columns]
-        standardiser = Standardiser.of(X)
-        inputs = standardiser.apply(X)
-        turn = steady(None if moved is None else moved[np.ix_(columns, columns)], standardiser)
-        if turn is not None:
-            turned = inputs @ turn
-            size = turned.std(axis=0).mean()
-            scale = spread / size if spread and size > 0 else 1.0
-            turn, inputs = turn * scale, turned * scale
-        return cls(columns, standardiser, turn, spots.features.shape[1], inputs)
+        standardiser = Standardiser.fit(X)
+        values = standardiser.apply(X)
+        own = None if nuisance is None else nuisance[np.ix_(columns, columns)]
+        transform = penalty_transform(own, standardiser)
+        if transform is not None:
+            transformed = values @ transform
+            spread = transformed.std(axis=0).mean()
+            scale = 1.0 / spread if unit_spread and spread > 0 else 1.0
+            transform, values = transform * scale, transformed * scale
+        return cls(columns, standardiser, transform, spots.features.shape[1], values)
 
-    def back(self, affine: Affine) -> Affine:
-        """Return a map of the inputs as one of all features."""
-        if self.turn is not None:
-            affine = Affine(self.turn @ affine.weight, affine.offset)
+    def to_features(self, affine: Affine) -> Affine:
+        """Return a map of these inputs as one of all features; those that are no inputs get weight 0."""
+        if self.transform is not None:
+            affine = Affine(self.transform @ affine.weight, affine.offset)
         affine = affine.after(self.standardiser)
         weight = np.zeros((self.n_features, affine.weight.shape[1]))
         weight[self.columns] = affine.weight
         return Affine(weight, affine.offset)
 
 
-def _columns(spots: Measured, views: Sequence[tuple[float, str]]) -> Indices:
-    return view_columns(views, spots.features.shape[1] // len(VIEWS))
+def _columns(spots: SpotFeatures, moments: Sequence[Moment]) -> Indices:
+    return moment_columns(moments, spots.features.shape[1] // len(MOMENTS))
 
 
-def _beside_a_field(spots: Measured, moved: Floats | None) -> tuple[_Frame, Measured]:
-    """Return the frame of all views, of spread 1 as the kernel takes them, and the spots in it."""
-    frame = _Frame.of(spots, np.arange(spots.features.shape[1]), moved, spread=1.0)
-    return frame, Measured(spots.slide, spots.xy_um, frame.inputs)
+def _kriging_inputs(spots: SpotFeatures, nuisance: Floats | None) -> tuple[_Inputs, SpotFeatures]:
+    """Return all features as inputs of the Gaussian process, and the spots with them."""
+    inputs = _Inputs.from_spots(spots, np.arange(spots.features.shape[1]), nuisance, unit_spread=True)
+    return inputs, SpotFeatures(spots.slide, spots.xy_um, inputs.values)
 
 
-def _kernels(spots: Measured, Y: Floats, moved: Floats | None) -> tuple[Kernel, ...] | None:
-    if len(spots) > KRIGED:
+def _choose_kernels(spots: SpotFeatures, Y: Floats, nuisance: Floats | None) -> tuple[Kernel, ...] | None:
+    if len(spots) > MAX_KRIGING_SPOTS:
         return None
-    return tuple(choose_kernels(_beside_a_field(spots, moved)[1], Y - Y.mean(axis=0)))
+    return tuple(choose_kernels(_kriging_inputs(spots, nuisance)[1], Y - Y.mean(axis=0)))
 
 
-def _fit(
-    spots: Measured,
+def _fit_base_models(
+    spots: SpotFeatures,
     Y: Floats,
     penalties: Sequence[Floats],
     kernels: Sequence[Kernel] | None,
-    moved: Floats | None,
+    nuisance: Floats | None,
 ) -> list[Affine]:
-    """Fit the members for penalties and kernels that are given.
-
-    Beside a smooth field of each section, all views are fitted and only what they give is kept: what varies
-    slowly over a section for reasons that the picture does not show goes to the field, so the views are not bent
-    to explain it.
-    """
-    members = []
+    """Fit the base models for penalties and kernels that are given."""
+    models = []
     if kernels is not None:
         mean = Y.mean(axis=0)
-        frame, inputs = _beside_a_field(spots, moved)
-        views = frame.back(Kriging.fit(inputs, Y - mean, kernels).affine())
-        members.append(Affine(views.weight, views.offset + mean))
-    for some, penalty in zip(VIEWS_OF_RIDGES, penalties, strict=True):
-        frame = _Frame.of(spots, _columns(spots, some), moved)
-        members.append(frame.back(RidgePath.of(frame.inputs, Y).at(penalty)))
-    return members
+        inputs, kriging_spots = _kriging_inputs(spots, nuisance)
+        # Only the linear part is kept. What varies slowly over a section for reasons that embeddings do not show is
+        # taken up by the field, and so does not bias the weights of the features.
+        process = Kriging.fit(kriging_spots, Y - mean, kernels)
+        linear = inputs.to_features(process.feature_part())
+        models.append(Affine(linear.weight, linear.offset + mean))
+    for moments, penalty in zip(RIDGE_MOMENTS, penalties, strict=True):
+        inputs = _Inputs.from_spots(spots, _columns(spots, moments), nuisance)
+        models.append(inputs.to_features(RidgePath.fit(inputs.values, Y).solve(penalty)))
+    return models
 
 
-def _weigh(
-    spots: Measured,
+def _stacking_weights(
+    spots: SpotFeatures,
     Y: Floats,
     groups: Indices,
     penalties: Sequence[Floats],
     kernels: Sequence[Kernel] | None,
-    moved: Floats | None,
+    nuisance: Floats | None,
 ) -> Floats:
-    """Return the members' weights, none negative, 1 in sum: by least squares on groups left out in turn."""
+    """Return the base models' weights, none negative, summing to 1: least squares on out-of-fold predictions."""
     n = len(penalties) + (kernels is not None)
-    some = np.arange(0, len(spots), -(-len(spots) // WEIGHED))
-    spots, Y = spots.take(some), Y[some]
-    labels, part = np.unique(groups[some], return_inverse=True)
+    subset = np.arange(0, len(spots), -(-len(spots) // MAX_WEIGHT_SPOTS))
+    spots, Y = spots.take(subset), Y[subset]
+    labels, group = np.unique(groups[subset], return_inverse=True)
     if len(labels) < 2:
         return np.full(n, 1 / n)
-    unseen = np.zeros((n, *Y.shape))
-    for k in range(min(PARTS, len(labels))):
-        gone = part % PARTS == k
-        kept = np.flatnonzero(~gone)
-        members = _fit(spots.take(kept), Y[kept], penalties, kernels, moved)
-        unseen[:, gone] = [member(spots.features[gone]) for member in members]
+    out_of_fold = np.zeros((n, *Y.shape))
+    for k in range(min(MAX_FOLDS, len(labels))):
+        # Weights fitted on predictions of a model's own training spots would go to the one that overfits most.
+        held_out = group % MAX_FOLDS == k
+        training = np.flatnonzero(~held_out)
+        models = _fit_base_models(spots.take(training), Y[training], penalties, kernels, nuisance)
+        out_of_fold[:, held_out] = [model(spots.features[held_out]) for model in models]
     size = np.linalg.norm(Y)
-    near_equal = np.sqrt(EQUAL) * size
-    # The last row, far heavier than the others, has the weights add up to 1.
-    rows = [unseen.reshape(n, -1).T, near_equal * np.eye(n), 1e3 * size * np.ones((1, n))]
-    wanted = np.concatenate([Y.ravel(), np.full(n, near_equal / n), [1e3 * size]])
+    pull = np.sqrt(EQUAL_PULL) * size
+    # Rows below the data: the pull to equal weights, and one far heavier than all others, which makes them sum to 1.
+    rows = [out_of_fold.reshape(n, -1).T, pull * np.eye(n), 1e3 * size * np.ones((1, n))]
+    wanted = np.concatenate([Y.ravel(), np.full(n, pull / n), [1e3 * size]])
     weights = nnls(np.vstack(rows), wanted)[0] if size > 0 else np.ones(n)
     return np.asarray(weights / weights.sum())

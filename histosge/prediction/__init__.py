@@ -1,4 +1,5 @@
-"""From a saved model and a feature store to an expression store: blocks in, blocks out.
+"""From a saved model and a feature store to an expression store, block by block.
 
-May use: every folder above it: data, heldout, models, calibration, training and reporting.
+It trains nothing and scores nothing.
+May use: data, heldout, models, calibration, training and reporting.
 """

@@ -1,7 +1,8 @@
-"""A model conditioned on spots measured on the very slide that is predicted.
+"""Condition a model on spots measured on the slide that is predicted.
 
-The image model's leftover is interpolated between the spots (`models.leftover`), and the map is brought to
-what the spots say under their discs (`honour`). Any saved model can be conditioned.
+The model's residuals at the spots are interpolated between them (`models.residual_kriging`), and the map is rescaled so
+that the patches under each disc have the rate estimated for its spot (`spot_rescaling`). Any saved model can be
+conditioned.
 """
 
 import hashlib
@@ -21,89 +22,92 @@ from histosge.data.sections import Patches, Section, TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ModelError
 from histosge.models.empirical_bayes import posterior_rates
-from histosge.models.low_rank_targets import FLOOR, bend
+from histosge.models.low_rank_targets import FLOOR_SHARE, soft_floor
 from histosge.models.multiscale import HALO_UM
 from histosge.models.protocol import Model
-from histosge.models.residual_kriging import Leftover
+from histosge.models.residual_kriging import ResidualKriging
 from histosge.prediction.spot_rescaling import RateFactors
 from histosge.training.saved_model import SavedModel
 
 MIN_SPOTS = 20
-"""With fewer, neither what is left nor how much of it to trust can be told."""
-_BAND = 16
-"""Rows of patches predicted at once while a model is conditioned."""
+"""With fewer, neither the residuals' patterns nor the share of them to add can be estimated."""
+# Memory holds the predictions of this many rows and their halo, not of the slide.
+_ROWS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class ConditionedModel:
-    """A model of one slide: image, leftover and measured discs.
+    """A model of one slide: a saved model, its interpolated residuals, and factors under measured discs.
 
     Parameters
     ----------
-    image
-        Predicts all genes.
+    model
+        Predicts all genes from embeddings.
     columns
-        Those that were measured; the others stay as the image predicts them.
-    leftover, stamps
+        The genes that were measured; the others stay as `model` predicts them.
+    residual, factors
         Of the measured genes.
     floor
-        Where their predictions bend, ``(n_measured,)``.
-    values
-        What each spot's rate is believed to be, per 10,000, ``(n_spots, n_measured)``: what the map's mean
-        over its disc is brought to.
+        Values of the measured genes below which `soft_floor` applies, ``(n_measured,)``.
+    spot_rates
+        Posterior mean rate of each spot per 10,000, ``(n_spots, n_measured)``: the mean of the map over its disc.
     fingerprint
         Of the spots.
     """
 
-    image: Model
+    model: Model
     columns: NDArray[np.int64]
-    leftover: Leftover
-    stamps: RateFactors
+    residual: ResidualKriging
+    factors: RateFactors
     floor: NDArray[np.float32]
-    values: NDArray[np.float64]
+    spot_rates: NDArray[np.float64]
     fingerprint: str
 
     @property
     def halo_um(self) -> float:
-        """Return how far image model and leftover look."""
-        return max(self.image.halo_um, HALO_UM)
+        """Return the larger halo of the model and of the residuals."""
+        return max(self.model.halo_um, HALO_UM)
 
     @classmethod
-    def of(cls, saved: SavedModel, section: Section) -> Self:
+    def fit(cls, saved: SavedModel, section: Section) -> Self:
         """Condition a model on a section's spots.
 
         Raises
         ------
         ModelError
-            If there are fewer than 20 usable spots, or they measured none of the model's genes.
+            If there are fewer than `MIN_SPOTS` usable spots, or they measured none of the model's genes.
         """
-        columns, genes = _measured(saved, section)
-        overlap, image = section.overlap, saved.model
-        under = Under.of(section.patches, overlap)
-        log_under = under.predict(image.predict, image.halo_um)[:, columns]
-        predicted = spots_from_patches(under.overlap, log_under)
+        columns, genes = _measured_genes(saved, section)
+        overlap, model = section.overlap, saved.model
+        covered = CoveredPatches.from_overlap(section.patches, overlap)
+        log_covered = covered.predict(model.predict, model.halo_um)[:, columns]
+        predicted = spots_from_patches(covered.overlap, log_covered)
         target, library = select_target(section.spots, genes), library_size(section.spots)
-        known = TrainingSection(section.patches, overlap, section.spots.xy_um, target, library)
-        leftover, unseen = Leftover.fit_unseen([known], [predicted])
-        floor = (FLOOR * target.mean(axis=0)).astype(np.float32)
-        rate = np.expm1(bend(predicted + unseen[0], floor).astype(np.float64))
+        measured = TrainingSection(section.patches, overlap, section.spots.xy_um, target, library)
+        residual, out_of_fold = ResidualKriging.fit_out_of_fold([measured], [predicted])
+        floor = (FLOOR_SHARE * target.mean(axis=0)).astype(np.float32)
+        # The prior of a spot's rate must not know its counts: its residual is the one interpolated from other spots.
+        rate = np.expm1(soft_floor(predicted + out_of_fold[0], floor).astype(np.float64))
         counts = np.rint(np.expm1(target.astype(np.float64)) * (library / SCALE)[:, None])
-        wanted = posterior_rates(counts, library / SCALE, rate)
-        added = under.predict(leftover, HALO_UM)
-        stamps = RateFactors.solve(section.patches, overlap, bend(log_under + added, floor), wanted)
+        spot_rates = posterior_rates(counts, library / SCALE, rate)
+        added = covered.predict(residual, HALO_UM)
+        # Residuals first: the factors are those that are still needed on top of them.
+        factors = RateFactors.solve(
+            section.patches, overlap, soft_floor(log_covered + added, floor), spot_rates
+        )
         digest = hashlib.sha256(target.tobytes() + section.spots.xy_um.tobytes()).hexdigest()
-        return cls(image, columns, leftover, stamps, floor, wanted, digest)
+        return cls(model, columns, residual, factors, floor, spot_rates, digest)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        log_patches = self.image.predict(patches)
-        own = bend(log_patches[:, self.columns] + self.leftover(patches), self.floor)
-        log_patches[:, self.columns] = self.stamps.apply(patches, own)
+        log_patches = self.model.predict(patches)
+        measured = soft_floor(log_patches[:, self.columns] + self.residual(patches), self.floor)
+        log_patches[:, self.columns] = self.factors.apply(patches, measured)
         return log_patches
 
 
 @dataclass(frozen=True)
-class Under:
+class CoveredPatches:
     """The patches under measured discs.
 
     Parameters
@@ -111,9 +115,9 @@ class Under:
     patches
         All of the slide.
     index
-        Which of them, in ascending order.
+        Which of them are covered, in ascending order.
     overlap
-        With these alone as columns.
+        With these alone as columns, ``(n_spots, n_covered)``.
     """
 
     patches: Patches
@@ -121,26 +125,27 @@ class Under:
     overlap: sparse.csr_matrix
 
     @classmethod
-    def of(cls, patches: Patches, overlap: sparse.csr_matrix) -> Self:
-        """Find them."""
+    def from_overlap(cls, patches: Patches, overlap: sparse.csr_matrix) -> Self:
+        """Take the patches with a share in any spot's disc."""
         index = np.unique(overlap.indices).astype(np.int64)
         return cls(patches, index, sparse.csr_matrix(overlap[:, index]))
 
     def predict(
         self, predict: Callable[[Patches], NDArray[np.float32]], halo_um: float
     ) -> NDArray[np.float32]:
-        """Predict them, ``(n_under, n_genes)``, a band of rows with its halo at a time."""
+        """Predict them, ``(n_covered, n_genes)``, a band of rows with its halo at a time."""
         rows, halo = self.patches.rows, int(np.ceil(halo_um / self.patches.stride_um))
-        band = rows[self.index] // _BAND
+        band = rows[self.index] // _ROWS_AT_ONCE
         out: NDArray[np.float32] | None = None
         for number in np.unique(band):
-            first, last = number * _BAND - halo, (number + 1) * _BAND + halo
+            first, last = number * _ROWS_AT_ONCE - halo, (number + 1) * _ROWS_AT_ONCE + halo
             near = np.flatnonzero((rows >= first) & (rows < last))
-            mine = band == number
-            values = predict(_take(self.patches, near))[np.searchsorted(near, self.index[mine])]
+            in_band = band == number
+            values = predict(_take(self.patches, near))[np.searchsorted(near, self.index[in_band])]
+            # Only now is the number of genes known.
             if out is None:
                 out = np.empty((len(self.index), values.shape[1]), np.float32)
-            out[mine] = values
+            out[in_band] = values
         return np.empty((0, 0), np.float32) if out is None else out
 
 
@@ -157,35 +162,50 @@ def load_conditioned(
     selection: tuple[str | None, str | None],
     on_message: Callable[[str], None],
 ) -> ConditionedModel:
-    """Read a slide's spots and condition a model on them; `selection` is grid and encoder.
+    """Read a slide's spots and condition a model on them.
+
+    Parameters
+    ----------
+    sample
+        The slide, and the file with its spots.
+    selection
+        Grid and encoder; None where the store holds only one.
+    on_message
+        Called with one line on the spots, and one if the model was trained on the slide.
 
     Raises
     ------
     ExpressionError
         If the spots cannot be read, or do not fit the slide.
+    ModelError
+        If there are too few of them, or they measured none of the model's genes.
     """
     loaded = load_section(sample, store, *selection)
-    model = ConditionedModel.of(saved, loaded.section)
+    model = ConditionedModel.fit(saved, loaded.section)
     trained_on = {section["slide_fingerprint"] for section in saved.card.sections}
     if loaded.slide.fingerprint in trained_on:
         on_message(
-            f"{sample.slide_id}: the model was trained on this slide, so less is left over than on a new one"
+            f"{sample.slide_id}: the model was trained on this slide, so its residuals here are smaller than on a new "
+            "slide, and less is added than would be right"
         )
+    shares = ", ".join(f"{share:.2f}" for share in model.residual.blend)
     on_message(
         f"{sample.slide_id}: conditioned on {len(loaded.section.spots)} spots and {len(model.columns)} of "
-        f"{len(saved.card.genes)} genes ({loaded.few_counts} spots under the floor on counts and {loaded.off_tissue} "
-        f"off tissue left out); patterns blended in by {', '.join(f'{b:.2f}' for b in model.leftover.blend)}"
+        f"{len(saved.card.genes)} genes ({loaded.few_counts} spots with too few counts and {loaded.off_tissue} off tissue "
+        f"left out); share of each residual pattern that is added: {shares}"
     )
     return model
 
 
-def _measured(saved: SavedModel, section: Section) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    known = set(section.spots.genes)
-    columns = [i for i, gene in enumerate(saved.card.genes) if gene in known]
+def _measured_genes(saved: SavedModel, section: Section) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Return which of the model's genes were measured, as columns of its predictions and as names."""
+    measured = set(section.spots.genes)
+    columns = [i for i, gene in enumerate(saved.card.genes) if gene in measured]
     if not columns:
         raise ModelError(
-            f"the spots of {section.slide_id!r} measured none of the model's {len(saved.card.genes)} genes (such as "
-            f"{saved.card.genes[0]!r}; they measured {section.spots.genes[0]!r}): are the names of one kind?"
+            f"the spots of {section.slide_id!r} measured none of the model's {len(saved.card.genes)} genes: the model "
+            f"has names such as {saved.card.genes[0]!r}, the spots such as {section.spots.genes[0]!r}; give spots with "
+            "gene names of the same kind"
         )
     if len(section.spots) < MIN_SPOTS:
         raise ModelError(

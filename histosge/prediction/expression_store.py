@@ -1,7 +1,7 @@
-"""The expression store: a dense map of genes per slide, streamed in by blocks.
+"""The expression store: a dense map of genes per slide, written block by block.
 
-The same shape and commit rules as the feature store, one floor up: one object per block and gene
-group, done is what exists. Readable by plain zarr and xarray.
+The same shape and commit rules as the feature store: one object per block and gene group, and a block is done when its
+objects exist. Readable by plain zarr and xarray.
 """
 
 import warnings
@@ -15,21 +15,21 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
 
-from featurestore.blocks import Block, plan_blocks
+from featurestore.blocks import Block, planned_blocks
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.store import StoredGrid
 from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
-from featurestore.tissue.survey import TISSUE_THRESHOLD
+from featurestore.tissue.threshold import is_tissue
 from histosge.calibration.conformal import Intervals
-from histosge.calibration.depth_strata import DepthStrata
+from histosge.calibration.depth_strata import DepthStrata, interval_bounds
 
 SPEC_NAME = "histosge-expression"
 SPEC_VERSION = 1
 GENE_GROUP = 256
-"""Genes in one object: a viewer that wants one gene reads this many, a stream writes few objects."""
+"""Genes in one object: few objects to write, and not too much to read for a viewer that shows one gene."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StoredMap:
     Parameters
     ----------
     slide_id, grid
-        Whose, and the lattice.
+        Slide, and grid of its patches.
     genes
         Names along the last dim.
     tissue
@@ -51,9 +51,9 @@ class StoredMap:
     half_width, trust
         Per gene, see `histosge.calibration.conformal`; None where the model was not calibrated.
     strata
-        Half widths by predicted depth; None where one for all is as good.
+        Half widths by predicted depth; None where one for all depths was as good.
     depth
-        ``(y, x, 1)``, log of the total counts that a spot there would have; None where it was not predicted.
+        ``(y, x, 1)``, log of the total counts that a spot there would have; None if it was not predicted.
     """
 
     slide_id: str
@@ -79,22 +79,22 @@ class StoredMap:
         """
         if self.half_width is None:
             raise StoreError(
-                f"the map of {self.slide_id!r} has no intervals: its model was not calibrated; train again"
+                f"the map of {self.slide_id!r} has no intervals, since its model was not calibrated: train again, "
+                "with intervals, and predict into another OUT"
             )
         values = self.array.read(rows, cols).astype(np.float32)
         half_width = self.half_width
         if self.strata is not None and self.depth is not None:
-            half_width = self.strata.at(self.depth.read(rows, cols)[..., 0])
-        return values, np.maximum(values - half_width, 0), values + half_width
+            half_width = self.strata.half_width_at(self.depth.read(rows, cols)[..., 0])
+        return values, *interval_bounds(values, half_width)
 
     def planned(self) -> list[Block]:
-        """Blocks with tissue: those that will exist."""
-        tissue = self.tissue >= TISSUE_THRESHOLD
-        return [b for b in plan_blocks(self.grid.shape, self.array.block_shape) if tissue[b.slices].any()]
+        """Return the blocks with tissue: those that exist once the map is complete."""
+        return planned_blocks(is_tissue(self.tissue), self.array.block_shape)
 
 
 class ExpressionStore:
-    """Dense maps at a location. Make one with `open` or `open_or_create`."""
+    """Dense maps at a location, opened by `open` or `open_or_create`."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
@@ -108,7 +108,7 @@ class ExpressionStore:
         StoreNotFoundError
             If there is nothing at `url`.
         StoreError
-            If something else lies there.
+            If it is no expression store, or of a newer version.
         """
         location = Location(url)
         if not location.exists():
@@ -146,12 +146,23 @@ class ExpressionStore:
 
         Parameters
         ----------
+        stored
+            Grid and tissue of the slide.
+        genes
+            Names of the map's genes, in order.
+        block_shape
+            Patches of one object, ``(rows, cols)``: that of the embedding.
         made_by
-            JSON-ready identity of the model and of the embeddings: a map of another one is refused.
+            JSON-ready identity of the model and of the embeddings.
         intervals
             Of these genes: their half widths and trust are written beside the expression.
         depth
-            Whether the model predicts depth: an array for it is made.
+            Whether the model predicts depth, and the map gets an array for it.
+
+        Raises
+        ------
+        IdentityMismatchError
+            If the slide has a map by another model, of other embeddings or of other genes.
         """
         slide_id, grid = stored.slide_id, stored.grid
         path = f"{slide_id}/{grid.spec.key}"
@@ -159,14 +170,14 @@ class ExpressionStore:
         if attrs:
             if attrs["made_by"] != made_by:
                 raise IdentityMismatchError(
-                    f"{self.location.label}/{path} was predicted by {_brief(attrs['made_by'])}, now it is "
+                    f"{self.location.label}/{path} was predicted by {_brief(attrs['made_by'])}, this prediction is by "
                     f"{_brief(made_by)}; give another OUT or remove that folder"
                 )
             found = self.map(slide_id, grid.spec.key, read_only=False)
             if found.genes != genes:
                 raise IdentityMismatchError(
-                    f"{self.location.label}/{path} holds genes {found.genes[0]}..{found.genes[-1]}, now it is "
-                    f"{genes[0]}..{genes[-1]}; give another OUT or remove that folder"
+                    f"{self.location.label}/{path} holds {len(found.genes)} genes {found.genes[0]}..{found.genes[-1]}, "
+                    f"this prediction is of {len(genes)}, {genes[0]}..{genes[-1]}; give another OUT or remove that folder"
                 )
             return found
         write_group(self.location, slide_id, {})
@@ -182,7 +193,7 @@ class ExpressionStore:
                 dims=("y", "x", "library"),
                 attrs={"units": "log of a spot's total counts"},
             )
-        # Last: a map is known by its expression.
+        # Last: a map counts as created when its expression exists, so an interruption before starts over.
         BlockArray.create(
             self.location,
             f"{path}/expression",
@@ -213,7 +224,7 @@ class ExpressionStore:
                 values["depth_edge"] = (("edge",), intervals.strata.edges)
                 values["half_width_by_depth"] = (("stratum", "gene"), intervals.strata.half_width)
         with warnings.catch_warnings():
-            # Strings are in wide use but not yet in format 3's written core.
+            # zarr 3.1 warns that variable-length strings are not yet part of the format's specification.
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
             for name, (dims, data) in values.items():
                 zarr.create_array(
@@ -233,20 +244,13 @@ class ExpressionStore:
         attrs = read_attrs(self.location, path).get("grid")
         if not attrs:
             raise StoreError(f"{self.location.label} holds no map {path}")
-        store = self.location.zarr(read_only=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
-            genes = tuple(
-                str(g)
-                for g in np.asarray(zarr.open_array(store, path=f"{path}/gene", mode="r", zarr_format=3)[...])
-            )
-        tissue, rgb = (
-            np.asarray(zarr.open_array(store, path=f"{path}/{name}", mode="r", zarr_format=3)[...])
-            for name in ("tissue", "rgb")
-        )
+        genes = tuple(str(gene) for gene in self._read(f"{path}/gene"))
+        tissue, rgb = (self._read(f"{path}/{name}") for name in ("tissue", "rgb"))
         array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
-        half_width, trust = (self._optional(f"{path}/{name}") for name in ("half_width", "trust"))
-        edges, widths = (self._optional(f"{path}/{name}") for name in ("depth_edge", "half_width_by_depth"))
+        half_width, trust, edges, widths = (
+            self._read(f"{path}/{name}") if self.location.exists(f"{path}/{name}/zarr.json") else None
+            for name in ("half_width", "trust", "depth_edge", "half_width_by_depth")
+        )
         strata = DepthStrata(edges, widths) if edges is not None and widths is not None else None
         depth = None
         if self.location.exists(f"{path}/depth/zarr.json"):
@@ -254,11 +258,13 @@ class ExpressionStore:
         grid = PatchGrid.from_attrs(attrs)
         return StoredMap(slide_id, grid, genes, tissue, rgb, array, half_width, trust, depth, strata)
 
-    def _optional(self, path: str) -> NDArray[np.float32] | None:
-        if not self.location.exists(f"{path}/zarr.json"):
-            return None
-        store = self.location.zarr(read_only=True)
-        return np.asarray(zarr.open_array(store, path=path, mode="r", zarr_format=3)[...])
+    def _read(self, path: str) -> NDArray[Any]:
+        """Read a whole array; for those of one object."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
+            return np.asarray(
+                zarr.open_array(self.location.zarr(read_only=True), path=path, mode="r", zarr_format=3)[...]
+            )
 
 
 def _brief(made_by: dict[str, Any]) -> str:
@@ -266,7 +272,7 @@ def _brief(made_by: dict[str, Any]) -> str:
 
 
 def open_optional(location: Location, path: str) -> "zarr.Array[Any] | None":
-    """Open an array of an expression store that need not be there."""
+    """Open an array of an expression store; None where there is none."""
     if not location.exists(f"{path}/zarr.json"):
         return None
     with warnings.catch_warnings():

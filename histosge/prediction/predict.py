@@ -1,11 +1,12 @@
-"""A model streamed over slides: embeddings in by blocks, a dense expression map out by blocks.
+"""Predict slides of a feature store, block by block, into an expression store.
 
-Resumable like the embedding: what is done is what exists. Memory holds the blocks near the one being
+Resumable like the embedding: a block is done when its objects exist. Memory holds the blocks near the one that is
 predicted, never a slide.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Self, cast
@@ -15,23 +16,56 @@ from numpy.typing import NDArray
 
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import Sample
+from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
+from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
+from histosge.models.estimators import ModelSource
 from histosge.models.protocol import DepthModel, Model, PartialModel, ReducingModel
 from histosge.prediction.conditioning import ConditionedModel, load_conditioned
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.prediction.slide_tasks import map_slides
 from histosge.threads import side_by_side, usable_cores
-from histosge.training.saved_model import SavedModel, load_model
+from histosge.training.saved_model import SavedModel, describe_fitted, load_model
 
-_BYTES_AT_WORK = 1 << 30
-"""Predictions that are in memory at once, about: single precision, what is stored, and room to work."""
+_MAX_WORKING_BYTES = 1 << 30
+"""Memory of all predictions that are computed at once, about."""
+
+
+@dataclass(frozen=True)
+class PredictSettings:
+    """How to predict.
+
+    Parameters
+    ----------
+    selection
+        Grid and encoder: needed where the store holds several.
+    workers
+        Processes that share the slides out among themselves; the maps are the same.
+    preset
+        The class of the saved model, where that is none of the registered ones; see
+        `histosge.training.saved_model.load_model`.
+    """
+
+    selection: Selection = field(default_factory=Selection)
+    workers: int = 1
+    preset: ModelSource | None = None
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """One slide's map: how many objects belong to it, and how many blocks this run computed."""
+    """One slide's map.
+
+    Parameters
+    ----------
+    slide_id, grid_key
+        Which map of the expression store.
+    planned, computed
+        Blocks with tissue, and those that this run computed; the others existed.
+    patches
+        Patches with tissue.
+    """
 
     slide_id: str
     grid_key: str
@@ -41,16 +75,14 @@ class PredictResult:
 
 
 def predict(
-    store: str,
-    model: str | Path,
-    out: str,
+    store: str | Path,
+    model: str | Path | SavedModel | Model,
+    out: str | Path,
+    settings: PredictSettings | None = None,
     *,
     slide_ids: Sequence[str] = (),
     genes: Sequence[str] = (),
-    grid: str | None = None,
-    encoder: str | None = None,
-    condition_on: str | None = None,
-    workers: int = 1,
+    condition_on: str | Path | None = None,
     on_progress: OnProgress = ignore_progress,
     on_message: OnMessage = ignore_message,
 ) -> list[PredictResult]:
@@ -61,51 +93,67 @@ def predict(
     store
         Feature store with the slides' embeddings.
     model
-        A saved model's folder.
+        A saved model's folder; a `SavedModel`, as `histosge.train` returns it; or a fitted model. A fitted model
+        knows neither its genes nor its encoder: name all its outputs in `genes`, and see to the encoder yourself.
     out
         Expression store to write, a folder or URL.
+    settings
+        Grid and encoder, worker processes, the class of a saved model of your own.
     slide_ids
-        Which slides; all of the store if empty.
+        Slides to predict; all of the store if empty.
     genes
-        Which of the model's genes; all if empty.
-    grid, encoder
-        Needed where the store holds several.
+        Genes to predict; all of the model if empty. Of a fitted model: the names of its outputs, in order.
     condition_on
         Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
-    workers
-        Processes that share the slides out among themselves; the maps are the same.
     on_progress, on_message
-        Called after each block, and with one line on what was found.
+        Called after each block, and with one line on the spots that a model is conditioned on.
 
     Raises
     ------
     ModelError
-        If the model does not fit the store, or knows none of the genes.
+        If the model does not fit the store, or does not predict one of the genes.
+    StoreError
+        If blocks of a slide are missing.
+    AmbiguousSelectionError
+        If the store holds several grids or encoders and none is named.
     """
-    source, saved = Store.open(store), load_model(model)
-    columns = _gene_columns(saved, genes)
+    settings = settings or PredictSettings()
+    grid, encoder = settings.selection.grid, settings.selection.encoder
+    source = Store.open(str(store))
+    folder = model if isinstance(model, str | Path) else None
+    saved = model if isinstance(model, SavedModel) else None
+    if folder is not None:
+        saved = load_model(folder, settings.preset)
     ids = list(slide_ids) or source.slide_ids()
     if not ids:
         raise ModelError(f"{source.location.label} holds no slide; fill it with: histosge embed")
     slides = [open_embedded(source, slide_id, grid, encoder) for slide_id in ids]
+    if saved is None:
+        saved = describe_fitted(cast(Model, model), genes, slides[0].identity, slides[0].stored.grid)
+    columns = _gene_columns(saved, genes)
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
-        _check_whole(slide)
-    task = _Task.of_image(saved, columns)
+        check_whole(slide.array, slide.stored.planned(slide.array.block_shape), slide.slide_id)
+    task = _Task.from_saved(saved, columns)
     if condition_on is not None:
         if len(ids) != 1:
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
-        sample = Sample(ids[0], "", condition_on)
+        sample = Sample(ids[0], "", str(condition_on))
         conditioned = load_conditioned(source, saved, sample, (grid, encoder), on_message)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
-    # Only now: what is refused leaves nothing behind.
-    target = ExpressionStore.open_or_create(out)
-    if workers > 1 and len(ids) > 1:
-        run = partial(_predict_one, store, model, out, genes=tuple(genes), grid=grid, encoder=encoder)
+    is_shared_out = settings.workers > 1 and len(ids) > 1
+    if is_shared_out and folder is None:
+        raise ModelError(
+            f"workers={settings.workers} load the model themselves: give a saved model's folder, or workers=1"
+        )
+    # Only after all checks, so that a refused call writes nothing.
+    target = ExpressionStore.open_or_create(str(out))
+    if is_shared_out and folder is not None:
+        run = partial(_predict_one, str(store), folder, str(out), replace(settings, workers=1), tuple(genes))
         return map_slides(
             run,
             ids,
-            workers,
+            settings.workers,
             lambda slide_id, result: on_progress(Progress(result.planned, result.planned, slide_id)),
         )
     return [_predict_slide(slide, task, target, on_progress) for slide in slides]
@@ -113,72 +161,65 @@ def predict(
 
 @dataclass(frozen=True)
 class _Task:
-    """What is predicted by what: the saved model, or the same one conditioned on spots.
+    """The models and genes of a prediction.
 
     Parameters
     ----------
-    image, model
-        What predicts depth, and what predicts genes: the same but for spots.
+    depth_model, model
+        Predict depth, and genes: one and the same unless the latter is conditioned on spots.
     columns
-        Of the model's genes.
+        Of the model's genes, those to predict.
     spots
         Fingerprint of the spots that it was conditioned on, or None.
     reduce
-        What both take in place of embeddings, see `ReducingModel`.
+        Applied to embeddings before either model, see `ReducingModel`.
     """
 
     saved: SavedModel
-    image: Model
+    depth_model: Model
     model: Model | ConditionedModel
     columns: list[int]
     spots: str | None
     reduce: Reduce | None = None
 
     @classmethod
-    def of_image(cls, saved: SavedModel, columns: list[int]) -> Self:
-        """Predict by the picture alone."""
+    def from_saved(cls, saved: SavedModel, columns: list[int]) -> Self:
+        """Predict with the saved model, not conditioned."""
         reduce, model = saved.model.split() if isinstance(saved.model, ReducingModel) else (None, saved.model)
         return cls(saved, model, model, columns, None, reduce)
 
     @property
-    def knows_depth(self) -> bool:
-        return isinstance(self.image, DepthModel) and self.image.depth is not None
+    def predicts_depth(self) -> bool:
+        return isinstance(self.depth_model, DepthModel) and self.depth_model.depth is not None
 
     def predict(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the chosen genes of the block's own patches and, where the model knows it, depth."""
+        """Return the chosen genes of the block's own patches, and their depth where the model predicts it."""
         own = np.flatnonzero(window.own)
         depth: NDArray[np.float32] | None = None
-        if self.knows_depth:
-            genes, depth = cast(DepthModel, self.image).predict_with_depth(window.patches, own)
-        if self.spots is not None or not self.knows_depth:
+        if self.predicts_depth:
+            genes, depth = cast(DepthModel, self.depth_model).predict_with_depth(window.patches, own)
+        if self.spots is not None or not self.predicts_depth:
             genes = self._genes(window, own)
+        # Taking all columns by index would copy the largest array there is.
         every = self.columns == list(range(genes.shape[1]))
         return genes if every else genes[:, self.columns], depth
 
     def _genes(self, window: Window, own: NDArray[np.int64]) -> NDArray[np.float32]:
-        if isinstance(self.model, PartialModel):  # those around the block are only looked at
+        if isinstance(self.model, PartialModel):  # the halo's patches are needed, their predictions are not
             return self.model.predict_some(window.patches, own)
         return self.model.predict(window.patches)[own]
 
 
 def _predict_one(
-    store: str,
-    model: str | Path,
-    out: str,
-    slide_id: str,
-    *,
-    genes: tuple[str, ...],
-    grid: str | None,
-    encoder: str | None,
+    store: str, model: str | Path, out: str, settings: PredictSettings, genes: tuple[str, ...], slide_id: str
 ) -> PredictResult:
     """Predict one slide in a worker."""
-    (result,) = predict(store, model, out, slide_ids=[slide_id], genes=genes, grid=grid, encoder=encoder)
+    (result,) = predict(store, model, out, settings, slide_ids=[slide_id], genes=genes)
     return result
 
 
 def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
-    from difflib import get_close_matches
-
+    """Return the columns of some genes, or of all if none is named."""
     known = {gene: i for i, gene in enumerate(saved.card.genes)}
     for gene in genes:
         if gene not in known:
@@ -192,22 +233,13 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
     return [known[gene] for gene in dict.fromkeys(genes)] or list(range(len(known)))
 
 
-def _check_whole(slide: EmbeddedSlide) -> None:
-    planned = slide.stored.planned(slide.array.block_shape)
-    lacking = slide.array.missing(planned)
-    if lacking:
-        raise ModelError(
-            f"slide {slide.slide_id!r} has {len(planned) - len(lacking)} of {len(planned)} blocks; "
-            "finish it first: run the same histosge embed again"
-        )
-
-
 def _predict_slide(
     slide: EmbeddedSlide, task: _Task, target: ExpressionStore, on_progress: OnProgress
 ) -> PredictResult:
     planned = slide.stored.planned(slide.array.block_shape)
     saved = task.saved
     genes = tuple(saved.card.genes[i] for i in task.columns)
+    # All that decides the values: a map of anything else is refused instead of being mixed with this one.
     made_by = {
         "model": saved.fingerprint,
         "preset": saved.card.preset,
@@ -224,7 +256,7 @@ def _predict_slide(
         slide.array.block_shape,
         made_by,
         intervals=intervals,
-        depth=task.knows_depth,
+        depth=task.predicts_depth,
     )
     missing = stored_map.array.missing(planned)
     windows = stream_windows(slide, missing, task.model.halo_um, task.reduce)
@@ -242,13 +274,14 @@ def _predict_slide(
 
 
 def _threads(block_shape: tuple[int, int], n_genes: int) -> int:
-    """Return how many blocks to work on at once: a core each, as far as their values are worth the memory."""
+    """Return how many blocks to predict at once: one a core, as far as memory allows."""
     bytes_each = 4 * block_shape[0] * block_shape[1] * n_genes
-    return max(1, min(usable_cores(), _BYTES_AT_WORK // (3 * bytes_each)))
+    # Three times the float32 values of a block: the values, their stored form, and working memory of the model.
+    return max(1, min(usable_cores(), _MAX_WORKING_BYTES // (3 * bytes_each)))
 
 
 def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
-    """Predict a block, and write it."""
+    """Predict one block and write it."""
     shape = window.block.shape
     values = np.full((*shape, len(task.columns)), np.nan, stored_map.array.dtype)
     depths = np.full((*shape, 1), np.nan, np.float32)
@@ -259,7 +292,7 @@ def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
         values[rows, cols] = predicted.astype(values.dtype)
         if depth is not None:
             depths[rows, cols, 0] = depth
-    # Expression last: a block is done when it has that.
+    # Expression last: a block counts as done when that exists, so an interruption in between computes it again.
     if stored_map.depth is not None:
         stored_map.depth.write(window.block, depths)
     stored_map.array.write(window.block, values)

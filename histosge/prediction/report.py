@@ -1,6 +1,6 @@
-"""The page of a prediction: maps beside the slide, then which genes to trust.
+"""The report page of a prediction: maps beside the slide, then which genes can be trusted.
 
-What an evaluation found has a page of its own (`histosge.evaluation.report`): only that one holds scores.
+It holds no scores: those are on the page of an evaluation (`histosge.evaluation.report`).
 """
 
 from collections.abc import Sequence
@@ -30,13 +30,14 @@ def write_prediction_report(
     slides
         (slide id, grid key) of the maps to show; the first few are drawn.
     path
-        The HTML file; it appears whole.
+        The HTML file; it is written whole or not at all.
     """
     store = ExpressionStore.open(out)
     trained = {section["slide_id"] for section in saved.card.sections}
     blocks = [_slide_block(store.map(*slide), slide[0] in trained) for slide in slides[:SHOWN_SLIDES]]
     if len(slides) > SHOWN_SLIDES:
         blocks.append(Block("Further slides", ", ".join(slide_id for slide_id, _ in slides[SHOWN_SLIDES:])))
+    # One model predicted all slides, so all maps have the same genes.
     genes = store.map(*slides[0]).genes if slides else ()
     intervals = saved.intervals
     if intervals is not None:
@@ -62,17 +63,18 @@ def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
     picture = Picture(
         slide_maps(stored.rgb, maps, stored.grid.stride_um),
         f"Slide {stored.slide_id} beside predicted maps of {', '.join(maps)}.",
-        "Predicted log1p(CP10k), each on a scale of its own. These genes are shown because they are trusted most.",
+        "Predicted log1p(CP10k), each map on its own colour scale. Shown are the genes with the highest trust.",
         stored.slide_id,
     )
     patches = int(np.isfinite(next(iter(maps.values()))).sum()) if maps else 0
-    status = "The model learned from spots of this slide: its map there looks better than on new tissue."
+    # Shown with every slide: a map of a training slide looks better than the model is.
+    status = "The model was trained on spots of this slide, so its map is better here than on new tissue."
     return Block(
         stored.slide_id,
         f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
         pictures=(picture,),
-        points=(status,) if was_trained_on else ("The model has seen no spot of this slide.",),
+        points=(status,) if was_trained_on else ("The model was trained without spots of this slide.",),
     )
 
 

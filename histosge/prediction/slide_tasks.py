@@ -1,6 +1,6 @@
-"""Slides predicted in parallel: one task is one slide, and its process writes that slide's map alone.
+"""Predict slides in parallel: one task is one slide, and only its process writes that slide's map.
 
-Only names travel to the workers; a task whose worker dies is run again, and computes what is missing then.
+Only names are sent to the workers. A task whose worker dies is run again, and computes the blocks that are missing then.
 Loads dask when called, not when imported.
 """
 
@@ -20,7 +20,7 @@ def map_slides(
     Parameters
     ----------
     run
-        Must pickle; what it does must be safe to do twice.
+        Must pickle, and must be safe to run twice.
     slide_ids
         In the order in which results are returned.
     workers
@@ -31,15 +31,18 @@ def map_slides(
     Raises
     ------
     ModelError
-        If a slide kills its worker again and again.
+        If a slide kills its worker more often than dask allows.
     Exception
-        What `run` raised for a slide; the others' results stay on disk.
+        Whatever `run` raised for a slide; the maps of the others stay on disk.
     """
+    # Imported here: a prediction in one process needs no dask.
     from distributed import KilledWorker, as_completed
 
     from featurestore.embedding.dask_cluster import local_client
 
+    # One thread each: two slides in one process would compete for its cores and share its memory limit.
     with local_client(min(workers, len(slide_ids)), threads=1) as client:
+        # Not pure: dask must not take a result of an earlier call for the same arguments.
         futures = [client.submit(run, slide_id, pure=False) for slide_id in slide_ids]
         names = dict(zip(futures, slide_ids, strict=True))
         results: dict[str, Result] = {}
@@ -49,8 +52,8 @@ def map_slides(
                 results[slide_id] = future.result()
             except KilledWorker as error:
                 raise ModelError(
-                    f"slide {slide_id!r} kills the process that predicts it (too little memory?); what is written "
-                    "stays: run the same command again with fewer --workers"
+                    f"slide {slide_id!r} kills the process that predicts it, probably for lack of memory; blocks that "
+                    "are written stay: run the same command again with fewer --workers"
                 ) from error
             done(slide_id, results[slide_id])
     return [results[slide_id] for slide_id in slide_ids]

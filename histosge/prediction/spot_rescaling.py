@@ -1,13 +1,8 @@
-"""Rescale a map so that the patches under each measured spot have the spot's estimated rate.
+"""Rescale a map so that the patches under each measured spot have the rate estimated for that spot.
 
-A spot's true rate is taken as gamma-distributed around what the other spots and the picture say of it, its
-counts as Poisson. Many counts: the spot's value is the measured one. Few counts: it stays near the
-prediction. The map's patches under the disc are scaled until their mean rate is that value.
-
-Terms
-    rate        per 10,000
-    exposure    a spot's total counts / 10,000: expected counts of a gene are rate x exposure
-    dispersion  squared coefficient of variation of true rates around predicted ones, per gene
+The estimated rates come from `models.empirical_bayes`: near the measured rate where a spot has many counts, near the
+predicted one where it has few. The patches under a disc are multiplied by factors until their mean rate is the
+estimated one. Rates are per 10,000.
 """
 
 from dataclasses import dataclass
@@ -19,11 +14,15 @@ from scipy import sparse
 
 from histosge.data.sections import Patches
 from histosge.data.spot_overlap import find_patches
+from histosge.models.linear_algebra import Floats
 
-Floats = NDArray[np.float64]
-SWEEPS = 50
-CLOSE = 2e-3
-"""Sweeps end when every disc's mean is this close to its value, relatively."""
+# One sweep is exact where discs share no patch. Discs that do undo a part of each other's correction, so it is repeated;
+# two that share all their patches and differ cannot both be met, and end at the limit with their geometric mean.
+MAX_SWEEPS = 50
+TOLERANCE = 2e-3
+"""Sweeps end when the mean rate of every disc is this close to the wanted one, relatively."""
+# Rates are floored before factors are computed: a factor cannot raise a rate of 0.
+_MIN_RATE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -44,36 +43,38 @@ class RateFactors:
 
     @classmethod
     def solve(
-        cls, patches: Patches, overlap: sparse.csr_matrix, log_under: NDArray[np.float32], wanted: Floats
+        cls, patches: Patches, overlap: sparse.csr_matrix, log_covered: NDArray[np.float32], wanted: Floats
     ) -> Self:
-        """Find factors that give every disc the rate that is wanted.
+        """Compute factors that give every disc its wanted mean rate, by repeated multiplicative corrections.
 
-        Discs that share a patch are served in turns; where that cannot serve both, each gets a part.
+        Where discs share patches and cannot all be met, each gets a part of its correction.
 
         Parameters
         ----------
-        log_under
+        log_covered
             log1p(CP10k) of the patches under discs, in the order of ``numpy.unique(overlap.indices)``.
         wanted
             Rates of the spots, ``(n_spots, n_genes)``.
         """
-        under = np.unique(overlap.indices)
-        weight = sparse.csr_matrix(overlap[:, under])
-        base = np.maximum(np.expm1(log_under.astype(np.float64)), 1e-6)
+        covered = np.unique(overlap.indices)
+        weight = sparse.csr_matrix(overlap[:, covered])
+        base = np.maximum(np.expm1(log_covered.astype(np.float64)), _MIN_RATE)
+        # Of the discs over a patch, the share of each in it.
         share = sparse.diags(1 / np.asarray(weight.sum(axis=0)).ravel()) @ weight.T
-        rates, wanted = base.copy(), np.maximum(wanted, 1e-6)
-        for _ in range(SWEEPS):
+        rates, wanted = base.copy(), np.maximum(wanted, _MIN_RATE)
+        for _ in range(MAX_SWEEPS):
             ratio = wanted / (weight @ rates)
-            if np.abs(ratio - 1).max() < CLOSE:
+            if np.abs(ratio - 1).max() < TOLERANCE:
                 break
+            # A geometric mean over the discs: rates stay positive whatever the ratios are.
             rates *= np.exp(share @ np.log(ratio))
-        return cls(patches.rows[under], patches.cols[under], (rates / base).astype(np.float32))
+        return cls(patches.rows[covered], patches.cols[covered], (rates / base).astype(np.float32))
 
     def apply(self, patches: Patches, log_patches: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return log1p(CP10k) with the factors on, ``(n_patches, n_genes)``."""
+        """Return log1p(CP10k) with the factors applied, ``(n_patches, n_genes)``; `patches` may be a part of the slide."""
         found = find_patches(patches, self.rows, self.cols)
-        here = found >= 0
+        present = found >= 0
         out = log_patches.copy()
-        scaled = np.maximum(np.expm1(out[found[here]].astype(np.float64)), 1e-6) * self.factor[here]
-        out[found[here]] = np.log1p(scaled)
+        rates = np.maximum(np.expm1(out[found[present]].astype(np.float64)), _MIN_RATE)
+        out[found[present]] = np.log1p(rates * self.factor[present])
         return out

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from featurestore.whole_file import whole_file
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -98,7 +100,5 @@ def render_report(title: str, blocks: Sequence[Block], *, subtitle: str = "", fo
 
 def write_page(path: Path, page: str) -> None:
     """Write a page, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(page)
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(page, encoding="utf-8")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.whole_file import whole_file
 from histosge.errors import ExpressionError
 from histosge.synthetic.spec import LATTICE_UM
 
@@ -54,8 +55,7 @@ def save_truth(path: Path, truth: Truth, spec_json: str) -> None:
     """Write a truth, whole or not at all; only tissue positions are stored."""
     tissue = truth.label > 0
     header = {"version": VERSION, "families": truth.families, "genes": truth.genes}
-    part = path.with_name(path.name + ".partial")
-    with part.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         np.savez(
             file,
             rates=truth.rates[:, tissue],
@@ -64,7 +64,6 @@ def save_truth(path: Path, truth: Truth, spec_json: str) -> None:
             header=np.array(json.dumps(header)),
             spec=np.array(spec_json),
         )
-    part.replace(path)
 
 
 def load_truth(path: str | Path) -> Truth:

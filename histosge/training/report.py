@@ -1,7 +1,6 @@
-"""The page of a trained model: what it learned from, and which genes to trust.
+"""The page of a trained model: its training data, and which genes to trust.
 
 It holds no scores: those are on the page of an evaluation.
-
 """
 
 from collections.abc import Sequence
@@ -14,13 +13,11 @@ from histosge.reporting.page import Block, Picture, Table, render_report, write_
 from histosge.reporting.plots import trust_plot
 from histosge.training.saved_model import ModelCard, SavedModel
 
-UNSCORED = (
-    "No score on this page is from tissue that the model did not learn from: run histosge evaluate for that."
-)
+UNSCORED = "This page holds no scores on held-out tissue: run histosge evaluate for those."
 
 
 def write_training_report(saved: SavedModel, path: Path) -> None:
-    """Write the page of a trained model: what it learned from, and which genes to trust.
+    """Write the page of a trained model.
 
     Parameters
     ----------
@@ -35,12 +32,20 @@ def write_training_report(saved: SavedModel, path: Path) -> None:
     )
 
 
+def trust_scope(intervals: Intervals) -> str:
+    """Return for which tissue trust was measured, in a few words."""
+    return f"held-out {intervals.held_out}s"
+
+
 def _by_depth(intervals: Intervals) -> str:
-    """OnMessage that intervals differ by predicted depth, where they do: the table holds the one width of all."""
+    """Describe how intervals differ by predicted library size, where they do: the table holds one width a gene."""
     if intervals.strata is None:
         return ""
     typical = ", ".join(f"± {width:.2f}" for width in np.median(intervals.strata.half_width, axis=1))
-    return f" Intervals widen where few counts are predicted: {typical} for the median gene, deepest last."
+    return (
+        f" Intervals are wider where few counts are predicted: {typical} for the median gene, from the smallest predicted"
+        " library size to the largest."
+    )
 
 
 def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
@@ -49,7 +54,7 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
         return Block(
             "Which genes to trust",
             status="bad",
-            status_text="The model has no intervals, so nothing says which genes can be read.",
+            status_text="The model has no prediction intervals, so it is not known which genes can be trusted.",
         )
     order = np.argsort(-intervals.trust, kind="stable")
     rows = tuple(
@@ -64,20 +69,20 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
     picture = Picture(
         trust_plot(intervals.trust, TRUSTED),
         f"Histogram of trust over {len(genes)} genes.",
-        f"Measured on {intervals.n_spots} spots of the training sections, by {intervals.held_out}s left out in turn."
+        f"Cross-validated on {intervals.n_spots} spots of the training sections, holding out {intervals.held_out}s."
         f"{_by_depth(intervals)}",
         "Trust",
     )
     good = int(intervals.trusted.sum())
     return Block(
         "Which genes to trust",
-        f"{good} of {len(genes)} genes can be predicted; the others should not be read. {UNSCORED}",
+        f"{good} of {len(genes)} genes can be trusted; do not interpret the others. {UNSCORED}",
         pictures=(picture,),
         tables=(
             Table(
                 ("gene", "trust", f"{round(100 * intervals.level)} % interval, log1p(CP10k)", "trusted"),
                 rows,
-                "Every gene, the most trusted first. Trust is the lower limit of its Pearson on left-out parts.",
+                "Every gene, the most trusted first. Trust is the lower confidence limit of its Pearson on held-out parts.",
                 folded=len(rows) > 20,
             ),
         ),
@@ -100,10 +105,12 @@ def _section_block(card: ModelCard) -> Block:
     caveat = (
         ()
         if len(donors) > 1
-        else ("All of it is from one donor, or donors are not named: expect less on another.",)
+        else (
+            "All sections are from one donor, or donors are not named: accuracy on another donor may be lower.",
+        )
     )
     return Block(
-        "What it learned from",
+        "Training data",
         f"Targets: {card.normalisation['target']}. Grid: {card.grid['patch_px']} px patches every "
         f"{card.grid['stride_px']} px at {card.grid['mpp']:g} µm per pixel.",
         tables=(Table(header, rows, "Sections and their spots."),),

@@ -8,6 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,11 +21,13 @@ from safetensors.numpy import load_file, save_file
 
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.grid import PatchGrid
+from featurestore.storage.store import identity_attrs
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches
 from histosge.errors import ModelError
+from histosge.models.estimators import ModelSource, class_name, load_saved_class
 from histosge.models.protocol import Model
-from histosge.models.registry import load_preset
+from histosge.models.registry import offered_by
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -39,7 +42,7 @@ class ModelCard:
     Parameters
     ----------
     preset
-        Name of the model class.
+        Registered name of the model class, or ``module:Class``; see `load_model`.
     genes
         Names of the outputs, in order.
     encoder
@@ -140,32 +143,102 @@ def save_model(
             "calibration": intervals.config() if intervals else None,
             "versions": {name: version(name) for name in ("histosge", "torch", "numpy")},
         }
+        # Beside the card, not in it: fingerprints of folders without it stay valid.
+        if (package := offered_by(card.preset)) is not None:
+            document["offered_by"] = dict(zip(("package", "version"), package, strict=True))
         document["fingerprint"] = _fingerprint(work / WEIGHTS, document)
         (work / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
         if target.exists():
             shutil.rmtree(target)
         work.rename(target)
-    return load_model(target)
+    return _read(target, type(model))
 
 
-def load_model(folder: str | Path) -> SavedModel:
-    """Load a saved model.
+def describe_fitted(
+    model: Model, genes: Sequence[str], identity: EncoderIdentity, grid: PatchGrid
+) -> SavedModel:
+    """Give a fitted model that was never saved the card that predicting takes.
+
+    It is taken at its word: encoder and grid are those of the embeddings that it is about to see.
+
+    Parameters
+    ----------
+    genes
+        Names of its outputs, in order.
+    identity, grid
+        Of these embeddings.
 
     Raises
     ------
     ModelError
-        If there is none, it is damaged, or it was written by a newer version.
+        If its outputs are not as many as the names.
+    """
+    nothing = np.zeros((1, identity.dim), np.float32)
+    first = np.zeros(1, np.int64)
+    found = model.predict(Patches("", first, first, nothing, grid.stride_um, grid.patch_um)).shape[1]
+    if found != len(genes):
+        raise ModelError(
+            f"the fitted model predicts {found} genes, and {len(genes)} names were given; name all of them in genes="
+        )
+    card = ModelCard(
+        class_name(type(model)), tuple(genes), identity_attrs(identity), asdict(grid.spec), {}, (), 0
+    )
+    digest = hashlib.sha256(json.dumps([asdict(card), model.config()], sort_keys=True).encode())
+    for name, array in sorted(model.state().items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    return SavedModel(model, card, digest.hexdigest())
+
+
+def load_model(folder: str | Path, preset: ModelSource | None = None) -> SavedModel:
+    """Load a saved model.
+
+    Parameters
+    ----------
+    folder
+        That `histosge.train` wrote.
+    preset
+        Not needed for a registered model: its class is looked up by the name in the card. A class of your own,
+        ``module:Class`` in the card, must be named here: nothing that stands in a model's files is imported.
+
+    Raises
+    ------
+    ModelError
+        If there is none, it is damaged, it was written by a newer version, or its class is not installed, not named
+        or not the one that is named.
     """
     path = Path(folder)
+    document = _document(path)
+    try:
+        saved_name = str(document["card"]["preset"])
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{path / CONFIG} names no preset ({error}); train again") from error
+    return _read(path, load_saved_class(saved_name, preset, str(path), _made_with(document)))
+
+
+def _document(path: Path) -> dict[str, Any]:
     if not _is_model(path):
         raise ModelError(f"{path} is no saved model (no {CONFIG} of one); make one with: histosge train")
-    document = json.loads((path / CONFIG).read_text())
+    document: dict[str, Any] = json.loads((path / CONFIG).read_text())
     found = document.get("format")
     if not isinstance(found, int) or found > FORMAT:
         raise ModelError(
             f"{path} was written by a newer version (format {found}, known: {FORMAT}); "
             "upgrade with: pip install -U histosge"
         )
+    return document
+
+
+def _made_with(document: dict[str, Any]) -> str:
+    """Return package and version that offered the model, for messages; empty if it was one of ours."""
+    offered = document.get("offered_by")
+    if not isinstance(offered, dict):
+        return ""
+    # A model folder is data from elsewhere: what it says is shown, and must stay one line.
+    return " ".join(f"{offered.get('package')} {offered.get('version')}".split())
+
+
+def _read(path: Path, cls: type[Model]) -> SavedModel:
+    document = _document(path)
     try:
         state = load_file(path / WEIGHTS)
     except (OSError, ValueError, SafetensorError) as error:
@@ -173,7 +246,7 @@ def load_model(folder: str | Path) -> SavedModel:
     try:
         card = document["card"]
         card = ModelCard(**{**card, "genes": tuple(card["genes"]), "sections": tuple(card["sections"])})
-        model = load_preset(card.preset).from_state(document["model"], state)
+        model = cls.from_state(document["model"], state)
         calibration = document.get("calibration")
         intervals = Intervals.from_state(calibration, state) if calibration else None
     except (KeyError, TypeError) as error:

@@ -1,7 +1,7 @@
 """Sections in a store -> a saved model. Nothing is encoded here: that was done once, before."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from featurestore.encoders.protocol import EncoderIdentity
@@ -10,26 +10,23 @@ from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import identity_attrs
 from histosge.calibration.conformal import Intervals, calibrate
+from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import (
     LoadedSection,
     Selection,
     load_sections,
-    resolve_genes,
     training_section,
 )
 from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
-from histosge.models.checkpoint import checkpointed, training_key
-from histosge.models.count_loss import check_loss
-from histosge.models.presets.dense import DenseModel
-from histosge.models.protocol import Model, RemarkingModel
-from histosge.models.registry import DEFAULT_PRESET, load_preset
+from histosge.models.checkpoint import Checkpoint, training_key
+from histosge.models.estimators import ModelSource, NamedEstimator, find_estimator
+from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
+from histosge.models.registry import DEFAULT_PRESET
 from histosge.training.saved_model import ModelCard, SavedModel, save_model
 
 DEFAULT_GENES = 1000
-SLOW = ("paper",)
-"""Presets that take minutes a fit: not calibrated unless asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,38 +36,41 @@ class TrainSettings:
     Parameters
     ----------
     preset
-        One of `histosge.models.registry.PRESETS`.
+        A registered name, ``module:Class``, a model class, or an object whose ``fit(sections, *, seed, epochs)``
+        returns a fitted model; see `histosge.models.protocol.Model`.
     genes
-        How many of the most variable genes, or a file that lists them.
+        How many of the most variable genes, ``all``, ``N+A,B`` (the N most variable and the named ones), a file with
+        one gene a line, or gene names.
     epochs
-        For presets that iterate; None means the preset's own.
+        For models that iterate; None means the model's own.
     seed
         Same seed, same machine: the same model.
     selection
         Grid and encoder.
     intervals
-        Whether to calibrate intervals, at the cost of a few more fits; None means all presets but `paper`,
-        which takes minutes a fit.
+        Whether to calibrate intervals, at the cost of up to four more fits; None means as the model says: all of
+        ours but `paper`, which takes minutes a fit.
     loss
-        Of `dense`: ``mse`` on log1p(CP10k), or ``poisson`` or ``nb`` on counts with library size.
+        One that the model has: ``mse`` on log1p(CP10k); `dense` also has ``poisson`` and ``nb`` on counts with
+        library size.
     stains
-        Of `dense`: encode some patches of the training slides in other stains, and penalise weights along what
-        those move, see `histosge.models.stain_invariance`.
+        Encode some patches of the training slides in other stains, for models that use such pairs (`dense`): it
+        penalises weights along what those move, see `histosge.models.stain_invariance`.
     """
 
-    preset: str = DEFAULT_PRESET
-    genes: int | str = DEFAULT_GENES
+    preset: ModelSource = DEFAULT_PRESET
+    genes: GeneSource = DEFAULT_GENES
     epochs: int | None = None
     seed: int = 0
     selection: Selection = field(default_factory=Selection)
     intervals: bool | None = None
-    loss: str = "mse"
+    loss: str = SQUARED_ERROR
     stains: bool = False
 
 
 def train(
-    samples: str,
-    store: str,
+    samples: str | Path,
+    store: str | Path,
     model: str | Path,
     settings: TrainSettings | None = None,
     *,
@@ -97,33 +97,45 @@ def train(
         If the sections, the store or the settings are unusable; nothing is written then.
     """
     settings = settings or TrainSettings()
-    preset = load_preset(settings.preset)
-    check_loss(settings.loss, settings.preset)
-    loaded = load_sections(samples, store, settings.selection, on_message=on_message)
+    estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
+    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
     sections = [item.section for item in loaded]
-    genes = resolve_genes(sections, settings.genes)
+    genes = choice.choose([section.spots for section in sections])
     training = [training_section(s, genes) for s in sections]
     if settings.stains:
-        training = _with_stain_pairs(samples, settings, loaded, training, on_message)
+        training = _with_stain_pairs(str(samples), settings, loaded, training, on_message)
 
-    def fit(some: Sequence[TrainingSection]) -> Model:
-        if settings.loss != "mse":
-            return DenseModel.fit(some, seed=settings.seed, loss=settings.loss)
-        return preset.fit(some, seed=settings.seed, epochs=settings.epochs)
+    def fit(some: Sequence[TrainingSection], checkpoint: Checkpoint | None = None) -> Model:
+        return estimator.fit(
+            some, seed=settings.seed, epochs=settings.epochs, loss=settings.loss, checkpoint=checkpoint
+        )
 
-    intervals = None
-    if settings.intervals if settings.intervals is not None else settings.preset not in SLOW:
+    intervals, by_default = None, estimator.capabilities.calibrated_by_default
+    if settings.intervals if settings.intervals is not None else by_default:
         intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
-        on_message(_calibrated(intervals, genes))
-    card, unfinished = _card(settings, genes, loaded), checkpoint_path(model)
+        on_message(_calibrated(intervals))
+    card, unfinished = _card(settings, estimator.name, genes, loaded), checkpoint_path(model)
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
-    with checkpointed(unfinished, training_key(facts, training)):
-        fitted = fit(training)
+    # Only for the final fit: those of the calibration see other sections.
+    fitted = fit(training, Checkpoint(unfinished, training_key(facts, training)))
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
-    saved = save_model(model, fitted, card, intervals)
+    saved = save_model(model, fitted, replace(card, preset=estimator.saved_name(fitted)), intervals)
     unfinished.unlink(missing_ok=True)
     return saved
+
+
+def _checked(settings: TrainSettings) -> NamedEstimator:
+    """Return what fits the model; refuse what it cannot do, before any data is loaded."""
+    estimator = find_estimator(settings.preset)
+    estimator.check_loss(settings.loss)
+    if settings.stains and not estimator.capabilities.takes_stain_pairs:
+        raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
+    if settings.epochs is not None and settings.epochs < 1:
+        raise ModelError(
+            f"cannot train for {settings.epochs} epochs; give at least 1, or none for the model's own"
+        )
+    return estimator
 
 
 def _with_stain_pairs(
@@ -135,11 +147,10 @@ def _with_stain_pairs(
 ) -> list[TrainingSection]:
     from histosge.training.stain_augmentation import PATCHES, STAINS, augment_stains
 
-    if settings.preset != DenseModel.name:
-        raise ModelError(f"stains belong to preset 'dense', not {settings.preset!r}; leave --stains out")
     training = augment_stains(read_samples(samples), loaded, training, settings.seed)
     on_message(
-        f"{PATCHES} patches of each slide encoded in {STAINS} other stains: what those move is penalised"
+        f"{PATCHES} patches of each slide encoded in {STAINS} other stains: weights along what those change are "
+        "penalised"
     )
     return training
 
@@ -149,21 +160,21 @@ def checkpoint_path(model: str | Path) -> Path:
     return Path(model).with_name(f".{Path(model).name}.unfinished")
 
 
-def _calibrated(intervals: Intervals | None, genes: tuple[str, ...]) -> str:
+def _calibrated(intervals: Intervals | None) -> str:
     if intervals is None:
-        return "no intervals: too few spots to hold some out"
-    by = f", in {len(intervals.strata.half_width)} strata of predicted depth" if intervals.strata else ""
-    return (
-        f"{int(intervals.trusted.sum())} of {len(genes)} genes can be trusted; half widths of "
-        f"{round(100 * intervals.level)} % intervals from {intervals.n_spots} held-out spots{by}"
-    )
+        return "no prediction intervals: too few spots to hold some out"
+    level, strata = round(100 * intervals.level), intervals.strata
+    by_size = f" ({len(strata.half_width)} strata by predicted library size)" if strata else ""
+    return f"{level} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{by_size}"
 
 
-def _card(settings: TrainSettings, genes: tuple[str, ...], loaded: Sequence[LoadedSection]) -> ModelCard:
+def _card(
+    settings: TrainSettings, preset: str, genes: tuple[str, ...], loaded: Sequence[LoadedSection]
+) -> ModelCard:
     identity: EncoderIdentity = loaded[0].slide.identity
     spec: GridSpec = loaded[0].slide.stored.grid.spec
     return ModelCard(
-        preset=settings.preset,
+        preset=preset,
         genes=genes,
         encoder=identity_attrs(identity),
         grid={"mpp": spec.mpp, "patch_px": spec.patch_px, "stride_px": spec.stride_px},

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from featurestore.byte_cache import ByteCache
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import Store
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore
-from histosge.viewer.byte_cache import ByteCache
 from histosge.viewer.gene_planes import new_cache
 from histosge.viewer.shown_slide import ShownSlide, Sources
 

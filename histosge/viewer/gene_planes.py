@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.byte_cache import ByteCache
 from featurestore.location import Location
 from histosge.prediction.expression_store import GENE_GROUP, StoredMap, open_optional
-from histosge.viewer.byte_cache import ByteCache
 
 Plane = NDArray[np.float16]
 GROUPS_BYTES = 1_000_000_000

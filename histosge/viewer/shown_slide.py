@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from featurestore.byte_cache import ByteCache
 from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import SlideRecord, Store
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.viewer.byte_cache import ByteCache
 from histosge.viewer.gene_planes import GenePlanes, Plane, per_gene
 from histosge.viewer.map_domains import Labels, stored_domains, table_domains
 from histosge.viewer.measured_spots import MeasuredSpots

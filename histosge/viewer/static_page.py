@@ -15,6 +15,7 @@ import numpy as np
 
 from featurestore.errors import SlideError
 from featurestore.events import OnMessage
+from featurestore.whole_file import whole_file
 from histosge.errors import ViewError
 from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
@@ -79,9 +80,9 @@ class _Writer:
     n_bytes: int = 0
 
     def write(self, name: str, content: bytes) -> None:
-        path = self.out / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        # A web server may be handing out an older page from this folder meanwhile.
+        with whole_file(self.out / name) as partial:
+            partial.write_bytes(content)
         self.n_bytes += len(content)
 
     def json(self, name: str, value: dict[str, Any]) -> None:

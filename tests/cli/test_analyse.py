@@ -8,6 +8,8 @@ from typing import NamedTuple
 import polars as pl
 import pytest
 
+from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
+from featurestore.analysis.patch_stream import open_stream
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
@@ -85,6 +87,17 @@ def test_clusters_are_counted_and_labelled_and_the_same_again(
     assert pl.read_parquet(tmp_path / "counts.parquet").to_dicts() == counts
     again = histosge(*command, "--quiet")
     assert (json.loads(again.out), again.err) == (counts, "")
+
+
+def test_mini_batches_move_the_centres_after_each_block(histosge: Histosge, store: str) -> None:
+    command = ("analyse", store, "clusters", *MORPHOLOGY, "--k", 3, "--seed", 5, "--passes", 1, "--json")
+    whole, batches = histosge(*command), histosge(*command, "--mini-batch")
+    assert whole.code == batches.code == 0
+    settings = KMeansSettings(3, 5, 1, mini_batch=True)
+    fitted = fit_kmeans(open_stream(store, encoder="morphology"), settings)
+    assert json.loads(batches.out) == fitted.counts.to_dicts()
+    assert f"inertia {fitted.inertia:.6g} after 3 passes" in batches.err
+    assert f"inertia {fitted.inertia:.6g} " not in whole.err
 
 
 def test_more_of_this_is_found_on_every_slide(histosge: Histosge, store: str, tmp_path: Path) -> None:

@@ -189,9 +189,12 @@ def test_another_grid_under_one_key_or_another_file_under_one_name_is_refused(
 ) -> None:
     assert histosge("embed", slide, store, *GRID).code == 0
     before = catalogue(str(store))
-    code, _, err = histosge("embed", slide, store, *GRID, "--no-tissue")
-    assert code == 2
-    assert "stored with tissue patches only, now it is every patch; clear it with: histosge rm" in err
+    for option in (("--no-tissue",), ("--tissue", "none")):
+        code, _, err = histosge("embed", slide, store, *GRID, *option)
+        assert code == 2
+        line = _one_line(err)
+        assert "is stored with tissue by 'texture', now it is 'none'; go on with --tissue texture" in line
+        assert "or clear it with: histosge rm" in line
     other = write_pyramid(tmp_path / "good.tif", tissue_like(700, 600, MPP, seed=5), MPP)
     code, _, err = histosge("embed", other, store, *GRID)
     assert code == 2

@@ -66,7 +66,7 @@ def test_the_whole_job(histosge: Histosge, sheet: Path, run_folder: Path) -> Non
         assert "histosge evaluate" in text
         assert 'src="http' not in text
     assert "S2" in text
-    assert "learned from spots of this slide" in text
+    assert "trained on spots of this slide" in text
     data = anndata.read_h5ad(h5ad)
     assert data.n_vars == 12
     assert data.obsm["spatial"].max() < max(SPEC.size_px)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from make_slides import tissue_like, write_pyramid
 
-from featurestore.encoders.loading import load_encoder
+from featurestore.encoders.loading import ENCODERS, load_encoder
 from featurestore.encoders.protocol import EncoderOptions
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.store import Store
@@ -111,6 +111,7 @@ def test_vectors_that_are_no_numbers_are_counted_and_marked(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: spotty-encoder\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[histosge.encoders]\nspotty = spotty_encoder:load\n")
     monkeypatch.syspath_prepend(tmp_path)
+    ENCODERS.refresh()
     store = tmp_path / "store"
     ran = histosge("embed", slide, store, *GRID, "--encoder", "spotty", "--encoder", "colour")
     assert ran.code == 0

@@ -16,6 +16,7 @@ from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.location import Location
+from featurestore.storage.block_array import check_whole
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store
 from featurestore.storage.validation import validate
@@ -24,7 +25,7 @@ from featurestore.tissue.survey import Survey
 DIM = 5
 BLOCK = (3, 4)
 SLIDE = SlideRecord("S-1", "s.tif", (211, 117), 0.5, "7-abc")
-GRID = PatchGrid.over((211, 117), 0.5, (0.5,), GridSpec(0.5, 16, 16))  # 7 x 13 patches
+GRID = PatchGrid.for_slide((211, 117), 0.5, (0.5,), GridSpec(0.5, 16, 16))  # 7 x 13 patches
 IDENTITY = EncoderIdentity("toy:one", DIM, {"version": 1})
 
 
@@ -92,6 +93,15 @@ class TestStoreContract:
         assert array.missing(planned) == planned[:3]
         assert array.done() == {planned[3].index}
 
+    def test_an_unfinished_array_is_refused_with_the_command_that_finishes_it(self, store: Store) -> None:
+        planned = _fill(store, skip=1)
+        array = store.embedding(SLIDE.slide_id, GRID.spec.key, IDENTITY.key)
+        check_whole(array, planned[1:], "S-1")
+        with pytest.raises(
+            StoreError, match=r"'S-1' has 3 of 4 blocks.* run the same histosge predict again"
+        ):
+            check_whole(array, planned, "S-1", "predict")
+
     def test_a_block_whose_patches_all_failed_is_done(self, store: Store) -> None:
         array = store.embedding(SLIDE.slide_id, GRID.spec.key, IDENTITY.key, read_only=False)
         block = store.grid(SLIDE.slide_id, GRID.spec.key).planned(BLOCK)[0]
@@ -127,6 +137,11 @@ class TestStoreContract:
     def test_another_slide_under_the_same_id_is_refused(self, store: Store) -> None:
         with pytest.raises(IdentityMismatchError, match=r"7-abc.*8-def.*histosge rm"):
             store.add_slide(SlideRecord("S-1", "s.tif", (211, 117), 0.5, "8-def"))
+
+    def test_another_scale_under_the_same_id_is_refused(self, store: Store) -> None:
+        with pytest.raises(IdentityMismatchError, match=r"mpp 0\.5, now it is 0\.25; .*histosge rm"):
+            store.add_slide(SlideRecord("S-1", "s.tif", (211, 117), 0.25, "7-abc"))
+        assert store.slide("S-1") == SLIDE
 
     def test_another_encoder_under_the_same_slug_is_refused(self, store: Store) -> None:
         with pytest.raises(IdentityMismatchError, match="histosge rm"):
@@ -239,3 +254,8 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 )
 def test_credentials_are_never_shown(url: str, safe: str) -> None:
     assert Location(url).label == safe
+
+
+def test_a_url_that_was_made_a_path_is_refused_before_anything_is_written() -> None:
+    with pytest.raises(StoreError, match=r"s3:/bucket/store .* give it as a string"):
+        Store.open_or_create(Path("s3://bucket/store"))

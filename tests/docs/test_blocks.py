@@ -22,13 +22,22 @@ from histosge.synthetic import GeneCounts, SyntheticSpec, make_section
 from histosge_cli import main
 
 ROOT = Path(__file__).parents[2]
-ELSEWHERE = {"analysis.md"}
-"""Run on a real S3 server by tests/featurestore/analysis/test_analysis.py."""
-QUICK = {"README.md", "SPEC.md", "retrain.md", "evaluation.md", "bring-your-own.md", "morphology.md"}
+ELSEWHERE = {"analysis.md", "extending.md"}
+"""Run on a real S3 server by tests/featurestore/analysis/test_analysis.py, and as a package by test_extending.py."""
+QUICK = {
+    "README.md",
+    "SPEC.md",
+    "retrain.md",
+    "evaluation.md",
+    "bring-your-own.md",
+    "choosing.md",
+    "morphology.md",
+}
 NOT_A_GUIDE = {"results.md"}
 """Figures on public data, with the commands that made them."""
 PAGES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in NOT_A_GUIDE),
 ]
 FENCE = re.compile(
@@ -161,6 +170,12 @@ def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
     reasons = {b.mark for page in PAGES for b in blocks_of(page) if not b.is_run}
     allowed = ("needs a", "needs your", "set-up")
     assert all(any(word in reason for word in allowed) for reason in reasons), reasons
+
+
+def test_no_page_uses_words_that_only_the_authors_know() -> None:
+    words = r"\b(honours?|leftover|lessons?|taught|shelf|believed|contestants?|surroundings|restaining)\b"
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        assert not re.search(words, page.read_text(), re.IGNORECASE), page.name
 
 
 def test_no_page_holds_a_blank_to_fill_in() -> None:

@@ -228,7 +228,7 @@ def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_o
     from _s3 import free_port
     from distributed import Client
 
-    from featurestore.embedding.dask_cluster import said_when_gone
+    from featurestore.embedding.dask_cluster import scheduler_loss_as_error
     from featurestore.errors import ClusterError
 
     address = f"tcp://127.0.0.1:{(port := free_port())}"
@@ -239,16 +239,22 @@ def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_o
             dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
             Client(address, timeout=20) as client,
         ):
-            with pytest.raises(FileNotFoundError), said_when_gone(client):
+            with pytest.raises(FileNotFoundError), scheduler_loss_as_error(client):
                 client.submit(open, "no such file").result()
             future = client.submit(pow, 3, 2)
             wait_until(future.done)
             for process in processes:
                 process.kill()
             wait_until(lambda: client.status != "running")
-            with pytest.raises(ClusterError, match="the scheduler went away"), said_when_gone(client):
+            with (
+                pytest.raises(ClusterError, match="the scheduler went away"),
+                scheduler_loss_as_error(client),
+            ):
                 client.sync(client.scheduler.identity)
-            with pytest.raises(ClusterError, match="the scheduler went away"), said_when_gone(client):
+            with (
+                pytest.raises(ClusterError, match="the scheduler went away"),
+                scheduler_loss_as_error(client),
+            ):
                 future.result()
     finally:
         for process in processes:

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from featurestore.blocks import plan_blocks
+from featurestore.blocks import plan_blocks, planned_blocks
 
 GRID = (7, 13)
 BLOCK = (3, 5)
@@ -35,3 +35,10 @@ def test_blocks_at_the_far_edges_are_smaller() -> None:
 def test_a_block_of_no_patches_is_refused() -> None:
     with pytest.raises(ValueError, match="0 x 5"):
         list(plan_blocks(GRID, (0, 5)))
+
+
+def test_blocks_with_a_single_tissue_patch_are_planned_and_those_without_are_not() -> None:
+    is_tissue = np.zeros(GRID, dtype=bool)
+    is_tissue[2, 4] = is_tissue[6, 12] = True  # the last patch of the first block, and the grid's last one
+    assert [block.index for block in planned_blocks(is_tissue, BLOCK)] == [(0, 0), (2, 2)]
+    assert planned_blocks(np.zeros(GRID, dtype=bool), BLOCK) == []

@@ -9,7 +9,7 @@ SIZE = (1009, 701)  # width, height
 
 
 def test_only_whole_patches_are_kept() -> None:
-    grid = PatchGrid.over(SIZE, 0.5, (0.5,), GridSpec(0.5, 97, 53))
+    grid = PatchGrid.for_slide(SIZE, 0.5, (0.5,), GridSpec(0.5, 97, 53))
     assert grid.shape == ((701 - 97) // 53 + 1, (1009 - 97) // 53 + 1) == (12, 18)
     x, y, width, height = grid.region_px((0, grid.n_rows), (0, grid.n_cols))
     assert (x, y) == (0, 0)
@@ -18,13 +18,13 @@ def test_only_whole_patches_are_kept() -> None:
 
 
 def test_a_slide_smaller_than_a_patch_has_one_padded_patch() -> None:
-    grid = PatchGrid.over((31, 17), 0.5, (0.5,), GridSpec(0.5, 97, 53))
+    grid = PatchGrid.for_slide((31, 17), 0.5, (0.5,), GridSpec(0.5, 97, 53))
     assert grid.shape == (1, 1)
 
 
 def test_a_level_within_five_percent_is_used_as_it_is() -> None:
-    near = PatchGrid.over(SIZE, 0.69, (0.69, 1.38), GridSpec(0.7, 32, 32))
-    far = PatchGrid.over(SIZE, 0.499, (0.499, 1.996), GridSpec(1.0, 32, 32))
+    near = PatchGrid.for_slide(SIZE, 0.69, (0.69, 1.38), GridSpec(0.7, 32, 32))
+    far = PatchGrid.for_slide(SIZE, 0.499, (0.499, 1.996), GridSpec(1.0, 32, 32))
     assert near.effective_mpp == 0.69
     assert far.effective_mpp == 1.0
     assert near.spec.key == "mpp0.7000_px32_stride32"
@@ -32,12 +32,12 @@ def test_a_level_within_five_percent_is_used_as_it_is() -> None:
 
 def test_rounding_in_the_mpp_loses_no_row() -> None:
     # 4000 px at 0.25 are 2000 px at 0.5, though 4000 * 0.25 / 0.5 may come out below
-    grid = PatchGrid.over((4000, 3000), 0.1 + 0.2, (0.1 + 0.2,), GridSpec(0.6, 100, 100))
+    grid = PatchGrid.for_slide((4000, 3000), 0.1 + 0.2, (0.1 + 0.2,), GridSpec(0.6, 100, 100))
     assert grid.shape == (15, 20)
 
 
 def test_centres_are_in_microns_from_the_top_left() -> None:
-    grid = PatchGrid.over(SIZE, 0.5, (0.5,), GridSpec(0.5, 96, 53))
+    grid = PatchGrid.for_slide(SIZE, 0.5, (0.5,), GridSpec(0.5, 96, 53))
     assert grid.y_um[0] == grid.x_um[0] == 24.0
     np.testing.assert_allclose(np.diff(grid.x_um), 26.5)
     assert len(grid.y_um) == grid.n_rows
@@ -45,12 +45,12 @@ def test_centres_are_in_microns_from_the_top_left() -> None:
 
 
 def test_a_region_covers_its_patches_and_nothing_more() -> None:
-    grid = PatchGrid.over(SIZE, 0.5, (0.5,), GridSpec(0.5, 97, 53))
+    grid = PatchGrid.for_slide(SIZE, 0.5, (0.5,), GridSpec(0.5, 97, 53))
     assert grid.region_px((2, 5), (3, 4)) == (159, 106, 97, 2 * 53 + 97)
 
 
 def test_attributes_rebuild_the_grid_exactly() -> None:
-    grid = PatchGrid.over(SIZE, 0.4991, (0.4991,), GridSpec(0.5, 97, 53))
+    grid = PatchGrid.for_slide(SIZE, 0.4991, (0.4991,), GridSpec(0.5, 97, 53))
     assert PatchGrid.from_attrs(json.loads(json.dumps(grid.to_attrs()))) == grid
 
 

@@ -21,14 +21,15 @@ from featurestore.grid import GridSpec
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import load_patches, open_embedded
-from histosge.data.section_loading import Selection, load_sections, resolve_genes, training_section
+from histosge.data.genes import choose_genes
+from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import Patches
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ExpressionError, ModelError
 from histosge.exporting.formats.anndata_files import write_h5ad
 from histosge.models.registry import load_preset
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.prediction.predict import predict
+from histosge.prediction.predict import PredictSettings, predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
 from histosge.training.train import TrainSettings, train
@@ -102,7 +103,7 @@ def _contents(folder: str | Path) -> dict[str, tuple[int, bytes]]:
 
 
 def _refusal(chain: Chain, model: Path, out: Path, store: str | None = None) -> str:
-    with pytest.raises(ModelError) as refused:
+    with pytest.raises((ModelError, StoreError)) as refused:
         predict(store or chain.store, model, str(out))
     assert "\n" not in str(refused.value)
     assert not out.exists()
@@ -157,7 +158,7 @@ def test_a_saved_model_predicts_bit_equal_to_the_one_that_was_trained(
     chain: Chain, patches: Patches, preset: str
 ) -> None:
     sections = [loaded.section for loaded in load_sections(chain.sheet, chain.store, Selection())]
-    genes = resolve_genes(sections, N_GENES)
+    genes = choose_genes([s.spots for s in sections], N_GENES)
     targets = [training_section(section, genes) for section in sections]
     fitted = load_preset(preset).fit(targets, seed=0, epochs=2)
     reloaded = load_model(chain.model(preset))
@@ -239,7 +240,8 @@ def test_a_store_with_several_grids_is_refused_until_one_is_named(chain: Chain, 
     assert f"--grid {GRID.key} --encoder colour" in str(refused.value)
     assert f"--grid {other.key} --encoder colour" in str(refused.value)
     assert not (tmp_path / "out").exists()
-    predict(str(both), chain.model("ridge"), str(tmp_path / "out"), grid=GRID.key)
+    chosen = PredictSettings(Selection(grid=GRID.key))
+    predict(str(both), chain.model("ridge"), str(tmp_path / "out"), chosen)
     np.testing.assert_array_equal(_values(str(tmp_path / "out")), _values(chain.out("ridge")))
 
 
@@ -347,6 +349,25 @@ def test_only_what_is_missing_is_predicted_again_as_it_was(chain: Chain, tmp_pat
     assert rewritten <= {str(path) for path in lost} | {
         str(path).replace("/expression/", "/depth/") for path in lost
     }
+
+
+def test_a_write_that_fails_between_depth_and_expression_leaves_no_block_done(
+    chain: Chain, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(chain.out("dense"), out)
+    before = {path: data for path, (_, data) in _contents(out).items()}
+    (depth,), (expression,) = out.rglob("depth/c"), out.rglob("expression/c")
+    shutil.rmtree(depth)
+    shutil.rmtree(expression)
+    depth.write_text("no depth can be written below a file")
+    with pytest.raises(OSError, match="depth"):
+        predict(chain.store, chain.model("dense"), str(out))
+    assert not _map(str(out)).array.done()
+    depth.unlink()
+    (result,) = predict(chain.store, chain.model("dense"), str(out))
+    assert result.computed == result.planned
+    assert {path: data for path, (_, data) in _contents(out).items()} == before
 
 
 def test_a_map_of_another_model_is_refused_and_left_as_it_is(chain: Chain, tmp_path: Path) -> None:

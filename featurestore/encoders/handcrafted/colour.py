@@ -3,8 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.encoders.device import pick_device
-from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
+from featurestore.encoders.protocol import Encoder, EncoderExtension, EncoderIdentity, EncoderOptions
 from featurestore.errors import EncoderError
 
 VERSION = 1
@@ -31,11 +30,13 @@ class ColourEncoder:
     """
 
     def __init__(self, options: EncoderOptions) -> None:
+        from featurestore.encoders.device import pick_device
+
         if options.weights is not None:
             raise EncoderError(
                 f"colour has no weights, so {options.weights} cannot be loaded: leave --weights out"
             )
-        pick_device(options.device)
+        pick_device(options.device)  # only to refuse what the other encoders of a run would refuse
         facts = {"algorithm": "mean and sd of RGB / 255", "version": VERSION, "dtype": "float32"}
         self._identity = EncoderIdentity("colour", len(feature_names()), facts)
 
@@ -48,6 +49,20 @@ class ColourEncoder:
         """Encode a batch, ``(n, height, width, 3)`` -> ``(n, 6)``; n may be 0."""
         found = np.empty((len(patches), 6), dtype=np.float32)
         for row, patch in zip(found, patches, strict=True):
+            # Patch by patch: the floats of a whole batch of 224 px would leave the processor's caches.
             flat = patch.reshape(-1, 3).astype(np.float32) / 255
             row[:3], row[3:] = flat.mean(0), flat.std(0)
         return found
+
+
+def _load(key: str, options: EncoderOptions) -> Encoder:
+    return ColourEncoder(options)
+
+
+RECORD = EncoderExtension(
+    "colour",
+    "mean and standard deviation of R, G, B: the floor that texture has to beat",
+    6,
+    _load,
+    takes_weights=False,
+)

@@ -1,138 +1,25 @@
-"""The embedded default encoder: stains, texture and nuclei, by arithmetic alone.
+"""The embedded default encoder: stains, texture and nuclei, by arithmetic alone. See `morphology_features`."""
 
-No weights, no network, nothing fitted: the same patch gives the same vector everywhere. It will not
-compete with a PILM; it is what runs on any machine, and the floor that a PILM has to beat.
-Every number has a name (`feature_names`); docs/morphology.md explains them.
-"""
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from featurestore.encoders import stain_separation
-from featurestore.encoders.device import pick_device
-from featurestore.encoders.handcrafted import moments, nuclei, oriented_filters, stain_statistics
-from featurestore.encoders.handcrafted.moments import halve
-from featurestore.encoders.handcrafted.parallel_pieces import map_pieces
-from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
-from featurestore.errors import EncoderError
-
-VERSION = 1
-MIN_SIDE = 32
-CHUNK_PX = {"cpu": 1 << 16, "cuda": 1 << 23}
-"""Pixels computed at once: on a CPU what stays in the cache, on a GPU what fills it."""
+from featurestore.encoders.protocol import Encoder, EncoderExtension, EncoderOptions
 
 
 def feature_names() -> tuple[str, ...]:
     """Return the name of each number of the vector, in order."""
-    return (*stain_statistics.names(), *oriented_filters.names(), *nuclei.names())
+    from featurestore.encoders.handcrafted.morphology_features import morphology_encoder
+
+    return morphology_encoder.feature_names()
 
 
-class MorphologyEncoder:
-    """Handcrafted morphology behind the `Encoder` protocol.
+def _load(key: str, options: EncoderOptions) -> Encoder:
+    from featurestore.encoders.handcrafted.morphology_features.morphology_encoder import MorphologyEncoder
 
-    Parameters
-    ----------
-    options
-        `device` counts; there are no weights to name or to draw.
-
-    Raises
-    ------
-    EncoderError
-        If weights are named, or the device is not there.
-    """
-
-    def __init__(self, options: EncoderOptions) -> None:
-        if options.weights is not None:
-            raise EncoderError(
-                f"morphology has no weights, so {options.weights} cannot be loaded: leave --weights out"
-            )
-        self._device = pick_device(options.device)
-        self._table = stain_separation.density_table().to(self._device)
-        self._unmixing = stain_separation.unmixing().to(self._device)
-        self._bank = oriented_filters.filters().to(self._device)
-        self._gaussians = nuclei.gaussians().to(self._device)
-        facts = {
-            "algorithm": "morphology",
-            "version": VERSION,
-            "dtype": "float32",
-            "moments": moments.facts(),
-            "stain": stain_separation.facts(),
-            "pixels": stain_statistics.facts(),
-            "pyramid": oriented_filters.facts(),
-            "nuclei": nuclei.facts(),
-        }
-        self._identity = EncoderIdentity("morphology", len(feature_names()), facts)
-
-    @property
-    def identity(self) -> EncoderIdentity:
-        """What this encoder is."""
-        return self._identity
-
-    def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode a batch.
-
-        Parameters
-        ----------
-        patches
-            RGB, shape ``(n, height, width, 3)``, sides of at least 32 px; n may be 0.
-
-        Returns
-        -------
-        numpy.ndarray
-            Shape ``(n, dim)``, as `feature_names` orders it.
-
-        Raises
-        ------
-        EncoderError
-            If the patches have another shape or dtype, or are too small.
-        """
-        check_patches(patches, MIN_SIDE)
-        n, height, width, _ = patches.shape
-        found = np.empty((n, self._identity.dim), dtype=np.float32)
-        size = max(1, CHUNK_PX[self._device.type] // (height * width))
-
-        def measure_chunk(start: int) -> None:
-            chunk = patches[start : start + size]
-            # Always full chunks: a row must not depend on how many patches came with it.
-            full = np.zeros((size, height, width, 3), dtype=np.uint8)
-            full[: len(chunk)] = chunk
-            rows = self._measure(torch.from_numpy(full).to(self._device))
-            found[start : start + size] = rows[: len(chunk)].cpu().numpy()
-
-        # One stream of work for a GPU; on a CPU every core takes a chunk.
-        run = map if self._device.type == "cuda" else map_pieces
-        for _ in run(measure_chunk, range(0, n, size)):
-            pass
-        return found
-
-    @torch.inference_mode()
-    def _measure(self, patches: torch.Tensor) -> torch.Tensor:
-        stains = stain_separation.separate(patches, self._table, self._unmixing)
-        half = halve(stains)
-        return torch.cat(
-            [
-                stain_statistics.measure(patches, half),
-                oriented_filters.measure(stains, half, self._bank),
-                nuclei.measure(half, self._gaussians),
-            ],
-            dim=1,
-        )
+    return MorphologyEncoder(options)
 
 
-def check_patches(patches: NDArray[np.uint8], min_side: int) -> None:
-    """Refuse what is no batch of RGB patches.
-
-    Raises
-    ------
-    EncoderError
-        With the shape and dtype that came.
-    """
-    if patches.ndim != 4 or patches.shape[3] != 3 or patches.dtype != np.uint8:
-        raise EncoderError(
-            f"patches must be uint8 of shape (n, height, width, 3), not {patches.dtype} of shape {patches.shape}"
-        )
-    if min(patches.shape[1:3]) < min_side:
-        raise EncoderError(
-            f"patches of {patches.shape[1]} x {patches.shape[2]} px are too small: use a patch of at least {min_side} px"
-        )
+RECORD = EncoderExtension(
+    "morphology",
+    "handcrafted: stain statistics, oriented filters, nuclei; no weights, no network",
+    164,
+    _load,
+    takes_weights=False,
+)

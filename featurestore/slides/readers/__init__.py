@@ -1,4 +1,4 @@
-"""One file per family of slide formats, each behind the protocol `featurestore.slides.protocol.Slide`.
+"""One file per family of slide formats, each with its ``RECORD``; the registry reads this folder.
 
 May use: errors, location and the other modules of `featurestore.slides` but `open_slide`, which uses the readers.
 """

@@ -6,11 +6,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from featurestore.errors import SlideError
+from featurestore.errors import SlideError, first_line
 from featurestore.location import Location, strip_credentials
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
+from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.slide_reader import SlideReader
 
-SUFFIX = ".zarr"
 MICRONS = {
     "angstrom": 1e-4,
     "nanometer": 1e-3,
@@ -30,7 +30,7 @@ class OmeZarrSlide(PyramidSlide):
     path
         Folder or URL of the image's group, or of a bioformats2raw group with one image in it.
     mpp
-        Microns per pixel at level 0; overrides what the metadata say.
+        Microns per pixel at level 0; overrides the metadata's.
 
     Raises
     ------
@@ -52,8 +52,9 @@ class OmeZarrSlide(PyramidSlide):
             raise SlideError(f"{label} lacks a level that its metadata name: {error}") from error
         first = self._levels[0]
         extent = dict(zip(self._axes, first.shape, strict=False))
-        odd = {name: n for name, n in extent.items() if name not in "cyx" and n != 1}
-        if first.dtype != np.uint8 or extent.get("c") != 3 or odd or len(self._axes) != first.ndim:
+        # Several times or depths are several pictures: which one is the slide would be a guess.
+        extra = {name: n for name, n in extent.items() if name not in "cyx" and n != 1}
+        if first.dtype != np.uint8 or extent.get("c") != 3 or extra or len(self._axes) != first.ndim:
             raise SlideError(
                 f"{label} is {first.dtype} with axes {extent}; a slide is 8-bit RGB, three channels"
             )
@@ -61,7 +62,8 @@ class OmeZarrSlide(PyramidSlide):
         sizes = tuple((level.shape[x], level.shape[y]) for level in self._levels)
         super().__init__(label, sizes, check_mpp(mpp or _mpp(multiscale, self._axes, label), label))
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level."""
         where = {"y": slice(y, y + height), "x": slice(x, x + width), "c": slice(None)}
         try:
             found = np.asarray(self._levels[level][tuple(where.get(name, 0) for name in self._axes)])
@@ -78,10 +80,12 @@ def _find_image(path: str, label: str) -> tuple[Any, dict[str, Any]]:
     try:
         root = zarr.open_group(Location(path).zarr(read_only=True), mode="r")
     except (OSError, ValueError) as error:
-        raise SlideError(f"{label} is no Zarr group: {str(error).splitlines()[0]}") from error
+        raise SlideError(f"{label} is no Zarr group: {first_line(error)}") from error
+    # bioformats2raw writes its images as groups "0", "1", ... below a root without multiscales.
     for group in (root, root.get("0")):
         if isinstance(group, zarr.Group):
             attrs: Any = dict(group.attrs)
+            # 0.5 puts its metadata under "ome", 0.4 at the top.
             multiscales = attrs.get("ome", attrs).get("multiscales")
             if multiscales:
                 return group, multiscales[0]
@@ -92,6 +96,7 @@ def _mpp(multiscale: dict[str, Any], axes: list[str], label: str) -> float | Non
     units = {axis["name"]: axis.get("unit") for axis in multiscale.get("axes", []) if isinstance(axis, dict)}
     scale = np.ones(len(axes))
     transforms = multiscale["datasets"][0].get("coordinateTransformations", [])
+    # NGFF applies a dataset's transformations first, then those of the whole multiscale image.
     for transform in [*transforms, *multiscale.get("coordinateTransformations", [])]:
         if transform.get("type") == "scale":
             scale = scale * np.asarray(transform["scale"], dtype=float)
@@ -99,4 +104,15 @@ def _mpp(multiscale: dict[str, Any], axes: list[str], label: str) -> float | Non
         scale[axes.index(name)] * MICRONS[str(units[name])] if units.get(name) in MICRONS else None
         for name in "xy"
     ]
-    return isotropic(found[0], found[1], label)
+    return isotropic_mpp(found[0], found[1], label)
+
+
+RECORD = SlideReader(
+    "ome-zarr",
+    "OME-Zarr (NGFF 0.4 and 0.5), 8-bit RGB, local or remote, read in chunks",
+    (".zarr",),
+    OmeZarrSlide,
+    50,
+    open_url=OmeZarrSlide,
+    is_folder=True,
+)

@@ -7,10 +7,11 @@ import openslide
 from numpy.typing import NDArray
 
 from featurestore.errors import SlideError
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
+from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.slide_reader import Recognition, SlideReader
 
 LATTICE_PX = 512
-"""Side of the squares in which levels above 0 are read."""
+"""Side of the squares in which levels above 0 are read: two tiles of the usual 256 px, so that few are decoded twice."""
 
 
 class OpenSlideSlide(PyramidSlide):
@@ -26,7 +27,8 @@ class OpenSlideSlide(PyramidSlide):
         super().__init__(path, tuple(self._handle.level_dimensions), handle_mpp(self._handle, mpp, path))
         self._downsamples = tuple(self._handle.level_downsamples)
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level."""
         if level == 0:
             return self._read(0, x, y, width, height)
         # Coarser levels are addressed in level-0 pixels, and where the ratio is not whole OpenSlide shifts by
@@ -43,7 +45,7 @@ class OpenSlideSlide(PyramidSlide):
 
     def _read(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         scale = self._downsamples[level]
-        at = (round(x * scale), round(y * scale))
+        at = (round(x * scale), round(y * scale))  # `read_region` takes the corner in level-0 pixels
         handle = self._handle
         try:
             image = np.asarray(handle.read_region(at, level, (width, height)))
@@ -53,6 +55,7 @@ class OpenSlideSlide(PyramidSlide):
         return on_white(image)
 
     def _reopen(self, failed: openslide.OpenSlide) -> None:
+        # Several threads may have failed on one handle: the first of them replaces it.
         with self._lock:
             if self._handle is failed:
                 self._handle = open_handle(self._path)
@@ -89,7 +92,7 @@ def handle_mpp(handle: openslide.OpenSlide, mpp: float | None, path: str) -> flo
     """
     if mpp is None:
         properties = handle.properties
-        mpp = isotropic(
+        mpp = isotropic_mpp(
             _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
             _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
             path,
@@ -105,9 +108,21 @@ def _number(text: str | None) -> float | None:
 
 
 def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay RGBA on white: what a scanner did not record looks like glass."""
+    """Lay RGBA on white: areas that a scanner did not record look like glass."""
     alpha = rgba[..., 3:]
     if alpha.min(initial=255) == 255:
         return np.ascontiguousarray(rgba[..., :3])
+    # In integers, with 127 for rounding: the same bits on every machine.
     blended = (rgba[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16)) + 127) // 255
     return blended.astype(np.uint8)
+
+
+RECORD = SlideReader(
+    "openslide",
+    "SVS, NDPI, MRXS, SCN, BIF, VMS, DICOM, tiled TIFF through OpenSlide",
+    (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"),
+    OpenSlideSlide,
+    20,
+    # OpenSlide goes by the content, so it is tried on any name.
+    recognises=lambda path: Recognition.MAYBE,
+)

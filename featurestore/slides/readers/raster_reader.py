@@ -1,4 +1,4 @@
-"""Plain PNG and JPEG pictures as slides of one level, decoded once. They never say their mpp."""
+"""Plain PNG and JPEG pictures as slides of one level, decoded once. Their mpp has to be given."""
 
 from pathlib import Path
 
@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from featurestore.errors import SlideError
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp
 from featurestore.slides.readers.openslide_reader import on_white
+from featurestore.slides.slide_reader import SlideReader
 
-SUFFIXES = {
+DECODERS = {
     ".png": imagecodecs.png_decode,
     ".jpg": imagecodecs.jpeg8_decode,
     ".jpeg": imagecodecs.jpeg8_decode,
@@ -21,7 +22,7 @@ class RasterSlide(PyramidSlide):
     """A picture in memory."""
 
     def __init__(self, path: str, mpp: float | None) -> None:
-        decode = SUFFIXES.get(Path(path).suffix.lower())
+        decode = DECODERS.get(Path(path).suffix.lower())
         if decode is None:
             raise SlideError("not a PNG or JPEG")
         checked = check_mpp(mpp, path)  # before decoding: without it there is nothing to do
@@ -36,8 +37,15 @@ class RasterSlide(PyramidSlide):
         self._image = on_white(image) if image.shape[2] == 4 else image[..., :3]
         super().__init__(path, ((image.shape[1], image.shape[0]),), checked)
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level."""
         return self._image[y : y + height, x : x + width].copy()
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+# The only reader for its suffixes: OpenSlide and tifffile would add nothing but reasons to the message.
+RECORD = SlideReader(
+    "raster", "PNG and JPEG pictures, one level, decoded whole", tuple(DECODERS), RasterSlide, 40
+)

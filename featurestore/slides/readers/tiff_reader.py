@@ -14,10 +14,12 @@ import tifffile
 from numpy.typing import NDArray
 
 from featurestore.errors import SlideError
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic
+from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.slide_reader import Recognition, SlideReader
 
+SUFFIXES = (".tif", ".tiff")
 CACHED_SEGMENTS_PX = 64_000_000
-"""Pixels of decoded tiles and strips that are kept."""
+"""Pixels of decoded tiles and strips that are kept: 192 MB, since a strip may be as wide as the slide."""
 _UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
 
 
@@ -44,12 +46,13 @@ class TiffSlide(PyramidSlide):
                 mpp = _ome_mpp(self._file, path) or _tag_mpp(self._pages[0], path)
             sizes = tuple((page.imagewidth, page.imagelength) for page in self._pages)
             super().__init__(path, sizes, check_mpp(mpp, path))
-            self._segment(0, 0)  # a codec that is not there is better found now than at the first patch
+            self._segment(0, 0)  # a missing codec fails the slide now, with its reason, not each patch later
         except SlideError:
             self._file.close()
             raise
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return native RGB of a rectangle inside a level."""
         page = self._pages[level]
         tile_width, tile_height = _segment_size(page)
         across = -(-page.imagewidth // tile_width)
@@ -65,6 +68,7 @@ class TiffSlide(PyramidSlide):
 
     def _segment(self, level: int, index: int) -> NDArray[np.uint8]:
         key = (level, index)
+        # One lock for file and cache: tifffile's handle has one position, which threads would move under each other.
         with self._lock:
             if key in self._cache:
                 self._cache.move_to_end(key)
@@ -130,13 +134,14 @@ def _segment_size(page: Any) -> tuple[int, int]:
 
 def _tag_mpp(page: Any, path: str) -> float | None:
     unit = page.tags.get("ResolutionUnit")
+    # Values of the TIFF tag ResolutionUnit: inch and centimetre. 1, "none", gives no scale.
     um_per_unit = {2: 25400.0, 3: 10000.0}.get(int(unit.value) if unit else 0)
     values = []
     for name in ("XResolution", "YResolution"):
         tag = page.tags.get(name)
         numerator, denominator = tag.value if tag else (0, 1)
         values.append(um_per_unit * denominator / numerator if um_per_unit and numerator else None)
-    return isotropic(values[0], values[1], path)
+    return isotropic_mpp(values[0], values[1], path)
 
 
 def _ome_mpp(file: tifffile.TiffFile, path: str) -> float | None:
@@ -149,4 +154,20 @@ def _ome_mpp(file: tifffile.TiffFile, path: str) -> float | None:
     for axis in "XY":
         size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")
         values.append(float(size) * _UM_PER_UNIT[unit] if size and unit in _UM_PER_UNIT else None)
-    return isotropic(values[0], values[1], path)
+    return isotropic_mpp(values[0], values[1], path)
+
+
+def _recognises(path: str) -> Recognition:
+    # OpenSlide would take an OME-TIFF as a plain one, without mpp or pyramid.
+    is_ome_tiff = path.lower().endswith(SUFFIXES) and is_ome(path)
+    return Recognition.LIKELY if is_ome_tiff else Recognition.MAYBE
+
+
+RECORD = SlideReader(
+    "tiff",
+    "flat TIFF and OME-TIFF, 8-bit RGB or grey, through tifffile",
+    SUFFIXES,
+    TiffSlide,
+    30,
+    recognises=_recognises,
+)

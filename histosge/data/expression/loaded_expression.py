@@ -62,7 +62,7 @@ class LoadedExpression:
     notes: tuple[str, ...] = ()
 
     def describe(self, slide_mpp: float) -> str:
-        """OnMessage in one line what was found: layout, spots, genes, size of a spot, scale."""
+        """Return in one line what was found: layout, spots, genes, size of a spot, scale."""
         spots = self.spots
         size = "side" if spots.shape == "square" else "diameter"
         scale = f"{slide_mpp:.4g} µm/px"

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from scipy import io, sparse
 
+from featurestore.errors import first_line
 from histosge.errors import ExpressionError
 
 GENE_EXPRESSION = "Gene Expression"
@@ -59,7 +60,7 @@ def read_matrix(place: Path) -> TenxMatrix:
     except (OSError, KeyError, ValueError, pl.exceptions.PolarsError) as error:
         if isinstance(error, ExpressionError):
             raise
-        raise ExpressionError(f"{place} is no 10x matrix: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{place} is no 10x matrix: {first_line(error)}") from error
 
 
 def _read_h5(file: Path) -> TenxMatrix:

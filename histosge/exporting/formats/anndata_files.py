@@ -4,7 +4,6 @@
 as ``scanpy.read_visium`` does; an AnnData of expression holds log1p(CP10k).
 """
 
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from featurestore.slides.protocol import Slide
+from featurestore.whole_file import whole_file
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.open_tables import table_of_map
 from histosge.exporting.patch_table import PatchTable
@@ -46,18 +46,18 @@ def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> 
             "metadata": {"mpp": grid.slide_mpp, "spot_diameter_um": grid.stride_um},
         }
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
     # One band at a time: threads would hold as many as there are processors.
-    with dask.config.set(scheduler="synchronous"), warnings.catch_warnings():
+    with (
+        whole_file(path, sweep=True) as partial,
+        dask.config.set(scheduler="synchronous"),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", category=UserWarning)
         warnings.simplefilter("ignore", category=FutureWarning)
         if path.suffix == ".zarr":
-            shutil.rmtree(partial, ignore_errors=True)
             data.write_zarr(partial)
         else:
             data.write_h5ad(partial)
-    partial.replace(path)
     return len(table)
 
 

@@ -19,6 +19,7 @@ from shapely.geometry import Polygon, mapping
 from shapely.geometry.polygon import orient
 
 from featurestore.grid import PatchGrid
+from featurestore.whole_file import whole_file
 from histosge.exporting.domain_labels import domain_labels, read_labels
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 
@@ -46,10 +47,8 @@ def write_geojson(
     for label in np.unique(labels[labels >= 0]).tolist():
         name = given.get(label, f"domain {label + 1}")
         features.extend(_feature(piece, grid, name, _colour(label)) for piece in polygons(labels == label))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return len(features)
 
 

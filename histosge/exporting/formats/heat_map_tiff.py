@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.names import slug
+from featurestore.whole_file import whole_file
 from histosge.data.expression.loaded_expression import unique_names
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.ome_zarr import check_gene_count
@@ -62,12 +63,9 @@ def _write_tiff(path: Path, pixels: NDArray[Any], mpp: float, options: dict[str,
     """Write a file with its scale in the resolution tags; it appears when it is whole."""
     import tifffile
 
-    partial = path.with_name(f"{path.name}.partial")
-    resolution = (CM_UM / mpp, CM_UM / mpp)
-    tifffile.imwrite(
-        partial, pixels, resolution=resolution, resolutionunit="CENTIMETER", compression="zlib", **options
-    )
-    partial.replace(path)
+    options = {"resolutionunit": "CENTIMETER", "compression": "zlib", **options}
+    with whole_file(path, sweep=True) as partial:
+        tifffile.imwrite(partial, pixels, resolution=(CM_UM / mpp, CM_UM / mpp), **options)
 
 
 def _coloured(plane: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:

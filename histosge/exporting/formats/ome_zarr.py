@@ -4,7 +4,6 @@ NGFF 0.4 (Zarr format 2) or 0.5 (format 3), written here: no package of the ecos
 c, y, x; background is NaN, as nothing was predicted there. Strips of rows are in memory, never the picture.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from featurestore.whole_file import whole_file
 from histosge.errors import ExportError
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
@@ -39,10 +39,13 @@ def write_ome_zarr(table: PatchTable, path: Path, version: str = "0.4") -> int:
     check_gene_count(table)
     if version not in VERSIONS:
         raise ExportError(f"cannot write NGFF {version!r}; known: {', '.join(VERSIONS)}")
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    group = zarr.open_group(partial, mode="w", zarr_format=2 if version == "0.4" else 3)
+    with whole_file(path, sweep=True) as partial:
+        group = zarr.open_group(partial, mode="w", zarr_format=2 if version == "0.4" else 3)
+        return _write_levels(table, group, version)
+
+
+def _write_levels(table: PatchTable, group: Any, version: str) -> int:
+    """Write every level of the pyramid, and the metadata that describes them; return the number of levels."""
     shape = (len(table.names), *table.grid.shape)
     level = _array(group, "0", shape)
     limits = _write_finest(table, level)
@@ -56,7 +59,6 @@ def write_ome_zarr(table: PatchTable, path: Path, version: str = "0.4") -> int:
         group.attrs.update(attrs)
     else:
         group.attrs["ome"] = {"version": version, **attrs}
-    partial.replace(path)
     return n_levels
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 from polars.io.plugins import register_io_source
 
+from featurestore.whole_file import whole_file
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
 
@@ -45,10 +46,8 @@ def write_parquet(table: PatchTable, path: Path) -> int:
 
     types = {name: pl.Series(values[:0]).dtype for name, values in extra.items()}
     schema: dict[str, Any] = {**PLACE, **types, **dict.fromkeys(names, pl.Float32)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    register_io_source(frames, schema=schema).sink_parquet(partial)
-    partial.replace(path)
+    with whole_file(path, sweep=True) as partial:
+        register_io_source(frames, schema=schema).sink_parquet(partial)
     return len(table)
 
 

@@ -4,13 +4,13 @@ Per slide one coordinate system, named after it, in microns from the slide's top
 it, the picture has a scale. The table's `X` and the picture are streamed.
 """
 
-import shutil
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from featurestore.slides.protocol import Slide
+from featurestore.whole_file import whole_file
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.anndata_files import annotated
 from histosge.exporting.patch_table import PatchTable
@@ -47,12 +47,8 @@ def write_spatialdata(
             shapes[region] = _squares(table)
             annotations[f"{table.slide_id}_{table.what}"] = _annotation(table, region)
         data = spatialdata.SpatialData(images=images, shapes=shapes, tables=annotations)
-        partial = path.with_name(f"{path.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        with dask.config.set(scheduler="synchronous"):
+        with whole_file(path, sweep=True) as partial, dask.config.set(scheduler="synchronous"):
             data.write(partial)
-    partial.replace(path)
     return [*images, *shapes, *annotations]
 
 

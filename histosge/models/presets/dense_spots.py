@@ -1,7 +1,7 @@
-"""`dense` conditioned on the spots of the slide itself: the picture, plus what it leaves over in space.
+"""`dense` conditioned on the spots of the slide itself: embeddings, plus their residuals interpolated in space.
 
-Two routes to the same end are averaged, none selected: the image model with its leftover interpolated, and
-one Gaussian process over position and views together.
+Two routes to the same end are averaged, none selected: `dense` with residual kriging, and one Gaussian process over
+position and features together.
 """
 
 from collections.abc import Sequence
@@ -12,80 +12,83 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
-from histosge.models.low_rank_targets import FLOOR, bend
-from histosge.models.presets.dense import DenseModel
+from histosge.models.dense import DenseModel
+from histosge.models.low_rank_targets import soft_floor
+from histosge.models.nested_state import nest, unnest
 from histosge.models.presets.gp import GaussianProcessModel
 from histosge.models.protocol import State
-from histosge.models.residual_kriging import Leftover
+from histosge.models.registry import ModelRecord
+from histosge.models.residual_kriging import STORED_NAME, ResidualKriging
 
 
 @dataclass(frozen=True)
 class DenseSpotsModel:
-    """log1p(CP10k) = bend((dense + leftover + gp) / 2 each); on other slides, that of `dense` alone.
+    """log1p(CP10k) = (soft_floor(dense + residual) + gp) / 2; on slides without training spots, `dense` alone.
 
     Parameters
     ----------
-    image
+    dense
         Fitted on all spots.
-    leftover
-        Of the image model, from predictions that did not see the spot.
-    joint
-        A Gaussian process on position and views.
+    residual
+        Of `dense`, from out-of-fold predictions.
+    gp
+        A Gaussian process over position and features.
     """
 
     name: ClassVar[str] = "dense+spots"
     needs_position_on_slide: ClassVar[bool] = True
-    image: DenseModel
-    leftover: Leftover
-    joint: GaussianProcessModel
+    dense: DenseModel
+    residual: ResidualKriging
+    gp: GaussianProcessModel
 
     @property
     def halo_um(self) -> float:
         """Return how far the widest Gaussian reaches."""
-        return self.image.halo_um
+        return self.dense.halo_um
 
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
-        """Solve in closed form; the seed draws the parts for what the image model has not seen."""
-        unseen = DenseModel.cross_fitted(sections, seed=seed)
+        """Solve in closed form; the seed draws the folds of the out-of-fold predictions."""
+        out_of_fold = DenseModel.out_of_fold(sections, seed=seed)
         return cls(
             DenseModel.fit(sections, seed=seed),
-            Leftover.fit(sections, unseen),
+            ResidualKriging.fit(sections, out_of_fold),
             GaussianProcessModel.fit(sections, seed=seed),
         )
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        image = self.image.predict(patches)
-        if patches.slide_id not in self.leftover.slides:
-            return image
-        image += self.leftover(patches)
-        floor = (FLOOR * self.image.targets.mean).astype(np.float32)
-        return np.asarray((bend(image, floor) + self.joint.predict(patches)) / 2)
+        predicted = self.dense.predict(patches)
+        if patches.slide_id not in self.residual.slides:
+            return predicted
+        # A residual may take a value below zero: the floor holds for the sum again.
+        predicted = soft_floor(predicted + self.residual(patches), self.dense.targets.floor)
+        return np.asarray((predicted + self.gp.predict(patches)) / 2)
 
     def config(self) -> dict[str, Any]:
-        """Return what was chosen."""
+        """Return what was chosen, under the names that model files have always had."""
         return {
-            "image": self.image.config(),
-            "leftover": self.leftover.config(),
-            "joint": self.joint.config(),
+            "image": self.dense.config(),
+            STORED_NAME: self.residual.config(),
+            "joint": self.gp.config(),
         }
 
     def state(self) -> State:
         """Return the learned arrays."""
-        arrays = {f"image.{k}": v for k, v in self.image.state().items()}
-        arrays |= {f"joint.{k}": v for k, v in self.joint.state().items()}
-        return arrays | self.leftover.state()
+        return nest("image", self.dense.state()) | nest("joint", self.gp.state()) | self.residual.state()
 
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-
-        def part(name: str) -> State:
-            return {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.")}
-
         return cls(
-            DenseModel.from_state(config["image"], part("image")),
-            Leftover.from_state(config["leftover"], state),
-            GaussianProcessModel.from_state(config["joint"], part("joint")),
+            DenseModel.from_state(config["image"], unnest("image", state)),
+            ResidualKriging.from_state(config[STORED_NAME], state),
+            GaussianProcessModel.from_state(config["joint"], unnest("joint", state)),
         )
+
+
+RECORD = ModelRecord(
+    "dense+spots",
+    "dense, plus kriging of its residual between the spots of slides that it was trained on.",
+    lambda: DenseSpotsModel,
+)

@@ -1,34 +1,36 @@
-"""Regression kriging: a Gaussian process over position and embeddings, on patterns of genes.
+"""Regression kriging: a Gaussian process over position and multiscale features, on patterns of genes.
 
-The strongest plain baseline within a section: what neighbours measured and what the picture shows, weighed
-by marginal likelihood. On a slide that it was not trained on, only the picture is left.
+The strongest plain baseline within a section: neighbouring measurements and embeddings, weighted by marginal
+likelihood. On a slide without training spots only the part of the embeddings is left.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
-from histosge.models.kriging import Kriging, Measured
+from histosge.models.kriging import Kriging
 from histosge.models.linear_algebra import Floats, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import HALO_UM, Surroundings
+from histosge.models.multiscale import HALO_UM, MultiscaleFeatures, spot_features
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
-PATTERNS = 5
+# Of the numbers tried on the public sections, 3 to 5 patterns gave the most.
+N_PATTERNS = 5
 
 
 @dataclass(frozen=True)
 class GaussianProcessModel:
-    """log1p(CP10k) = bend(mean of the slide + sd * axes @ process(position, views)).
+    """log1p(CP10k) = soft_floor(mean of the slide + sd * axes @ process(position, features)).
 
     Parameters
     ----------
-    surroundings, standardiser, targets
-        Embeddings -> views -> standardised features, and patterns -> genes.
+    features, standardiser, targets
+        Embeddings -> features -> standardised features, and patterns -> genes.
     process
         Over positions and features.
     slides
@@ -37,7 +39,7 @@ class GaussianProcessModel:
 
     name: ClassVar[str] = "gp"
     needs_position_on_slide: ClassVar[bool] = True
-    surroundings: Surroundings
+    features: MultiscaleFeatures
     standardiser: Standardiser
     targets: LowRankTargets
     process: Kriging
@@ -51,33 +53,31 @@ class GaussianProcessModel:
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
         """Solve in closed form; seed and epochs have no effect."""
-        surroundings = Surroundings.of(sections)
-        targets = LowRankTargets.of(sections, PATTERNS)
-        views = np.concatenate([surroundings.describe_spots(s) for s in sections])
-        standardiser = Standardiser.of(views)
-        slide = np.repeat(np.arange(len(sections)), [len(s.spot_xy_um) for s in sections])
-        spots = Measured(slide, np.concatenate([s.spot_xy_um for s in sections]), standardiser.apply(views))
-        process = Kriging.fit(spots, np.concatenate([targets.patterns(s) for s in sections]))
+        features, targets = MultiscaleFeatures.fit(sections), LowRankTargets.fit(sections, N_PATTERNS)
+        raw = spot_features(sections, features)
+        standardiser = Standardiser.fit(raw.features)
+        spots = replace(raw, features=standardiser.apply(raw.features))
+        process = Kriging.fit(spots, np.concatenate([targets.to_patterns(s) for s in sections]))
         slides = {
             s.patches.slide_id: (i, s.target.mean(axis=0, dtype=np.float64)) for i, s in enumerate(sections)
         }
-        return cls(surroundings, standardiser, targets, process, slides)
+        return cls(features, standardiser, targets, process, slides)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        patterns = self.surroundings.project(patches, self.process.affine().after(self.standardiser))
+        patterns = self.features.project(patches, self.process.feature_part().after(self.standardiser))
+        # A slide without training spots has no number in the process, and takes the mean of all.
         number, mean = self.slides.get(patches.slide_id, (-1, self.targets.mean))
-        return self.targets.genes(patterns + self.process.by_position(number, patches.xy_um), mean)
+        return self.targets.to_genes(patterns + self.process.spatial_part(number, patches.xy_um), mean)
 
     def config(self) -> dict[str, Any]:
         """Return which slides it knows, and the kernel of each pattern."""
-        kernels = [[k.length_um, k.share, k.noise] for k in self.process.kernels]
-        return {"slides": list(self.slides), "kernels": kernels}
+        return {"slides": list(self.slides), "kernels": self.process.kernel_table()}
 
     def state(self) -> State:
         """Return the learned arrays."""
         return {
-            **self.surroundings.state(),
+            **self.features.state(),
             **self.targets.state(),
             **self.process.state(),
             "features.mean": self.standardiser.mean,
@@ -89,9 +89,16 @@ class GaussianProcessModel:
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
         return cls(
-            Surroundings.from_state(state),
+            MultiscaleFeatures.from_state(state),
             Standardiser(state["features.mean"], state["features.scale"]),
             LowRankTargets.from_state(state),
             Kriging.from_state(state),
             {name: (i, state["slides.mean"][i]) for i, name in enumerate(config["slides"])},
         )
+
+
+RECORD = ModelRecord(
+    "gp",
+    "A Gaussian process over position and embedding; position counts on slides trained on.",
+    lambda: GaussianProcessModel,
+)

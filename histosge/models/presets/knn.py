@@ -1,6 +1,6 @@
-"""Inverse distance to the nearest measured spots: what position alone is worth.
+"""Inverse-distance mean of the nearest measured spots: how much position alone predicts.
 
-It never looks at an embedding. Slides that it was not trained on get the training mean.
+It uses no embedding. Slides without training spots get the training mean.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,10 +14,11 @@ from scipy.spatial import cKDTree
 
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
 NEIGHBOURS = 8
 MIN_DISTANCE_UM = 1.0
-"""A patch right on a spot takes that spot's value, without dividing by zero."""
+"""Distances below count as this one: a patch on a spot takes that spot's value, without a division by zero."""
 
 
 @dataclass(frozen=True)
@@ -33,19 +34,21 @@ class NeighbourModel:
     """
 
     name: ClassVar[str] = "knn"
+    baseline: ClassVar[str] = "measured neighbours"
     needs_position_on_slide: ClassVar[bool] = True
     mean: NDArray[np.float32]
     spots: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float32]]]
 
     @property
     def halo_um(self) -> float:
-        """Return 0: it looks at spots, not at patches."""
+        """Return 0: no neighbouring patch is needed."""
         return 0.0
 
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
-        """Remember the spots; seed and epochs have no effect."""
+        """Store the spots; seed and epochs have no effect."""
         targets = np.concatenate([section.target for section in sections])
+        # In double precision: a float32 sum over many spots would lose digits.
         mean = targets.mean(axis=0, dtype=np.float64).astype(np.float32)
         return cls(mean, {s.patches.slide_id: (s.spot_xy_um, s.target) for s in sections})
 
@@ -55,11 +58,12 @@ class NeighbourModel:
             return np.tile(self.mean, (len(patches), 1))
         xy_um, target = self.spots[patches.slide_id]
         k = min(NEIGHBOURS, len(xy_um))
+        # Given as a list, k makes the result two-dimensional for k = 1 as well.
         distance, nearest = cKDTree(xy_um).query(patches.xy_um, k=list(range(1, k + 1)))
         weight = 1 / np.maximum(distance, MIN_DISTANCE_UM)
         weight /= weight.sum(axis=1, keepdims=True)
         patch = np.repeat(np.arange(len(patches)), k)
-        # Sparse, since (patches, neighbours, genes) would not fit in memory.
+        # As a sparse product: an array of (patches, neighbours, genes) would not fit in memory.
         mix = sparse.csr_matrix((weight.ravel(), (patch, nearest.ravel())), shape=(len(patches), len(xy_um)))
         return np.asarray(mix.astype(np.float32) @ target)
 
@@ -81,3 +85,10 @@ class NeighbourModel:
             name: (state[f"xy_um.{i}"], state[f"target.{i}"]) for i, name in enumerate(config["slides"])
         }
         return cls(state["mean"], slides)
+
+
+RECORD = ModelRecord(
+    "knn",
+    "Baseline: the nearest measured spots by inverse distance; it sees no picture.",
+    lambda: NeighbourModel,
+)

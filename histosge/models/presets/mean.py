@@ -1,4 +1,4 @@
-"""The training mean: what every other model must beat."""
+"""The training mean: the baseline that every other model must beat."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
 
 @dataclass(frozen=True)
 class MeanModel:
-    """Each gene's mean log1p(CP10k) over the training spots, everywhere.
+    """Predict each gene's mean log1p(CP10k) over the training spots, everywhere.
 
     Parameters
     ----------
@@ -22,18 +23,19 @@ class MeanModel:
     """
 
     name: ClassVar[str] = "mean"
-    needs_position_on_slide: ClassVar[bool] = False
+    baseline: ClassVar[str] = "no picture"
     mean: NDArray[np.float32]
 
     @property
     def halo_um(self) -> float:
-        """Return 0: it looks at nothing."""
+        """Return 0: no neighbouring patch is needed."""
         return 0.0
 
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
         """Average; seed and epochs have no effect."""
         targets = np.concatenate([section.target for section in sections])
+        # In double precision: a float32 sum over many spots would lose digits.
         return cls(targets.mean(axis=0, dtype=np.float64).astype(np.float32))
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
@@ -41,7 +43,7 @@ class MeanModel:
         return np.tile(self.mean, (len(patches), 1))
 
     def config(self) -> dict[str, Any]:
-        """Return nothing: the mean is all there is."""
+        """Return nothing: all is in the state."""
         return {}
 
     def state(self) -> State:
@@ -52,3 +54,6 @@ class MeanModel:
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
         return cls(state["mean"])
+
+
+RECORD = ModelRecord("mean", "Baseline: the mean of the training spots.", lambda: MeanModel)

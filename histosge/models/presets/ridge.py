@@ -1,6 +1,6 @@
-"""Ridge on the embedding under each spot: the baseline that the field quotes, with its penalty chosen.
+"""Ridge regression on the embedding under each spot: the baseline that the field quotes, with its penalty chosen.
 
-Linear in log1p(CP10k). It looks at one patch at a time.
+Linear in log1p(CP10k). A patch's prediction depends on its own embedding alone.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
+from histosge.data.spot_overlap import spot_embeddings
 from histosge.models.linear_algebra import (
     Affine,
     RidgePath,
@@ -20,9 +21,10 @@ from histosge.models.linear_algebra import (
     spatial_groups,
 )
 from histosge.models.protocol import State
+from histosge.models.registry import ModelRecord
 
 MAX_DIM = 256
-"""Wider embeddings are first reduced to this many principal components, as the field's benchmark does."""
+"""Wider embeddings are first reduced to this many principal components, as HEST-Benchmark does."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,17 @@ class RidgeModel:
     affine
         From an embedding to genes: standardiser, principal components and ridge in one.
     penalty, n_components
-        As chosen; 0 components means that the embedding was used as it is.
+        As chosen; 0 components if the embedding was used as it is.
     """
 
     name: ClassVar[str] = "ridge"
-    needs_position_on_slide: ClassVar[bool] = False
     affine: Affine
     penalty: float
     n_components: int
 
     @property
     def halo_um(self) -> float:
-        """Return 0: it looks at one patch at a time."""
+        """Return 0: no neighbouring patch is needed."""
         return 0.0
 
     @classmethod
@@ -54,14 +55,16 @@ class RidgeModel:
 
         The penalty is the best on training sections left out in turn, or on stripes of a lone section.
         """
-        X = np.concatenate([s.overlap @ s.patches.embedding.astype(np.float64) for s in sections])
+        X = np.concatenate([spot_embeddings(s.overlap, s.patches) for s in sections])
         Y = np.concatenate([s.target for s in sections]).astype(np.float64)
-        standardiser = Standardiser.of(X)
+        standardiser = Standardiser.fit(X)
         X = standardiser.apply(X)
         axes = principal_axes(X, MAX_DIM) if X.shape[1] > MAX_DIM else None
+        # Components are not standardised again: ridge then shrinks the minor ones, which are mostly noise, more.
         X = X @ axes if axes is not None else X
         penalty = choose_penalty(X, Y, spatial_groups(sections))
-        affine = RidgePath.of(X, Y).at(penalty)
+        affine = RidgePath.fit(X, Y).solve(penalty)
+        # One map from embeddings to genes: prediction computes no components.
         if axes is not None:
             affine = Affine(axes @ affine.weight, affine.offset)
         n_components = axes.shape[1] if axes is not None else 0
@@ -83,4 +86,9 @@ class RidgeModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        return cls(Affine(state["weight"], state["offset"]), config["penalty"], config["n_components"])
+        return cls(Affine.from_state(state), config["penalty"], config["n_components"])
+
+
+RECORD = ModelRecord(
+    "ridge", "Baseline: ridge regression on the embedding under each spot.", lambda: RidgeModel
+)

@@ -55,7 +55,7 @@ class Truth:
 
 def _grid(shape: tuple[int, int], spec: GridSpec = SPEC) -> PatchGrid:
     width, height = ((n - 1) * spec.stride_px + spec.patch_px for n in reversed(shape))
-    return PatchGrid.over((width, height), spec.mpp, (spec.mpp,), spec)
+    return PatchGrid.for_slide((width, height), spec.mpp, (spec.mpp,), spec)
 
 
 def _noise(rng: np.random.Generator, n: int, dim: int) -> np.ndarray:

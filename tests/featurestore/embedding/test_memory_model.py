@@ -1,3 +1,4 @@
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -35,15 +36,30 @@ def test_a_run_holds_less_than_was_said_before_it_and_not_much_less(tmp_path: Pa
 
 
 def test_what_costs_more_is_said_to_cost_more() -> None:
-    def on_message(
-        patch: int = 224, dims: tuple[int, ...] = (100,), threads: int = 1, batch: int = 64
-    ) -> int:
-        grid = PatchGrid.over((20000, 20000), 0.5, (0.5,), GridSpec(0.5, patch, 224))
-        return worker_bytes(
-            10**9, grid, dims, threads=threads, batch=batch, block_shape=(32, 32), open_slides=1
-        )
+    assert _bytes() < _bytes(threads=2) < _bytes(threads=2, batch=256)
+    assert _bytes() < _bytes(patch=448)
+    assert _bytes(dims=(1536,)) < _bytes(dims=(1536, 1536))
+    assert _bytes(threads=2) - _bytes() == _bytes(threads=3) - _bytes(threads=2)
 
-    assert on_message() < on_message(threads=2) < on_message(threads=2, batch=256)
-    assert on_message() < on_message(patch=448)
-    assert on_message(dims=(1536,)) < on_message(dims=(1536, 1536))
-    assert on_message(threads=2) - on_message() == on_message(threads=3) - on_message(threads=2)
+
+@pytest.mark.parametrize(
+    ("where", "bytes_of_one"),
+    [
+        ("patch_reader.MAX_STRIP_PX", 2 * 2 * 3),
+        ("patch_reader.READ_AHEAD", 2 * 64 * 3 * 224**2),
+        ("pyramid_slide.MAX_SOURCE_PX", 2 * 3 * 3 * 4),
+        ("readers.jpeg_tile_reader.CACHED_PX", 3),
+    ],
+)
+def test_a_reader_that_keeps_more_is_said_to_keep_more(
+    monkeypatch: pytest.MonkeyPatch, where: str, bytes_of_one: int
+) -> None:
+    module, name = f"featurestore.slides.{where}".rsplit(".", 1)
+    before, kept = _bytes(threads=2), getattr(importlib.import_module(module), name)
+    monkeypatch.setattr(f"featurestore.slides.{where}", 2 * kept)
+    assert _bytes(threads=2) - before == kept * bytes_of_one
+
+
+def _bytes(patch: int = 224, dims: tuple[int, ...] = (100,), threads: int = 1, batch: int = 64) -> int:
+    grid = PatchGrid.for_slide((20000, 20000), 0.5, (0.5,), GridSpec(0.5, patch, 224))
+    return worker_bytes(10**9, grid, dims, threads=threads, batch=batch, block_shape=(32, 32), open_slides=1)

@@ -1,6 +1,8 @@
 """The registry: every record builds what it says, without weights; keys mean one thing."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -53,6 +55,15 @@ def test_the_field_s_encoders_are_known(key: str) -> None:
     assert record.published is not None
     assert record.licence
     assert record.source
+
+
+def test_the_encoders_are_listed_without_torch() -> None:
+    code = (
+        "import sys; from featurestore.encoders.loading import ENCODERS; n = len(ENCODERS.records())\n"
+        "print(n > 20, sorted({'torch', 'timm', 'dask', 'zarr', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "True []"
 
 
 @pytest.mark.parametrize("record", BUILT_BY_TIMM, ids=lambda record: record.key)

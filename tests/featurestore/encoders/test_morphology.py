@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from featurestore.encoders import stain_separation
 from featurestore.encoders.device import pick_device
-from featurestore.encoders.handcrafted import moments, nuclei, oriented_filters
 from featurestore.encoders.handcrafted.colour import ColourEncoder
-from featurestore.encoders.handcrafted.morphology import MorphologyEncoder, feature_names
+from featurestore.encoders.handcrafted.morphology import feature_names
+from featurestore.encoders.handcrafted.morphology_features import moments, nuclei, oriented_filters
+from featurestore.encoders.handcrafted.morphology_features.morphology_encoder import MorphologyEncoder
 from featurestore.encoders.loading import load_encoder
 from featurestore.encoders.protocol import Encoder, EncoderOptions
 from featurestore.errors import EncoderError

@@ -11,7 +11,7 @@ from featurestore.encoders.golden import golden_image
 from featurestore.encoders.preprocessing import Preprocess, resize_in_floats
 from featurestore.encoders.protocol import EncoderOptions
 from featurestore.encoders.records import Preprocessing, records
-from featurestore.encoders.timm_import import mend_torchvision
+from featurestore.encoders.timm_import import define_torchvision_operators
 from featurestore.encoders.vision import load_timm
 from featurestore.errors import EncoderError
 
@@ -39,7 +39,7 @@ def _patches(side: int) -> np.ndarray:
 
 
 def _as_published(how: Preprocessing, patches: np.ndarray) -> torch.Tensor:
-    mend_torchvision()
+    define_torchvision_operators()
     from torchvision import transforms
     from torchvision.transforms import InterpolationMode
 

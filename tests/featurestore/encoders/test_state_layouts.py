@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from featurestore.encoders.timm_import import import_timm, mend_torchvision
+from featurestore.encoders.timm_import import define_torchvision_operators, import_timm
 from featurestore.encoders.weights import load_weights
 
 SIZE = {
@@ -20,7 +20,7 @@ SIZE = {
 
 def _transformers(name: str) -> tuple[torch.nn.Module, str]:
     """Return a network with random weights everywhere, zeros and ones included, and its layout."""
-    mend_torchvision()
+    define_torchvision_operators()
     from transformers import (
         Dinov2Config,
         Dinov2Model,

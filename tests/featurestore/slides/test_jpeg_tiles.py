@@ -294,7 +294,7 @@ def test_a_slide_reads_on_after_a_damaged_tile(pyramid_slide: Path, damage: Call
 def test_only_the_patches_on_a_damaged_tile_are_lost(pyramid_slide: Path) -> None:
     overwrite(pyramid_slide, 10, DAMAGES["zeros"])
     slide = JpegTileSlide(str(pyramid_slide), None)
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(MPP, 31, 23))
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(MPP, 31, 23))
     block = Block((0, 0), (0, grid.n_rows), (0, grid.n_cols))
     lost = set()
     for batch in read_batches(slide, grid, block, np.ones(block.shape, bool), 7):

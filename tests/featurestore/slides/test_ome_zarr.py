@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import zarr
@@ -11,6 +12,7 @@ from make_slides import tissue_like
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import MppError, SlideError
 from featurestore.grid import GridSpec
+from featurestore.slides.download_cache import ENV_FOLDER
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.store import Store
@@ -75,6 +77,18 @@ def test_both_versions_and_any_order_of_axes_are_the_same_slide(
 def test_units_of_length_are_turned_into_microns(tmp_path: Path, unit: str, scale: float) -> None:
     path = _write(tmp_path / "a.zarr", "0.5", unit=unit, scale=scale)
     assert open_slide(str(path)).mpp == pytest.approx(MPP)
+
+
+def test_a_remote_one_is_read_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENV_FOLDER, str(tmp_path / "cache"))
+    path = _write(tmp_path / "a.zarr", "0.5")
+    fsspec.filesystem("memory").put(str(path), "/remote/a.zarr", recursive=True)
+    for url in ("memory://remote/a.zarr", "memory://remote/a.zarr/"):
+        slide = open_slide(url)
+        np.testing.assert_array_equal(slide.read_region(100, 50, 200, 150, MPP), IMAGE[50:200, 100:300])
+        assert slide.source == url
+        assert slide_fingerprint(url) == slide_fingerprint(str(path))
+    assert not (tmp_path / "cache").exists()
 
 
 def test_without_a_unit_the_scale_must_be_given(tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+from make_slides import painted, write_pyramid
 
 from featurestore.blocks import Block
 from featurestore.errors import SlideError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides import patch_reader
+from featurestore.slides.open_slide import open_slide
 from featurestore.slides.patch_reader import read_ahead, read_batches
+from featurestore.slides.protocol import Slide
 
 
 class PaintedSlide:
@@ -34,7 +38,7 @@ class PaintedSlide:
 
 
 SLIDE = PaintedSlide()
-GRID = PatchGrid.over(SLIDE.size_px, 0.5, (0.5,), GridSpec(0.5, 29, 13))
+GRID = PatchGrid.for_slide(SLIDE.size_px, 0.5, (0.5,), GridSpec(0.5, 29, 13))
 BLOCK = Block((0, 1), (1, 8), (2, 13))
 
 
@@ -82,6 +86,37 @@ def test_only_the_patches_that_touch_the_damage_are_lost() -> None:
         assert ((1 + row, 2 + col) in {(r, c) for r, c, _ in failures}) == hit
         assert ((row, col) in found) != hit
     assert len(failures) > 0
+
+
+class SinglePatches:
+    """A slide of which one patch can be read, but no strip: what a damaged tile leaves."""
+
+    def __init__(self, slide: Slide, side: int) -> None:
+        self.slide, self.side = slide, side
+
+    def read_region(self, x: int, y: int, width: int, height: int, mpp: float) -> np.ndarray:
+        if max(width, height) > self.side:
+            raise SlideError("a tile is damaged")
+        return self.slide.read_region(x, y, width, height, mpp)
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["in strips", "one by one"])
+def test_patches_are_read_at_the_mpp_of_the_level_that_the_grid_took(tmp_path: Path, damaged: bool) -> None:
+    image = painted(662, 514)
+    slide = open_slide(str(write_pyramid(tmp_path / "a.tif", image, 0.25, levels=2)))
+    level = image.reshape(257, 2, 331, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)  # at 0.5
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.4942, 31, 23))
+    assert grid.effective_mpp == pytest.approx(0.5)
+    assert grid.shape == ((257 - 31) // 23 + 1, (331 - 31) // 23 + 1)
+    block = Block((0, 0), (0, grid.n_rows), (0, grid.n_cols))
+    source = SinglePatches(slide, 31) if damaged else slide
+    read = 0
+    for item in read_batches(source, grid, block, np.ones(block.shape, bool), 7):  # type: ignore[arg-type]
+        for row, col, pixels in zip(item.rows, item.cols, item.pixels, strict=True):
+            y, x = 23 * row, 23 * col
+            np.testing.assert_array_equal(pixels, level[y : y + 31, x : x + 31])
+            read += 1
+    assert read == grid.n_rows * grid.n_cols
 
 
 def test_a_block_without_wanted_patches_still_ends() -> None:

@@ -20,7 +20,7 @@ from featurestore.grid import GridSpec
 from featurestore.slides.download_cache import ENV_FOLDER
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
-from featurestore.slides.range_reader import MAX_GAP, MAX_PART, merged
+from featurestore.slides.range_reader import MAX_GAP, MAX_PART, merge_ranges
 from featurestore.slides.readers.jpeg_tile_reader import JpegTileSlide
 from featurestore.storage.store import Store
 
@@ -184,7 +184,7 @@ def test_what_is_missing_is_said(site: Site) -> None:
 
 def test_parts_that_lie_close_are_one_request_and_none_is_too_large() -> None:
     near, far = 100 + MAX_GAP, 10 * MAX_PART
-    assert merged([(far, 7), (0, 100), (near, 50)]) == [(0, near + 50), (far, far + 7)]
-    assert merged([(0, 100), (101 + MAX_GAP, 5)]) == [(0, 100), (101 + MAX_GAP, 106 + MAX_GAP)]
+    assert merge_ranges([(far, 7), (0, 100), (near, 50)]) == [(0, near + 50), (far, far + 7)]
+    assert merge_ranges([(0, 100), (101 + MAX_GAP, 5)]) == [(0, 100), (101 + MAX_GAP, 106 + MAX_GAP)]
     row = [(i * 1_000_000, 1_000_000) for i in range(20)]
-    assert all(stop - start <= MAX_PART + 1_000_000 for start, stop in merged(row))
+    assert all(stop - start <= MAX_PART + 1_000_000 for start, stop in merge_ranges(row))

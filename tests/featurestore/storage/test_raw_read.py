@@ -1,6 +1,7 @@
 """Raw blocks are what zarr reads, and what is damaged is never handed out."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,11 +36,10 @@ def _blocks() -> list[Block]:
 
 def test_raw_blocks_equal_what_zarr_reads_bit_by_bit(store: Store) -> None:
     array = _array(store)
-    reader = RawBlocks(array)
-    assert reader.is_raw
+    assert array.is_raw
     for block in _blocks():
         expected = array.read(block.rows, block.cols)
-        got = reader.read(block)
+        got = array.read_block(block)
         assert got.shape == expected.shape == (*block.shape, 5)
         assert np.array_equal(got.view(np.uint16), expected.view(np.uint16))
 
@@ -57,10 +57,38 @@ def test_other_layouts_are_read_by_zarr_with_the_same_values(tmp_path: Path, how
         location.zarr(), name="a", shape=values.shape, chunks=(7, 11, 5), dtype="float16", **options
     )
     written[...] = values
-    reader = RawBlocks(BlockArray.open(location, "a"))
-    assert not reader.is_raw
+    array = BlockArray.open(location, "a")
+    assert not array.is_raw
     for block in plan_blocks((14, 22), (7, 11)):
-        assert np.array_equal(reader.read(block), values[block.slices])
+        assert np.array_equal(array.read_block(block), values[block.slices])
+
+
+@pytest.mark.parametrize("compressors", [[Crc32cCodec()], [ZstdCodec(), Crc32cCodec()]], ids=["raw", "zarr"])
+def test_channels_in_groups_are_joined_or_read_one_object_at_a_time(
+    tmp_path: Path, compressors: list[Any]
+) -> None:
+    values = np.random.default_rng(2).standard_normal((9, 13, 5)).astype(np.float16)
+    location = Location(str(tmp_path))
+    options: dict[str, Any] = {"chunks": (7, 11, 2), "dtype": "float16", "compressors": compressors}
+    zarr.create_array(location.zarr(), name="a", shape=values.shape, **options)[...] = values
+    array = BlockArray.open(location, "a")
+    for block in plan_blocks((9, 13), (7, 11)):
+        assert np.array_equal(array.read_block(block), values[block.slices])
+        for group, channels in enumerate([slice(0, 2), slice(2, 4), slice(4, 5)]):
+            got = array.read_block(block, group=group)
+            assert np.array_equal(got, values[(*block.slices, channels)])
+    with pytest.raises(StoreError, match="keeps a block in 3 objects"):
+        array.reader()
+
+
+def test_a_block_is_read_into_memory_that_is_there(store: Store) -> None:
+    array, memory = _array(store), np.zeros((7, 11, 5), np.float16)
+    for block in _blocks():
+        got = array.read_block(block, memory)
+        assert np.shares_memory(got, memory)
+        assert np.array_equal(got, array.read(block.rows, block.cols), equal_nan=True)
+    with pytest.raises(ValueError, match=r"contiguous float16 \(7, 11, 5\)"):
+        array.read_block(_blocks()[0], memory[:, ::-1])
 
 
 def test_a_flipped_bit_and_a_lost_end_are_refused_with_the_object_named(store: Store) -> None:
@@ -70,17 +98,17 @@ def test_a_flipped_bit_and_a_lost_end_are_refused_with_the_object_named(store: S
     whole[41] ^= 8
     file.write_bytes(whole)
     with pytest.raises(StoreError, match=r"c/1/1/0 is damaged: its checksum is"):
-        RawBlocks(array).read(block)
+        array.read_block(block)
     file.write_bytes(whole[:-3])
     with pytest.raises(StoreError, match=r"c/1/1/0 is damaged: it has 771 bytes, not 774"):
-        RawBlocks(array).read(block)
+        array.read_block(block)
 
 
 def test_a_block_that_was_never_written_reads_as_nan(store: Store) -> None:
     array, block = _array(store), _blocks()[4]
     array.remove_block(block)
-    assert np.isnan(RawBlocks(array).read(block)).all()
-    assert RawBlocks(array).load(block, np.empty((7, 11, 5), np.float16)) is None
+    assert np.isnan(array.read_block(block)).all()
+    assert array.reader().load(block, np.empty((7, 11, 5), np.float16)) is None
 
 
 def test_remote_blocks_come_from_the_disk_the_second_time_and_never_stale_or_damaged(
@@ -93,15 +121,21 @@ def test_remote_blocks_come_from_the_disk_the_second_time_and_never_stale_or_dam
     try:
         array = Store.open("memory://cached").embedding("S00", SPEC.key, "random")
         cache, block = BlockCache(tmp_path / "cache", 10_000), _blocks()[4]
-        expected = RawBlocks(array).read(block)
-        assert np.array_equal(RawBlocks(array, cache).read(block), expected)
+        expected = array.read_block(block)
+        memory = np.empty((7, 11, 5), np.float16)
+
+        def load(reader: RawBlocks) -> np.ndarray | None:
+            loaded = reader.load(block, memory)
+            return None if loaded is None else loaded.values
+
+        assert np.array_equal(load(array.reader(cache)), expected)
         (kept,) = (tmp_path / "cache").iterdir()
-        reader = RawBlocks(array, cache)
-        reader.read(block)  # the version is known from here on
+        reader = array.reader(cache)
+        load(reader)  # the version is known from here on
         remote.rm(f"/cached/{array.object_path(block.index)}")
-        assert np.array_equal(reader.read(block), expected)
+        assert np.array_equal(load(reader), expected)
         kept.write_bytes(b"\0" * kept.stat().st_size)  # another tool's accident: not trusted, fetched again
-        assert np.isnan(reader.read(block)).all()
+        assert load(reader) is None
     finally:
         remote.rm("/cached", recursive=True)
 

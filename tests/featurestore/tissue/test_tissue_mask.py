@@ -7,17 +7,19 @@ from scipy.spatial import ConvexHull
 
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides.open_slide import open_slide
-from featurestore.tissue.survey import TISSUE_THRESHOLD, overview, patch_means, survey, tissue_mask
+from featurestore.tissue.methods.texture import texture_mask
+from featurestore.tissue.overview import read_overview
+from featurestore.tissue.survey import patch_means, survey
+from featurestore.tissue.threshold import is_tissue
 
 MPP = 2.0
 
 
 def test_tissue_is_found_on_a_pale_background_with_a_halo(tmp_path: Path) -> None:
     image = tissue_like(1031, 811, MPP)
-    slide = open_slide(str(write_pyramid(tmp_path / "a.tif", image, MPP)))
-    rgb, mpp = overview(slide)
-    mask = tissue_mask(rgb, mpp)
-    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]] * mpp / MPP
+    overview = read_overview(open_slide(str(write_pyramid(tmp_path / "a.tif", image, MPP))))
+    mask = texture_mask(overview.rgb, overview.mpp)
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]] * overview.mpp / MPP
     truth = ((x / 1031 - 0.45) / 0.3) ** 2 + ((y / 811 - 0.55) / 0.3) ** 2 < 1
     assert (mask & truth).sum() / truth.sum() > 0.98
     assert mask.sum() / truth.sum() < 1.2
@@ -28,26 +30,19 @@ def test_a_slide_of_glass_has_no_tissue_and_a_slide_of_tissue_nothing_else(side:
     rng = np.random.default_rng(0)
     glass = np.clip(rng.normal((241, 225, 238), 2, (side, side + 9, 3)), 0, 255).astype(np.uint8)
     tissue = rng.choice([70, 215], (side, side + 9, 1), p=[0.4, 0.6]) * np.array([1.0, 0.75, 0.95])
-    assert not tissue_mask(glass, 8.0).any()
-    assert tissue_mask(tissue.astype(np.uint8), 8.0).all()
+    assert not texture_mask(glass, 8.0).any()
+    assert texture_mask(tissue.astype(np.uint8), 8.0).all()
 
 
 def test_means_of_patches_count_fractions_of_pixels() -> None:
     rng = np.random.default_rng(1)
     values = rng.random((41, 53))
-    grid = PatchGrid.over((530, 410), 1.0, (1.0,), GridSpec(1.0, 97, 31))
+    grid = PatchGrid.for_slide((530, 410), 1.0, (1.0,), GridSpec(1.0, 97, 31))
     found = patch_means(values, grid, 0.1)
     fine = np.kron(values, np.ones((10, 10)))
     for row, col in ((0, 0), (grid.n_rows - 1, grid.n_cols - 1), (3, 7)):
         x, y, width, height = grid.region_px((row, row + 1), (col, col + 1))
         assert found[row, col] == pytest.approx(fine[y : y + height, x : x + width].mean())
-
-
-def test_keeping_the_background_calls_every_patch_tissue(tmp_path: Path) -> None:
-    slide = open_slide(str(write_pyramid(tmp_path / "a.tif", tissue_like(331, 257, MPP), MPP)))
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(MPP, 32, 32))
-    assert (survey(slide, grid, keep_all=True).tissue == 255).all()
-    assert survey(slide, grid, keep_all=True).method["name"] == "none"
 
 
 @pytest.mark.data
@@ -56,12 +51,11 @@ def test_measured_spots_are_on_tissue_and_little_else_is(data_dir: Path, name: s
     import anndata
 
     slide = open_slide(str(data_dir / "her2st" / f"{name}.tif"))
-    rgb, mpp = overview(slide)
-    mask = tissue_mask(rgb, mpp)
-    xy = anndata.read_h5ad(data_dir / "her2st" / f"{name}.h5ad").obsm["spatial"] * slide.mpp / mpp
+    overview = read_overview(slide)
+    mask = texture_mask(overview.rgb, overview.mpp)
+    xy = anndata.read_h5ad(data_dir / "her2st" / f"{name}.h5ad").obsm["spatial"] * slide.mpp / overview.mpp
     on = mask[xy[:, 1].astype(int), xy[:, 0].astype(int)]
     assert on.mean() >= 0.97
     assert mask.sum() <= 1.4 * ConvexHull(xy[on]).volume
-    grid = PatchGrid.over(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.7, 320, 80))
-    tissue = survey(slide, grid).tissue
-    assert 0.15 < (tissue >= TISSUE_THRESHOLD).mean() < 0.3
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.7, 320, 80))
+    assert 0.15 < is_tissue(survey(slide, grid).tissue).mean() < 0.3

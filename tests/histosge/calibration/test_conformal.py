@@ -1,4 +1,4 @@
-"""Intervals cover what they promise, on tissue that had no on_message, and trust tells signal from noise."""
+"""Intervals have their nominal coverage on sections that took no part, and trust separates signal from noise."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from histosge.calibration.conformal import (
     conformal_width,
     coverage,
     held_out_parts,
-    trust_of,
+    pearson_lower_limit,
 )
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
@@ -39,7 +39,7 @@ def _guess(model: object, section: TrainingSection) -> np.ndarray:
 
 
 @pytest.mark.parametrize("preset", ["ridge", "dense"])
-def test_ninety_percent_intervals_cover_ninety_percent_of_sections_that_had_no_say(preset: str) -> None:
+def test_ninety_percent_intervals_cover_ninety_percent_of_sections_that_took_no_part(preset: str) -> None:
     training, fit = [_section(i) for i in range(4)], load_preset(preset).fit
     intervals, model = calibrate(fit, training, 55.0), fit(training)
     assert intervals is not None
@@ -52,13 +52,29 @@ def test_ninety_percent_intervals_cover_ninety_percent_of_sections_that_had_no_s
     assert coverage(intervals, truth, guess).min() > 0.82
 
 
+@pytest.mark.parametrize("n_sections", [1, 4])
+def test_a_model_that_memorises_its_spots_is_calibrated_on_spots_that_it_was_not_fitted_to(
+    n_sections: int,
+) -> None:
+    """`knn` returns a training spot's own counts, so on its own spots it has no error at all."""
+    sections, fit = [_section(i) for i in range(n_sections)], load_preset("knn").fit
+    intervals, unseen = calibrate(fit, sections, 55.0), _section(17)
+    assert intervals is not None
+    assert not intervals.trusted.any()
+    guess = _guess(fit(sections), unseen)
+    assert intervals.scores(unseen.target, guess)["coverage_90"] > 0.85
+
+
 @pytest.mark.parametrize("n_sections", [1, 3])
-def test_genes_that_are_noise_are_not_trusted_and_genes_in_the_picture_are(n_sections: int) -> None:
+def test_genes_that_are_noise_are_not_trusted_and_genes_that_follow_the_embedding_are(
+    n_sections: int,
+) -> None:
     intervals = calibrate(load_preset("ridge").fit, [_section(i) for i in range(n_sections)], 55.0)
     assert intervals is not None
     assert intervals.trusted[: GENES - NOISE].mean() >= 0.9
     assert intervals.trusted[GENES - NOISE :].mean() <= 0.1
     assert intervals.held_out == ("block" if n_sections == 1 else "section")
+    assert intervals.scope == ("held-out blocks of one section" if n_sections == 1 else "held-out sections")
 
 
 def test_a_lone_section_is_held_out_in_stripes_that_no_training_patch_touches() -> None:
@@ -88,6 +104,14 @@ def test_the_width_is_the_conformal_rank() -> None:
     assert conformal_width(error[:5], 0.9)[0] == error[:5].max()
 
 
+@pytest.mark.parametrize("n", [10, 19, 20, 57, 100])
+def test_a_new_spot_like_the_held_out_ones_is_covered_at_least_as_often_as_promised(n: int) -> None:
+    """Each of n + 1 equals is the new one in turn: the share that is covered is exact, not an estimate."""
+    errors = np.arange(1, n + 2, dtype=np.float32)
+    covered = [errors[i] <= conformal_width(np.delete(errors, i)[:, None], 0.9)[0] for i in range(n + 1)]
+    assert 0.9 <= np.mean(covered) <= 0.9 + 1 / (n + 1)
+
+
 def test_bounds_hold_the_prediction_and_do_not_fall_below_zero() -> None:
     intervals = Intervals(np.array([1, 2], np.float32), np.array([0.5, 0.0], np.float32), 0.9, 100, "block")
     values = np.array([[0.4, 7.0], [np.nan, 1.0]], np.float32)
@@ -102,7 +126,7 @@ def test_trust_grows_with_the_number_of_spots() -> None:
     rng = np.random.default_rng(5)
     truth = rng.standard_normal((2000, 1)).astype(np.float32)
     guess = truth + 2 * rng.standard_normal((2000, 1)).astype(np.float32)
-    few, many = (trust_of(truth[:n], guess[:n], np.zeros(n, np.int64))[0] for n in (40, 2000))
+    few, many = (pearson_lower_limit(truth[:n], guess[:n], np.zeros(n, np.int64))[0] for n in (40, 2000))
     assert few < many < np.corrcoef(truth[:, 0], guess[:, 0])[0, 1]
 
 

@@ -1,13 +1,13 @@
-"""Half widths by predicted depth: chosen only where they pay, and the same in a model, a map and an export."""
+"""Half widths by predicted depth: chosen only where they score better, and the same in a model, a map and an export."""
 
 import numpy as np
 import pytest
 
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import StoredGrid
-from histosge.calibration.conformal import Intervals, at_spots, calibrate, coverage
+from histosge.calibration.conformal import Intervals, calibrate, coverage, predict_spots
 from histosge.calibration.depth_strata import (
-    STRATA,
+    N_STRATA,
     DepthStrata,
     choose_strata,
     interval_score,
@@ -38,7 +38,7 @@ def test_strata_are_chosen_where_shallow_spots_are_noisier_and_each_third_is_the
     truth, guess, depth, fold = _spots(1200, 0.6, 1)
     strata = choose_strata(truth, guess, depth, fold, LEVEL)
     assert strata is not None
-    assert strata.half_width.shape == (STRATA, GENES)
+    assert strata.half_width.shape == (N_STRATA, GENES)
     assert (np.diff(strata.half_width.mean(axis=1)) < 0).all()
     one = np.full(GENES, np.quantile(np.abs(truth - guess), LEVEL), np.float32)
     chosen = Intervals(one, one, LEVEL, 1200, "section", strata)
@@ -73,8 +73,8 @@ def test_depths_that_tie_end_in_one_width_not_in_an_error() -> None:
 def test_a_stratum_is_the_same_for_a_prediction_and_for_its_map() -> None:
     strata = DepthStrata(np.float32([7.0, 8.0]), np.float32([[3], [2], [1]]))
     depth = np.float32([6.9, 7.0001, 7.01, 8.5])
-    np.testing.assert_array_equal(strata.at(depth), strata.at(depth.astype(np.float16)))
-    assert strata.at(depth)[:, 0].tolist() == [3, 3, 2, 1]
+    np.testing.assert_array_equal(strata.half_width_at(depth), strata.half_width_at(depth.astype(np.float16)))
+    assert strata.half_width_at(depth)[:, 0].tolist() == [3, 3, 2, 1]
     assert to_stored_precision(depth)[1] == 7
 
 
@@ -85,7 +85,7 @@ def test_the_interval_score_is_least_at_the_right_width() -> None:
     assert min(score, key=score.__getitem__) == 1.645
 
 
-@pytest.mark.parametrize("n_strata", [1, STRATA])
+@pytest.mark.parametrize("n_strata", [1, N_STRATA])
 def test_intervals_come_back_from_what_is_saved(n_strata: int) -> None:
     one = np.float32([1, 2])
     strata = DepthStrata(np.float32([7, 8]), np.float32([[3, 4], [2, 3], [1, 2]])) if n_strata > 1 else None
@@ -118,7 +118,7 @@ def test_calibration_finds_strata_by_the_depth_that_the_model_predicts() -> None
     intervals, model, unseen = calibrate(fit, sections, 55.0), fit(sections), _section(9)
     assert intervals is not None
     assert intervals.strata is not None
-    values, depth = at_spots(model, unseen)
+    values, depth = predict_spots(model, unseen)
     assert depth is not None
     low = depth < np.quantile(depth, 1 / 3)
     by_depth = coverage(intervals, unseen.target[low], values[low], depth[low]).mean()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from histosge.data.gene_choice import GeneChoice
 from histosge.data.genes import (
     choose_genes,
     library_size,
@@ -80,10 +81,53 @@ def test_a_gene_list_is_read_and_misspelt_genes_get_their_neighbours(tmp_path: P
     file.write_text("varris\n")
     with pytest.raises(ExpressionError, match="'varris': did you mean varies"):
         read_gene_list(str(file), [SPOTS])
-    with pytest.raises(ExpressionError, match="neither a number nor a file"):
+    with pytest.raises(ExpressionError, match="nor a file with one gene a line"):
         read_gene_list(str(tmp_path / "none"), [SPOTS])
 
 
 def test_a_gene_that_was_not_measured_is_named() -> None:
     with pytest.raises(ExpressionError, match="'S' did not measure 1 of 2 genes, such as 'x'"):
         select_target(SPOTS, ("varies", "x"))
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen"),
+    [
+        (1, ("rare",)),
+        ("2", ("rare", "varies")),
+        ("all", ("rare", "varies", "house")),
+        ("1+house,flat", ("rare", "house", "flat")),
+        ("1+rare", ("rare",)),
+        (["flat", "rare", "flat"], ("flat", "rare")),
+    ],
+)
+def test_genes_are_the_most_variable_the_named_or_both(given: object, chosen: tuple[str, ...]) -> None:
+    assert GeneChoice.parse(given).choose([SPOTS]) == chosen  # type: ignore[arg-type]
+
+
+def test_genes_of_a_file_are_read_before_any_data(tmp_path: Path) -> None:
+    file = tmp_path / "genes.txt"
+    file.write_text("house\nvaries\n")
+    choice = GeneChoice.parse(file)
+    file.unlink()
+    assert choice.choose([SPOTS]) == ("house", "varies")
+    assert choice.is_given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (0, "at least 1"),
+        ([], "name at least one"),
+        ("seurat", "neither a number"),
+        ("3+", "neither a number"),
+    ],
+)
+def test_a_choice_of_no_gene_is_refused_at_once(given: object, message: str) -> None:
+    with pytest.raises(ExpressionError, match=message):
+        GeneChoice.parse(given)  # type: ignore[arg-type]
+
+
+def test_a_named_gene_that_was_not_measured_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ExpressionError, match=r"--genes 1\+hose names gene 'hose': did you mean house"):
+        GeneChoice.parse("1+hose").choose([SPOTS])

@@ -15,7 +15,8 @@ from featurestore.errors import StoreError
 from featurestore.grid import GridSpec
 from featurestore.storage.store import Store
 from histosge import Loader, LoadSettings, SpotTargets
-from histosge.data.section_loading import LoadedSection, Selection, load_sections, resolve_genes
+from histosge.data.gene_choice import GeneChoice
+from histosge.data.section_loading import LoadedSection, Selection, load_sections
 from histosge.data.sections import Patches, Spots
 from histosge.data.spot_loading import cover
 from histosge.data.spot_targets import SectionTargets, SpotBatch, section_targets
@@ -68,7 +69,7 @@ def test_every_spot_comes_once_with_the_embedding_and_the_counts_that_training_s
     cohort: Cohort, targets: SpotTargets
 ) -> None:
     loaded = cohort.sections()
-    assert targets.genes == resolve_genes([item.section for item in loaded], 7)
+    assert targets.genes == GeneChoice.parse(7).choose([item.section.spots for item in loaded])
     loader = Loader(cohort.store, targets=targets, settings=BATCH)
     batches = list(loader)
     assert [len(batch.spot) for batch in batches[:-1]] == [19] * (len(batches) - 1)
@@ -196,7 +197,7 @@ def test_a_block_that_is_not_stored_is_counted(cohort: Cohort, targets: SpotTarg
     assert loader.reads.missing == {"S1": 1}
 
 
-def test_genes_are_a_number_or_names(cohort: Cohort) -> None:
+def test_genes_are_a_number_names_or_both(cohort: Cohort, targets: SpotTargets) -> None:
     said: list[str] = []
     named = SpotTargets.from_samples(
         cohort.sheet, cohort.store, ["MORPH02", "HOUSE01"], on_message=said.append
@@ -206,8 +207,10 @@ def test_genes_are_a_number_or_names(cohort: Cohort) -> None:
     assert "usable spots (0 under 200 counts and 0 off tissue left out)" in said[1]
     with pytest.raises(ExpressionError, match="'S1' did not measure 1 of 1 genes, such as 'EPCAM'"):
         SpotTargets.from_samples(cohort.sheet, cohort.store, ["EPCAM"])
-    with pytest.raises(ExpressionError, match="give a number, or gene names as a list"):
-        SpotTargets.from_samples(cohort.sheet, cohort.store, "genes.txt")
+    both = SpotTargets.from_samples(cohort.sheet, cohort.store, "7+HOUSE01")
+    assert both.genes == tuple(dict.fromkeys((*targets.genes, "HOUSE01")))
+    with pytest.raises(ExpressionError, match="names gene 'HOUSE': did you mean HOUSE"):
+        SpotTargets.from_samples(cohort.sheet, cohort.store, "7+HOUSE")
 
 
 def test_sections_with_few_usable_spots_are_left_out_and_said(cohort: Cohort, targets: SpotTargets) -> None:

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from histosge.evaluation.paired_bootstrap import HeldOutSpots, PairedBootstrap, ordered_pairs
+from histosge.heldout.metric_registry import ScoredSpots
 from histosge.heldout.metrics import score_genes
 
 N_SPOTS, N_GENES = 211, 23
@@ -30,7 +31,8 @@ def test_the_first_draw_is_the_score_itself() -> None:
     bootstrap = PairedBootstrap(spots_of(some), draws=17)
     bootstrap.add("a", some, a)
     bootstrap.add("b", some, b)
-    scores = [score_genes(some.truth, guess, some.depth, some.section) for guess in (a, b)]
+    spots = ScoredSpots(some.depth, some.section, np.zeros((N_SPOTS, 2)))
+    scores = [score_genes(some.truth, guess, spots) for guess in (a, b)]
     rows = {row["metric"]: row for row in bootstrap.table([("a", "b")], "section").rows(named=True)}
     assert rows["pearson_mean"]["difference"] == pytest.approx(
         scores[0].pearson.mean() - scores[1].pearson.mean(), abs=1e-5

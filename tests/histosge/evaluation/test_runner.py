@@ -116,8 +116,12 @@ def test_the_top_genes_are_picked_without_the_held_out_spots() -> None:
         task.fold.name: task
         for task in Plan.from_sections([section], "block", section.spots.genes).tasks([0])
     }
-    assert not tasks[fold.name].top()[0]
-    assert all(task.top()[0] and task.top().sum() == 50 for name, task in tasks.items() if name != fold.name)
+    assert not tasks[fold.name].top_genes()[0]
+    assert all(
+        task.top_genes()[0] and task.top_genes().sum() == 50
+        for name, task in tasks.items()
+        if name != fold.name
+    )
 
 
 def test_genes_that_one_section_lacks_are_not_chosen(three: list[Section]) -> None:

@@ -19,6 +19,7 @@ from shapely.geometry import Polygon
 from third_party import install
 
 from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.errors import StoreError
 from featurestore.extensions import Registry
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import Store
@@ -411,7 +412,7 @@ def half(made: Made, tmp_path: Path) -> str:
 
 
 def test_a_map_that_is_not_whole_is_not_exported(half: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="run the same histosge predict again"):
+    with pytest.raises(StoreError, match="run the same histosge predict again"):
         export(half, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]))
     assert not (tmp_path / "A.h5ad").exists()
 

@@ -64,19 +64,19 @@ def pixels(patches: Patches) -> np.ndarray:
 def test_no_pixel_is_seen_by_training_and_by_held_out_spots(seed: int) -> None:
     for task in Plan.from_sections([SECTION], "block", 3).tasks([seed]):
         (trained,) = task.training()
-        ((tested, _),) = task.tested()
-        assert not (pixels(trained.patches) & pixels(tested.patches)).any()
+        ((held_out, _),) = task.held_out()
+        assert not (pixels(trained.patches) & pixels(held_out.patches)).any()
 
 
 def test_every_spot_keeps_all_the_patches_under_its_disc() -> None:
     for task in Plan.from_sections([SECTION], "block", 3).tasks([5]):
         (trained,) = task.training()
-        ((tested, target),) = task.tested()
+        ((held_out, target),) = task.held_out()
         np.testing.assert_allclose(np.asarray(trained.overlap.sum(axis=1)), 1, rtol=1e-5)
-        np.testing.assert_allclose(np.asarray(tested.overlap.sum(axis=1)), 1, rtol=1e-5)
-        assert len(target) == len(tested.spots) == task.fold.n_test
+        np.testing.assert_allclose(np.asarray(held_out.overlap.sum(axis=1)), 1, rtol=1e-5)
+        assert len(target) == len(held_out.spots) == task.fold.n_test
         np.testing.assert_array_equal(
-            tested.spots.barcodes, SECTION.spots.barcodes[task.fold.test[SECTION.slide_id]]
+            held_out.spots.barcodes, SECTION.spots.barcodes[task.fold.test[SECTION.slide_id]]
         )
 
 

@@ -29,7 +29,7 @@ def smooth(rng: np.random.Generator) -> np.ndarray:
 
 def test_ssim_is_that_of_the_rasterised_map(rng: np.random.Generator) -> None:
     truth, guess = (rng.random((N_ROWS * N_COLS, N_GENES)) for _ in range(2))
-    found = SpotLattice.over(lattice_xy(), one_section()).ssim(truth, guess)
+    found = SpotLattice.from_spots(lattice_xy(), one_section()).ssim(truth, guess)
     reach = int(CUT_SIGMAS * SIGMA_PITCHES)
     step = np.arange(-reach, reach + 1)
     square = step[:, None] ** 2 + step**2
@@ -54,14 +54,14 @@ def test_ssim_is_that_of_the_rasterised_map(rng: np.random.Generator) -> None:
 
 
 def test_ssim_is_one_for_the_truth_and_falls_with_noise(rng: np.random.Generator) -> None:
-    truth, lattice = smooth(rng), SpotLattice.over(lattice_xy(), one_section())
+    truth, lattice = smooth(rng), SpotLattice.from_spots(lattice_xy(), one_section())
     np.testing.assert_allclose(lattice.ssim(truth, truth), 1)
     noisy = [lattice.ssim(truth, truth + rng.standard_normal(truth.shape) * s).mean() for s in (0.05, 0.3, 2)]
     assert 1 > noisy[0] > noisy[1] > noisy[2]
 
 
 def test_a_gene_that_varies_nowhere_has_neither_ssim_nor_moran(rng: np.random.Generator) -> None:
-    truth, lattice = smooth(rng), SpotLattice.over(lattice_xy(), one_section())
+    truth, lattice = smooth(rng), SpotLattice.from_spots(lattice_xy(), one_section())
     truth[:, 3] = 0.7
     assert lattice.ssim(truth, truth)[3] == 0
     assert lattice.moran(truth)[3] == 0
@@ -73,14 +73,14 @@ def test_moran_agrees_with_its_definition(rng: np.random.Generator) -> None:
     near = np.argsort(((xy_um[:, None] - xy_um) ** 2).sum(axis=2), axis=1)[:, 1 : NEIGHBOURS + 1]
     weight = np.zeros((61, 61))
     np.put_along_axis(weight, near, 1 / NEIGHBOURS, axis=1)
-    found = SpotLattice.over(xy_um, one_section(61)).moran(values)
+    found = SpotLattice.from_spots(xy_um, one_section(61)).moran(values)
     for gene in range(N_GENES):
         z = values[:, gene] - values[:, gene].mean()
         assert found[gene] == pytest.approx(61 / weight.sum() * (z @ weight @ z) / (z @ z))
 
 
 def test_moran_is_high_for_smooth_maps_and_near_zero_for_shuffled_ones(rng: np.random.Generator) -> None:
-    values, lattice = smooth(rng), SpotLattice.over(lattice_xy(), one_section())
+    values, lattice = smooth(rng), SpotLattice.from_spots(lattice_xy(), one_section())
     assert lattice.moran(values).min() > 0.7
     assert np.abs(lattice.moran(values[rng.permutation(len(values))])).max() < 0.15
 
@@ -90,10 +90,10 @@ def test_sections_do_not_see_each_other(rng: np.random.Generator) -> None:
     guess_a, guess_b = a + 0.1, b * 0.5
     n = len(a)
     order = rng.permutation(2 * n)
-    both = SpotLattice.over(
+    both = SpotLattice.from_spots(
         np.concatenate([lattice_xy(), lattice_xy()])[order], np.repeat(["A", "B"], n)[order]
     )
-    alone = SpotLattice.over(lattice_xy(), one_section())
+    alone = SpotLattice.from_spots(lattice_xy(), one_section())
     together = both.ssim(np.concatenate([a, b])[order], np.concatenate([guess_a, guess_b])[order])
     np.testing.assert_allclose(together, (alone.ssim(a, guess_a) + alone.ssim(b, guess_b)) / 2)
     # A difference between sections is no pattern in space.
@@ -103,6 +103,6 @@ def test_sections_do_not_see_each_other(rng: np.random.Generator) -> None:
 
 def test_a_lone_spot_is_no_error() -> None:
     xy_um = np.array([[0.0, 0.0], [101.0, 0.0], [211.0, 0.0], [0.0, 0.0]])
-    lattice = SpotLattice.over(xy_um, np.array(["A", "A", "A", "B"]))
+    lattice = SpotLattice.from_spots(xy_um, np.array(["A", "A", "A", "B"]))
     values = np.array([[1.0], [2.0], [4.0], [7.0]])
     assert np.isfinite([lattice.ssim(values, values), lattice.moran(values)]).all()

@@ -1,4 +1,4 @@
-"""Attention on top of `dense`: kept where it helps on parts left out, and nowhere else."""
+"""Attention on top of `dense`: used where it helps on held-out folds, and nowhere else."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,9 @@ from featurestore.grid import GridSpec
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.heldout.metrics import correlate
-from histosge.models.attention import AttentionNetwork, Lesson, Windows
+from histosge.models.attention import AttentionNetwork, TrainingWindows, Windows
+from histosge.models.dense_attention import Attention, DenseAttentionModel
 from histosge.models.linear_algebra import Standardiser
-from histosge.models.presets.dense_attention import Attention, DenseAttentionModel
 from histosge.prediction.predict import predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
@@ -75,13 +75,13 @@ def test_what_no_line_can_follow_is_learned_and_carries_over(curved: DenseAttent
     assert curved.remark.startswith("attention: kept")
 
 
-def test_where_nothing_is_left_the_map_is_that_of_dense_to_the_bit() -> None:
+def test_without_structure_in_the_residuals_the_map_is_that_of_dense_to_the_bit() -> None:
     sections = [_section(seed, curved=0.0) for seed in range(3)]
     model = DenseAttentionModel.fit(sections, epochs=4)
     assert model.attention is None
     assert "left out" in model.remark
     patches = _section(7, curved=0.0).patches
-    np.testing.assert_array_equal(model.predict(patches), model.image.predict(patches))
+    np.testing.assert_array_equal(model.predict(patches), model.dense.predict(patches))
     few = [s.subset(np.arange(len(s.target)) < 30) for s in sections]
     assert "not tried" in DenseAttentionModel.fit(few).remark
     flat = [replace(s, target=np.full_like(s.target, 3)) for s in sections]
@@ -103,8 +103,8 @@ def test_a_saved_one_predicts_the_same_bits_and_its_depth(curved: DenseAttention
     assert again.facts == curved.facts
 
 
-def _looking(dim: int = DIM) -> Attention:
-    """Networks whose weights are all drawn: they look around."""
+def _random_attention(dim: int = DIM) -> Attention:
+    """Networks whose weights are all random: their windows matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         networks = tuple(AttentionNetwork(dim, 4).eval() for _ in range(2))
@@ -120,31 +120,31 @@ def _turned(patches: Patches) -> Patches:
 
 
 def test_only_distance_counts_so_a_turned_or_mirrored_slide_gives_the_same() -> None:
-    patches, looking = _section(1, curved=1.0).patches, _looking()
+    patches, attention = _section(1, curved=1.0).patches, _random_attention()
     every = np.arange(len(patches))
-    np.testing.assert_allclose(looking(patches, every), looking(_turned(patches), every), atol=1e-5)
+    np.testing.assert_allclose(attention(patches, every), attention(_turned(patches), every), atol=1e-5)
     order = np.random.default_rng(2).permutation(len(patches))
     shuffled = replace(
         patches, rows=patches.rows[order], cols=patches.cols[order], embedding=patches.embedding[order]
     )
-    np.testing.assert_allclose(looking(patches, every)[order], looking(shuffled, every), atol=1e-5)
+    np.testing.assert_allclose(attention(patches, every)[order], attention(shuffled, every), atol=1e-5)
 
 
 def test_what_lies_in_the_window_counts_and_nothing_beyond_it_or_missing() -> None:
-    patches, looking = _section(1, curved=1.0).patches, _looking()
+    patches, attention = _section(1, curved=1.0).patches, _random_attention()
     middle = np.flatnonzero((patches.rows == 7) & (patches.cols == 7))
     apart = np.maximum(abs(patches.rows - 7), abs(patches.cols - 7)) * STRIDE
-    before = looking(patches, middle)
+    before = attention(patches, middle)
     for change, places in ((False, apart > 256), (True, (apart > 0) & (apart <= 256))):
         embedding = patches.embedding.copy()
         embedding[places] += 3
-        after = looking(patches.with_embedding(embedding), middle)
+        after = attention(patches.with_embedding(embedding), middle)
         assert (np.abs(after - before).max() > 0.05) == change
     near = np.flatnonzero(apart <= 256)
     alone = replace(
         patches, rows=patches.rows[near], cols=patches.cols[near], embedding=patches.embedding[near]
     )
-    np.testing.assert_allclose(looking(alone, np.flatnonzero(near == middle[0])), before, atol=1e-5)
+    np.testing.assert_allclose(attention(alone, np.flatnonzero(near == middle[0])), before, atol=1e-5)
 
 
 def test_a_window_spans_the_same_microns_on_a_finer_grid() -> None:
@@ -152,7 +152,7 @@ def test_a_window_spans_the_same_microns_on_a_finer_grid() -> None:
     finer = replace(patches, stride_um=STRIDE / 2)
     standardiser = Standardiser(np.zeros(DIM), np.ones(DIM))
     spans = [
-        Windows.around(p, standardiser, 256.0, np.arange(len(p))).distance_um.max().item()
+        Windows.from_patches(p, standardiser, 256.0, np.arange(len(p))).distance_um.max().item()
         for p in (patches, finer)
     ]
     assert spans == pytest.approx([240 * np.sqrt(2)] * 2, rel=0.13)
@@ -162,21 +162,21 @@ def test_each_patch_under_a_spot_is_drawn_as_often_as_its_share() -> None:
     section = _section(1, curved=1.0)
     xy_um = section.spot_xy_um[[20, 100, 200]] + np.array([17.0, 5.0])
     overlap = disc_overlap(xy_um, 90.0, section.patches)
-    lesson = Lesson.of(
+    training = TrainingWindows.from_patches(
         section.patches, overlap, np.zeros((3, 4)), Standardiser(np.zeros(DIM), np.ones(DIM)), 256.0
     )
-    rng, drawn = np.random.default_rng(0), np.zeros(lesson.overlap.shape)
+    rng, drawn = np.random.default_rng(0), np.zeros(training.overlap.shape)
     spots = np.array([2, 0, 1])
     for _ in range(2000):
-        drawn[spots, lesson.draw(spots, rng).numpy()] += 1
-    np.testing.assert_allclose(drawn / 2000, lesson.overlap.toarray(), atol=0.04)
-    some = lesson.take(np.array([1]))
+        drawn[spots, training.draw_patches(spots, rng).numpy()] += 1
+    np.testing.assert_allclose(drawn / 2000, training.overlap.toarray(), atol=0.04)
+    some = training.take(np.array([1]))
     with torch.no_grad():
-        network = _looking().networks[0]
-        np.testing.assert_allclose(some.predict(network), lesson.predict(network)[[1]], atol=1e-6)
+        network = _random_attention().networks[0]
+        np.testing.assert_allclose(some.predict(network), training.predict(network)[[1]], atol=1e-6)
 
 
-def test_the_preset_is_trained_by_name_and_says_what_it_did(tmp_path: Path) -> None:
+def test_the_preset_is_trained_by_name_and_reports_its_choice(tmp_path: Path) -> None:
     spec = SyntheticSpec(
         (1208, 1128), mpp=0.5, genes=GeneCounts(4, 3, 2, 2), spot_diameter_um=41, spot_pitch_um=59
     )

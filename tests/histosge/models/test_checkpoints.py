@@ -9,8 +9,9 @@ import torch
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
-from histosge.models.checkpoint import Checkpoint, checkpointed
-from histosge.models.presets import paper
+from histosge.models.checkpoint import Checkpoint
+from histosge.models.protocol import is_resumable
+from histosge.models.registry import load_preset
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.train import TrainSettings, checkpoint_path, train
 
@@ -36,16 +37,16 @@ def _settings(seed: int = 0) -> TrainSettings:
 
 def _interrupt(data: tuple[str, str], model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train until the middle of the epoch after `STOP_AFTER` complete ones."""
-    write = Checkpoint.keep
+    write = Checkpoint.save
 
-    def keep(self: Checkpoint, epochs: int, *state: object) -> None:
+    def save(self: Checkpoint, epochs: int, *state: object) -> None:
         self._cost_s = 0.0
         write(self, epochs, *state)  # type: ignore[arg-type]
         if epochs == STOP_AFTER:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(Checkpoint, "keep", keep)
+        patched.setattr(Checkpoint, "save", save)
         with pytest.raises(KeyboardInterrupt):
             train(*data, model, _settings())
 
@@ -53,7 +54,7 @@ def _interrupt(data: tuple[str, str], model: Path, monkeypatch: pytest.MonkeyPat
 def _epochs_run(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Note every epoch that ends from here on."""
     run: list[int] = []
-    monkeypatch.setattr(Checkpoint, "keep", lambda self, epochs, *state: run.append(epochs))
+    monkeypatch.setattr(Checkpoint, "save", lambda self, epochs, *state: run.append(epochs))
     return run
 
 
@@ -107,10 +108,16 @@ def test_what_cannot_be_gone_on_from_is_no_obstacle(
 def test_writing_takes_no_more_than_its_share(tmp_path: Path) -> None:
     network, rng = torch.nn.Linear(3, 5), np.random.default_rng(0)
     optimiser = torch.optim.Adam(network.parameters())
-    with checkpointed(tmp_path / "file", "key") as checkpoint:
-        checkpoint.keep(1, network, optimiser, rng)
-        checkpoint._cost_s = 1000.0
-        checkpoint.keep(2, network, optimiser, rng)
-        assert Checkpoint(tmp_path / "file", "key").restore(network, optimiser, rng) == 1
-        assert paper.current() is checkpoint
-    assert paper.current() is None
+    checkpoint = Checkpoint(tmp_path / "file", "key")
+    checkpoint.save(1, network, optimiser, rng)
+    checkpoint._cost_s = 1000.0
+    checkpoint.save(2, network, optimiser, rng)
+    assert Checkpoint(tmp_path / "file", "key").restore(network, optimiser, rng) == 1
+
+
+def test_a_model_whose_fit_takes_no_checkpoint_is_trained_without_one(
+    data: tuple[str, str], tmp_path: Path
+) -> None:
+    assert not is_resumable(load_preset("mean"))
+    train(*data, tmp_path / "model", TrainSettings(preset="mean", genes=5))
+    assert not checkpoint_path(tmp_path / "model").exists()

@@ -1,15 +1,15 @@
-"""Gaussian processes: what they reproduce, that the two solvers agree, and what they leave alone."""
+"""Gaussian processes: measured values, noise, other slides, and agreement of the two solvers."""
 
 import numpy as np
 import pytest
 
 from histosge.models import kriging
-from histosge.models.kriging import Kernel, Kriging, Measured, choose_kernels, left_out
+from histosge.models.kriging import Kernel, Kriging, SpotFeatures, choose_kernels, leave_one_out
 
 
-def _spots(n: int, seed: int = 0, slides: int = 2, dim: int = 3) -> Measured:
+def _spots(n: int, seed: int = 0, slides: int = 2, dim: int = 3) -> SpotFeatures:
     rng = np.random.default_rng(seed)
-    return Measured(np.arange(n) % slides, rng.uniform(0, 2000, (n, 2)), rng.standard_normal((n, dim)))
+    return SpotFeatures(np.arange(n) % slides, rng.uniform(0, 2000, (n, 2)), rng.standard_normal((n, dim)))
 
 
 def _field(xy_um: np.ndarray) -> np.ndarray:
@@ -34,17 +34,17 @@ def test_a_smooth_field_is_interpolated_and_noise_is_not() -> None:
     assert guess[:, 2].std() < 0.35
 
 
-def test_what_features_tell_carries_to_another_slide_and_position_does_not() -> None:
+def test_the_part_of_features_holds_on_another_slide_and_that_of_position_does_not() -> None:
     known = _spots(300, 1)
     values = known.features @ np.array([[1.0], [-2.0], [0.5]])
     process = Kriging.fit(known, values)
     assert process.kernels[0].share > 0.5
     elsewhere = _spots(50, 3)
-    elsewhere = Measured(np.full(50, 9), elsewhere.xy_um, elsewhere.features)
+    elsewhere = SpotFeatures(np.full(50, 9), elsewhere.xy_um, elsewhere.features)
     np.testing.assert_allclose(
         process(elsewhere), elsewhere.features @ np.array([[1.0], [-2.0], [0.5]]), atol=0.3
     )
-    assert (process.by_position(9, elsewhere.xy_um) == 0).all()
+    assert (process.spatial_part(9, elsewhere.xy_um) == 0).all()
 
 
 def test_inducing_points_give_what_the_exact_solution_gives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,28 +52,28 @@ def test_inducing_points_give_what_the_exact_solution_gives(monkeypatch: pytest.
     values = _field(known.xy_um) + known.features[:, :2]
     kernels = [Kernel(300.0, 0.4, 0.1), Kernel(500.0, 0.4, 0.3)]
     exact = Kriging.fit(known, values, kernels)(asked)
-    monkeypatch.setattr(kriging, "EXACT", 100)
-    monkeypatch.setattr(kriging, "ANCHORS", 300)
+    monkeypatch.setattr(kriging, "MAX_EXACT_SPOTS", 100)
+    monkeypatch.setattr(kriging, "N_INDUCING", 300)
     approximate = Kriging.fit(known, values, kernels)
-    assert sum(map(len, approximate.anchors.values())) <= 320
+    assert sum(map(len, approximate.centres.values())) <= 320
     np.testing.assert_allclose(approximate(asked), exact, atol=0.05)
 
 
-def test_spots_left_out_in_closed_form_equal_spots_left_out_for_real() -> None:
+def test_leave_one_out_in_closed_form_equals_fits_without_the_spot() -> None:
     spots = _spots(40)
     values = _field(spots.xy_um)
     kernels = [Kernel(300.0, 0.4, 0.1)] * 2
-    quick = left_out(spots, values, kernels)
+    closed = leave_one_out(spots, values, kernels)
     for gone in (0, 17, 39):
         rest = np.delete(np.arange(40), gone)
-        slow = Kriging.fit(spots.take(rest), values[rest], kernels)(spots.take(np.array([gone])))
+        refitted = Kriging.fit(spots.take(rest), values[rest], kernels)(spots.take(np.array([gone])))
         # Not exactly equal: the features' scale is measured on the spots at hand.
-        np.testing.assert_allclose(quick[gone], slow[0], atol=0.02)
+        np.testing.assert_allclose(closed[gone], refitted[0], atol=0.02)
 
 
 def test_one_kernel_serves_all_outputs_beyond_the_exact_size(monkeypatch: pytest.MonkeyPatch) -> None:
     spots = _spots(200)
     values = np.hstack([_field(spots.xy_um), spots.features])
     assert len(set(choose_kernels(spots, values))) > 1
-    monkeypatch.setattr(kriging, "EXACT", 100)
+    monkeypatch.setattr(kriging, "MAX_EXACT_SPOTS", 100)
     assert len(set(choose_kernels(spots, values))) == 1

@@ -26,7 +26,7 @@ def _targets(n_genes: int, n_spots: tuple[int, ...] = (67, 53)) -> list[np.ndarr
 def test_every_route_gives_the_principal_axes(
     exact: int, n_genes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(low_rank_targets, "EXACT", exact)
+    monkeypatch.setattr(low_rank_targets, "MAX_EXACT", exact)
     targets = _targets(n_genes)
     expected = principal_axes(np.concatenate([standardise(t) for t in targets]), 4)
     found = pattern_axes(targets, 4)
@@ -39,7 +39,7 @@ def test_eighteen_thousand_genes_fit_in_a_gigabyte() -> None:
     """300 spots and 5,000 patches: 22 MB of targets, 360 MB of map."""
     script = textwrap.dedent("""
         import resource, numpy as np
-        from histosge.models.presets.dense import DenseModel
+        from histosge.models.dense import DenseModel
         from histosge.data.sections import Patches, TrainingSection
         from histosge.data.spot_overlap import disc_overlap
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,4 +1,4 @@
-"""What every preset promises, on small sections whose embeddings carry the genes."""
+"""What holds for every preset, on small sections whose genes follow the embeddings."""
 
 import json
 from dataclasses import replace
@@ -12,8 +12,10 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.errors import ModelError
 from histosge.heldout.metrics import correlate
+from histosge.models.presets.dense import DenseModel
 from histosge.models.protocol import Model
 from histosge.models.registry import PRESETS, load_preset
+from histosge.models.residual_kriging import ResidualKriging
 
 GENES = 8
 LEARNERS = ("ridge", "dense", "dense+attention", "gp", "dense+spots", "paper")
@@ -22,7 +24,7 @@ LEARNERS = ("ridge", "dense", "dense+attention", "gp", "dense+spots", "paper")
 def _section(
     seed: int, dim: int = 12, side: int = 22, offset: float = 0.0, *, noise: bool = False
 ) -> TrainingSection:
-    """Genes are smooth combinations of four smooth fields, which the embedding shows with noise on top."""
+    """Genes are combinations of four smooth fields; the embedding is a linear map of those fields plus noise."""
     rng = np.random.default_rng(seed)
     rows, cols = np.nonzero(rng.random((side, side)) > 0.08)
     blank = Patches(
@@ -58,19 +60,49 @@ def _fit(preset: str, sections: list[TrainingSection], seed: int = 0) -> Model:
 
 
 @pytest.mark.parametrize("preset", LEARNERS)
-def test_what_embeddings_tell_is_learned_and_carries_over_to_another_section(preset: str) -> None:
+def test_genes_that_follow_embeddings_are_predicted_on_another_section(preset: str) -> None:
     model = _fit(preset, [_section(1), _section(2)])
     assert _score(model, _section(3)) > (0.3 if preset == "paper" else 0.85)
 
 
 @pytest.mark.parametrize("preset", LEARNERS)
-def test_nothing_is_learned_from_noise(preset: str) -> None:
+def test_noise_is_not_predicted_on_another_section(preset: str) -> None:
     model = _fit(preset, [_section(1, noise=True), _section(2, noise=True)])
     scores = [_score(model, _section(seed, noise=True)) for seed in (3, 4, 5)]
     assert abs(np.mean(scores)) < 0.1
 
 
-def test_dense_beats_ridge_where_one_patch_tells_little() -> None:
+def _unpredictable(seed: int) -> TrainingSection:
+    """Targets that nothing predicts: only a fit that saw them can reproduce them."""
+    section = _section(seed, dim=60, noise=True)
+    target = 3 + np.random.default_rng(50 + seed).standard_normal(section.target.shape)
+    return replace(section, target=target.astype(np.float32))
+
+
+@pytest.mark.parametrize("max_exact_spots", [3000, 50])
+def test_residuals_are_interpolated_from_other_spots_when_their_share_is_chosen(
+    max_exact_spots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("kriging", "residual_kriging"):
+        monkeypatch.setattr(f"histosge.models.{module}.MAX_EXACT_SPOTS", max_exact_spots)
+    section = _unpredictable(1)
+    _, (added,) = ResidualKriging.fit_out_of_fold([section], [np.zeros_like(section.target)])
+    one_label = np.zeros(len(added), np.int64)
+    assert correlate(section.target, added, one_label)[0].mean() < 0.2
+
+
+def test_out_of_fold_predictions_did_not_see_the_spot() -> None:
+    sections = [_unpredictable(1), _unpredictable(2)]
+    truth = np.concatenate([s.target for s in sections])
+    label = np.repeat([0, 1], [len(s.target) for s in sections])
+    model = DenseModel.fit(sections)
+    seen = [spots_from_patches(s.overlap, model.predict(s.patches)) for s in sections]
+    assert correlate(truth, np.concatenate(seen), label)[0].mean() > 0.3
+    out_of_fold = np.concatenate(DenseModel.out_of_fold(sections))
+    assert correlate(truth, out_of_fold, label)[0].mean() < 0.05
+
+
+def test_dense_beats_ridge_where_single_patches_are_noisy() -> None:
     def blurred(seed: int) -> TrainingSection:
         section = _section(seed)
         rng = np.random.default_rng(seed)
@@ -81,7 +113,7 @@ def test_dense_beats_ridge_where_one_patch_tells_little() -> None:
     assert _score(_fit("dense", sections), blurred(3)) > _score(_fit("ridge", sections), blurred(3)) + 0.05
 
 
-def test_neighbours_interpolate_their_own_slide_and_know_nothing_of_another() -> None:
+def test_knn_interpolates_its_own_slide_and_gives_the_mean_on_another() -> None:
     section = _section(1)
     model = _fit("knn", [section])
     assert _score(model, section) > 0.8
@@ -171,7 +203,7 @@ def test_dense_never_goes_flat_where_it_is_low() -> None:
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
     with pytest.raises(
-        ModelError, match=r"dense, dense\+attention, dense\+spots, paper, ridge, gp, knn, mean"
+        ModelError, match=r"dense, dense\+attention, dense\+spots, gp, knn, mean, paper, ridge"
     ):
         load_preset("transformer")
 
@@ -255,12 +287,12 @@ def test_dense_learns_nothing_from_tissue_beyond_its_halo() -> None:
         np.testing.assert_array_equal(first[name], second[name])
 
 
-def test_neighbours_weigh_the_nearest_eight_spots_by_inverse_distance() -> None:
+def test_knn_weights_the_nearest_eight_spots_by_inverse_distance() -> None:
     whole = _section(1)
     # Off a regular lattice no two distances tie, so the nearest eight are beyond doubt.
-    moved = whole.spot_xy_um + np.random.default_rng(7).uniform(-13, 13, whole.spot_xy_um.shape)
-    section = replace(whole, spot_xy_um=moved)
-    distance = np.linalg.norm(section.patches.xy_um[:, None] - moved[None], axis=2)
+    jittered = whole.spot_xy_um + np.random.default_rng(7).uniform(-13, 13, whole.spot_xy_um.shape)
+    section = replace(whole, spot_xy_um=jittered)
+    distance = np.linalg.norm(section.patches.xy_um[:, None] - jittered[None], axis=2)
     nearest = np.argsort(distance, axis=1)[:, :8]
     weight = 1 / np.take_along_axis(distance, nearest, axis=1)
     expected = (weight[..., None] * section.target[nearest]).sum(axis=1) / weight.sum(axis=1)[:, None]
@@ -268,7 +300,7 @@ def test_neighbours_weigh_the_nearest_eight_spots_by_inverse_distance() -> None:
     np.testing.assert_allclose(predicted, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_no_gene_of_the_paper_network_dies_where_the_embedding_carries_it() -> None:
+def test_no_gene_of_the_paper_network_is_constant_where_it_follows_the_embedding() -> None:
     section = _section(1)
     predicted = _fit("paper", [section]).predict(section.patches)
     assert (predicted.std(axis=0) > 0.1).all()
@@ -296,15 +328,15 @@ def test_a_feature_that_never_varied_in_training_may_vary_elsewhere() -> None:
     assert _score(model, with_feature(elsewhere, drift)) > 0.85
 
 
-def test_beyond_many_spots_dense_does_without_the_member_beside_a_field(
+def test_beyond_a_number_of_spots_dense_leaves_the_gaussian_process_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sections = [_section(1), _section(2)]
-    with_field = _fit("dense", sections).predict(sections[0].patches)
-    monkeypatch.setattr("histosge.models.stacking.KRIGED", 10)
+    with_process = _fit("dense", sections).predict(sections[0].patches)
+    monkeypatch.setattr("histosge.models.stacking.MAX_KRIGING_SPOTS", 10)
     model = _fit("dense", sections)
     assert _score(model, _section(3)) > 0.85
-    assert (model.predict(sections[0].patches) != with_field).any()
+    assert (model.predict(sections[0].patches) != with_process).any()
     assert _score(_fit("dense+spots", sections), sections[0]) > 0.85
 
 

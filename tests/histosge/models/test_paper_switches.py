@@ -4,8 +4,8 @@ import torch
 from make_sections import make_section
 
 from histosge.data.sections import TrainingSection
+from histosge.models.paper import GROUP_SIZE, PaperModel, PaperSwitches, lattice_position
 from histosge.models.paper_network import PaperNetwork
-from histosge.models.presets.paper import GROUP, PaperModel, PaperSwitches, lattice_position
 
 
 @pytest.fixture(scope="module")
@@ -83,5 +83,5 @@ def test_a_model_with_a_defect_is_saved_with_it_and_maps_every_patch(
 def test_groups_of_the_file_hold_fifty(training: TrainingSection) -> None:
     # 221 spots, 50 to a group: the last one is short, and nobody is lost.
     found = at_spots(fit(training, file_order_groups=True), training, np.arange(221))
-    assert GROUP == 50
+    assert GROUP_SIZE == 50
     assert np.isfinite(found).all()

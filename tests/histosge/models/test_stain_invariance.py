@@ -1,4 +1,4 @@
-"""A model that was shown other stains follows tissue, not stain, and nothing else about it changes."""
+"""A model trained with stain pairs follows tissue, not stain, and nothing else about it changes."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +13,10 @@ from histosge.data.section_loading import Selection, load_sections, training_sec
 from histosge.data.sections import Patches, StainPairs, TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.errors import ModelError
+from histosge.models.dense import DenseModel
 from histosge.models.linear_algebra import RidgePath, Standardiser
-from histosge.models.multiscale import VIEWS, Surroundings
-from histosge.models.presets.dense import DenseModel
-from histosge.models.stain_invariance import STRENGTH, stain_covariance, steady
+from histosge.models.multiscale import MOMENTS, MultiscaleFeatures
+from histosge.models.stain_invariance import STRENGTH, penalty_transform, stain_covariance
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
 from histosge.training.stain_augmentation import PATCHES, STAINS, Stain, augment_stains
@@ -37,24 +37,24 @@ def test_the_same_stain_gives_the_same_pixels_and_stronger_dyes_let_less_light_t
     assert haematoxylin[..., 0].mean() < eosin[..., 0].mean()
 
 
-def test_turned_inputs_give_the_ridge_with_a_penalty_along_what_moves() -> None:
+def test_transformed_inputs_give_the_ridge_with_a_penalty_along_the_covariance() -> None:
     rng = np.random.default_rng(1)
     X, Y = rng.standard_normal((90, 6)) * 3 + 1, rng.standard_normal((90, 2))
     rows, penalty = rng.standard_normal((20, 6)) * np.arange(6), 0.7
-    moved = rows.T @ rows / len(rows)
-    standardiser = Standardiser.of(X)
-    turn = steady(moved, standardiser)
-    assert turn is not None
+    covariance = rows.T @ rows / len(rows)
+    standardiser = Standardiser.fit(X)
+    transform = penalty_transform(covariance, standardiser)
+    assert transform is not None
     Z = standardiser.apply(X)
-    found = turn @ RidgePath.of(Z @ turn, Y).at(penalty).weight
-    along = moved / np.outer(standardiser.scale, standardiser.scale)
+    found = transform @ RidgePath.fit(Z @ transform, Y).solve(penalty).weight
+    along = covariance / np.outer(standardiser.scale, standardiser.scale)
     normal = Z.T @ Z + 90 * penalty * (np.eye(6) + along)
     np.testing.assert_allclose(found, np.linalg.solve(normal, Z.T @ (Y - Y.mean(axis=0))), atol=1e-12)
-    assert steady(None, standardiser) is None
+    assert penalty_transform(None, standardiser) is None
 
 
 def _section(seed: int, side: int = 13) -> TrainingSection:
-    """Number 0 of the embedding shows the tissue; number 1 shows it better, but follows the stain."""
+    """Feature 0 of the embedding follows the tissue; feature 1 follows it more closely, but the stain as well."""
     rng = np.random.default_rng(seed)
     rows, cols = (a.ravel() for a in np.mgrid[:side, :side])
     tissue = rng.standard_normal(side * side)
@@ -69,43 +69,43 @@ def _section(seed: int, side: int = 13) -> TrainingSection:
 
 def _with_stain_pairs(section: TrainingSection) -> TrainingSection:
     plain = section.patches.embedding[:30]
-    stained = np.stack([plain + np.float32([0, move, 0]) for move in (-2, -1, 1, 2)])
+    stained = np.stack([plain + np.float32([0, shift, 0]) for shift in (-2, -1, 1, 2)])
     return replace(section, stain_pairs=StainPairs(plain, stained))
 
 
-def test_a_penalised_model_moves_less_with_the_stain_and_still_predicts() -> None:
+def test_a_penalised_model_changes_less_with_the_stain_and_still_predicts() -> None:
     sections, unseen = [_section(seed) for seed in range(3)], _section(9)
     pink = unseen.patches.with_embedding(unseen.patches.embedding + np.float32([0, 1.5, 0]))
-    moved, right, depth_moved = {}, {}, {}
+    change, pearson, depth_change = {}, {}, {}
     every = np.arange(len(pink))
-    for name, training in (("plain", sections), ("steady", [_with_stain_pairs(s) for s in sections])):
+    for name, training in (("plain", sections), ("penalised", [_with_stain_pairs(s) for s in sections])):
         model = DenseModel.fit(training)
-        assert model.stain_penalty == (STRENGTH if name == "steady" else 0)
+        assert model.stain_penalty == (STRENGTH if name == "penalised" else 0)
         before, depth = model.predict_with_depth(unseen.patches, every)
         after, other_depth = model.predict_with_depth(pink, every)
         assert depth is not None
         assert other_depth is not None
-        moved[name] = float(np.abs(after - before).mean())
-        depth_moved[name] = float(np.abs(other_depth - depth).mean())
-        right[name] = float(np.corrcoef(before[:, 0], unseen.target[:, 0])[0, 1])
-    assert moved["steady"] < 0.3 * moved["plain"]
-    assert depth_moved["steady"] < 0.3 * depth_moved["plain"]
-    assert right["steady"] > 0.7
+        change[name] = float(np.abs(after - before).mean())
+        depth_change[name] = float(np.abs(other_depth - depth).mean())
+        pearson[name] = float(np.corrcoef(before[:, 0], unseen.target[:, 0])[0, 1])
+    assert change["penalised"] < 0.3 * change["plain"]
+    assert depth_change["penalised"] < 0.3 * depth_change["plain"]
+    assert pearson["penalised"] > 0.7
     again = DenseModel.from_state(model.config(), model.state())
     np.testing.assert_array_equal(again.predict(pink), model.predict(pink))
     assert again.stain_penalty == STRENGTH
 
 
-def test_where_a_slide_moves_the_means_around_a_patch_move_as_the_slide_does() -> None:
+def test_the_means_around_a_patch_shift_as_the_whole_slide_does() -> None:
     section = _with_stain_pairs(_section(1))
-    surroundings = Surroundings.of([section])
-    covariance = stain_covariance([section], surroundings, 1.0)
+    features = MultiscaleFeatures.fit([section])
+    covariance = stain_covariance([section], features, 1.0)
     assert covariance is not None
-    scale = np.sqrt(np.diag(covariance)).reshape(len(VIEWS), 3)
-    for (_, moment), row in zip(VIEWS, scale, strict=True):
+    scale = np.sqrt(np.diag(covariance)).reshape(len(MOMENTS), 3)
+    for (_, moment), row in zip(MOMENTS, scale, strict=True):
         expected = [0, np.sqrt(2.5), 0] if moment == "mean" else [0, 0, 0]
         np.testing.assert_allclose(row, expected, atol=1e-3)
-    assert stain_covariance([_section(1)], surroundings) is None
+    assert stain_covariance([_section(1)], features) is None
     assert section.subset(np.arange(len(section.target)) < 5).stain_pairs is section.stain_pairs
 
 

@@ -1,6 +1,5 @@
 """What is read behind the page: kept as far as it should be, and the slide only if it is the one that was embedded."""
 
-import threading
 from dataclasses import replace
 
 import numpy as np
@@ -10,61 +9,9 @@ from viewer_world import GENES, GRID, World
 from featurestore.storage.store import Store
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore
-from histosge.viewer.byte_cache import ByteCache
 from histosge.viewer.gene_planes import GenePlanes, new_cache
 from histosge.viewer.map_domains import table_domains
 from histosge.viewer.picture_tiles import Picture
-
-
-def test_a_cache_keeps_what_was_asked_for_last_and_no_more_than_it_may() -> None:
-    cache: ByteCache[bytes] = ByteCache(10, len)
-    made: list[str] = []
-
-    def get(name: str, size: int) -> bytes:
-        def make() -> bytes:
-            made.append(name)
-            return b"x" * size
-
-        return cache.get(name, make)
-
-    for name in ("a", "b", "a", "c", "a", "b"):
-        get(name, 4)
-    assert made == ["a", "b", "c", "b"], "c pushed b out, since a was asked for after it"
-    assert len(get("large", 11)) == 11
-    get("large", 11)
-    assert made[-2:] == ["large", "large"]
-
-
-def test_what_many_ask_for_at_once_is_made_once() -> None:
-    cache: ByteCache[bytes] = ByteCache(100, len)
-    made: list[int] = []
-    together = threading.Barrier(8)
-
-    def make() -> bytes:
-        made.append(1)
-        return b"x"
-
-    def ask() -> None:
-        together.wait(5)
-        cache.get("one", make)
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(made) == 1
-
-
-def test_what_fails_to_be_made_is_tried_again() -> None:
-    cache: ByteCache[bytes] = ByteCache(100, len)
-
-    def fail() -> bytes:
-        raise ValueError
-
-    with pytest.raises(ValueError):  # noqa: PT011
-        cache.get("one", fail)
-    assert cache.get("one", lambda: b"x") == b"x"
 
 
 def test_a_map_too_large_to_be_held_is_read_gene_by_gene_to_the_same_values(

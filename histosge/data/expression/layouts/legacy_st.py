@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from featurestore.errors import first_line
 from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, implied_mpp, make_spots
 from histosge.errors import ExpressionError
@@ -146,7 +147,7 @@ def _by_spot_file(path: Path, array: NDArray[np.float64]) -> NDArray[np.float64]
             finer = zip(frame.select("new_x", "new_y").iter_rows(), pixels, strict=True)
             placed = {**{_key(row): xy for row, xy in finer}, **placed}
     except pl.exceptions.PolarsError as error:
-        raise ExpressionError(f"{path} is no spot file: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{path} is no spot file: {first_line(error)}") from error
     nowhere = np.full(2, np.nan)
     return np.array([placed.get(_key(place), nowhere) for place in array.tolist()])
 

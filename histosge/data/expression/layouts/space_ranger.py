@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.errors import first_line
 from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
@@ -208,7 +209,7 @@ def _positions(folder: Path) -> pl.DataFrame:
         else:
             frame = pl.read_csv(file, has_header=not name.endswith("_list.csv"), infer_schema=False)
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{file} cannot be read: {first_line(error)}") from error
     if len(frame.columns) != len(POSITION_COLUMNS):
         raise ExpressionError(f"{file} has {len(frame.columns)} columns; Space Ranger writes 6")
     numbers = [pl.col(c).cast(pl.Float64, strict=False) for c in POSITION_COLUMNS[1:]]

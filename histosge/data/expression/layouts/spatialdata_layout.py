@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.errors import first_line
 from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.layouts.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
 from histosge.data.expression.loaded_expression import (
@@ -46,9 +47,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
         except (OSError, KeyError, ValueError) as error:
             if isinstance(error, ExpressionError):
                 raise
-            raise ExpressionError(
-                f"{path} cannot be read as SpatialData: {str(error).splitlines()[0]}"
-            ) from error
+            raise ExpressionError(f"{path} cannot be read as SpatialData: {first_line(error)}") from error
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()
     chosen = shapes.reindex(instances)
     centres, diameter, shape = _outline(chosen)

@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.errors import first_line
 from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, make_spots, read_json
 from histosge.data.expression.tenx import find_matrix, read_matrix
@@ -76,7 +77,7 @@ def _cells(home: Path) -> pl.DataFrame:
         frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_csv(file)
         return frame.with_columns(pl.col("cell_id").cast(pl.String))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ExpressionError(f"{file} cannot be read: {first_line(error)}") from error
 
 
 def _diameter(cells: pl.DataFrame) -> float:

@@ -5,13 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurestore.encoders.handcrafted.moments import correlation, mean_sd, mean_sd_skew, percentiles
+from featurestore.encoders.handcrafted.morphology_features.moments import (
+    correlation,
+    mean_sd,
+    mean_sd_skew,
+    percentiles,
+)
 from featurestore.encoders.stain_separation import STAINS
 
 PERCENTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 HISTOGRAM = (-0.6, 2.6, 640)
-"""Lowest and highest stain, and bins."""
+"""Lowest and highest stain, and bins, of 0.005 each; the unmixing gives negative stains, too."""
 _PAIRS = ((0, 0, 1), (1, 2, 2))
+"""First and second stain of each correlation."""
 COLOURS = ("red", "green", "blue")
 
 
@@ -35,6 +41,7 @@ def measure(patches: Tensor, half: Tensor) -> Tensor:
         Stains at half scale, ``(n, 3, height, width)``.
     """
     n = len(patches)
+    # Colours at full scale, as `colour` measures them; stains at half scale, where their noise is a half.
     light = patches.permute(0, 3, 1, 2).reshape(n, 3, -1).float() / 255
     coarse = half.reshape(n, 3, -1)
     parts = [*mean_sd(light), *mean_sd_skew(coarse)]

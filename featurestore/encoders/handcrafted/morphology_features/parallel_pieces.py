@@ -20,6 +20,7 @@ def map_pieces(work: Callable[[T], R], pieces: Sequence[T]) -> Iterator[R]:
     return _pool(torch.get_num_threads()).map(work, pieces)
 
 
+# Kept for the life of the process, or every batch would pay for starting threads.
 @lru_cache
 def _pool(size: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(

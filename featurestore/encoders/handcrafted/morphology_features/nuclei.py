@@ -1,11 +1,11 @@
 """Nuclei: dark blobs of haematoxylin, counted by size and by contrast, without a segmentation.
 
-Differences of Gaussians at half scale answer most where a blob's radius is about 1.4 sigma. A nucleus
-is a place where the answer is greatest among its neighbours and among the sizes next to its own.
+Differences of Gaussians at half scale respond most where a blob's radius is about 1.4 sigma. A nucleus
+is a position where the response is greatest among its neighbours and among all sizes.
 
 Terms
     sigma      of the smaller Gaussian, pixels at half scale; radius in patch pixels is about 2.8 sigma
-    contrast   the answer at a blob, in units of haematoxylin
+    contrast   the response at a blob, in units of haematoxylin
 """
 
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from featurestore.encoders.handcrafted.moments import FLOOR
+from featurestore.encoders.handcrafted.morphology_features.moments import FLOOR
 
+# Half an octave apart: radii of 2.8 to 11 patch pixels.
 SIGMAS = (1.0, 1.41, 2.0, 2.83, 4.0)
 COARSEST = 5.66
 """Sigma of the larger Gaussian at the last size; at the others it is the next size's."""
@@ -45,7 +46,7 @@ def names() -> tuple[str, ...]:
 def gaussians() -> Tensor:
     """Return one-dimensional Gaussians, finest first, ``(sigmas + 1, 1, side)``."""
     sigmas = (*SIGMAS, COARSEST)
-    reach = int(np.ceil(3 * sigmas[-1]))
+    reach = int(np.ceil(3 * sigmas[-1]))  # 99.7 % of the widest Gaussian
     x = np.arange(-reach, reach + 1, dtype=np.float64)
     rows = np.stack([np.exp(-(x**2) / (2 * s**2)) for s in sigmas])
     return torch.from_numpy((rows / rows.sum(1, keepdims=True)).astype(np.float32))[:, None]
@@ -62,12 +63,14 @@ def measure(half: Tensor, kernels: Tensor) -> Tensor:
         From `gaussians`, on the same device.
     """
     height, width = half.shape[2:]
-    answer = _blobs(half[:, :1], kernels)
-    greatest = _greatest_near(answer.amax(1, keepdim=True))
-    peak = (answer == greatest) & (answer > CONTRASTS[0])
-    share = PER_PX / (4 * height * width)
-    counts = torch.stack([(peak & (answer > c)).flatten(2).sum(-1) for c in CONTRASTS], dim=2).float() * share
-    energy = (answer * answer).flatten(2).mean(-1).sqrt()
+    response = _difference_of_gaussians(half[:, :1], kernels)
+    greatest = _local_maximum(response.amax(1, keepdim=True))
+    peak = (response == greatest) & (response > CONTRASTS[0])
+    share = PER_PX / (4 * height * width)  # 4 patch pixels to a position at half scale
+    counts = (
+        torch.stack([(peak & (response > c)).flatten(2).sum(-1) for c in CONTRASTS], dim=2).float() * share
+    )
+    energy = (response * response).flatten(2).mean(-1).sqrt()
     weight = peak.float()
     some = _total(weight) + FLOOR
 
@@ -77,25 +80,27 @@ def measure(half: Tensor, kernels: Tensor) -> Tensor:
     size = torch.arange(len(SIGMAS), device=half.device, dtype=torch.float32).view(1, -1, 1, 1) / 2
     mean_size = at_peaks(size)
     spread = (at_peaks(size * size) - mean_size**2).clamp_min(0).sqrt()
-    single = [at_peaks(answer), mean_size, spread, at_peaks(half[:, :1]), at_peaks(half[:, 1:2])]
+    single = [at_peaks(response), mean_size, spread, at_peaks(half[:, :1]), at_peaks(half[:, 1:2])]
     return torch.cat([counts.flatten(1), energy, counts.sum(1), torch.stack(single, dim=1)], dim=1)
 
 
 def _total(maps: Tensor) -> Tensor:
+    # Over positions first: many sums at once, each by one thread, so that the bits do not depend on their number.
     return maps.flatten(2).sum(-1).sum(1)
 
 
-def _blobs(maps: Tensor, kernels: Tensor) -> Tensor:
+def _difference_of_gaussians(maps: Tensor, kernels: Tensor) -> Tensor:
     """Return the differences of Gaussians, finer minus coarser, ``(n, sigmas, y, x)``."""
     count, _, side = kernels.shape
     reach = side // 2
     padded = pad(maps, (reach,) * 4, mode="replicate")
+    # A Gaussian is separable: two passes of `side` products a position instead of one of `side` squared.
     across = conv2d(padded, kernels.unsqueeze(2))
     smooth = conv2d(across, kernels.unsqueeze(3), groups=count)
     return smooth[:, :-1] - smooth[:, 1:]
 
 
-def _greatest_near(maps: Tensor) -> Tensor:
+def _local_maximum(maps: Tensor) -> Tensor:
     """Return the maximum over a square around each position: by shifts, as pooling is ten times slower here."""
     reach = NEIGHBOURS // 2
     for dim in (2, 3):

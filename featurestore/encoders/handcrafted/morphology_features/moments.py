@@ -20,6 +20,7 @@ SKEW_LIMIT = 10.0
 
 def mean_sd_skew(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean, standard deviation and skewness (cut at `SKEW_LIMIT`) over the last dimension."""
+    # Moments of centred values: those of raw ones cancel to noise on nearly flat maps.
     mean = values.mean(-1)
     centred = values - mean.unsqueeze(-1)
     square = centred * centred
@@ -70,8 +71,10 @@ def percentiles(values: Tensor, shares: tuple[float, ...], low: float, high: flo
     """
     n, channels, positions = values.shape
     step = (high - low) / bins
+    # Clamped before it is an integer: a float beyond an integer's range has no defined value as one.
     place = ((values - low) / step).clamp(0, bins - 1).long()
     counts = torch.zeros(n, channels, bins, device=values.device, dtype=torch.long)
+    # Integers: adding them in any order gives the same counts, whatever the number of threads.
     counts.scatter_add_(2, place, torch.ones_like(place))
     reached = counts.cumsum(2)
     wanted = torch.tensor(shares, device=values.device, dtype=torch.float32) * positions

@@ -1,4 +1,4 @@
-"""Things that are dear to make and asked for again: kept up to a number of bytes, the least recently used dropped."""
+"""A cache with a limit in bytes: values that are costly to make are kept, and the least recently used is dropped."""
 
 import threading
 from collections import OrderedDict
@@ -14,7 +14,7 @@ class ByteCache(Generic[V]):
     Parameters
     ----------
     max_bytes
-        Of all values together; one that is larger alone is handed out and not kept.
+        Limit for all values together. A value that is larger alone is returned and not kept.
     size
         Bytes of a value.
     """
@@ -27,7 +27,7 @@ class ByteCache(Generic[V]):
         self._making: dict[Hashable, threading.Lock] = {}
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
-        """Return a value; the first who asks for it makes it, and others who ask meanwhile wait."""
+        """Return the value of a key. The first thread that asks makes it; others that ask meanwhile wait for it."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)

@@ -1,0 +1,116 @@
+"""Tissue by its texture, not by its colour: backgrounds are pink, uneven and haloed, but smooth.
+
+The local spread of optical density does not depend on the brightness of the glass, so one setting serves all slides.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from featurestore.tissue.overview import Overview
+from featurestore.tissue.tissue_method import TissueMethod
+
+
+@dataclass(frozen=True)
+class TextureSettings:
+    """What decides tissue; lengths in microns, so that it means the same on any overview.
+
+    Parameters
+    ----------
+    texture_um, texture_od
+        Side of the square in which the spread of the green optical density is taken, and the
+        standard deviation from which on it is tissue.
+    dense_od
+        Red optical density (against white) from which on a pixel is tissue too, where it touches
+        textured tissue: smooth but deeply stained.
+    close_um
+        Gaps narrower than this are closed.
+    hole_um2, speck_um2
+        Holes and specks smaller than this are filled and dropped.
+    """
+
+    texture_um: float = 40.0
+    texture_od: float = 0.04
+    dense_od: float = 0.35
+    close_um: float = 40.0
+    hole_um2: float = 60_000.0
+    speck_um2: float = 30_000.0
+
+
+SETTINGS = TextureSettings()
+
+
+def texture_mask(
+    rgb: NDArray[np.uint8], mpp: float, settings: TextureSettings = SETTINGS
+) -> NDArray[np.bool_]:
+    """Tell tissue from glass on an overview.
+
+    Parameters
+    ----------
+    rgb, mpp
+        Shape ``(height, width, 3)``, and its microns per pixel.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape ``(height, width)``.
+    """
+    # Optical density, not grey levels: absorption adds up in it, and dimmer glass only shifts it.
+    density = -np.log((rgb.astype(np.float32) + 1) / 256)
+    # Green is the one colour that haematoxylin and eosin both absorb, so it shows all tissue.
+    green = density[..., 1]
+    side = _odd_side(settings.texture_um / mpp)
+    textured = _local_sd(green, side) > settings.texture_od
+    dense = (ndimage.uniform_filter(density[..., 0], side) > settings.dense_od) & (
+        ndimage.uniform_filter(green, side) > settings.dense_od
+    )
+    # Grown from the texture: a smooth dark area that touches none (a frame, an air bubble) is no tissue.
+    mask = ndimage.binary_propagation(textured, mask=textured | dense)
+    mask = _close_gaps(mask, _odd_side(settings.close_um / mpp))
+    return _drop_small_regions(mask, settings.hole_um2 / mpp**2, settings.speck_um2 / mpp**2)
+
+
+def _odd_side(pixels: float) -> int:
+    """Return the side of a square around a pixel, at least 3: a square of one pixel has no spread."""
+    return max(3, 2 * int(pixels // 2) + 1)
+
+
+def _local_sd(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    # In double: the difference of two nearly equal means is what counts here.
+    values = values.astype(np.float64)
+    mean = ndimage.uniform_filter(values, side)
+    variance = ndimage.uniform_filter(values**2, side) - mean**2
+    return np.asarray(np.sqrt(np.maximum(variance, 0)), dtype=np.float32)
+
+
+def _close_gaps(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
+    # Padded, or erosion would eat tissue that runs off the slide.
+    padded = np.pad(mask, side, mode="edge")
+    closed = ndimage.binary_closing(padded, np.ones((side, side), bool))
+    return np.asarray(closed[side:-side, side:-side] | mask)
+
+
+def _drop_small_regions(mask: NDArray[np.bool_], hole_px: float, speck_px: float) -> NDArray[np.bool_]:
+    # Holes first: a ring whose hole is filled may be large enough to be no speck.
+    for target, smallest, becomes in ((False, hole_px, True), (True, speck_px, False)):
+        labels, count = ndimage.label(mask == target)
+        sizes = np.bincount(labels.ravel(), minlength=count + 1)
+        # A slide smaller than a speck is judged by itself.
+        small = sizes < min(smallest, mask.size / 4)
+        small[0] = False  # label 0 is what is not looked for
+        mask = np.where(small[labels], becomes, mask)
+    return mask.astype(bool)
+
+
+def _mask(overview: Overview) -> NDArray[np.bool_]:
+    return texture_mask(overview.rgb, overview.mpp)
+
+
+RECORD = TissueMethod(
+    "texture",
+    "local spread of optical density: tissue is rough where glass, halo and background are smooth",
+    _mask,
+    parameters=asdict(SETTINGS),
+)

@@ -1,0 +1,244 @@
+"""`dense` plus attention over the patches around, which is added only where it helps on held-out sections.
+
+The linear part is fitted first. Its residuals, at spots of sections that it was fitted without, are fitted by three
+networks, each without a third of the sections. Of each pattern the share is added that predicts the held-out thirds
+best; and nothing at all unless the error falls on every third. The held-out third has chosen the epoch as well, so the
+change of error that is reported is slightly too good: the true gain is measured on sections that took no part.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from histosge.data.embedded_slide import Reduce
+from histosge.data.sections import Patches, TrainingSection
+from histosge.data.spot_overlap import spot_embeddings
+from histosge.models.attention import EPOCHS, RADIUS_UM, AttentionNetwork, TrainingWindows, Windows, fit
+from histosge.models.dense import DenseModel, LinearFit
+from histosge.models.linear_algebra import Floats, Indices, Standardiser
+from histosge.models.multiscale import MultiscaleFeatures
+from histosge.models.nested_state import nest, unnest
+from histosge.models.protocol import State
+from histosge.models.residual_kriging import choose_blend
+
+N_FOLDS = 3
+MIN_SPOTS = 200
+"""Spots below which nothing is tried: a third of them would be too few to judge by."""
+MAX_SPOTS = 20_000
+"""Spots that networks are fitted to, at most, evenly over sections: windows of more would not fit a laptop's memory."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The networks, and what they need.
+
+    Parameters
+    ----------
+    standardiser
+        Of the components, measured at the training spots.
+    networks
+        One per fold; their mean is added to the patterns.
+    radius_um
+        Half the side of a window.
+    """
+
+    standardiser: Standardiser
+    networks: tuple[AttentionNetwork, ...]
+    radius_um: float
+
+    def __call__(self, components: Patches, of: Indices) -> NDArray[np.float32]:
+        """Return what to add to the patterns of some patches, ``(len(of), n_patterns)``."""
+        if len(of) == 0:
+            return np.zeros((0, self.networks[0].out.out_features), np.float32)
+        windows = Windows.from_patches(components, self.standardiser, self.radius_um, of)
+        return windows.predict_mean(self.networks)
+
+
+@dataclass(frozen=True)
+class DenseAttentionModel:
+    """log1p(CP10k) = soft_floor(mean + sd * axes @ (affine(features) + attention(components in the window))).
+
+    Parameters
+    ----------
+    dense
+        The linear part.
+    attention
+        What is added to its patterns; None where that did not help.
+    facts
+        Result of the trial on held-out folds, JSON-ready, see `fit`; empty where nothing was tried.
+    """
+
+    name: ClassVar[str] = "dense+attention"
+    dense: DenseModel
+    attention: Attention | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def halo_um(self) -> float:
+        """Return how far the widest Gaussian or a window reaches."""
+        return max(self.dense.halo_um, self.attention.radius_um if self.attention else 0.0)
+
+    @property
+    def depth(self) -> object | None:
+        """Return what predicts depth."""
+        return self.dense.depth
+
+    @property
+    def remark(self) -> str:
+        """Return in one line whether attention is used, and why."""
+        if not self.facts:
+            return f"attention: not tried; it needs {MIN_SPOTS} spots, two sections or stripes, and genes that vary"
+        changes = ", ".join(f"{100 * change:+.1f} %" for change in self.facts["error_change"])
+        verdict = (
+            "kept"
+            if self.attention
+            else "left out, as it does not reduce the error on every fold; the model equals dense"
+        )
+        return f"attention: {verdict} (squared error on held-out folds: {changes})"
+
+    @classmethod
+    def fit(
+        cls,
+        sections: Sequence[TrainingSection],
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        radius_um: float = RADIUS_UM,
+    ) -> Self:
+        """Solve the linear part, then train networks on its residuals, for `EPOCHS` epochs.
+
+        `facts` are then, per fold, the epochs kept of the patch alone and of its window and the relative change of
+        squared error; and the share of each pattern that is added.
+        """
+        linear = LinearFit.fit(sections)
+        dense = DenseModel.from_linear_fit(linear, sections, seed=seed)
+        fold = linear.groups % N_FOLDS
+        if len(fold) < MIN_SPOTS or len(np.unique(fold)) < 2 or not linear.patterns.any():
+            return cls(dense, None)
+        residual = linear.patterns - linear.out_of_fold(fold)
+        standardiser = _standardise(sections, linear.features)
+
+        def cut_windows(section: TrainingSection, spots: Indices, residual: Floats) -> TrainingWindows:
+            components = linear.features.components(section.patches)
+            return TrainingWindows.from_patches(
+                components, section.overlap[spots], residual[spots], standardiser, radius_um
+            )
+
+        windows = _windows_by_fold(
+            sections, linear.by_section(residual), linear.by_section(fold), cut_windows
+        )
+        fits, predicted, truth = [], [], []
+        for k, validation in windows.items():
+            training = [section for j, others in windows.items() if j != k for section in others]
+            fits.append(fit(training, validation, (seed, k), EPOCHS if epochs is None else epochs))
+            predicted.append(np.concatenate([section.predict(fits[-1].network) for section in validation]))
+            truth.append(np.concatenate([section.residual for section in validation]))
+        blend = choose_blend(np.concatenate(truth), np.concatenate(predicted))
+        change = [_relative_change(a, a - blend * b) for a, b in zip(truth, predicted, strict=True)]
+        facts = {
+            "epochs_alone": [one.patch_epochs for one in fits],
+            "epochs_looking": [one.window_epochs for one in fits],
+            "error_change": change,
+            "blend": blend.tolist(),
+        }
+        # Every fold, not their mean: one section that gains much would otherwise pay for others that lose.
+        if max(change) >= 0:
+            return cls(dense, None, facts)
+        # The shares go into the last layer, so that prediction need not know them.
+        with torch.no_grad():
+            for one in fits:
+                one.network.out.weight *= torch.from_numpy(blend.astype(np.float32))[:, None]
+        return cls(dense, Attention(standardiser, tuple(one.network for one in fits), radius_um), facts)
+
+    def predict(self, patches: Patches) -> NDArray[np.float32]:
+        """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
+        return self.predict_some(patches, np.arange(len(patches)))
+
+    def predict_some(self, patches: Patches, of: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return what `predict` does for some of the patches; the others are only their neighbourhood."""
+        return self.predict_with_depth(patches, of)[0]
+
+    def predict_with_depth(
+        self, patches: Patches, of: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+        """Return `predict_some`, and the log of the total counts that a spot there would have, ``(len(of),)``."""
+        # Components are computed once, for the linear part and for attention.
+        components = self.dense.features.components(patches)
+        _, dense = self.dense.split()
+        patterns, depth = dense.patterns_with_depth(components, of)
+        if self.attention is not None:
+            patterns = patterns + self.attention(components, of)
+        return dense.to_genes(patterns), depth
+
+    def split(self) -> tuple[Reduce | None, "DenseAttentionModel"]:
+        """Return the reduction of embeddings to components, and the model that takes those."""
+        reduce, dense = self.dense.split()
+        return reduce, replace(self, dense=dense)
+
+    def config(self) -> dict[str, Any]:
+        """Return what was chosen."""
+        kept = self.attention
+        about = {"networks": len(kept.networks), "radius_um": kept.radius_um} if kept else None
+        return {"image": self.dense.config(), "attention": about, "tried": self.facts}
+
+    def state(self) -> State:
+        """Return the learned arrays."""
+        arrays = nest("image", self.dense.state())
+        if self.attention is not None:
+            arrays["components.mean"] = self.attention.standardiser.mean
+            arrays["components.scale"] = self.attention.standardiser.scale
+            for k, network in enumerate(self.attention.networks):
+                arrays |= nest(f"network{k}", {name: v.numpy() for name, v in network.state_dict().items()})
+        return arrays
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], state: State) -> Self:
+        """Rebuild."""
+        dense, attention = DenseModel.from_state(config["image"], unnest("image", state)), None
+        if kept := config["attention"]:
+            networks = tuple(_rebuild(unnest(f"network{k}", state)) for k in range(kept["networks"]))
+            standardiser = Standardiser(state["components.mean"], state["components.scale"])
+            attention = Attention(standardiser, networks, kept["radius_um"])
+        return cls(dense, attention, config["tried"])
+
+
+def _rebuild(state: State) -> AttentionNetwork:
+    weights = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+    # Making a network draws weights, although they are replaced: the global generator is given back as it was.
+    with torch.random.fork_rng(devices=[]):
+        network = AttentionNetwork(weights["tokens.weight"].shape[1], weights["out.weight"].shape[0])
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def _standardise(sections: Sequence[TrainingSection], features: MultiscaleFeatures) -> Standardiser:
+    """Measure the components at the training spots."""
+    return Standardiser.fit(
+        np.concatenate([spot_embeddings(s.overlap, features.components(s.patches)) for s in sections])
+    )
+
+
+def _windows_by_fold(
+    sections: Sequence[TrainingSection],
+    residual: Sequence[Floats],
+    fold: Sequence[Indices],
+    cut_windows: Callable[[TrainingSection, Indices, Floats], TrainingWindows],
+) -> dict[int, list[TrainingWindows]]:
+    """Return the sections of each fold, or stripes of the lone one, with at most `MAX_SPOTS` of all spots."""
+    every = -(-sum(map(len, fold)) // MAX_SPOTS)
+    windows = {int(k): list[TrainingWindows]() for k in np.unique(np.concatenate(fold))}
+    for section, own_residual, own_fold in zip(sections, residual, fold, strict=True):
+        for k in np.unique(own_fold):
+            spots = np.flatnonzero(own_fold == k)[::every]
+            windows[int(k)].append(cut_windows(section, spots, own_residual))
+    return windows
+
+
+def _relative_change(before: Floats, after: Floats) -> float:
+    """Return the relative change of squared error; 0 where there was no error."""
+    error = float((before**2).sum())
+    return float((after**2).sum()) / error - 1 if error > 0 else 0.0

@@ -1,0 +1,61 @@
+"""Embedding from Python, in this process."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_slides import tissue_like, write_pyramid
+
+from featurestore import EmbedSettings, GridSpec, catalogue, embed, open_store, validate
+from featurestore.analysis.patch_stream import open_stream
+from featurestore.embedding.block_task import embed_blocks
+from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.grid import PatchGrid
+from featurestore.slides.open_slide import open_slide
+from featurestore.storage.removal import remove
+from featurestore.storage.store import SlideRecord, Store
+from featurestore.tissue.survey import Survey
+
+SETTINGS = EmbedSettings(("colour",), GridSpec(1.0, 32, 32), block_shape=(5, 7))
+
+
+def test_a_path_is_taken_wherever_a_string_is(tmp_path: Path) -> None:
+    slide = write_pyramid(tmp_path / "a.tif", tissue_like(400, 360, 1.0), 1.0)
+    store = tmp_path / "store"
+    (result,) = embed(slide, store, SETTINGS)
+    assert result.computed == result.planned > 1
+    assert catalogue(store)["state"].to_list() == ["done"]
+    assert validate(store, deep=True) == []
+    assert list(open_store(store).children) == ["a"]
+    assert sum(len(block.rows) for block in open_stream(store).blocks()) == result.patches
+    assert remove(store, "a", None, None, dry_run=True) == ["a"]
+
+
+class NoVectors:
+    """An encoder that gives NaN for every patch."""
+
+    identity = EncoderIdentity("none", 3, {"algorithm": "NaN"})
+
+    def encode(self, patches: np.ndarray) -> np.ndarray:
+        return np.full((len(patches), 3), np.nan, np.float32)
+
+
+def test_why_patches_failed_is_recorded_before_their_block_is_written(tmp_path: Path) -> None:
+    """Once a block exists nobody computes it again: were it written first, a crash would lose the reason."""
+    path = str(write_pyramid(tmp_path / "a.tif", tissue_like(400, 360, 1.0), 1.0))
+    slide, encoder, store = open_slide(path), NoVectors(), Store.open_or_create(tmp_path / "store")
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(1.0, 32, 32))
+    store.add_slide(SlideRecord("a", path, slide.size_px, slide.mpp, "1-a"))
+    tissue, rgb = np.full(grid.shape, 255, np.uint8), np.zeros((*grid.shape, 3), np.uint8)
+    store.add_grid("a", grid, Survey(tissue, rgb, {"name": "none"}), {})
+    array, stored = store.add_embedding("a", grid, encoder.identity, (5, 7)), store.grid("a", grid.spec.key)
+    # A file where the objects' folder belongs: nothing can be written, as on a disk that is full.
+    (tmp_path / "store" / array.path / "c").write_text("")
+    block = stored.planned((5, 7))[1]
+    with pytest.raises(OSError, match="c/0/1"):
+        list(embed_blocks(store, slide, stored, {block: ("none",)}, {"none": encoder}))
+    slide.close()
+    ((name, record),) = store.block_failures("a")
+    assert name == f"{grid.spec.key}/none/0.1"
+    assert record["reason"] == "the encoder gave no finite vector"
+    assert len(record["patches"]) == 5 * (grid.n_cols - 7)
