@@ -38,7 +38,7 @@ __all__ = list(_MODULES)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        # Read when it is asked for: looking through the installed packages takes longer than this import.
+        # Read on first use: looking through the installed packages takes longer than this import.
         from importlib.metadata import version
 
         return version("histosge")

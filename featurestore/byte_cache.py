@@ -27,15 +27,16 @@ class ByteCache(Generic[V]):
         self._making: dict[Hashable, threading.Lock] = {}
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
-        """Return the value of a key. The first thread that asks makes it; others that ask meanwhile wait for it."""
+        """Return the value of a key. The first thread that needs it makes it; others wait for that one."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
                 return self._values[key]
+            # A lock for each key: making one value, which may take a second, must not stop the readers of others.
             making = self._making.setdefault(key, threading.Lock())
         with making:
             with self._lock:
-                if key in self._values:
+                if key in self._values:  # made while this thread waited
                     return self._values[key]
             try:
                 value = make()

@@ -1,4 +1,4 @@
-"""The errors that a caller of `featurestore` may meet.
+"""The errors that `featurestore` raises for a caller.
 
 One tree, so that `except FeatureStoreError` catches all of it. Each class is also the builtin
 that a caller expects. A message is one line: what was refused, the numbers, and the fix.
@@ -22,7 +22,7 @@ class MppError(SlideError):
 
 
 class UpsamplingError(SlideError):
-    """A region was asked for at a finer scale than the slide holds."""
+    """A region was requested at a finer scale than the slide holds."""
 
 
 class SampleSheetError(FeatureStoreError, ValueError):
@@ -38,7 +38,7 @@ class EncoderError(FeatureStoreError, ValueError):
 
 
 class StoreError(FeatureStoreError, ValueError):
-    """A store, or a place for one, that cannot be used as asked."""
+    """A store, or a location for one, that cannot be used in this way."""
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
@@ -50,11 +50,11 @@ class ClusterError(FeatureStoreError, ConnectionError):
 
 
 class IdentityMismatchError(StoreError):
-    """What is stored was made from another slide, grid or encoder than what is asked for."""
+    """The store holds something that was made from another slide, grid or encoder than this run's."""
 
 
 class AmbiguousSelectionError(StoreError):
-    """The store holds several grids or encoders and none was named."""
+    """The store holds several grids or encoders that match, and the caller named none of them."""
 
 
 class ExtensionWarning(UserWarning):

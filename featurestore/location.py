@@ -1,7 +1,10 @@
-"""A place that holds a store: a folder, or any URL that fsspec knows (``s3://``, ``memory://``).
+"""Where a store is: a folder, or any URL that fsspec knows (``s3://``, ``memory://``).
 
-All file-system and zarr-store handles are made here, so that credentials, listing caches and atomic
-writes are dealt with once. Nothing here knows what the store holds.
+All handles of file systems and zarr stores are made here, so credentials, listing caches and atomic writes are
+handled once. Nothing here knows what the store holds.
+
+Terms
+    relative  a path below the root, ``/`` between its segments; empty for the root itself
 """
 
 import datetime as dt
@@ -28,9 +31,10 @@ PathOrUrl = str | os.PathLike[str]
 """A folder or file of this machine, or a URL as a string."""
 
 _SHORTENED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# A user and password before the host, and a query, which may be a signature.
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 S3_TRIES = 6
-"""Of one request, with waits that double; s3fs tries that again a few times: minutes in all."""
+"""Of one request, with waits that double; s3fs repeats that a few times. It must outlast a few minutes of errors."""
 
 
 def as_url(place: PathOrUrl) -> str:
@@ -54,13 +58,14 @@ def strip_credentials(url: str) -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One object in a listing: bytes, and when it was written, if the place says so."""
+    """One object in a listing: its bytes, and when it was written, where the file system reports it (UTC)."""
 
     size: int
     modified: dt.datetime | None
 
 
 def _modified(entry: dict[str, Any]) -> dt.datetime | None:
+    # S3, local disks and memory each use another key, and some give seconds instead of a datetime.
     value = entry.get("LastModified") or entry.get("mtime") or entry.get("created")
     if isinstance(value, (int, float)):
         return dt.datetime.fromtimestamp(value, dt.UTC)
@@ -68,11 +73,11 @@ def _modified(entry: dict[str, Any]) -> dt.datetime | None:
 
 
 def storage_options(url: str) -> dict[str, Any]:
-    """Return how to open a URL: patiently, since a run of days meets every kind of bad minute."""
-    # A cached listing would hide what another worker has written.
+    """Return the options to open a URL with fsspec: with retries, since a run of days meets failing requests."""
+    # fsspec's cached listings would hide what other workers have written.
     options: dict[str, Any] = {"use_listings_cache": False}
     if url.startswith("s3"):
-        options["max_concurrency"] = 1  # objects are small: more would ask for each one's size first
+        options["max_concurrency"] = 1  # with more, s3fs requests each object's size before its bytes
         options["config_kwargs"] = {
             "retries": {"max_attempts": S3_TRIES, "mode": "standard"},
             "connect_timeout": 10,
@@ -115,11 +120,17 @@ class Location:
                 f"{self.label} needs an extra package ({error}); install it with: pip install 'histosge[s3]'"
             ) from error
         except ValueError as error:
-            raise StoreError(f"{self.label} is no place for a store: {error}") from error
+            raise StoreError(f"{self.label} cannot hold a store: {error}") from error
         return fs, root.rstrip("/")
 
     def zarr(self, *, read_only: bool = False) -> "ZarrStore":
-        """Open the place as a zarr store."""
+        """Open the location as a zarr store.
+
+        Raises
+        ------
+        StoreError
+            If the URL needs an extra package, or is of no known kind.
+        """
         from zarr.storage import FsspecStore, LocalStore
 
         if self.is_local:
@@ -127,24 +138,24 @@ class Location:
         return FsspecStore.from_url(self.url, storage_options=storage_options(self.url), read_only=read_only)
 
     def path(self, relative: str) -> str:
-        """Return a path that this location's file system understands."""
+        """Return the full path of something below the root, as its file system takes it."""
         root = self._fs_root[1]
         return f"{root}/{relative}" if relative else root
 
     def exists(self, relative: str = "") -> bool:
-        """Whether an object or folder is there."""
+        """Tell whether an object or folder exists."""
         return bool(self._fs_root[0].exists(self.path(relative)))
 
     def is_file(self, relative: str = "") -> bool:
-        """Whether one object is there."""
+        """Tell whether an object exists."""
         return bool(self._fs_root[0].isfile(self.path(relative)))
 
     def folders(self, relative: str = "") -> list[str]:
-        """Names of the folders directly below, sorted; one listing."""
+        """Return the names of the folders directly below, sorted; one listing."""
         return sorted(name for name, kind in self._children(relative) if kind == "directory")
 
     def files(self, relative: str = "") -> list[str]:
-        """Names of the objects directly below, sorted; one listing."""
+        """Return the names of the objects directly below, sorted; one listing."""
         return sorted(name for name, kind in self._children(relative) if kind == "file")
 
     def _children(self, relative: str) -> list[tuple[str, str]]:
@@ -155,21 +166,27 @@ class Location:
         return [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries]
 
     def sizes(self, relative: str = "") -> dict[str, int]:
-        """Every object below, with its bytes; paths are relative to `relative`; one listing."""
+        """Return every object below with its bytes, by its path relative to `relative`; one listing."""
         return {name: entry.size for name, entry in self.entries(relative).items()}
 
     def entries(self, relative: str = "") -> dict[str, Entry]:
-        """Every object below; paths are relative to `relative`; one listing."""
+        """Return every object below, by its path relative to `relative`; one listing."""
         base = self.path(relative).rstrip("/") + "/"
         found = self._fs_root[0].find(self.path(relative), detail=True)
-        prefix = base.lstrip("/")
+        prefix = base.lstrip("/")  # file systems differ in whether names begin with a slash
         return {
             name.lstrip("/").removeprefix(prefix): Entry(int(entry["size"] or 0), _modified(entry))
             for name, entry in found.items()
         }
 
     def read_json(self, relative: str) -> dict[str, Any] | None:
-        """Return a JSON object, or None if there is none."""
+        """Return a JSON object, or None if there is none.
+
+        Raises
+        ------
+        StoreError
+            If it is not JSON.
+        """
         try:
             value = json.loads(self._fs_root[0].cat_file(self.path(relative)))
         except FileNotFoundError:
@@ -179,7 +196,14 @@ class Location:
         return value if isinstance(value, dict) else None
 
     def read_bytes(self, relative: str) -> bytes:
-        """Return an object's bytes."""
+        """Return an object's bytes.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is none.
+        """
+        # Not open(): it requests an object's size before its bytes.
         return bytes(self._fs_root[0].cat_file(self.path(relative)))
 
     def write_json(self, relative: str, value: dict[str, Any]) -> None:
@@ -192,26 +216,26 @@ class Location:
             partial.write_bytes(data)
 
     def remove(self, relative: str) -> None:
-        """Remove an object or everything below a folder; nothing there is no error."""
+        """Remove an object, or everything below a folder; it is no error if there is neither."""
         fs, _ = self._fs_root
         path = self.path(relative)
         if fs.exists(path):
             fs.rm(path, recursive=True)
 
     def sweep_partials(self, relative: str) -> int:
-        """Remove temporary files that a killed write left long ago; return how many.
+        """Remove partial files that killed writes left below a folder and in the folders above it; return how many.
 
-        Below a folder, and in those above it; not in the root, whose listing grows with the store.
+        The root is left out, since its listing grows with the store.
         """
         if not self.is_local:
-            return 0  # an object store shows no half-written object
+            return 0  # an object store never shows an object that was not written completely
         folder, root = Path(self.path(relative)), Path(self.path(""))
         above = [parent for parent in folder.parents if root in parent.parents]
         pattern = f"*{PARTIAL_SUFFIX}"
         horizon = time.time() - PARTIAL_AGE_S
         swept = 0
         for file in chain(folder.rglob(pattern), *(p.glob(pattern) for p in above)):
-            with suppress(FileNotFoundError):  # finished, or swept by another run, since it was listed
+            with suppress(FileNotFoundError):  # finished or swept by another run since the listing
                 if file.stat().st_mtime < horizon:
                     file.unlink()
                     swept += 1

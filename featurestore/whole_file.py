@@ -35,7 +35,7 @@ def whole_file(path: Path, *, sweep: bool = False) -> Iterator[Path]:
     Yields
     ------
     pathlib.Path
-        A name beside `path` that nobody else uses. It becomes `path` when the block ends, and is removed if the
+        A path beside `path` that no other process uses. It becomes `path` when the block ends, and is removed if the
         block raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from histosge.training.train import TrainSettings, train
 
 GRID = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 """112 micron patches every 56 microns: about one per spot and as much again between them."""
+# `knn` beside the usual ones: blocks are held out of this very slide, so position alone is worth something.
 EVALUATED = ("mean", "knn", "ridge", "dense")
 
 STEPS = (
@@ -113,6 +114,7 @@ def run_demo(
 
 def _write_sheet(section: SyntheticSection, path: Path) -> Path:
     path.write_text(
+        # Names alone: paths in a sheet are relative to it, so the folder can be moved.
         "slide_id,slide,expression,donor\n"
         f"demo,{Path(section.slide).name},{Path(section.expression).name},synthetic\n"
     )
@@ -125,6 +127,7 @@ def _gene_file(section: SyntheticSection, path: Path) -> Path:
 
 
 def _evaluate(sheet: str, paths: dict[str, Path], truth: dict[str, float], genes: str) -> Scores:
+    # Loaded again, without messages: training has printed them.
     loaded = load_sections(sheet, str(paths["store"]), Selection())
     settings = EvaluateSettings(split="block", presets=EVALUATED, genes=genes, seeds=1)
     rows = tuple((family, f"{value:.3f}") for family, value in truth.items())
@@ -153,9 +156,11 @@ def score_against_truth(stored: StoredMap, truth: Truth) -> dict[str, float]:
     rows, cols = np.nonzero(np.isfinite(values).all(axis=2))
     xy_um = np.stack([grid.x_um[cols], grid.y_um[rows]], axis=1)
     expected = truth_at(truth, xy_um, grid.stride_um)
+    # A patch on the edge of the tissue may have its centre outside: there is no truth there.
     inside = np.isfinite(expected).all(axis=1)
     predicted = values[rows, cols].astype(np.float64)[inside]
     known = {gene: i for i, gene in enumerate(truth.genes)}
+    # Maps are in log1p: correlating with rates themselves would score the few highest patches.
     wanted = np.log1p(expected[inside][:, [known[gene] for gene in stored.genes]])
     correlation, _ = correlate(predicted, wanted, np.zeros(len(predicted)))
     pearson = dict(zip(stored.genes, correlation, strict=True))

@@ -1,4 +1,4 @@
-"""Commands that ask a feature store something: analyse summary, pca, clusters, similar."""
+"""Commands that analyse a feature store: analyse summary, pca, clusters, similar."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import typer
 
 from histosge_cli.console import Console, err, out, resumable, table
 from histosge_cli.model_commands import EncoderKey, Grid
-from histosge_cli.store_commands import Json, Log, Quiet, StoreArg
+from histosge_cli.store_commands import OUTPUT, Json, Log, Quiet, StoreArg
 
 if TYPE_CHECKING:
     import polars as pl
@@ -21,7 +21,13 @@ Slides = Annotated[
     list[str] | None, typer.Option("--slide", metavar="ID", help="Only this slide; repeat for several.")
 ]
 OutFile = Annotated[
-    Path | None, typer.Option("--out", metavar="FILE", help="Also write the whole table, as parquet.")
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="FILE",
+        help="Also write the table with all columns, as parquet.",
+        rich_help_panel=OUTPUT,
+    ),
 ]
 
 
@@ -35,7 +41,9 @@ def register(app: typer.Typer) -> None:
 
 
 def analyse(context: typer.Context, store: StoreArg) -> None:
-    """Ask a feature store something, where it lies: every block is read once a pass.
+    """Analyse all slides of a feature store: summary, principal components, clusters, similar patches.
+
+    The store is read where it is, local or on S3; each block is read once a pass, and memory does not grow with the slides.
 
     Example: histosge analyse s3://bucket/store clusters --k 8
     """
@@ -43,7 +51,7 @@ def analyse(context: typer.Context, store: StoreArg) -> None:
 
 
 @contextmanager
-def _opened(
+def _open_stream(
     context: typer.Context,
     slides: list[str] | None,
     grid: str | None,
@@ -54,7 +62,7 @@ def _opened(
     out_file: Path | None,
     folder: Path | None = None,
 ) -> "Iterator[PatchStream]":
-    """Open the store; refuse early what cannot be written late."""
+    """Open the store, and afterwards report what was left out; check first that the results can be written."""
     from featurestore.analysis.patch_stream import open_stream
     from featurestore.analysis.patch_tables import check_file, check_folder
 
@@ -72,25 +80,25 @@ def _opened(
             on_progress=bars.update,
         )
         yield stream
-    if stream.without:
+    if stream.skipped:
         console.message(
-            f"{len(stream.without)} slides lack this embedding and are left out: {_few(stream.without)}"
+            f"{len(stream.skipped)} slides do not have this embedding and are left out: {_first_few(stream.skipped)}"
         )
-    absent = stream.reads.absent
+    absent = stream.counts.absent
     if absent.total():
-        slides_hit = [name for name, count in absent.items() if count]
+        affected = [name for name, count in absent.items() if count]
         console.message(
             f"{absent.total()} tissue patches have no embedding (unreadable, or not embedded yet) and are left out: "
-            f"{_few(slides_hit)}; see: histosge ls"
+            f"{_first_few(affected)}; see: histosge ls"
         )
 
 
-def _few(names: "list[str] | tuple[str, ...]") -> str:
+def _first_few(names: "list[str] | tuple[str, ...]") -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _show(frame: "pl.DataFrame", *, as_json: bool, out_file: Path | None) -> None:
-    """Print a table without its vectors, which only a file takes."""
+def _print_table(frame: "pl.DataFrame", *, as_json: bool, out_file: Path | None) -> None:
+    """Print a table without its columns of vectors; the file has all columns."""
     import polars as pl
 
     from featurestore.analysis.patch_tables import write_table
@@ -99,17 +107,17 @@ def _show(frame: "pl.DataFrame", *, as_json: bool, out_file: Path | None) -> Non
     if as_json:
         out.print(json.dumps(plain.to_dicts()), markup=False)
     else:
-        # The cohort's row has no slide.
+        # The row of the whole cohort has no slide id.
         named = (
             {**row, "slide": row["slide"] or "(all)"} if "slide" in row else row for row in plain.to_dicts()
         )
-        table(plain.columns, (list(map(_cell, row.values())) for row in named))
+        table(plain.columns, (list(map(_as_text, row.values())) for row in named))
     if out_file is not None:
         write_table(frame, out_file)
         err.print(str(out_file), markup=False)
 
 
-def _cell(value: object) -> object:
+def _as_text(value: object) -> object:
     return f"{value:.4g}" if isinstance(value, float) else value
 
 
@@ -123,25 +131,30 @@ def summary(
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
-    """Count patches and say how far each slide lies from the cohort; --out has mean and sd of every feature.
+    """Count patches, and measure how far each slide's mean is from the cohort's; --out adds mean and sd of every feature.
 
     Example: histosge analyse store.zarr summary --out summary.parquet
     """
     from featurestore.analysis.summary import summarise
 
-    with _opened(context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
+    with _open_stream(context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
         frame = summarise(stream)
-    _show(frame, as_json=as_json, out_file=out_file)
+    _print_table(frame, as_json=as_json, out_file=out_file)
 
 
 def pca(
     context: typer.Context,
     components: Annotated[
-        int | None, typer.Option(help="How many; 50 if left out, or as many as there are.")
+        int | None, typer.Option(help="Number of components (default: 50, or as many as there are).")
     ] = None,
     scores: Annotated[
         Path | None,
-        typer.Option("--scores", metavar="DIR", help="Write one parquet per slide, one row per patch."),
+        typer.Option(
+            "--scores",
+            metavar="DIR",
+            help="Write one parquet file per slide with the scores of each patch.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     slide: Slides = None,
     grid: Grid = None,
@@ -151,34 +164,43 @@ def pca(
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
-    """Principal components of all patches, exact, in one pass; --scores makes a second one.
+    """Compute the exact principal components of all patches in one pass; --scores needs a second one.
 
     Example: histosge analyse store.zarr pca --components 20 --out components.parquet --scores scores
     """
     from featurestore.analysis.pca import fit_pca, write_scores
 
-    with _opened(
+    with _open_stream(
         context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=scores
     ) as stream:
         fitted = fit_pca(stream, components)
         if scores is not None:
             write_scores(fitted, stream, scores)
-    _show(fitted.to_frame(), as_json=as_json, out_file=out_file)
+    _print_table(fitted.to_frame(), as_json=as_json, out_file=out_file)
 
 
 def clusters(
     context: typer.Context,
-    k: Annotated[int, typer.Option("--k", help="How many clusters.")] = 8,
-    seed: Annotated[int, typer.Option(help="Same seed, same store: the same clusters.")] = 0,
+    k: Annotated[int, typer.Option("--k", help="Number of clusters.")] = 8,
+    seed: Annotated[int, typer.Option(help="The same seed and store give the same clusters.")] = 0,
     passes: Annotated[
-        int, typer.Option(help="Passes over the store at most, besides the first and last.")
+        int, typer.Option(help="Limit of passes over the store, besides the first and the last.")
     ] = 10,
     mini_batch: Annotated[
-        bool, typer.Option("--mini-batch", help="Move centres after each block: fewer passes are needed.")
+        bool,
+        typer.Option(
+            "--mini-batch",
+            help="Update the centres after each block instead of each pass: needs fewer passes.",
+        ),
     ] = False,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", metavar="DIR", help="Write one parquet per slide, one row per patch."),
+        typer.Option(
+            "--labels",
+            metavar="DIR",
+            help="Write one parquet file per slide with the cluster of each patch.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     slide: Slides = None,
     grid: Grid = None,
@@ -188,35 +210,40 @@ def clusters(
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
-    """K-means over all patches of the cohort: how much of each slide is in each cluster.
+    """Cluster all patches of the cohort by k-means, and count each cluster's share of each slide.
 
     Example: histosge analyse store.zarr clusters --k 12 --labels clusters
     """
     from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
 
     settings = KMeansSettings(k, seed, passes, mini_batch=mini_batch)
-    with _opened(
+    with _open_stream(
         context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels
     ) as stream:
         fitted = fit_kmeans(stream, settings, labels)
+    # On standard error: standard output is a table, or JSON for a program.
     if not quiet:
-        state = "at rest" if fitted.converged else "still moving; more --passes may help"
+        state = "converged" if fitted.converged else "not converged; more --passes may help"
         err.print(f"inertia {fitted.inertia:.6g} after {fitted.passes} passes, centres {state}", markup=False)
-    _show(fitted.counts, as_json=as_json, out_file=out_file)
+    _print_table(fitted.counts, as_json=as_json, out_file=out_file)
 
 
 def similar(
     context: typer.Context,
-    slide: Annotated[str, typer.Option("--slide", metavar="ID", help="Slide of the patch to look for.")],
-    row: Annotated[int | None, typer.Option(help="Its row on the grid, with --col.")] = None,
-    col: Annotated[int | None, typer.Option(help="Its column on the grid, with --row.")] = None,
-    x_um: Annotated[float | None, typer.Option(help="Or a place in microns, with --y-um.")] = None,
+    slide: Annotated[str, typer.Option("--slide", metavar="ID", help="Slide of the given patch.")],
+    row: Annotated[int | None, typer.Option(help="Row of the given patch in the grid, with --col.")] = None,
+    col: Annotated[int | None, typer.Option(help="Column of the given patch, with --row.")] = None,
+    x_um: Annotated[
+        float | None, typer.Option(help="Instead: microns from the slide's left, with --y-um.")
+    ] = None,
     y_um: Annotated[float | None, typer.Option(help="Microns from the slide's top, with --x-um.")] = None,
-    n: Annotated[int, typer.Option("--n", help="How many patches to find.")] = 20,
+    n: Annotated[int, typer.Option("--n", help="Number of patches to find.")] = 20,
     metric: Annotated[str, typer.Option(help="cosine or euclidean.")] = "cosine",
     exclude_um: Annotated[
         float | None,
-        typer.Option(help="Leave out patches so near to it on its own slide; one patch side if left out."),
+        typer.Option(
+            help="Leave out patches of the same slide within this distance, microns (default: the side of a patch)."
+        ),
     ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
@@ -225,19 +252,19 @@ def similar(
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
-    """Find more of this: the patches of the whole cohort that are nearest to one of them.
+    """Find the patches of the whole cohort that are most similar to a given one.
 
     Example: histosge analyse store.zarr similar --slide C2 --x-um 3400 --y-um 1200 --n 50
     """
     from featurestore.analysis import neighbours
     from featurestore.errors import StoreError
 
-    with _opened(context, None, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
+    with _open_stream(context, None, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
         if row is not None and col is not None and x_um is None and y_um is None:
             query = neighbours.patch_at(stream, slide, row, col)
         elif x_um is not None and y_um is not None and row is None and col is None:
             query = neighbours.patch_at_um(stream, slide, x_um, y_um)
         else:
-            raise StoreError("say which patch: --row R --col C, or --x-um X --y-um Y")
+            raise StoreError("give the patch: --row R --col C, or --x-um X --y-um Y")
         frame = neighbours.similar(stream, query, n, neighbours.as_metric(metric), exclude_um)
-    _show(frame, as_json=as_json, out_file=out_file)
+    _print_table(frame, as_json=as_json, out_file=out_file)

@@ -18,10 +18,10 @@ from featurestore.events import OnProgress, Progress
 out = rich_console.Console(soft_wrap=True, highlight=False)
 err = rich_console.Console(stderr=True, soft_wrap=True, highlight=False)
 
-KEPT = 8
-"""Bars that stay on the screen when they are full."""
-PLAIN_SECONDS = 10.0
-"""Between two plain lines about one slide."""
+MAX_FINISHED_BARS = 8
+"""Finished bars that stay on the screen: a cohort's would push the running ones off it."""
+PLAIN_INTERVAL_S = 10.0
+"""Least time between two plain lines, where there is no terminal: a log file must stay readable."""
 COLUMNS = (
     rich_progress.TextColumn("{task.description}", markup=False),
     rich_progress.BarColumn(bar_width=24),
@@ -34,7 +34,7 @@ COLUMNS = (
 
 @dataclass
 class Console:
-    """Messages to the user, and the same as JSON lines in a log.
+    """Prints messages and progress, and writes the same as JSON lines to a log.
 
     Parameters
     ----------
@@ -60,24 +60,24 @@ class Console:
                 stream.write(json.dumps({"time": time.time(), "message": message, **facts}) + "\n")
 
     @contextmanager
-    def bars(self, unit: str, slides: int = 0) -> Iterator["Bars"]:
-        """Show what is going on: bars on a terminal, plain lines elsewhere, nothing when quiet.
+    def bars(self, unit: str, slides: int = 0) -> Iterator["ProgressBars"]:
+        """Show progress: bars on a terminal, plain lines elsewhere, nothing when quiet.
 
         Parameters
         ----------
         unit
             What is counted.
         slides
-            How many slides there will be, for a line over all of them; 0 if unknown.
+            Number of slides, for a line over all of them; 0 if it is not known.
         """
         with rich_progress.Progress(
             *COLUMNS, console=err, disable=self.quiet or not err.is_terminal
         ) as shown:
-            yield Bars(shown, self, unit, slides)
+            yield ProgressBars(shown, self, unit, slides)
 
     @contextmanager
     def steps(self, name: str) -> Iterator[OnProgress]:
-        """Yield what shows one bar for work that counts steps; elsewhere than on a terminal each step is a line."""
+        """Yield a callback that shows one bar for work in steps; where there is no terminal, each step is a line."""
         with self.bars("steps") as bars:
 
             def on_progress(progress: Progress) -> None:
@@ -92,16 +92,16 @@ class Console:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Turn Ctrl-C into one line that says how to go on; exit 130, as a shell expects."""
+    """Turn Ctrl-C into one line that tells how to go on; exit with 130, as shells do."""
     try:
         yield
     except KeyboardInterrupt:
-        err.print("\nstopped; what is written is whole: run the same command again to go on")
+        err.print("\nstopped; what is written is complete: run the same command again to go on")
         raise typer.Exit(130) from None
 
 
-class Bars:
-    """One bar per name, made when it is first heard of; finished ones make room, and a line over all slides stays."""
+class ProgressBars:
+    """One bar per name, and one over all slides. Beyond `MAX_FINISHED_BARS` finished bars are hidden."""
 
     def __init__(self, shown: rich_progress.Progress, console: "Console", unit: str, slides: int = 0) -> None:
         self._progress, self._console, self._unit = shown, console, unit
@@ -121,12 +121,12 @@ class Bars:
         return not self._progress.disable
 
     def begin(self, name: str) -> None:
-        """Show that something runs whose length is not known yet."""
+        """Show a bar for work whose length is not known yet."""
         self._tasks[name] = self._progress.add_task(name, total=None, unit=self._unit, note="")
         self._begun[name] = self._last
 
     def update(self, progress: Progress, note: str = "") -> None:
-        """Set the bar of a label, or print a plain line now and then."""
+        """Update the bar of a label, or print a plain line every `PLAIN_INTERVAL_S`."""
         name, done, total, patches = progress.label, progress.done, progress.total, progress.patches
         now = time.monotonic()
         if name not in self._tasks:
@@ -138,31 +138,34 @@ class Bars:
         task = self._tasks[name]
         self._progress.update(task, completed=done, total=total, note=note)
         if patches and self._all is not None:
-            self._progress.update(self._all, note=self._overall(now))
+            self._progress.update(self._all, note=self._cohort_note(now))
         is_end = done >= total
-        if is_end and len(self._tasks) > KEPT:
+        if is_end and len(self._tasks) > MAX_FINISHED_BARS:
             self._progress.update(task, visible=False)
-        if not self.is_shown and (is_end or now - self._last_line >= PLAIN_SECONDS):
+        if not self.is_shown and (is_end or now - self._last_line >= PLAIN_INTERVAL_S):
             self._last_line = now
-            self._plain(
-                f"{name}: {done}/{total} {self._unit}", note, _left(done, total, now - self._begun[name])
+            self._print_plain(
+                f"{name}: {done}/{total} {self._unit}", note, _time_left(done, total, now - self._begun[name])
             )
+        # Each update, also where nothing is printed: the log is for programs.
         self._console.record(
             "progress", name=name, done=done, total=total, unit=self._unit, patches=patches or None
         )
 
     def finish(self, name: str, *, failed: bool = False, unreadable: int = 0) -> None:
-        """Count a slide as finished: whole, or failed; and its patches that could not be read."""
+        """Count a slide as finished or failed, and its patches that could not be read."""
         self._done += 1
         self._failed += failed
         self._unreadable += unreadable
         if self._all is not None:
-            note = self._overall(time.monotonic())
+            note = self._cohort_note(time.monotonic())
             self._progress.update(self._all, completed=self._done, note=note)
             if not self.is_shown:
-                self._plain(f"slides: {self._done}/{self._slides}", note, f"{name} failed" if failed else "")
+                self._print_plain(
+                    f"slides: {self._done}/{self._slides}", note, f"{name} failed" if failed else ""
+                )
 
-    def _overall(self, now: float) -> str:
+    def _cohort_note(self, now: float) -> str:
         parts = []
         if self._patches:
             parts.append(f"{sum(self._patches.values()) / max(now - self._start, 1e-3):.0f} patches/s")
@@ -172,17 +175,17 @@ class Bars:
             parts.append(f"{self._unreadable} patches unreadable")
         return ", ".join(parts)
 
-    def _plain(self, *parts: str) -> None:
+    def _print_plain(self, *parts: str) -> None:
         if not self._console.quiet:
             err.print(", ".join(part for part in parts if part), markup=False)
 
 
-def _left(done: int, total: int, seconds: float) -> str:
+def _time_left(done: int, total: int, seconds: float) -> str:
     return f"{duration(seconds / done * (total - done))} left" if 0 < done < total else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print columns side by side; nothing is wrapped or cut, so that a program may read it too."""
+    """Print aligned columns. Nothing is wrapped or cut, so that programs can read it, too."""
     cells = [list(header), *(["" if cell is None else str(cell) for cell in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
@@ -191,14 +194,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it."""
+    """Return a time in the unit that suits it: s, min or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def size(n_bytes: int) -> str:
-    """Return bytes as a person reads them."""
+    """Return bytes in the unit that suits them, powers of 1,000."""
     value = float(n_bytes)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:

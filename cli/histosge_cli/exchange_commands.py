@@ -1,4 +1,4 @@
-"""Commands that bring embeddings in from other tools, and take maps and embeddings out: import, export."""
+"""Commands that exchange embeddings and maps with other tools: import, export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -28,23 +28,28 @@ def import_(
     ],
     store: StoreArg,
     slide: Annotated[
-        str | None, typer.Option(metavar="FILE", help="The slide: says its size, scale and fingerprint.")
+        str | None,
+        typer.Option(metavar="FILE", help="The slide's file, for its size, scale and fingerprint."),
     ] = None,
-    slide_id: Annotated[str | None, typer.Option(metavar="ID", help="Its name in the store.")] = None,
+    slide_id: Annotated[str | None, typer.Option(metavar="ID", help="The slide's name in the store.")] = None,
     slide_mpp: Annotated[float | None, typer.Option(help="Microns per pixel of the slide.")] = None,
-    encoder: Annotated[str | None, typer.Option(metavar="K", help="Which encoder made them.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(metavar="K", help="The encoder that made the embeddings.")
+    ] = None,
     mpp: Annotated[float | None, typer.Option(help="Microns per pixel of the patches.")] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a patch, pixels at --mpp.")] = None,
-    grid: Annotated[str | None, typer.Option(metavar="KEY", help="Of a store with several.")] = None,
+    grid: Annotated[
+        str | None, typer.Option(metavar="KEY", help="Which grid of a raw2features store with several.")
+    ] = None,
 ) -> None:
-    """Bring in embeddings of another tool, so that they can be trained and predicted on.
+    """Import embeddings of another tool into a feature store, to train and predict on them.
 
     Example: histosge import features/A.h5 store.zarr --slide A.svs --encoder uni
     """
     from featurestore.exchange.importing import ImportOptions, import_embeddings
 
-    told = ImportOptions(slide, slide_id, encoder, slide_mpp, mpp, patch, grid)
-    name, key, patches = import_embeddings(file, store, told)
+    options = ImportOptions(slide, slide_id, encoder, slide_mpp, mpp, patch, grid)
+    name, key, patches = import_embeddings(file, store, options)
     out.print(f"{name}: {patches} patches imported as {key}", markup=False)
 
 

@@ -77,6 +77,7 @@ def _compared() -> str:
 def find_own_class(preset: str | None) -> None:
     """Let ``module:Class`` be found in the current folder, as ``python -m`` does."""
     folder = str(Path.cwd())
+    # Only then: with the current folder on the path always, a file there could hide a module of ours.
     if preset is not None and ":" in preset and folder not in sys.path:
         sys.path.insert(0, folder)
 
@@ -124,6 +125,7 @@ def train(
 
     Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
     """
+    # Inside the function, as everywhere here: `histosge ls` must not wait for what training imports.
     from histosge.data.section_loading import Selection
     from histosge.training.report import trust_scope
     from histosge.training.train import TrainSettings
@@ -131,6 +133,7 @@ def train(
 
     console = Console(quiet, log)
     find_own_class(preset)
+    # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
     settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
     saved = run(samples, store, model, settings, on_message=console.message)
     if report is not None:
@@ -218,6 +221,7 @@ def predict(
 
     console = Console(quiet, log)
     find_own_class(preset)
+    # Before anything is predicted: a store of a thousand slides takes hours.
     if h5ad is not None and len(slide or []) != 1:
         raise ModelError("--h5ad writes one slide; name it with --slide ID")
     with resumable(), console.bars("blocks") as bars:
@@ -234,11 +238,13 @@ def predict(
         )
     for result in results:
         console.record("slide", **vars(result))
+        # The same again, finished, is no error: it says so, and exits with 0.
         todo = (
             f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
         )
         out.print(f"{result.slide_id}: {todo}, {result.patches} patches", markup=False)
     if h5ad is not None:
+        # From the store, not from memory: a map that was there already is written, too.
         stored = ExpressionStore.open(out_store).map(results[0].slide_id, results[0].grid_key)
         rows = write_h5ad(stored, h5ad)
         out.print(f"{h5ad}: {rows} patches x {len(stored.genes)} genes", markup=False)
@@ -330,6 +336,7 @@ def evaluate(
             on_message=console.message,
             on_progress=on_progress,
         )
+    # On standard output, tables first and paths last: scripts take the last lines.
     print_scores(scores)
     for name in ("report.html", "scores.csv", "genes.csv", "differences.csv"):
         out.print(str(report_dir / name), markup=False)

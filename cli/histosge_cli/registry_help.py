@@ -31,4 +31,4 @@ def with_registry_help(**texts: Callable[[], str]) -> type[TyperCommand]:
 def listed(records: Iterable[Record]) -> str:
     """Return records as one line of help: "name: what it is; name: what it is"."""
     # Help is shown as markup: what another package writes in brackets is text all the same.
-    return escape("; ".join(f"{record.name}: {record.help}" for record in records))
+    return escape("; ".join(f"{record.name}: {record.help.rstrip('.')}" for record in records))

@@ -25,7 +25,7 @@ ABLATION = {
 
 
 def print_scores(scores: Scores) -> None:
-    """Print one line a preset, mean and sd over seeds, and what the noise control says."""
+    """Print one line a preset, mean and standard deviation over seeds, and a warning where the noise control fails."""
     rows = [
         [_label(scores, preset), *(_cell(scores, preset, metric) for metric in COLUMNS)]
         for preset in (*scores.presets, NOISE)
@@ -39,6 +39,7 @@ def print_scores(scores: Scores) -> None:
         )
     for sentence in scores.left_out:
         out.print(f"note: {sentence}", markup=False)
+    # After the table, where the eye is, since it overrules every figure in it.
     if not scores.noise_is_zero:
         found = scores.mean(NOISE, "pearson_mean")
         out.print(

@@ -2,23 +2,44 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from histosge_cli.console import Console, duration, out, resumable, size, table
 from histosge_cli.encoder_tables import scale_remarks, weights_option
+from histosge_cli.registry_help import listed, with_registry_help
+
+if TYPE_CHECKING:
+    from featurestore.embedding.embed import SlideResult
+
+GRID, TISSUE, ENCODER, DEVICE, OUTPUT = "Grid", "Tissue", "Encoder", "Where to compute", "Output"
+"""Headings under which ``--help`` groups options."""
 
 StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, no remarks.")]
-Log = Annotated[Path | None, typer.Option("--log", metavar="FILE", help="Append JSON lines to this file.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", help="Print no progress and no messages.", rich_help_panel=OUTPUT)
+]
+Log = Annotated[
+    Path | None,
+    typer.Option(
+        "--log", metavar="FILE", help="Append messages and progress as JSON lines.", rich_help_panel=OUTPUT
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=OUTPUT)]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (embed, ls, validate, rm, encoders, doctor):
+    app.command(cls=with_registry_help(tissue=_tissue_methods))(embed)
+    for command in (ls, validate, rm, encoders, doctor):
         app.command()(command)
+
+
+def _tissue_methods() -> str:
+    from featurestore.tissue.tissue_method import TISSUE_METHODS
+
+    return f"How tissue is found. {listed(TISSUE_METHODS.records())}"
 
 
 def embed(
@@ -26,64 +47,104 @@ def embed(
         str, typer.Argument(metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV).")
     ],
     store: StoreArg,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option("--encoder", metavar="K", help="Encoder key; repeat for several. [default: morphology]"),
-    ] = None,
-    mpp: Annotated[float, typer.Option(help="Microns per pixel of the patches.")] = 0.5,
-    patch: Annotated[int, typer.Option(help="Side of a patch, pixels at --mpp.")] = 224,
+    mpp: Annotated[float, typer.Option(help="Microns per pixel of the patches.", rich_help_panel=GRID)] = 0.5,
+    patch: Annotated[int, typer.Option(help="Side of a patch, pixels at --mpp.", rich_help_panel=GRID)] = 224,
     stride: Annotated[
-        int | None, typer.Option(help="Step between patches, pixels at --mpp. [default: --patch]")
+        int | None,
+        typer.Option(
+            help="Step between patches, pixels at --mpp (default: --patch, no overlap).", rich_help_panel=GRID
+        ),
     ] = None,
     tissue: Annotated[
         str,
         typer.Option(
             "--tissue",
             metavar="METHOD|none",
-            help="How tissue is found: texture, none (encode every patch), or another package's method.",
+            rich_help_panel=TISSUE,
         ),
     ] = "texture",
     no_tissue: Annotated[
         bool, typer.Option("--no-tissue", hidden=True, help="Same as --tissue none.")
     ] = False,
     slide_mpp: Annotated[
-        float | None, typer.Option(help="Microns per pixel of slides whose file does not say it.")
+        float | None,
+        typer.Option(help="Microns per pixel of slides whose file does not state it.", rich_help_panel=GRID),
+    ] = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder",
+            metavar="K",
+            help="Encoder key; repeat for several. (default: morphology)",
+            rich_help_panel=ENCODER,
+        ),
     ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(
             metavar="FILE",
-            help="Weights, a local file; KEY=FILE, repeated, when several encoders have weights.",
+            help="Local file with weights. Repeat it as KEY=FILE if several encoders need weights.",
+            rich_help_panel=ENCODER,
         ),
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Random weights: tests only.")
+        bool,
+        typer.Option("--random-weights", help="Use random weights: for tests only.", rich_help_panel=ENCODER),
     ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", rich_help_panel=DEVICE)] = "auto",
     precision: Annotated[
-        str, typer.Option(help="auto (as the encoder's authors advise), fp32, fp16 or bf16.")
+        str,
+        typer.Option(
+            help="auto (as the encoder's authors advise), fp32, fp16 or bf16.", rich_help_panel=ENCODER
+        ),
     ] = "auto",
     compile_network: Annotated[
-        bool, typer.Option("--compile", help="Compile the network first: for long runs.")
+        bool,
+        typer.Option(
+            "--compile",
+            help="Compile the network first: worth it for long runs only.",
+            rich_help_panel=ENCODER,
+        ),
     ] = False,
-    engine: Annotated[str, typer.Option(help="torch, or openvino: faster on a CPU.")] = "torch",
+    engine: Annotated[
+        str, typer.Option(help="torch, or openvino: faster on a CPU.", rich_help_panel=ENCODER)
+    ] = "torch",
     workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Worker processes on this machine.")
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Start N worker processes on this machine.", rich_help_panel=DEVICE
+        ),
     ] = None,
     scheduler: Annotated[
-        str | None, typer.Option(metavar="ADDRESS", help="A running dask scheduler, such as tcp://host:8786.")
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Use a running dask scheduler, such as tcp://host:8786.",
+            rich_help_panel=DEVICE,
+        ),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Compute blocks with unreadable patches again.")
+        bool,
+        typer.Option(
+            "--retry-failed", help="Compute blocks with failed patches again.", rich_help_panel=OUTPUT
+        ),
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan only: patches, objects, bytes.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Write nothing; print patches, objects, bytes, time and memory.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
-    """Encode slides into a store; only what is missing is computed.
+    """Encode slides into a feature store; only missing blocks are computed.
 
     Example: histosge embed cohort.csv store.zarr --mpp 0.5 --patch 224 --stride 112
     """
+    # Inside the function, here and in all commands: `histosge --help` must not wait for zarr, polars and scipy.
     from featurestore.embedding.embed import EmbedSettings
     from featurestore.embedding.embed import embed as run
     from featurestore.encoders.loading import DEFAULT_ENCODER
@@ -95,7 +156,7 @@ def embed(
     console = Console(quiet, log)
     if workers and scheduler:
         raise StoreError(
-            "--workers starts processes here and --scheduler uses those elsewhere; give one of them"
+            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
         )
     try:
         spec = GridSpec(mpp, patch, patch if stride is None else stride)
@@ -112,6 +173,7 @@ def embed(
     )
     for remark in scale_remarks(keys, spec):
         console.message(remark)
+    # Read here only to count them, for the bar over all slides.
     slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
     with resumable(), console.bars("blocks", slides) as bars:
         results = run(
@@ -129,25 +191,7 @@ def embed(
         )
     for result in results:
         console.record("slide", **vars(result))
-        if result.state == "failed":
-            out.print(f"{result.slide_id}: failed: {result.reason}", markup=False)
-        elif dry_run:
-            out.print(
-                f"{result.slide_id}: {result.patches} patches in {result.planned} objects, "
-                f"{size(result.bytes_to_store)} to store, {duration(result.seconds)} on this device, "
-                f"{size(result.worker_bytes)} of memory",
-                markup=False,
-            )
-        else:
-            todo = (
-                f"{result.computed} of {result.planned} blocks computed"
-                if result.computed
-                else "nothing to do"
-            )
-            if not result.patches:
-                todo = "no tissue found, nothing to do; --tissue none encodes every patch"
-            bad = f", {result.unreadable} patches could not be read" if result.unreadable else ""
-            out.print(f"{result.slide_id}: {todo}, {result.patches} patches{bad}", markup=False)
+        out.print(f"{result.slide_id}: {_outcome(result)}", markup=False)
     if dry_run and len(results) > 1:
         out.print(
             f"{len(results)} slides: {sum(r.patches for r in results)} patches in {sum(r.planned for r in results)} "
@@ -157,12 +201,30 @@ def embed(
         )
     failed = sum(result.state == "failed" for result in results)
     if failed:
-        out.print(f"{failed} of {len(results)} slides failed; the others are whole. See: histosge ls {store}")
+        out.print(
+            f"{failed} of {len(results)} slides failed; the others are complete. See: histosge ls {store}"
+        )
         raise typer.Exit(1)
 
 
+def _outcome(result: "SlideResult") -> str:
+    """Return what became of a slide, for one line."""
+    if result.state == "failed":
+        return f"failed: {result.reason}"
+    if result.state == "planned":
+        return (
+            f"{result.patches} patches in {result.planned} objects, {size(result.bytes_to_store)} to store, "
+            f"{duration(result.seconds)} on this device, {size(result.worker_bytes)} of memory"
+        )
+    done = f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
+    if not result.patches:
+        done = "no tissue found, nothing to do; --tissue none encodes every patch"
+    failed = f", {result.unreadable} patches could not be read" if result.unreadable else ""
+    return f"{done}, {result.patches} patches{failed}"
+
+
 def ls(store: StoreArg, as_json: Json = False) -> None:
-    """List a store: slide, grid, encoder, blocks done of planned, bytes, failures.
+    """List a feature store: slide, grid, encoder, done and planned blocks, size, failures.
 
     Example: histosge ls s3://bucket/store
     """
@@ -200,7 +262,9 @@ def _cells(row: dict[str, Any]) -> list[object]:
 
 def validate(
     store: StoreArg,
-    deep: Annotated[bool, typer.Option("--deep", help="Read every object and check its checksum.")] = False,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Also read every object and compare its checksum.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Check a store against its specification; exit 1 if something is missing or damaged.
@@ -214,7 +278,7 @@ def validate(
         out.print(json.dumps([vars(problem) for problem in problems]), markup=False)
     else:
         for problem in problems:
-            out.print(f"{problem.path}: {problem.what}. To mend it: {problem.fix}", markup=False)
+            out.print(f"{problem.path}: {problem.what}. Fix: {problem.fix}", markup=False)
         out.print(f"{len(problems)} problems" if problems else "whole", markup=False)
     if problems:
         raise typer.Exit(1)
@@ -225,9 +289,11 @@ def rm(
     slide: Annotated[str | None, typer.Option("--slide", metavar="ID", help="Only this slide.")] = None,
     grid: Annotated[str | None, typer.Option("--grid", metavar="KEY", help="Only this grid.")] = None,
     encoder: Annotated[str | None, typer.Option("--encoder", metavar="K", help="Only this encoder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Remove nothing; print what would be removed.")
+    ] = False,
 ) -> None:
-    """Remove slides, grids or encoders from a store. At least one of the options is needed.
+    """Remove slides, grids or encoders from a feature store. Give at least one of --slide, --grid, --encoder.
 
     Example: histosge rm store.zarr --slide C2 --dry-run
     """
@@ -238,25 +304,31 @@ def rm(
 
 
 def encoders(
-    key: Annotated[str | None, typer.Argument(metavar="KEY", help="One encoder in full.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(metavar="KEY", help="Show all that is known of this encoder.")
+    ] = None,
     golden: Annotated[
-        bool, typer.Option("--golden", help="Embed a fixed image and print a short digest, to compare sites.")
+        bool,
+        typer.Option(
+            "--golden",
+            help="Embed a fixed image and print a short digest: equal on two machines if they agree.",
+        ),
     ] = False,
     download: Annotated[
         Path | None,
-        typer.Option("--download", metavar="DIR", help="Load its published weights into this folder."),
+        typer.Option("--download", metavar="DIR", help="Download the published weights into this folder."),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Weights, a local file (with --golden).")
+        str | None, typer.Option(metavar="FILE", help="Local file with weights (with --golden).")
     ] = None,
     random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Random weights: tests only.")
+        bool, typer.Option("--random-weights", help="Use random weights: for tests only.")
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "auto",
     as_json: Json = False,
 ) -> None:
-    """List the encoders, or show one in full.
+    """List the encoders, or show one of them in detail.
 
     Example: histosge encoders virchow2
     """
@@ -276,9 +348,11 @@ def encoders(
 
 
 def doctor(
-    store: Annotated[str | None, typer.Argument(metavar="STORE", help="Also look at this store.")] = None,
+    store: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="Also check that this store can be reached.")
+    ] = None,
 ) -> None:
-    """Report installed packages, the device, the encoders that work here, and whether a store answers.
+    """Show what is installed, the device, which encoders work here, and whether a store can be reached.
 
     Example: histosge doctor s3://bucket/store
     """

@@ -1,5 +1,5 @@
-"""Analysis where the store lies: each stored block is read once a pass, and no slide is ever held whole.
+"""Analysis of a whole cohort from the store: each stored block is read once a pass, and no slide is held in memory.
 
-Nothing here loads torch or dask. Import from the modules: `stream` opens a cohort; `summary`, `pca`, `kmeans`
-and `neighbours` answer.
+May use: everything in `featurestore` but `embedding` and `exchange`. Nothing here loads torch or dask. Import from the
+modules: `patch_stream` opens a cohort; `summary`, `pca`, `kmeans` and `neighbours` analyse it.
 """

@@ -1,6 +1,6 @@
-"""Find more of this: the patches of a cohort nearest to a given one, in one pass.
+"""The patches of a cohort that are most similar to a given one, found in one pass.
 
-Held are the best so far and a few blocks, however large the cohort. The search is exact.
+The search is exact. Memory holds the best patches so far and a few blocks, however large the cohort is.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from featurestore.analysis.patch_stream import PatchBlock, PatchStream
-from featurestore.analysis.patch_tables import places
+from featurestore.analysis.patch_tables import patch_positions
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
 from featurestore.storage.selection import SlideEmbedding
@@ -22,12 +22,12 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 @dataclass(frozen=True)
 class Query:
-    """A patch to look for.
+    """A patch to compare all others with.
 
     Parameters
     ----------
     slide_id, row, col
-        Which patch.
+        The slide, and the patch's position in its grid.
     vector
         Its embedding, ``(dim,)``.
     """
@@ -39,18 +39,18 @@ class Query:
 
 
 def patch_at_um(stream: PatchStream, slide_id: str, x_um: float, y_um: float) -> Query:
-    """Take the patch whose centre is nearest to a place in microns from the slide's top-left.
+    """Return the patch whose centre is nearest to a position in microns from the slide's top-left.
 
     Raises
     ------
     StoreError
-        If the place is off the grid, or the patch has no embedding.
+        If the position is outside the grid, or the patch has no embedding.
     """
     grid = stream.slide(slide_id).grid
     width, height = ((n - 1) * grid.stride_um + grid.patch_um for n in (grid.n_cols, grid.n_rows))
     if not (0 <= x_um <= width and 0 <= y_um <= height):
         raise StoreError(
-            f"({x_um:g}, {y_um:g}) um is off the patches of slide {slide_id!r}, which cover "
+            f"({x_um:g}, {y_um:g}) um is outside the patches of slide {slide_id!r}, which cover "
             f"x 0 to {width:g} um and y 0 to {height:g} um"
         )
     row, col = np.abs(grid.y_um - y_um).argmin(), np.abs(grid.x_um - x_um).argmin()
@@ -58,12 +58,12 @@ def patch_at_um(stream: PatchStream, slide_id: str, x_um: float, y_um: float) ->
 
 
 def patch_at(stream: PatchStream, slide_id: str, row: int, col: int) -> Query:
-    """Take a patch by its place on the grid; reads the one block that holds it.
+    """Return a patch by its position in the grid; it reads the block that holds the patch.
 
     Raises
     ------
     StoreError
-        If the patch is off the grid, background, or could not be read.
+        If the patch is outside the grid, is background, or could not be read.
     """
     slide = stream.slide(slide_id)
     n_rows, n_cols = slide.grid.shape
@@ -73,11 +73,11 @@ def patch_at(stream: PatchStream, slide_id: str, row: int, col: int) -> Query:
         )
     vector = slide.array.read((row, row + 1), (col, col + 1))[0, 0].astype(np.float64)
     if not np.isfinite(vector).all():
-        raise StoreError(_no_embedding(slide, row, col))
+        raise StoreError(_why_no_embedding(slide, row, col))
     return Query(slide_id, row, col, vector)
 
 
-def _no_embedding(slide: SlideEmbedding, row: int, col: int) -> str:
+def _why_no_embedding(slide: SlideEmbedding, row: int, col: int) -> str:
     is_tissue = slide.read_tissue()
     if is_tissue[row, col]:
         return (
@@ -98,7 +98,7 @@ def as_metric(name: str) -> Metric:
     Raises
     ------
     StoreError
-        If there is none of that name.
+        If there is no metric of that name.
     """
     for metric in METRICS:
         if metric == name:
@@ -122,8 +122,8 @@ def similar(
     metric
         ``cosine`` (1 - cosine of the angle) or ``euclidean``.
     exclude_um
-        Leave out patches of the query's own slide whose centre is within this distance of it, in microns; the query
-        itself always is. One patch side if left out: those would overlap the query.
+        Leave out patches of the query's own slide whose centre is within this distance of it, in microns. The query
+        itself is always left out. None means one patch side: nearer patches overlap the query.
 
     Returns
     -------
@@ -133,7 +133,7 @@ def similar(
     Raises
     ------
     StoreError
-        If nothing is asked for, or the direction of a zero vector.
+        If `n` or the metric is not usable, or the query is the zero vector, which has no cosine.
     """
     if metric not in METRICS or n < 1:
         raise StoreError(
@@ -145,20 +145,22 @@ def similar(
             "use the metric euclidean"
         )
     grid = stream.slide(query.slide_id).grid
+    # Slightly less than a side: patches that only touch the query stay, whatever rounding does.
     radius_um = grid.patch_um * (1 - 1e-9) if exclude_um is None else exclude_um
     slides = {slide.slide_id: slide for slide in stream.slides}
     nothing = np.empty(0, np.int64)
-    best = places("", grid, nothing, nothing).with_columns(pl.Series("distance", [], pl.Float64))
+    best = patch_positions("", grid, nothing, nothing).with_columns(pl.Series("distance", [], pl.Float64))
     for patches in stream.blocks():
         distances = _distances(patches.values, query.vector, metric)
         if patches.slide_id == query.slide_id:
             distances[_excluded(patches, query, grid, radius_um)] = np.inf
+        # Most blocks hold nothing that is better than what was found, and cost no sorting.
         worst = best["distance"][-1] if best.height >= n else np.inf
         near = np.flatnonzero(distances < worst)
         if not len(near):
             continue
         near = near[np.argsort(distances[near], kind="stable")[:n]]
-        found = places(
+        found = patch_positions(
             patches.slide_id, slides[patches.slide_id].grid, patches.rows[near], patches.cols[near]
         ).with_columns(pl.Series("distance", distances[near]))
         best = pl.concat([best, found]).sort("distance", maintain_order=True).head(n)
@@ -174,7 +176,7 @@ def _distances(
         lengths: NDArray[np.float64] = np.linalg.norm(rows, axis=1)
         return lengths
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
-    # A zero vector has no direction: it counts as at a right angle.
+    # A zero vector has no direction: its distance counts as that of a right angle, 1.
     cosine: NDArray[np.float64] = np.zeros(len(rows))
     np.divide(rows @ vector, lengths, out=cosine, where=lengths > 0)
     return 1 - cosine

@@ -1,7 +1,7 @@
 """The tissue patches of a cohort, block by block: every stored block is read once a pass.
 
-A few blocks are read ahead by threads, while the caller computes. What is held is those blocks and one slide's
-tissue map, however many slides there are. Patches without an embedding are left out, and counted.
+Threads read a few blocks ahead while the caller computes. Memory holds those blocks and one slide's tissue map,
+however many slides there are. Patches without an embedding are left out, and counted.
 
 Terms
     pass    one reading of every planned block, slides by id, blocks in row-major order
@@ -26,8 +26,9 @@ from featurestore.storage.selection import SlideEmbedding, open_slides
 from featurestore.storage.store import Store
 
 READ_AHEAD = 8
-BUDGET_BYTES = 256 * 2**20
-"""What blocks read ahead may take; fewer are read ahead where blocks are large."""
+"""Blocks, and threads that read them: of a remote store nearly all of the time is waiting."""
+READ_AHEAD_BYTES = 256 * 2**20
+"""Limit for the blocks that are read ahead; where blocks are large, fewer than `READ_AHEAD` are."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,9 +40,9 @@ class PatchBlock(NamedTuple):
     Parameters
     ----------
     slide_id
-        Whose.
+        The slide.
     rows, cols
-        Places on the slide's grid, ``(n,)``.
+        Positions in the slide's grid, ``(n,)``.
     values
         Embeddings, ``(n, dim)`` float32, all finite.
     """
@@ -53,8 +54,8 @@ class PatchBlock(NamedTuple):
 
 
 @dataclass
-class Reads:
-    """What one pass has read so far: blocks, patches, and the absent patches of each slide."""
+class PassCounts:
+    """Counts of the current pass so far: blocks, patches, and the absent patches of each slide."""
 
     blocks: int = 0
     patches: int = 0
@@ -62,28 +63,28 @@ class Reads:
 
 
 class PatchStream:
-    """One embedding of some slides, to be read as often as an analysis needs. Make one with `open_stream`.
+    """One embedding of some slides, read as many times as an analysis needs. Make one with `open_stream`.
 
     Parameters
     ----------
     slides
         In the order of reading.
-    without
-        Slides that were left out since they lack the embedding.
+    skipped
+        Ids of slides that do not have the embedding.
     on_progress
-        Called while slides go by, labelled with the number of the pass.
+        Called after each block with the number of slides read, labelled with the number of the pass.
     """
 
     def __init__(
         self,
         slides: Sequence[SlideEmbedding],
-        without: Sequence[str] = (),
+        skipped: Sequence[str] = (),
         on_progress: OnProgress = ignore_progress,
     ) -> None:
         self.slides = tuple(slides)
-        self.without = tuple(without)
+        self.skipped = tuple(skipped)
         self.passes = 0
-        self.reads = Reads()
+        self.counts = PassCounts()
         self._on_progress = on_progress
 
     @property
@@ -93,18 +94,24 @@ class PatchStream:
 
     @property
     def encoder(self) -> str:
-        """Fingerprint of the encoder that made every embedding here."""
+        """Fingerprint of the encoder that made all these embeddings."""
         return str(self.slides[0].encoder["fingerprint"])
 
     @property
-    def ahead(self) -> int:
-        """Blocks read ahead: fewer where they are large, at least one."""
+    def read_ahead(self) -> int:
+        """Blocks that are read ahead: at least one, and fewer where they are large."""
         patches = max(np.prod(slide.array.block_shape) for slide in self.slides)
         block_bytes = int(patches) * self.dim * (2 + 4)  # float16 as stored, and the float32 made of it
-        return max(1, min(READ_AHEAD, BUDGET_BYTES // block_bytes))
+        return max(1, min(READ_AHEAD, READ_AHEAD_BYTES // block_bytes))
 
     def slide(self, slide_id: str) -> SlideEmbedding:
-        """Return a slide of the stream."""
+        """Return a slide of the stream.
+
+        Raises
+        ------
+        StoreError
+            If it is not one of them.
+        """
         for slide in self.slides:
             if slide.slide_id == slide_id:
                 return slide
@@ -119,22 +126,28 @@ class PatchStream:
         Yields
         ------
         PatchBlock
-            Every planned block once; of one that is not stored yet, no patches.
+            Every planned block once; one that is not stored yet has no patches.
+
+        Raises
+        ------
+        StoreError
+            If a block is damaged.
         """
         self.passes += 1
-        self.reads = Reads()
+        self.counts = PassCounts()
         order = {slide.slide_id: number for number, slide in enumerate(self.slides)}
-        with ThreadPoolExecutor(self.ahead) as pool:
+        with ThreadPoolExecutor(self.read_ahead) as pool:
+            # The next slide's tissue is read while the blocks of this one are.
             plans = _run_ahead(pool, _with_tissue, self.slides, 2)
             tasks = (
                 (slide, block, is_tissue[block.slices])
                 for slide, is_tissue in plans
                 for block in slide.planned(is_tissue)
             )
-            for patches, absent in _run_ahead(pool, _read, tasks, self.ahead):
-                self.reads.blocks += 1
-                self.reads.patches += len(patches.rows)
-                self.reads.absent[patches.slide_id] += absent
+            for patches, absent in _run_ahead(pool, _read, tasks, self.read_ahead):
+                self.counts.blocks += 1
+                self.counts.patches += len(patches.rows)
+                self.counts.absent[patches.slide_id] += absent
                 self._report(order[patches.slide_id])
                 yield patches
         self._report(len(self.slides))
@@ -145,7 +158,7 @@ class PatchStream:
     def by_slide(self) -> Iterator[tuple[SlideEmbedding, Iterator[PatchBlock]]]:
         """Make one pass, slide by slide; a slide without tissue comes with no blocks.
 
-        A slide's blocks must be taken before the next slide is asked for, as with `itertools.groupby`.
+        As with `itertools.groupby`, a slide's blocks must be used before the next slide is requested.
         """
         groups = groupby(self.blocks(), key=lambda patches: patches.slide_id)
         waiting = next(groups, None)
@@ -172,18 +185,18 @@ def open_stream(
     url
         Folder or URL of the feature store.
     slides
-        Only these; all that have the embedding if left out.
+        Only these; None for all that have the embedding.
     grid, encoder
-        Which embedding; needed when the slides hold several.
+        Which embedding; needed where the slides have several.
     on_progress
-        Told after each slide of a pass.
+        Called after each block with the number of slides read, labelled with the number of the pass.
 
     Raises
     ------
     AmbiguousSelectionError
-        If several embeddings fit; the message lists them.
+        If several embeddings match; the message lists them.
     StoreError
-        If there is no store, or none fits.
+        If there is no store, or none matches.
     """
     return PatchStream(*open_slides(Store.open(url), slides, grid, encoder), on_progress)
 
@@ -196,18 +209,19 @@ def _read(task: tuple[SlideEmbedding, Block, NDArray[np.bool_]]) -> tuple[PatchB
     slide, block, is_tissue = task
     rows, cols = np.nonzero(is_tissue)
     values = slide.array.read_block(block)[rows, cols].astype(np.float32)
-    # float16 cannot add up to a float32 infinity: the sum is finite exactly where every feature is.
-    there = np.isfinite(values.sum(axis=1))
-    absent = int((~there).sum())
+    # One sum a row is faster than a test of every feature, and as good: float16 values cannot add up to a float32
+    # infinity, so the sum is finite exactly where every feature is.
+    has_embedding = np.isfinite(values.sum(axis=1))
+    absent = int((~has_embedding).sum())
     if absent:
-        rows, cols, values = rows[there], cols[there], values[there]
+        rows, cols, values = rows[has_embedding], cols[has_embedding], values[has_embedding]
     return PatchBlock(slide.slide_id, rows + block.rows[0], cols + block.cols[0], values), absent
 
 
 def _run_ahead(
     pool: ThreadPoolExecutor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Iterator[Result]:
-    """Map in order, with at most `ahead` results waiting or in the making."""
+    """Map in order, with at most `ahead` results that wait or are being computed."""
     source = iter(items)
     waiting: deque[Future[Result]] = deque()
     try:
@@ -216,7 +230,7 @@ def _run_ahead(
             result = waiting.popleft().result()
             waiting.extend(pool.submit(function, item) for item in islice(source, 1))
             yield result
-            del result  # else it would be held while the next one is waited for
+            del result  # else this frame would keep the block alive while it waits for the next one
     finally:
         for future in waiting:
             future.cancel()

@@ -1,4 +1,4 @@
-"""One parquet file per slide, one row per patch: where it is, and what an analysis says of it."""
+"""Tables of an analysis: one parquet file per slide, one row per patch with its position and its results."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +16,19 @@ Columns = Mapping[str, NDArray[np.generic]]
 
 
 def check_file(file: Path) -> None:
-    """Refuse a place that no table can be written to, and make the folder that it is to lie in.
+    """Check that a table can be written to a path, and make the folder that it will be in.
+
+    Called before an analysis starts, so that hours of reading do not end in this error.
 
     Raises
     ------
     StoreError
-        If it is a URL or a folder, or lies below a file.
+        If it is a URL or a folder, or one of its parents is a file.
     """
-    if ":/" in str(file):
-        raise StoreError(f"tables are written on this machine, not to {file}; give a path, and copy them on")
+    if ":/" in str(file):  # one slash: a Path drops the other
+        raise StoreError(
+            f"tables are written on this machine, not to {file}; give a path, and copy them there"
+        )
     if file.is_dir():
         raise StoreError(f"{file} is a folder; give the path of a file for the table")
     try:
@@ -41,12 +45,14 @@ def check_folder(folder: Path) -> None:
     Raises
     ------
     StoreError
-        If it is a URL, or lies at or below a file.
+        If it is a URL, or it or one of its parents is a file.
     """
     check_file(folder / "slide.parquet")
 
 
-def places(slide_id: str, grid: PatchGrid, rows: NDArray[np.int64], cols: NDArray[np.int64]) -> pl.DataFrame:
+def patch_positions(
+    slide_id: str, grid: PatchGrid, rows: NDArray[np.int64], cols: NDArray[np.int64]
+) -> pl.DataFrame:
     """Return `slide`, `row`, `col` and the patches' centres `x_um`, `y_um` in microns from the top-left."""
     frame = pl.DataFrame(
         {
@@ -63,7 +69,7 @@ def write_patches(
     folder: Path, slide: SlideEmbedding, rows: NDArray[np.int64], cols: NDArray[np.int64], columns: Columns
 ) -> Path:
     """Write a slide's table, whole or not at all; rows in row-major order of the grid."""
-    frame = places(slide.slide_id, slide.grid, rows, cols).with_columns(
+    frame = patch_positions(slide.slide_id, slide.grid, rows, cols).with_columns(
         pl.Series(name, values) for name, values in columns.items()
     )
     return write_table(frame.sort("row", "col"), folder / f"{slide.slide_id}.parquet")

@@ -1,7 +1,7 @@
-"""Principal components of a whole cohort, exactly, in one pass: from the streamed mean and covariance.
+"""Exact principal components of a whole cohort in one pass, from the streamed mean and covariance.
 
-What is held is one ``(dim, dim)`` matrix, however many patches there are. Each block is centred on its own mean
-before it is squared, so that a large common mean costs no precision.
+Memory holds one ``(dim, dim)`` matrix, however many patches there are. Each block is centred on its own mean before
+its products are added, so a large common mean costs no precision.
 """
 
 from collections.abc import Iterator
@@ -20,8 +20,9 @@ from featurestore.analysis.patch_tables import check_folder, write_patches
 from featurestore.errors import IdentityMismatchError, StoreError
 
 MAX_DIM = 8192
-"""Two float64 matrices of this side are 1 GB."""
+"""Two float64 matrices of this side are 1 GB: the covariance, and its decomposition."""
 DEFAULT_COMPONENTS = 50
+"""As in scanpy."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Pca:
     explained_variance, explained_variance_ratio
         With n - 1, ``(k,)``; and as a share of the variance of all features.
     n_patches
-        How many patches it was made from.
+        Number of patches that it was fitted on.
     encoder
-        Fingerprint of the encoder whose embeddings it fits.
+        Fingerprint of the encoder of these embeddings.
     """
 
     mean: NDArray[np.float64]
@@ -60,7 +61,7 @@ class Pca:
         ------
         (str, xarray.DataArray)
             Slide id, and scores ``(y, x, component)`` float32 with coordinates in microns; NaN where a patch is
-            no tissue or has no embedding.
+            background or has no embedding.
         """
         self.check_fits(stream)
         for slide, blocks in stream.by_slide():
@@ -83,7 +84,7 @@ class Pca:
         """
         if stream.encoder != self.encoder:
             raise IdentityMismatchError(
-                f"these components were made from embeddings of encoder {self.encoder[:16]}, not {stream.encoder[:16]}; "
+                f"these components were fitted on embeddings of encoder {self.encoder[:16]}, not {stream.encoder[:16]}; "
                 "fit them on this embedding"
             )
 
@@ -106,12 +107,12 @@ def fit_pca(stream: PatchStream, components: int | None = None) -> Pca:
     Parameters
     ----------
     components
-        How many; 50 if left out, or as many as there are.
+        Number of components; None means 50, or as many as there are.
 
     Raises
     ------
     StoreError
-        If there are too few patches, or features for a matrix in memory.
+        If there are too few patches, or too many features for a matrix in memory.
     """
     dim = stream.dim
     if dim > MAX_DIM:
@@ -124,11 +125,12 @@ def fit_pca(stream: PatchStream, components: int | None = None) -> Pca:
     k = min(DEFAULT_COMPONENTS, most) if components is None else components
     if most < 1 or not 1 <= k <= most:
         raise StoreError(
-            f"{n} patches of {dim} features have {max(most, 0)} components, not {k}; ask for 1 to {max(most, 1)}"
+            f"{n} patches of {dim} features have {max(most, 0)} components, not {k}; give 1 to {max(most, 1)}"
         )
     total = float(np.trace(scatter))
     sizes, axes = eigh(scatter, lower=False, subset_by_index=(dim - k, dim - 1), overwrite_a=True)
     sizes, rows = np.maximum(sizes[::-1], 0), axes.T[::-1]
+    # An eigenvector's sign is arbitrary: the entry of largest size is made positive, so that runs agree.
     largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
     ratio = sizes / total if total > 0 else np.zeros(k)
     return Pca(mean, rows * np.where(largest < 0, -1.0, 1.0), sizes / (n - 1), ratio, n, stream.encoder)
@@ -137,18 +139,20 @@ def fit_pca(stream: PatchStream, components: int | None = None) -> Pca:
 def _scatter(stream: PatchStream) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """Return count, mean, and the sum of squared deviations as an upper triangle, ``(dim, dim)``."""
     n, mean = 0, np.zeros(stream.dim)
-    scatter = np.zeros((stream.dim, stream.dim), order="F")
+    scatter = np.zeros((stream.dim, stream.dim), order="F")  # in this order BLAS adds in place
     for patches in stream.blocks():
         m = len(patches.values)
         if not m:
             continue
-        # One more row than patches: the step between the means, weighted as Chan's merging asks for.
+        # One more row than patches: the difference of the means, weighted as in Chan, Golub & LeVeque (1979). So one
+        # product adds both terms.
         rows = np.empty((m + 1, stream.dim))
         rows[:m] = patches.values
         step = rows[:m].mean(axis=0)
         rows[:m] -= step
         step -= mean
         rows[m] = step * np.sqrt(n * m / (n + m))
+        # One triangle: half the work of a product of matrices.
         scatter = dsyrk(1.0, rows.T, beta=1.0, c=scatter, overwrite_c=True)
         mean += step * (m / (n + m))
         n += m

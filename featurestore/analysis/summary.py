@@ -1,7 +1,7 @@
-"""How many patches each slide has, and how their features are spread: one pass, per slide and over the cohort.
+"""Number of patches, and mean and standard deviation of their features, of each slide and of the cohort: one pass.
 
 Moments are merged as in Chan, Golub & LeVeque (1979), "Updating formulae and a pairwise algorithm for computing
-sample variances", in float64: no sum of squares is ever subtracted from another.
+sample variances", in float64: no two large sums of squares are subtracted from each other.
 """
 
 from typing import Any, Self
@@ -22,7 +22,7 @@ class Moments:
         self.squares = np.zeros(dim)
 
     def add(self, values: NDArray[Any]) -> None:
-        """Take in rows, ``(n, dim)``; none is fine."""
+        """Add rows, ``(n, dim)``; n may be 0."""
         if not len(values):
             return
         centred = values.astype(np.float64)
@@ -33,7 +33,7 @@ class Moments:
         self.merge(part)
 
     def merge(self, other: Self) -> None:
-        """Take in what another has seen."""
+        """Add the rows that another has counted."""
         if not other.n:
             return
         total = self.n + other.n
@@ -44,7 +44,7 @@ class Moments:
 
     @property
     def sd(self) -> NDArray[np.float64]:
-        """Standard deviation with n - 1; NaN of fewer than two rows."""
+        """Standard deviation of each feature with n - 1, ``(dim,)``; NaN of fewer than two rows."""
         if self.n < 2:
             return np.full(len(self.mean), np.nan)
         deviation: NDArray[np.float64] = np.sqrt(self.squares / (self.n - 1))
@@ -57,9 +57,9 @@ def summarise(stream: PatchStream) -> pl.DataFrame:
     Returns
     -------
     polars.DataFrame
-        One row per slide and, last, one with a null `slide` for the cohort. `patches`; `absent` tissue patches
-        without an embedding; `shift`, how far the slide's mean lies from the cohort's, in the cohort's standard
-        deviations (root mean square over features: a slide far out is stained or scanned unlike the others);
+        One row per slide and, last, one with a null `slide` for the cohort. `patches`; `absent`, tissue patches
+        without an embedding; `shift`, the distance of the slide's mean from the cohort's, in the cohort's standard
+        deviations (root mean square over features: a large one means another stain, scanner or tissue);
         `mean` and `sd` (n - 1) of each feature, null where there are too few patches.
     """
     cohort = Moments(stream.dim)
@@ -70,7 +70,7 @@ def summarise(stream: PatchStream) -> pl.DataFrame:
             moments.add(patches.values)
         cohort.merge(moments)
         slides.append((slide.slide_id, moments))
-    absent = stream.reads.absent
+    absent = stream.counts.absent
     rows = [_row(name, moments, absent[name], cohort) for name, moments in slides]
     vector = pl.Array(pl.Float64, stream.dim)
     return pl.DataFrame(
@@ -94,7 +94,7 @@ def _row(slide_id: str | None, moments: Moments, absent: int, cohort: Moments) -
 
 
 def _shift(moments: Moments, cohort: Moments) -> float | None:
-    varies = cohort.squares > 0
+    varies = cohort.squares > 0  # a constant feature has no standard deviation to measure in
     if not moments.n or not varies.any():
         return None
     steps = (moments.mean - cohort.mean)[varies] / cohort.sd[varies]

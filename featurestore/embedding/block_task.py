@@ -110,6 +110,7 @@ def embed_blocks(
     failures: list[PatchFailure] = []
     not_finite: dict[str, list[PatchFailure]] = {}
     patches = 0
+    # Across blocks: the first batch of the next block is read while the last one of this block is encoded.
     for batch in read_ahead(batches):
         keys = blocks[batch.block]
         for key in keys:
@@ -132,6 +133,7 @@ def embed_blocks(
             for key in keys:
                 failed = [*failures, *not_finite.get(key, [])]
                 _commit(store, arrays[key], stored, batch.block, key, buffers[key], failed)
+            # As a set, since a patch without a vector from two encoders is one patch.
             nan = len({(row, col) for rows in not_finite.values() for row, col, _ in rows})
             yield BlockResult(batch.block, len(keys), patches, len(failures) + nan)
             buffers, failures, not_finite, patches = {}, [], {}, 0

@@ -19,7 +19,7 @@ from featurestore.embedding.plan import (
 )
 from featurestore.embedding.plan import SlideResult as SlideResult
 from featurestore.encoders.protocol import Encoder
-from featurestore.errors import IdentityMismatchError, SlideError
+from featurestore.errors import SlideError
 from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
@@ -77,6 +77,7 @@ def embed(
     settings = settings or EmbedSettings()
     rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
     if (workers or scheduler) and not dry_run and rows:
+        # Here, since a run in this process needs no dask.
         from featurestore.embedding.dask_cluster import embed_on_cluster, local_client, remote_client
 
         connect = remote_client(scheduler) if scheduler else local_client(workers or 1)
@@ -86,6 +87,7 @@ def embed(
     if dry_run:
         probe = ThroughputProbe(encoders)
         return [_dry_run(sample, encoders, settings, probe) for sample in rows]
+    # After the encoders: a mistyped encoder or missing weights must leave no empty store behind.
     target = Store.open_or_create(url)
     results = []
     for sample in rows:
@@ -123,9 +125,7 @@ def _embed_slide(
     try:
         try:
             plan = plan_slide(store, slide, sample, encoders, settings)
-        except IdentityMismatchError:
-            raise
-        except SlideError as error:
+        except SlideError as error:  # only these: an identity mismatch concerns the whole run, and ends it
             return fail_slide(store, sample.slide_id, error)
         return _embed_planned(store, slide, plan, encoders, on_progress)
     finally:

@@ -1,4 +1,4 @@
-"""How much memory a worker will hold, said before it starts: arithmetic on the sizes of what it keeps.
+"""An estimate of the memory that a worker will hold, before it starts: arithmetic on the sizes of its buffers.
 
 Each size is the constant of the module that keeps the memory, so the two cannot drift apart. The result is an upper
 bound for slides that are read by tiles; flat pictures and flat TIFFs are held whole besides.

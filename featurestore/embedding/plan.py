@@ -184,10 +184,13 @@ def plan_slide(
     store.location.remove(failure_path(slide_id))  # it opened this time
     if settings.retry_failed:
         _clear_failures(store, slide_id, grid, arrays)
+    # Listed last, after everything that removes objects.
     missing: dict[str, list[Block]] = {}
     planned: list[Block] = []
     for key, array in arrays.items():
-        store.location.sweep_partials(array.path)
+        store.location.sweep_partials(
+            array.path
+        )  # here, since one process plans a slide: sweeping lists folders
         planned = stored.planned(array.block_shape)
         missing[key] = array.missing(planned)
     return SlidePlan(sample, stored, missing, planned)
@@ -205,8 +208,8 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     finest = min(slide.level_mpps)
     if grid.effective_mpp < finest * (1 - 1e-6):  # mpp from metadata carries rounding errors
         raise SlideError(
-            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, and patches were asked "
-            f"for at {spec.mpp:g}; ask for --mpp {finest:.4g} or coarser"
+            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, which is coarser than "
+            f"--mpp {spec.mpp:g}; give --mpp {finest:.4g} or more"
         )
     return grid
 
@@ -275,6 +278,7 @@ def dry_run_slide(
     found: Survey = survey(slide, grid, settings.tissue)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     blocks = stored.planned(settings.block_shape)
+    # Blocks at the edges are stored with their padding, so all objects have the same size.
     patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)
     # float16, and a CRC-32C of 4 bytes after the values.
     object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())

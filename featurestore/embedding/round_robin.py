@@ -44,7 +44,7 @@ class RoundRobin(Generic[T]):
         name, queue = self._queues.popitem(last=False)
         work = queue.popleft()
         if queue:
-            self._queues[name] = queue
+            self._queues[name] = queue  # at the end of the order: after all other names
         return name, work
 
     def drop(self, name: str) -> list[T]:

@@ -28,7 +28,7 @@ from featurestore.embedding.plan import (
     plan_slide,
 )
 from featurestore.encoders.protocol import Encoder, EncoderIdentity
-from featurestore.errors import FeatureStoreError, IdentityMismatchError, SlideError
+from featurestore.errors import FeatureStoreError, SlideError
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
@@ -40,7 +40,7 @@ OPEN_SLIDES = 8
 
 @dataclass(frozen=True)
 class PermanentFailure:
-    """An error that another try does not mend. It is returned, since dask retries a task that raises."""
+    """An error that another try cannot change. It is returned, since dask retries a task that raises."""
 
     error: FeatureStoreError
 
@@ -104,9 +104,7 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
         try:
             with _slide(job) as slide:
                 plan = plan_slide(store, slide, job.sample, dict(encoders), job.settings)
-        except IdentityMismatchError:
-            raise
-        except SlideError as error:
+        except SlideError as error:  # only these: an identity mismatch concerns the whole run, and ends it
             return fail_slide(store, job.sample.slide_id, error)
     except FeatureStoreError as error:
         return PermanentFailure(error)
@@ -149,6 +147,7 @@ class SharedEncoder:
     def __init__(self, encoder: Encoder, batch: int = BATCH) -> None:
         self._encoder, self._batch = encoder, batch
         self._requests: SimpleQueue[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]] = SimpleQueue()
+        # A daemon, since a thread that waits for requests must not keep a worker from ending.
         threading.Thread(
             target=self._process_requests, name=f"encode {encoder.identity.key}", daemon=True
         ).start()
@@ -209,7 +208,7 @@ class SlidePool:
     @contextmanager
     def acquire(self, key: Hashable, make: Callable[[], Slide]) -> Iterator[Slide]:
         """Yield the slide of a key, opened by `make` if it is not open. It stays open until the context ends."""
-        with self._lock:
+        with self._lock:  # also while it opens, or two threads would open the slide twice
             if key not in self._slides:
                 self._slides[key] = make()
             self._slides.move_to_end(key)
@@ -241,12 +240,14 @@ def _encoders(job: Job) -> dict[str, SharedEncoder]:
         return _load(job.run, job.settings)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(
+    maxsize=1
+)  # a second set of networks need not fit into memory: those of an earlier run are dropped
 def _load(run: str, settings: EmbedSettings) -> dict[str, SharedEncoder]:
     return {key: SharedEncoder(encoder) for key, encoder in load_encoders(settings).items()}
 
 
-@lru_cache(maxsize=4 * OPEN_SLIDES)
+@lru_cache(maxsize=4 * OPEN_SLIDES)  # a tissue map is small beside an open slide
 def _stored(run: str, url: str, slide_id: str, grid_key: str) -> tuple[Store, StoredGrid]:
     store = Store.open(url)
     return store, store.grid(slide_id, grid_key)

@@ -1,4 +1,4 @@
-"""Embeddings that another tool made, as values: what can be known of them, wherever they came from.
+"""Embeddings of other tools as values: what their files state, whatever the format.
 
 Terms
     level-0 px  pixels of the slide's finest level
@@ -21,23 +21,28 @@ class ExternalEmbeddings:
     Parameters
     ----------
     format
-        Who wrote it.
+        The tool that wrote the file.
     slide_id, encoder
-        As the file calls them.
+        As the file names them.
     features
         Shape ``(n, dim)``.
     coords_px
         Top-left corners ``(x, y)`` in level-0 px, shape ``(n, 2)``, in the order of `features`.
     patch_px
-        Side of a patch as the encoder saw it; None if the file does not say.
+        Side of a patch as the encoder saw it; None if the file does not state it.
     patch_level0_px
-        Its side in level-0 px; None if the file does not say.
+        Its side in level-0 px; None if the file does not state it.
     step_px
-        None if the file does not on_message: then the smallest distance counts.
+        In level-0 px; None if the file does not state it, and then it is found from the corners.
     mpp, size_px
-        Of level 0, if the file says so.
+        Of level 0; None if the file does not state it.
     facts
-        What else the file says of how they were made.
+        What else the file states of how the embeddings were made.
+
+    Raises
+    ------
+    StoreError
+        If there are no patches, or the arrays do not belong together.
     """
 
     format: str
@@ -56,13 +61,13 @@ class ExternalEmbeddings:
         if self.features.ndim != 2 or self.coords_px.shape != (len(self.features), 2):
             raise StoreError(
                 f"{self.format} file of slide {self.slide_id!r}: features {self.features.shape} and coordinates "
-                f"{self.coords_px.shape} do not go together; they should be (n, dim) and (n, 2)"
+                f"{self.coords_px.shape} do not belong together; they should be (n, dim) and (n, 2)"
             )
         if not len(self.features):
             raise StoreError(f"{self.format} file of slide {self.slide_id!r} holds no patch")
 
 
 def smallest_step(coords_px: NDArray[np.int64]) -> int:
-    """Return the step of a grid that corners lie on: the greatest common divisor of their distances."""
+    """Return the step of a grid that all corners are on: the greatest common divisor of their distances, 0 for one."""
     steps = [np.gcd.reduce(np.diff(np.unique(axis))) for axis in coords_px.T if len(np.unique(axis)) > 1]
     return int(np.gcd.reduce(steps)) if steps else 0

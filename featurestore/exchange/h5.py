@@ -1,7 +1,7 @@
 """TRIDENT and CLAM feature files: ``features (n, dim)`` and ``coords (n, 2)`` in one HDF5 file.
 
-TRIDENT says on `coords` how patches were cut (patch_size, patch_size_level0, overlap, magnifications);
-CLAM's feature files say nothing.
+TRIDENT describes the patches in attributes of `coords` (patch_size, patch_size_level0, overlap, magnifications);
+CLAM's feature files have none.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from featurestore.blocks import Block
-from featurestore.errors import StoreError
+from featurestore.errors import StoreError, first_line
 from featurestore.exchange.external import ExternalEmbeddings
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
@@ -28,7 +28,7 @@ def read_h5(path: Path) -> ExternalEmbeddings:
     Raises
     ------
     StoreError
-        If it is no HDF5 file, or has no features and coordinates.
+        If it is not an HDF5 file, or has no features and coordinates.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -37,27 +37,29 @@ def read_h5(path: Path) -> ExternalEmbeddings:
                 raise StoreError(f"{path} has no dataset {sorted(lacking)}; it holds {sorted(file)}")
             features = np.squeeze(file["features"][...])
             coords = np.squeeze(file["coords"][...]).astype(np.int64)
-            said = {name: _plain(value) for name, value in file["coords"].attrs.items()}
-            of_features = {name: _plain(value) for name, value in file["features"].attrs.items()}
+            coords_attrs = {name: _plain(value) for name, value in file["coords"].attrs.items()}
+            features_attrs = {name: _plain(value) for name, value in file["features"].attrs.items()}
     except OSError as error:
-        raise StoreError(f"{path} is no HDF5 file: {error}") from error
-    patch: Any = said.get("patch_size")
-    level0: Any = said.get("patch_size_level0")
+        raise StoreError(f"{path} is not an HDF5 file: {first_line(error)}") from error
+    patch: Any = coords_attrs.get("patch_size")
+    level0: Any = coords_attrs.get("patch_size_level0")
     step = None
     if patch and level0:
-        step = (patch - said.get("overlap", 0)) * level0 / patch
-    size: Any = (said.get("level0_width"), said.get("level0_height"))
+        # The overlap is in pixels of the patch, as the encoder saw it.
+        step = (patch - coords_attrs.get("overlap", 0)) * level0 / patch
+    size: Any = (coords_attrs.get("level0_width"), coords_attrs.get("level0_height"))
     return ExternalEmbeddings(
         format="TRIDENT" if level0 else "CLAM",
-        slide_id=str(said.get("name") or path.stem),
-        encoder=str(of_features.get("encoder") or ""),
+        slide_id=str(coords_attrs.get("name") or path.stem),
+        encoder=str(features_attrs.get("encoder") or ""),
         features=features,
         coords_px=coords,
         patch_px=int(patch) if patch and level0 else None,
         patch_level0_px=float(level0) if level0 else None,
         step_px=step,
         size_px=(int(size[0]), int(size[1])) if all(size) else None,
-        facts={"file_sha256": _sha256(path), **{k: v for k, v in said.items() if k != "savetodir"}},
+        # Without the folder in which it was written, which says nothing of the vectors.
+        facts={"file_sha256": _sha256(path), **{k: v for k, v in coords_attrs.items() if k != "savetodir"}},
     )
 
 
@@ -75,7 +77,12 @@ def _sha256(path: Path) -> str:
 def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Path) -> int:
     """Write one embedding as TRIDENT does, block by block; return the number of patches.
 
-    Patches that could not be read are left out. The file appears when it is whole.
+    Patches that could not be read are left out. The file appears when it is complete; an existing one is replaced.
+
+    Raises
+    ------
+    StoreError
+        If the slide has no such embedding, or blocks of it are missing or damaged.
     """
     stored, array = store.grid(slide_id, grid_key), store.embedding(slide_id, grid_key, encoder)
     grid, record = stored.grid, store.slide(slide_id)
@@ -84,6 +91,7 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
     scale = grid.effective_mpp / grid.slide_mpp
     with whole_file(path, sweep=True) as partial, h5py.File(partial, "w") as file:
         dim, n = array.shape[2], 0
+        # Shortened at the end: how many patches could be read is known when the last block is.
         most = int(stored.is_tissue.sum())
         features = file.create_dataset("features", (most, dim), "float32", maxshape=(None, dim))
         coords = file.create_dataset("coords", (most, 2), "int64", maxshape=(None, 2))

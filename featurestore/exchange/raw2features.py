@@ -25,19 +25,20 @@ def read_raw2features(path: Path, grid: str | None = None, model: str | None = N
     Raises
     ------
     StoreError
-        If it is no such store, or the choice is open.
+        If it is not such a store, or several grids or models match.
     """
     try:
         root = zarr.open_group(path, mode="r")
         grids: Any = root["grids"]
-        grid_key = _only(sorted(grids.keys()), grid, f"{path}: several grids", "--grid")
+        grid_key = _choose_name(sorted(grids.keys()), grid, f"{path}: several grids", "--grid")
         header: Any = dict(grids[grid_key].attrs)[HEADER]
         models = sorted(grids[grid_key]["features"].keys())
-        name = _only(models, model, f"{path}: several models", "--encoder")
+        name = _choose_name(models, model, f"{path}: several models", "--encoder")
         features = np.asarray(grids[grid_key]["features"][name][...])
         coords = np.asarray(grids[grid_key]["coords"][...]).astype(np.int64)
         source, patching = header["source"], header["patching"]
         facts = {"schema_version": header.get("schema_version"), "model": header.get("models", {}).get(name)}
+        # The store does not tell all that decides the vectors, so their content is part of the encoder's identity.
         digest = hashlib.sha256(
             features.tobytes() + coords.tobytes() + json.dumps(facts, sort_keys=True).encode()
         )
@@ -56,12 +57,12 @@ def read_raw2features(path: Path, grid: str | None = None, model: str | None = N
             facts={"content_sha256": digest.hexdigest(), **facts},
         )
     except (KeyError, OSError, ValueError, TypeError) as error:
-        if isinstance(error, StoreError):
+        if isinstance(error, StoreError):  # a ValueError, too
             raise
-        raise StoreError(f"{path} is no raw2features store: {error!r}") from error
+        raise StoreError(f"{path} is not a raw2features store: {error!r}") from error
 
 
-def _only(names: list[str], wanted: str | None, what: str, option: str) -> str:
-    if wanted in names or (wanted is None and len(names) == 1):
-        return wanted or names[0]
+def _choose_name(names: list[str], chosen: str | None, what: str, option: str) -> str:
+    if chosen in names or (chosen is None and len(names) == 1):
+        return chosen or names[0]
     raise StoreError(f"{what}; name one with {option}: {', '.join(names)}")

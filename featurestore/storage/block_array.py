@@ -1,7 +1,11 @@
 """A ``(y, x, channel)`` array in which one block of patches is one stored object.
 
-The embedding and the expression array are both this. What is done is what exists: `done` lists
-the objects, `missing` subtracts them from the plan. No write reads, and no two blocks share an object.
+Embeddings and expression maps are both such arrays. A block is done if its objects exist: `done` lists them, and
+`missing` subtracts them from the planned ones. No write reads, and no two blocks share an object.
+
+Terms
+    block   a rectangle of patches with all its channels
+    object  what the store holds under one key: a block, or one group of its channels where they are split
 """
 
 import math
@@ -38,8 +42,9 @@ class BlockArray:
     def __init__(self, location: Location, path: str, array: "zarr.Array[Any]") -> None:
         self.location = location
         self.path = path
-        # A block whose patches all failed is NaN throughout; unwritten, it would never be done. zarr
-        # forgets this setting when an array is opened, so it is set here and nowhere else.
+        # By default zarr does not write a chunk that holds only the fill value. A block whose patches all failed is
+        # NaN throughout and must be written, or it would never be done. The setting is not stored in the array's
+        # metadata, so it is made here, where every array that is created or opened passes.
         self._array = array.with_config({"write_empty_chunks": True})
 
     @classmethod
@@ -54,7 +59,13 @@ class BlockArray:
         dims: tuple[str, str, str],
         attrs: dict[str, Any],
     ) -> "BlockArray":
-        """Create an empty array: unwritten blocks read as NaN."""
+        """Create an empty array: unwritten blocks read as NaN.
+
+        Raises
+        ------
+        zarr.errors.ContainsArrayError
+            If there is one already.
+        """
         array = zarr.create_array(
             location.zarr(),
             name=path,
@@ -62,6 +73,8 @@ class BlockArray:
             chunks=chunks,
             dtype=dtype,
             fill_value=float("nan"),
+            # The checksum, since without it a flipped byte is read silently. No compression: it saves a tenth, and costs
+            # half of the writing speed and some of the reading, see docs/results.md.
             compressors=[Crc32cCodec()],
             dimension_names=dims,
             attributes=attrs,
@@ -77,6 +90,7 @@ class BlockArray:
         StoreError
             If there is none, or it is not three-dimensional.
         """
+        # With the format given: zarr would also look for the documents of format 2, a request each.
         try:
             array = zarr.open_array(
                 location.zarr(read_only=read_only), path=path, mode="r" if read_only else "r+", zarr_format=3
@@ -84,7 +98,7 @@ class BlockArray:
         except FileNotFoundError as error:
             raise StoreError(f"{location.label} holds no array {path}") from error
         if array.ndim != 3:
-            raise StoreError(f"{location.label}/{path} has {array.ndim} dims; a block array has 3")
+            raise StoreError(f"{location.label}/{path} has {array.ndim} dimensions; a block array has 3")
         return cls(location, path, array)
 
     @property
@@ -94,7 +108,7 @@ class BlockArray:
 
     @property
     def dims(self) -> tuple[str | None, ...]:
-        """Names of the dims, as stored."""
+        """Names of the dimensions, as stored."""
         names = self._array.metadata.dimension_names if self._array.metadata.zarr_format == 3 else None
         return tuple(names or ())
 
@@ -116,7 +130,7 @@ class BlockArray:
 
     @property
     def n_groups(self) -> int:
-        """How many objects one block takes: 1, unless channels are split into groups."""
+        """Objects in one block: 1, unless channels are split into groups."""
         return max(1, math.ceil(self.shape[2] / self._array.chunks[2]))
 
     @property
@@ -131,7 +145,7 @@ class BlockArray:
         return False
 
     def object_path(self, index: tuple[int, int], group: int = 0) -> str:
-        """Return where one of a block's objects lies, below the store's root."""
+        """Return the path of one of a block's objects below the store's root."""
         return f"{self.path}/c/{index[0]}/{index[1]}/{group}"
 
     @property
@@ -157,6 +171,8 @@ class BlockArray:
         expected = (*block.shape, self.shape[2])
         if values.shape != expected:
             raise StoreError(f"cannot write block {block.index}: its shape is {expected}, not {values.shape}")
+        # zarr would write a shifted rectangle by reading and rewriting the objects that it touches: two workers that
+        # do so at once lose each other's patches.
         start = (block.index[0] * self.block_shape[0], block.index[1] * self.block_shape[1])
         if (block.rows[0], block.cols[0]) != start:
             raise StoreError(
@@ -231,23 +247,24 @@ class BlockArray:
         return np.asarray(self._array[slice(*rows), slice(*cols), channels])
 
     def objects(self) -> dict[tuple[int, ...], int]:
-        """Chunk index -> bytes of every object that exists; one listing."""
+        """Return chunk index -> bytes of every object that exists; one listing."""
         return {index: entry.size for index, entry in self.entries().items()}
 
     def entries(self) -> dict[tuple[int, ...], Entry]:
-        """Chunk index -> bytes and date of every object that exists; one listing."""
+        """Return chunk index -> bytes and date of every object that exists; one listing."""
         indexed = ((chunk_index(name), entry) for name, entry in self.location.entries(self.path).items())
         return {index: entry for index, entry in indexed if index is not None}
 
     def done(self) -> set[tuple[int, int]]:
-        """Blocks all of whose objects exist; one listing."""
+        """Return the indices of the blocks all of whose objects exist; one listing."""
+        # A block of several objects is done with the last of them: a killed task may have written some.
         counts: dict[tuple[int, int], int] = {}
         for row, col, _ in self.objects():
             counts[row, col] = counts.get((row, col), 0) + 1
         return {index for index, count in counts.items() if count == self.n_groups}
 
     def missing(self, planned: Iterable[Block]) -> list[Block]:
-        """Return the planned blocks that do not exist yet, in their order."""
+        """Return the planned blocks that do not exist yet, in the order given."""
         done = self.done()
         return [block for block in planned if block.index not in done]
 

@@ -1,7 +1,7 @@
-"""Blocks of remote stores, kept on the local disk up to a cap: the second epoch costs no download.
+"""Blocks of remote stores, kept on the local disk up to a limit: the second epoch costs no download.
 
-They lie in ``blocks/`` below the folder of fetched slides (``HISTOSGE_CACHE``); ``HISTOSGE_BLOCK_CACHE_GB`` is
-the cap, 0 keeps none. A copy appears whole, by a rename; whoever reads it compares its checksum.
+They are in ``blocks/`` below the folder of fetched slides (``HISTOSGE_CACHE``); ``HISTOSGE_BLOCK_CACHE_GB`` is the
+limit, and 0 keeps none. A copy appears whole, by a rename; the reader compares its checksum.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from featurestore.whole_file import whole_file
 
 ENV_GB = "HISTOSGE_BLOCK_CACHE_GB"
 DEFAULT_GB = 10.0
-_LEAVE = 0.9
-"""Share of the cap that is left when it was reached, so that not every write makes room."""
+_SHARE_AFTER_EVICTION = 0.9
+"""Share of the limit that eviction leaves: with all of it, every further write would list the folder and evict."""
 
 
 class BlockCache:
@@ -26,12 +26,12 @@ class BlockCache:
     folder
         Made when the first object is kept.
     cap_bytes
-        Of all objects in it.
+        Limit for all objects together.
     """
 
     def __init__(self, folder: Path, cap_bytes: int) -> None:
         self.folder, self.cap_bytes = folder, cap_bytes
-        self._held: int | None = None
+        self._held_bytes: int | None = None
         self._lock = threading.Lock()
 
     @classmethod
@@ -45,13 +45,13 @@ class BlockCache:
         path = self._path(key)
         try:
             data = path.read_bytes()
-            os.utime(path)
+            os.utime(path)  # eviction goes by this time, since many file systems record no access times
         except OSError:  # not here, or removed by another process meanwhile
             return None
         return data
 
     def write(self, key: str, data: bytes) -> None:
-        """Keep an object if there is room on the disk; what was used longest ago makes way."""
+        """Keep an object if the disk has space for it; the least recently used ones are evicted."""
         if len(data) > self.cap_bytes:
             return
         try:
@@ -60,15 +60,18 @@ class BlockCache:
         except OSError:  # a full disk: the block is in memory, that is enough
             return
         with self._lock:
-            self._held = self._measure() if self._held is None else self._held + len(data)
-            if self._held > self.cap_bytes:
-                self._held = self._make_room()
+            # Counted once and then added up; what other processes write in between is found at the next eviction.
+            self._held_bytes = (
+                self._total_bytes() if self._held_bytes is None else self._held_bytes + len(data)
+            )
+            if self._held_bytes > self.cap_bytes:
+                self._held_bytes = self._evict()
 
     def _path(self, key: str) -> Path:
         return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
 
     def _files(self) -> list[tuple[float, int, Path]]:
-        """Return (last use, bytes, path) of what is there."""
+        """Return (last use, bytes, path) of every file."""
         found = []
         for entry in os.scandir(self.folder):
             try:
@@ -78,14 +81,14 @@ class BlockCache:
             found.append((status.st_mtime, status.st_size, Path(entry.path)))
         return found
 
-    def _measure(self) -> int:
+    def _total_bytes(self) -> int:
         return sum(size for _, size, _ in self._files())
 
-    def _make_room(self) -> int:
+    def _evict(self) -> int:
         files = sorted(self._files())
         held = sum(size for _, size, _ in files)
         for _, size, path in files:
-            if held <= _LEAVE * self.cap_bytes:
+            if held <= _SHARE_AFTER_EVICTION * self.cap_bytes:
                 break
             path.unlink(missing_ok=True)
             held -= size

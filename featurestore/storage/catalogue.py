@@ -1,6 +1,6 @@
 """What a store holds: one row per slide, grid and encoder, as a polars frame.
 
-What is done is counted from one listing of each slide; failures are quoted, never decided upon.
+Done blocks are counted from one listing of each slide. Failure records are shown, and decide nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,13 +35,17 @@ SCHEMA: dict[str, Any] = {
 def catalogue(url: PathOrUrl) -> pl.DataFrame:
     """List a store.
 
+    Parameters
+    ----------
+    url
+        Folder or URL.
+
     Returns
     -------
     polars.DataFrame
-        Columns as in `SCHEMA`. `state` is ``done``, ``partial`` or ``failed``; `done` and `planned`
-        count blocks; `patches` tissue patches; `unreadable` patches without a vector, and
-        `reason` why the first of them has none; `modified`
-        is when the last block was written (UTC).
+        Columns as in `SCHEMA`. `state` is ``done``, ``partial`` or ``failed``; `done` and `planned` count blocks;
+        `patches` counts tissue patches, and `unreadable` those without a vector; `reason` is why the first of them
+        has none; `modified` is when the last block was written (UTC).
 
     Raises
     ------
@@ -56,6 +60,7 @@ def _rows(store: Store) -> Iterator[dict[str, Any]]:
     slides_failed, blocks_failed = store.failures()
     for slide_id in sorted(known | set(slides_failed)):
         rows = list(_slide_rows(store, slide_id, blocks_failed)) if slide_id in known else []
+        # Both: a slide that could not be opened in the last run may hold blocks of an earlier one.
         if slide_id in slides_failed:
             yield _row(slide=slide_id, state="failed", reason=slides_failed[slide_id])
         yield from rows
@@ -64,10 +69,11 @@ def _rows(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
-    """One listing of the slide, its own document, and the tissue of each grid: no more is asked of a store."""
+    """Yield the rows of a slide: it costs one listing, the slide's document, and the tissue of each grid."""
     entries = store.location.entries(slide_id)
     documents = _documents(store, slide_id, entries)
     attrs = documents(f"{slide_id}/zarr.json")["attributes"]
+    # From the listing of the whole slide: to list its folders one by one would cost a request for each.
     for grid_key in sorted({name.split("/")[0] for name in entries if name.count("/") >= 2}):
         grid_attrs = documents(f"{slide_id}/{grid_key}/zarr.json").get("attributes", {})
         if not grid_attrs.get("grid"):
@@ -87,8 +93,9 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
             }
             rows, cols, _ = array["chunk_grid"]["configuration"]["chunk_shape"]
             planned = {block.index for block in planned_blocks(tissue, (rows, cols))}
+            # Objects of blocks without tissue do not count as done; `validate` reports them.
             done = len(planned & {(row, col) for row, col, _ in chunks})
-            unreadable, reason = _failed(
+            unreadable, reason = _failure_summary(
                 store, blocks_failed.get(f"{slide_id}/{grid_key}/{encoder_slug}", [])
             )
             encoder = array["attributes"]["encoder"]
@@ -111,9 +118,9 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
 
 
 def _documents(store: Store, slide_id: str, entries: dict[str, Entry]) -> Callable[[str], dict[str, Any]]:
-    """Return what reads a zarr.json of a slide: from the slide's consolidated document where that has it."""
+    """Return a function that reads a zarr.json of a slide, from the consolidated document where that has it."""
     own = store.location.read_json(f"{slide_id}/zarr.json") or {"attributes": {}}
-    gathered = (own.get("consolidated_metadata") or {}).get("metadata") or {}
+    consolidated = (own.get("consolidated_metadata") or {}).get("metadata") or {}
 
     def read(path: str) -> dict[str, Any]:
         below = path.removeprefix(f"{slide_id}/")
@@ -121,13 +128,13 @@ def _documents(store: Store, slide_id: str, entries: dict[str, Entry]) -> Callab
             return own
         if below not in entries:
             return {}
-        return gathered.get(below.removesuffix("/zarr.json")) or store.location.read_json(path) or {}
+        return consolidated.get(below.removesuffix("/zarr.json")) or store.location.read_json(path) or {}
 
     return read
 
 
-def _failed(store: Store, paths: list[str]) -> tuple[int, str | None]:
-    """Return how many patches of some blocks have no vector, and why the first has none."""
+def _failure_summary(store: Store, paths: list[str]) -> tuple[int, str | None]:
+    """Return how many patches of some blocks have no vector, and why the first of them has none."""
     records = [record for path in paths if (record := store.location.read_json(path))]
     reason = next((str(record["reason"]) for record in records if record.get("reason")), None)
     return sum(len(record.get("patches", [])) for record in records), reason

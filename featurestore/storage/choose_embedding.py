@@ -1,32 +1,42 @@
-"""Which of several embeddings is meant: by grid and encoder, or the only one there is. Arithmetic on names."""
+"""Choose one of several embeddings, by grid and encoder, or the only one that exists. Names only, no I/O."""
 
 from collections.abc import Iterable, Mapping
 
 from featurestore.errors import AmbiguousSelectionError, StoreError
 from featurestore.names import slug
 
-Pair = tuple[str, str]
-"""A grid key and an encoder slug."""
+EmbeddingName = tuple[str, str]
+"""Grid key and encoder slug: together with a slide id, where an embedding is in a store."""
 
 
-def choose(found: Mapping[str, Iterable[Pair]], grid: str | None, encoder: str | None, label: str) -> Pair:
-    """Resolve the one embedding that is meant.
+def choose_embedding(
+    found: Mapping[str, Iterable[EmbeddingName]], grid: str | None, encoder: str | None, label: str
+) -> EmbeddingName:
+    """Return the only embedding that matches.
 
     Parameters
     ----------
     found
         Slide id -> the embeddings that it has.
     grid, encoder
-        As the user named them; None leaves it open.
+        Grid key, and encoder key or slug, as the user named them; None matches any.
     label
         The store, for messages.
+
+    Raises
+    ------
+    AmbiguousSelectionError
+        If several match; the message lists them.
+    StoreError
+        If none matches; the message lists what there is.
     """
-    pairs = sorted({pair for of_slide in found.values() for pair in of_slide})
-    fitting = [(g, e) for g, e in pairs if grid in (None, g) and (encoder is None or slug(encoder) == e)]
-    if len(fitting) == 1:
-        return fitting[0]
-    listed = "; ".join(f"--grid {g} --encoder {e}" for g, e in (fitting or pairs))
-    if fitting:
+    names = sorted({name for of_slide in found.values() for name in of_slide})
+    matching = [(g, e) for g, e in names if grid in (None, g) and (encoder is None or slug(encoder) == e)]
+    if len(matching) == 1:
+        return matching[0]
+    # As options that can be pasted into the command.
+    listed = "; ".join(f"--grid {g} --encoder {e}" for g, e in (matching or names))
+    if matching:
         raise AmbiguousSelectionError(f"{label} holds several embeddings; name one of: {listed}")
     raise StoreError(
         f"{label} holds no embedding for grid {grid or 'any'}, encoder {encoder or 'any'}; "

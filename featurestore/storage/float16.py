@@ -1,6 +1,7 @@
-"""Float16 values as bits: numpy's own conversions take one value at a time, these take many.
+"""Conversions and tests of float16 arrays by integer arithmetic on their bits.
 
-Exact: the same float32 values as `astype`, and the same rows as `isnan`. Arithmetic alone, no I/O.
+numpy converts float16 one value at a time; these use vector instructions and give exactly the same results: the
+float32 values of `astype`, and the rows of `isnan`. Arithmetic alone, no I/O.
 """
 
 from typing import Any
@@ -16,11 +17,12 @@ _SCALE = np.float32(2.0**112)
 
 
 def has_nan(values: NDArray[Any]) -> bool:
-    """Return whether a contiguous array holds NaN anywhere: several times faster than looking row by row."""
+    """Tell whether a contiguous array holds NaN anywhere: several times faster than testing row by row."""
     if values.dtype != np.float16 or values.size == 0:
         return bool(np.isnan(values).any())
     flat = values.reshape(-1)
-    # Signed, negative values lie below; unsigned, they lie above: each view shows the NaN of one sign.
+    # NaN has the largest bits among values of its sign. As signed integers negative values are below all others, as
+    # unsigned ones above: the maximum of each view finds NaN of one sign.
     return bool(flat.view(np.int16).max() > _INFINITE or flat.view(np.uint16).max() > (_SIGN | _INFINITE))
 
 
@@ -35,15 +37,23 @@ def nan_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def rows_without_nan(values: NDArray[Any], wanted: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the wanted rows of ``(n, dim)`` that hold no NaN, ascending; the others are not looked at."""
+    """Return the wanted rows of ``(n, dim)`` that hold no NaN, ascending; the others are not read."""
     rows = np.flatnonzero(wanted)
+    # Run by run of neighbouring rows: slices are views, and picking rows by an index would copy them.
     runs = np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1)
     kept = [run[~nan_rows(values[run[0] : run[-1] + 1])] for run in runs if len(run)]
     return np.concatenate(kept) if kept else rows
 
 
 def to_float32(values: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
-    """Return finite values as float32; infinities and NaN are refused.
+    """Return finite values as float32.
+
+    Parameters
+    ----------
+    values
+        Any shape, contiguous.
+    out
+        Memory for the result, of the same shape.
 
     Raises
     ------
@@ -58,8 +68,10 @@ def to_float32(values: NDArray[Any], out: NDArray[np.float32] | None = None) -> 
         values.view(np.int16).max() >= _INFINITE or values.view(np.uint16).max() >= (_SIGN | _INFINITE)
     ):
         raise ValueError("values that are not finite cannot be converted by their bits")
+    # float16 has 5 bits of exponent and 10 of fraction, float32 8 and 23. Shifted by 13 they meet the field of the
+    # fraction and the low end of that of the exponent, which makes the value too small by 2**112, subnormal ones too.
     bits = out.view(np.int32)
-    bits[...] = values.view(np.int16)  # keeps the sign in the topmost bit
+    bits[...] = values.view(np.int16)  # extends the sign, so that it stays in the topmost bit
     bits <<= 13
     bits &= np.int32(-0x70002000)  # the sign, and the 15 bits of exponent and fraction
     np.multiply(out, _SCALE, out=out)

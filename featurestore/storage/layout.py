@@ -1,6 +1,6 @@
-"""Names and dims of a store: docs/SPEC.md as values. No I/O.
+"""Names and dimensions of a store: docs/SPEC.md as values. No I/O.
 
-A path below is always relative to the store's root, with ``/`` between its segments.
+Paths are relative to the store's root, with ``/`` between their segments.
 """
 
 import re
@@ -19,7 +19,7 @@ GRID_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {
     "tissue": (("y", "x"), "uint8"),
     "rgb": (("y", "x", "channel"), "uint8"),
 }
-"""Array -> (dims, dtype) of what every grid holds."""
+"""Arrays of every grid: name -> (dimensions, dtype)."""
 
 _CHUNK = re.compile(r"c/(\d+)/(\d+)/(\d+)")
 
@@ -42,7 +42,8 @@ def embedding_path(slide_id: str, grid_key: str, encoder_key: str) -> str:
 def failure_path(
     slide_id: str, grid_key: str = "", encoder_key: str = "", block: tuple[int, int] | None = None
 ) -> str:
-    """Path of the JSON that says why a slide, or some patches of a block, could not be read."""
+    """Path of the JSON document with the reason why a slide, or some patches of a block, could not be read."""
+    # A document for each block: workers write theirs without reading those of others.
     parts = [FAILURES, slide_id]
     if block is not None:
         parts += [grid_key, slug(encoder_key), f"{block[0]}.{block[1]}"]
@@ -50,6 +51,6 @@ def failure_path(
 
 
 def chunk_index(relative: str) -> tuple[int, ...] | None:
-    """Return the index of a chunk from its path below the array, or None if it is no chunk."""
+    """Return the index of a chunk from its path below the array, or None if it is not a chunk."""
     match = _CHUNK.fullmatch(relative)
     return tuple(int(part) for part in match.groups()) if match else None

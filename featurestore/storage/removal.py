@@ -1,4 +1,4 @@
-"""Taking slides, grids or encoders out of a store."""
+"""Remove slides, grids or encoders from a store."""
 
 from featurestore.errors import StoreError
 from featurestore.location import PathOrUrl
@@ -9,26 +9,30 @@ from featurestore.storage.store import Store
 def remove(
     url: PathOrUrl, slide: str | None, grid: str | None, encoder: str | None, *, dry_run: bool = False
 ) -> list[str]:
-    """Remove what fits all the given names; return the paths.
+    """Remove what matches all the given names; return the paths.
 
     Parameters
     ----------
+    url
+        Folder or URL.
     slide, grid, encoder
-        None means any; at least one is needed.
+        None matches any; at least one is needed.
     dry_run
-        Only say what would go.
+        Remove nothing, only return the paths.
 
     Raises
     ------
     StoreError
-        If no name was given, or nothing fits.
+        If no name was given, or nothing matches.
     """
     if slide is None and grid is None and encoder is None:
         raise StoreError("rm needs --slide, --grid or --encoder; to remove a whole store, delete its folder")
     store = Store.open(url)
     targets = list(_targets(store, slide, grid, encoder))
     if not targets:
-        raise StoreError(f"nothing in {store.location.label} fits; see: histosge ls {store.location.label}")
+        raise StoreError(
+            f"nothing in {store.location.label} matches; see: histosge ls {store.location.label}"
+        )
     if not dry_run:
         for target in targets:
             store.remove(*target)
@@ -42,7 +46,7 @@ def _targets(
     slides = [name for name in known if slide in (None, name)]
     if grid is None and encoder is None:
         return [(name, None, None) for name in slides]
-    # Folders, not whole grids: a half-written one must be removable too.
+    # Folders, not complete grids: one that was written half must be removable, too.
     grids = [(s, g) for s in slides for g in store.location.folders(s) if grid in (None, g)]
     if encoder is None:
         return [(s, g, None) for s, g in grids]

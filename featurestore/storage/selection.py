@@ -1,7 +1,7 @@
-"""Which embeddings of a store are analysed together: one grid, one encoder, the slides that have both.
+"""Open the embeddings that are analysed or trained on together: one grid, one encoder, all slides that have both.
 
-A slide's metadata costs one request, since its group gathers it. Embeddings of unlike encoders are never mixed:
-the fingerprints must agree.
+A slide's metadata costs one request, since it is consolidated in the slide's group. Embeddings of different encoders
+are never mixed: the fingerprints must agree.
 """
 
 import warnings
@@ -19,13 +19,13 @@ from featurestore.blocks import Block, planned_blocks
 from featurestore.errors import IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
-from featurestore.storage.choose_embedding import Pair, choose
+from featurestore.storage.choose_embedding import EmbeddingName, choose_embedding
 from featurestore.storage.layout import EMBEDDING, embedding_path, grid_path
 from featurestore.storage.store import Store
 from featurestore.tissue.threshold import is_tissue
 
-AT_ONCE = 16
-"""Slides whose metadata is read at once: on an object store nearly all of it is waiting."""
+METADATA_THREADS = 16
+"""Slides whose metadata is read at once. On an object store that is nearly all waiting, so more than the cores."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class SlideEmbedding:
     Parameters
     ----------
     slide_id, grid
-        Whose, and where its patches are.
+        The slide, and the positions of its patches.
     array
         The embedding, ``(y, x, feature)``.
     encoder
-        Attributes that say what made it: `key`, `dim`, `fingerprint`.
+        Attributes of the encoder: `key`, `dim`, `facts`, `fingerprint`.
     """
 
     slide_id: str
@@ -58,7 +58,7 @@ class SlideEmbedding:
         return is_tissue(self._tissue[...])
 
     def planned(self, is_tissue: NDArray[np.bool_]) -> list[Block]:
-        """Blocks with tissue: those that are stored, or will be."""
+        """Return the blocks with tissue: those that are stored, or will be."""
         return planned_blocks(is_tissue, self.array.block_shape)
 
 
@@ -72,7 +72,7 @@ def open_slides(
     slide_ids
         Only these; None for all.
     grid, encoder
-        May be left out where the slides hold only one.
+        None where the slides have only one.
 
     Returns
     -------
@@ -84,46 +84,47 @@ def open_slides(
     AmbiguousSelectionError
         If several embeddings fit; the message lists them.
     IdentityMismatchError
-        If the slides were embedded by unlike encoders of the same name.
+        If the slides were embedded by different encoders of the same name.
     StoreError
-        If nothing fits, or a slide that was named does not.
+        If nothing matches, or a slide that was named does not.
     """
-    there = store.slide_ids()
-    unknown = sorted(set(slide_ids or []) - set(there))
+    known = store.slide_ids()
+    unknown = sorted(set(slide_ids or []) - set(known))
     if unknown:
         raise StoreError(
             f"{store.location.label} holds no slide {unknown[0]!r}; see: histosge ls {store.location.label}"
         )
-    names = there if slide_ids is None else sorted(set(slide_ids))
+    # Sorted by id: this order decides shuffles and clusters, so it must not depend on the caller's.
+    names = known if slide_ids is None else sorted(set(slide_ids))
     zarr_store = store.location.zarr(read_only=True)
-    with warnings.catch_warnings(), ThreadPoolExecutor(AT_ONCE) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(METADATA_THREADS) as pool:
         warnings.simplefilter("ignore", category=ZarrUserWarning)
         opened = list(pool.map(lambda name: _embeddings(store, zarr_store, name), names))
     found = dict(zip(names, opened, strict=True))
-    chosen = choose(found, grid, encoder, store.location.label)
+    chosen = choose_embedding(found, grid, encoder, store.location.label)
     slides = [pairs[chosen] for pairs in found.values() if chosen in pairs]
-    without = [name for name, pairs in found.items() if chosen not in pairs]
-    if slide_ids is not None and without:
+    lacking = [name for name, pairs in found.items() if chosen not in pairs]
+    if slide_ids is not None and lacking:
         raise StoreError(
-            f"slide {without[0]!r} has no embedding --grid {chosen[0]} --encoder {chosen[1]} "
+            f"slide {lacking[0]!r} has no embedding --grid {chosen[0]} --encoder {chosen[1]} "
             f"in {store.location.label}; leave it out, or embed it first"
         )
     _check_one_encoder(slides)
-    return slides, without
+    return slides, lacking
 
 
-def _embeddings(store: Store, zarr_store: Any, slide_id: str) -> dict[Pair, SlideEmbedding]:
+def _embeddings(store: Store, zarr_store: Any, slide_id: str) -> dict[EmbeddingName, SlideEmbedding]:
     group = zarr.open_group(zarr_store, path=slide_id, mode="r", zarr_format=3)
-    gathered = group.metadata.consolidated_metadata
-    if gathered is None:  # planned by a run that was killed before it could gather the metadata
+    consolidated = group.metadata.consolidated_metadata
+    if consolidated is None:  # the run that planned the slide was killed before it consolidated the metadata
         pairs = [(g, e) for g in store.grid_keys(slide_id) for e in store.encoder_slugs(slide_id, g)]
     else:
-        paths = (path.split("/") for path in gathered.flattened_metadata)
+        paths = (path.split("/") for path in consolidated.flattened_metadata)
         pairs = [(parts[0], parts[1]) for parts in paths if parts[2:] == [EMBEDDING]]
     return {pair: _embedding(store, group, slide_id, pair) for pair in pairs}
 
 
-def _embedding(store: Store, group: zarr.Group, slide_id: str, pair: Pair) -> SlideEmbedding:
+def _embedding(store: Store, group: zarr.Group, slide_id: str, pair: EmbeddingName) -> SlideEmbedding:
     path = embedding_path(slide_id, *pair)
     array = _array(group, path.removeprefix(f"{slide_id}/"))
     grid_group = group[pair[0]]
@@ -144,11 +145,12 @@ def _array(group: zarr.Group, path: str) -> "zarr.Array[Any]":
 
 
 def _check_one_encoder(slides: Sequence[SlideEmbedding]) -> None:
+    # By fingerprint, since one key may have been loaded with other weights on another day.
     first = slides[0]
     for slide in slides[1:]:
         if slide.encoder["fingerprint"] != first.encoder["fingerprint"]:
             raise IdentityMismatchError(
-                f"slides {first.slide_id!r} and {slide.slide_id!r} were embedded by unlike encoders "
+                f"slides {first.slide_id!r} and {slide.slide_id!r} were embedded by different encoders "
                 f"{first.encoder['key']!r}: fingerprints {first.encoder['fingerprint'][:16]} and "
                 f"{slide.encoder['fingerprint'][:16]}; name slides of one of them"
             )

@@ -26,7 +26,7 @@ from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import BlockArray
-from featurestore.storage.choose_embedding import choose
+from featurestore.storage.choose_embedding import choose_embedding
 from featurestore.storage.layout import (
     EMBEDDING,
     EMBEDDING_DIMS,
@@ -46,18 +46,18 @@ from featurestore.tissue.threshold import is_tissue
 
 @dataclass(frozen=True)
 class SlideRecord:
-    """What a store says of a slide.
+    """The metadata of a slide in a store.
 
     Parameters
     ----------
     slide_id
         Its name in the store.
     source
-        Path or URL of the file, credentials stripped.
+        Path or URL of the file, without credentials.
     size_px, mpp
         ``(width, height)`` and microns per pixel at level 0.
     fingerprint
-        Of the file's content.
+        Of the file's content, see `featurestore.slides.fingerprint`.
     """
 
     slide_id: str
@@ -78,12 +78,12 @@ class SlideRecord:
 
 @dataclass(frozen=True)
 class StoredGrid:
-    """A grid as it lies in a store: where the patches are and which hold tissue.
+    """A grid as it is stored: the positions of its patches, and which of them hold tissue.
 
     Parameters
     ----------
     slide_id, grid
-        Whose, and the lattice.
+        The slide, and the grid.
     tissue
         Share of each patch that is tissue, 0..255, shape ``(n_rows, n_cols)``.
     rgb
@@ -101,7 +101,7 @@ class StoredGrid:
         return is_tissue(self.tissue)
 
     def planned(self, block_shape: tuple[int, int]) -> list[Block]:
-        """Blocks that hold at least one tissue patch: those that will exist."""
+        """Return the blocks that hold at least one tissue patch: those that are stored, or will be."""
         return planned_blocks(self.is_tissue, block_shape)
 
 
@@ -120,7 +120,7 @@ class Store:
         StoreNotFoundError
             If there is nothing at `url`.
         StoreError
-            If something else lies there, or a store of a newer version.
+            If there is something else, or a store of a newer version.
         """
         location = Location(url)
         if not location.exists():
@@ -135,20 +135,22 @@ class Store:
         create_root(location, SPEC_NAME, SPEC_VERSION, "feature store")
         return cls(location)
 
-    # ------------------------------------------------------------------ what is there
+    # ------------------------------------------------------------------ what the store holds
 
     def slide_ids(self) -> list[str]:
-        """Slides with metadata, sorted; one listing."""
+        """Return the slides with metadata, sorted; one listing."""
+        # Not the folders that begin with an underscore, which hold no slides.
         return [name for name in self.location.folders() if is_segment(name)]
 
     def grid_keys(self, slide_id: str) -> list[str]:
-        """Grids of a slide whose survey was written whole."""
+        """Return the grids of a slide whose survey was written completely."""
         names = self.location.folders(slide_id)
         return [key for key in names if read_attrs(self.location, grid_path(slide_id, key)).get("grid")]
 
     def encoder_slugs(self, slide_id: str, grid_key: str) -> list[str]:
-        """Encoders with an embedding array on a grid, as slugs."""
+        """Return the slugs of the encoders with an embedding array on a grid."""
         path = grid_path(slide_id, grid_key)
+        # The array's document is looked for, since an encoder's group is written first: a killed run leaves it alone.
         return [
             name
             for name in self.location.folders(path)
@@ -156,7 +158,13 @@ class Store:
         ]
 
     def slide(self, slide_id: str) -> SlideRecord:
-        """Return what the store says of a slide."""
+        """Return the metadata of a slide.
+
+        Raises
+        ------
+        StoreError
+            If there is no such slide.
+        """
         attrs = read_attrs(self.location, slide_id).get("slide")
         if not attrs:
             raise StoreError(f"{self.location.label} holds no slide {slide_id!r}; see: histosge ls")
@@ -168,7 +176,13 @@ class Store:
         return read_attrs(self.location, grid_path(slide_id, grid_key))
 
     def grid(self, slide_id: str, grid_key: str) -> StoredGrid:
-        """Read a grid with its tissue and thumbnail."""
+        """Read a grid with its tissue and thumbnail.
+
+        Raises
+        ------
+        StoreError
+            If there is no such grid.
+        """
         attrs = self.grid_attrs(slide_id, grid_key)
         if not attrs.get("grid"):
             raise StoreError(f"{self.location.label} holds no grid {grid_key!r} of slide {slide_id!r}")
@@ -188,20 +202,32 @@ class Store:
     def embedding(
         self, slide_id: str, grid_key: str, encoder_key: str, *, read_only: bool = True
     ) -> BlockArray:
-        """Open an embedding array."""
+        """Open an embedding array.
+
+        Raises
+        ------
+        StoreError
+            If there is none.
+        """
         return BlockArray.open(
             self.location, embedding_path(slide_id, grid_key, encoder_key), read_only=read_only
         )
 
     def identity(self, slide_id: str, grid_key: str, encoder_key: str) -> EncoderIdentity:
-        """Return which encoder made an embedding."""
+        """Return the identity of the encoder that made an embedding.
+
+        Raises
+        ------
+        StoreError
+            If there is no such embedding.
+        """
         attrs = read_attrs(self.location, embedding_path(slide_id, grid_key, encoder_key)).get("encoder")
         if not attrs:
             raise StoreError(f"{slide_id}/{grid_key} holds no embedding of {encoder_key!r}; see: histosge ls")
         return EncoderIdentity(attrs["key"], int(attrs["dim"]), attrs["facts"])
 
     def select(self, grid_key: str | None, encoder_key: str | None, slide_id: str) -> tuple[str, str]:
-        """Resolve a grid and an encoder of a slide when the user named none, or one.
+        """Return the grid and the encoder of a slide where the user named only one of them, or none.
 
         Returns
         -------
@@ -216,7 +242,7 @@ class Store:
             If none fits.
         """
         pairs = [(g, e) for g in self.grid_keys(slide_id) for e in self.encoder_slugs(slide_id, g)]
-        return choose(
+        return choose_embedding(
             {slide_id: pairs}, grid_key, encoder_key, f"slide {slide_id!r} in {self.location.label}"
         )
 
@@ -228,12 +254,15 @@ class Store:
         Raises
         ------
         IdentityMismatchError
-            If the store holds another file or another mpp under this id.
+            If the store holds another file or another mpp under this id: patches of two scales would share a grid.
+        StoreError
+            If the id cannot be a name in a store.
         """
         if not is_segment(record.slide_id):
             raise StoreError(f"slide id {record.slide_id!r} may hold only letters, digits and . _ -")
         stored = read_attrs(self.location, record.slide_id).get("slide")
         if stored:
+            # Not the path: a slide may be moved, or be read from a copy.
             for name in ("fingerprint", "mpp"):
                 if stored[name] != getattr(record, name):
                     raise IdentityMismatchError(
@@ -245,7 +274,7 @@ class Store:
         write_group(self.location, record.slide_id, {"slide": record.to_attrs()})
 
     def add_grid(self, slide_id: str, grid: PatchGrid, survey: Survey, software: dict[str, str]) -> None:
-        """Write a grid with its tissue and thumbnail; its group comes last and commits it."""
+        """Write a grid with its tissue and thumbnail."""
         path = grid_path(slide_id, grid.spec.key)
         values: dict[str, NDArray[Any]] = {
             "y": grid.y_um,
@@ -256,6 +285,7 @@ class Store:
         for name, (dims, dtype) in GRID_ARRAYS.items():
             attrs: dict[str, Any] = {"units": "micrometer"} if name in dims else {}
             _write_array(self.location, f"{path}/{name}", np.asarray(values[name], dtype=dtype), dims, attrs)
+        # Last, since a grid counts as written once its group has attributes: a killed run leaves arrays without them.
         write_group(
             self.location,
             path,
@@ -282,6 +312,7 @@ class Store:
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
             return BlockArray.open(self.location, path, read_only=False)
         write_group(self.location, encoder_path(slide_id, grid.spec.key, identity.key), {})
+        # A block larger than the grid would be stored with its padding.
         rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
         try:
             return BlockArray.create(
@@ -293,7 +324,7 @@ class Store:
                 dims=EMBEDDING_DIMS,
                 attrs={"encoder": {**identity_attrs(identity)}},
             )
-        except ContainsArrayError:  # another run was quicker by a moment: the same rule applies
+        except ContainsArrayError:  # another run created it since we looked: it must be the same encoder, too
             stored = read_attrs(self.location, path).get("encoder") or {"key": "", "fingerprint": ""}
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
             return BlockArray.open(self.location, path, read_only=False)
@@ -301,6 +332,7 @@ class Store:
     def _check_encoder(
         self, stored: dict[str, Any], identity: EncoderIdentity, slide_id: str, grid_key: str
     ) -> None:
+        # The key, too: `a:b` and `a/b` have the same slug.
         if stored["fingerprint"] == identity.fingerprint and stored["key"] == identity.key:
             return
         raise IdentityMismatchError(
@@ -310,23 +342,29 @@ class Store:
         )
 
     def is_consolidated(self, slide_id: str, paths: Iterable[str]) -> bool:
-        """Tell whether a slide's group already gathers the metadata of some paths."""
+        """Tell whether a slide's group already holds the metadata of some arrays."""
         document = self.location.read_json(f"{slide_id}/zarr.json") or {}
         known = (document.get("consolidated_metadata") or {}).get("metadata") or {}
         return all(path.removeprefix(f"{slide_id}/") in known for path in paths)
 
     def consolidate(self, slide_id: str) -> None:
-        """Gather a slide's metadata into its group, so that opening it costs one request."""
+        """Copy the metadata of a slide's arrays into its group, so that opening the slide costs one request."""
         consolidate(self.location, slide_id)
 
     # ------------------------------------------------------------------ failures and removal
 
     def record_failure(self, path: str, reason: dict[str, Any]) -> None:
-        """Keep why something could not be read; diagnosis only, no decision rests on it."""
+        """Write down why something could not be read. It is for diagnosis; no decision depends on it."""
         self.location.write_json(path, reason)
 
     def failures(self) -> tuple[dict[str, str], dict[str, list[str]]]:
-        """Why slides could not be opened, by slide id; and records of blocks, by ``slide/grid/encoder``; one listing."""
+        """Return why slides could not be opened, and where the records of blocks are; one listing.
+
+        Returns
+        -------
+        (dict, dict)
+            Slide id -> reason, and ``slide/grid/encoder`` -> paths of records.
+        """
         blocks: dict[str, list[str]] = {}
         slides: list[str] = []
         for name in sorted(self.location.sizes(FAILURES)):
@@ -356,15 +394,15 @@ class Store:
         if grid_key is None:
             self.location.remove(failure_path(slide_id))
         elif self.location.exists(f"{slide_id}/zarr.json"):
-            self.consolidate(slide_id)
+            self.consolidate(slide_id)  # it still lists what was removed
 
 
 def _write_array(
     location: Location, path: str, values: NDArray[Any], dims: tuple[str, ...], attrs: dict[str, Any]
 ) -> None:
-    """Write a small array as one object; one that is there is replaced.
+    """Write a small array as one object; an existing one is replaced.
 
-    It is replaced in place, never removed first: another run of the same command may be reading it.
+    It is replaced in place, not removed first, since another run of the same command may be reading it.
     """
     store = location.zarr()
     try:

@@ -1,6 +1,6 @@
 """A store as a lazy xarray DataTree: every slide, grid and encoder by its path.
 
-A slide costs one request for its metadata, gathered in its group, and two for the coordinates of each grid.
+A slide costs one request for its consolidated metadata, and two for the coordinates of each grid.
 """
 
 import warnings
@@ -12,10 +12,8 @@ import xarray as xr
 from zarr.errors import ZarrUserWarning
 
 from featurestore.location import Location, PathOrUrl
+from featurestore.storage.selection import METADATA_THREADS
 from featurestore.storage.store import Store
-
-AT_ONCE = 16
-"""Slides opened at once: on an object store nearly all of it is waiting."""
 
 
 def open_store(url: PathOrUrl) -> xr.DataTree:
@@ -31,8 +29,8 @@ def open_store(url: PathOrUrl) -> xr.DataTree:
     xarray.DataTree
         Nodes ``<slide>/<grid>/<encoder>`` with `embedding` (y, x, feature) and coordinates in microns,
         so that ``tree["C2/mpp0.5000_px224_stride224/uni"].embedding.sel(y=1200, x=3400, method="nearest")``
-        answers. Every array is a dask array; one of its chunks is one stored block. Slides that could not
-        be opened are not in it.
+        is the vector of the patch there. Every array is a dask array; one of its chunks is one stored block. Slides
+        that could not be opened are not in it.
 
     Raises
     ------
@@ -41,7 +39,8 @@ def open_store(url: PathOrUrl) -> xr.DataTree:
     """
     store = Store.open(url)
     slide_ids = store.slide_ids()
-    with warnings.catch_warnings(), ThreadPoolExecutor(AT_ONCE) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(METADATA_THREADS) as pool:
+        # zarr warns that consolidated metadata is not part of the Zarr format 3; the store's specification says so.
         warnings.simplefilter("ignore", category=ZarrUserWarning)
         trees = list(pool.map(partial(_open_slide, store.location), slide_ids))
     return xr.DataTree.from_dict({f"/{name}": tree for name, tree in zip(slide_ids, trees, strict=True)})
@@ -53,5 +52,5 @@ def _open_slide(location: Location, slide_id: str) -> xr.DataTree:
     opened = partial(xr.open_datatree, cast(Any, slide), engine="zarr", zarr_format=3, chunks={})
     try:
         return opened(consolidated=True)
-    except ValueError:  # a run that was killed while it planned this slide has not gathered it yet
+    except ValueError:  # the run that planned the slide was killed before it consolidated the metadata
         return opened(consolidated=False)

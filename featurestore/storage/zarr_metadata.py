@@ -1,6 +1,7 @@
-"""The zarr.json documents that a store writes itself: groups, and the root with its spec.
+"""The zarr.json documents that we write ourselves: groups, and the root with its specification.
 
-A group is one small JSON object of the Zarr format 3; writing it whole in one request is what makes it a commit.
+A group is one small JSON document of the Zarr format 3. It is written whole in one request, so it either is there with
+all its attributes or is not: that is what a commit of metadata means here.
 """
 
 from itertools import filterfalse
@@ -24,7 +25,7 @@ def read_attrs(location: Location, path: str) -> dict[str, Any]:
 
 
 def consolidate(location: Location, path: str) -> None:
-    """Gather the metadata of everything below a group into its own document, so that opening costs one request.
+    """Copy the metadata of everything below a group into its own document, so that opening it costs one request.
 
     The layout is the one that zarr and xarray read (``consolidated_metadata``, inline).
     """
@@ -40,36 +41,36 @@ def consolidate(location: Location, path: str) -> None:
 
 
 def create_root(location: Location, spec: str, version: int, what: str) -> None:
-    """Make an empty store, or check the one that is there.
+    """Make an empty store, or check the existing one.
 
     Raises
     ------
     StoreError
-        If something else lies there: it is left untouched.
+        If there is something else; it is not changed.
     """
     if location.is_file():
         raise StoreError(f"{location.label} is a file, not a {what}; give the path of a folder")
-    there = location.exists("zarr.json")
-    others = [] if there else [*location.folders(), *filterfalse(is_partial, location.files())]
-    # Looked for once more after the listing: the root's document is the first that a run writes, so it is
-    # there for whatever another run, begun at the same moment, has let the listing see.
-    if there or location.exists("zarr.json"):
+    has_document = location.exists("zarr.json")
+    others = [] if has_document else [*location.folders(), *filterfalse(is_partial, location.files())]
+    # Looked for again after the listing. Another run that starts at this moment writes the root's document first, so if
+    # the listing shows anything of that run, the document exists by now.
+    if has_document or location.exists("zarr.json"):
         check_root(location, spec, version, what)
     elif others:
         raise StoreError(
-            f"{location.label} holds something that is no {what}; nothing was written, give an empty or new path"
+            f"{location.label} holds something that is not a {what}; nothing was written, give an empty or new path"
         )
     else:
         write_group(location, "", {"spec": spec, "version": version})
 
 
 def check_root(location: Location, spec: str, version: int, what: str) -> None:
-    """Check that a store of a known version lies there.
+    """Check that a location holds a store of a version that we know.
 
     Raises
     ------
     StoreError
-        If not, saying what was found.
+        If it does not, with what was found.
     """
     attrs = read_attrs(location, "")
     if attrs.get("spec") != spec:

@@ -177,6 +177,7 @@ def calibrate(
     target, predicted, labels, folds = (np.concatenate(part) for part in (truth, predictions, label, fold))
     predicted_depths = [depth for depth in depths if depth is not None]
     strata = None
+    # Strata are chosen on folds left out in turn, which takes two.
     if len(predicted_depths) == len(depths) and folds.max() > folds.min():
         strata = choose_strata(target, predicted, np.concatenate(predicted_depths), folds, level)
     return Intervals(
@@ -237,5 +238,6 @@ def held_out_parts(
         held_out = stripe == k
         distance = np.asarray(cKDTree(lone.spot_xy_um[held_out]).query(lone.spot_xy_um)[0])
         training = ~held_out & (distance >= buffer_um)
+        # A small section may lie within the buffer altogether.
         if training.sum() > 1:
             yield [lone.subset(training)], [lone.subset(held_out)]

@@ -58,6 +58,7 @@ class DepthStrata:
         DepthStrata or None
             None where so many depths are equal that a stratum has fewer than `MIN_SPOTS` spots.
         """
+        # Rounded first: edges between depths that a map cannot tell apart would sort a spot and its patch differently.
         depth = to_stored_precision(depth)
         edges = np.quantile(depth, np.arange(1, N_STRATA) / N_STRATA).astype(np.float32)
         stratum = np.searchsorted(edges, depth)

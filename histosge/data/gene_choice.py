@@ -54,6 +54,7 @@ class GeneChoice:
             if not genes:
                 raise ExpressionError("no gene is named; name at least one, or give a number")
             return cls(0, tuple(dict.fromkeys(genes)), "genes")
+        # Words before files: a file that is named like one can be given as ./all.
         text = str(genes)
         if text == ALL:
             return cls(None)
@@ -85,6 +86,7 @@ class GeneChoice:
             If a named gene is not among them (the nearest are given), or none varies.
         """
         measured = shared_genes(spots) if among is None else tuple(among)
+        # Before choosing, which reads all counts.
         check_measured(self.named, measured, self.origin)
         if self.is_given:
             return self.named
@@ -98,8 +100,9 @@ class GeneChoice:
         check_measured(self.named, variance.genes, self.origin)
         if self.is_given:
             return self.named
+        # All that vary: a gene that is constant over the training spots has no variance to explain.
         n = len(variance.genes) if self.n_variable is None else self.n_variable
-        return tuple(dict.fromkeys((*variance.choose(max(n, 1)), *self.named)))
+        return tuple(dict.fromkeys((*variance.choose(n), *self.named)))
 
     def describe(self, part: str) -> str:
         """Return the choice as a sentence for a report, without its full stop.

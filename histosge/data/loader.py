@@ -38,7 +38,7 @@ from featurestore.errors import StoreError
 from featurestore.storage.block_cache import BlockCache
 from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.raw_read import RawBlocks
-from featurestore.storage.selection import AT_ONCE, SlideEmbedding, open_slides
+from featurestore.storage.selection import METADATA_THREADS, SlideEmbedding, open_slides
 from featurestore.storage.store import Store
 from histosge.data.load_settings import EpochReads, LoadSettings
 from histosge.data.shuffle_buffer import Batch, BatchCutter, Pool
@@ -462,7 +462,7 @@ def stream_batches(
 
 def _plan(slides: Sequence[SlideEmbedding]) -> list[_Planned]:
     """Read every slide's tissue, and list the blocks that hold some, slide by slide."""
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(METADATA_THREADS) as pool:
         masks = pool.map(SlideEmbedding.read_tissue, slides)
         planned = (
             (slide_number, block, _tissue_bits(mask, block, slide.array.block_shape))

@@ -1,7 +1,7 @@
 """The published code with its defects, each behind a switch: what each does to the figure that it reports.
 
-A variant is named by its switches, such as ``paper+file_order_groups``. Each differs from the published code without
-a defect by one line of thought, so that its row in the table says what the defect is worth.
+A variant is named by its switches, such as ``paper+file_order_groups``. Comparing it with ``paper+spots``, which has no
+defect, shows what that defect changes.
 
 Terms
     spots    (switch) predicted at the spots themselves, as the released code does, in place of a map of
@@ -30,7 +30,7 @@ SWITCHES = (*MODEL_SWITCHES, *PATCH_SWITCHES, *SCORE_SWITCHES)
 """Defects of the released code, each by its name: of the model, of how patches are encoded, of how it is scored."""
 
 Reencode = Callable[[Sequence[Section], frozenset[str]], tuple[Section, ...]]
-"""Returns the sections with the patches under spots encoded anew with some of `PATCH_SWITCHES`."""
+"""Returns the sections with the patches under spots encoded again with some of `PATCH_SWITCHES`."""
 
 
 class SpotPredictor(Protocol):
@@ -76,6 +76,7 @@ class PublishedCode:
     reencode: Reencode | None = None
     kind: str = VARIANT
 
+    # In a fixed order, so that one variant has one name however it was written.
     @property
     def name(self) -> str:
         """Return ``paper+`` and the switches in their fixed order; ``paper+spots`` without one."""
@@ -92,11 +93,13 @@ class PublishedCode:
 
     def fit_name(self, task: Task) -> str:
         """Return the name of what is fitted: how it is scored, or how noise was encoded, makes no other fit."""
+        # Random embeddings are drawn, not encoded: how patches are read makes no difference to them.
         idle = {"all_spots_metric"} | (set(PATCH_SWITCHES) if task.is_noise else set())
         return PublishedCode(self.switches - idle).name
 
     def prepare(self, task: Task) -> Task:
         """Choose genes on all spots, or take patches encoded in another way, where a switch says so."""
+        # As many genes as the task has, so that the mean over genes differs by which they are alone.
         if "hvg_before_split" in self.switches and task.genes_are_chosen:
             spots = [section.spots for section in task.sections]
             task = task.with_genes(choose_genes(spots, len(task.genes), among=shared_genes(spots)))
@@ -107,6 +110,7 @@ class PublishedCode:
 
     def fit(self, task: Task, epochs: int | None) -> SpotModel:
         """Train with the defects that lie in the model."""
+        # Here, since it loads torch, and most evaluations have no variant.
         from histosge.models.paper import PaperModel, PaperSwitches
 
         switches = PaperSwitches(**{name: True for name in MODEL_SWITCHES if name in self.switches})
@@ -119,12 +123,12 @@ def is_variant(name: str) -> bool:
 
 
 def needs_slides(names: Sequence[str]) -> bool:
-    """Tell whether one of the variants encodes patches anew."""
+    """Tell whether one of the variants encodes patches again."""
     return any(is_variant(name) and _switches(name) & set(PATCH_SWITCHES) for name in names)
 
 
 def published_code(name: str, reencode: Reencode | None) -> PublishedCode | None:
-    """Return the variant of a name; None if it encodes patches anew and they cannot be.
+    """Return the variant of a name; None if it encodes patches again and they cannot be.
 
     Raises
     ------
@@ -143,9 +147,10 @@ def ablation_names(*, patches: bool) -> tuple[str, ...]:
     Parameters
     ----------
     patches
-        Whether patches can be encoded anew; without, `PATCH_SWITCHES` are left out.
+        Whether patches can be encoded again; without, `PATCH_SWITCHES` are left out.
     """
     alone = [name for name in SWITCHES if patches or name not in PATCH_SWITCHES]
+    # With some switches left out, `all` would promise more than it holds.
     together = "+".join((PAPER, *alone)) if not patches else f"{PAPER}+{ALL}"
     return (f"{PAPER}+{SPOTS}", *(f"{PAPER}+{name}" for name in alone), together)
 

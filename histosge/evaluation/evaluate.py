@@ -1,4 +1,4 @@
-"""A sample sheet and a store -> scores on disk: loads the sections, scores them, writes the report."""
+"""A sample sheet and a store -> scores and a report on disk."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from histosge.models.estimators import ModelSource
 from histosge.reporting.page import Block
 from histosge.training.reencoding import Reencoder
 
+# What knows nothing, what the field quotes, and the default: together they take seconds.
 DEFAULT_PRESETS = ("mean", "ridge", "dense")
 PROTOCOLS = ("hest",)
 
@@ -56,6 +57,7 @@ class EvaluateSettings:
     split: str | None = None
     presets: Sequence[ModelSource] = DEFAULT_PRESETS
     genes: GeneSource = 250
+    # Splits by section and donor do not depend on it, and models solved in closed form hardly do.
     seeds: int = 1
     epochs: int | None = None
     ablate: bool = False
@@ -88,6 +90,7 @@ class EvaluateSettings:
         if self.protocol not in (None, *PROTOCOLS):
             raise HistosgeError(f"unknown protocol {self.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
         GeneChoice.parse(self.genes)
+        # An ablation adds methods of its own, so that no preset need be named.
         if self.protocol is None and not self.ablate:
             # Whether slides can be read is not known yet: variants that need them are checked as if they could.
             find_methods(self.presets, self.split or self.default_split, lambda sections, _: tuple(sections))
@@ -127,6 +130,7 @@ def evaluate(
     settings = settings or EvaluateSettings()
     settings.check()
     loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    # Only where something encodes patches again: it opens every slide and loads the encoder.
     reencoder = (
         Reencoder.for_sections(read_samples(str(samples)), loaded) if _encodes_anew(settings) else None
     )
@@ -146,6 +150,7 @@ def score_sections(
 
     Without a `reencoder` the defects that concern how patches are encoded are left out of an ablation.
     """
+    # Again: the demo, and notebooks, come here without `evaluate`.
     settings.check()
     sections = [item.section for item in loaded]
     if settings.protocol == "hest":

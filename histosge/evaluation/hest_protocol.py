@@ -2,7 +2,7 @@
 
 One embedding per spot, standardised, reduced to 256 principal components; ridge from there to log1p of raw counts
 of 50 genes; Pearson per gene on whole held-out donors (sections, where there is one donor). Written from the
-benchmark's description (Jaume et al., 2024); its quirks are kept and named, and the same with one of them mended
+benchmark's description (Jaume et al., 2024); its quirks are kept and named, and the same with one of them corrected
 stands beside it.
 
 Compared with the public source (mahmoodlab/HEST, ``src/hest/bench``: `trainer.py` at 0512f57, `benchmark.py`,
@@ -79,10 +79,12 @@ class HestModel:
     @classmethod
     def fit(cls, X: NDArray[np.float64], Y: NDArray[np.float64]) -> Self:
         """Solve for ``(n_spots, dim)`` embeddings and ``(n_spots, n_genes)`` targets."""
+        # In this order: components of standardised features, as the benchmark has them, not of raw ones.
         standardiser = Standardiser.fit(X)
         Z = standardiser.apply(X)
         axes = principal_axes(Z, min(COMPONENTS, *Z.shape))
         Z = Z @ axes
+        # The benchmark's rule, as its code has it.
         alpha = ALPHA / (Z.shape[1] * Y.shape[1])
         return cls(
             standardiser,
@@ -102,7 +104,7 @@ class HestModel:
 
 @dataclass(frozen=True)
 class HestMethod:
-    """The protocol, or a variant with one quirk mended.
+    """The protocol, or a variant with one quirk corrected.
 
     Parameters
     ----------
@@ -111,7 +113,7 @@ class HestMethod:
     kind
         What it is, for the report.
     depth_normalised, training_genes
-        Which quirk is mended.
+        Which quirk is corrected.
     """
 
     name: str = "hest"
@@ -161,12 +163,14 @@ def score_hest(
     SplitError
         If the sections cannot give the split.
     """
+    # Maps are shown of the first: with depth normalised they are in log1p(CP10k), as the pictures say.
     methods: tuple[Method, ...] = (
         HestMethod("hest+depth_normalised", VARIANT, depth_normalised=True),
         HestMethod("hest+training_genes", VARIANT, training_genes=True),
         HestMethod(),
     )
     plan = Plan.from_sections(sections, split, GENES)
+    # The control is the protocol on random embeddings, not `ridge`: it is this protocol that might leak.
     scores = score_plan(plan, methods, HestMethod(NOISE), seeds=(0,), on_progress=on_progress)
     rule = f"the {GENES} genes of greatest variance of log1p of raw counts among those counted in {SEEN_IN:.0%} of all spots"
     return replace(scores, protocol="hest", gene_rule=rule, notes=(*QUIRKS, *scores.notes))
@@ -194,11 +198,13 @@ def _most_variable(spots: Sequence[Spots], sections: Sequence[Section]) -> tuple
     for part in spots:
         column = {gene: i for i, gene in enumerate(part.genes)}
         values = part.counts[:, [column[gene] for gene in genes]].astype(np.float64).tocsc()
+        # log1p(0) is 0: on the stored counts alone, the matrix stays sparse.
         values.data = np.log1p(values.data)
         total += np.asarray(values.sum(axis=0)).ravel()
         squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
         seen += np.diff(values.indptr)
         n += len(part)
     variance = np.where(seen >= SEEN_IN * n, squares / n - (total / n) ** 2, -1.0)
+    # Rounded, so that sums in another order on another machine do not change which of two equal genes comes first.
     order = sorted(range(len(genes)), key=lambda i: (-round(float(variance[i]), 12), genes[i]))
     return tuple(genes[i] for i in order[:GENES] if variance[i] > 0)

@@ -1,7 +1,6 @@
 """A gene's held-out map as a picture: H&E, measured spots and dense prediction side by side.
 
 Colours are from viridis, which stays readable without colour vision and in grey.
-
 """
 
 import numpy as np
@@ -31,6 +30,7 @@ def gene_map(shown: GeneMap) -> bytes:
     """
     figure = Figure(figsize=(WIDTH_IN, _height_in(shown)), dpi=DPI, layout="constrained")
     tissue, measured, predicted = figure.subplots(1, 3)
+    # From the measured values, for both panels: on a scale of its own a flat prediction would look like a map.
     norm = _scale(shown.measured)
     left, right, bottom, top = _bounds(shown)
     extent = _extent(shown)
@@ -45,6 +45,7 @@ def gene_map(shown: GeneMap) -> bytes:
         axes.set_axis_off()
         axes.set(xlim=(left, right), ylim=(bottom, top))
     diameters = np.full(len(shown.measured), shown.spot_um)
+    # In data units, so that a spot covers its true diameter at any size of the figure.
     discs = EllipseCollection(
         diameters,
         diameters,
@@ -66,6 +67,7 @@ def gene_map(shown: GeneMap) -> bytes:
 
 def _scale(measured: NDArray[np.float32]) -> Normalize:
     low, high = (float(value) for value in np.percentile(measured, ROBUST))
+    # A gene counted in a few spots alone has the same percentiles on both sides: take the whole range then.
     if high <= low:
         low, high = float(measured.min()), float(measured.max())
     return Normalize(low, high if high > low else low + 1)
@@ -74,6 +76,7 @@ def _scale(measured: NDArray[np.float32]) -> Normalize:
 def _extent(shown: GeneMap) -> tuple[float, float, float, float]:
     """Return where the thumbnail's pixels lie, ``(left, right, bottom, top)`` in microns, y downwards."""
     n_rows, n_cols = shown.predicted.shape
+    # A pixel of the thumbnail stands for the stride's square around a patch's centre, not for the patch.
     corner = (shown.patch_um - shown.stride_um) / 2
     return corner, corner + n_cols * shown.stride_um, corner + n_rows * shown.stride_um, corner
 
@@ -82,10 +85,10 @@ def _bounds(shown: GeneMap) -> tuple[float, float, float, float]:
     """Return ``(left, right, bottom, top)`` around patches and spots, without the empty glass beyond."""
     rows, cols = np.nonzero(~np.isnan(shown.predicted))
     patches = np.stack([cols, rows], axis=1) * shown.stride_um + shown.patch_um / 2
-    everything = np.concatenate([patches, shown.spot_xy_um])
+    centres = np.concatenate([patches, shown.spot_xy_um])
     margin = max(shown.patch_um, shown.spot_um)
-    left, top = (everything.min(axis=0) - margin).tolist()
-    right, bottom = (everything.max(axis=0) + margin).tolist()
+    left, top = (centres.min(axis=0) - margin).tolist()
+    right, bottom = (centres.max(axis=0) + margin).tolist()
     return left, right, bottom, top
 
 

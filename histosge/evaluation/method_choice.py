@@ -24,7 +24,7 @@ def find_methods(
     split
         Models that know only slides they were trained on are left out where whole slides are held out.
     reencode
-        None where patches cannot be encoded anew: switches that need it are left out.
+        None where patches cannot be encoded again: switches that need it are left out.
 
     Returns
     -------
@@ -41,6 +41,7 @@ def find_methods(
     for preset in presets:
         if preset == NOISE or (isinstance(preset, str) and preset in found):
             continue
+        # Before the models: `depth` and variants are no models, and another package could offer one of that name.
         if preset == DEPTH:
             found[DEPTH] = LibrarySizeMethod()
         elif isinstance(preset, str) and is_variant(preset) and preset not in MODELS.names():
@@ -49,7 +50,7 @@ def find_methods(
                 found[variant.name] = variant
             else:
                 left_out.append(
-                    f"{preset} is left out: the slides cannot be read here, and it encodes their patches anew."
+                    f"{preset} is left out: the slides cannot be read here, and it encodes their patches again."
                 )
         else:
             estimator = find_estimator(preset) if _is_known(preset) else _unknown(str(preset))
@@ -59,6 +60,7 @@ def find_methods(
                     "out whole ones."
                 )
                 continue
+            # Rows of scores.csv are told apart by name alone.
             if estimator.name in found:
                 raise HistosgeError(f"two models are named {estimator.name!r}: give one of them another name")
             found[estimator.name] = ModelMethod(estimator, estimator.name)

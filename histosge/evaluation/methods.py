@@ -96,6 +96,7 @@ class MapModel:
 
     def predict_spots(self, section: Section) -> NDArray[np.float32]:
         """Average the map under each disc."""
+        # Not from the mean embedding under a spot, as a ridge is often scored: users get the map.
         return spots_from_patches(section.overlap, self.predict_map(section))
 
     def predict_spot_depth(self, section: Section) -> NDArray[np.float64]:
@@ -135,6 +136,7 @@ class ModelMethod:
     """
 
     estimator: NamedEstimator
+    # Apart from the estimator's: the noise control is `ridge` under another name.
     name: str
 
     @property
@@ -185,6 +187,8 @@ class LibrarySizeMethod:
 
     def fit(self, task: Task, epochs: int | None) -> FittedLibrarySize:
         """Fit on the training spots' own totals."""
+        # From the spots, not from the training sections: a model must never get at counts, so tasks hand them out
+        # apart.
         depth = np.concatenate([library_size(spots) for spots in task.training_spots()])
         target = np.concatenate([section.target for section in task.training()])
         return FittedLibrarySize(DepthOracle.fit(depth, target))

@@ -20,9 +20,11 @@ from histosge.heldout.metrics import CONSTANT, within_sections
 
 Floats = NDArray[np.float64]
 
+# The ends of a 95 % interval then lie at the 25th draw from either side.
 DRAWS = 1000
 CONFIDENCE = 0.95
 METRICS = ("pearson_mean", "pearson_depth_adjusted")
+# Bounds memory: draws x genes x 5 sums in double precision are 20 MB.
 _GENES_AT_ONCE = 512
 
 SCHEMA = {
@@ -86,30 +88,32 @@ class PairedBootstrap:
     _counts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     _genes: dict[str, Floats] = field(default_factory=dict)
 
-    def add(self, preset: str, tested: HeldOutSpots, predicted: Floats) -> None:
+    def add(self, preset: str, held_out: HeldOutSpots, predicted: Floats) -> None:
         """Score a preset's prediction of a fold's held-out spots, ``(n_spots, n_genes)``, in every draw.
 
         Draw 0 is the data itself.
         """
-        log_depth = np.log(tested.depth)
-        weight = np.stack([self._gene_weight(gene) for gene in tested.genes], axis=1)
+        log_depth = np.log(held_out.depth)
+        # Weights of genes and spots depend on their names alone, so they are the same for every preset and fold.
+        weight = np.stack([self._gene_weight(gene) for gene in held_out.genes], axis=1)
         weight /= weight.sum(axis=1, keepdims=True)
         means = []
         for adjust in (None, log_depth):
             mean = np.zeros(self.draws + 1)
-            for start in range(0, len(tested.genes), _GENES_AT_ONCE):
+            for start in range(0, len(held_out.genes), _GENES_AT_ONCE):
                 part = slice(start, start + _GENES_AT_ONCE)
                 true, guess = (
-                    _standard(v[:, part], tested.section, adjust) for v in (tested.truth, predicted)
+                    _standard(v[:, part], held_out.section, adjust) for v in (held_out.truth, predicted)
                 )
-                mean += (self._correlate(true, guess, tested) * weight[:, part]).sum(axis=1)
+                mean += (self._correlate(true, guess, held_out) * weight[:, part]).sum(axis=1)
             means.append(mean)
-        self._values.setdefault(preset, {})[tested.fold, tested.seed] = np.stack(means)
+        self._values.setdefault(preset, {})[held_out.fold, held_out.seed] = np.stack(means)
 
     def table(self, pairs: Sequence[tuple[str, str]], split: str) -> pl.DataFrame:
         """Return a row per pair ``(a, b)`` and metric: a - b with its interval."""
         tail, rows = 100 * (1 - CONFIDENCE) / 2, []
         for a, b in pairs:
+            # Only folds that both were scored on: a difference of means over other folds would not be paired.
             common = sorted(self._values[a].keys() & self._values[b].keys())
             gaps = np.mean([self._values[a][key] - self._values[b][key] for key in common], axis=0)
             for metric, gap in zip(METRICS, gaps, strict=True):
@@ -120,27 +124,30 @@ class PairedBootstrap:
         return pl.DataFrame(rows, schema=SCHEMA, orient="row")
 
     def _correlate(
-        self, true: NDArray[np.float32], guess: NDArray[np.float32], tested: HeldOutSpots
+        self, true: NDArray[np.float32], guess: NDArray[np.float32], held_out: HeldOutSpots
     ) -> Floats:
         """Return the correlation within sections, ``(draws + 1, n_genes)``; 0 where it is not defined."""
+        # All sums that a correlation needs, for all draws by one matrix product.
         columns = np.concatenate([true, guess, true * true, guess * guess, true * guess], axis=1)
         n = true.shape[1]
         squares = np.zeros((3, self.draws + 1, n))
-        for slide_id in np.unique(tested.section):
-            here = tested.section == slide_id
-            counts = self._spot_counts(str(slide_id))[:, tested.place[here]]
+        for slide_id in np.unique(held_out.section):
+            here = held_out.section == slide_id
+            counts = self._spot_counts(str(slide_id))[:, held_out.place[here]]
             total = np.maximum(counts.sum(axis=1, keepdims=True), 1)
             sums = (counts @ columns[here]).astype(np.float64)
             t, g = sums[:, :n], sums[:, n : 2 * n]
             for i, (left, right) in enumerate(((t, t), (g, g), (t, g))):
                 squares[i] += sums[:, (2 + i) * n : (3 + i) * n] - left * right / total
         scale = np.sqrt(np.maximum(squares[0], 0) * np.maximum(squares[1], 0))
+        # Values have spread 1, so a scale this small is what single precision leaves of a constant.
         return np.asarray(np.divide(squares[2], scale, out=np.zeros_like(scale), where=scale > 1e-4))
 
     def _spot_counts(self, slide_id: str) -> NDArray[np.float32]:
         if slide_id not in self._counts:
             n = self.spots[slide_id]
             rng = np.random.default_rng([self.seed, 0, sorted(self.spots).index(slide_id)])
+            # Draw 0 counts every spot once: the value itself, by the same arithmetic as the others.
             drawn = rng.multinomial(n, np.full(n, 1 / n), size=self.draws)
             self._counts[slide_id] = np.concatenate([np.ones((1, n)), drawn]).astype(np.float32)
         return self._counts[slide_id]

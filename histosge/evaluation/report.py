@@ -73,6 +73,7 @@ def evaluation_blocks(scores: Scores, notes: Sequence[str] = ()) -> list[Block]:
         Further limitations, such as how many spots had too few counts.
     """
     ablation = [_ablation_block(scores)] if _variants(scores) else []
+    # Maps first: whoever reads on to the tables has seen what a correlation of 0.3 looks like.
     plots = [_map_block(scores), _spread_block(scores), *_difference_block(scores), *ablation]
     return [*plots, _score_block(scores), _limitation_block(scores, notes)]
 
@@ -101,6 +102,7 @@ def _map_block(scores: Scores) -> Block:
 
 
 def _score_block(scores: Scores) -> Block:
+    # The control stands above the scores: if it is off, none of them can be read.
     noise = scores.mean(NOISE, "pearson_mean")
     draws = len(scores.values(NOISE, "pearson_mean"))
     verdict = f"Noise control: {noise:.4f}, mean over {draws} draws of random embeddings"
@@ -120,6 +122,7 @@ def _score_block(scores: Scores) -> Block:
         " Depth-adjusted: log library size and its square are regressed out of truth and prediction first,"
         " so the score is about composition, not depth."
     )
+    # Only of the random split: elsewhere no half of every section was trained on, and the figure has no meaning.
     columns = CORRELATIONS | (PAPER if scores.split == "random" else {})
     caption = (
         f"Held-out spots: correlation over {n_genes:.0f} genes, split {scores.split},"
@@ -135,6 +138,7 @@ def _score_block(scores: Scores) -> Block:
             " one is above it).",
         ),
     ]
+    # With one fold its table would repeat the first.
     if len({count.name for count in scores.folds}) > 1:
         tables.insert(1, _fold_table(scores))
     return Block("Scores on held-out spots", text, tables=tuple(tables), status=status, status_text=verdict)
@@ -159,6 +163,7 @@ def _preset_table(scores: Scores, columns: Mapping[str, str], caption: str, *, k
 
 def _variants(scores: Scores) -> list[str]:
     """Return the variants of the published code, in the order asked for."""
+    # By what was measured, not by name: only ablations report a figure of their own.
     return [name for name in scores.presets if len(scores.values(name, "as_reported"))]
 
 
@@ -195,6 +200,7 @@ def _difference_block(scores: Scores) -> list[Block]:
     rows = [] if scores.differences is None else scores.differences.rows(named=True)
     if not rows:
         return []
+    # In an ablation, against the variant without a defect: that is what each switch changes.
     base = "paper+spots" if "paper+spots" in scores.presets else scores.default_preset
     differences, cells = [], []
     for row in rows:
@@ -202,6 +208,7 @@ def _difference_block(scores: Scores) -> list[Block]:
         if base not in (row["preset_a"], row["preset_b"]):
             continue
         other = row["preset_b"] if sign == 1 else row["preset_a"]
+        # Turning a difference round swaps the ends of its interval.
         low, high = sorted((sign * row["low"], sign * row["high"]))
         gap = Difference(f"{base} - {other}", sign * row["difference"], low, high)
         if row["metric"] == "pearson_mean":
@@ -242,6 +249,7 @@ def _fold_table(scores: Scores) -> Table:
 
 
 def _spread_block(scores: Scores) -> Block:
+    # Means over folds and seeds first: one dot a gene, else seeds would pass for more genes.
     per_gene = scores.genes.group_by("preset", "gene").agg(pl.col("pearson").mean()).sort("gene")
     values = {
         preset: per_gene.filter(pl.col("preset") == preset)["pearson"].to_numpy()
@@ -296,6 +304,7 @@ def _limitation_block(scores: Scores, notes: Sequence[str]) -> Block:
 
 def _by_score(scores: Scores) -> list[str]:
     """Return the presets, best first, and the control last."""
+    # The control last, whatever it scores: it is no competitor.
     return [*sorted(scores.presets, key=lambda name: -scores.mean(name, "pearson_mean")), NOISE]
 
 
@@ -303,6 +312,7 @@ def _spread(values: NDArray[np.float64], metric: str) -> str:
     if not len(values):
         return "-"
     digits = 1 if metric == "n_nan_genes" else 3
+    # z: a mean of -0.0001 is shown as 0.000, without a sign.
     mean = f"{values.mean():z.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
 

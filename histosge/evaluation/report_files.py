@@ -42,6 +42,7 @@ def write_evaluation(
         raise HistosgeError(f"cannot write a report to {folder}: it is a file; name a folder")
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "report.html"
+    # What a caller adds stands below the scores and above the limitations, which close every page.
     maps, *rest = evaluation_blocks(scores, notes)
     subtitle = (
         f"split {scores.split}, {len(scores.presets)} presets, seeds {', '.join(map(str, scores.seeds))}"

@@ -124,6 +124,7 @@ class Scores:
     protocol: str = ""
     kinds: Mapping[str, str] = field(default_factory=dict)
 
+    # Named by their kind, so that whoever shows scores need know no oracle by name.
     @property
     def oracles(self) -> frozenset[str]:
         """Presets that know something of the held-out spots' counts."""
@@ -134,6 +135,7 @@ class Scores:
         rows = self.scores.filter((pl.col("preset") == preset) & (pl.col("metric") == metric))
         if fold is not None:
             rows = rows.filter(pl.col("fold") == fold)
+        # Folds first: a spread over seeds must not contain that folds are unequally hard.
         return rows.group_by("seed").agg(pl.col("value").mean()).sort("seed")["value"].to_numpy()
 
     def mean(self, preset: str, metric: str) -> float:

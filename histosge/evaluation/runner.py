@@ -37,6 +37,7 @@ from histosge.models.estimators import ModelSource, find_estimator
 
 NOISE_DRAWS = 20
 """Draws of the noise control, at least. With 10, chance alone would raise a false alarm once in fifty."""
+# It takes a tenth of a second a fit, so that 20 draws on every fold are affordable.
 NOISE_PRESET = "ridge"
 DEFAULT_GENES = 250
 
@@ -82,7 +83,7 @@ def evaluate_sections(
     ablate
         Add the published code without a defect, with each alone and with all, also on random embeddings.
     reencode
-        Encodes the patches under spots anew, for the defects that lie there; None leaves those out.
+        Encodes the patches under spots again, for the defects that lie there; None leaves those out.
     on_progress
         Called before each fit, and once at the end.
 
@@ -98,7 +99,7 @@ def evaluate_sections(
     if ablate and reencode is None:
         left_out = (
             *left_out,
-            "bgr and fixed_pixel_crop are left out: the slides cannot be read here, and they encode patches anew.",
+            "bgr and fixed_pixel_crop are left out: the slides cannot be read here, and they encode patches again.",
         )
     plan = Plan.from_sections(sections, split, genes)
     scores = score_plan(
@@ -129,6 +130,7 @@ def score_plan(
     HistosgeError
         If there is no method or no seed; `SplitError` if the sections cannot give the split.
     """
+    # A seed that is given twice would count twice in every mean.
     seeds = tuple(dict.fromkeys(seeds))
     if not methods or not seeds:
         raise HistosgeError(
@@ -136,6 +138,7 @@ def score_plan(
         )
     names, shown = tuple(method.name for method in methods), choose_shown(methods)
     folds = plan.folds(seeds[0])
+    # Of the first seed: folds of a block split differ from seed to seed, and a map is of one set of folds.
     maps = HeldOutMaps.for_sections(plan.sections, folds)
     draws = _noise_draws(seeds)
     n_fits = len(folds) * (len(names) * len(seeds) + sum(len(some) for some in draws.values()))
@@ -153,6 +156,7 @@ def score_plan(
             result = scorer.score(method, maps if is_shown and task.seed == seeds[0] else None)
             table.add(method.name, result)
             table.bootstrap.add(method.name, result.held_out, result.predicted)
+            # Of the shown method alone: each takes up to four more fits per fold and seed.
             if is_shown:
                 table.add_rows(method.name, result.task, _check_intervals(method, result, epochs))
             if isinstance(method, AblationMethod):
@@ -160,6 +164,7 @@ def score_plan(
         for draw in draws[task.seed]:
             noise = task.with_random_embeddings(draw)
             table.report_progress(NOISE, noise)
+            # Through the same scorer as the methods: a leak in it must show in the control, too.
             table.add(NOISE, replace(scorer, task=noise, fitted={}).score(control))
     table.report_progress("", None)
     return Scores(
@@ -236,6 +241,7 @@ class _TaskScorer:
         )
         held_out = _held_out_spots(task, sections)
         xy_um = np.concatenate([section.spots.xy_um for section, _ in sections])
+        # A model may be anybody's: its number of genes is the one thing that the arithmetic below cannot name.
         if predicted.shape != held_out.truth.shape:
             raise ModelError(
                 f"{method.name} predicts {predicted.shape[1]} genes, {held_out.truth.shape[1]} were trained on"
@@ -255,6 +261,7 @@ def _check_intervals(method: Method, result: _MethodScore, epochs: int | None) -
     """
     if not isinstance(method, ModelMethod) or not method.estimator.capabilities.calibrated_by_default:
         return {}
+    # On the fold's training part: intervals are measured as `histosge train` would, then met with held-out spots.
     task = result.task
     spot_um = max(section.spots.diameter_um for section in task.sections)
     intervals = calibrate(
@@ -265,6 +272,7 @@ def _check_intervals(method: Method, result: _MethodScore, epochs: int | None) -
     depth = None
     if intervals.strata is not None and isinstance(result.fitted, MapModel):
         depth = np.concatenate([result.fitted.predict_spot_depth(section) for section, _ in task.held_out()])
+    # In single precision, as intervals are stored and maps are read.
     truth = result.held_out.truth.astype(np.float32)
     return intervals.scores(truth, result.predicted.astype(np.float32), depth)
 
@@ -339,6 +347,7 @@ class _ScoreTable:
             values["paper_all_spots"] = result.all_spots
         key = self.add_rows(preset, result.task, values)
         self.genes.append(_gene_rows(key, result.task.genes, result.genes, top))
+        # It may differ from fold to fold: that of the published network follows the distance between spots.
         self.halo_um[preset] = max(result.fitted.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
 
@@ -380,6 +389,7 @@ def _gene_rows(
         **{metric.name: values for metric, values in scores.values.items()},
         "top50": top,
     }
+    # Literals, not columns of their own: a table of 20 draws repeats each label as often as there are genes.
     labels = [
         pl.lit(preset).alias("preset"),
         pl.lit(split).alias("split"),
@@ -391,6 +401,7 @@ def _gene_rows(
 
 def _noise_draws(seeds: tuple[int, ...]) -> dict[int, list[int]]:
     """Return seed -> numbers of the draws that are scored on that seed's folds, in turn."""
+    # Shared out among the seeds, so that more seeds do not mean more draws; each seed has one at least.
     draws = range(max(NOISE_DRAWS, len(seeds)))
     return {seed: list(draws[i :: len(seeds)]) for i, seed in enumerate(seeds)}
 
@@ -411,6 +422,7 @@ def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
     # With one section a donor, leaving out a section leaves out its donor.
     if plan.split != "donor" and not (plan.split == "section" and len(donors) == n_sections):
         notes.append("Training and held-out spots share donors: accuracy on another donor may be lower.")
+    # Whoever compares presets must know that some use image patches beyond the spot and others do not.
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
     if wide and plan.split == "random":
         notes.append(

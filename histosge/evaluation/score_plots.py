@@ -35,8 +35,10 @@ def difference_plot(differences: Sequence[Difference], label: str) -> bytes:
     """
     figure = Figure(figsize=(9, 0.8 + 0.42 * len(differences)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
+    # From the top down, in the order given.
     places = np.arange(len(differences))[::-1]
     for place, gap in zip(places, differences, strict=True):
+        # Grey is no verdict that both are equal: the interval is as wide as the data are few.
         colour = NOISE if gap.low <= 0 <= gap.high else HELD_OUT
         axes.plot([gap.low, gap.high], [place, place], color=colour, linewidth=3, solid_capstyle="round")
         axes.plot([gap.value], [place], "o", color=colour, markersize=7)
@@ -95,6 +97,7 @@ def defect_plot(defects: Sequence[Defect]) -> bytes:
     axes.set_ylim(-0.6, len(defects) - 0.4)
     axes.set_xlabel("Pearson, mean over genes", fontsize=9)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
+    # Below the plot: four long labels would cover points wherever they stood inside.
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=2, fontsize=8, frameon=False)
     hide_spines(axes)
     return to_png(figure)
@@ -116,8 +119,9 @@ def score_distributions(pearson: Mapping[str, NDArray[np.float64]]) -> bytes:
     figure = Figure(figsize=(9, 0.9 + 0.62 * len(pearson)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(pearson))[::-1]
-    shades = np.linspace(0.25, 0.85, len(pearson))
+    # Fixed, since the jitter has no meaning: the same scores make the same picture.
     rng = np.random.default_rng(0)
+    shades = np.linspace(0.25, 0.85, len(pearson))
     for place, values, shade in zip(places, pearson.values(), shades, strict=True):
         # Not axes.boxplot: it reads all of rcParams, and so makes pyplot choose a backend for the whole process
         # (matplotlib 3.10).

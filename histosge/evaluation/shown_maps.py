@@ -1,4 +1,4 @@
-"""Which held-out maps a report shows, kept small while the folds go by.
+"""Which held-out maps a report shows, collected fold by fold without keeping whole predictions.
 
 One section is shown (the one with the most held-out spots), for one preset and one seed. Each of
 its patches is predicted by the fold that holds out the nearest held-out spot. Genes are picked by
@@ -71,12 +71,14 @@ class HeldOutMaps:
         spot_fold = np.full(len(section.spots), "", dtype=object)
         for fold in folds:
             spot_fold[fold.test[section.slide_id]] = fold.name
+        # A random split never holds out half of the spots: patches belong to the nearest one that it does.
         held_out_spots = np.flatnonzero(spot_fold != "")
         _, nearest = cKDTree(section.spots.xy_um[held_out_spots]).query(section.patches.xy_um)
         return cls(section, spot_fold, spot_fold[held_out_spots][nearest])
 
     def add(self, fold: Fold, prediction: FoldPrediction) -> None:
         """Add a fold's prediction of the shown section; patches that are another fold's to predict are dropped."""
+        # Cut down at once: all folds' whole maps would be slides x genes x folds in memory.
         own = prediction.predicted[self.patch_fold == fold.name]
         self.predictions[fold.name] = replace(prediction, predicted=own)
 
@@ -87,11 +89,14 @@ class HeldOutMaps:
         """
         if not self.predictions:
             return ()
+        # Each fold chooses its own genes; a gene that one lacks would leave a hole in the map.
         common = set.intersection(*(set(part.genes) for part in self.predictions.values()))
+        # Ties by name, so that the same scores show the same genes.
         ranked = sorted(common, key=lambda gene: (-self._pearson(gene), gene))
         roles = {"best": 0, "median": len(ranked) // 2, "worst": len(ranked) - 1}
         shown: dict[int, str] = {}
         for role, place in roles.items():
+            # Of fewer than three genes one plays two roles: it is shown once, under the first.
             shown.setdefault(place, role)
         return tuple(self._map(ranked[place], role) for place, role in shown.items() if ranked)
 

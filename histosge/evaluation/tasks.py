@@ -1,6 +1,6 @@
-"""What an evaluation fits on what: one task per fold and seed, the same for every preset.
+"""One task per fold and seed: its spots, patches, genes and targets, the same for every method.
 
-Genes are chosen here, on the training part of each fold, so no preset can see a held-out count.
+Genes are chosen here, on the training part of each fold, so no method can use a held-out count.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from histosge.heldout.leakage import (
     window_buffer_um,
 )
 from histosge.heldout.metrics import top_by_variance
-from histosge.heldout.splits import Fold, make_folds
+from histosge.heldout.splits import WITHIN_SECTION, Fold, make_folds
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Task:
             keep = self.fold.train[section.slide_id]
             split = self.patch_splits.get(section.slide_id)
             seen = select_patches(section, split.train) if split else section
+            # Of all spots, and then cut down with the rest by `subset`, so that the order stays that of the targets.
             library = library_size(seen.spots)
             parts.append(
                 TrainingSection(seen.patches, seen.overlap, seen.spots.xy_um, target, library).subset(keep)
@@ -103,9 +104,11 @@ class Task:
 
     def with_random_embeddings(self, draw: int) -> "Task":
         """Return the same fold on standard-normal random embeddings; the draw takes the seed's place."""
+        # The number of sections enters, so that a draw on two sections is no part of the same draw on three.
         rng = np.random.default_rng([draw, len(self.sections)])
         noisy = []
         for section in self.sections:
+            # Of the same shape: a control with fewer numbers to fit could hide a leak.
             random = rng.standard_normal(section.patches.embedding.shape, dtype=np.float32)
             noisy.append(replace(section, patches=section.patches.with_embedding(random)))
         return replace(self, seed=draw, sections=tuple(noisy), is_noise=True)
@@ -122,7 +125,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is fitted on what: folds per seed, and the genes that each fold's training part gives.
+    """Folds per seed, and the genes that each fold's training part gives.
 
     Parameters
     ----------
@@ -143,13 +146,14 @@ class Plan:
     def from_sections(cls, sections: Sequence[Section], split: str, genes: GeneSource | GeneChoice) -> Self:
         """Plan an evaluation; the buffer of a block split comes from the widest spots and patches."""
         choice = genes if isinstance(genes, GeneChoice) else GeneChoice.parse(genes)
+        # The widest of all: one buffer for all sections, as the report states one.
         buffers = [
             window_buffer_um(s.spots.diameter_um, s.patches.patch_um, s.patches.stride_um) for s in sections
         ]
         return cls(tuple(sections), split, choice, max(buffers, default=0.0) if split == "block" else 0.0)
 
     def folds(self, seed: int) -> tuple[Fold, ...]:
-        """Return one seed's folds, proven free of leaks."""
+        """Return one seed's folds, checked for leaks."""
         spots = [section.spots for section in self.sections]
         return make_folds(self.split, spots, seed=seed, buffer_um=self.buffer_um)
 
@@ -157,14 +161,15 @@ class Plan:
         """Prepare every fold of every seed; folds that do not depend on the seed are prepared once."""
         prepared: list[Task] = []
         for seed in seeds:
-            if not prepared or self.split in {"block", "random"}:
+            # Whole sections and donors are the same for every seed; choosing genes and checking takes seconds.
+            if not prepared or self.split in WITHIN_SECTION:
                 prepared = [self._prepare(seed, fold) for fold in self.folds(seed)]
             yield from (replace(task, seed=seed) for task in prepared)
 
     def _prepare(self, seed: int, fold: Fold) -> Task:
         genes = self._choose(fold)
         targets = tuple(select_target(section.spots, genes) for section in self.sections)
-        # Whole slides and random halves need none: no slide is on both sides, or nothing is claimed of new tissue.
+        # Whole slides share no patch; and of a random half nothing is claimed about new tissue.
         patch_splits = (
             {section.slide_id: _split_patches(fold, section) for section in self.sections}
             if self.split == "block"
@@ -180,13 +185,14 @@ class Plan:
             for section in self.sections
             if (keep := fold.train[section.slide_id]).any()
         ]
-        # Which genes a held-out section measured is no result: a gene that it lacks cannot be scored.
+        # Held-out sections decide which genes they measured, not what they counted: a gene that one lacks cannot be
+        # scored there.
         measured = shared_genes([section.spots for section in self.sections])
         return self.genes.choose(training, among=measured)
 
 
 def _split_patches(fold: Fold, section: Section) -> PatchSplit:
-    """Split the patches, and prove that no window of training reaches into one of a held-out spot."""
+    """Split the patches, and check that no window of training reaches into one of a held-out spot."""
     train, test = fold.train[section.slide_id], fold.test[section.slide_id]
     split = PatchSplit.from_spots(section, train, test)
     check_windows_apart(section, split, train, test, fold.name)

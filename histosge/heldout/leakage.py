@@ -1,12 +1,12 @@
 """Which patches a fold's training may see, and which its held-out spots: no pixel is in both.
 
-A model that looks beyond a patch would otherwise train on windows that reach into held-out tissue. Here
-every patch falls on the training side, on the test side, or between them, where nobody looks; so windows
-of any width stay on their own side, and a model finds background beyond the border. Arithmetic only.
+A model that looks beyond a patch would otherwise train on windows that reach into held-out tissue. Here every patch
+is assigned to training, to the held-out spots, or to neither. A model sees only the patches of its own part and finds
+background beyond them, so windows of any width stay apart. Arithmetic only.
 
 Terms
-    side    of a patch: how much nearer it is to the spots of one part than to those of the other
-    margin  sqrt(2) x patch: by so much a patch must be nearer, so that squares on two sides never touch
+    part    training spots or held-out spots, and the patches that belong to them
+    margin  sqrt(2) x patch: a patch belongs to a part if it is nearer to that part's spots by at least this
 """
 
 from dataclasses import dataclass, replace
@@ -54,19 +54,23 @@ class PatchSplit:
 
         Where a part has no spot in this section the other part sees all patches.
         """
-        everything = np.ones(len(section.patches), dtype=bool)
+        all_patches = np.ones(len(section.patches), dtype=bool)
         if not train.any() or not test.any():
-            return cls(everything if train.any() else ~everything, everything if test.any() else ~everything)
+            return cls(
+                all_patches if train.any() else ~all_patches, all_patches if test.any() else ~all_patches
+            )
         at, spots = section.patches.xy_um, section.spots.xy_um
+        # From one patch to another each of these distances changes by no more than the patches are apart. So patches
+        # of two parts are at least a margin apart, and squares whose centres are a diagonal apart cannot overlap.
         to_train, to_test = (cKDTree(spots[part]).query(at)[0] for part in (train, test))
         nearer = to_test - to_train
-        # Rounding may not cost a patch under a spot its side: the guarantee is on squares, checked below.
+        # A little less, so that rounding takes no patch away from a spot: what must hold is checked on the squares.
         margin = np.sqrt(2) * section.patches.patch_um * (1 - 1e-9)
         return cls(nearer >= margin, nearer <= -margin)
 
 
-def check_windows_apart(section: Section, sides: PatchSplit, train: Mask, test: Mask, fold: str) -> None:
-    """Refuse sides that share a pixel, or on which a spot lacks a patch under its disc.
+def check_windows_apart(section: Section, split: PatchSplit, train: Mask, test: Mask, fold: str) -> None:
+    """Refuse a split whose parts share a pixel, or in which a spot lacks a patch under its disc.
 
     Raises
     ------
@@ -76,24 +80,27 @@ def check_windows_apart(section: Section, sides: PatchSplit, train: Mask, test: 
     patches, where = section.patches, f"fold {fold!r}, section {section.slide_id!r}"
     if not train.any() or not test.any():
         return
-    reach, _ = cKDTree(patches.xy_um[sides.test]).query(patches.xy_um[sides.train], p=np.inf)
+    # The maximum norm: two squares overlap where they are less than a side apart along both axes.
+    reach, _ = cKDTree(patches.xy_um[split.test]).query(patches.xy_um[split.train], p=np.inf)
     overlapping = int((np.asarray(reach) < patches.patch_um * (1 - 1e-6)).sum())
     if overlapping:
         raise SplitError(
             f"{where}: {overlapping} patches that training sees overlap patches of held-out spots: widen the buffer"
         )
-    for name, spots, side in (("training", train, sides.train), ("held-out", test, sides.test)):
-        covered = np.asarray(section.overlap[spots][:, side].sum(axis=1)).ravel()
+    # A spot that lost part of its disc would be trained on, or scored by, another mean than its own.
+    for name, spots, own in (("training", train, split.train), ("held-out", test, split.test)):
+        covered = np.asarray(section.overlap[spots][:, own].sum(axis=1)).ravel()
         whole = np.asarray(section.overlap[spots].sum(axis=1)).ravel()
         if lost := int((covered < whole - 1e-6).sum()):
             raise SplitError(
-                f"{where}: {lost} {name} spots lie on patches of the other side: widen the buffer to at least "
+                f"{where}: {lost} {name} spots lie on patches of the other part: widen the buffer to at least "
                 f"{window_buffer_um(section.spots.diameter_um, patches.patch_um, patches.stride_um):.0f} um"
             )
 
 
 def select_patches(section: Section, keep: Mask) -> Section:
     """Return a section with only some of its patches; the spots stay."""
+    # The usual case where whole slides are held out: nothing of a slide's size is copied.
     if keep.all():
         return section
     patches: Patches = replace(

@@ -39,6 +39,7 @@ class ScoredSpots:
     section: NDArray[np.generic]
     xy_um: Floats
 
+    # Made once for all metrics of a prediction, and not at all where none asks for it.
     @cached_property
     def lattice(self) -> SpotLattice:
         """Which spots are near which; made when it is first used."""
@@ -82,6 +83,7 @@ class Metric:
     @property
     def summary_name(self) -> str:
         """Its name in scores.csv."""
+        # Errors and spatial metrics of ours were written under their own name before there was a rule.
         return self.summary or f"{self.name}_mean"
 
     def __call__(self, truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
@@ -92,6 +94,7 @@ class Metric:
         HistosgeError
             If the values are not one finite number per gene.
         """
+        # A metric may be anybody's. A NaN would vanish from one mean and spread through another, so it is refused.
         values = np.asarray(self.score(truth, predicted, spots), np.float64)
         if values.shape != truth.shape[1:] or not np.isfinite(values).all():
             raise HistosgeError(

@@ -25,6 +25,7 @@ from histosge.heldout.metric_registry import Floats, Metric, ScoredSpots
 CONSTANT = 1e-6
 """A spread below this share of a gene's largest value is rounding, not a map: float32 leaves about 6e-8."""
 
+# As many as the tables of HEST-Benchmark are over.
 TOP = 50
 """Genes behind `pearson_top50`."""
 
@@ -140,6 +141,7 @@ def within_sections(values: Floats, section: NDArray[np.generic], log_depth: Flo
 
     With `log_depth` the intercept, log depth and its square are regressed out, section by section.
     """
+    # Otherwise a model that only knows which section a spot lies on, by its stain, would score.
     residual = np.empty_like(values)
     for label in np.unique(section):
         here = section == label
@@ -176,6 +178,7 @@ def top_by_variance(target: NDArray[np.floating], n: int = TOP) -> NDArray[np.bo
     numpy.ndarray
         Shape ``(n_genes,)``; all True where there are no more than `n` genes.
     """
+    # In double precision: the order must not depend on how a machine sums in single.
     variance = np.asarray(target, np.float64).var(axis=0)
     marked = np.zeros(len(variance), dtype=bool)
     marked[np.argsort(-variance, kind="stable")[:n]] = True
@@ -190,6 +193,7 @@ def pearson_all_spots(
     Half of these spots are training spots, so a model that only memorises scores high: on pure noise
     this gives about 0.55. It is here to be compared with the paper, never to be trusted.
     """
+    # Undefined genes are dropped here alone, as the released code drops its NaN.
     r, undefined = correlate(np.asarray(truth, np.float64), np.asarray(predicted, np.float64), section)
     return float(r[~undefined].mean()) if not undefined.all() else 0.0
 
@@ -199,12 +203,14 @@ def _depth_basis(log_depth: Floats) -> Floats:
     centred = log_depth - log_depth.mean()
     curve = centred**2
     columns = np.stack([centred, curve - curve.mean()], axis=1)
+    # By singular values, not by QR: where all spots have one depth, or two, a column is dependent and must go.
     left, singular, _ = np.linalg.svd(columns, full_matrices=False)
     return np.asarray(left[:, singular > 1e-9 * max(1.0, float(np.abs(log_depth).max()))])
 
 
 def varies(sum_of_squares: Floats, values: Floats) -> NDArray[np.bool_]:
     """Tell which columns spread by more than rounding, from their squared deviations summed over spots."""
+    # Relative to the largest value: a constant of 5 in single precision jitters more than one of 0.1.
     spread: Floats = np.sqrt(sum_of_squares / len(values))
     return np.asarray(spread > CONSTANT * np.abs(values).max(axis=0))
 

@@ -1,4 +1,4 @@
-"""Is the map's pattern in space right, not only its values: SSIM and Moran's I. Arithmetic only.
+"""Spatial metrics of a map at held-out spots: SSIM and Moran's I. Arithmetic only.
 
 Both are per gene over held-out spots, within sections: no neighbour lies on another section.
 
@@ -22,6 +22,7 @@ from scipy.spatial import cKDTree
 Floats = NDArray[np.float64]
 
 SIGMA_PITCHES, CUT_SIGMAS = 1.5, 3.5
+# Of a spot on the hexagonal lattice of Visium; on a square one it is four neighbours and two diagonal ones.
 NEIGHBOURS = 6
 RANGE_SHARE = (0.01, 0.03)
 
@@ -57,9 +58,10 @@ class SpotLattice:
             Label of each spot's section, ``(n_spots,)``.
         """
         _, number = np.unique(section, return_inverse=True)
-        members = [np.flatnonzero(number == i) for i in range(int(number.max(initial=-1)) + 1)]
-        windows, neighbours = zip(*(_near(xy_um[m]) for m in members), strict=True)
-        order = np.argsort(np.concatenate(members))
+        spots_of = [np.flatnonzero(number == i) for i in range(int(number.max(initial=-1)) + 1)]
+        windows, neighbours = zip(*(_near(xy_um[spots]) for spots in spots_of), strict=True)
+        # Blocks were built section by section: bring rows and columns back into the order of the spots.
+        order = np.argsort(np.concatenate(spots_of))
         return cls(
             sparse.csr_matrix(sparse.block_diag(windows, format="csr")[order][:, order]),
             sparse.csr_matrix(sparse.block_diag(neighbours, format="csr")[order][:, order]),
@@ -69,12 +71,14 @@ class SpotLattice:
     def ssim(self, truth: Floats, predicted: Floats) -> Floats:
         """Return each gene's structural similarity, mean over spots, ``(n_genes,)``.
 
-        A gene that does not vary in a section is left out there; one that varies nowhere gets 0.
+        A gene that does not vary in a section is left out there; one that varies in none gets 0.
         """
+        # Of the measured values alone: a range that included the prediction would reward a wild one.
         span = self._span(truth)[self.section]
         c1, c2 = ((share * span) ** 2 for share in RANGE_SHARE)
         w = self.window
         mean_t, mean_p = w @ truth, w @ predicted
+        # E[x²] - E[x]² may fall below 0 by rounding where a window is flat.
         var_t = np.maximum(w @ truth**2 - mean_t**2, 0)
         var_p = np.maximum(w @ predicted**2 - mean_p**2, 0)
         both = w @ (truth * predicted) - mean_t * mean_p
@@ -87,7 +91,7 @@ class SpotLattice:
     def moran(self, values: Floats) -> Floats:
         """Return each gene's Moran's I, ``(n_genes,)``; 0 for a gene that does not vary."""
         centred = values - self._mean(values)[self.section]
-        # What rounding leaves of a constant is no pattern.
+        # Residuals of a constant are rounding errors; they are set to 0, so that they make no pattern.
         centred[np.abs(centred) <= 1e-6 * np.abs(values).max(axis=0, initial=0.0)] = 0.0
         spread, n = (centred**2).sum(axis=0), len(values)
         total = self.neighbours.sum()
@@ -115,6 +119,7 @@ def _near(xy_um: Floats) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     tree, k = cKDTree(xy_um), min(NEIGHBOURS, n - 1)
     found = tree.query(xy_um, k=list(range(1, k + 2)))
     distance, nearest = np.asarray(found[0]), np.asarray(found[1])
+    # At least a little: spots may share a position, and a width of 0 would divide by it.
     sigma = SIGMA_PITCHES * max(float(np.median(distance[:, 1])), 1e-9)
     i, j = tree.query_pairs(CUT_SIGMAS * sigma, output_type="ndarray").T
     weight = np.exp(-((np.linalg.norm(xy_um[i] - xy_um[j], axis=1) / sigma) ** 2) / 2)
@@ -122,6 +127,7 @@ def _near(xy_um: Floats) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
     rows, cols = np.concatenate([i, j, alone]), np.concatenate([j, i, alone])
     window = sparse.csr_matrix((np.concatenate([weight, weight, np.ones(n)]), (rows, cols)), shape=(n, n))
     window = sparse.csr_matrix(sparse.diags(1 / np.asarray(window.sum(axis=1)).ravel()) @ window)
+    # A spot is usually its own nearest, but not where another has the same position: leave it out by its number.
     others = np.array([[b for b in row if b != a][:k] for a, row in enumerate(nearest)]).ravel()
     neighbours = sparse.csr_matrix((np.full(n * k, 1 / k), (np.repeat(alone, k), others)), shape=(n, n))
     return window, neighbours

@@ -1,6 +1,6 @@
 """Which spots are trained on and which are held out: arithmetic only.
 
-No split here lets one spot be on both sides, and `check_no_leak` proves it for any set of folds.
+No split here puts a spot into both parts, and `check_no_leak` checks that for any set of folds.
 
 Terms
     fold     one choice of training and test spots, as masks over each section's spots
@@ -64,7 +64,7 @@ class Fold:
 def make_folds(
     split: str, spots: Sequence[Spots], *, seed: int = 0, buffer_um: float = 0.0
 ) -> tuple[Fold, ...]:
-    """Split sections into folds, and prove that nothing leaks.
+    """Split sections into folds, and check that nothing leaks.
 
     Parameters
     ----------
@@ -93,6 +93,7 @@ def make_folds(
         folds = random_folds(spots, seed=seed)
     else:
         raise SplitError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    # Folds are checked as if they came from elsewhere: a mistake in a split would make every score wrong, unseen.
     check_no_leak(folds, spots, buffer_um=buffer_um if split == "block" else 0.0)
     check_apart(folds, spots, split)
     return folds
@@ -102,7 +103,7 @@ def default_buffer_um(spot_um: float, patch_um: float) -> float:
     """Return the buffer that keeps every training patch off every held-out spot's disc.
 
     A patch under a training spot reaches at most its own diagonal beyond that spot's disc, so two
-    centres one diameter and one diagonal apart share no pixel. Where patches of both sides must not
+    centres one diameter and one diagonal apart share no pixel. Where patches of both parts must not
     overlap either, `histosge.heldout.leakage.window_buffer_um` is the one.
 
     Parameters
@@ -128,20 +129,24 @@ def block_folds(
     SplitError
         If a section has fewer spots than blocks, or the buffer leaves nothing to train on.
     """
+    # One generator for all sections: with a generator each, sections of equal shape would be cut alike.
     rng = np.random.default_rng(seed)
-    labels = {}
+    labels: dict[str, NDArray[np.int64]] = {}
     for part in spots:
         if len(part) < n_blocks:
             raise SplitError(
                 f"section {part.slide_id!r} has {len(part)} spots, too few for {n_blocks} blocks:"
                 " leave it out, or use the section split"
             )
+        # A quarter turn brings straight cuts back onto themselves: no larger angle is needed.
         turned = part.xy_um @ _rotation(rng.uniform(0, np.pi / 2))
+        # Labels are shuffled, so that one fold does not hold out the same corner of every section.
         labels[part.slide_id] = rng.permutation(n_blocks)[_bisect(turned, n_blocks)]
     folds = []
     for k in range(n_blocks):
         test = {part.slide_id: labels[part.slide_id] == k for part in spots}
         train = {part.slide_id: _beyond(part.xy_um, test[part.slide_id], buffer_um) for part in spots}
+        # The buffer acts within a section: another section's spots lie in a frame of their own.
         folds.append(Fold(f"block{k}", train, test))
         if not folds[-1].n_train:
             raise SplitError(
@@ -199,6 +204,7 @@ def random_folds(spots: Sequence[Spots], *, seed: int = 0) -> tuple[Fold, ...]:
             raise SplitError(
                 f"section {part.slide_id!r} has {len(part)} spots: too few to halve, leave it out"
             )
+        # Of an odd number the larger half is trained on.
         test[part.slide_id] = rng.permutation(len(part)) < len(part) // 2
     return (Fold("random", {slide_id: ~mask for slide_id, mask in test.items()}, test),)
 
@@ -209,8 +215,8 @@ def check_no_leak(folds: Sequence[Fold], spots: Sequence[Spots], *, buffer_um: f
     Raises
     ------
     SplitError
-        If there is no fold, a fold has an empty part, masks do not fit the spots, one spot is on both
-        sides, or a training spot is nearer than `buffer_um` to a held-out one.
+        If there is no fold, a fold has an empty part, masks do not fit the spots, one spot is in both
+        parts, or a training spot is nearer than `buffer_um` to a held-out one.
     """
     if not folds:
         raise SplitError("nothing is held out: there is no fold; make them with make_folds()")
@@ -218,33 +224,35 @@ def check_no_leak(folds: Sequence[Fold], spots: Sequence[Spots], *, buffer_um: f
         if not fold.n_test or not fold.n_train:
             raise SplitError(
                 f"fold {fold.name!r} has {fold.n_train} training and {fold.n_test} held-out spots:"
-                " nothing is held out, or nothing is left to learn from"
+                " give at least one of each"
             )
         for part in spots:
             _check_masks(fold, part, buffer_um)
 
 
 def check_apart(folds: Sequence[Fold], spots: Sequence[Spots], split: str) -> None:
-    """Refuse section or donor folds with one section, or one donor, on both sides.
+    """Refuse section or donor folds that train on and hold out one section, or one donor.
 
     Raises
     ------
     SplitError
-        Naming the fold and what is on both sides.
+        Naming the fold and what is in both parts.
     """
+    # The other splits cut through sections and donors on purpose.
     if split not in {"section", "donor"}:
         return
     unit = {part.slide_id: part.slide_id if split == "section" else part.donor for part in spots}
     for fold in folds:
         trained = {unit[slide_id] for slide_id, mask in fold.train.items() if mask.any()}
-        tested = {unit[slide_id] for slide_id, mask in fold.test.items() if mask.any()}
-        if both := sorted(trained & tested):
+        held_out = {unit[slide_id] for slide_id, mask in fold.test.items() if mask.any()}
+        if both := sorted(trained & held_out):
             raise SplitError(
-                f"fold {fold.name!r} trains and tests on {split} {', '.join(both)}: hold it out whole"
+                f"fold {fold.name!r} trains on and holds out {split} {', '.join(both)}: hold it out whole"
             )
 
 
 def _check_sections(spots: Sequence[Spots]) -> None:
+    # Folds are keyed by slide id: a slide that is given twice would hide its first half.
     ids = [part.slide_id for part in spots]
     if not ids:
         raise SplitError("nothing to split: no section has usable spots; give a sample sheet with expression")
@@ -261,6 +269,7 @@ def _check_masks(fold: Fold, part: Spots, buffer_um: float) -> None:
             f"fold {fold.name!r}: masks {train.shape} and {test.shape} do not fit the {len(part)} spots"
             f" of {part.slide_id!r}"
         )
+    # Counted before distances are: a spot is 0 um from itself, and the message would speak of a buffer.
     if both := int((train & test).sum()):
         raise SplitError(
             f"fold {fold.name!r} trains on {both} of its own held-out spots of {part.slide_id!r}"
@@ -276,6 +285,7 @@ def _check_masks(fold: Fold, part: Spots, buffer_um: float) -> None:
 
 def _whole_sections(spots: Sequence[Spots], unit: Mapping[str, str]) -> tuple[Fold, ...]:
     folds = []
+    # In the order of the sample sheet, so that reports list folds as the user knows them.
     for held_out in dict.fromkeys(unit.values()):
         test = {part.slide_id: np.full(len(part), unit[part.slide_id] == held_out) for part in spots}
         folds.append(Fold(held_out, {slide_id: ~mask for slide_id, mask in test.items()}, test))
@@ -298,6 +308,7 @@ def _bisect(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
     if n_blocks == 1:
         return labels
     first = n_blocks // 2
+    # Along the longer side, which keeps blocks compact. Stable, so that ties fall the same way on every machine.
     order = np.argsort(xy[:, int(np.argmax(np.ptp(xy, axis=0)))], kind="stable")
     cut = round(len(xy) * first / n_blocks)
     low, high = order[:cut], order[cut:]

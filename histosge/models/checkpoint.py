@@ -58,8 +58,8 @@ class Checkpoint:
         except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError):
             return 0  # absent, or cut off: start over
         # Epochs on a CPU followed by epochs on a GPU would give the bits of neither.
-        mine = {"key": self.key, "device": _device(network)}
-        if not isinstance(saved, dict) or any(saved.get(name) != value for name, value in mine.items()):
+        expected = {"key": self.key, "device": _device(network)}
+        if not isinstance(saved, dict) or any(saved.get(name) != value for name, value in expected.items()):
             return 0
         network.load_state_dict(saved["network"])
         optimiser.load_state_dict(saved["optimiser"])
@@ -108,6 +108,7 @@ def training_key(facts: dict[str, Any], sections: list[TrainingSection]) -> str:
     sections
         Their targets, positions and overlaps are hashed; embeddings are known by the fingerprints in `facts`.
     """
+    # Another release of torch may compute other bits, so its checkpoints are not mixed.
     digest = hashlib.sha256(json.dumps([facts, version("torch")], sort_keys=True).encode())
     for section in sections:
         overlap = section.overlap

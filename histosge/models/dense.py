@@ -124,6 +124,7 @@ class DenseModel:
     def split(self) -> tuple[Reduce | None, "DenseModel"]:
         """Return the reduction of embeddings to components, and the model that takes those."""
         reduce, features = self.features.split()
+        # A patch lies in the windows of several blocks: its components are computed once.
         return reduce, replace(self, features=features)
 
     def to_genes(self, patterns: Floats) -> NDArray[np.float32]:
@@ -232,6 +233,7 @@ class LinearFit:
         predicted = np.zeros_like(self.patterns)
         for k in np.unique(fold):
             training, held_out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+            # With a single fold there is nothing to fit to: the mean, 0, is the prediction.
             if len(training):
                 fitted = fit_stack(
                     self.spots.take(training), self.patterns[training], self.groups[training], self.stack
@@ -257,6 +259,7 @@ def fit_depth(
     Each section's own mean is taken out, and the pooled one put back: how deep a section was sequenced is not in its
     embeddings.
     """
+    # At least one count: the logarithm of 0 would spoil the fit.
     logs = [np.log(np.maximum(s.library, 1.0)) for s in sections if s.library is not None]
     if len(logs) < len(sections):
         return None

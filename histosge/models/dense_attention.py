@@ -33,7 +33,7 @@ MAX_SPOTS = 20_000
 
 
 @dataclass(frozen=True)
-class Attention:
+class AttentionEnsemble:
     """The networks, and what they need.
 
     Parameters
@@ -52,6 +52,7 @@ class Attention:
 
     def __call__(self, components: Patches, of: Indices) -> NDArray[np.float32]:
         """Return what to add to the patterns of some patches, ``(len(of), n_patterns)``."""
+        # Concatenating no windows at all is an error in torch.
         if len(of) == 0:
             return np.zeros((0, self.networks[0].out.out_features), np.float32)
         windows = Windows.from_patches(components, self.standardiser, self.radius_um, of)
@@ -74,7 +75,7 @@ class DenseAttentionModel:
 
     name: ClassVar[str] = "dense+attention"
     dense: DenseModel
-    attention: Attention | None
+    attention: AttentionEnsemble | None
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,9 +117,11 @@ class DenseAttentionModel:
         """
         linear = LinearFit.fit(sections)
         dense = DenseModel.from_linear_fit(linear, sections, seed=seed)
+        # Whole sections, or stripes of a lone one: attention has to help on tissue apart from its training spots.
         fold = linear.groups % N_FOLDS
         if len(fold) < MIN_SPOTS or len(np.unique(fold)) < 2 or not linear.patterns.any():
             return cls(dense, None)
+        # Residuals at a model's own training spots are smaller, and of another shape, than those on new tissue.
         residual = linear.patterns - linear.out_of_fold(fold)
         standardiser = _standardise(sections, linear.features)
 
@@ -152,7 +155,9 @@ class DenseAttentionModel:
         with torch.no_grad():
             for one in fits:
                 one.network.out.weight *= torch.from_numpy(blend.astype(np.float32))[:, None]
-        return cls(dense, Attention(standardiser, tuple(one.network for one in fits), radius_um), facts)
+        return cls(
+            dense, AttentionEnsemble(standardiser, tuple(one.network for one in fits), radius_um), facts
+        )
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
@@ -202,7 +207,7 @@ class DenseAttentionModel:
         if kept := config["attention"]:
             networks = tuple(_rebuild(unnest(f"network{k}", state)) for k in range(kept["networks"]))
             standardiser = Standardiser(state["components.mean"], state["components.scale"])
-            attention = Attention(standardiser, networks, kept["radius_um"])
+            attention = AttentionEnsemble(standardiser, networks, kept["radius_um"])
         return cls(dense, attention, config["tried"])
 
 
@@ -229,6 +234,7 @@ def _windows_by_fold(
     cut_windows: Callable[[TrainingSection, Indices, Floats], TrainingWindows],
 ) -> dict[int, list[TrainingWindows]]:
     """Return the sections of each fold, or stripes of the lone one, with at most `MAX_SPOTS` of all spots."""
+    # Every k-th spot of each fold, so that no section is over-represented.
     every = -(-sum(map(len, fold)) // MAX_SPOTS)
     windows = {int(k): list[TrainingWindows]() for k in np.unique(np.concatenate(fold))}
     for section, own_residual, own_fold in zip(sections, residual, fold, strict=True):

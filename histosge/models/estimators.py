@@ -115,6 +115,7 @@ def find_estimator(model: ModelSource) -> NamedEstimator:
         # A subclass of a preset inherits that preset's name; it must not pass for it.
         is_own = isinstance(own, str) and own not in MODELS.names()
         name = str(own) if is_own else class_name(model if isinstance(model, type) else type(model))
+    # A class is checked before it is fitted; what an object makes is only known afterwards.
     if isinstance(found, type):
         _check_members(found, name, METHODS)
     elif not callable(getattr(found, "fit", None)):
@@ -127,6 +128,7 @@ def find_estimator(model: ModelSource) -> NamedEstimator:
 
 def class_name(cls: type) -> str:
     """Return the registered name of a class, or ``module:Class``."""
+    # By identity: a class may bear the name of a preset without being it.
     own = getattr(cls, "name", None)
     if isinstance(own, str) and own in MODELS.names() and load_preset(own) is cls:
         return own
@@ -155,6 +157,7 @@ def load_saved_class(
         If it is not installed, must be named by the user, or the user named another one.
     """
     if named is None:
+        # Importing runs code. A model folder may come from anybody, so its word is not enough.
         if ":" in saved_name:
             raise ModelError(
                 f"{origin} was trained with the class {saved_name}, which is only imported if you name it: add "

@@ -151,3 +151,12 @@ def spot_features(sections: Sequence[TrainingSection], features: MultiscaleFeatu
         np.concatenate([s.spot_xy_um for s in sections]),
         np.concatenate([features.at_spots(s) for s in sections]),
     )
+
+
+def standardised_spot_features(
+    sections: Sequence[TrainingSection], features: MultiscaleFeatures
+) -> tuple[SpotFeatures, Standardiser]:
+    """Return `spot_features` of mean 0 and standard deviation 1, and what standardised them."""
+    spots = spot_features(sections, features)
+    standardiser = Standardiser.fit(spots.features)
+    return replace(spots, features=standardiser.apply(spots.features)), standardiser

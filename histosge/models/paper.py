@@ -153,6 +153,7 @@ class PaperModel:
         predicted = np.empty((len(embedding), self.network.n_genes), dtype=np.float32)
         position = torch.from_numpy(_positions(xy_um, self.pitch_um, self.switches))
         for start in range(0, len(groups), _GROUPS_AT_ONCE):
+            # Index -1, no patch, finds the last one: any finite embedding will do, since it is masked.
             index = groups[start : start + _GROUPS_AT_ONCE]
             inputs = torch.from_numpy(self.standardiser.apply(embedding[index]).astype(np.float32))
             with torch.inference_mode():
@@ -182,6 +183,7 @@ class PaperModel:
             network = PaperNetwork(weights["row.weight"].shape[1], weights["head.3.weight"].shape[0])
         network.load_state_dict(weights)
         standardiser = Standardiser(state["embedding.mean"], state["embedding.scale"])
+        # Models of the first versions rounded positions to whole lattice steps: these would predict something else here.
         if "switches" not in config:
             raise ModelError(
                 "this model of preset paper was saved by an older version that encoded positions differently; "
@@ -243,6 +245,7 @@ def _train(
     for epoch in range(done, epochs):
         for number in rng.permutation(len(groups)):
             embedding, position, target = (part.to(device) for part in groups[number])
+            # Training groups have no padding: they go one by one, as published, and may differ in size.
             exists = torch.ones(position.shape[:2], dtype=torch.bool, device=device)
             loss = ((network(embedding, position, exists) - target) ** 2).mean()
             optimiser.zero_grad()
@@ -256,6 +259,7 @@ def _train(
 def lattice_position(xy_um: Floats, pitch_um: float) -> NDArray[np.float32]:
     """Return ``(row, col)`` on the spots' lattice, continuous, ``(n, 2)``, limited to 0 .. 511."""
     # Counted from the slide's corner, not from the first spot: a slide predicted block by block gives the same rows.
+    # Reversed: (x, y) to (row, col).
     return np.clip(xy_um[:, ::-1] / pitch_um, 0, POSITIONS - 1).astype(np.float32)
 
 
@@ -308,6 +312,7 @@ def _square_groups(patches: Patches, step: int) -> Indices:
 
 def _file_order_groups(patches: Patches, step: int) -> Indices:
     """Group patches `step` apart row by row, as a file lists spots; return indices ``(n_groups, 50)``, -1 for none."""
+    # The last key sorts first: by offset within a pitch, then row by row.
     order = np.lexsort((patches.cols, patches.rows, patches.cols % step, patches.rows % step))
     lattice = (patches.rows % step * step + patches.cols % step)[order]
     groups = []

@@ -17,7 +17,7 @@ POSITIONS = 512
 HEADS, HEAD_DIM, MLP_DIM, GENE_DIM = 4, 64, 1024, 2048
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Multi-head self-attention over the patches of a group, no bias in q, k and v."""
 
     def __init__(self, dim: int) -> None:
@@ -51,7 +51,7 @@ class PaperNetwork(nn.Module):
         self.n_genes = n_genes
         self.row = nn.Embedding(POSITIONS, dim)
         self.col = nn.Embedding(POSITIONS, dim)
-        self.attention = Attention(dim)
+        self.attention = SelfAttention(dim)
         self.mlp = nn.Sequential(
             nn.LayerNorm(dim), nn.Linear(dim, MLP_DIM), nn.GELU(), nn.Linear(MLP_DIM, dim)
         )

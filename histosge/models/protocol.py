@@ -48,6 +48,7 @@ class Capabilities:
         What a baseline works with, in a few words for reports; empty for a model that is meant to be used.
     """
 
+    # Defaults are those of a simple, fast model of the image: what most classes are need not be said.
     needs_position_on_slide: bool = False
     losses: tuple[str, ...] = (SQUARED_ERROR,)
     takes_stain_pairs: bool = False
@@ -58,6 +59,7 @@ class Capabilities:
 
 def capabilities(model: object) -> Capabilities:
     """Read what a model class, or an object that fits models, can do."""
+    # Attributes, not a base class: a third party's class need import nothing of ours.
     offered: dict[str, Any] = {
         field.name: getattr(model, field.name) for field in fields(Capabilities) if hasattr(model, field.name)
     }
@@ -70,6 +72,7 @@ class Model(Protocol):
     name: ClassVar[str]
     """Under which it is shown in tables."""
 
+    # Asked of the fitted model, not of the class: it may depend on what was fitted.
     @property
     def halo_um(self) -> float:
         """Return how far beyond a patch the model looks: what a stream must read around each block."""
@@ -94,6 +97,7 @@ class Model(Protocol):
         """Return log1p(CP10k) of every patch, shape ``(n_patches, n_genes)``."""
         ...
 
+    # JSON and safetensors, never pickle: a model folder from elsewhere must be able to hold data alone.
     def config(self) -> dict[str, Any]:
         """Return JSON-ready values that, with `state`, rebuild the model."""
         ...

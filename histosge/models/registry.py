@@ -31,6 +31,7 @@ class ModelRecord:
 
     name: str
     help: str
+    # A function, so that listing presets imports no torch.
     load: Callable[[], type[Model]]
 
 
@@ -45,6 +46,7 @@ def load_preset(name: str) -> type[Model]:
     ModelError
         If there is no such preset; the message gives the nearest names.
     """
+    # Asked first for a message of our own: `get` speaks of a registry, users of presets.
     if name not in MODELS.names():
         raise ModelError(f"unknown preset {name!r}: {MODELS.suggest(name)}")
     return MODELS.get(name).load()

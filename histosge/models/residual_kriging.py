@@ -16,7 +16,7 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.models.kriging import MAX_EXACT_SPOTS, Kriging, SpotFeatures, leave_one_out
 from histosge.models.linear_algebra import Floats, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import MultiscaleFeatures, spot_features
+from histosge.models.multiscale import MultiscaleFeatures, standardised_spot_features
 from histosge.models.nested_state import nest, unnest
 from histosge.models.protocol import State
 
@@ -77,12 +77,11 @@ class ResidualKriging:
         """
         residual = [replace(s, target=s.target - p) for s, p in zip(sections, predicted, strict=True)]
         features, targets = MultiscaleFeatures.fit(sections), LowRankTargets.fit(residual, N_PATTERNS)
-        raw = spot_features(sections, features)
-        standardiser = Standardiser.fit(raw.features)
-        spots = replace(raw, features=standardiser.apply(raw.features))
+        spots, standardiser = standardised_spot_features(sections, features)
         patterns = np.concatenate([targets.to_patterns(s) for s in residual])
         process = Kriging.fit(spots, patterns)
         out_of_fold = _out_of_fold(spots, patterns, process)
+        # A slide's mean residual is no pattern in space: it is added whole, whatever the blend is.
         means = np.stack([s.target.mean(axis=0, dtype=np.float64) for s in residual])
         blend = choose_blend(patterns, out_of_fold)
         ids = tuple(s.patches.slide_id for s in sections)
@@ -159,6 +158,7 @@ def _out_of_fold(spots: SpotFeatures, patterns: Floats, process: Kriging) -> Flo
     """Predict each spot from the others: all others, or beyond `MAX_EXACT_SPOTS` those of the other folds."""
     if len(spots) <= MAX_EXACT_SPOTS:
         return leave_one_out(spots, patterns, process.kernels)
+    # Leaving one out needs the inverse of a matrix of all spots: beyond that number, random folds.
     out, fold = np.empty_like(patterns), np.random.default_rng(0).permutation(len(spots)) % N_FOLDS
     for k in range(N_FOLDS):
         training, held_out = np.flatnonzero(fold != k), np.flatnonzero(fold == k)

@@ -80,6 +80,7 @@ class ConditionedModel:
         columns, genes = _measured_genes(saved, section)
         overlap, model = section.overlap, saved.model
         covered = CoveredPatches.from_overlap(section.patches, overlap)
+        # Only patches under discs are predicted: all that fitting needs, and far fewer than the slide has.
         log_covered = covered.predict(model.predict, model.halo_um)[:, columns]
         predicted = spots_from_patches(covered.overlap, log_covered)
         target, library = select_target(section.spots, genes), library_size(section.spots)
@@ -95,12 +96,14 @@ class ConditionedModel:
         factors = RateFactors.solve(
             section.patches, overlap, soft_floor(log_covered + added, floor), spot_rates
         )
+        # What decides the conditioning, beside the model: part of the map's identity.
         digest = hashlib.sha256(target.tobytes() + section.spots.xy_um.tobytes()).hexdigest()
         return cls(model, columns, residual, factors, floor, spot_rates, digest)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
         log_patches = self.model.predict(patches)
+        # In the order of `fit`: residuals, floor, factors.
         measured = soft_floor(log_patches[:, self.columns] + self.residual(patches), self.floor)
         log_patches[:, self.columns] = self.factors.apply(patches, measured)
         return log_patches
@@ -182,6 +185,7 @@ def load_conditioned(
     """
     loaded = load_section(sample, store, *selection)
     model = ConditionedModel.fit(saved, loaded.section)
+    # By fingerprint of the slide's file: ids may be reused or renamed.
     trained_on = {section["slide_fingerprint"] for section in saved.card.sections}
     if loaded.slide.fingerprint in trained_on:
         on_message(

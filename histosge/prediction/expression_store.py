@@ -79,8 +79,8 @@ class StoredMap:
         """
         if self.half_width is None:
             raise StoreError(
-                f"the map of {self.slide_id!r} has no intervals, since its model was not calibrated: train again, "
-                "with intervals, and predict into another OUT"
+                f"the map of {self.slide_id!r} has no intervals, since its model was not calibrated: train it again "
+                "with TrainSettings(intervals=True), and predict into another OUT"
             )
         values = self.array.read(rows, cols).astype(np.float32)
         half_width = self.half_width
@@ -129,6 +129,7 @@ class ExpressionStore:
         """Yield ``(slide id, grid key)`` of every map."""
         for slide_id in self.location.folders():
             for grid_key in self.location.folders(slide_id):
+                # A folder without it is a map whose creation was interrupted.
                 if self.location.exists(f"{slide_id}/{grid_key}/expression/zarr.json"):
                     yield slide_id, grid_key
 
@@ -168,6 +169,7 @@ class ExpressionStore:
         path = f"{slide_id}/{grid.spec.key}"
         attrs = read_attrs(self.location, f"{path}/expression")
         if attrs:
+            # Blocks of two models would be indistinguishable in one array.
             if attrs["made_by"] != made_by:
                 raise IdentityMismatchError(
                     f"{self.location.label}/{path} was predicted by {_brief(attrs['made_by'])}, this prediction is by "
@@ -180,6 +182,7 @@ class ExpressionStore:
                     f"this prediction is of {len(genes)}, {genes[0]}..{genes[-1]}; give another OUT or remove that folder"
                 )
             return found
+        # Coordinates before the arrays that they describe: whoever finds a map can place it on the slide.
         write_group(self.location, slide_id, {})
         self._write_coordinates(path, stored, genes, intervals)
         write_group(self.location, path, {"grid": grid.to_attrs()})
@@ -198,7 +201,9 @@ class ExpressionStore:
             self.location,
             f"{path}/expression",
             shape=(*grid.shape, len(genes)),
+            # The blocks of the embedding: a block of the map needs one block to be read, and its halo.
             chunks=(*block_shape, min(GENE_GROUP, len(genes))),
+            # Steps of 0.004 at most below 8, far less than the noise of counts, at half the size.
             dtype="float16",
             dims=("y", "x", "gene"),
             attrs={"made_by": made_by, "units": "log1p of counts per 10,000"},
@@ -232,9 +237,11 @@ class ExpressionStore:
                     name=f"{path}/{name}",
                     data=data,
                     chunks=data.shape,
+                    # A checksum: without one a flipped bit is read as a value.
                     compressors=[Crc32cCodec()],
                     dimension_names=dims,
                     attributes={"units": "micrometer"} if name in ("y", "x") else {},
+                    # Creating the map may have been interrupted after some of these.
                     overwrite=True,
                 )
 
@@ -248,6 +255,7 @@ class ExpressionStore:
         tissue, rgb = (self._read(f"{path}/{name}") for name in ("tissue", "rgb"))
         array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
         half_width, trust, edges, widths = (
+            # Optional: a model need not be calibrated, nor have strata.
             self._read(f"{path}/{name}") if self.location.exists(f"{path}/{name}/zarr.json") else None
             for name in ("half_width", "trust", "depth_edge", "half_width_by_depth")
         )

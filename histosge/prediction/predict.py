@@ -127,6 +127,7 @@ def predict(
     ids = list(slide_ids) or source.slide_ids()
     if not ids:
         raise ModelError(f"{source.location.label} holds no slide; fill it with: histosge embed")
+    # All slides are checked before the first is predicted, so that hours are not spent before a refusal.
     slides = [open_embedded(source, slide_id, grid, encoder) for slide_id in ids]
     if saved is None:
         saved = describe_fitted(cast(Model, model), genes, slides[0].identity, slides[0].stored.grid)
@@ -148,6 +149,7 @@ def predict(
         )
     # Only after all checks, so that a refused call writes nothing.
     target = ExpressionStore.open_or_create(str(out))
+    # A conditioned model never gets here: it has one slide, and is not sent to workers.
     if is_shared_out and folder is not None:
         run = partial(_predict_one, str(store), folder, str(out), replace(settings, workers=1), tuple(genes))
         return map_slides(
@@ -214,6 +216,7 @@ def _predict_one(
     store: str, model: str | Path, out: str, settings: PredictSettings, genes: tuple[str, ...], slide_id: str
 ) -> PredictResult:
     """Predict one slide in a worker."""
+    # Opened again here: neither stores nor models are sent between processes.
     (result,) = predict(store, model, out, settings, slide_ids=[slide_id], genes=genes)
     return result
 
@@ -230,6 +233,7 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
                 else f"it has {len(known)} genes, listed in config.json"
             )
             raise ModelError(f"the model does not predict gene {gene!r}: {hint}")
+    # In the order given, each once.
     return [known[gene] for gene in dict.fromkeys(genes)] or list(range(len(known)))
 
 
@@ -261,6 +265,7 @@ def _predict_slide(
     missing = stored_map.array.missing(planned)
     windows = stream_windows(slide, missing, task.model.halo_um, task.reduce)
     work = partial(_predict_window, task=task, stored_map=stored_map)
+    # Threads are enough: products of matrices and writing release Python's lock.
     threads = _threads(slide.array.block_shape, len(genes))
     for number, _ in enumerate(side_by_side(work, windows, threads), start=1):
         on_progress(Progress(number, len(missing), slide.slide_id))
@@ -283,6 +288,7 @@ def _threads(block_shape: tuple[int, int], n_genes: int) -> int:
 def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
     """Predict one block and write it."""
     shape = window.block.shape
+    # NaN stays where there is no tissue.
     values = np.full((*shape, len(task.columns)), np.nan, stored_map.array.dtype)
     depths = np.full((*shape, 1), np.nan, np.float32)
     if window.own.any():

@@ -15,6 +15,7 @@ from histosge.training.report import trust_block
 from histosge.training.saved_model import SavedModel
 
 SHOWN_GENES = 3
+# A page holds its pictures: of a cohort of hundreds it could not be opened.
 SHOWN_SLIDES = 8
 
 
@@ -39,6 +40,7 @@ def write_prediction_report(
         blocks.append(Block("Further slides", ", ".join(slide_id for slide_id, _ in slides[SHOWN_SLIDES:])))
     # One model predicted all slides, so all maps have the same genes.
     genes = store.map(*slides[0]).genes if slides else ()
+    # A map may hold some of the model's genes, in another order.
     intervals = saved.intervals
     if intervals is not None:
         intervals = intervals.take([saved.card.genes.index(gene) for gene in genes])
@@ -53,6 +55,7 @@ def write_prediction_report(
 
 def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
     rows, cols = stored.grid.shape
+    # Chosen by trust, not by how a map looks: whoever picks by eye picks noise that resembles tissue.
     genes = _most_trusted(stored)
     maps = {
         stored.genes[i]: stored.array.read((0, rows), (0, cols), slice(i, i + 1))[..., 0].astype(np.float32)

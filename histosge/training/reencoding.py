@@ -1,7 +1,7 @@
-"""The patches under spots, encoded anew as the released code reads them: to see what that costs.
+"""The patches under spots, encoded again as the released code reads them: to measure what that costs.
 
-Only patches under a spot are read, at the places of the store's own grid, by the store's own encoder, so that
-the way of reading is all that differs. It writes nothing: a store never holds such embeddings.
+Only patches under a spot are read, at the positions of the store's own grid, by the store's own encoder, so that
+the way of reading is all that differs. Nothing is written: a store never holds such embeddings.
 
 Terms
     bgr               red and blue change places before the patch is encoded
@@ -26,13 +26,14 @@ from featurestore.slides.sample_sheet import Sample
 from histosge.data.section_loading import LoadedSection
 from histosge.data.sections import Patches, Section
 
+# The released code's constant.
 CROP_PX = 50
 _BATCH = 64
 
 
 @dataclass
 class Reencoder:
-    """Encodes sections' patches anew, once per way of reading.
+    """Encodes sections' patches again, once per way of reading.
 
     Parameters
     ----------
@@ -52,6 +53,7 @@ class Reencoder:
     def for_sections(cls, samples: Sequence[Sample], loaded: Sequence[LoadedSection]) -> "Reencoder | None":
         """Return one if the slides can be opened and the store's encoder is at hand, else None."""
         where = {sample.slide_id: sample for sample in samples}
+        # Every slide is opened once: a variant that fails on the last of them would waste hours.
         identity = loaded[0].slide.identity
         try:
             encoder = load_encoder(identity.key)
@@ -60,6 +62,7 @@ class Reencoder:
                 open_slide(sample.slide, sample.mpp).close()
         except (FeatureStoreError, OSError):
             return None
+        # The same name with other weights, or another version, would change more than the way of reading.
         if encoder.identity.fingerprint != identity.fingerprint:
             return None
         return cls(
@@ -73,10 +76,10 @@ class Reencoder:
         """Return the sections with the patches under spots encoded in another way; others stay as they are."""
         for section in sections:
             if (section.slide_id, switches) not in self._done:
-                self._done[section.slide_id, switches] = self._anew(section, switches)
+                self._done[section.slide_id, switches] = self._encode(section, switches)
         return tuple(self._done[section.slide_id, switches] for section in sections)
 
-    def _anew(self, section: Section, switches: frozenset[str]) -> Section:
+    def _encode(self, section: Section, switches: frozenset[str]) -> Section:
         under = np.flatnonzero(np.asarray(section.overlap.sum(axis=0)).ravel() > 0)
         slide = open_slide(self.slides[section.slide_id], self.mpps[section.slide_id])
         try:
@@ -114,6 +117,7 @@ def _read_crops(
     side = grid.spec.patch_px
     pixels = np.empty((len(chosen), side, side, 3), np.uint8)
     for i, (x_um, y_um) in enumerate(patches.xy_um[chosen]):
+        # Level-0 pixels, as the released code counts them: that the crop's size in microns varies is the defect.
         x, y = (round(at / slide.mpp - CROP_PX / 2) for at in (x_um, y_um))
         crop = slide.read_region(x, y, CROP_PX, CROP_PX, slide.mpp)
         pixels[i] = np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.BILINEAR))

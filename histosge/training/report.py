@@ -41,6 +41,7 @@ def _by_depth(intervals: Intervals) -> str:
     """Describe how intervals differ by predicted library size, where they do: the table holds one width a gene."""
     if intervals.strata is None:
         return ""
+    # The median gene: the mean would be that of the few whose counts are largest.
     typical = ", ".join(f"± {width:.2f}" for width in np.median(intervals.strata.half_width, axis=1))
     return (
         f" Intervals are wider where few counts are predicted: {typical} for the median gene, from the smallest predicted"
@@ -56,6 +57,7 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
             status="bad",
             status_text="The model has no prediction intervals, so it is not known which genes can be trusted.",
         )
+    # Stable: genes of equal trust stay in the order of the model.
     order = np.argsort(-intervals.trust, kind="stable")
     rows = tuple(
         (
@@ -83,6 +85,7 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
                 ("gene", "trust", f"{round(100 * intervals.level)} % interval, log1p(CP10k)", "trusted"),
                 rows,
                 "Every gene, the most trusted first. Trust is the lower confidence limit of its Pearson on held-out parts.",
+                # A table of a thousand genes would push everything else off the page.
                 folded=len(rows) > 20,
             ),
         ),
@@ -101,6 +104,7 @@ def _section_block(card: ModelCard) -> Block:
         for section in card.sections
     )
     header = ("section", "donor", "spots used", "left out: few counts", "left out: off tissue")
+    # An unnamed donor counts as one: nothing is known of how donors differ then, either.
     donors = {section["donor"] for section in card.sections}
     caveat = (
         ()

@@ -1,7 +1,7 @@
 """A model as a folder: weights in safetensors, everything else in one readable JSON.
 
-A saved model knows what it was made for: encoder, grid, genes, normalisation. Loading checks the
-file's own fingerprint; `check_fits` compares with an embedding before a single patch is predicted.
+Its card holds what it was trained on: encoder, grid, genes, normalisation, sections. Loading checks the folder's own
+fingerprint; `check_fits` compares the card with an embedding before a single patch is predicted.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ SPEC_NAME = "histosge-model"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a saved model was made for and from; all of it JSON-ready.
+    """What a saved model was trained on; all of it JSON-ready.
 
     Parameters
     ----------
@@ -105,11 +105,13 @@ class SavedModel:
                 f"({self.card.encoder['fingerprint'][:16]}), the store holds {identity.key!r} "
                 f"({identity.fingerprint[:16]}); embed with --encoder {self.card.encoder['key']} or train again"
             )
-        mine, theirs = self.card.grid, asdict(grid.spec)
-        if mine != theirs:
+        # The stride, too: what a model gathers from around a patch depends on how dense the grid is.
+        trained_on, found = self.card.grid, asdict(grid.spec)
+        if trained_on != found:
             raise ModelError(
-                f"the model was trained on grid {mine}, the store's is {theirs}; embed with --mpp {mine['mpp']} "
-                f"--patch {mine['patch_px']} --stride {mine['stride_px']} or train again"
+                f"the model was trained on grid {trained_on}, the store's is {found}; embed with "
+                f"--mpp {trained_on['mpp']} --patch {trained_on['patch_px']} --stride {trained_on['stride_px']} or train "
+                "again"
             )
 
 
@@ -124,15 +126,18 @@ def save_model(
         If `folder` holds something that is no model.
     """
     target = Path(folder)
+    # Only a model is replaced: a mistyped MODEL must not cost a folder of something else.
     if target.exists() and not _is_model(target) and (target.is_file() or any(target.iterdir())):
         raise ModelError(
             f"{target} holds something that is no histosge model; nothing was written, give another MODEL"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         work = Path(temporary) / "model"
         work.mkdir()
         arrays = model.state() | (intervals.state() if intervals else {})
+        # safetensors writes an array's memory as it lies, whatever its strides.
         state = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         save_file(state, work / WEIGHTS)
         document = {
@@ -151,6 +156,7 @@ def save_model(
         if target.exists():
             shutil.rmtree(target)
         work.rename(target)
+    # Read back: what cannot be loaded is found now, not when it is needed.
     return _read(target, type(model))
 
 
@@ -159,7 +165,7 @@ def describe_fitted(
 ) -> SavedModel:
     """Give a fitted model that was never saved the card that predicting takes.
 
-    It is taken at its word: encoder and grid are those of the embeddings that it is about to see.
+    Nothing can be checked: encoder and grid are taken to be those of the embeddings that it is about to predict.
 
     Parameters
     ----------
@@ -173,6 +179,7 @@ def describe_fitted(
     ModelError
         If its outputs are not as many as the names.
     """
+    # One made patch tells how many genes it predicts, before anything is written.
     nothing = np.zeros((1, identity.dim), np.float32)
     first = np.zeros(1, np.int64)
     found = model.predict(Patches("", first, first, nothing, grid.stride_um, grid.patch_um)).shape[1]
@@ -251,6 +258,7 @@ def _read(path: Path, cls: type[Model]) -> SavedModel:
         intervals = Intervals.from_state(calibration, state) if calibration else None
     except (KeyError, TypeError) as error:
         raise ModelError(f"{path / CONFIG} does not go with its weights ({error}); train again") from error
+    # After the model is rebuilt: a file that does not fit its config has a message of its own.
     fingerprint = _fingerprint(path / WEIGHTS, document)
     if document.get("fingerprint") != fingerprint:
         raise ModelError(f"{path} was changed after it was trained: its fingerprint is another; train again")
@@ -261,6 +269,7 @@ def _fingerprint(weights: Path, document: dict[str, Any]) -> str:
     """Return sha256 over the weights' file, the card and the model's config."""
     digest = hashlib.sha256(weights.read_bytes())
     parts = [document["card"], document["model"]]
+    # Only where there is one, so that folders from before there were intervals keep their fingerprint.
     if document.get("calibration"):
         parts.append(document["calibration"])
     digest.update(json.dumps(parts, sort_keys=True).encode())

@@ -1,7 +1,8 @@
-"""Some patches of training slides in other stains, encoded: how far a scanner or a lab moves the embeddings.
+"""Stain augmentation: some patches of the training slides are encoded again in other stains.
 
-In optical density dyes add up. Haematoxylin and eosin are told apart by their published directions, made stronger or
-weaker, and shifted a little; light is then let through again.
+In optical density, dyes add up. Haematoxylin and eosin are separated by their published directions, scaled by a factor
+each, shifted a little, and converted back to RGB. How far embeddings change with the stain is what
+`histosge.models.stain_invariance` penalises.
 
 Terms
     stain   factors of haematoxylin and eosin, and what is added to the density of each
@@ -26,7 +27,7 @@ from histosge.errors import ModelError
 from histosge.training.reencoding import read_patches
 
 PATCHES, STAINS = 64, 4
-"""Per section: patches that are encoded anew, each in so many stains."""
+"""Per section: patches that are encoded again, each in so many stains."""
 FACTOR, SHIFT = 0.3, 0.05
 """Spread of the draws: log of the factors, and natural density added, both ways."""
 _BATCH = 16
@@ -49,7 +50,9 @@ class Stain:
         """Return RGB pixels, ``(..., 3)``, as this stain would have them."""
         dyes = np.array(DYES_RGB)
         axes = np.stack([row / np.linalg.norm(row) for row in (*dyes, np.cross(*dyes))])
+        # The third axis is what neither dye explains; it is left as it is, so that factors of 1 change nothing.
         turn = np.linalg.inv(axes) @ np.diag((*self.factors, 1.0)) @ axes
+        # A table of 256 entries in place of a logarithm a pixel. Plus 1: black would have an infinite density.
         table = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)
         density = table[pixels] @ turn.astype(np.float32) + (np.array((*self.shifts, 0.0)) @ axes).astype(
             np.float32
@@ -78,9 +81,11 @@ def augment_stains(
             f"stains need the store's encoder {identity.key!r} ({identity.fingerprint[:16]}), the one at hand is "
             f"{encoder.identity.fingerprint[:16]}; leave --stains out, or embed again"
         )
+    # One generator for all slides, in the order of the sheet: the draws of a slide depend on those before it.
     rng = np.random.default_rng(seed)
     out = []
     for item, section in zip(loaded, training, strict=True):
+        # Under spots: only those are trained on, so only there a change of stain matters to the fit.
         under = np.unique(section.overlap.indices)
         chosen = np.sort(rng.choice(under, min(PATCHES, len(under)), replace=False))
         stains = [Stain.draw(rng) for _ in range(STAINS)]
@@ -104,6 +109,7 @@ def encode_stained(
 ) -> NDArray[np.float32]:
     """Encode some of a section's patches in other stains, ``(n_stains, len(chosen), dim)``, as a store rounds them."""
     section: Section = item.section
+    # Another scan of the same block would differ in more than the stain.
     if slide_fingerprint(sample.slide) != item.slide.fingerprint:
         raise SlideError(f"{sample.slide} is not the slide that was embedded as {sample.slide_id!r}")
     slide = open_slide(sample.slide, sample.mpp)

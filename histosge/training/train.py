@@ -97,6 +97,7 @@ def train(
         If the sections, the store or the settings are unusable; nothing is written then.
     """
     settings = settings or TrainSettings()
+    # All that can be refused is refused here: loading a cohort takes minutes.
     estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
     loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
     sections = [item.section for item in loaded]
@@ -112,14 +113,18 @@ def train(
 
     intervals, by_default = None, estimator.capabilities.calibrated_by_default
     if settings.intervals if settings.intervals is not None else by_default:
+        # A buffer as wide as the widest spot: held-out discs of no section may touch those trained on.
         intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
         on_message(_calibrated(intervals))
     card, unfinished = _card(settings, estimator.name, genes, loaded), checkpoint_path(model)
+    # What decides the result beside the data: with any of it changed, a checkpoint must not be gone on from.
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
     # Only for the final fit: those of the calibration see other sections.
     fitted = fit(training, Checkpoint(unfinished, training_key(facts, training)))
+    # A model may have decided something by itself, such as leaving a part of it out.
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
+    # The checkpoint goes only now: a crash while saving must not lose the training.
     saved = save_model(model, fitted, replace(card, preset=estimator.saved_name(fitted)), intervals)
     unfinished.unlink(missing_ok=True)
     return saved
@@ -145,6 +150,7 @@ def _with_stain_pairs(
     training: list[TrainingSection],
     on_message: OnMessage,
 ) -> list[TrainingSection]:
+    # Here, since it loads slide readers and encoders, which training does not need otherwise.
     from histosge.training.stain_augmentation import PATCHES, STAINS, augment_stains
 
     training = augment_stains(read_samples(samples), loaded, training, settings.seed)
@@ -157,6 +163,7 @@ def _with_stain_pairs(
 
 def checkpoint_path(model: str | Path) -> Path:
     """Return where an unfinished training of a model's folder is kept, for presets that iterate."""
+    # Beside the folder, not in it: a model's folder appears whole or not at all.
     return Path(model).with_name(f".{Path(model).name}.unfinished")
 
 
@@ -173,6 +180,7 @@ def _card(
 ) -> ModelCard:
     identity: EncoderIdentity = loaded[0].slide.identity
     spec: GridSpec = loaded[0].slide.stored.grid.spec
+    # All sections share encoder and grid: loading has checked that.
     return ModelCard(
         preset=preset,
         genes=genes,

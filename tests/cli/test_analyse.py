@@ -67,7 +67,7 @@ def test_components_and_scores(histosge: Histosge, store: str, tmp_path: Path) -
     assert scores["pc1"].var() == pytest.approx(json.loads(ran.out)[0]["variance"], rel=1e-3)
     many = histosge("analyse", store, "pca", "--encoder", "colour", "--components", 7)
     assert (many.code, many.out) == (2, "")
-    assert "ask for 1 to 6" in many.err
+    assert "give 1 to 6" in many.err
 
 
 def test_clusters_are_counted_and_labelled_and_the_same_again(
@@ -133,7 +133,7 @@ def test_what_cannot_be_answered_is_one_line_with_the_fix(
         similar: "--row R --col C, or --x-um X --y-um Y",
         (*similar, "--row", "3"): "--row R --col C, or --x-um X --y-um Y",
         (*similar, "--row", "0", "--col", "0"): "nearest tissue is patch",
-        (*similar, "--x-um", "9e9", "--y-um", "1"): "off the patches",
+        (*similar, "--x-um", "9e9", "--y-um", "1"): "outside the patches",
         (*similar, "--row", "12", "--col", "15", "--metric", "hamming"): "cosine, euclidean",
     }
     for command, said in wrong.items():
@@ -141,10 +141,10 @@ def test_what_cannot_be_answered_is_one_line_with_the_fix(
         assert (ran.code, ran.out) == (2, ""), (command, ran)
         assert said in ran.err, (command, ran.err)
         assert ran.err.count("\n") == 1
-    nowhere = histosge("analyse", tmp_path / "nowhere", "summary")
-    assert nowhere.code == 2
-    assert "no store" in nowhere.err
-    assert not (tmp_path / "nowhere").exists()
+    missing = histosge("analyse", tmp_path / "missing", "summary")
+    assert missing.code == 2
+    assert "no store" in missing.err
+    assert not (tmp_path / "missing").exists()
 
 
 def test_missing_embeddings_are_remarked_upon(histosge: Histosge, store: str, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_patches_finer_than_the_slide_are_refused(histosge: Histosge, slide: Pat
     for more in ([], ["--dry-run"]):
         code, out, _ = histosge("embed", slide, store, "--mpp", 0.5, *more)
         assert code == 1
-        assert "has 2 microns per pixel at best, and patches were asked for at 0.5; ask for --mpp 2" in out
+        assert "has 2 microns per pixel at best, which is coarser than --mpp 0.5; give --mpp 2 or more" in out
     _assert_nothing_whole(store)
 
 

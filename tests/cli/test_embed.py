@@ -128,3 +128,11 @@ def test_a_compiled_network_goes_on_with_a_store_of_an_uncompiled_one(
     np.testing.assert_allclose(vectors[1], vectors[0], rtol=0, atol=0.01)
     again = histosge("embed", slide, tmp_path / "plain", *NETWORK, "--compile")
     assert "nothing to do" in again.out
+
+
+def test_the_help_groups_the_options_and_shows_every_default(histosge: Histosge) -> None:
+    lines = histosge("embed", "--help").out.splitlines()
+    groups = [line.strip("╭─╮ ") for line in lines if line.startswith("╭")]
+    assert groups == ["Arguments", "Options", "Grid", "Tissue", "Encoder", "Where to compute", "Output"]
+    text = " ".join(line.strip("│ ") for line in lines)
+    assert "(default: --patch, no overlap)" in " ".join(text.split())  # brackets would be taken for markup

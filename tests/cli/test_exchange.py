@@ -74,15 +74,15 @@ def _clam(path: Path, start: int = 0) -> np.ndarray:
     return coords
 
 
-def test_a_clam_file_comes_in_once_its_scale_is_told(histosge: Histosge, tmp_path: Path) -> None:
+def test_a_clam_file_comes_in_once_its_scale_is_options(histosge: Histosge, tmp_path: Path) -> None:
     coords = _clam(tmp_path / "B.h5")
-    told = ("--slide-mpp", 0.25, "--mpp", 0.25, "--patch", 256, "--encoder", "ctranspath")
-    for missing in (told[:2] + told[6:], told[:6], told[2:]):
+    options = ("--slide-mpp", 0.25, "--mpp", 0.25, "--patch", 256, "--encoder", "ctranspath")
+    for missing in (options[:2] + options[6:], options[:6], options[2:]):
         ran = histosge("import", tmp_path / "B.h5", tmp_path / "none", *missing)
         assert ran.code == 2
         assert len(ran.err.strip().splitlines()) == 1
         assert not (tmp_path / "none").exists()
-    ran = histosge("import", tmp_path / "B.h5", tmp_path / "in", *told)
+    ran = histosge("import", tmp_path / "B.h5", tmp_path / "in", *options)
     assert ran.code == 0, ran.err
     (row,) = catalogue(str(tmp_path / "in")).to_dicts()
     assert (row["slide"], row["encoder"], row["state"], row["patches"]) == (
@@ -96,8 +96,8 @@ def test_a_clam_file_comes_in_once_its_scale_is_told(histosge: Histosge, tmp_pat
 
 def test_patches_off_the_grid_are_refused_with_where_they_are(histosge: Histosge, tmp_path: Path) -> None:
     _clam(tmp_path / "B.h5", start=100)
-    told = ("--slide-mpp", 0.25, "--mpp", 0.25, "--patch", 256, "--encoder", "x")
-    ran = histosge("import", tmp_path / "B.h5", tmp_path / "in", *told)
+    options = ("--slide-mpp", 0.25, "--mpp", 0.25, "--patch", 256, "--encoder", "x")
+    ran = histosge("import", tmp_path / "B.h5", tmp_path / "in", *options)
     assert ran.code == 2
     assert "off a grid of 256 px from the slide's corner" in ran.err
 

@@ -169,18 +169,18 @@ class TestStoreContract:
         block = store.grid(SLIDE.slide_id, GRID.spec.key).planned(BLOCK)[-1]
         array = store.embedding(SLIDE.slide_id, GRID.spec.key, IDENTITY.key, read_only=False)
         zarr_store = type(array._array.store)
-        asked: list[str] = []
+        requested: list[str] = []
         real = zarr_store.get
 
         async def get(self, key, *args, **kwargs):  # type: ignore[no-untyped-def]  # the store's own signature
-            asked.append(key)
+            requested.append(key)
             return await real(self, key, *args, **kwargs)
 
         monkeypatch.setattr(zarr_store, "get", get)
         array.write(block, np.ones((*block.shape, DIM), np.float32))
-        assert asked == []
+        assert requested == []
         array.read(block.rows, block.cols)
-        assert len(asked) == 1  # the spy does see reads
+        assert len(requested) == 1  # the spy does see reads
 
 
 def test_a_place_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_old_leftovers_are_swept_below_a_folder_and_above_it(tmp_path: Path) -> 
 
 def test_a_place_that_holds_nothing_is_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFoundError, match="histosge embed"):
-        Store.open(str(tmp_path / "nowhere"))
+        Store.open(str(tmp_path / "missing"))
 
 
 def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ def score(truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
 
     0 where truth is constant.
     """
+    # Against each section's own mean: against the mean of all, knowing the section would already explain something.
     squared = ((predicted - truth) ** 2).sum(axis=0)
     deviation = (within_sections(truth, spots.section) ** 2).sum(axis=0)
     share = np.divide(squared, deviation, out=np.ones_like(squared), where=varies(deviation, truth))

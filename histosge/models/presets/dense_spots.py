@@ -49,6 +49,7 @@ class DenseSpotsModel:
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
         """Solve in closed form; the seed draws the folds of the out-of-fold predictions."""
+        # Residuals of a fit that saw the spot would be too small, and too little would be added between spots.
         out_of_fold = DenseModel.out_of_fold(sections, seed=seed)
         return cls(
             DenseModel.fit(sections, seed=seed),

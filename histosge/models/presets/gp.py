@@ -5,7 +5,7 @@ likelihood. On a slide without training spots only the part of the embeddings is
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.models.kriging import Kriging
 from histosge.models.linear_algebra import Floats, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import HALO_UM, MultiscaleFeatures, spot_features
+from histosge.models.multiscale import HALO_UM, MultiscaleFeatures, standardised_spot_features
 from histosge.models.protocol import State
 from histosge.models.registry import ModelRecord
 
@@ -54,9 +54,7 @@ class GaussianProcessModel:
     def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
         """Solve in closed form; seed and epochs have no effect."""
         features, targets = MultiscaleFeatures.fit(sections), LowRankTargets.fit(sections, N_PATTERNS)
-        raw = spot_features(sections, features)
-        standardiser = Standardiser.fit(raw.features)
-        spots = replace(raw, features=standardiser.apply(raw.features))
+        spots, standardiser = standardised_spot_features(sections, features)
         process = Kriging.fit(spots, np.concatenate([targets.to_patterns(s) for s in sections]))
         slides = {
             s.patches.slide_id: (i, s.target.mean(axis=0, dtype=np.float64)) for i, s in enumerate(sections)

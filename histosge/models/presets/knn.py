@@ -13,6 +13,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from histosge.data.sections import Patches, TrainingSection
+from histosge.models.presets.mean import MeanModel
 from histosge.models.protocol import State
 from histosge.models.registry import ModelRecord
 
@@ -47,10 +48,9 @@ class NeighbourModel:
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
         """Store the spots; seed and epochs have no effect."""
-        targets = np.concatenate([section.target for section in sections])
-        # In double precision: a float32 sum over many spots would lose digits.
-        mean = targets.mean(axis=0, dtype=np.float64).astype(np.float32)
-        return cls(mean, {s.patches.slide_id: (s.spot_xy_um, s.target) for s in sections})
+        return cls(
+            MeanModel.fit(sections).mean, {s.patches.slide_id: (s.spot_xy_um, s.target) for s in sections}
+        )
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""

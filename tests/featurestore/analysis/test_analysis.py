@@ -19,7 +19,7 @@ import pytest
 from _s3 import Proxy, environment, serving
 from make_slides import tissue_like, write_pyramid
 
-from featurestore.analysis.kmeans import KMeans, KMeansSettings, fit_kmeans, reservoir
+from featurestore.analysis.kmeans import KMeans, KMeansSettings, fit_kmeans, reservoir_sample
 from featurestore.analysis.neighbours import Metric, patch_at, patch_at_um, similar
 from featurestore.analysis.patch_stream import PatchStream, open_stream
 from featurestore.analysis.pca import fit_pca, write_scores
@@ -135,9 +135,9 @@ def test_every_readable_tissue_patch_is_streamed_once(cohort: Truth) -> None:
     expected = dict(zip(zip(cohort.slide, cohort.row, cohort.col, strict=True), cohort.values, strict=True))
     assert seen.keys() == expected.keys()
     assert all(np.array_equal(seen[key], expected[key]) for key in seen)
-    assert stream.reads.patches == len(expected)
-    assert stream.reads.blocks == sum(cohort.blocks.values())
-    assert {s: n for s, n in cohort.absent.items() if n} == dict(+stream.reads.absent)
+    assert stream.counts.patches == len(expected)
+    assert stream.counts.blocks == sum(cohort.blocks.values())
+    assert {s: n for s, n in cohort.absent.items() if n} == dict(+stream.counts.absent)
     assert sum(cohort.absent.values()) > 3
 
 
@@ -163,7 +163,7 @@ def test_a_block_that_is_not_stored_yet_counts_as_absent(tmp_path: Path) -> None
     taken = sum(len(patches.rows) for patches in stream.blocks())
     inside = (truth.row < BLOCK[0]) & (truth.col < BLOCK[1])
     assert taken == (~inside).sum()
-    assert stream.reads.absent["C1"] == truth.absent["C1"] + inside.sum()
+    assert stream.counts.absent["C1"] == truth.absent["C1"] + inside.sum()
 
 
 def test_a_pass_that_is_given_up_leaves_no_thread_behind(cohort: Truth) -> None:
@@ -189,11 +189,11 @@ def test_a_damaged_block_is_not_averaged_over(tmp_path: Path) -> None:
 
 
 def test_large_blocks_are_read_ahead_in_small_numbers(cohort: Truth, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_stream(cohort.url).ahead == 8
-    monkeypatch.setattr("featurestore.analysis.patch_stream.BUDGET_BYTES", 3 * 3 * 5 * 7 * 6)
-    assert open_stream(cohort.url).ahead == 3
-    monkeypatch.setattr("featurestore.analysis.patch_stream.BUDGET_BYTES", 1)
-    assert open_stream(cohort.url).ahead == 1
+    assert open_stream(cohort.url).read_ahead == 8
+    monkeypatch.setattr("featurestore.analysis.patch_stream.READ_AHEAD_BYTES", 3 * 3 * 5 * 7 * 6)
+    assert open_stream(cohort.url).read_ahead == 3
+    monkeypatch.setattr("featurestore.analysis.patch_stream.READ_AHEAD_BYTES", 1)
+    assert open_stream(cohort.url).read_ahead == 1
 
 
 # ---------------------------------------------------------------------- which embedding
@@ -223,7 +223,7 @@ def test_slides_on_unlike_grids_are_refused_until_one_is_named(tmp_path: Path) -
         open_stream(url)
     stream = open_stream(url, grid=coarse.key)
     assert [slide.slide_id for slide in stream.slides] == ["C2"]
-    assert stream.without == ("C1",)
+    assert stream.skipped == ("C1",)
     with pytest.raises(StoreError, match="'C1' has no embedding"):
         open_stream(url, ["C1", "C2"], grid=coarse.key)
 
@@ -331,12 +331,12 @@ def test_scores_written_are_the_scores(cohort: Truth, tmp_path: Path) -> None:
 
 
 def test_what_pca_cannot_do_is_refused_with_the_number_that_it_can(cohort: Truth, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="ask for 1 to 7"):
+    with pytest.raises(StoreError, match="give 1 to 7"):
         fit_pca(open_stream(cohort.url), 8)
     with pytest.raises(StoreError, match="0 patches"):
         fit_pca(open_stream(cohort.url, [EMPTY]))
     other = make_store(str(tmp_path / "other"), {"C1": (7, 13)}, EncoderIdentity("hf:uni", 7, {"version": 2}))
-    with pytest.raises(IdentityMismatchError, match="made from embeddings of encoder"):
+    with pytest.raises(IdentityMismatchError, match="fitted on embeddings of encoder"):
         next(fit_pca(open_stream(cohort.url)).transform(open_stream(other.url)))
 
 
@@ -427,7 +427,7 @@ def test_a_reservoir_holds_each_patch_with_equal_chance(cohort: Truth) -> None:
     places = {value.tobytes(): i for i, value in enumerate(cohort.values)}
     drawn = np.zeros(len(places))
     for seed in range(60):
-        sample = reservoir(stream, 53, np.random.default_rng(seed))
+        sample = reservoir_sample(stream, 53, np.random.default_rng(seed))
         indices = [places[value.tobytes()] for value in sample]
         assert len(indices) == len(set(indices)) == 53
         drawn[indices] += 1
@@ -437,7 +437,7 @@ def test_a_reservoir_holds_each_patch_with_equal_chance(cohort: Truth) -> None:
 
 
 def test_more_clusters_than_patches_are_refused(cohort: Truth) -> None:
-    with pytest.raises(StoreError, match="0 patches cannot make 8 clusters"):
+    with pytest.raises(StoreError, match="0 patches cannot form 8 clusters"):
         fit_kmeans(open_stream(cohort.url, [EMPTY]))
     with pytest.raises(StoreError, match="at least 1 cluster"):
         KMeansSettings(0)

@@ -1,4 +1,4 @@
-"""Raw blocks are what zarr reads, and what is damaged is never handed out."""
+"""Raw blocks equal what zarr reads, and damaged ones are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def test_remote_blocks_come_from_the_disk_the_second_time_and_never_stale_or_dam
         load(reader)  # the version is known from here on
         remote.rm(f"/cached/{array.object_path(block.index)}")
         assert np.array_equal(load(reader), expected)
-        kept.write_bytes(b"\0" * kept.stat().st_size)  # another tool's accident: not trusted, fetched again
+        kept.write_bytes(b"\0" * kept.stat().st_size)  # damaged on the disk: fetched again
         assert load(reader) is None
     finally:
         remote.rm("/cached", recursive=True)
@@ -154,7 +154,7 @@ def test_the_cache_keeps_to_its_cap_and_drops_what_was_used_longest_ago(tmp_path
     assert [cache.read(f"k{n}") is not None for n in (0, 1, 7, 8)] == [True, False, True, False]
 
 
-def test_halves_become_the_floats_that_numpy_makes_of_them() -> None:
+def test_float16_becomes_the_float32_that_numpy_makes_of_it() -> None:
     every = np.arange(65536, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)]
     assert np.array_equal(to_float32(finite).view(np.uint32), finite.astype(np.float32).view(np.uint32))

@@ -13,7 +13,7 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.heldout.metrics import correlate
 from histosge.models.attention import AttentionNetwork, TrainingWindows, Windows
-from histosge.models.dense_attention import Attention, DenseAttentionModel
+from histosge.models.dense_attention import AttentionEnsemble, DenseAttentionModel
 from histosge.models.linear_algebra import Standardiser
 from histosge.prediction.predict import predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
@@ -103,7 +103,7 @@ def test_a_saved_one_predicts_the_same_bits_and_its_depth(curved: DenseAttention
     assert again.facts == curved.facts
 
 
-def _random_attention(dim: int = DIM) -> Attention:
+def _random_attention(dim: int = DIM) -> AttentionEnsemble:
     """Networks whose weights are all random: their windows matter."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
@@ -111,7 +111,7 @@ def _random_attention(dim: int = DIM) -> Attention:
         for network in networks:
             for weight in network.parameters():
                 torch.nn.init.normal_(weight, std=0.5)
-    return Attention(Standardiser(np.zeros(dim), np.ones(dim)), networks, 256.0)
+    return AttentionEnsemble(Standardiser(np.zeros(dim), np.ones(dim)), networks, 256.0)
 
 
 def _turned(patches: Patches) -> Patches:
