@@ -1,7 +1,7 @@
-"""Which genes, and what a model is asked to predict of them: log1p of counts per 10,000.
+"""Which genes, and what a model predicts of them: log1p of counts per 10,000.
 
-Genes are chosen on the spots that are handed in, and on nothing else: an honest evaluation hands in the
-training part. Counts stay sparse.
+Genes are chosen on the spots that are handed in, and on nothing else: for held-out scores to be unbiased, hand in the
+training part only. Counts stay sparse.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
 SCALE = 1e4
+"""Counts per 10,000: the default of Seurat, and usual in the field."""
 MIN_COUNTS = 200
 """Spots with fewer counts are left out: at 200 counts one molecule is log1p 3.9, more than most genes ever vary."""
 
@@ -32,6 +33,7 @@ def usable(spots: Spots, min_counts: int = MIN_COUNTS) -> NDArray[np.bool_]:
 
 def log_cp10k(spots: Spots) -> sparse.csr_matrix:
     """Return log1p of counts per 10,000 of all genes, sparse, ``(n_spots, n_genes)``."""
+    # A spot without counts stays at zero.
     size = np.maximum(library_size(spots), 1)
     scaled = sparse.diags(SCALE / size).dot(spots.counts.astype(np.float64)).tocsr()
     scaled.data = np.log1p(scaled.data)
@@ -129,6 +131,7 @@ class GeneVariance:
         column = {gene: i for i, gene in enumerate(spots.genes)}
         if not self._is_given:
             self._keep_shared(spots.genes)
+        # Sums of values and squares, in float64: enough for a variance whose mean is at most log1p(1e4), about 9.
         values = log_cp10k(spots)[:, [column[gene] for gene in self._genes]]
         self._total += np.asarray(values.sum(axis=0)).ravel()
         self._squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
@@ -157,6 +160,7 @@ class GeneVariance:
         variance = (self._squares / count - (self._total / count) ** 2).tolist()
         # Rounded, so that the order of equal variances does not hang on the last bit of a machine's sums.
         order = sorted(range(len(genes)), key=lambda i: (-round(variance[i], 12), genes[i]))
+        # Below this a variance is rounding: the gene is constant over these spots.
         varying = tuple(genes[i] for i in order if variance[i] > 1e-9)
         if not varying:
             raise ExpressionError(f"none of {len(genes)} genes varies over {self._n_spots} spots")

@@ -65,11 +65,13 @@ def load_spots(
     frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
     found = find_expression(require_expression(sample), frame)
     size_um = (record.size_px[0] * record.mpp, record.size_px[1] * record.mpp)
-    alignment = check_alignment(found.spots, TissueMap(stored.tissue, grid.y_um, grid.x_um, size_um))
+    alignment = check_alignment(found.spots, TissueMap(stored.is_tissue, grid.y_um, grid.x_um, size_um))
     if alignment.verdict == "refuse":
         raise ExpressionError(alignment.message)
+    # Positions in pixels land on tissue under any mpp, so the scale is compared on its own.
     alignment = check_scale(alignment, sample.slide_id, record.mpp, found.implied_mpp)
     spots, description = found.spots, found.describe(record.mpp)
+    # After the check of positions, which squares of a lattice would blur; before counts are compared with the minimum.
     if needs_pooling(spots, grid.stride_um, min_counts):
         spots = pool_spots(spots, grid.stride_um)
         description += f"; too few counts each, so pooled into {len(spots)} squares of {grid.stride_um:g} µm"
@@ -107,6 +109,7 @@ def cover(spots: Spots, patches: Patches, min_counts: int = MIN_COUNTS) -> Cover
     ExpressionError
         If no spot is usable.
     """
+    # Both conditions for every spot, so that messages can tell one reason from the other.
     enough = usable(spots, min_counts)
     overlap = spot_overlap(spots, patches)
     covered = np.asarray(overlap.sum(axis=1)).ravel() > 0

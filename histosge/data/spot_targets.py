@@ -94,7 +94,7 @@ class SpotTargets:
     genes
         The columns of every section's `counts`.
     grid_key, encoder_key
-        Of the store: the grid that `rows` and `cols` count on, and the encoder that was asked for, if any.
+        Of the store: the grid of `rows` and `cols`, and the encoder, if one was named.
     sections
         One per slide.
     """
@@ -142,7 +142,7 @@ class SpotTargets:
         """Read the expression of every row of a sample sheet; embeddings are not read.
 
         Spots are left out as `histosge train` leaves them out: those with too few counts, and those without a tissue
-        patch. A section with fewer than `MIN_SPOTS` usable spots is left out, and a message says so.
+        patch. A section with fewer than `MIN_SPOTS` usable spots is left out with a message.
 
         Parameters
         ----------
@@ -188,6 +188,7 @@ class SpotTargets:
             )
         chosen = choice.named
         if not choice.is_given:
+            # The variance is known only now, and no section's full counts were kept: expression is read again.
             chosen = choice.choose_from(variance)
             sections = [section_targets(reader.read(sample)[1], chosen) for sample in usable_rows]
         return cls(chosen, reader.grid_key, reader.selection.encoder, tuple(sections))
@@ -208,7 +209,7 @@ def section_targets(covered: CoveredSpots, genes: Sequence[str]) -> SectionTarge
         spots.slide_id,
         spots.barcodes,
         sparse.csr_matrix(spots.counts[:, gene_columns(spots, genes)]),
-        library_size(spots).astype(np.float32),
+        library_size(spots).astype(np.float32),  # of all genes: the chosen ones alone are no measure of depth
         sparse.csr_matrix(covered.overlap[:, under]),
         patches.rows[under],
         patches.cols[under],
@@ -224,6 +225,7 @@ class _Reader:
 
     def read(self, sample: Sample) -> tuple[LoadedSpots, CoveredSpots]:
         grid_key, _ = self._store.select(self.selection.grid, self.selection.encoder, sample.slide_id)
+        # One grid for all: a mean over patches of another size or step is another quantity.
         if self.grid_key and grid_key != self.grid_key:
             raise StoreError(
                 f"slide {sample.slide_id!r} has grid {grid_key}, others {self.grid_key}; embed all slides with one grid, "
@@ -238,7 +240,7 @@ class _Reader:
 def _tissue_patches(stored: StoredGrid) -> Patches:
     """Return where a slide's tissue patches are, without their embeddings."""
     rows, cols = np.nonzero(stored.is_tissue)
-    nothing = np.empty((len(rows), 0), np.float32)
+    nothing = np.empty((len(rows), 0), np.float32)  # overlap is a matter of positions alone
     grid = stored.grid
     return Patches(stored.slide_id, rows, cols, nothing, grid.stride_um, grid.patch_um)
 

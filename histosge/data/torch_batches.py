@@ -62,7 +62,7 @@ class TorchBatches(IterableDataset[B_co]):
         """Return the batches of an epoch, see `Loader.n_batches`.
 
         Where several processes share the blocks, epochs differ by a few batches. The longest of the last and the next
-        `LOOK_AHEAD` ones is given then: a trainer asks once and for all, and `DataLoader` warns of every batch beyond.
+        `LOOK_AHEAD` ones is given then: trainers take the length once, and `DataLoader` warns of every batch beyond it.
         """
         following = int(self._next_epoch[0])
         epochs = range(max(0, following - 1), following + LOOK_AHEAD)
@@ -82,6 +82,7 @@ class TorchBatches(IterableDataset[B_co]):
         """
         info = get_worker_info()
         worker, n_workers = (info.id, info.num_workers) if info else (0, 0)
+        # Another number would still stream, but the length that trainers go by would be wrong.
         if n_workers != self._num_workers:
             raise ValueError(
                 f"the DataLoader has {n_workers} workers and this dataset was made for {self._num_workers}; "
@@ -94,5 +95,6 @@ class TorchBatches(IterableDataset[B_co]):
     def _batches(self, number: int, worker: int, n_workers: int) -> Iterator[B_co]:
         if self._part is None:
             self._part = self._source.for_worker(worker, n_workers) if n_workers else self._source
+        # Tensors share the arrays' memory, which a loader does not write to again while they are held.
         for batch in self._part.epoch(number):
             yield type(batch)(*map(torch.from_numpy, batch))

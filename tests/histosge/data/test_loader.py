@@ -11,7 +11,8 @@ from featurestore.errors import StoreError
 from featurestore.storage.store import Store
 from histosge import Loader, LoadSettings, stream_batches
 from histosge.data.embedded_slide import load_patches, open_embedded
-from histosge.data.shuffle_buffer import Batch, Pool
+from histosge.data.patch_batches import PatchBatches
+from histosge.data.shuffle_buffer import Batch, PatchBuffer
 
 MADE = Made((17, 23), 5, (7, 11), frame=3)
 ONE_MB = LoadSettings(batch=97, seed=3, buffer_mb=1)
@@ -34,9 +35,10 @@ def _join(batches: list[Batch]) -> Batch:
 
 
 def _few_slots(settings: LoadSettings, store: str) -> Loader:
-    """A loader whose buffer holds two blocks a half, so that pools change often."""
+    """A loader whose two buffers hold two blocks each, so that they take turns often."""
     loader = Loader(store, settings=settings)
-    loader._slots = 2
+    assert isinstance(loader._batches, PatchBatches)
+    loader._batches.slots_per_buffer = 2
     return loader
 
 
@@ -187,8 +189,8 @@ def test_batches_that_are_kept_are_never_written_to_again(store: str) -> None:
 
 def test_memory_is_used_again_when_nobody_keeps_batches(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    empty = Pool.empty.__func__  # type: ignore[attr-defined]
-    monkeypatch.setattr(Pool, "empty", classmethod(lambda *args: made.append(1) or empty(*args)))
+    empty = PatchBuffer.empty.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(PatchBuffer, "empty", classmethod(lambda *args: made.append(1) or empty(*args)))
     loader = _few_slots(LoadSettings(batch=10, buffer_mb=1), store)
     for _ in range(3):
         for _slide, _rows, _cols, _embedding in loader:

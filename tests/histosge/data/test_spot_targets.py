@@ -117,8 +117,7 @@ def test_a_buffer_that_is_too_small_for_the_epoch_still_gives_every_spot_once(
     cohort: Cohort, targets: SpotTargets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loader = Loader(cohort.store, targets=targets, settings=BATCH)
-    assert loader._spots is not None
-    monkeypatch.setattr(loader._spots, "_buffer_spots", lambda: 23)
+    monkeypatch.setattr(loader._batches, "_buffer_spots", lambda: 23)
     whole = sorted(_keys(_joined(list(Loader(cohort.store, targets=targets, settings=BATCH)))))
     assert sorted(_keys(_joined(list(loader)))) == whole
 
@@ -198,13 +197,13 @@ def test_a_block_that_is_not_stored_is_counted(cohort: Cohort, targets: SpotTarg
 
 
 def test_genes_are_a_number_names_or_both(cohort: Cohort, targets: SpotTargets) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     named = SpotTargets.from_samples(
-        cohort.sheet, cohort.store, ["MORPH02", "HOUSE01"], on_message=said.append
+        cohort.sheet, cohort.store, ["MORPH02", "HOUSE01"], on_message=messages.append
     )
     assert named.genes == ("MORPH02", "HOUSE01")
-    assert said[0].startswith("S1: AnnData: ")
-    assert "usable spots (0 under 200 counts and 0 off tissue left out)" in said[1]
+    assert messages[0].startswith("S1: AnnData: ")
+    assert "usable spots (0 under 200 counts and 0 off tissue left out)" in messages[1]
     with pytest.raises(ExpressionError, match="'S1' did not measure 1 of 1 genes, such as 'EPCAM'"):
         SpotTargets.from_samples(cohort.sheet, cohort.store, ["EPCAM"])
     both = SpotTargets.from_samples(cohort.sheet, cohort.store, "7+HOUSE01")
@@ -214,11 +213,13 @@ def test_genes_are_a_number_names_or_both(cohort: Cohort, targets: SpotTargets) 
 
 
 def test_sections_with_few_usable_spots_are_left_out_and_said(cohort: Cohort, targets: SpotTargets) -> None:
-    said: list[str] = []
+    messages: list[str] = []
     highest = int(min(section.library.max() for section in targets.sections))
     with pytest.raises(ExpressionError, match=r"no section of .* has the 20 usable spots"):
-        SpotTargets.from_samples(cohort.sheet, cohort.store, 3, min_counts=highest, on_message=said.append)
-    assert sum("are too few (20 are needed)" in line for line in said) == 3
+        SpotTargets.from_samples(
+            cohort.sheet, cohort.store, 3, min_counts=highest, on_message=messages.append
+        )
+    assert sum("are too few (20 are needed)" in line for line in messages) == 3
 
 
 # ---------------------------------------------------------------- memory

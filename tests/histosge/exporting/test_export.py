@@ -132,9 +132,9 @@ def test_scanpy_plots_it(made: Made, tmp_path: Path) -> None:
 
 
 def test_without_the_slide_mean_colours_lie_under_the_positions(made: Made, tmp_path: Path) -> None:
-    said: list[str] = []
-    export(made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), on_message=said.append)
-    assert "name the feature store with --store" in said[0]
+    messages: list[str] = []
+    export(made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), on_message=messages.append)
+    assert "name the feature store with --store" in messages[0]
     data = anndata.read_h5ad(tmp_path / "A.h5ad")
     library = data.uns["spatial"]["A"]
     at = np.floor(data.obsm["spatial"] * library["scalefactors"]["tissue_hires_scalef"]).astype(int)
@@ -148,11 +148,13 @@ def test_a_slide_that_is_gone_is_said_and_replaced(made: Made, tmp_path: Path) -
     shutil.copytree(made.store, tmp_path / "store")
     document = tmp_path / "store" / "A" / "zarr.json"
     document.write_text(document.read_text().replace("A.tif", "gone.tif"))
-    said: list[str] = []
+    messages: list[str] = []
     settings = ExportSettings(store=str(tmp_path / "store"))
-    export(made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), settings, on_message=said.append)
-    assert "the slide cannot be reached" in said[0]
-    assert "gone.tif" in said[0]
+    export(
+        made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), settings, on_message=messages.append
+    )
+    assert "the slide cannot be reached" in messages[0]
+    assert "gone.tif" in messages[0]
 
 
 def test_what_else_a_map_says_goes_along(made: Made, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class _BlockSums(NamedTuple):
     is_there: bool
 
 
-class SpotStream:
+class SpotBatches:
     """Batches of spots from the slides of a store.
 
     Parameters
@@ -70,7 +70,7 @@ class SpotStream:
     sections
         Spots and weights.
     settings
-        Batch, seed, buffer; `threads` is `n_threads` here.
+        Batch, seed, buffer, rank.
     n_threads
         That read blocks.
     """
@@ -89,8 +89,8 @@ class SpotStream:
         self._n_spots = np.array([len(section) for section in sections], np.int64)
         self.reads = EpochReads()
 
-    def n_spots(self, epoch: int, rank: int, world_size: int) -> int:
-        """Return how many spots an epoch of one rank holds; those known to have no readable patch are not counted."""
+    def n_items(self, epoch: int, rank: int, world_size: int) -> int:
+        """Return the spots of one rank's part of an epoch; those known to have no readable patch are not counted."""
         return int(self._n_spots[self._order(epoch, rank, world_size)].sum())
 
     def epoch(self, number: int) -> Iterator[SpotBatch]:
@@ -120,6 +120,7 @@ class SpotStream:
         return order[rank::world_size]
 
     def _batch(self, section: Indices, spot: Indices, embedding: NDArray[np.float32]) -> SpotBatch:
+        # Counts stay sparse in memory, and only a batch's are made dense.
         n_genes = self._sections[0].counts.shape[1]
         counts, library = np.empty((len(spot), n_genes), np.float32), np.empty(len(spot), np.float32)
         for number in np.unique(section):
@@ -133,6 +134,7 @@ class SpotStream:
         unfinished: dict[int, list[Any]] = {}
         work = (over for section in order.tolist() for over in self._blocks_of(section))
         n_uncovered = np.zeros_like(self._n_spots)
+        # In the order of the plan, whichever read is done first: the buffer's draws depend on it.
         for sums in prefetch(self._read, work, self._n_threads):
             section = sums.over.section
             spots, total, weight = _complete(sums, unfinished)
@@ -199,6 +201,7 @@ def _complete(sums: _BlockSums, unfinished: dict[int, list[Any]]) -> tuple[Indic
     unfinished
         Spot -> blocks still to come, sum and weight so far. It empties with the section's last block.
     """
+    # By far the most spots lie over one block and never wait.
     whole = sums.over.n_blocks == 1
     spots, total, weight = [sums.over.spots[whole]], [sums.total[whole]], [sums.weight[whole]]
     for i in np.flatnonzero(~whole).tolist():
@@ -250,6 +253,7 @@ class _SpotBuffer:
 
     def draw(self, n: int) -> tuple[Indices, Indices, NDArray[np.float32]]:
         """Take out `n` spots: sections, spots, embeddings."""
+        # Without a generator the buffer holds just one batch, so the first `n` are all of it.
         drawn = np.arange(n) if self._rng is None else self._rng.choice(self.size, n, replace=False)
         taken = self._section[drawn], self._spot[drawn], self._embedding[drawn]
         left = self.size - n
