@@ -19,7 +19,7 @@ def stored_domains(location: Location, path: str, grid: PatchGrid) -> Labels | N
     array = open_optional(location, f"{path}/domain")
     if array is None or array.shape != grid.shape:
         return None
-    values = np.asarray(array[...], dtype=np.float64)
+    values = np.asarray(array[...], dtype=np.float64)  # floats with NaN, or integers with -1
     return np.where(np.isfinite(values) & (values >= 0), values, -1).astype(np.int16)
 
 
