@@ -120,7 +120,7 @@ class Loader(Generic[B]):
     ) -> None:
         self.settings = settings or LoadSettings()
         if targets is not None:
-            targets = targets.of_slides(slides) if slides else targets
+            targets = targets.subset(slides) if slides else targets
             slides, grid, encoder = targets.slide_ids, targets.grid_key, encoder or targets.encoder_key
         self.targets = targets
         # What another process needs to open the same anew.

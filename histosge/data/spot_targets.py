@@ -112,7 +112,7 @@ class SpotTargets:
         """Which slide each section lies on."""
         return tuple(section.slide_id for section in self.sections)
 
-    def of_slides(self, slide_ids: Sequence[str]) -> "SpotTargets":
+    def subset(self, slide_ids: Sequence[str]) -> "SpotTargets":
         """Return the sections of some slides only, such as one fold of a cross-validation.
 
         Raises
