@@ -138,3 +138,28 @@ def chromium_path() -> str:
     found = find_chromium()
     assert found is not None
     return found
+
+
+REGISTRIES = (
+    ("featurestore.encoders.loading", "ENCODERS"),
+    ("featurestore.slides.slide_reader", "READERS"),
+    ("featurestore.tissue.tissue_method", "TISSUE_METHODS"),
+    ("histosge.data.expression.expression_layout", "LAYOUTS"),
+    ("histosge.exporting.export_format", "FORMATS"),
+    ("histosge.heldout.metric_registry", "METRICS"),
+    ("histosge.models.registry", "MODELS"),
+)
+
+
+@pytest.fixture(autouse=True)
+def installed_extensions() -> Iterator[None]:
+    """Read entry points anew: a registry keeps them for the life of a process, and tests install packages of their own."""
+
+    def refresh() -> None:
+        for module, name in REGISTRIES:
+            if module in sys.modules:
+                getattr(sys.modules[module], name).refresh()
+
+    refresh()
+    yield
+    refresh()

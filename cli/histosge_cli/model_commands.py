@@ -127,7 +127,6 @@ def train(
     """
     # Inside the function, as everywhere here: `histosge ls` must not wait for what training imports.
     from histosge.data.section_loading import Selection
-    from histosge.training.report import trust_scope
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
@@ -147,7 +146,7 @@ def train(
         markup=False,
     )
     if saved.intervals is not None:
-        n_trusted, scope = int(saved.intervals.trusted.sum()), trust_scope(saved.intervals)
+        n_trusted, scope = int(saved.intervals.trusted.sum()), saved.intervals.scope
         out.print(f"trusted: {n_trusted} of {len(saved.card.genes)} genes ({scope})", markup=False)
 
 

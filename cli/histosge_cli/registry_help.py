@@ -1,6 +1,7 @@
 """Help of options whose values are registered: made from the records when it is shown, not when a module is imported."""
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from rich.markup import escape
 from typer.core import TyperCommand
@@ -14,16 +15,23 @@ def with_registry_help(**texts: Callable[[], str]) -> type[TyperCommand]:
     Parameters
     ----------
     texts
-        Name of an option in Python -> function that returns its help. It is called whenever the command's
-        parameters are looked at, so for this command alone, and not while the others are built.
+        Name of an option in Python -> function that returns its help. It is called when the command's parameters are
+        looked at, so for this command alone, and not while the others are built.
     """
 
     class Command(TyperCommand):
-        def get_params(self, ctx):  # type: ignore[no-untyped-def]  # typer vendors click, whose types it does not export
-            for parameter in self.params:
-                if parameter.name in texts:
-                    parameter.help = texts[parameter.name]()  # type: ignore[attr-defined]
-            return super().get_params(ctx)
+        # Typer makes every command of the app on each call, and reads the parameters of the one that is used.
+        @property
+        def params(self) -> list[Any]:
+            """The command's parameters, their help filled in."""
+            for parameter in self._parameters:
+                if parameter.name in texts and not parameter.help:
+                    parameter.help = texts[parameter.name]()
+            return self._parameters
+
+        @params.setter
+        def params(self, value: list[Any]) -> None:
+            self._parameters = value
 
     return Command
 

@@ -32,11 +32,6 @@ def write_training_report(saved: SavedModel, path: Path) -> None:
     )
 
 
-def trust_scope(intervals: Intervals) -> str:
-    """Return for which tissue trust was measured, in a few words."""
-    return f"held-out {intervals.held_out}s"
-
-
 def _by_depth(intervals: Intervals) -> str:
     """Describe how intervals differ by predicted library size, where they do: the table holds one width a gene."""
     if intervals.strata is None:

@@ -273,6 +273,7 @@ def _may_mount() -> bool:
     return tried.returncode == 0
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(not _may_mount(), reason="this user may not mount a small disk to fill")
 def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on_once_there_is_room(
     slide: Path, tmp_path: Path

@@ -138,6 +138,7 @@ def test_remarks_are_kept_quiet_and_logged(histosge: Histosge, sheet: Path, tmp_
     assert any("spots" in message for message in messages)
 
 
+@pytest.mark.e2e
 def test_a_run_that_was_killed_goes_on_where_it_stopped(sheet: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     grid = map(str, ("--mpp", 0.5, "--patch", 112, "--stride", 28))
@@ -163,7 +164,7 @@ def test_a_run_that_was_killed_goes_on_where_it_stopped(sheet: Path, tmp_path: P
 
 
 def test_the_demo_on_a_small_slide(tmp_path: Path) -> None:
-    result = run_demo(tmp_path, SyntheticSpec(size_px=(3600, 3400), genes=GeneCounts(12, 4, 4, 4)))
+    result = run_demo(tmp_path, SyntheticSpec(size_px=(2600, 2400), genes=GeneCounts(12, 4, 4, 4)))
     assert result.truth["morphology"] > 0.7
     assert abs(result.truth["noise"]) < 0.1
     assert abs(result.held_out["noise"]) < 0.05

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -46,9 +48,9 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with a module of the user's in it that is on no path."""
     monkeypatch.chdir(tmp_path)
     # Restored afterwards: the commands put the current folder on the path.
-    monkeypatch.setattr("sys.path", __import__("sys").path[:])
+    monkeypatch.setattr("sys.path", sys.path[:])
     own_model.write_module(tmp_path, "mymodels")
-    monkeypatch.delitem(__import__("sys").modules, "mymodels", raising=False)
+    monkeypatch.delitem(sys.modules, "mymodels", raising=False)
     return tmp_path
 
 
@@ -139,8 +141,6 @@ def test_an_installed_model_and_metric_are_used_like_ours_and_asked_for_where_th
 
 
 def test_classes_and_objects_are_taken_in_python(cohort: Cohort, own_folder: Path) -> None:
-    import sys
-
     sys.path.insert(0, str(own_folder))
     import mymodels
 
@@ -182,8 +182,6 @@ def test_classes_and_objects_are_taken_in_python(cohort: Cohort, own_folder: Pat
 
 
 def test_two_models_of_one_name_are_refused(cohort: Cohort, own_folder: Path) -> None:
-    import sys
-
     sys.path.insert(0, str(own_folder))
     import mymodels
 
@@ -296,3 +294,14 @@ def test_genes_can_be_all_of_them_or_some_and_named_ones(
     assert len(every) > 12
     some = trained_on(f"2+{every[-1]},{every[-2]}")
     assert some == (*every[:2], every[-1], every[-2])
+
+
+def test_the_first_help_page_loads_no_model() -> None:
+    code = (
+        "import sys; sys.argv = ['histosge', '--help']; from histosge_cli import main\n"
+        "try:\n    main.main()\n"
+        "except SystemExit:\n    print([m for m in sys.modules if m.startswith('histosge.models')], file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Train and predict" in ran.stdout
+    assert ran.stderr.strip() == "[]"

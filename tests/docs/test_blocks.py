@@ -24,15 +24,8 @@ from histosge_cli import main
 ROOT = Path(__file__).parents[2]
 ELSEWHERE = {"analysis.md", "extending.md"}
 """Run on a real S3 server by tests/featurestore/analysis/test_analysis.py, and as a package by test_extending.py."""
-QUICK = {
-    "README.md",
-    "SPEC.md",
-    "retrain.md",
-    "evaluation.md",
-    "bring-your-own.md",
-    "choosing.md",
-    "morphology.md",
-}
+SMOKE = {"SPEC.md"}
+"""Run by default; the others with `pytest --e2e`."""
 NOT_A_GUIDE = {"results.md"}
 """Figures on public data, with the commands that made them."""
 PAGES = [
@@ -71,8 +64,8 @@ def blocks_of(page: Path) -> list[Block]:
 
 def with_blocks() -> list[object]:
     pages = [page for page in PAGES if page.name not in ELSEWHERE and any(b.is_run for b in blocks_of(page))]
-    slow = pytest.mark.slow
-    return [pytest.param(page, id=page.name, marks=() if page.name in QUICK else slow) for page in pages]
+    e2e = pytest.mark.e2e
+    return [pytest.param(page, id=page.name, marks=() if page.name in SMOKE else e2e) for page in pages]
 
 
 @pytest.fixture(scope="module")

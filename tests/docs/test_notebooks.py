@@ -18,7 +18,7 @@ def test_no_outputs_are_kept(path: Path) -> None:
     assert {"markdown", "code"} == {cell["cell_type"] for cell in cells}
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 @pytest.mark.filterwarnings("default")  # of the notebook machinery, not ours
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_wheel_and_sdist_hold_every_file_of_the_packages(built: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         in_wheel = set(wheel.namelist())
@@ -60,7 +60,7 @@ def test_wheel_and_sdist_hold_every_file_of_the_packages(built: Path) -> None:
     assert {"README.md", "LICENSE", "CITATION.cff", "pyproject.toml"} <= in_sdist
 
 
-@pytest.mark.slow
+@pytest.mark.e2e
 def test_the_wheel_runs_the_demo_in_an_environment_without_the_source(built: Path, tmp_path: Path) -> None:
     """The dependencies are lent by this environment (a .pth); the package itself comes from the wheel alone."""
     home = tmp_path / "venv"

@@ -15,7 +15,7 @@ from featurestore.storage.store import Store
 from featurestore.storage.validation import validate
 from histosge.data.embedded_slide import load_patches, open_embedded
 
-pytestmark = pytest.mark.s3
+pytestmark = [pytest.mark.s3, pytest.mark.e2e]
 URL = "s3://test/store"
 
 
@@ -95,7 +95,6 @@ def _every(n: int, trouble: str | float) -> object:
     return lambda number, method, path: trouble if number % n == 0 else None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "n", "trouble"),
     [
@@ -114,7 +113,6 @@ def test_a_troubled_server_costs_nothing_but_time(
     assert contents(s3.store()) == undisturbed
 
 
-@pytest.mark.slow
 def test_a_server_killed_in_the_middle_and_started_again_loses_nothing(
     start: Start, sheet: Path, s3: S3, undisturbed: dict[str, bytes]
 ) -> None:

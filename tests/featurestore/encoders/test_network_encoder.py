@@ -152,6 +152,7 @@ def test_a_process_whose_memory_really_ends_goes_on_with_smaller_batches() -> No
     assert same == "True"
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_bf16)])
 def test_openvino_gives_torch_s_vectors_under_an_identity_of_its_own(precision: str) -> None:
     patches = _patches(19)

@@ -171,5 +171,5 @@ def test_the_leak_check_refuses_masks_of_another_section() -> None:
 
 def test_a_donor_on_both_sides_is_refused() -> None:
     sections = [make_spots("A"), make_spots("B"), make_spots("C", donor="d2")]
-    with pytest.raises(SplitError, match="trains and tests on donor d1"):
+    with pytest.raises(SplitError, match="trains on and holds out donor d1"):
         check_apart(make_folds("section", sections), sections, "donor")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ GENES = 8
 LEARNERS = ("ridge", "dense", "dense+attention", "gp", "dense+spots", "paper")
 
 
+@cache
 def _section(
     seed: int, dim: int = 12, side: int = 22, offset: float = 0.0, *, noise: bool = False
 ) -> TrainingSection:
@@ -59,9 +61,15 @@ def _fit(preset: str, sections: list[TrainingSection], seed: int = 0) -> Model:
     return load_preset(preset).fit(sections, seed=seed, epochs=15)
 
 
+@cache
+def _fitted(preset: str, *seeds: int) -> Model:
+    """One model of plain sections for all tests that only look at it."""
+    return _fit(preset, [_section(seed) for seed in seeds])
+
+
 @pytest.mark.parametrize("preset", LEARNERS)
 def test_genes_that_follow_embeddings_are_predicted_on_another_section(preset: str) -> None:
-    model = _fit(preset, [_section(1), _section(2)])
+    model = _fitted(preset, 1, 2)
     assert _score(model, _section(3)) > (0.3 if preset == "paper" else 0.85)
 
 
@@ -131,7 +139,7 @@ def test_mean_is_the_mean_everywhere() -> None:
 @pytest.mark.parametrize("preset", PRESETS)
 def test_same_seed_gives_the_same_bits_also_after_saving(preset: str) -> None:
     section = _section(1)
-    first, second = _fit(preset, [section]), _fit(preset, [section])
+    first, second = _fitted(preset, 1), _fit(preset, [section])
     expected = first.predict(section.patches)
     np.testing.assert_array_equal(expected, second.predict(section.patches))
     config = json.loads(json.dumps(first.config()))
@@ -145,7 +153,7 @@ def test_predictions_are_finite_not_negative_and_have_the_promised_shape(preset:
     section = _section(1)
     far = section.patches.with_embedding(section.patches.embedding * 30)
     for patches in (section.patches, far):
-        predicted = _fit(preset, [section]).predict(patches)
+        predicted = _fitted(preset, 1).predict(patches)
         assert predicted.shape == (len(patches), GENES)
         assert predicted.dtype == np.float32
         assert np.isfinite(predicted).all()
@@ -195,7 +203,7 @@ def test_a_part_with_its_halo_gives_what_the_whole_gives(preset: str) -> None:
 def test_dense_never_goes_flat_where_it_is_low() -> None:
     section = _section(1)
     low = section.patches.with_embedding(section.patches.embedding * 6)
-    predicted = _fit("dense", [section]).predict(low)
+    predicted = _fitted("dense", 1).predict(low)
     for gene in range(GENES):
         values = np.sort(predicted[:, gene])
         assert len(np.unique(values)) > 0.9 * len(values)
@@ -231,7 +239,7 @@ def test_another_seed_gives_another_paper_network_and_leaves_the_global_generato
 @pytest.mark.parametrize("preset", PRESETS)
 def test_patches_in_another_order_give_the_same_map(preset: str) -> None:
     section = _section(1)
-    model, patches = _fit(preset, [section]), section.patches
+    model, patches = _fitted(preset, 1), section.patches
     order = np.random.default_rng(7).permutation(len(patches))
     shuffled = replace(
         patches, rows=patches.rows[order], cols=patches.cols[order], embedding=patches.embedding[order]
@@ -249,7 +257,7 @@ def test_the_units_of_an_embedding_do_not_matter(preset: str) -> None:
         return replace(section, patches=section.patches.with_embedding(embedding.astype(np.float32)))
 
     sections, other = [_section(1), _section(2)], _section(3)
-    plain = _fit(preset, sections).predict(other.patches)
+    plain = _fitted(preset, 1, 2).predict(other.patches)
     scaled = _fit(preset, [rescaled(s) for s in sections]).predict(rescaled(other).patches)
     difference = np.abs(scaled - plain).mean() / plain.std()
     assert difference < (0.1 if preset == "paper" else 0.001)
@@ -302,14 +310,14 @@ def test_knn_weights_the_nearest_eight_spots_by_inverse_distance() -> None:
 
 def test_no_gene_of_the_paper_network_is_constant_where_it_follows_the_embedding() -> None:
     section = _section(1)
-    predicted = _fit("paper", [section]).predict(section.patches)
+    predicted = _fitted("paper", 1).predict(section.patches)
     assert (predicted.std(axis=0) > 0.1).all()
     assert ((predicted == 0).mean(axis=0) < 0.2).all()
 
 
 def test_the_paper_network_predicts_a_slide_larger_than_its_table_of_positions() -> None:
     section = _section(1)
-    model, patches = _fit("paper", [section]), section.patches
+    model, patches = _fitted("paper", 1), section.patches
     far = replace(patches, rows=patches.rows + 5000, cols=patches.cols + 7001)
     predicted = model.predict(far)
     assert predicted.shape == (len(far), GENES)
@@ -332,7 +340,7 @@ def test_beyond_a_number_of_spots_dense_leaves_the_gaussian_process_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     sections = [_section(1), _section(2)]
-    with_process = _fit("dense", sections).predict(sections[0].patches)
+    with_process = _fitted("dense", 1, 2).predict(sections[0].patches)
     monkeypatch.setattr("histosge.models.stacking.MAX_KRIGING_SPOTS", 10)
     model = _fit("dense", sections)
     assert _score(model, _section(3)) > 0.85
