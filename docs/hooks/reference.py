@@ -232,7 +232,6 @@ def _group(group: Any, path: str) -> list[str]:
 
 
 def _command(command: Any, path: str) -> list[str]:
-    command.get_params(typer.Context(command))  # completes help that is made from a registry
     arguments = [p for p in command.params if _is_argument(p)]
     options = [p for p in command.params if not _is_argument(p) and not p.hidden]
     usage = " ".join([path, *map(_metavar, arguments), *(["[OPTIONS]"] if options else [])])
