@@ -21,6 +21,7 @@ def load_extra(extra: str, what: str) -> ModuleType:
     MissingExtraError
         If it is not installed.
     """
+    # A missing dependency of the extra ends here, too: installing the extra completes it.
     try:
         return import_module(extra)
     except ImportError as error:

@@ -62,6 +62,7 @@ def view(
     if static is not None:
         from histosge.viewer.static_page import export_page
 
+        # Before stores are opened, which may take a while over a network.
         if tiles_mpp <= 0:
             raise ViewError(f"--tiles-mpp {tiles_mpp} is no scale; give microns per pixel, such as 2")
         collection = Collection.open(store, expression, samples, domains, tiles_mpp)
@@ -82,7 +83,7 @@ def view(
 def _serve(collection: "Collection", port: int, *, open_browser: bool) -> None:
     from histosge.viewer.server import HOST, listen, require_packages, serve
 
-    require_packages()
+    require_packages()  # first: a missing package is named before a port is taken
     taken = listen(port)
     out.print(f"http://{HOST}:{taken.getsockname()[1]}/  (Ctrl-C ends it)", markup=False)
     serve(collection, taken, open_browser=open_browser)

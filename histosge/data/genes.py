@@ -107,7 +107,7 @@ def choose_genes(sections: Sequence[Spots], n: int, *, among: Sequence[str] | No
 class GeneVariance:
     """Variance of each gene's log1p(CP10k) over spots that are handed in section by section.
 
-    It keeps three numbers per gene, so that genes can be chosen on more sections than fit into memory.
+    It keeps two sums per gene, so that genes can be chosen on more sections than fit into memory.
 
     Parameters
     ----------
@@ -143,6 +143,7 @@ class GeneVariance:
             self._genes = genes
             self._total, self._squares = np.zeros(len(genes)), np.zeros(len(genes))
             return
+        # A set, as the genes of two sections are compared: tens of thousands each.
         measured = set(genes)
         kept = [i for i, gene in enumerate(self._genes) if gene in measured]
         self._genes = tuple(self._genes[i] for i in kept)

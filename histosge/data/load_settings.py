@@ -27,6 +27,7 @@ class LoadSettings:
         Which of how many processes this is; parts are disjoint and together the whole.
     """
 
+    # 256 MB are two times 64 blocks of 32 x 32 patches at 1,024 float16 features: enough to mix slides within a buffer.
     batch: int = 1024
     seed: int = 0
     shuffle: bool = True
@@ -37,6 +38,7 @@ class LoadSettings:
     world_size: int = 1
 
     def __post_init__(self) -> None:
+        # Here, not when the loader is opened: that may take a minute with thousands of slides.
         if not 0 <= self.rank < self.world_size:
             raise ValueError(f"rank {self.rank} is none of 0..{self.world_size - 1}")
         if min(self.batch, self.buffer_mb, 1 if self.threads is None else self.threads) < 1:

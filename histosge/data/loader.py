@@ -120,6 +120,7 @@ class Loader(Generic[B]):
     ) -> None:
         self.settings = settings or LoadSettings()
         if targets is not None:
+            # The grid is the targets': their rows and columns mean nothing on another one.
             targets = targets.subset(slides) if slides else targets
             slides, grid, encoder = targets.slide_ids, targets.grid_key, encoder or targets.encoder_key
         self.targets = targets
@@ -133,6 +134,7 @@ class Loader(Generic[B]):
         self._epoch = 0
 
     def _make_batches(self) -> PatchBatches | SpotBatches:
+        # A local store's blocks are in the page cache already.
         cache = BlockCache.from_environment() if self.is_remote else None
         readers = [slide.array.reader(cache) for slide in self._slides]
         threads = self.settings.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)

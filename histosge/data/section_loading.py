@@ -116,6 +116,7 @@ def load_sections(
             )
         if item.alignment.verdict == "warn":
             on_message(f"{sample.slide_id}: {item.alignment.message}")
+        # Left out, not refused: one poor section should not stop a whole cohort.
         if len(item.section.spots) < MIN_SPOTS:
             on_message(
                 f"{sample.slide_id}: left out, since {len(item.section.spots)} usable spots are too few "

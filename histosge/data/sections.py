@@ -131,7 +131,8 @@ class TrainingSection:
     stain_pairs: StainPairs | None = None
 
     def subset(self, keep: NDArray[np.bool_]) -> "TrainingSection":
-        """Return the section with only some of its spots; the patches stay."""
+        """Return the section with only some of its spots."""
+        # All patches stay: models look at what lies around a spot, and patches carry no counts.
         library = None if self.library is None else self.library[keep]
         return replace(
             self,

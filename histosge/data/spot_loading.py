@@ -64,6 +64,7 @@ def load_spots(
     record, grid = store.slide(sample.slide_id), stored.grid
     frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
     found = find_expression(require_expression(sample), frame)
+    # The slide's own size, not the grid's: the grid ends before the slide by up to one patch.
     size_um = (record.size_px[0] * record.mpp, record.size_px[1] * record.mpp)
     alignment = check_alignment(found.spots, TissueMap(stored.is_tissue, grid.y_um, grid.x_um, size_um))
     if alignment.verdict == "refuse":

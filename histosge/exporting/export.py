@@ -52,6 +52,7 @@ def export(
     selection, settings = selection or ExportSelection(), settings or ExportSettings()
     chosen = FORMATS.get(to)
     _check(url, out, chosen)
+    # All of them before the first is written: a slide that is missing or half done is refused while nothing is there yet.
     tables = open_tables(url, selection, allow_empty=chosen.takes_empty)
     parts = [tables] if chosen.one_for_all else [[table] for table in tables]
     lines = []

@@ -31,7 +31,7 @@ class ExportSettings:
     """
 
     store: str | None = None
-    picture_mpp: float = 2.0
+    picture_mpp: float = 2.0  # enough to see glands; a section of 20 mm is then 10,000 pixels wide
     domains: int | Path = 7
     ngff: str = "0.4"
 
@@ -102,4 +102,5 @@ class ExportFormat:
         return self.suffix.endswith(".zarr")
 
 
+# Filled when it is first used: a format's module imports this one.
 FORMATS: Registry[ExportFormat] = Registry("exports", "histosge.exporting.formats", ExportFormat, ExportError)

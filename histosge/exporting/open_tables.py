@@ -136,8 +136,10 @@ def _own_arrays(stored: StoredMap) -> dict[str, tuple[tuple[str, ...], NDArray[A
     if stored.half_width is not None and stored.trust is not None:
         found["half_width"] = ("gene",), stored.half_width
         found["trust"] = ("gene",), stored.trust
+        # The decision beside the score, so that nobody has to look up the threshold.
         found["trusted"] = ("gene",), stored.trust >= TRUSTED
     if stored.strata is not None:
+        # A column for each stratum, as tables of other tools know no arrays with a further dimension.
         for k, half_width in enumerate(stored.strata.half_width, start=1):
             found[f"half_width_depth_{k}"] = ("gene",), half_width
     return found
@@ -156,6 +158,7 @@ def _other_arrays(location: Location, path: str) -> MapArrays:
     for name in location.folders(path):
         document = location.read_json(f"{path}/{name}/zarr.json") or {}
         dims = tuple(document.get("dimension_names") or ())
+        # By dimension names: anything else (x, y, expression itself) is no value of a patch or of a gene.
         if name not in ("tissue", "gene") and dims in (("y", "x"), ("gene",)):
             array = zarr.open_array(
                 location.zarr(read_only=True), path=f"{path}/{name}", mode="r", zarr_format=3

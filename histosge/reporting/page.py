@@ -92,7 +92,7 @@ def render_report(title: str, blocks: Sequence[Block], *, subtitle: str = "", fo
         loader=PackageLoader("histosge.reporting", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
-        trim_blocks=True,
+        trim_blocks=True,  # with the next: the template may be indented, the page has no empty lines
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")

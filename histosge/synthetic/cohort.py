@@ -122,6 +122,7 @@ def make_cohort(
     sections = tuple(
         make_section(folder, replace(spec, seed=spec.seed + i), slide_id=f"S{i + 1}") for i in range(n)
     )
+    # Paths relative to the sheet, so that the folder can be moved.
     sheet = folder / "cohort.csv"
     with sheet.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")

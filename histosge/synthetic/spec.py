@@ -93,6 +93,7 @@ class SyntheticSpec:
     region_um: float = 330.0
 
     def __post_init__(self) -> None:
+        # Bad values would otherwise fail deep inside numpy, minutes later.
         whole = all(isinstance(side, int) for side in (*self.size_px, self.seed, self.programme_seed))
         if not whole or min(self.seed, self.programme_seed) < 0:
             raise ExpressionError(

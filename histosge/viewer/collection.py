@@ -64,6 +64,7 @@ class Collection:
         """
         opened = Store.open(store)
         maps = ExpressionStore.open(expression) if expression else None
+        # A sheet may name slides that the store does not hold, and lack others: only what both know is shown.
         rows = {row.slide_id: row for row in read_samples(samples)} if samples else {}
         if domains is not None and not domains.is_dir():
             raise ViewError(

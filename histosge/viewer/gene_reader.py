@@ -80,6 +80,7 @@ def per_gene(location: Location, path: str, n_genes: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("half_width", "trust"):
         array = open_optional(location, f"{path}/{name}")
+        # A store from elsewhere may hold anything under this name.
         if array is None or array.shape != (n_genes,):
             continue
         values = np.asarray(array[...], dtype=np.float64)

@@ -238,6 +238,7 @@ class ShownSlide:
         """Return the measured spots; an ``error`` in their place where they cannot be read."""
         if self.measured is None:
             raise LookupError("no spots are named for this slide")
+        # Expression that cannot be read is the sheet's fault: the page shows the reason, and the map all the same.
         try:
             return self.measured.describe()
         except FeatureStoreError as error:

@@ -37,9 +37,10 @@ class ExpressionLayout:
     help: str
     recognises: Callable[[Path], bool]
     read: Callable[[Path, SlideFrame], LoadedExpression]
-    order: int = 60
+    order: int = 60  # after ours, so that another package takes nothing from them unless it says so
 
 
+# Filled when it is first used: a layout's module imports this one.
 LAYOUTS: Registry[ExpressionLayout] = Registry(
     "expression_layouts", "histosge.data.expression.layouts", ExpressionLayout, ExpressionError
 )

@@ -75,6 +75,7 @@ def annotated(table: PatchTable) -> Any:
     for name, values in table.per_patch.items():
         obs[name] = values[table.kept]
     var = pd.DataFrame(dict(table.per_column), index=pd.Index(list(table.names)))
+    # X stays lazy: it is written band by band.
     data = anndata.AnnData(X=table.to_dask(), obs=obs, var=var)
     data.uns["histosge"] = {
         "made_by": dict(table.made_by),

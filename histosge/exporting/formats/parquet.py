@@ -25,6 +25,7 @@ def write_parquet(table: PatchTable, path: Path) -> int:
 
     A gene called like a column of `PLACE` gets ``gene_`` before its name.
     """
+    # A gene may be called "row" or "col"; two columns of one name no reader of parquet takes.
     names = [f"gene_{name}" if name in PLACE or name in table.per_patch else name for name in table.names]
     extra = {name: values[table.kept] for name, values in table.per_patch.items()}
     xy_um = table.xy_um

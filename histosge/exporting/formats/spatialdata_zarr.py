@@ -62,6 +62,7 @@ def _image(picture: SlidePicture, system: str) -> Any:
     levels = 0
     while max(pixels.shape[1:]) / 2**levels > SMALLEST_PX:
         levels += 1
+    # A scale alone places the picture: its top-left corner is the slide's, where microns are counted from.
     return Image2DModel.parse(
         pixels,
         dims=("c", "y", "x"),
@@ -79,6 +80,7 @@ def _squares(table: PatchTable) -> Any:
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
+    # Stride cells, not whole patches, which overlap where the stride is smaller.
     (x, y), half = table.xy_um.T, table.grid.stride_um / 2
     frame = geopandas.GeoDataFrame(
         geometry=shapely.box(x - half, y - half, x + half, y + half), index=table.ids
