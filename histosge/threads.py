@@ -7,9 +7,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from importlib import import_module
 from typing import TypeVar
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,9 +27,23 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@lru_cache(maxsize=1)
+def _controller() -> ThreadpoolController:
+    # Kept: looking for the loaded libraries reads the whole memory map of the process, 4 ms each time. Those of numpy
+    # and scipy, which the decompositions use, must be loaded by then.
+    import_module("scipy.linalg")
+    return ThreadpoolController()
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Return a context in which products and decompositions of matrices run on the calling thread alone."""
+    limit: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
+    return limit
+
+
 def side_by_side(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """Yield what `prefetch` yields, with one thread of BLAS each meanwhile: also for the caller between two results."""
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         yield from prefetch(work, items, threads)
 
 

@@ -25,6 +25,7 @@ from scipy.spatial.distance import cdist
 from histosge.data.spot_overlap import spot_pitch_um
 from histosge.models.linear_algebra import Affine, Floats, symmetric_eigen
 from histosge.models.protocol import State
+from histosge.threads import one_blas_thread
 
 MAX_EXACT_SPOTS = 3000
 """Spots that are solved exactly; 3,000 need some 200 MB and seconds."""
@@ -256,7 +257,9 @@ Solution = tuple[dict[int, Floats], dict[int, Floats], Floats]
 def _solve_exact(spots: SpotFeatures, Y: Floats, kernels: Sequence[Kernel]) -> Solution:
     weights, linear = np.empty_like(Y), np.empty((spots.features.shape[1], Y.shape[1]))
     for kernel, columns in _outputs_by_kernel(kernels):
-        solved = cho_solve(cho_factor(_kernel_matrix(spots, kernel), lower=True), Y[:, columns])
+        # One thread, as for eigenvalues: see `symmetric_eigen`.
+        with one_blas_thread():
+            solved = cho_solve(cho_factor(_kernel_matrix(spots, kernel), lower=True), Y[:, columns])
         weights[:, columns] = (1 - kernel.share) * solved
         linear[:, columns] = kernel.share / spots.scale * (spots.features.T @ solved)
     numbers = [int(i) for i in np.unique(spots.slide)]

@@ -13,10 +13,10 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from histosge.data.sections import TrainingSection
 from histosge.models.protocol import State
+from histosge.threads import one_blas_thread
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -91,7 +91,7 @@ def symmetric_eigen(matrix: Floats) -> tuple[Floats, Floats]:
     another process uses. A matrix of 1,100 x 1,100 took 9.8 s on two such cores instead of 0.8; alone it takes 0.20 s
     instead of 0.15.
     """
-    with threadpool_limits(1, user_api="blas"):
+    with one_blas_thread():
         values, vectors = np.linalg.eigh(matrix)
     return values, vectors
 
