@@ -4,10 +4,17 @@ PYTHON ?= python3
 CONSTRAINTS ?= -c constraints.txt
 
 # uv installs in 6 s what takes pip more than 100; where it is not there, it goes into the environment.
-# It does not read pip's settings: where local wheels and another index are, it is told.
+# It does not read pip's settings: it is told where local wheels and another index are. Where it cannot install, pip does.
 UV = $(shell command -v uv || echo .venv/bin/uv)
 PLACES = $(addprefix --find-links=,$(PIP_FIND_LINKS)) $(addprefix --default-index=,$(PIP_INDEX_URL))
-INSTALL = $(UV) pip install --quiet --python .venv/bin/python $(PLACES) $(CONSTRAINTS)
+install = $(UV) pip install --quiet --python .venv/bin/python $(PLACES) $(CONSTRAINTS) -e '$(1)' \
+	|| .venv/bin/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS) -e '$(1)'
+# Variables, since a comma would end an argument of `call`.
+EXTRAS = s3,view
+DEV = dev,$(EXTRAS)
+DOCS = docs,$(EXTRAS)
+# As pip does: certificates of the machine, not uv's own (a proxy may have one of its own).
+export UV_SYSTEM_CERTS = true
 
 # A container that forbids Python to keep bytecode makes each process compile 1,500 modules anew.
 export PYTHONDONTWRITEBYTECODE =
@@ -18,12 +25,12 @@ export PYTHONDONTWRITEBYTECODE =
 .venv/installed-user: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	command -v uv > /dev/null || .venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	$(INSTALL) -e '.[s3,view]'
+	$(call install,.[$(EXTRAS)])
 	touch $@
 
 # What tests, types and benchmarks need as well.
 .venv/installed-dev: .venv/installed-user
-	$(INSTALL) -e '.[dev,s3,view]'
+	$(call install,.[$(DEV)])
 	touch $@
 
 venv: .venv/installed-dev
@@ -46,7 +53,7 @@ lint: venv
 
 # The site, into build/site; a warning is an error.
 .venv/installed-docs: .venv/installed-user
-	$(INSTALL) -e '.[docs,s3,view]'
+	$(call install,.[$(DOCS)])
 	touch $@
 
 docs: .venv/installed-docs

@@ -25,7 +25,8 @@ from _s3 import BUCKET, environment, serving
 from _stores import SPEC, Made, write_store
 
 from featurestore.storage.store import Store
-from histosge.data.loader import THREADS_REMOTE, Loader, LoadSettings
+from histosge.data.load_settings import LoadSettings
+from histosge.data.loader import THREADS_REMOTE, Loader
 
 DIM = 1024
 ROUNDS = 5
@@ -146,7 +147,8 @@ def over_s3(store: Store, folder: Path) -> list[Result]:
 
 PEAK = """
     import sys
-    from histosge.data.loader import Loader, LoadSettings
+    from histosge.data.load_settings import LoadSettings
+    from histosge.data.loader import Loader
     settings = LoadSettings(buffer_mb=64, threads=2)
     for _ in Loader(sys.argv[1], sys.argv[2].split(","), settings=settings):
         pass

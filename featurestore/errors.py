@@ -57,6 +57,10 @@ class AmbiguousSelectionError(StoreError):
     """The store holds several grids or encoders that match, and the caller named none of them."""
 
 
+class SlideWarning(UserWarning):
+    """What a user should know of the slides of a run: two scales that differ, or files that were left out."""
+
+
 class ExtensionWarning(UserWarning):
     """Another package's extension that cannot be used; everything else works without it."""
 

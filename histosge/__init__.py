@@ -10,11 +10,12 @@ if TYPE_CHECKING:
     from histosge.data.expression.find_expression import find_expression as find_expression
     from histosge.data.expression.loaded_expression import SlideFrame as SlideFrame
     from histosge.data.genes import read_gene_list as read_gene_list
+    from histosge.data.load_settings import LoadSettings as LoadSettings
     from histosge.data.loader import Loader as Loader
-    from histosge.data.loader import LoadSettings as LoadSettings
     from histosge.data.loader import stream_batches as stream_batches
     from histosge.data.section_loading import Selection as Selection
     from histosge.data.sections import Spots as Spots
+    from histosge.data.spot_targets import SpotTargets as SpotTargets
     from histosge.evaluation.evaluate import EvaluateSettings as EvaluateSettings
     from histosge.evaluation.evaluate import evaluate as evaluate
     from histosge.exporting.export import export as export
@@ -28,11 +29,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EvaluateSettings": "evaluation.evaluate",
-    "LoadSettings": "data.loader",
+    "LoadSettings": "data.load_settings",
     "Loader": "data.loader",
     "PredictSettings": "prediction.predict",
     "Selection": "data.section_loading",
     "SlideFrame": "data.expression.loaded_expression",
+    "SpotTargets": "data.spot_targets",
     "Spots": "data.sections",
     "TrainSettings": "training.train",
     "evaluate": "evaluation.evaluate",

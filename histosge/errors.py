@@ -20,12 +20,12 @@ class SplitError(HistosgeError, ValueError):
 
 
 class ExportError(HistosgeError, ValueError):
-    """Something that cannot be exported as asked."""
+    """A format, store or selection that cannot be exported."""
 
 
 class MissingExtraError(HistosgeError, ImportError):
-    """Something was asked for that needs an extra."""
+    """A feature that needs an extra which is not installed."""
 
 
 class ViewError(HistosgeError, ValueError):
-    """Something that the viewer cannot show as asked: a missing package, a taken port, an unknown gene."""
+    """What the viewer cannot show: a missing package, a taken port, an unknown gene."""

@@ -1,4 +1,4 @@
-"""Pieces that are installed on request: one line names the extra that is missing."""
+"""Optional packages: a missing one is refused in one line that names the extra to install."""
 
 from importlib import import_module
 from types import ModuleType

@@ -56,7 +56,7 @@ def import_(
 def export(
     store: Annotated[str, typer.Argument(metavar="STORE", help="Expression store or feature store.")],
     out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write to.")],
-    to: Annotated[str, typer.Option(help="Format.")],  # its help is made from the registry
+    to: Annotated[str, typer.Option()],  # its help is made from the registry
     slide: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this slide; repeat for several.")
     ] = None,

@@ -13,7 +13,7 @@ from typing import Annotated, TextIO
 import typer
 from typer.models import CommandInfo, TyperInfo
 
-from featurestore.errors import ExtensionWarning, FeatureStoreError
+from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning
 from histosge_cli import (
     analyse_commands,
     demo_command,
@@ -111,7 +111,7 @@ _in_order(app)
 
 @contextmanager
 def _short_warnings() -> Iterator[None]:
-    """Print a warning of another package's extension as one line; Python's own form adds a line of our source."""
+    """Print a warning for the user as one line; Python's own form adds a line of our source."""
     with warnings.catch_warnings():
         usual = warnings.showwarning
 
@@ -123,7 +123,7 @@ def _short_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, ExtensionWarning):
+            if issubclass(category, (ExtensionWarning, SlideWarning)):
                 print(f"warning: {message}", file=sys.stderr)  # noqa: T201
             else:
                 usual(message, category, filename, lineno, file, line)

@@ -1,4 +1,4 @@
-"""Pages of the site that are made from the code: the commands, the Python interface, the notebooks.
+"""Pages of the site that are made from the code: the commands, the Python interface, the extensions, the notebooks.
 
 mkdocs calls `on_files`; what is made here stands in no folder, so it cannot be out of date.
 """
@@ -7,6 +7,7 @@ import ast
 import json
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,10 @@ PACKAGES = {
         ),
         (
             "slides.protocol",
+            "slides.slide_reader",
             "slides.sample_sheet",
             "encoders.protocol",
+            "tissue.tissue_method",
             "storage.store",
             "storage.removal",
             "analysis.patch_stream",
@@ -64,6 +67,8 @@ PACKAGES = {
             "analysis.neighbours",
             "grid",
             "embedding.plan.SlideResult",
+            "events",
+            "extensions",
             "errors",
         ),
     ),
@@ -81,6 +86,7 @@ PACKAGES = {
             "export",
             "Loader",
             "LoadSettings",
+            "SpotTargets",
             "stream_batches",
             "find_expression",
             "SlideFrame",
@@ -91,25 +97,40 @@ PACKAGES = {
             "data.section_loading",
             "data.sections",
             "data.expression.find_expression",
+            "data.expression.expression_layout",
             "models.protocol",
+            "models.registry",
             "training.saved_model",
             "prediction.predict",
             "prediction.expression_store",
             "heldout.splits",
             "heldout.metrics",
+            "heldout.metric_registry",
             "evaluation.evaluate",
             "evaluation.results",
             "exporting.export",
+            "exporting.export_format",
             "demo",
             "errors",
         ),
     ),
 }
 
+REGISTRIES = {
+    "Encoders": "featurestore.encoders.loading.ENCODERS",
+    "Slide readers": "featurestore.slides.slide_reader.READERS",
+    "Tissue methods": "featurestore.tissue.tissue_method.TISSUE_METHODS",
+    "Expression layouts": "histosge.data.expression.expression_layout.LAYOUTS",
+    "Models": "histosge.models.registry.MODELS",
+    "Exports": "histosge.exporting.export_format.FORMATS",
+    "Metrics": "histosge.heldout.metric_registry.METRICS",
+}
+"""Title of each table of the extensions, and the registry that it is made from."""
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the made pages."""
-    pages = {"reference/cli.md": cli_page()}
+    pages = {"reference/cli.md": cli_page(), "reference/extensions.md": extensions_page()}
     for package, page in PACKAGES.items():
         pages[f"reference/{package}.md"] = api_page(package, page)
     for notebook in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
@@ -160,6 +181,24 @@ def _directive(path: str, options: dict[str, Any]) -> str:
     return "\n".join([f"::: {path}", "    options:", *lines])
 
 
+def extensions_page() -> str:
+    """Return one table per kind of extension: the names that histosge itself registers."""
+    parts = [
+        "# Encoders, models, formats",
+        "These names are part of histosge. Other packages can add to each table: [Extensions](../extending.md).",
+    ]
+    for title, path in REGISTRIES.items():
+        module, _, name = path.rpartition(".")
+        registry = getattr(import_module(module), name)
+        rows = ["| name | |", "|---|---|"]
+        # Not those of installed packages: the page must not depend on the machine that builds it.
+        rows += [
+            f"| `{record.name}` | {_cell(record.help.rstrip('.'))} |" for record in registry.own.values()
+        ]
+        parts += [f"## {title}", f"Entry-point group: `{registry.group}`.", "\n".join(rows)]
+    return "\n\n".join(parts) + "\n"
+
+
 def notebook_page(path: Path) -> str:
     """Return a notebook's cells as a page."""
     parts = []
@@ -193,7 +232,6 @@ def _group(group: Any, path: str) -> list[str]:
 
 
 def _command(command: Any, path: str) -> list[str]:
-    command.get_params(typer.Context(command))  # completes help that is made from a registry
     arguments = [p for p in command.params if _is_argument(p)]
     options = [p for p in command.params if not _is_argument(p) and not p.hidden]
     usage = " ".join([path, *map(_metavar, arguments), *(["[OPTIONS]"] if options else [])])

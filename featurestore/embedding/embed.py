@@ -100,7 +100,7 @@ def _dry_run(
     sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings, probe: ThroughputProbe
 ) -> SlideResult:
     try:
-        slide = open_slide(sample.slide, sample.mpp)
+        slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
     except SlideError as error:
         return fail_slide(None, sample.slide_id, error)
     try:
@@ -119,7 +119,7 @@ def _embed_slide(
     on_progress: OnProgress,
 ) -> SlideResult:
     try:
-        slide = open_slide(sample.slide, sample.mpp)
+        slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
     except SlideError as error:
         return fail_slide(store, sample.slide_id, error)
     try:

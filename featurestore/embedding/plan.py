@@ -19,6 +19,7 @@ from featurestore.grid import GridSpec, PatchGrid
 from featurestore.location import strip_credentials
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
+from featurestore.slides.open_slide import warn_if_mpp_differs
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import BlockArray
@@ -204,6 +205,7 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     SlideError
         If patches would be finer than the slide's pixels: an encoder would see detail that is not in the file.
     """
+    warn_if_mpp_differs(slide, sample.mpp)
     grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
     finest = min(slide.level_mpps)
     if grid.effective_mpp < finest * (1 - 1e-6):  # mpp from metadata carries rounding errors

@@ -232,7 +232,9 @@ _loading_lock = threading.Lock()
 
 def _slide(job: Job) -> AbstractContextManager[Slide]:
     sample = job.sample
-    return _slide_pool.acquire((job.run, sample), lambda: open_slide(sample.slide, sample.mpp))
+    return _slide_pool.acquire(
+        (job.run, sample), lambda: open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
+    )
 
 
 def _encoders(job: Job) -> dict[str, SharedEncoder]:

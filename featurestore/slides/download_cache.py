@@ -15,8 +15,9 @@ from typing import Any
 
 import fsspec
 
-from featurestore.errors import SlideError, SlideNotFoundError, first_line
+from featurestore.errors import SlideError
 from featurestore.location import storage_options, strip_credentials
+from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.whole_file import is_partial, whole_file
 
 ENV_FOLDER, ENV_GB = "HISTOSGE_CACHE", "HISTOSGE_CACHE_GB"
@@ -59,15 +60,15 @@ def fetch(url: str) -> Path:
         target = _local_path(label, info, suffix)
         while not _locks.lock(target):
             _download(fs, path, target, int(info.get("size") or 0))
-    except FileNotFoundError as error:
-        raise SlideNotFoundError(f"there is no slide at {label}") from error
+        # Eviction goes by the time of last use. Access times will not do: under relatime they change once a day.
+        os.utime(target)
+        _evict(target)
     except ImportError as error:
         raise SlideError(f"{label} needs an extra package ({error}): pip install 'histosge[s3]'") from error
-    except (OSError, ValueError) as error:
-        raise SlideError(f"{label} cannot be fetched: {first_line(error)}") from error
-    # Eviction goes by the time of last use. Access times will not do: under relatime they change once a day.
-    os.utime(target)
-    _evict(target)
+    except Exception as error:
+        if not is_access_error(error):
+            raise
+        raise access_error(label, error, "cannot be fetched") from error
     return target
 
 

@@ -3,8 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from featurestore.errors import SlideError, SlideNotFoundError
-from featurestore.location import Location
+from featurestore.errors import SlideError, SlideNotFoundError, StoreError
+from featurestore.location import Location, strip_credentials
+from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.range_reader import RangedFile
 from featurestore.slides.slide_reader import is_folder_slide
@@ -45,7 +46,24 @@ def slide_fingerprint(path: str) -> str:
     ----------
     path
         A file, or a URL: of a server that serves parts, no more than these two MiB are fetched.
+
+    Raises
+    ------
+    SlideError
+        If the slide is not there, or cannot be read.
     """
+    try:
+        return _fingerprint(path)
+    except SlideError:
+        raise
+    # The place of an OME-Zarr is a `Location`, whose errors are a store's.
+    except Exception as error:
+        if not is_access_error(error) and not isinstance(error, StoreError):
+            raise
+        raise access_error(strip_credentials(path), error, "cannot be read") from error
+
+
+def _fingerprint(path: str) -> str:
     if is_folder_slide(path):
         return folder_fingerprint(path)
     if is_remote(path):

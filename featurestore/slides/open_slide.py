@@ -9,11 +9,24 @@ Terms
 """
 
 import os
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from featurestore.errors import FeatureStoreError, MppError, SlideError, SlideNotFoundError, first_line
+from featurestore.errors import (
+    MppError,
+    SlideError,
+    SlideNotFoundError,
+    SlideWarning,
+    StoreError,
+    first_line,
+)
+from featurestore.location import strip_credentials
+from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.protocol import Slide
+from featurestore.slides.pyramid_slide import PyramidSlide
 from featurestore.slides.slide_reader import (
     READERS,
     Recognition,
@@ -22,11 +35,16 @@ from featurestore.slides.slide_reader import (
     readers_in_order,
 )
 
+T = TypeVar("T")
+SAME_MPP = 0.05
+"""Relative difference of two scales that rounding explains: a level may be as far from the requested mpp."""
 REASON_CHARS = 120
 """Kept of each reader's reason: three of them and the path still make one readable line."""
 
 
-def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
+def open_slide(
+    path: str | os.PathLike[str], mpp: float | None = None, *, fallback_mpp: float | None = None
+) -> Slide:
     """Open a slide with whichever reader knows it.
 
     Parameters
@@ -38,6 +56,8 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
         A folder or URL that ends in ``.zarr``: OME-Zarr, read in place.
     mpp
         Microns per pixel at level 0; overrides those in the file.
+    fallback_mpp
+        Used if `mpp` is None and the file states none, or an absurd one.
 
     Raises
     ------
@@ -48,6 +68,11 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
     SlideError
         If no reader can open it; the message holds each one's reason.
     """
+    if mpp is None and fallback_mpp is not None:
+        try:
+            return open_slide(path)
+        except MppError:
+            mpp = fallback_mpp
     source = os.fspath(path)
     if is_remote(source):
         slide = _open_url(source, mpp)
@@ -56,27 +81,48 @@ def open_slide(path: str | os.PathLike[str], mpp: float | None = None) -> Slide:
         source = str(fetch(source))
     source = source.removeprefix("file://")
     # Checked here, so that no reader has to distinguish a missing file from a bad one.
-    if not is_folder_slide(source) and not Path(source).is_file():
+    try:
+        is_there = is_folder_slide(source) or Path(source).is_file()
+    except OSError as error:  # a folder that may not be entered, a name that is too long
+        raise access_error(source, error, "cannot be read") from error
+    if not is_there:
         raise SlideNotFoundError(f"there is no slide at {source}")
     reasons: list[str] = []
     for reader in _candidates(source):
         try:
-            return _open(reader, source, mpp)
+            return _guarded(reader, reader.open, source, mpp)
         except MppError:
             raise  # the format is known and only the scale is missing: that is what the user has to hear
         except SlideError as error:
             reasons.append(first_line(error))
     if len(reasons) == 1 and reasons[0].startswith(source):
         raise SlideError(reasons[0])
-    short = dict.fromkeys(reason[:REASON_CHARS] for reason in reasons)
+    # A single reason is given whole: it may end in the command that converts the file.
+    cut = REASON_CHARS if len(reasons) > 1 else None
+    short = dict.fromkeys(reason[:cut] for reason in reasons)
     raise SlideError(f"{source} cannot be opened: {'; '.join(short) or 'no reader knows its format'}")
+
+
+def warn_if_mpp_differs(slide: Slide, mpp: float | None) -> None:
+    """Warn if the microns per pixel that a sample sheet gives differ from the file's own by more than 5 %.
+
+    A factor of 2 or 10 is a typing error or another magnification, and each patch then shows another size of tissue.
+    """
+    stated = slide.stated_mpp if isinstance(slide, PyramidSlide) else None
+    if mpp is not None and stated is not None and abs(mpp / stated - 1) > SAME_MPP:
+        warnings.warn(
+            f"{slide.source} states {stated:.4g} microns per pixel, the sample sheet {mpp:.4g}; the sheet's is used, "
+            "leave its mpp empty if the file is right",
+            SlideWarning,
+            stacklevel=2,
+        )
 
 
 def _open_url(url: str, mpp: float | None) -> Slide | None:
     """Open a remote slide without fetching it; None if it has to be fetched whole."""
     for reader in readers_in_order():
         if reader.open_url is not None and reader.has_suffix(url):
-            slide = reader.open_url(url, mpp)
+            slide = _guarded(reader, reader.open_url, url, mpp)
             if slide is not None:
                 return slide
     return None
@@ -92,12 +138,18 @@ def _candidates(path: str) -> list[SlideReader]:
     return [reader for recognition, reader in ranked if recognition >= least]
 
 
-def _open(reader: SlideReader, path: str, mpp: float | None) -> Slide:
+def _guarded(
+    reader: SlideReader, opener: Callable[[str, float | None], T], source: str, mpp: float | None
+) -> T:
+    """Call a reader; whatever is wrong with the slide comes out as a `SlideError`."""
     try:
-        return reader.open(path, mpp)
-    except FeatureStoreError:
+        return opener(source, mpp)
+    except SlideError:
         raise
     except Exception as error:
+        # The place of a folder slide is a `Location`, whose errors are a store's.
+        if is_access_error(error) or isinstance(error, StoreError):
+            raise access_error(strip_credentials(source), error, "cannot be read") from error
         # A bug of ours keeps its traceback; another package's is a reason like any other.
         if reader.name in READERS.own:
             raise

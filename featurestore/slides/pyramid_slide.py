@@ -5,6 +5,7 @@ on the slide and its own position alone, never on how the request was cut.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +50,46 @@ def isotropic_mpp(mpp_x: float | None, mpp_y: float | None, source: str) -> floa
     """
     if mpp_x is None or mpp_y is None:
         return mpp_x or mpp_y
+    if not (mpp_x > 0 and mpp_y > 0):
+        return min(mpp_x, mpp_y)  # absurd, which `check_mpp` says
     # As far apart as a level may be from the requested mpp: patches are squares, and stay nearly square.
     if abs(mpp_x / mpp_y - 1) > 0.05:
         raise MppError(
             f"{source} has {mpp_x:.4g} x {mpp_y:.4g} microns per pixel; give one value with --slide-mpp"
         )
     return (mpp_x + mpp_y) / 2
+
+
+def choose_mpp(
+    given: float | None, find_stated: Callable[[], float | None], source: str
+) -> tuple[float, float | None]:
+    """Choose between the mpp that a caller gives and the file's own.
+
+    Parameters
+    ----------
+    given
+        Overrides the file's, if it is not None.
+    find_stated
+        Finds the file's own: None if there is none, `MppError` if it is of no use.
+
+    Returns
+    -------
+    (float, float or None)
+        The slide's mpp, checked; and the file's own, if it is plausible.
+
+    Raises
+    ------
+    MppError
+        If neither is there, or the chosen one is absurd.
+    """
+    if given is None:
+        stated = check_mpp(find_stated(), source)
+        return stated, stated
+    try:
+        return check_mpp(given, source), check_mpp(find_stated(), source)
+    except MppError:
+        # Raised again if the given one is at fault; what the file claims does not matter then.
+        return check_mpp(given, source), None
 
 
 class PyramidSlide(ABC):
@@ -68,12 +103,21 @@ class PyramidSlide(ABC):
         ``(width, height)`` of each level.
     mpp
         Microns per pixel at level 0, checked.
+    stated_mpp
+        What the file says, if it says anything plausible.
     """
 
-    def __init__(self, source: str, level_sizes: tuple[tuple[int, int], ...], mpp: float) -> None:
+    def __init__(
+        self,
+        source: str,
+        level_sizes: tuple[tuple[int, int], ...],
+        mpp: float,
+        stated_mpp: float | None = None,
+    ) -> None:
         self._source = source
         self._sizes = level_sizes
         self._mpp = mpp
+        self._stated_mpp = stated_mpp
 
     @property
     def source(self) -> str:
@@ -89,6 +133,11 @@ class PyramidSlide(ABC):
     def mpp(self) -> float:
         """Microns per pixel at level 0."""
         return self._mpp
+
+    @property
+    def stated_mpp(self) -> float | None:
+        """Microns per pixel at level 0 as the file states them; None if it does not, or the reader does not tell."""
+        return self._stated_mpp
 
     @property
     def level_mpps(self) -> tuple[float, ...]:

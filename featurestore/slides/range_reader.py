@@ -15,8 +15,9 @@ from urllib.request import Request, urlopen
 
 import fsspec
 
-from featurestore.errors import SlideError, SlideNotFoundError, first_line
+from featurestore.errors import SlideError
 from featurestore.location import storage_options, strip_credentials
+from featurestore.slides.access_errors import access_error, is_access_error
 
 # A request takes tens of milliseconds to answer, in which a link of 10 MB/s carries a few hundred kilobytes.
 MAX_GAP = 64 << 10
@@ -48,14 +49,14 @@ class RangedFile:
         try:
             self._fs, self._path = fsspec.core.url_to_fs(url, **storage_options(url))
             info: dict[str, Any] = self._fs.info(self._path)
-        except FileNotFoundError as error:
-            raise SlideNotFoundError(f"there is no slide at {self.label}") from error
         except ImportError as error:
             raise SlideError(
                 f"{self.label} needs an extra package ({error}): pip install 'histosge[s3]'"
             ) from error
-        except (OSError, ValueError) as error:
-            raise SlideError(f"{self.label} cannot be reached: {first_line(error)}") from error
+        except Exception as error:
+            if not is_access_error(error):
+                raise
+            raise access_error(self.label, error, "cannot be reached") from error
         self.size = int(info.get("size") or 0)
         # Object stores always serve ranges; of a web server only its reply to a range request tells.
         if not self.size or (self._path.startswith("http") and not _serves_ranges(url)):
@@ -79,13 +80,10 @@ class RangedFile:
         starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
         try:
             found = self._fs.cat_ranges([self._path] * len(runs), starts, ends, on_error="raise")
-        # aiohttp's errors are no OSErrors, and the module is there only where http is used: it is known by its name.
         except Exception as error:
-            if not isinstance(error, (OSError, ValueError)) and not type(error).__module__.startswith(
-                "aiohttp"
-            ):
+            if not is_access_error(error):
                 raise
-            raise SlideError(f"{self.label} cannot be read: {first_line(error)}") from error
+            raise access_error(self.label, error, "cannot be read") from error
         for (start, stop), data in zip(runs, found, strict=True):
             if isinstance(data, Exception):  # fsspec up to 2026.1 returns what it was to raise
                 raise SlideError(f"{self.label} cannot be read: {first_line(data)}") from data

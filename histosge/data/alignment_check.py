@@ -1,8 +1,7 @@
-"""Do these spots lie on this slide? Evidence, not trust: how many are on tissue, and what would fit better.
+"""Do these spots lie on this slide? How many are on tissue, and which transformation would put more of them there.
 
-The usual mistakes each leave a mark: coordinates of the downsampled picture crowd into the top-left
-corner, swapped axes mirror the section, another mpp scales it. Each is tried, and the one that puts the
-spots on tissue is named with its share.
+The usual mistakes are tried one by one: coordinates of the downsampled image crowd into the top-left corner, swapped
+axes mirror the section, another mpp scales it. The one that puts most spots on tissue is named with its share.
 """
 
 from dataclasses import dataclass, replace
@@ -12,27 +11,34 @@ from numpy.typing import NDArray
 
 from histosge.data.sections import Spots
 
-TISSUE = 26
-"""Share of a patch, 0..255, from which on it is tissue: the feature store's rule."""
+# Shares of spots. Below the first, too few lie on the slide or on tissue; below the second, a warning is due; above the
+# third, another transformation is better evidence than the coordinates as they are.
 REFUSE_BELOW, WARN_BELOW, CONVINCING = 0.5, 0.8, 0.9
-SPREAD = (0.5, 2.0)
-"""Spots whose extent is within these factors of the tissue's may be scaled as they are."""
+# A transformation is only named if it puts this much more of the spots on tissue: some always does a little better.
+CLEARLY_BETTER = 0.1
 SAME_MPP = 0.05
-"""Two statements of microns per pixel this far apart, as a share, are of one scale."""
+"""Two values of microns per pixel are taken as one scale up to this relative difference."""
+# Tried around the ratio of extents, 0.78 to 1.28 of it: spots seldom cover the whole tissue, so the ratio is a rough guess.
+SCALES = np.exp(np.linspace(-0.25, 0.25, 21))
+# Factors this close to 1 are not tried: a shift explains as much, and no other magnification is so near.
+UNSCALED = 0.08
+# Spots within 1 / 3 of the slide's and of the tissue's extent crowd a corner: Space Ranger's hires image, from which such
+# coordinates come, is only 2,000 pixels a side.
+CROWDED = 3
 
 
 @dataclass(frozen=True)
 class AlignmentReport:
-    """How well spots and slide fit.
+    """How well spots and slide agree.
 
     Parameters
     ----------
     share_inside, share_on_tissue
-        Of the spots, 0..1.
+        Of the spots, 0..1: on the slide, and on tissue.
     verdict
         ``ok``, ``warn`` or ``refuse``.
     message
-        One line: the evidence, and the mend if one would fit; empty when ok.
+        One line: the shares, and the transformation that would put more spots on tissue, if any; empty when ok.
     """
 
     n_spots: int
@@ -48,15 +54,15 @@ class TissueMap:
 
     Parameters
     ----------
-    tissue
-        0..255, ``(n_rows, n_cols)``.
+    is_tissue
+        ``(n_rows, n_cols)``.
     y_um, x_um
-        Centres, in microns.
+        Centres of patches, in microns.
     size_um
         The slide's ``(width, height)``.
     """
 
-    tissue: NDArray[np.uint8]
+    is_tissue: NDArray[np.bool_]
     y_um: NDArray[np.float64]
     x_um: NDArray[np.float64]
     size_um: tuple[float, float]
@@ -69,11 +75,11 @@ class TissueMap:
         """Share of positions whose nearest patch is tissue; positions off the slide are not."""
         inside = ((xy_um >= 0) & (xy_um <= np.asarray(self.size_um))).all(axis=1)
         rows, cols = _nearest(self.y_um, xy_um[:, 1]), _nearest(self.x_um, xy_um[:, 0])
-        return float((inside & (self.tissue[rows, cols] >= TISSUE)).mean())
+        return float((inside & self.is_tissue[rows, cols]).mean())
 
     def extent_um(self) -> NDArray[np.float64]:
         """``(x, y)`` extent of the tissue; 0 if there is none."""
-        rows, cols = np.nonzero(self.tissue >= TISSUE)
+        rows, cols = np.nonzero(self.is_tissue)
         if len(rows) == 0:
             return np.zeros(2)
         return np.array([np.ptp(self.x_um[cols]), np.ptp(self.y_um[rows])])
@@ -86,7 +92,7 @@ def _nearest(centres: NDArray[np.float64], values: NDArray[np.float64]) -> NDArr
 
 
 def check_alignment(spots: Spots, tissue: TissueMap) -> AlignmentReport:
-    """Compare spots with the slide that they are said to lie on.
+    """Compare spots with the slide that a sample sheet puts them on.
 
     Returns
     -------
@@ -94,28 +100,27 @@ def check_alignment(spots: Spots, tissue: TissueMap) -> AlignmentReport:
         ``refuse`` where the spots are clearly elsewhere, ``warn`` where fewer than 80 % are on tissue.
     """
     inside, on = tissue.share_inside(spots.xy_um), tissue.share_on_tissue(spots.xy_um)
-    label, fit = _best_transformation(spots.xy_um, tissue)
+    transformation, best = _best_transformation(spots.xy_um, tissue)
     crowded = _crowded(spots.xy_um, tissue)
-    evidence = f"section {spots.slide_id!r}: {on:.0%} of {len(spots)} spots lie on tissue and {inside:.0%} on the slide"
-    mend = f"; {label} would put {fit:.0%} on tissue" if fit > max(on + 0.1, WARN_BELOW) else ""
-    if crowded and fit >= on - 0.1:
-        mend = (
-            f"; they fill a corner of the slide; {label} would put {fit:.0%} on tissue over its whole extent"
-        )
-    wrong = (
-        inside < REFUSE_BELOW or (on < REFUSE_BELOW and fit > CONVINCING) or (crowded and fit > CONVINCING)
-    )
-    if wrong:
-        return AlignmentReport(
-            len(spots), inside, on, "refuse", evidence + (mend or "; are they of this slide?")
-        )
+    shares = f"section {spots.slide_id!r}: {on:.0%} of {len(spots)} spots lie on tissue and {inside:.0%} on the slide"
+    remedy = ""
+    if best > max(on + CLEARLY_BETTER, WARN_BELOW):
+        remedy = f"; {transformation} would put {best:.0%} on tissue"
+    # Spots that crowd into a corner may all lie on tissue there, so a scale need not put more of them on tissue.
+    if crowded and best >= on - CLEARLY_BETTER:
+        remedy = f"; they fill a corner of the slide; {transformation} would put {best:.0%} on tissue over its whole extent"
+    # Few spots on tissue alone are no proof, as tissue may be pale: refused only if another transformation convinces.
+    convincing = best > CONVINCING and (on < REFUSE_BELOW or crowded)
+    if inside < REFUSE_BELOW or convincing:
+        message = shares + (remedy or "; are they of this slide?")
+        return AlignmentReport(len(spots), inside, on, "refuse", message)
     if on < WARN_BELOW:
-        return AlignmentReport(len(spots), inside, on, "warn", evidence + mend)
+        return AlignmentReport(len(spots), inside, on, "warn", shares + remedy)
     return AlignmentReport(len(spots), inside, on, "ok")
 
 
 def check_scale(
-    fit: AlignmentReport, slide_id: str, slide_mpp: float, implied_mpp: float | None
+    report: AlignmentReport, slide_id: str, slide_mpp: float, implied_mpp: float | None
 ) -> AlignmentReport:
     """Compare the slide's mpp with the one that the expression's own files imply.
 
@@ -127,21 +132,21 @@ def check_scale(
         ``warn`` with both values where they differ by more than `SAME_MPP`.
     """
     if implied_mpp is None or abs(implied_mpp / slide_mpp - 1) <= SAME_MPP:
-        return fit
+        return report
     message = (
-        f"section {slide_id!r}: the slide is said to have {slide_mpp:.4g} µm/px, its expression's files imply "
+        f"section {slide_id!r}: the slide has {slide_mpp:.4g} µm/px in the store, its expression's files imply "
         f"{implied_mpp:.4g}; if these are right, set mpp {implied_mpp:.4g} in the sample sheet and embed again"
     )
-    return replace(fit, verdict="warn", message="; ".join(filter(None, [fit.message, message])))
+    return replace(report, verdict="warn", message="; ".join(filter(None, [report.message, message])))
 
 
 def _crowded(xy_um: NDArray[np.float64], tissue: TissueMap) -> bool:
-    """Tell whether all spots sit in the top-left quarter, far smaller than the tissue: hires coordinates."""
+    """Tell whether all spots sit in the top-left corner, far smaller than the tissue: coordinates of a hires image."""
     extent = tissue.extent_um()
     if not (extent > 0).all():
         return False
-    in_corner = (xy_um.max(axis=0) < np.asarray(tissue.size_um) / 3).all()
-    return bool(in_corner and (np.ptp(xy_um, axis=0) < extent / 3).all())
+    in_corner = (xy_um.max(axis=0) < np.asarray(tissue.size_um) / CROWDED).all()
+    return bool(in_corner and (np.ptp(xy_um, axis=0) < extent / CROWDED).all())
 
 
 def _best_transformation(xy_um: NDArray[np.float64], tissue: TissueMap) -> tuple[str, float]:
@@ -154,9 +159,10 @@ def _best_transformation(xy_um: NDArray[np.float64], tissue: TissueMap) -> tuple
         if not (spread > 0).all() or not (extent > 0).all():
             continue
         guess = float(np.exp(np.log(extent / spread).mean()))
-        for scale in guess * np.exp(np.linspace(-0.25, 0.25, 21)):
-            if abs(scale - 1) > 0.08:
+        for scale in guess * SCALES:
+            if abs(scale - 1) > UNSCALED:
                 words = f"scaling the coordinates (or the mpp) by {scale:.3g}"
                 candidates.append((words + (" and swapping x and y" if swapped else ""), points * scale))
+    # Rounded, so that of transformations that are as good the first is taken: a swap before a scale.
     best = max(candidates, key=lambda item: round(tissue.share_on_tissue(item[1]), 3))
     return best[0], tissue.share_on_tissue(best[1])

@@ -2,7 +2,6 @@
 
 Stored blocks are read whole; patches without tissue or without an embedding (NaN) are left out here,
 so that no model ever sees them.
-
 """
 
 from collections.abc import Callable, Iterator
@@ -78,7 +77,7 @@ def load_patches(slide: EmbeddedSlide) -> Patches:
     Raises
     ------
     StoreError
-        If blocks are missing: a model trained on half a slide would not say so.
+        If blocks are missing: nothing would show later that a model was trained on half a slide.
     """
     planned = slide.stored.planned(slide.array.block_shape)
     check_whole(slide.array, planned, slide.slide_id)
@@ -92,9 +91,10 @@ def _tissue_part(slide: EmbeddedSlide, block: Block) -> Part:
     """Read rows, cols and embeddings of a block's patches that have one."""
     rows, cols = np.nonzero(slide.stored.is_tissue[block.slices])
     values = slide.array.read_block(block)[rows, cols]
-    there = ~nan_rows(values)
-    if not there.all():
-        rows, cols, values = rows[there], cols[there], values[there]
+    readable = ~nan_rows(values)
+    # Almost always all are: indexing would copy every embedding.
+    if not readable.all():
+        rows, cols, values = rows[readable], cols[readable], values[readable]
     return rows + block.rows[0], cols + block.cols[0], _as_float32(values)
 
 
@@ -135,14 +135,16 @@ class Window:
 def stream_windows(
     slide: EmbeddedSlide, blocks: list[Block], halo_um: float, reduce: Reduce | None = None
 ) -> Iterator[Window]:
-    """Read blocks in row-major order with a halo; each stored block is read once as long as it is near.
+    """Read blocks in row-major order with a halo.
 
-    Memory holds the block rows that a halo spans, not the slide.
+    Memory holds the rows of blocks that a halo spans, not the slide, so each stored block is read once.
 
     Parameters
     ----------
+    halo_um
+        Patches up to this far from a block are in its window, in microns.
     reduce
-        What embeddings are turned into as they are read, once for all windows that they are in.
+        Applied to embeddings as they are read, once for all windows that they are in.
     """
 
     def read_part(block: Block) -> Part:
@@ -150,14 +152,16 @@ def stream_windows(
         return rows, cols, embedding if reduce is None else reduce(embedding)
 
     halo = int(np.ceil(halo_um / slide.stored.grid.stride_um))
-    near = {b.index: b for b in slide.stored.planned(slide.array.block_shape)}
+    planned = {b.index: b for b in slide.stored.planned(slide.array.block_shape)}
+    # The block's own row and those above and below that the halo reaches, and one more: while a row of windows is gone
+    # through, the blocks of the row before are still needed on the right and those of the next are read on the left.
     rows_of_blocks = 2 + 2 * -(-halo // slide.array.block_shape[0])
     n_blocks = rows_of_blocks * -(-slide.stored.grid.n_cols // slide.array.block_shape[1])
     cache: ByteCache[Part] = ByteCache(n_blocks * _block_bytes(slide, reduce), _part_bytes)
     for block in blocks:
         rows = (block.rows[0] - halo, block.rows[1] + halo)
         cols = (block.cols[0] - halo, block.cols[1] + halo)
-        touched = (near.get(index) for index in _indices(rows, cols, slide.array.block_shape))
+        touched = (planned.get(index) for index in _indices(rows, cols, slide.array.block_shape))
         found = (cache.get(b.index, partial(read_part, b)) for b in touched if b is not None)
         parts = [_clip(part, rows, cols) for part in found]
         patches = _join(slide, parts)

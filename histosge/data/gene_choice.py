@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from histosge.data.genes import check_measured, choose_genes, read_gene_names, shared_genes
+from histosge.data.genes import GeneVariance, check_measured, read_gene_names, shared_genes
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
@@ -90,10 +90,19 @@ class GeneChoice:
         check_measured(self.named, measured, self.origin)
         if self.is_given:
             return self.named
+        variance = GeneVariance(measured)
+        for section in spots:
+            variance.add(section)
+        return self.choose_from(variance)
+
+    def choose_from(self, variance: GeneVariance) -> tuple[str, ...]:
+        """Return the genes by a variance that was gathered section by section; see `choose`."""
+        check_measured(self.named, variance.genes, self.origin)
+        if self.is_given:
+            return self.named
         # All that vary: a gene that is constant over the training spots has no variance to explain.
-        n = len(measured) if self.n_variable is None else self.n_variable
-        variable = choose_genes(spots, n, among=measured)
-        return tuple(dict.fromkeys((*variable, *self.named)))
+        n = len(variance.genes) if self.n_variable is None else self.n_variable
+        return tuple(dict.fromkeys((*variance.choose(n), *self.named)))
 
     def describe(self, part: str) -> str:
         """Return the choice as a sentence for a report, without its full stop.

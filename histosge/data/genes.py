@@ -1,7 +1,7 @@
-"""Which genes, and what a model is asked to predict of them: log1p of counts per 10,000.
+"""Which genes, and what a model predicts of them: log1p of counts per 10,000.
 
-Genes are chosen on the spots that are handed in, and on nothing else: an honest evaluation hands in the
-training part. Counts stay sparse.
+Genes are chosen on the spots that are handed in, and on nothing else: for held-out scores to be unbiased, hand in the
+training part only. Counts stay sparse.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
 SCALE = 1e4
+"""Counts per 10,000: the default of Seurat, and usual in the field."""
 MIN_COUNTS = 200
 """Spots with fewer counts are left out: at 200 counts one molecule is log1p 3.9, more than most genes ever vary."""
 
@@ -32,6 +33,7 @@ def usable(spots: Spots, min_counts: int = MIN_COUNTS) -> NDArray[np.bool_]:
 
 def log_cp10k(spots: Spots) -> sparse.csr_matrix:
     """Return log1p of counts per 10,000 of all genes, sparse, ``(n_spots, n_genes)``."""
+    # A spot without counts stays at zero.
     size = np.maximum(library_size(spots), 1)
     scaled = sparse.diags(SCALE / size).dot(spots.counts.astype(np.float64)).tocsr()
     scaled.data = np.log1p(scaled.data)
@@ -46,15 +48,26 @@ def select_target(spots: Spots, genes: Sequence[str]) -> NDArray[np.float32]:
     ExpressionError
         If the section did not measure one of them.
     """
+    chosen = spots.counts[:, gene_columns(spots, genes)].toarray().astype(np.float64)
+    size = np.maximum(library_size(spots), 1)
+    return np.log1p(chosen * (SCALE / size)[:, None]).astype(np.float32)
+
+
+def gene_columns(spots: Spots, genes: Sequence[str]) -> list[int]:
+    """Return the columns of some genes in a section's counts.
+
+    Raises
+    ------
+    ExpressionError
+        If the section did not measure one of them.
+    """
     column = {gene: i for i, gene in enumerate(spots.genes)}
     missing = [gene for gene in genes if gene not in column]
     if missing:
         raise ExpressionError(
             f"section {spots.slide_id!r} did not measure {len(missing)} of {len(genes)} genes, such as {missing[0]!r}"
         )
-    chosen = spots.counts[:, [column[gene] for gene in genes]].toarray().astype(np.float64)
-    size = np.maximum(library_size(spots), 1)
-    return np.log1p(chosen * (SCALE / size)[:, None]).astype(np.float32)
+    return [column[gene] for gene in genes]
 
 
 def shared_genes(sections: Sequence[Spots]) -> tuple[str, ...]:
@@ -85,26 +98,73 @@ def choose_genes(sections: Sequence[Spots], n: int, *, among: Sequence[str] | No
     ExpressionError
         If no gene varies, or the sections share none.
     """
-    if n < 1:
-        raise ExpressionError(f"cannot choose {n} genes; ask for at least 1")
-    genes = tuple(among) if among is not None else shared_genes(sections)
-    if not genes:
-        raise ExpressionError(
-            "the sections share no gene; are their names of one kind (symbols or Ensembl ids)?"
-        )
-    total, squares, count = np.zeros(len(genes)), np.zeros(len(genes)), 0
+    variance = GeneVariance(among)
     for spots in sections:
+        variance.add(spots)
+    return variance.choose(n)
+
+
+class GeneVariance:
+    """Variance of each gene's log1p(CP10k) over spots that are handed in section by section.
+
+    It keeps three numbers per gene, so that genes can be chosen on more sections than fit into memory.
+
+    Parameters
+    ----------
+    among
+        Genes to choose from; those that all sections share if None.
+    """
+
+    def __init__(self, among: Sequence[str] | None = None) -> None:
+        self._is_given = among is not None
+        self._genes = tuple(among or ())
+        self._total, self._squares = np.zeros(len(self._genes)), np.zeros(len(self._genes))
+        self._n_spots = 0
+
+    @property
+    def genes(self) -> tuple[str, ...]:
+        """Genes that can be chosen: those of `among`, or those that all sections so far share."""
+        return self._genes
+
+    def add(self, spots: Spots) -> None:
+        """Count the spots of one section."""
         column = {gene: i for i, gene in enumerate(spots.genes)}
-        values = log_cp10k(spots)[:, [column[gene] for gene in genes]]
-        total += np.asarray(values.sum(axis=0)).ravel()
-        squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
-        count += len(spots)
-    variance = (squares / count - (total / count) ** 2).tolist()
-    order = sorted(range(len(genes)), key=lambda i: (-round(variance[i], 12), genes[i]))
-    varying = tuple(genes[i] for i in order if variance[i] > 1e-9)
-    if not varying:
-        raise ExpressionError(f"none of {len(genes)} genes varies over {count} spots")
-    return varying[:n]
+        if not self._is_given:
+            self._keep_shared(spots.genes)
+        # Sums of values and squares, in float64: enough for a variance whose mean is at most log1p(1e4), about 9.
+        values = log_cp10k(spots)[:, [column[gene] for gene in self._genes]]
+        self._total += np.asarray(values.sum(axis=0)).ravel()
+        self._squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
+        self._n_spots += len(spots)
+
+    def _keep_shared(self, genes: tuple[str, ...]) -> None:
+        """Drop what this section did not measure; the first section's genes give the order."""
+        if self._n_spots == 0:
+            self._genes = genes
+            self._total, self._squares = np.zeros(len(genes)), np.zeros(len(genes))
+            return
+        measured = set(genes)
+        kept = [i for i, gene in enumerate(self._genes) if gene in measured]
+        self._genes = tuple(self._genes[i] for i in kept)
+        self._total, self._squares = self._total[kept], self._squares[kept]
+
+    def choose(self, n: int) -> tuple[str, ...]:
+        """Return the `n` genes that vary most: see `choose_genes`."""
+        if n < 1:
+            raise ExpressionError(f"cannot choose {n} genes; ask for at least 1")
+        genes, count = self._genes, max(self._n_spots, 1)
+        if not genes:
+            raise ExpressionError(
+                "the sections share no gene; are their names of one kind (symbols or Ensembl ids)?"
+            )
+        variance = (self._squares / count - (self._total / count) ** 2).tolist()
+        # Rounded, so that the order of equal variances does not hang on the last bit of a machine's sums.
+        order = sorted(range(len(genes)), key=lambda i: (-round(variance[i], 12), genes[i]))
+        # Below this a variance is rounding: the gene is constant over these spots.
+        varying = tuple(genes[i] for i in order if variance[i] > 1e-9)
+        if not varying:
+            raise ExpressionError(f"none of {len(genes)} genes varies over {self._n_spots} spots")
+        return varying[:n]
 
 
 def read_gene_list(path: str | Path, sections: Sequence[Spots]) -> tuple[str, ...]:

@@ -1,135 +1,53 @@
 """Embeddings in shuffled batches, straight from a store: what a training loop of your own iterates over.
 
-Whole blocks are fetched by threads into one buffer of fixed size; patches are drawn from the half that is full,
-in an order that the seed decides, while the other half is being filled. Memory does not grow with the slides.
+Whole blocks are read by threads into a buffer of fixed size, from which batches are drawn in an order that the seed
+decides. Memory does not grow with the slides.
 
     from histosge import stream_batches
 
-    for batch in stream_batches("s3://bucket/store", epochs=3, seed=1):
+    for batch in stream_batches("s3://bucket/store", epochs=3):
         loss = network(torch.from_numpy(batch.embedding).float()) ...
 
+With targets, batches are of spots: the mean embedding of the patches under each, and its counts.
+
+    targets = SpotTargets.from_samples("cohort.csv", "store.zarr", genes=250)
+    for embedding, counts, library, section, spot in Loader("store.zarr", targets=targets):
+        ...
+
+A loader has a length, an epoch that can be set, and `as_torch()` for what expects a dataset of torch.
+
 Terms
-    pool   the blocks that are in memory together: patches are shuffled within it, blocks across the cohort
-    slot   the place of one block in the buffer
-    rank   one of `world_size` processes; each sees its own part of the blocks
+    rank   one of `world_size` processes; each sees its own share of the blocks (with targets: of the sections)
 """
 
-import threading
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-import numpy as np
-from numpy.typing import NDArray
-
-from featurestore.blocks import Block
 from featurestore.errors import StoreError
 from featurestore.storage.block_cache import BlockCache
-from featurestore.storage.float16 import rows_without_nan
-from featurestore.storage.raw_read import RawBlocks
-from featurestore.storage.selection import METADATA_THREADS, SlideEmbedding, open_slides
+from featurestore.storage.selection import open_slides
 from featurestore.storage.store import Store
-from histosge.data.shuffle_buffer import Batch, BatchCutter, Pool
+from histosge.data.load_settings import EpochReads, LoadSettings
+from histosge.data.patch_batches import PatchBatches
+from histosge.data.shuffle_buffer import Batch
+from histosge.data.spot_batches import SpotBatches
+from histosge.data.spot_targets import SpotBatch, SpotTargets
 
+if TYPE_CHECKING:
+    from histosge.data.torch_batches import TorchBatches
+
+B = TypeVar("B", Batch, SpotBatch)
+
+# Over a network a thread mostly waits. Locally two keep the reads ahead of the checksums.
 THREADS_LOCAL, THREADS_REMOTE = 2, 8
 
 
-@dataclass(frozen=True)
-class LoadSettings:
-    """How to stream.
+class Loader(Generic[B]):
+    """Shuffled batches of patches, or of spots with targets, from the slides of a store, epoch after epoch.
 
-    Parameters
-    ----------
-    batch
-        Patches in one batch; the last of an epoch may hold fewer.
-    seed
-        Same seed, store and rank: the same batches, whatever the threads.
-    shuffle
-        False gives slides by id, blocks and patches in row-major order.
-    drop_last
-        Leave out an epoch's incomplete last batch.
-    buffer_mb
-        Of all blocks in memory, half of it being drawn from while the other is filled.
-    threads
-        That fetch blocks; None means 2 for a local store and 8 for a remote one.
-    rank, world_size
-        Which of how many processes this is; parts are disjoint and together the whole.
-    """
-
-    batch: int = 1024
-    seed: int = 0
-    shuffle: bool = True
-    drop_last: bool = False
-    buffer_mb: int = 256
-    threads: int | None = None
-    rank: int = 0
-    world_size: int = 1
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} is none of 0..{self.world_size - 1}")
-        if min(self.batch, self.buffer_mb, 1 if self.threads is None else self.threads) < 1:
-            raise ValueError("batch, buffer_mb and threads must be positive")
-
-
-@dataclass
-class Reads:
-    """What one epoch has read so far.
-
-    Parameters
-    ----------
-    blocks, patches
-        Blocks read, and patches in them that have an embedding.
-    background
-        Patches in those blocks that hold no tissue.
-    unreadable
-        Tissue patches that hold NaN, by slide id.
-    missing
-        Planned blocks that are not stored, by slide id.
-    """
-
-    blocks: int = 0
-    patches: int = 0
-    background: int = 0
-    unreadable: Counter[str] = field(default_factory=Counter)
-    missing: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """One block: which slide's, and its tissue, a bit a patch of the slot."""
-
-    slide: int
-    block: Block
-    tissue: bytes
-
-    @property
-    def n_tissue(self) -> int:
-        return int.from_bytes(self.tissue).bit_count()
-
-
-class _Read(NamedTuple):
-    """What came of a block: how many of its patches are in the pool, and the places of those that are not."""
-
-    n_kept: int
-    gaps: NDArray[np.int64]
-    is_there: bool
-
-
-class _Filling(NamedTuple):
-    """A pool, and the reads that fill it."""
-
-    pool: Pool
-    futures: list[Future[_Read]]
-
-
-class Loader:
-    """Shuffled batches of patches from the slides of a store, epoch after epoch.
-
-    Iterating gives one epoch, each time another order. Opening reads metadata and tissue, of which about half
-    a kilobyte a block stays in memory.
+    Iterating gives one epoch, each time another order.
 
     Parameters
     ----------
@@ -137,16 +55,24 @@ class Loader:
         Folder or URL of a feature store. Blocks of a remote one are kept on the local disk, see
         `featurestore.storage.block_cache`.
     slides
-        Only these; all that have the embedding if empty.
+        Only these; all that have the embedding (with targets: all sections of theirs) if empty.
     grid, encoder
-        Needed where the store holds several.
+        Needed where the store holds several; targets know theirs.
     settings
         Batch, seed, buffer, rank.
+    targets
+        Spots to learn from: batches are then `SpotBatch`, and ranks share the sections in place of the blocks.
+
+    Attributes
+    ----------
+    slides_without_embedding
+        Slides of the store that are left out, as they lack the embedding.
 
     Raises
     ------
     StoreError
-        If there is no store, no such slide or no embedding, or the buffer cannot hold two blocks.
+        If there is no store, no such slide or no embedding, the buffer cannot hold two blocks, or there are more ranks
+        than sections.
 
     Examples
     --------
@@ -158,30 +84,73 @@ class Loader:
     Counter({'C4': 3})
     """
 
+    @overload
     def __init__(
-        self,
-        store: str,
+        self: "Loader[Batch]",
+        store: str | Path,
         slides: Sequence[str] = (),
         *,
         grid: str | None = None,
         encoder: str | None = None,
         settings: LoadSettings | None = None,
+        targets: None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: "Loader[SpotBatch]",
+        store: str | Path,
+        slides: Sequence[str] = (),
+        *,
+        grid: str | None = None,
+        encoder: str | None = None,
+        settings: LoadSettings | None = None,
+        targets: SpotTargets,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        store: str | Path,
+        slides: Sequence[str] = (),
+        *,
+        grid: str | None = None,
+        encoder: str | None = None,
+        settings: LoadSettings | None = None,
+        targets: SpotTargets | None = None,
     ) -> None:
         self.settings = settings or LoadSettings()
-        self._store = Store.open(store)
-        self._slides, self.without = open_slides(self._store, list(slides) or None, grid, encoder)
-        cache = BlockCache.from_environment() if self.is_remote else None
-        self._readers = [slide.array.reader(cache) for slide in self._slides]
-        # A grid smaller than a block is stored as a smaller one: it fills a part of its slot.
-        self._slot_patches = max(int(np.prod(reader.slot_shape[:2])) for reader in self._readers)
-        self._plan = _plan(self._slides)
-        self._slots = self._count_slots()
-        self._spare: list[Pool] = []
-        self._scratch = threading.local()
-        # Checksums of blocks that were looked through: the same values need no second look.
-        self._without_nan: dict[_Planned, int] = {}
+        if targets is not None:
+            targets = targets.subset(slides) if slides else targets
+            slides, grid, encoder = targets.slide_ids, targets.grid_key, encoder or targets.encoder_key
+        self.targets = targets
+        # What another process needs to open the same anew.
+        self._arguments = {"store": str(store), "slides": slides, "grid": grid, "encoder": encoder}
+        self._store = Store.open(str(store))
+        self._slides, self.slides_without_embedding = open_slides(
+            self._store, list(slides) or None, grid, encoder
+        )
+        self._batches = self._make_batches()
         self._epoch = 0
-        self.reads = Reads()
+
+    def _make_batches(self) -> PatchBatches | SpotBatches:
+        cache = BlockCache.from_environment() if self.is_remote else None
+        readers = [slide.array.reader(cache) for slide in self._slides]
+        threads = self.settings.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
+        if self.targets is None:
+            return PatchBatches(self._slides, readers, self.settings, threads)
+        self._check_ranks(self.settings.world_size)
+        # Slides are opened in the order of their ids, which need not be the order of the targets.
+        place = {slide.slide_id: number for number, slide in enumerate(self._slides)}
+        places = [place[section.slide_id] for section in self.targets.sections]
+        slides, readers = [self._slides[i] for i in places], [readers[i] for i in places]
+        return SpotBatches(slides, readers, self.targets.sections, self.settings, threads)
+
+    def _check_ranks(self, world_size: int) -> None:
+        if self.targets is not None and world_size > len(self.targets.sections):
+            raise StoreError(
+                f"{len(self.targets.sections)} sections cannot be shared by {world_size} processes, as each needs a "
+                "section; start fewer processes or workers"
+            )
 
     @property
     def is_remote(self) -> bool:
@@ -198,155 +167,96 @@ class Loader:
         """Features of one patch."""
         return self._slides[0].dim
 
-    def __iter__(self) -> Iterator[Batch]:
+    @property
+    def reads(self) -> EpochReads:
+        """What the latest epoch has read so far."""
+        return self._batches.reads
+
+    def __len__(self) -> int:
+        """Return the batches of the next epoch: see `n_batches`."""
+        return self.n_batches(self._epoch)
+
+    def n_batches(self, epoch: int, n_workers: int = 1) -> int:
+        """Return how many batches an epoch has.
+
+        Exact where all patches are readable, or once the epochs so far have read every block: what they found
+        unreadable or missing is not counted. Otherwise a few too many.
+
+        Parameters
+        ----------
+        n_workers
+            Processes that share this rank's part, each with an incomplete last batch of its own.
+        """
+        s = self.settings
+        ranks = range(s.rank * n_workers, (s.rank + 1) * n_workers)
+        return sum(
+            s.n_batches(self._batches.n_items(epoch, rank, s.world_size * n_workers)) for rank in ranks
+        )
+
+    def set_epoch(self, number: int) -> None:
+        """Make the next epoch the one of this number, for a run that is resumed."""
+        self._epoch = number
+
+    def __iter__(self) -> Iterator[B]:
         """Go through the next epoch."""
+        # Counted when it begins, not when it ends: an epoch that is left early must not come again.
         self._epoch += 1
         return self.epoch(self._epoch - 1)
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int) -> Iterator[B]:
         """Go through one epoch, counted from 0: the same number gives the same batches.
 
         Yields
         ------
-        Batch
-            Nobody else writes to its arrays, so it may be kept; as the embeddings are a piece of half the
+        Batch or SpotBatch
+            Nobody else writes to its arrays, so it may be kept; as the embeddings of patches are a piece of half the
             buffer, copy what is to be kept for long.
         """
-        self.reads = Reads()
-        batches = BatchCutter(self.settings.batch)
-        for pool, filled in self._fill_pools(number):
-            yield from batches.cut(pool, filled)
-        if not self.settings.drop_last:
-            yield from batches.rest()
+        return cast(Iterator[B], self._batches.epoch(number))
 
-    def _fill_pools(self, epoch: int) -> Iterator[tuple[Pool, int]]:
-        """Fill one pool while the other is used; yield it with the number of patches that it holds."""
+    def as_torch(self, num_workers: int = 0) -> "TorchBatches[B]":
+        """Return the batches as a `torch.utils.data.IterableDataset` of tensors.
+
+        Parameters
+        ----------
+        num_workers
+            Of the `DataLoader` that it is given to. None are needed: blocks are read by threads in any case.
+
+        Raises
+        ------
+        StoreError
+            If there are more workers than sections.
+
+        Examples
+        --------
+        >>> batches = DataLoader(loader.as_torch(), batch_size=None)  # doctest: +SKIP
+        """
+        from histosge.data.torch_batches import TorchBatches
+
+        self._check_ranks(self.settings.world_size * max(1, num_workers))
+        return TorchBatches(self, num_workers, self._epoch)
+
+    def for_worker(self, worker: int, n_workers: int) -> "Loader[B]":
+        """Open the same store anew, for one of several workers that share this rank's part."""
         s = self.settings
-        order = np.arange(len(self._plan))
-        if s.shuffle:
-            order = np.random.default_rng([s.seed, epoch]).permutation(order)
-        parts = self._split([self._plan[i] for i in order[s.rank :: s.world_size]])
-        filling: deque[_Filling] = deque()
-        with ThreadPoolExecutor(
-            s.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
-        ) as executor:
-            try:
-                for number, part in enumerate(parts[:2]):
-                    filling.append(self._begin(executor, part, (epoch, number)))
-                for number, part in enumerate(parts):
-                    pool, reads = filling[0].pool, [future.result() for future in filling[0].futures]
-                    yield pool, self._book(part, reads, pool)
-                    del filling[0]
-                    self._return_pool(pool)
-                    # What was drawn is gone: threads go on there before the other pool is complete.
-                    if number + 2 < len(parts):
-                        filling.append(self._begin(executor, parts[number + 2], (epoch, number + 2)))
-            finally:
-                futures = [future for begun in filling for future in begun.futures]
-                for future in futures:
-                    future.cancel()
-                wait(futures)
-                for begun in filling:
-                    self._return_pool(begun.pool)
+        part = replace(s, rank=s.rank * n_workers + worker, world_size=s.world_size * n_workers)
+        return _open(self._arguments, part, self.targets)
 
-    def _split(self, planned: list[_Planned]) -> list[list[_Planned]]:
-        """Cut a list of blocks into parts whose patches fit a pool."""
-        parts: list[list[_Planned]] = []
-        room = 0
-        for one in planned:
-            if one.n_tissue > room:
-                parts.append([])
-                room = self._capacity
-            parts[-1].append(one)
-            room -= one.n_tissue
-        return parts
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that does not inherit memory (spawn, forkserver) opens the store for itself.
+        return _open, (self._arguments, self.settings, self.targets, self._epoch)
 
-    @property
-    def _capacity(self) -> int:
-        """Patches that a pool has room for."""
-        return self._slots * self._slot_patches
 
-    def _free_pool(self) -> Pool:
-        """Take a pool that is not in use: memory that is there already, as new memory costs as much as a copy."""
-        for number, pool in enumerate(self._spare):
-            if not pool.is_lent:
-                return self._spare.pop(number)
-        return Pool.empty(self._capacity, self.dim, self._readers[0].dtype)
-
-    def _return_pool(self, pool: Pool) -> None:
-        # One that a user holds batches of may come free; no more than two are waited for.
-        self._spare = [*self._spare[-1:], pool]
-
-    def _begin(self, executor: ThreadPoolExecutor, part: list[_Planned], seed: tuple[int, int]) -> _Filling:
-        """Start to fill a pool, every patch at a place that the seed decides."""
-        s, pool = self.settings, self._free_pool()
-        ends = np.cumsum([planned.n_tissue for planned in part])
-        places = np.arange(ends[-1])
-        if s.shuffle:
-            epoch, number = seed
-            np.random.default_rng([s.seed, epoch, s.rank, number]).shuffle(places)
-        shares = np.split(places, ends[:-1])
-        futures = [
-            executor.submit(self._fill, planned, share, pool)
-            for planned, share in zip(part, shares, strict=True)
-        ]
-        return _Filling(pool, futures)
-
-    def _fill(self, planned: _Planned, places: NDArray[np.int64], pool: Pool) -> _Read:
-        """Read a block, and put those of its tissue patches that have an embedding in the pool."""
-        reader = self._readers[planned.slide]
-        rows, cols, dim = reader.slot_shape
-        loaded = reader.load(planned.block, self._slot(reader))
-        if loaded is None:
-            return _Read(0, places, is_there=False)
-        tissue = np.unpackbits(np.frombuffer(planned.tissue, np.uint8), count=rows * cols).view(bool)
-        values, kept = loaded.values.reshape(rows * cols, dim), np.flatnonzero(tissue)
-        gaps = places[:0]
-        if loaded.checksum is None or loaded.checksum != self._without_nan.get(planned):
-            has = np.isin(kept, rows_without_nan(values, tissue))
-            kept, places, gaps = kept[has], places[has], places[~has]
-            if loaded.checksum is not None and not len(gaps):
-                self._without_nan[planned] = loaded.checksum
-        at = planned.block.rows[0] + kept // cols, planned.block.cols[0] + kept % cols
-        pool.put(places, planned.slide, at, values if len(kept) == len(values) else values[kept])
-        return _Read(len(kept), gaps, is_there=True)
-
-    def _slot(self, reader: RawBlocks) -> NDArray[Any]:
-        """Return this thread's place for one block."""
-        slot: NDArray[Any] | None = getattr(self._scratch, "slot", None)
-        if slot is None:
-            slot = self._scratch.slot = np.empty((self._slot_patches, self.dim), reader.dtype)
-        return slot[: int(np.prod(reader.slot_shape[:2]))].reshape(reader.slot_shape)
-
-    def _book(self, part: list[_Planned], reads: list[_Read], pool: Pool) -> int:
-        """Count what was read, and return how many patches the pool holds."""
-        for planned, read in zip(part, reads, strict=True):
-            slide_id = self._slides[planned.slide].slide_id
-            self.reads.blocks += read.is_there
-            self.reads.patches += read.n_kept
-            if not read.is_there:
-                self.reads.missing[slide_id] += 1
-                continue
-            self.reads.background += int(np.prod(planned.block.shape)) - planned.n_tissue
-            if len(read.gaps):
-                self.reads.unreadable[slide_id] += len(read.gaps)
-        gaps = np.concatenate([read.gaps for read in reads])
-        size = sum(planned.n_tissue for planned in part)
-        return pool.close_gaps(size, gaps) if len(gaps) else size
-
-    def _count_slots(self) -> int:
-        slot_bytes = self._slot_patches * self.dim * self._readers[0].dtype.itemsize
-        slots = self.settings.buffer_mb * 2**20 // (2 * slot_bytes)
-        if slots < 1:
-            raise StoreError(
-                f"a buffer of {self.settings.buffer_mb} MB cannot hold two blocks of {slot_bytes / 2**20:.1f} MB; "
-                f"give buffer_mb={-(-2 * slot_bytes // 2**20)} or more"
-            )
-        return int(min(slots, max(1, len(self._plan))))
+def _open(
+    arguments: dict[str, Any], settings: LoadSettings, targets: SpotTargets | None, epoch: int = 0
+) -> "Loader[Any]":
+    loader: Loader[Any] = Loader(**arguments, settings=settings, targets=targets)
+    loader.set_epoch(epoch)
+    return loader
 
 
 def stream_batches(
-    store: str,
+    store: str | Path,
     slides: Sequence[str] = (),
     *,
     epochs: int = 1,
@@ -369,21 +279,3 @@ def stream_batches(
     loader = Loader(store, slides, grid=grid, encoder=encoder, settings=settings)
     for number in range(epochs):
         yield from loader.epoch(number)
-
-
-def _plan(slides: Sequence[SlideEmbedding]) -> list[_Planned]:
-    """Read every slide's tissue, and list the blocks that hold some, slide by slide."""
-    with ThreadPoolExecutor(METADATA_THREADS) as pool:
-        masks = pool.map(SlideEmbedding.read_tissue, slides)
-        return [
-            _Planned(number, block, _tissue_bits(mask, block, slide.array.block_shape))
-            for number, (slide, mask) in enumerate(zip(slides, masks, strict=True))
-            for block in slide.planned(mask)
-        ]
-
-
-def _tissue_bits(is_tissue: NDArray[np.bool_], block: Block, shape: tuple[int, int]) -> bytes:
-    """Return a bit a patch of the slot; what lies beyond the grid is no tissue."""
-    slot = np.zeros(shape, bool)
-    slot[: block.shape[0], : block.shape[1]] = is_tissue[block.slices]
-    return np.packbits(slot).tobytes()

@@ -1,53 +1,45 @@
-"""The store -> patches in memory: whole slides for training, block by block with a halo for prediction.
+"""Sections of a sample sheet: each slide's embedding in memory, joined with its measured spots.
 
-Stored blocks are read whole; patches without tissue or without an embedding (NaN) are left out here,
-so that no model ever sees them.
+Every section is checked against its slide, and all of them against each other, before anything is fitted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass
 
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
-from histosge.data.alignment_check import AlignmentReport, TissueMap, check_alignment, check_scale
+from histosge.data.alignment_check import AlignmentReport
 from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
-from histosge.data.expression.find_expression import find_expression
-from histosge.data.expression.loaded_expression import SlideFrame
-from histosge.data.expression.pseudo_spots import needs_pooling, pool_spots
-from histosge.data.genes import MIN_COUNTS, library_size, select_target, usable
-from histosge.data.sections import Section, Spots, TrainingSection
-from histosge.data.spot_overlap import spot_overlap
-from histosge.errors import ExpressionError, ModelError
+from histosge.data.genes import MIN_COUNTS, library_size, select_target
+from histosge.data.sections import Section, TrainingSection
+from histosge.data.spot_loading import cover, load_spots, require_expression
+from histosge.errors import ModelError
 
 
 @dataclass(frozen=True)
 class LoadedSection:
-    """A section, with what was left out on the way and how well spots and slide fit.
+    """A section, with what was left out on the way and how well spots and slide agree.
 
     Parameters
     ----------
-    few_counts
-        Spots under the floor on counts.
-    off_tissue
-        Spots with enough counts but no embedded patch under their disc.
-    found
-        What the expression's reader says of it, in one line.
-    nowhere
-        Barcodes of the spots counted in `off_tissue`.
+    n_under_min_counts
+        Spots with too few counts.
+    alignment
+        How well spots and slide agree; never a refusal.
+    description
+        What the expression's reader found, in one line.
+    uncovered
+        Barcodes of spots with enough counts but no embedded patch under their disc.
     """
 
     section: Section
     slide: EmbeddedSlide
-    few_counts: int
-    off_tissue: int
-    fit: AlignmentReport
-    found: str = ""
-    nowhere: tuple[str, ...] = ()
+    n_under_min_counts: int
+    alignment: AlignmentReport
+    description: str = ""
+    uncovered: tuple[str, ...] = ()
 
 
 def load_section(
@@ -65,53 +57,27 @@ def load_section(
     ExpressionError
         If the sample names no expression, it does not fit the slide, or no spot is usable.
     """
-    if sample.expression is None:
-        raise ExpressionError(
-            f"slide {sample.slide_id!r} has no expression; name a file in the sample sheet's expression column"
-        )
+    require_expression(sample)
     slide = open_embedded(store, sample.slide_id, grid_key, encoder_key)
-    record = store.slide(sample.slide_id)
-    frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
-    found = find_expression(sample.expression, frame)
-    spots = found.spots
-    fit = _fit(slide, spots, (record.size_px[0] * record.mpp, record.size_px[1] * record.mpp))
-    if fit.verdict == "refuse":
-        raise ExpressionError(fit.message)
-    fit = check_scale(fit, sample.slide_id, record.mpp, found.implied_mpp)
-    patches = load_patches(slide)
-    said = found.describe(record.mpp)
-    if needs_pooling(spots, patches.stride_um, min_counts):
-        spots = pool_spots(spots, patches.stride_um)
-        said += f"; too few counts each, so pooled into {len(spots)} squares of {patches.stride_um:g} µm"
-    enough = usable(spots, min_counts)
-    overlap = spot_overlap(spots, patches)
-    covered = np.asarray(overlap.sum(axis=1)).ravel() > 0
-    keep = enough & covered
-    if not keep.any():
-        raise ExpressionError(
-            f"section {sample.slide_id!r}: none of {len(spots)} spots is usable "
-            f"({int((~enough).sum())} under {min_counts} counts, {int((enough & ~covered).sum())} off tissue)"
-        )
-    section = Section(patches, _take(spots, keep), overlap[keep], slide.stored.rgb)
-    nowhere = tuple(spots.barcodes[enough & ~covered].tolist())
-    return LoadedSection(section, slide, int((~enough).sum()), len(nowhere), fit, said, nowhere)
-
-
-def _fit(slide: EmbeddedSlide, spots: Spots, size_um: tuple[float, float]) -> AlignmentReport:
-    grid = slide.stored.grid
-    return check_alignment(spots, TissueMap(slide.stored.tissue, grid.y_um, grid.x_um, size_um))
-
-
-def _take(spots: Spots, keep: NDArray[np.bool_]) -> Spots:
-    return replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])
+    # Before the embeddings: spots that do not belong to the slide are refused without reading gigabytes.
+    measured = load_spots(sample, store, slide.stored, min_counts=min_counts)
+    covered = cover(measured.spots, load_patches(slide), min_counts)
+    return LoadedSection(
+        Section(covered.patches, covered.spots, covered.overlap, slide.stored.rgb),
+        slide,
+        covered.n_under_min_counts,
+        measured.alignment,
+        measured.description,
+        covered.uncovered,
+    )
 
 
 MIN_SPOTS = 20
-"""A section with fewer cannot be standardised, nor tell a good model from a bad one."""
+"""Usable spots that a section needs: with fewer, genes cannot be standardised, and scores tell no model from another."""
 
 
-NAMED = 5
-"""Spots without a patch that are named; the others are counted."""
+NAMED_SPOTS = 5
+"""Barcodes of spots without a patch that a message names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -131,22 +97,25 @@ def load_sections(
     ------
     ExpressionError, StoreError
         If a section cannot be used; `ModelError` if encoders or grids differ between sections, or if none has
-        `MIN_SPOTS` usable spots (a section with fewer is left out, and said).
+        `MIN_SPOTS` usable spots (a section with fewer is left out with a message).
     """
     store = Store.open(store_url)
     loaded: list[LoadedSection] = []
     for sample in read_samples(samples):
         item = load_section(sample, store, selection.grid, selection.encoder)
-        on_message(f"{sample.slide_id}: {item.found}")
+        on_message(f"{sample.slide_id}: {item.description}")
         on_message(
             f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "
-            f"({item.few_counts} spots under {MIN_COUNTS} counts and {item.off_tissue} off tissue left out)"
+            f"({item.n_under_min_counts} spots under {MIN_COUNTS} counts and {len(item.uncovered)} off tissue left out)"
         )
-        if item.nowhere:
-            more = f" and {len(item.nowhere) - NAMED} more" if len(item.nowhere) > NAMED else ""
-            on_message(f"{sample.slide_id}: no embedded patch under {', '.join(item.nowhere[:NAMED])}{more}")
-        if item.fit.verdict == "warn":
-            on_message(f"{sample.slide_id}: {item.fit.message}")
+        if item.uncovered:
+            n_more = len(item.uncovered) - NAMED_SPOTS
+            more = f" and {n_more} more" if n_more > 0 else ""
+            on_message(
+                f"{sample.slide_id}: no embedded patch under {', '.join(item.uncovered[:NAMED_SPOTS])}{more}"
+            )
+        if item.alignment.verdict == "warn":
+            on_message(f"{sample.slide_id}: {item.alignment.message}")
         if len(item.section.spots) < MIN_SPOTS:
             on_message(
                 f"{sample.slide_id}: left out, since {len(item.section.spots)} usable spots are too few "
@@ -167,6 +136,7 @@ def _check_one_kind(loaded: Sequence[LoadedSection]) -> None:
     first = loaded[0]
     for other in loaded[1:]:
         a, b = first.slide, other.slide
+        # Fingerprints, not keys: one key may stand for other weights or another pooling.
         if a.identity.fingerprint != b.identity.fingerprint:
             raise ModelError(
                 f"{a.slide_id} holds embeddings of {a.identity.key!r} ({a.identity.fingerprint[:16]}), {b.slide_id} of "

@@ -1,4 +1,4 @@
-"""The values that models and evaluation work on: patches in memory, spots, and what ties them.
+"""The values that models and evaluation work on: patches in memory, spots, and the overlap between them.
 
 Terms
     patches   the tissue patches of one slide (or of one part of it), with their embeddings
@@ -42,6 +42,7 @@ class Patches:
     @property
     def xy_um(self) -> NDArray[np.float64]:
         """Patch centres ``(x, y)`` in microns from the slide's top-left, shape ``(n_patches, 2)``."""
+        # The first patch starts at the slide's corner, so its centre is half a patch in, whatever the stride.
         return (
             np.stack([self.cols, self.rows], axis=1).astype(np.float64) * self.stride_um + self.patch_um / 2
         )

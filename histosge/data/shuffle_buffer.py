@@ -1,11 +1,10 @@
 """Memory in which patches of many blocks lie shuffled, and the batches that are cut from it.
 
-Whoever has read a block puts its patches straight to the places that chance gave them, so a batch is a piece of
-the pool as it lies there: nothing is gathered again.
+The thread that has read a block writes its patches straight to their random places. A batch is then a slice of the
+buffer, and nothing is gathered a second time.
 
 Terms
-    place   where in the pool a patch belongs; planned patches that turn out to have no embedding leave a gap
-    lent    part of a batch that somebody still holds: such a pool is not written to again
+    place   row of the buffer that a patch is written to; planned patches without an embedding leave theirs empty
 """
 
 import sys
@@ -16,9 +15,10 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-_NOBODY_ELSE = 2
-"""References to an array that only its pool holds: the pool's, and the counting's own."""
-_MOVED_AT_ONCE = 4096
+# The buffer's own, and the one that `sys.getrefcount` makes while it counts: any more are views that batches hold.
+_OWN_REFERENCES = 2
+# Rows that are copied at a time. numpy copies them to a temporary array first: 8 MB with 1,024 float16 features.
+_ROWS_PER_MOVE = 4096
 
 
 class Batch(NamedTuple):
@@ -41,8 +41,8 @@ class Batch(NamedTuple):
 
 
 @dataclass
-class Pool:
-    """A bounded number of patches.
+class PatchBuffer:
+    """Room for a fixed number of patches.
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ class Pool:
 
     @classmethod
     def empty(cls, capacity: int, dim: int, dtype: np.dtype[Any]) -> Self:
-        """Make a pool that holds anything."""
+        """Allocate a buffer; its values are undefined."""
         slide, rows, cols = (np.empty(capacity, np.int64) for _ in range(3))
         return cls(slide, rows, cols, np.empty((capacity, dim), dtype))
 
     @property
-    def is_lent(self) -> bool:
-        """Whether somebody holds a view of the embeddings."""
-        return sys.getrefcount(self.embedding) > _NOBODY_ELSE
+    def in_use(self) -> bool:
+        """Whether a batch that somebody still holds is a view of the embeddings; writing would change that batch."""
+        return sys.getrefcount(self.embedding) > _OWN_REFERENCES
 
     def put(
         self,
@@ -73,65 +73,70 @@ class Pool:
         at: tuple[NDArray[np.int64], NDArray[np.int64]],
         values: NDArray[Any],
     ) -> None:
-        """Lay patches of one slide, at ``(rows, cols)``, to their places; several threads may."""
+        """Write patches of one slide, at ``(rows, cols)`` of its grid, to their places.
+
+        Threads may call this at once, as long as their places differ.
+        """
         self.slide[places], self.rows[places], self.cols[places] = slide, *at
-        # A row as one item of so many bytes: numpy then copies rows, and asks nothing of what is in them.
+        # A row as one item of so many bytes: numpy then copies whole rows in place of single float16 values.
         row = np.dtype((np.void, values.shape[1] * values.itemsize))
         self.embedding.view(row)[:, 0][places] = np.ascontiguousarray(values).view(row)[:, 0]
 
-    def close_gaps(self, size: int, gaps: NDArray[np.int64]) -> int:
-        """Move patches up to where none came, in their order; return how many of `size` places are filled."""
+    def compact(self, size: int, empty: NDArray[np.int64]) -> int:
+        """Close up the first `size` places over the empty ones, keeping the order; return how many are filled."""
         filled = np.ones(size, bool)
-        filled[gaps] = False
-        there = np.flatnonzero(filled)
-        first = int(gaps.min()) if len(gaps) else size
-        for start in range(first, len(there), _MOVED_AT_ONCE):
-            source = there[start : start + _MOVED_AT_ONCE]
+        filled[empty] = False
+        sources = np.flatnonzero(filled)
+        first = int(empty.min()) if len(empty) else size
+        # Forwards: a patch only ever moves to a lower place, so no row is overwritten before it was copied.
+        for start in range(first, len(sources), _ROWS_PER_MOVE):
+            source = sources[start : start + _ROWS_PER_MOVE]
             for array in (self.slide, self.rows, self.cols, self.embedding):
                 array[start : start + len(source)] = array[source]
-        return len(there)
+        return len(sources)
 
     def view(self, start: int, stop: int) -> Batch:
         """Return patches as they lie there: the embeddings are not copied."""
-        some = slice(start, stop)
+        part = slice(start, stop)
+        # Places are copied, as `in_use` looks at the embeddings alone; they take 24 bytes a patch.
         return Batch(
-            self.slide[some].copy(), self.rows[some].copy(), self.cols[some].copy(), self.embedding[some]
+            self.slide[part].copy(), self.rows[part].copy(), self.cols[part].copy(), self.embedding[part]
         )
 
 
 class BatchCutter:
-    """Cuts a sequence of pools into batches of one size.
+    """Cuts a sequence of buffers into batches of one size.
 
-    The last batch from a pool is copied: whoever asks for the next one with that still in hand does not keep the
-    pool from being filled again.
+    The last batch of a buffer is copied: a caller who holds it while asking for the next one does not keep the buffer
+    from being filled again.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._begun: list[Batch] = []
+        self._parts: list[Batch] = []
 
-    def cut(self, pool: Pool, filled: int) -> Iterator[Batch]:
-        """Yield the batches that the first `filled` patches of a pool complete."""
+    def cut(self, buffer: PatchBuffer, filled: int) -> Iterator[Batch]:
+        """Yield the batches that the first `filled` patches of a buffer complete."""
         start = 0
         while start < filled:
-            held = sum(len(part.rows) for part in self._begun)
+            held = sum(len(part.rows) for part in self._parts)
             stop = min(start + self._size - held, filled)
             if held or filled - stop < self._size:
-                self._keep(pool.view(start, stop))
+                self._keep(buffer.view(start, stop))
                 if held + stop - start == self._size:
                     yield self._joined()
             else:
-                yield pool.view(start, stop)
+                yield buffer.view(start, stop)
             start = stop
 
-    def rest(self) -> Iterator[Batch]:
-        """Yield what is left, if anything."""
-        if self._begun:
+    def remainder(self) -> Iterator[Batch]:
+        """Yield the incomplete last batch, if there is one."""
+        if self._parts:
             yield self._joined()
 
     def _keep(self, part: Batch) -> None:
-        self._begun.append(part._replace(embedding=part.embedding.copy()))
+        self._parts.append(part._replace(embedding=part.embedding.copy()))
 
     def _joined(self) -> Batch:
-        parts, self._begun = self._begun, []
+        parts, self._parts = self._parts, []
         return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))

@@ -178,7 +178,8 @@ def _encodes_anew(settings: EvaluateSettings) -> bool:
 
 
 def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
-    few, off = sum(item.few_counts for item in loaded), sum(item.off_tissue for item in loaded)
+    few = sum(item.n_under_min_counts for item in loaded)
+    off = sum(len(item.uncovered) for item in loaded)
     used = sum(len(item.section.spots) for item in loaded)
     identity, grid = loaded[0].slide.identity, loaded[0].slide.stored.grid
     notes = [
@@ -187,5 +188,7 @@ def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
         f"{grid.patch_um:.0f} µm patches every {grid.stride_um:.0f} µm.",
     ]
     return notes + [
-        f"{item.section.slide_id}: {item.fit.message}" for item in loaded if item.fit.verdict == "warn"
+        f"{item.section.slide_id}: {item.alignment.message}"
+        for item in loaded
+        if item.alignment.verdict == "warn"
     ]

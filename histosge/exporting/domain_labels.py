@@ -1,4 +1,4 @@
-"""A domain for every patch: from a table, from the map, or else by k-means on the components of its values."""
+"""A domain for every patch: from a table, from the map, or else by k-means on principal components of its values."""
 
 from pathlib import Path
 
@@ -7,13 +7,15 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 
+from featurestore.grid import PatchGrid
 from histosge.errors import ExportError
 from histosge.exporting.patch_table import PatchTable
 
 STORED = "domain"
 """Array of a map that holds its domains already."""
 COLUMNS = ("domain", "cluster")
-"""Of a table, the first found."""
+"""Columns of a table that may hold labels; the first that is there is taken."""
+# Patches that components and centres are computed from: 80 MB of 1,000 genes, however large the map is.
 SAMPLE = 20_000
 COMPONENTS = 20
 
@@ -31,21 +33,26 @@ def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[n
         labels[given] = stored[given]
         return labels
     rng = np.random.default_rng(seed)
+    # Each patch by itself with this probability: the sample then comes out of one pass over bands of any size.
     share = min(1.0, SAMPLE / len(table))
     parts = [values[rng.random(len(values)) < share] for _, values in table.chunks()]
     sample = np.nan_to_num(np.concatenate(parts))
     mean, spread = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
+    # A gene that is constant here has no spread to divide by, so it gets weight 0.
     scale = np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
     sample = (sample - mean.astype(np.float32)) * scale.astype(np.float32)
     _, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
-    strongest = axes[:, ::-1][:, :COMPONENTS]
-    turn = strongest * scale[:, None]
-    places = (sample @ strongest).astype(np.float64)
-    n = min(n_domains, len(np.unique(places, axis=0)))
-    centres, _ = kmeans2(places, n, minit="++", seed=rng)
+    # eigh returns the smallest eigenvalue first.
+    components = axes[:, ::-1][:, :COMPONENTS]
+    projection = components * scale[:, None]
+    scores = (sample @ components).astype(np.float64)
+    # With fewer distinct patches than domains k-means would leave empty ones.
+    n = min(n_domains, len(np.unique(scores, axis=0)))
+    centres, _ = kmeans2(scores, n, minit="++", seed=rng)
     flat = np.empty(len(table), dtype=np.int64)
     for rows, values in table.chunks():
-        flat[rows], _ = vq((np.nan_to_num(values.astype(np.float64)) - mean) @ turn, centres)
+        flat[rows], _ = vq((np.nan_to_num(values.astype(np.float64)) - mean) @ projection, centres)
+    # Numbered by size, so that the same domains get the same numbers and colours whatever centres k-means started from.
     order = np.argsort(-np.bincount(flat, minlength=n), kind="stable")
     labels[table.kept] = np.argsort(order)[flat]
     return labels
@@ -57,20 +64,40 @@ def read_labels(table: PatchTable, folder: Path) -> NDArray[np.int64]:
     Raises
     ------
     ExportError
-        If there is no such table, it lacks `row`, `col` and one of `COLUMNS`, or is of another grid.
+        If there is no such table, or `read_label_table` refuses it.
     """
     file = folder / f"{table.slide_id}.parquet"
     if not file.is_file():
         raise ExportError(f"there is no {file}; give a number of domains, or a folder with a table per slide")
+    return read_label_table(file, table.grid)
+
+
+def read_label_table(file: Path, grid: PatchGrid) -> NDArray[np.int64]:
+    """Return the labels of a table with one row per patch as ``(n_rows, n_cols)``; -1 where a patch has none.
+
+    Raises
+    ------
+    ExportError
+        If the table lacks `row`, `col` and one of `COLUMNS`, or is of another grid.
+    """
     frame = pl.read_parquet(file)
     name = next((name for name in COLUMNS if name in frame.columns), None)
     if name is None or not {"row", "col"} <= set(frame.columns):
         held = ", ".join(frame.columns)
         raise ExportError(f"{file} needs columns row, col and one of {', '.join(COLUMNS)}; it has {held}")
-    frame = frame.filter(pl.col(name).is_not_null())
     rows, cols = frame["row"].to_numpy(), frame["col"].to_numpy()
-    labels = np.full(table.grid.shape, -1, dtype=np.int64)
-    if len(rows) and (rows.max() >= labels.shape[0] or cols.max() >= labels.shape[1]):
-        raise ExportError(f"{file} has patches beyond grid {table.grid.spec.key}; make it on that grid")
-    labels[rows, cols] = frame[name].to_numpy()
+    inside = len(rows) == 0 or (rows.max() < grid.n_rows and cols.max() < grid.n_cols)
+    if not inside or not _same_places(frame, grid):
+        raise ExportError(f"{file} is of another grid than {grid.spec.key}; make it on that grid")
+    labels = np.full(grid.shape, -1, dtype=np.int64)
+    labels[rows, cols] = frame[name].cast(pl.Int64).fill_null(-1).to_numpy()
     return labels
+
+
+def _same_places(frame: pl.DataFrame, grid: PatchGrid) -> bool:
+    """Compare positions in microns, where a table has them: a coarser grid has the same first rows and columns."""
+    if not {"x_um", "y_um"} <= set(frame.columns):
+        return True
+    x, y = frame["x_um"].to_numpy(), frame["y_um"].to_numpy()
+    expected = grid.x_um[frame["col"].to_numpy()], grid.y_um[frame["row"].to_numpy()]
+    return bool(np.allclose(x, expected[0], atol=0.5) and np.allclose(y, expected[1], atol=0.5))

@@ -1,4 +1,4 @@
-"""Which slides, maps and columns of a store are exported: an expression store or a feature store, seen by itself."""
+"""Which slides, maps and columns of a store are exported. An expression store and a feature store are told apart here."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,8 +70,9 @@ def open_tables(url: str, selection: ExportSelection, *, allow_empty: bool = Fal
     """
     tables = _embeddings(url, selection) if is_feature_store(url) else _maps(url, selection)
     for table in tables:
-        command = "embed" if table.what == "embedding" else "predict"
+        command = "embed" if table.kind == "embedding" else "predict"
         check_whole(table.array, table.planned, table.slide_id, command)
+        # Now, before anything is written: with many slides the last one is not found empty after an hour.
         if not allow_empty and not len(table):
             raise ExportError(f"slide {table.slide_id!r} has no patch with values; nothing to export")
     return tables
@@ -80,7 +81,7 @@ def open_tables(url: str, selection: ExportSelection, *, allow_empty: bool = Fal
 def _maps(url: str, selection: ExportSelection) -> list[PatchTable]:
     store = ExpressionStore.open(url)
     there = list(store.maps())
-    known = dict.fromkeys(slide_id for slide_id, _ in there)
+    known = dict.fromkeys(slide_id for slide_id, _ in there)  # ordered, and each once
     tables = []
     for slide_id in selection.slide_ids or known:
         grids = [grid for slide, grid in there if slide == slide_id and selection.grid in (None, grid)]
@@ -94,6 +95,7 @@ def _maps(url: str, selection: ExportSelection) -> list[PatchTable]:
                 f"slide {slide_id!r} has several maps; name one with --grid: {', '.join(grids)}"
             )
         stored = store.map(slide_id, grids[0])
+        # An expression store may hold arrays that a later version or a user has added: they go along.
         others = _other_arrays(store.location, f"{slide_id}/{grids[0]}")
         tables.append(table_of_map(stored, selection.genes, others))
     if not tables:
@@ -126,7 +128,7 @@ def table_of_map(stored: StoredMap, genes: Sequence[str] = (), others: MapArrays
 
 
 def _own_arrays(stored: StoredMap) -> dict[str, tuple[tuple[str, ...], NDArray[Any]]]:
-    """Return what a model says besides expression: depth, half widths and trust, where it does."""
+    """Return what a model predicts besides expression: depth, half widths and trust, as far as the map has them."""
     found: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
     if stored.depth is not None:
         depth = stored.depth.read((0, stored.grid.n_rows), (0, stored.grid.n_cols))[..., 0]
@@ -149,7 +151,7 @@ def _edges(stored: StoredMap) -> dict[str, str]:
 
 
 def _other_arrays(location: Location, path: str) -> MapArrays:
-    """Read what else a map says of each patch or of each gene."""
+    """Read arrays of a map that this version does not know, with a value for each patch or for each gene."""
     found: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
     for name in location.folders(path):
         document = location.read_json(f"{path}/{name}/zarr.json") or {}
@@ -171,6 +173,7 @@ def _columns(names: Sequence[str], wanted: Sequence[str], slide_id: str) -> tupl
                 f"did you mean {' or '.join(near)}?" if near else f"it has {len(known)}, such as {names[0]!r}"
             )
             raise ExportError(f"the map of {slide_id!r} has no gene {name!r}: {hint}")
+    # In the order in which they were named, each once; all of them if none was.
     return tuple(known[name] for name in dict.fromkeys(wanted)) or tuple(range(len(names)))
 
 

@@ -35,10 +35,10 @@ class PatchTable:
         Blocks with tissue.
     names, columns
         Of the chosen columns, and their places along the array's last dim.
-    what
+    kind
         ``expression`` or ``embedding``.
-    facts
-        Who made it, JSON-ready.
+    made_by
+        Model or encoder, with fingerprints, JSON-ready.
     per_patch
         Further values of each patch, ``(n_rows, n_cols)``, by name.
     per_column
@@ -52,8 +52,8 @@ class PatchTable:
     planned: tuple[Block, ...]
     names: tuple[str, ...]
     columns: tuple[int, ...]
-    what: str
-    facts: dict[str, str]
+    kind: str
+    made_by: dict[str, str]
     per_patch: dict[str, NDArray[Any]]
     per_column: dict[str, NDArray[Any]]
 
@@ -63,6 +63,7 @@ class PatchTable:
     @cached_property
     def kept(self) -> NDArray[np.bool_]:
         """Which patches have values, ``(n_rows, n_cols)``: one pass over the first group of columns."""
+        # A patch has all of its values or none, so one group of columns is enough.
         kept = np.zeros(self.grid.shape, dtype=bool)
         for block in self.planned:
             kept[block.slices] = np.isfinite(self.array.read_block(block, group=0)).any(axis=2)
@@ -93,7 +94,7 @@ class PatchTable:
     @property
     def size_in_words(self) -> str:
         """Its rows and columns, such as ``391 patches x 5 genes``."""
-        columns = "genes" if self.what == "expression" else "features"
+        columns = "genes" if self.kind == "expression" else "features"
         return f"{len(self)} patches x {len(self.names)} {columns}"
 
     def bands(self) -> list[tuple[int, int]]:
@@ -102,9 +103,10 @@ class PatchTable:
         ranges = [(row, min(row + step, self.grid.n_rows)) for row in range(0, self.grid.n_rows, step)]
         return [band for band in ranges if self.kept[slice(*band)].any()]
 
-    def lattice(self, rows: tuple[int, int]) -> NDArray[np.float32]:
+    def read_grid_rows(self, rows: tuple[int, int]) -> NDArray[np.float32]:
         """Return the chosen columns of some grid rows, ``(rows, n_cols, n_columns)``; NaN without values."""
         values = np.full((rows[1] - rows[0], self.grid.n_cols, len(self.columns)), np.nan, np.float32)
+        # Genes are stored in groups, each an object of its own: only groups that hold chosen columns are read.
         groups, places = np.divmod(np.asarray(self.columns), self.array.object_shape[2])
         for block in self.planned:
             top, bottom = max(rows[0], block.rows[0]), min(rows[1], block.rows[1])
@@ -117,11 +119,11 @@ class PatchTable:
                 inside[..., chosen] = self.array.read_block(block, group=group)[wanted, :, places[chosen]]
         return values
 
-    def read(self, band: tuple[int, int]) -> NDArray[np.float32]:
+    def read_band(self, band: tuple[int, int]) -> NDArray[np.float32]:
         """Return the rows of the table that lie in a band, ``(n, n_columns)``."""
-        return self.lattice(band)[self.kept[slice(*band)]]
+        return self.read_grid_rows(band)[self.kept[slice(*band)]]
 
-    def size_of(self, band: tuple[int, int]) -> int:
+    def n_rows_in(self, band: tuple[int, int]) -> int:
         """Rows of the table in a band."""
         return int(self.kept[slice(*band)].sum())
 
@@ -129,18 +131,21 @@ class PatchTable:
         """Yield the table from top to bottom: which of its rows, and their values."""
         start = 0
         for band in self.bands():
-            values = self.read(band)
+            values = self.read_band(band)
             yield slice(start, start + len(values)), values
             start += len(values)
 
-    def lazy(self) -> Any:
+    def to_dask(self) -> Any:
         """Return the whole table as a dask array, one chunk per band."""
         import dask
         import dask.array
 
+        # A chunk is a band, so that a writer that takes chunk by chunk never holds more.
         parts = [
             dask.array.from_delayed(
-                dask.delayed(self.read)(band), shape=(self.size_of(band), len(self.names)), dtype=np.float32
+                dask.delayed(self.read_band)(band),
+                shape=(self.n_rows_in(band), len(self.names)),
+                dtype=np.float32,
             )
             for band in self.bands()
         ]

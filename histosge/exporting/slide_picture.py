@@ -1,4 +1,4 @@
-"""The picture under the patches: the slide itself where it can be reached, else the mean colours of the patches.
+"""The picture under the patches: the slide itself where it can be opened, else the mean colours of the patches.
 
 A picture's top-left corner is the slide's.
 """
@@ -16,13 +16,14 @@ from featurestore.slides.protocol import Slide
 from featurestore.storage.store import Store
 from histosge.exporting.patch_table import PatchTable
 
+# Read at once from the slide: with three bytes a pixel 3 MB, and few of the file's own tiles are decoded twice.
 TILE_PX = 1024
 HIRES_PX = 2000
 """Longer side of the picture that scanpy plots on, as Space Ranger makes it."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class SlidePicture:
     """Pixels with a scale.
 
     Parameters
@@ -41,7 +42,7 @@ class Picture:
 
 
 def find_slide(table: PatchTable, store: str | None, url: str) -> tuple[Slide | None, str]:
-    """Open a table's slide by the source that a feature store names; None and a remark if it cannot be reached.
+    """Open a table's slide from the source in a feature store; None and a remark if it cannot be reached.
 
     Parameters
     ----------
@@ -50,10 +51,11 @@ def find_slide(table: PatchTable, store: str | None, url: str) -> tuple[Slide | 
     url
         Where the table is from: a feature store names its own sources.
     """
-    place = store or (url if table.what == "embedding" else None)
-    fallback = f"{table.slide_id}: the patches' mean colours stand for the picture"
+    place = store or (url if table.kind == "embedding" else None)
+    fallback = f"{table.slide_id}: the patches' mean colours are used as the picture"
     if place is None:
         return None, f"{fallback}; for the slide itself name the feature store with --store"
+    # An export without the slide is still of use, so what a file or a server does is a remark here.
     try:
         record = Store.open(place).slide(table.slide_id)
         return open_slide(record.source, record.mpp), ""
@@ -61,14 +63,14 @@ def find_slide(table: PatchTable, store: str | None, url: str) -> tuple[Slide | 
         return None, f"{fallback}, as the slide cannot be reached: {error}"
 
 
-def lazy_picture(slide: Slide | None, table: PatchTable, mpp: float) -> Picture:
+def lazy_picture(slide: Slide | None, table: PatchTable, mpp: float) -> SlidePicture:
     """Return the slide at about an mpp (never finer than it is) as a dask array of tiles, or the mean colours."""
     if slide is None:
         return mean_colours(table)
     import dask
     import dask.array
 
-    mpp = max(mpp, slide.mpp)
+    mpp = max(mpp, slide.mpp)  # finer than the slide is, pixels would be made up
     width, height = (max(1, int(side * slide.mpp / mpp)) for side in slide.size_px)
 
     def tile(x: int, y: int) -> Any:
@@ -78,21 +80,21 @@ def lazy_picture(slide: Slide | None, table: PatchTable, mpp: float) -> Picture:
 
     rows = [[tile(x, y) for x in range(0, width, TILE_PX)] for y in range(0, height, TILE_PX)]
     whole = dask.array.concatenate([dask.array.concatenate(row, axis=1) for row in rows], axis=0)
-    return Picture(whole, mpp, True)
+    return SlidePicture(whole, mpp, True)
 
 
-def small_picture(slide: Slide | None, table: PatchTable) -> Picture:
+def small_picture(slide: Slide | None, table: PatchTable) -> SlidePicture:
     """Return the slide no larger than `HIRES_PX`, in memory, or the mean colours."""
     if slide is None:
         return mean_colours(table)
     mpp = max(slide.mpp, max(slide.size_px) * slide.mpp / HIRES_PX)
     width, height = (max(1, int(side * slide.mpp / mpp)) for side in slide.size_px)
-    return Picture(slide.read_region(0, 0, width, height, mpp), mpp, True)
+    return SlidePicture(slide.read_region(0, 0, width, height, mpp), mpp, True)
 
 
-def mean_colours(table: PatchTable) -> Picture:
+def mean_colours(table: PatchTable) -> SlidePicture:
     """Return the patches' mean colours, as `on_slide` lays them."""
-    return Picture(on_slide(table.rgb, table.grid, 255), table.grid.stride_um / 2, False)
+    return SlidePicture(on_slide(table.rgb, table.grid, 255), table.grid.stride_um / 2, False)
 
 
 def on_slide(plane: NDArray[Any], grid: PatchGrid, fill: float) -> NDArray[Any]:

@@ -23,7 +23,7 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
 
 from histosge.data.spot_overlap import spot_pitch_um
-from histosge.models.linear_algebra import Affine, Floats
+from histosge.models.linear_algebra import Affine, Floats, symmetric_eigen
 from histosge.models.protocol import State
 
 MAX_EXACT_SPOTS = 3000
@@ -189,7 +189,7 @@ def choose_kernels(spots: SpotFeatures, Y: Floats) -> tuple[Kernel, ...]:
         spatial = _correlation(spots.slide, spots.xy_um, spots.slide, spots.xy_um, length)
         for share in shares:
             # One decomposition serves all noises: they only add to the eigenvalues.
-            values, vectors = np.linalg.eigh((1 - share) * spatial + share * linear)
+            values, vectors = symmetric_eigen((1 - share) * spatial + share * linear)
             square = (vectors.T @ Y) ** 2
             for noise in NOISES:
                 variance = np.maximum(values, 0.0) + noise
@@ -276,7 +276,7 @@ def _solve_inducing(spots: SpotFeatures, Y: Floats, kernels: Sequence[Kernel]) -
     for kernel, columns in _outputs_by_kernel(kernels):
         among = _correlation(slide, xy_um, slide, xy_um, kernel.length_um)
         among[np.diag_indices_from(among)] += _JITTER * len(among)
-        values, vectors = np.linalg.eigh(among)
+        values, vectors = symmetric_eigen(among)
         # The inverse square root: products of features then are the Nystroem approximation of the kernel.
         root = vectors / np.sqrt(np.maximum(values, _JITTER))
         size = root.shape[1] + spots.features.shape[1]

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.sections import TrainingSection
-from histosge.models.linear_algebra import Floats, fix_signs
+from histosge.models.linear_algebra import Floats, fix_signs, symmetric_eigen
 from histosge.models.protocol import State
 
 FLOOR_SHARE = 0.1
@@ -100,14 +100,14 @@ def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
     n_spots, n_genes = sum(map(len, targets)), targets[0].shape[1]
     if n_spots > MAX_EXACT and n_genes <= MAX_EXACT:
         square = sum((z.T @ z for z in map(standardise, targets)), np.zeros((n_genes, n_genes)))
-        values, vectors = np.linalg.eigh(square)
+        values, vectors = symmetric_eigen(square)
         return fix_signs(vectors[:, np.argsort(values)[::-1][:n_axes]])
     if n_spots <= MAX_EXACT:
         square = np.zeros((n_spots, n_spots))
         for columns in _chunks(n_genes):
             part = _standardised(targets, columns)
             square += part @ part.T
-        values, vectors = np.linalg.eigh(square)
+        values, vectors = symmetric_eigen(square)
         order = np.argsort(values)[::-1][:n_axes]
         order = order[values[order] > 1e-10 * max(values[order].max(initial=0.0), 1e-300)]
         left = vectors[:, order] / np.sqrt(values[order])

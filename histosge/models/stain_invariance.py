@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from histosge.data.sections import StainPairs, TrainingSection
-from histosge.models.linear_algebra import Floats, Standardiser
+from histosge.models.linear_algebra import Floats, Standardiser, symmetric_eigen
 from histosge.models.multiscale import MOMENTS, MultiscaleFeatures
 
 # The middle of what does about the same on the public sections (1 to 30); it was not searched for.
@@ -68,5 +68,5 @@ def penalty_transform(covariance: Floats | None, standardiser: Standardiser) -> 
     if covariance is None:
         return None
     scaled = covariance / standardiser.scale[:, None] / standardiser.scale
-    square, axes = np.linalg.eigh(np.eye(len(scaled)) + scaled)
+    square, axes = symmetric_eigen(np.eye(len(scaled)) + scaled)
     return np.asarray(axes / np.sqrt(square) @ axes.T)

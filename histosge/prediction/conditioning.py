@@ -195,7 +195,8 @@ def load_conditioned(
     shares = ", ".join(f"{share:.2f}" for share in model.residual.blend)
     on_message(
         f"{sample.slide_id}: conditioned on {len(loaded.section.spots)} spots and {len(model.columns)} of "
-        f"{len(saved.card.genes)} genes ({loaded.few_counts} spots with too few counts and {loaded.off_tissue} off tissue "
+        f"{len(saved.card.genes)} genes ({loaded.n_under_min_counts} spots with too few counts and "
+        f"{len(loaded.uncovered)} off tissue "
         f"left out); share of each residual pattern that is added: {shares}"
     )
     return model

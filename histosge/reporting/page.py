@@ -87,6 +87,7 @@ def render_report(title: str, blocks: Sequence[Block], *, subtitle: str = "", fo
 
     Everything is escaped; nothing is loaded from anywhere.
     """
+    # Names, paths and gene lists come from users' files: everything is escaped. A missing value is an error, not a gap.
     environment = Environment(
         loader=PackageLoader("histosge.reporting", "templates"),
         autoescape=True,

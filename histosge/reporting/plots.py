@@ -1,4 +1,4 @@
-"""Pictures for reports, as PNG bytes: what all of them share, the spread of trust, and maps beside a slide.
+"""Pictures for reports, as PNG bytes: what all of them share, the distribution of trust, and maps beside a slide.
 
 It reads no file and touches no global state of matplotlib: every figure is an object of its own.
 Colours are from viridis, which stays readable without colour vision and in grey.
@@ -15,7 +15,7 @@ COLOURS = "viridis"
 NEUTRAL = "#8a8f98"
 DPI = 110
 ROBUST = (2.0, 98.0)
-"""Percentiles of the values that a colour scale spans."""
+"""Percentiles that a colour scale spans, so that single patches do not stretch it."""
 
 
 def hide_spines(axes: Axes) -> None:
@@ -32,9 +32,11 @@ def to_png(figure: Figure) -> bytes:
 
 
 def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
-    """Draw how trust spreads over genes, with the line below which a gene is abstained from."""
+    """Draw the distribution of trust over genes, with the line below which a gene is abstained from."""
+    # Figure, not pyplot: pyplot keeps every figure alive, and its state belongs to the user's own plots.
     figure = Figure(figsize=(8, 2.6), dpi=DPI, layout="constrained")
     axes = figure.subplots()
+    # The same bins for both groups, so that their bars line up.
     edges = np.linspace(0, max(1.0, float(trust.max(initial=0))), 41).tolist()
     axes.hist(trust[trust >= threshold], edges, color="#35608d", label="trusted")
     axes.hist(trust[trust < threshold], edges, color="#c9ccd1", label="abstained from")
@@ -60,6 +62,7 @@ def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]
     """
     n_rows, n_cols, _ = thumbnail.shape
     panels = 1 + len(maps)
+    # As high as the maps need at this width, and 0.6 for titles; bounded, so that a narrow slide fills no whole page.
     height = float(np.clip(11 / panels * n_rows / n_cols + 0.6, 1.8, 6))
     figure = Figure(figsize=(11, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
@@ -69,6 +72,7 @@ def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]
     axes[0].set_xlabel("mm", fontsize=8)
     for place, (title, values) in zip(axes[1:], maps.items(), strict=True):
         known = values[np.isfinite(values)]
+        # On one scale for all, a weakly expressed gene would be a single colour.
         low, high = np.percentile(known, ROBUST) if len(known) else (0.0, 1.0)
         drawn = place.imshow(
             values, extent=extent, cmap=COLOURS, vmin=low, vmax=high, interpolation="nearest"

@@ -1,6 +1,6 @@
 """Synthetic sections with a known dense truth: an H&E-like slide, spots on it, and the rates behind them.
 
-What the demo, the tests and the benchmarks use where no real section could tell whether a map is right.
+For the demo, the tests and the benchmarks: of a real section, nobody knows whether a dense map is right.
 """
 
 from histosge.synthetic.cohort import SyntheticCohort, SyntheticSection, make_cohort, make_section

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.synthetic.fields import Field, random_field, read_linear, smoothed
+from histosge.synthetic.fields import Field, interpolate, random_field, smoothed
 from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
 
 TISSUES = ("background", "tumour", "stroma", "immune", "gland", "fat", "necrosis")
@@ -23,8 +23,8 @@ TUMOUR, STROMA, IMMUNE, GLAND, FAT, NECROSIS = range(1, 7)
 FINE = 4
 """Fine steps in one lattice step."""
 FINE_UM = LATTICE_UM / FINE
+# Standard deviation over which tissue types mix at a border: expression has no sharper edge than a cell is wide.
 CELL_UM = 10.0
-"""Tissue of one kind is felt this far into its neighbour: expression has no sharper edge than a cell."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Anatomy:
         Shares of tumour, stroma, immune, gland, fat, necrosis: ``(6, n_y, n_x)``.
     warp_um
         Displacement ``(down, across)`` that bends textures, ``(2, n_y, n_x)``.
-    turn
+    texture_angle
         Angle by which textures are turned, radians.
     """
 
@@ -49,7 +49,7 @@ class Anatomy:
     label: NDArray[np.uint8]
     composition: Field
     warp_um: Field
-    turn: float
+    texture_angle: float
 
     @property
     def tissue(self) -> NDArray[np.bool_]:
@@ -63,8 +63,9 @@ class Anatomy:
         return np.where(inside, self.fine[row * inside, col * inside], 0).astype(np.uint8)
 
 
-def grow(spec: SyntheticSpec) -> Anatomy:
+def draw_anatomy(spec: SyntheticSpec) -> Anatomy:
     """Lay out the tissue of one section."""
+    # Each part of a section has a purpose number of its own, so that a change in one moves no other's random numbers.
     rng = spec.rng(1)
     shape = spec.lattice_shape
     length = spec.region_length_um / LATTICE_UM
@@ -93,7 +94,9 @@ def _outline(spec: SyntheticSpec, rng: np.random.Generator) -> Field:
     bays = 0.10 * random_field((n_y, n_x), side * 0.09, rng) + 0.03 * random_field(
         (n_y, n_x), side * 0.025, rng
     )
+    # A superellipse: with an exponent of 2.4, between a disc and a rectangle.
     body = 1 - (np.abs(u / 0.43) ** 2.4 + np.abs(v / 0.38) ** 2.4) + 1.6 * bays
+    # A margin of glass on all sides.
     frame = np.minimum(0.47 - np.abs(x), 0.47 - np.abs(y)) * 8
     return np.asarray(np.minimum(body, frame), dtype=np.float32)
 
@@ -110,21 +113,25 @@ def _types(
     def claim(values: Field, share: float, kind: int) -> float:
         """Give the highest values of what is free to one type, so much of the whole tissue."""
         wanted = min(share * inside.sum() / max(free.sum(), 1), 1.0)
+        # Every seventh position gives the quantile of a smooth field closely enough, at a seventh of the sorting.
         level = float(np.quantile(values[free][::7], 1 - wanted)) if free.any() else 0.0
         taken = free & (values > level)
         types[taken] = kind
         free[taken] = False
         return level
 
+    # In this order: later tissues only get what earlier ones left. Stroma is what nothing has claimed.
     tumour = field(1.0)
     edge = claim(tumour, 0.40, TUMOUR)
     core = tumour + 0.25 * field(0.5)
     dying = inside & (core > np.quantile(core[types == TUMOUR], 0.82) if (types == TUMOUR).any() else False)
+    # Around the zero line of a random field: thin, branching septa.
     nests = np.abs(_enlarged(random_field(shape, min(9.0, length / 3), rng)) + 0.03 * ragged) < 0.10
     types[(types == TUMOUR) & nests] = STROMA
     types[(types != STROMA) & dying] = NECROSIS
     claim(field(0.8), 0.12, FAT)
     claim(field(0.8), 0.15, GLAND)
+    # Infiltrates gather at the tumour's edge.
     claim(field(0.45) - 0.5 * np.abs(tumour - edge), 0.12, IMMUNE)
     return types
 
@@ -132,7 +139,7 @@ def _types(
 def _enlarged(field: Field) -> Field:
     """Interpolate a lattice field on the fine lattice."""
     rows, cols = ((np.arange(n * FINE) + 0.5) / FINE for n in field.shape)
-    return read_linear(field, rows, cols)
+    return interpolate(field, rows, cols)
 
 
 def _on_lattice(fine: NDArray[np.uint8]) -> tuple[Field, NDArray[np.uint8]]:
@@ -144,7 +151,7 @@ def _on_lattice(fine: NDArray[np.uint8]) -> tuple[Field, NDArray[np.uint8]]:
     area = np.stack(shares)
     label = np.where(area.sum(axis=0) >= 0.5, area.argmax(axis=0) + 1, 0).astype(np.uint8)
     blurred = np.stack([smoothed(share, CELL_UM / LATTICE_UM) for share in shares])
-    blurred = np.maximum(blurred, 0)
+    blurred = np.maximum(blurred, 0)  # float32 leaves tiny negative values
     total = blurred.sum(axis=0)
     composition = np.divide(blurred, total, out=np.zeros_like(blurred), where=(total > 1e-6) & (label > 0))
     return composition, label

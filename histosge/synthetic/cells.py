@@ -14,6 +14,7 @@ from histosge.synthetic.anatomy import GLAND, IMMUNE, NECROSIS, STROMA, TUMOUR, 
 from histosge.synthetic.fields import Field, random_field, smoothed
 from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
 
+# Between nuclei of one tissue, before some are left out at random: lymphocytes are packed, stroma is sparse.
 SPACING_UM = {TUMOUR: 11.0, STROMA: 21.0, IMMUNE: 7.4, GLAND: 19.0, NECROSIS: 15.0}
 """Fat has none of its own: the few that it shows belong to its texture."""
 EPITHELIUM = 7
@@ -68,7 +69,7 @@ class Glands:
         return np.asarray(self.radius_um[i] * (1 + waves))
 
 
-def populate(spec: SyntheticSpec, anatomy: Anatomy) -> tuple[Nuclei, Glands]:
+def place_cells(spec: SyntheticSpec, anatomy: Anatomy) -> tuple[Nuclei, Glands]:
     """Place nuclei and glands."""
     rng = spec.rng(2)
     glands = _place_glands(spec, anatomy, rng)
@@ -77,6 +78,7 @@ def populate(spec: SyntheticSpec, anatomy: Anatomy) -> tuple[Nuclei, Glands]:
     parts = [_outside_glands(part, glands) for part in parts]
     parts.append(_ring_nuclei(glands, rng))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    # From top to bottom, so that a strip finds its nuclei by bisection.
     order = np.argsort(columns[1], kind="stable")
     x, y, stamp, angle = (column[order] for column in columns)
     return Nuclei(x, y, stamp.astype(np.uint8), angle), glands
@@ -102,7 +104,7 @@ def _jittered(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return a shaken hexagonal lattice over the slide, ``(x_um, y_um)``."""
     width, height = (side * spec.mpp for side in spec.size_px)
-    rows = np.arange(0, height + pitch, pitch * 0.866)
+    rows = np.arange(0, height + pitch, pitch * 0.866)  # half the square root of 3: a hexagonal lattice
     cols = np.arange(0, width + pitch, pitch)
     y = np.repeat(rows[:, None], len(cols), axis=1)
     x = cols[None] + (np.arange(len(rows)) % 2)[:, None] * pitch / 2
@@ -115,6 +117,7 @@ def _tissue_nuclei(
     spec: SyntheticSpec, anatomy: Anatomy, kind: int, crowding: Field, rng: np.random.Generator
 ) -> _Part:
     x, y = _jittered(spec, SPACING_UM[kind], 0.36, rng)
+    # Drawn for all positions, used for some: the numbers of one tissue do not depend on where the others lie.
     chance = rng.random(len(x))
     turn = rng.standard_normal(len(x))
     here = anatomy.type_at(x, y) == kind
@@ -122,6 +125,7 @@ def _tissue_nuclei(
     row, col = _positions(x, y, anatomy)
     kept = chance < np.clip(0.78 + 0.17 * crowding[row, col], 0.35, 1.0)
     x, y, turn, row, col = x[kept], y[kept], turn[kept], row[kept], col[kept]
+    # Spindle cells lie along the fibres; all others point anywhere.
     along = kind in (STROMA, GLAND)
     angle = _fibre_angle(anatomy)[row, col] + 0.22 * turn if along else turn * np.pi
     return x, y, np.full(len(x), kind, np.float64), np.mod(angle, np.pi)
@@ -138,7 +142,7 @@ def _positions(
 def _fibre_angle(anatomy: Anatomy) -> Field:
     """Return the direction in which fibres run: along the bent texture's rows."""
     along_y, along_x = np.gradient(anatomy.warp_um[0], LATTICE_UM)
-    angle = np.arctan2(np.sin(anatomy.turn) - along_x, np.cos(anatomy.turn) + along_y)
+    angle = np.arctan2(np.sin(anatomy.texture_angle) - along_x, np.cos(anatomy.texture_angle) + along_y)
     return np.asarray(angle, dtype=np.float32)
 
 
@@ -171,6 +175,7 @@ def _outside_glands(part: _Part, glands: Glands) -> _Part:
 def _ring_nuclei(glands: Glands, rng: np.random.Generator) -> _Part:
     parts = [np.zeros((4, 0))]
     for i in range(len(glands)):
+        # One nucleus each 6.2 microns along the ring, at 0.8 of the gland's radius.
         n = int(2 * np.pi * glands.radius_um[i] * 0.8 / 6.2)
         turn = (np.arange(n) + rng.uniform(-0.3, 0.3, n)) * 2 * np.pi / n
         reach = glands.outer_um(i, turn) * rng.normal(0.8, 0.045, n)

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from histosge.errors import ExpressionError
-from histosge.synthetic.anatomy import grow
-from histosge.synthetic.cells import density, populate
+from histosge.synthetic.anatomy import draw_anatomy
+from histosge.synthetic.cells import density, place_cells
 from histosge.synthetic.painting import Painter
 from histosge.synthetic.programme import rates
 from histosge.synthetic.pyramid_tiff import TILE_PX, write_pyramid
 from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
-from histosge.synthetic.spots import depth_field, measure, write_h5ad
-from histosge.synthetic.truth import Truth, load_truth, save_truth, spec_of, truth_at
+from histosge.synthetic.spots import depth_field, measure_spots, write_h5ad
+from histosge.synthetic.truth import Truth, load_truth, read_spec, save_truth, truth_at
 
 __all__ = [
     "SyntheticCohort",
@@ -75,12 +75,12 @@ def make_section(out_dir: str | Path, spec: SyntheticSpec, slide_id: str = "demo
     folder.mkdir(parents=True, exist_ok=True)
     slide, expression, truth_path = (folder / f"{slide_id}{end}" for end in (".tif", ".h5ad", ".truth.npz"))
     section = SyntheticSection(slide_id, slide, expression, truth_path, spec.genes.names())
-    # The truth is written last, so it stands for all three.
-    if slide.is_file() and expression.is_file() and spec_of(truth_path) == spec.to_json():
+    # The truth is written last: where it exists, the other two are complete.
+    if slide.is_file() and expression.is_file() and read_spec(truth_path) == spec.to_json():
         return section
     truth_path.unlink(missing_ok=True)
-    anatomy = grow(spec)
-    nuclei, glands = populate(spec, anatomy)
+    anatomy = draw_anatomy(spec)
+    nuclei, glands = place_cells(spec, anatomy)
     nuclei_mm2 = density(nuclei, anatomy)
     painter = Painter(spec, anatomy, nuclei, glands)
     picture = write_pyramid(slide, painter.strips(TILE_PX), spec.size_px, spec.mpp)
@@ -90,7 +90,7 @@ def make_section(out_dir: str | Path, spec: SyntheticSpec, slide_id: str = "demo
     genes = tuple(gene for family in section.families.values() for gene in family)
     depth = depth_field(nuclei_mm2, anatomy.tissue, spec.median_counts)
     truth = Truth(dense, y_um, x_um, anatomy.label, genes, section.families, depth)
-    write_h5ad(expression, measure(spec, truth), truth, spec, (slide_id, picture))
+    write_h5ad(expression, measure_spots(spec, truth), truth, spec, (slide_id, picture))
     save_truth(truth_path, truth, spec.to_json())
     return section
 

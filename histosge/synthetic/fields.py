@@ -24,10 +24,12 @@ def random_field(
     """
     down, across = length if isinstance(length, tuple) else (length, length)
     noise = rng.standard_normal(shape, dtype=np.float32)
+    # The Fourier transform of a Gaussian: exp(-2 (pi sigma f)^2), with f in cycles per cell.
     gain_y = np.exp(-2 * (np.pi * down * fft.fftfreq(shape[0])) ** 2)
     gain_x = np.exp(-2 * (np.pi * across * fft.rfftfreq(shape[1])) ** 2)
     gain = np.outer(gain_y, gain_x).astype(np.float32)
-    gain[0, 0] = 0
+    gain[0, 0] = 0  # the mean
+    # Circular, so a field is periodic: textures repeat without a seam.
     smooth = fft.irfft2(fft.rfft2(noise) * gain, s=shape)
     return np.asarray(smooth / max(float(smooth.std()), 1e-12), dtype=np.float32)
 
@@ -39,7 +41,7 @@ def smoothed(values: NDArray[np.float32], length: float) -> Field:
     return np.asarray(ndimage.gaussian_filter(values, length, mode="reflect", truncate=3.0), dtype=np.float32)
 
 
-def read_linear(field: Field, rows: NDArray[np.floating], cols: NDArray[np.floating]) -> Field:
+def interpolate(field: Field, rows: NDArray[np.floating], cols: NDArray[np.floating]) -> Field:
     """Interpolate a field at every crossing of `rows` and `cols`.
 
     Parameters
@@ -56,6 +58,7 @@ def read_linear(field: Field, rows: NDArray[np.floating], cols: NDArray[np.float
     left, right, across = _neighbours(cols, field.shape[1])
     lines = field[top] + (field[bottom] - field[top]) * down[:, None]
     start = np.take(lines, left, axis=1)
+    # In place: this is called for every strip of pixels, and new memory costs as much as the arithmetic.
     step = np.take(lines, right, axis=1)
     step -= start
     step *= across

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from histosge.synthetic.anatomy import FINE_UM, Anatomy
 from histosge.synthetic.cells import Glands, Nuclei
-from histosge.synthetic.fields import Field, random_field, read_linear
+from histosge.synthetic.fields import Field, interpolate, random_field
 from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
 from histosge.synthetic.textures import (
     FULL_DENSITY,
@@ -36,7 +36,7 @@ EOSIN = (0.13, 0.89, 0.41)
 WHITE = (246, 243, 246)
 Bytes = NDArray[np.uint8]
 BENDING = np.array([0.3, 0.3, 1.0, 0.3, 1.0, 0.25, 0.4], np.float32)
-"""How much of the warp each tissue's texture follows: fibres bend, vacuoles do not."""
+"""Share of the warp that each tissue's texture follows: fibres bend, vacuoles do not."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Staining:
     colours: Bytes
 
 
-def stain(spec: SyntheticSpec, anatomy: Anatomy) -> Staining:
+def draw_staining(spec: SyntheticSpec, anatomy: Anatomy) -> Staining:
     """Draw the staining of one slide: slow changes, a halo beside the tissue, its own pair of hues."""
     rng = spec.rng(3)
     shape = anatomy.label.shape
@@ -77,6 +77,7 @@ def stain(spec: SyntheticSpec, anatomy: Anatomy) -> Staining:
 
 def _colours(rng: np.random.Generator) -> Bytes:
     dyes = np.array([HAEMATOXYLIN, EOSIN]) * rng.uniform(0.95, 1.05, (2, 3))
+    # Beer-Lambert: densities of the stains add up, and light falls by a power of ten with them.
     pairs = np.stack(np.meshgrid(np.arange(256), np.arange(256), indexing="ij"), axis=-1).reshape(-1, 2)
     density = pairs * (FULL_DENSITY / 255) @ dyes
     return np.asarray(np.floor(np.array(WHITE) * 10.0**-density + 0.5).astype(np.uint8))
@@ -94,7 +95,7 @@ class Painter:
     def __init__(self, spec: SyntheticSpec, anatomy: Anatomy, nuclei: Nuclei, glands: Glands) -> None:
         rng = spec.rng(4)
         self._spec, self._anatomy, self._nuclei, self._glands = spec, anatomy, nuclei, glands
-        self._staining = stain(spec, anatomy)
+        self._staining = draw_staining(spec, anatomy)
         self._textures = make_textures().ravel()
         self._stamps = make_stamps(spec.mpp)
         self._variant = rng.integers(0, VARIANTS, len(nuclei))
@@ -107,6 +108,7 @@ class Painter:
 
     def strip(self, top: int, stop: int) -> Bytes:
         """Return pixel rows ``top`` to ``stop`` as RGB, ``(stop - top, width, 3)``."""
+        # A margin as wide as the largest stamp: nuclei of neighbouring strips reach into this one.
         margin = self._margin
         haematoxylin, eosin = self._tissue(top - margin, stop + margin)
         for i in range(len(self._glands)):
@@ -117,7 +119,7 @@ class Painter:
 
     def _tissue(self, top: int, stop: int) -> tuple[Bytes, Bytes]:
         """Return the textures of a strip with its margins as bytes of both stains."""
-        mpp, turn = self._spec.mpp, self._anatomy.turn
+        mpp, turn = self._spec.mpp, self._anatomy.texture_angle
         rows = np.arange(top, stop)
         cols = np.arange(-self._margin, self._spec.size_px[0] + self._margin)
         kind = self._kinds(rows, cols)
@@ -127,12 +129,14 @@ class Painter:
         ways = ((np.cos(turn), -np.sin(turn)), (np.sin(turn), np.cos(turn)))
         index = kind.astype(np.int32)
         for warp, (by_y, by_x) in zip(self._anatomy.warp_um, ways, strict=True):
-            place = read_linear(warp, y_um / LATTICE_UM, x_um / LATTICE_UM)
+            place = interpolate(warp, y_um / LATTICE_UM, x_um / LATTICE_UM)
             place *= bending
             place += y * np.float32(by_y)
             place += x * np.float32(by_x)
+            # TEXTURE_PX is a power of two: the mask wraps places around, those left of the slide's edge as well.
             index *= TEXTURE_PX
             index += place.astype(np.int32) & (TEXTURE_PX - 1)
+        # Both stains in one number, so that each pixel is looked up once.
         packed = np.take(self._textures, index)
         return (packed >> 8).astype(np.uint8), packed.astype(np.uint8)
 
@@ -172,23 +176,24 @@ class Painter:
             y0, x0 = row - reach, col - reach
             y1, x1 = row + reach + 1, col + reach + 1
             if y0 < 0 or x0 < 0 or y1 > height or x1 > width:
-                # Cut by the strip's own margin: what is left of it lies outside the strip too.
+                # Cut by the strip's own margin: the missing part lies outside the strip, too.
                 cut_y, cut_x = max(-y0, 0), max(-x0, 0)
                 stamp = stamp[cut_y : height - y0, cut_x : width - x0]
                 y0, x0 = max(y0, 0), max(x0, 0)
             part_ = haematoxylin[y0:y1, x0:x1]
+            # The darker of two: nuclei that overlap do not add up to black.
             np.maximum(part_, stamp, out=part_)
 
     def _colour(self, haematoxylin: Bytes, eosin: Bytes, top: int) -> Bytes:
         mpp, staining = self._spec.mpp, self._staining
         rows = (np.arange(top, top + len(eosin)) + 0.5) * mpp / LATTICE_UM
         cols = (np.arange(eosin.shape[1]) + 0.5) * mpp / LATTICE_UM
-        blue = read_linear(staining.strength[0], rows, cols)
+        blue = interpolate(staining.strength[0], rows, cols)
         blue *= haematoxylin
         np.minimum(blue, 255, out=blue)
-        pink = read_linear(staining.strength[1], rows, cols)
+        pink = interpolate(staining.strength[1], rows, cols)
         pink *= eosin
-        pink += read_linear(staining.haze * (255 / FULL_DENSITY), rows, cols)
+        pink += interpolate(staining.haze * (255 / FULL_DENSITY), rows, cols)
         np.minimum(pink, 255, out=pink)
         index = blue.astype(np.uint16)
         index <<= 8
@@ -205,7 +210,7 @@ def _blurred(stain_: Bytes) -> Bytes:
     out = down[:, :-2] + down[:, 2:]
     out += down[:, 1:-1]
     out += down[:, 1:-1]
-    out += 8
+    out += 8  # half of 16: rounds rather than truncates
     out >>= 4
     return out.astype(np.uint8)
 

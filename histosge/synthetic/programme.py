@@ -1,8 +1,8 @@
-"""Which gene answers to what, and the rates that follow: the truth's arithmetic.
+"""Which gene follows what (tissue, slow fields, chance), and the rates that result.
 
 Rates are given per 10,000 (like CP10k) and sum to 10,000 at every tissue position. Three families are
 capped so that together they never reach 10,000, and the housekeeping genes take exactly what is left.
-So no gene moves because another one does, except the housekeeping genes: a noise gene stays
+So no gene changes because another one does, except the housekeeping genes: a noise gene stays
 independent of tissue also after normalisation, which it would not if rates were simply rescaled.
 
 Terms
@@ -61,7 +61,7 @@ class Programme:
 
 
 def draw_programme(seed: int, genes: GeneCounts) -> Programme:
-    """Draw which gene answers to what."""
+    """Draw what each gene follows."""
     rng = np.random.default_rng([seed, 7])
     types = len(TISSUES) - 1
     affinity = rng.uniform(0.06, 0.16, (genes.morphology, types))
@@ -79,6 +79,7 @@ def draw_programme(seed: int, genes: GeneCounts) -> Programme:
             affinity[gene, second] = rng.uniform(0.2, 0.5)
             field[gene] = 0.4
     cap = TOTAL * genes.morphology / genes.total
+    # Scaled so that no tissue exceeds the cap: together the families then leave something for housekeeping genes.
     affinity *= cap / max(float(affinity.sum(axis=0).max(initial=0)), 1e-12)
     loading = rng.standard_normal((genes.gradient, N_FIELDS))
     loading /= np.abs(loading).sum(axis=1, keepdims=True)
@@ -94,6 +95,7 @@ def slow_fields(spec: SyntheticSpec, anatomy: Anatomy) -> Field:
     rng = spec.rng(5)
     shape, tissue = anatomy.label.shape, anatomy.tissue
     known = anatomy.composition[:, tissue].T.astype(np.float64)
+    # Shares sum to 1, so the matrix may be singular where a tissue is missing.
     inverse = np.linalg.pinv(known.T @ known)
     fields = []
     for _ in range(CANDIDATES):
@@ -125,8 +127,9 @@ def rates(spec: SyntheticSpec, anatomy: Anatomy, nuclei_mm2: Field) -> NDArray[n
     out = np.empty((genes.total, n), np.float32)
     stops = np.cumsum([genes.morphology, genes.gradient, genes.noise])
     out[: stops[0]] = _morphology(programme, anatomy.composition[:, tissue], nuclei_mm2[tissue], slow[0])
-    fold = np.log(GRADIENT_FOLD) / 2
+    fold = np.log(GRADIENT_FOLD) / 2  # the fields go from -1 to 1, so the exponent spans the whole fold
     out[stops[0] : stops[1]] = TOTAL / genes.total * np.exp(fold * (programme.loading @ slow - 1))
+    # Clipped and shifted to 2 standard deviations: no gene exceeds its share of the 10,000.
     white = np.clip(spec.rng(6).standard_normal((genes.noise, n), dtype=np.float32), -2, 2)
     out[stops[1] : stops[2]] = TOTAL / genes.total * np.exp(NOISE_SD * (white - 2))
     left = TOTAL - out[: stops[2]].sum(axis=0, dtype=np.float64)

@@ -53,13 +53,14 @@ def write_pyramid(path: Path, strips: Iterable[Bytes], size_px: tuple[int, int],
         The coarsest level, ``(height // 16, width // 16, 3)`` for slides of some size.
     """
     width, height = size_px
+    # No level under 16 pixels a side.
     count = max(n for n in range(1, LEVELS + 1) if min(size_px) >> (n - 1) >= 16)
     levels = [_Level(width >> n, height >> n) for n in range(1, count)]
     coarsest: list[Bytes] = []
 
     def level_0() -> Iterator[bytes]:
         for strip in strips:
-            # First, as the writer stops asking once it has the last tile.
+            # First: the writer does not go on with this generator once it has the last tile of level 0.
             _cascade(strip, levels, coarsest)
             yield from _encoded(strip)
 
@@ -89,6 +90,7 @@ def _encoded(rows: Bytes) -> Iterator[bytes]:
     """Yield one row of tiles as JPEG, edges repeated to fill the last."""
     height, width = rows.shape[:2]
     if height < TILE_PX or width % TILE_PX:
+        # A TIFF's tiles are all whole. Repeated edges leave no dark rim in the JPEG, as zeros would.
         rows = np.pad(rows, ((0, TILE_PX - height), (0, -width % TILE_PX), (0, 0)), mode="edge")
     for left in range(0, width, TILE_PX):
         tile = np.ascontiguousarray(rows[:, left : left + TILE_PX])
@@ -113,7 +115,7 @@ def _write_level(
         compression="jpeg",
         resolution=(per_cm, per_cm),
         resolutionunit="CENTIMETER",
-        subfiletype=1 if level else 0,
+        subfiletype=1 if level else 0,  # marks a reduced copy: OpenSlide takes these as levels
         metadata=None,
         software="histosge",
     )

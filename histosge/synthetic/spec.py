@@ -1,4 +1,4 @@
-"""What a synthetic section is asked to be; nothing is drawn here.
+"""Settings of a synthetic section; nothing is drawn here.
 
 Terms
     programme   which gene answers to which tissue: shared by all sections of a cohort
@@ -29,9 +29,9 @@ class GeneCounts:
     morphology
         Genes whose rate follows the tissue that the slide shows.
     gradient
-        Genes that change smoothly over the section, and that nothing in the picture tells.
+        Genes that change smoothly over the section, and that nothing in the picture predicts.
     noise
-        Genes that neither the picture nor the neighbours tell.
+        Genes that neither the picture nor the neighbours predict.
     housekeeping
         Genes that take what the others leave of 10,000; at least one.
     """
@@ -118,6 +118,7 @@ class SyntheticSpec:
     @property
     def lattice_shape(self) -> tuple[int, int]:
         """Positions of the truth, ``(n_y, n_x)``; the last may reach beyond the slide."""
+        # 1e-6: a side that is a whole number of steps must not get one more by rounding.
         width, height = (int(np.ceil(side * self.mpp / LATTICE_UM - 1e-6)) for side in self.size_px)
         return height, width
 
@@ -127,7 +128,7 @@ class SyntheticSpec:
         return min(self.region_um, min(self.size_px) * self.mpp / 8)
 
     def rng(self, purpose: int) -> np.random.Generator:
-        """Return the random numbers of one purpose: what one part draws does not move the others."""
+        """Return the random numbers of one purpose: drawing more for one part changes none of the others."""
         return np.random.default_rng([self.seed, purpose])
 
     def to_json(self) -> str:

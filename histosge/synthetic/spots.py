@@ -16,7 +16,7 @@ from histosge.synthetic.fields import Field
 from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
 from histosge.synthetic.truth import Truth
 
-MIN_TISSUE = 0.5
+MIN_TISSUE_SHARE = 0.5
 """A spot counts as on tissue from this share of its disc on."""
 DEPTH_POWER = 0.3
 DEPTH_SD = 0.25
@@ -47,12 +47,13 @@ class SpotTable:
 
 def depth_field(nuclei_mm2: Field, tissue: NDArray[np.bool_], median_counts: float) -> Field:
     """Return a whole spot's expected total counts over the lattice, NaN on background."""
+    # 500: where nuclei are few, depth falls gently and not to zero.
     crowded = (np.maximum(nuclei_mm2, 0) + 500) ** DEPTH_POWER
     middle = float(np.median(crowded[tissue]))
     return np.where(tissue, median_counts * crowded / middle, np.nan).astype(np.float32)
 
 
-def measure(spec: SyntheticSpec, truth: Truth) -> SpotTable:
+def measure_spots(spec: SyntheticSpec, truth: Truth) -> SpotTable:
     """Lay spots over the tissue and count.
 
     Raises
@@ -65,19 +66,21 @@ def measure(spec: SyntheticSpec, truth: Truth) -> SpotTable:
     discs = disc_weights(xy_um, spec.spot_diameter_um, truth.label.shape)
     tissue = truth.label > 0
     share = discs @ tissue.ravel().astype(np.float64)
-    on = share >= MIN_TISSUE
+    on = share >= MIN_TISSUE_SHARE
     if not on.any():
         raise ExpressionError(
             f"none of {len(on)} spots lies on tissue: give a slide larger than "
             f"{spec.size_px[0]} x {spec.size_px[1]} px or a smaller spot pitch"
         )
     discs = discs[on][:, tissue.ravel()]
+    # Rates average over the tissue under a disc; counts also fall with the share of the disc that is tissue.
     per_tissue = sparse.diags_array(1 / share[on]) @ discs
     mean_rates = per_tissue @ truth.rates[:, tissue].T.astype(np.float64)
     depth = (discs @ truth.depth[tissue].astype(np.float64)) * np.exp(
         DEPTH_SD * rng.standard_normal(int(on.sum()))
     )
     expected = mean_rates / mean_rates.sum(axis=1, keepdims=True) * depth[:, None]
+    # Gamma-Poisson: the variance is the mean plus OVERDISPERSION times its square.
     shape = 1 / OVERDISPERSION
     counts = rng.poisson(expected * rng.gamma(shape, 1 / shape, expected.shape)).astype(np.int32)
     return SpotTable(row[on], col[on], xy_um[on], sparse.csr_matrix(counts))
@@ -88,8 +91,9 @@ def hexagonal(spec: SyntheticSpec) -> tuple[NDArray[np.int64], NDArray[np.int64]
     width, height = (side * spec.mpp for side in spec.size_px)
     pitch, edge = spec.spot_pitch_um, spec.spot_diameter_um / 2
     step = pitch * np.sqrt(3) / 2
-    rows, halves = int((height - 2 * edge) // step) + 1, int((width - 2 * edge) // (pitch / 2)) + 1
-    row, col = (a.ravel() for a in np.mgrid[:rows, :halves])
+    # As Space Ranger counts: columns in half steps, of which every other one is used in a row.
+    n_rows, n_cols = int((height - 2 * edge) // step) + 1, int((width - 2 * edge) // (pitch / 2)) + 1
+    row, col = (a.ravel() for a in np.mgrid[:n_rows, :n_cols])
     used = (row + col) % 2 == 0
     row, col = row[used], col[used]
     return row, col, np.column_stack([edge + col * pitch / 2, edge + row * step])

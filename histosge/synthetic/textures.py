@@ -28,6 +28,7 @@ def to_byte(density: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.asarray(np.clip(density * (255 / FULL_DENSITY) + 0.5, 0, 255).astype(np.uint8))
 
 
+# Kept: the sections of a cohort share them.
 @lru_cache(maxsize=1)
 def make_textures() -> NDArray[np.uint16]:
     """Draw one texture per tissue; haematoxylin in the high byte, eosin in the low one.
@@ -99,7 +100,9 @@ def _fatty(rng: np.random.Generator, grain: Field) -> tuple[Field, Field]:
     shifted = lattice + rng.uniform(-0.3, 0.3, lattice.shape) / n
     centres = np.asarray(np.mod(shifted, 1) * TEXTURE_PX, dtype=np.float64)
     half = TEXTURE_PX // 2
+    # At half resolution, and enlarged: the distances are smooth.
     y, x = np.mgrid[:half, :half] * 2.0
+    # On a torus, so that the texture repeats without a seam.
     apart, _ = cKDTree(centres, boxsize=np.full(2, float(TEXTURE_PX))).query(
         np.column_stack([y.ravel(), x.ravel()]), k=3
     )
@@ -152,6 +155,7 @@ def _stamp(
     mpp: float,
     rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
+    # Room for the random size, stretch and edge below.
     reach = int(np.ceil(long_um * 1.35 / mpp)) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1] * mpp
     size = rng.uniform(0.78, 1.18)

@@ -19,6 +19,7 @@ from histosge.errors import ExpressionError
 from histosge.synthetic.spec import LATTICE_UM
 
 VERSION = 1
+# What numpy and zipfile raise for files that are cut short, no archives, or archives of something else.
 _UNREADABLE = (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile)
 
 
@@ -89,12 +90,13 @@ def load_truth(path: str | Path) -> Truth:
     rates[:, tissue] = tissue_rates
     depth = np.full(label.shape, np.nan, np.float32)
     depth[tissue] = tissue_depth
+    # Not stored: they follow from the shape.
     y_um, x_um = ((np.arange(n) + 0.5) * LATTICE_UM for n in label.shape)
     families = {family: tuple(names) for family, names in header["families"].items()}
     return Truth(rates, y_um, x_um, label, tuple(header["genes"]), families, depth)
 
 
-def spec_of(path: Path) -> str | None:
+def read_spec(path: Path) -> str | None:
     """Return the spec that a truth was made from as text, or None where there is no readable truth."""
     try:
         with np.load(path) as data:
@@ -122,6 +124,7 @@ def truth_at(truth: Truth, xy_um: NDArray[np.float64], side_um: float) -> NDArra
     area = place.sums((truth.label > 0).astype(np.float64))
     out = np.full((len(area), len(truth.genes)), np.nan)
     some = area > 1e-6
+    # One gene at a time, as running sums need float64: of all genes they would take twice the truth's memory.
     for gene, values in enumerate(truth.rates):
         out[some, gene] = place.sums(np.nan_to_num(values).astype(np.float64))[some] / area[some]
     return out
@@ -140,6 +143,7 @@ class _Squares:
 
     def sums(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the sum under each square, in lattice positions."""
+        # A summed-area table: four look-ups give the sum over any rectangle.
         total = np.zeros((values.shape[0] + 1, values.shape[1] + 1))
         np.cumsum(np.cumsum(values, axis=0), axis=1, out=total[1:, 1:])
         (rows, down), (cols, across) = self._corners

@@ -197,8 +197,8 @@ def _card(
                 "donor": item.section.spots.donor,
                 "slide_fingerprint": item.slide.fingerprint,
                 "spots": len(item.section.spots),
-                "few_counts": item.few_counts,
-                "off_tissue": item.off_tissue,
+                "few_counts": item.n_under_min_counts,
+                "off_tissue": len(item.uncovered),
             }
             for item in loaded
         ),

@@ -27,6 +27,7 @@ class Asset:
     media_type: str
 
 
+# Read once, not at each request.
 @cache
 def assets() -> dict[str, Asset]:
     """Return every file of the page by its path below the page's address."""

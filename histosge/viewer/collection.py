@@ -1,4 +1,4 @@
-"""Everything that a page may ask for: slides by number, never by name, so that no name becomes a path."""
+"""Everything that a page can request. Slides have numbers: a name in an address could become a path."""
 
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,11 @@ from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import Store
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore
-from histosge.viewer.gene_planes import new_cache
+from histosge.viewer.gene_reader import new_gene_cache
 from histosge.viewer.shown_slide import ShownSlide, Sources
 
 TILES_BYTES = 256_000_000
-"""JPEG tiles held at once."""
+"""JPEG tiles held at once, over all slides."""
 
 
 class Collection:
@@ -69,12 +69,13 @@ class Collection:
             raise ViewError(
                 f"there is no folder of domains at {domains}; make one with: histosge analyse --labels"
             )
-        found = cls(Sources(opened, maps, rows, domains, new_cache(), finest_mpp))
+        found = cls(Sources(opened, maps, rows, domains, new_gene_cache(), finest_mpp))
+        # Maps or a sheet of another cohort would open without an error, and show nothing.
         ids = [slide.slide_id for slide in found.slides]
         if maps is not None:
-            _refuse_strangers(maps.location.label, maps.location.folders(), ids, found.label)
+            _check_common_slides(maps.location.label, maps.location.folders(), ids, found.label)
         if samples is not None:
-            _refuse_strangers(samples, sorted(rows), ids, found.label)
+            _check_common_slides(samples, sorted(rows), ids, found.label)
         return found
 
     def slide(self, number: int) -> ShownSlide:
@@ -96,21 +97,21 @@ class Collection:
 
     def describe(self) -> dict[str, Any]:
         """Return the list of slides."""
-        # Its name without its path, which is nobody's business once the page is hosted.
+        # Its name without its path, which would tell visitors of a hosted page about this machine.
         return {
             "title": self.label.rstrip("/").rsplit("/", 1)[-1],
             "slides": [slide.slide_id for slide in self.slides],
         }
 
 
-def _refuse_strangers(what: str, named: list[str], known: list[str], store: str) -> None:
+def _check_common_slides(what: str, named: list[str], known: list[str], store: str) -> None:
     if not set(named) & set(known):
         raise ViewError(
-            f"{what} has no slide of {store}: it has {_brief(named)}, and the store {_brief(known)}; "
+            f"{what} has no slide of {store}: it has {_first_names(named)}, and the store {_first_names(known)}; "
             "give the one that was made from this store"
         )
 
 
-def _brief(names: list[str]) -> str:
+def _first_names(names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more if names else "none"

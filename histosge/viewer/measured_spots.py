@@ -13,12 +13,12 @@ from histosge.data.expression.find_expression import read_expression
 from histosge.data.genes import log_cp10k
 from histosge.data.sections import Spots
 
-NAMED = 50_000
-"""Spots that come with their barcodes; of more, such as the bins of Visium HD, these alone would be 10 MB."""
+MAX_BARCODES = 50_000
+"""Spots whose barcodes are sent. Those of more, such as the bins of Visium HD, would be 10 MB."""
 
 
 class MeasuredSpots:
-    """One section's spots, read when they are first asked for.
+    """One section's spots, read when they are first needed.
 
     Parameters
     ----------
@@ -35,6 +35,7 @@ class MeasuredSpots:
     @property
     def spots(self) -> Spots:
         """The spots, with raw counts."""
+        # Reading takes seconds to minutes, and the page sends several requests at once.
         with self._lock:
             return self._spots
 
@@ -45,6 +46,7 @@ class MeasuredSpots:
 
     @cached_property
     def _columns(self) -> sparse.csc_matrix:
+        # By columns: the page takes one gene after the other.
         return log_cp10k(self.spots).tocsc()
 
     def describe(self, genes: list[str] | None = None) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class MeasuredSpots:
         return {
             "xy_um": np.round(spots.xy_um, 2).tolist(),
             "diameter_um": spots.diameter_um,
-            "barcodes": spots.barcodes.tolist() if len(spots) <= NAMED else None,
+            "barcodes": spots.barcodes.tolist() if len(spots) <= MAX_BARCODES else None,
             "genes": list(spots.genes) if genes is None else genes,
             "unit": "log1p of counts per 10,000",
         }

@@ -1,4 +1,4 @@
-"""The page's server: this machine only, reading, and nothing by name.
+"""The page's server. It listens on this machine only, it writes nothing, and it opens nothing by a name in an address.
 
 It is bound to 127.0.0.1, answers only requests that were addressed to this machine (so that no web site can reach it
 through a name of its own that points here), and takes whole numbers alone from an address.
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
-NAMES = frozenset({"127.0.0.1", "localhost"})
-"""Host names under which the page may be asked for."""
+HOST_NAMES = frozenset({"127.0.0.1", "localhost"})
+"""Host names that a request may carry."""
 HEADERS = [
     (
         b"content-security-policy",
@@ -87,18 +87,18 @@ class LocalOnly:
                 message["headers"] = [*message["headers"], *HEADERS, *fresh]
             await send(message)
 
-        if scope["type"] == "http" and not _addressed_here(dict(scope["headers"]).get(b"host", b"")):
+        if scope["type"] == "http" and not _is_this_machine(dict(scope["headers"]).get(b"host", b"")):
             answer = PlainTextResponse(
-                "this page is for this machine: ask for it as 127.0.0.1 or localhost", 400
+                "this page is for this machine only: open it as 127.0.0.1 or localhost", 400
             )
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, with_headers)
 
 
-def _addressed_here(host: bytes) -> bool:
+def _is_this_machine(host: bytes) -> bool:
     name, colon, port = host.decode("latin-1").partition(":")
-    return name.lower() in NAMES and (port.isdecimal() if colon else True)
+    return name.lower() in HOST_NAMES and (port.isdecimal() if colon else True)
 
 
 def _endpoints(collection: Collection) -> "dict[str, Callable[[Request], Response]]":
@@ -124,7 +124,7 @@ def _endpoints(collection: Collection) -> "dict[str, Callable[[Request], Respons
     def labels(request: "Request") -> Response:
         found = slide(request).labels(request.path_params["layer"])
         if found is None:
-            raise LookupError("no domains are known here")
+            raise LookupError("no domains are known here")  # becomes a 404
         return raw(found, "<i2")
 
     def spot_values(request: "Request") -> Response:
@@ -145,7 +145,7 @@ def _endpoints(collection: Collection) -> "dict[str, Callable[[Request], Respons
         f"{layer}/layer.json": lambda r: JSONResponse(slide(r).describe_layer(r.path_params["layer"])),
         f"{layer}/domains.i16": labels,
         f"{layer}/genes/{{gene:int}}.f16": lambda r: raw(
-            slide(r).plane(r.path_params["layer"], r.path_params["gene"]), "<f2"
+            slide(r).gene_values(r.path_params["layer"], r.path_params["gene"]), "<f2"
         ),
         f"{one}/spots.json": lambda r: JSONResponse(slide(r).describe_spots()),
         f"{one}/spots/{{gene:int}}.f16": spot_values,
@@ -166,6 +166,7 @@ def listen(port: int) -> socket.socket:
         If it is taken.
     """
     taken = socket.socket()
+    # Without it, a port that was just closed stays taken for a minute.
     taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         taken.bind((HOST, port))
@@ -187,6 +188,7 @@ def serve(collection: Collection, taken: socket.socket, *, open_browser: bool) -
     server = uvicorn.Server(
         uvicorn.Config(make_app(collection), log_level="warning", timeout_graceful_shutdown=1)
     )
+    # Only when the server answers: a browser that comes too early shows an error page.
     if open_browser:
         threading.Thread(target=_open_when_ready, args=(server, address), daemon=True).start()
     with suppress(KeyboardInterrupt):  # Ctrl-C is how a page ends

@@ -1,4 +1,4 @@
-"""One slide as the page shows it: its picture, its maps, its measured spots and its domains, each read when asked for.
+"""One slide as the page shows it: its pixels, its maps, its measured spots and its domains, each read on demand.
 
 Terms
     layer    a grid of patches that the page colours: the grid of a map, or of the feature store where there is no map
@@ -22,15 +22,15 @@ from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import SlideRecord, Store
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.viewer.gene_planes import GenePlanes, Plane, per_gene
+from histosge.viewer.gene_reader import GeneReader, GridValues, per_gene
 from histosge.viewer.map_domains import Labels, stored_domains, table_domains
 from histosge.viewer.measured_spots import MeasuredSpots
-from histosge.viewer.picture_tiles import Picture
+from histosge.viewer.slide_tiles import SlideTiles
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where everything that a page shows comes from.
+    """Where a page reads from.
 
     Parameters
     ----------
@@ -42,6 +42,8 @@ class Sources:
         Slide id -> its row of a sample sheet: measured spots, and where the slide lies now.
     domains
         Folder with one table of labels per slide, if any.
+    gene_cache
+        Shared by the maps of all slides.
     finest_mpp
         Leave out tiles finer than this.
     """
@@ -50,7 +52,7 @@ class Sources:
     expression: ExpressionStore | None
     samples: dict[str, Sample]
     domains: Path | None
-    planes: ByteCache[Plane]
+    gene_cache: ByteCache[GridValues]
     finest_mpp: float = 0.0
 
 
@@ -77,23 +79,25 @@ class ShownSlide:
 
     def __init__(self, slide_id: str, sources: Sources) -> None:
         self.slide_id, self._sources = slide_id, sources
+        # The server answers from several threads, and `cached_property` alone lets two of them compute one value.
+        # Reentrant, as some of the properties below use each other.
         self._lock = threading.RLock()
 
     @cached_property
     def record(self) -> SlideRecord:
-        """What the store says of it."""
+        """Its record in the store."""
         return self._sources.store.slide(self.slide_id)
 
     @property
-    def picture(self) -> Picture:
+    def picture(self) -> SlideTiles:
         """Its H&E."""
         with self._lock:
             return self._picture
 
     @cached_property
-    def _picture(self) -> Picture:
+    def _picture(self) -> SlideTiles:
         sample = self._sources.samples.get(self.slide_id)
-        return Picture(self.record, sample.slide if sample else None, self._sources.finest_mpp)
+        return SlideTiles(self.record, sample.slide if sample else None, self._sources.finest_mpp)
 
     @property
     def layers(self) -> list[Layer]:
@@ -103,6 +107,7 @@ class ShownSlide:
 
     @cached_property
     def _layers(self) -> list[Layer]:
+        # With maps the store's other grids are left out: nothing could be coloured on them.
         maps = [self._map_layer(key) for key in self._map_keys()]
         return maps or [self._grid_layer(key) for key in self._sources.store.grid_keys(self.slide_id)]
 
@@ -134,7 +139,7 @@ class ShownSlide:
         return MeasuredSpots(sample, self.record.mpp) if sample and sample.expression else None
 
     def describe(self) -> dict[str, Any]:
-        """Return what the page needs first; nothing dear is read."""
+        """Return what the page needs first; only metadata is read."""
         record, layers = self.record, self.layers
         notes = []
         if self._sources.expression is not None and not any(layer.stored for layer in layers):
@@ -146,7 +151,7 @@ class ShownSlide:
             "size_um": [side * record.mpp for side in record.size_px],
             "size_px": list(record.size_px),
             "mpp": record.mpp,
-            "thumbnail": _placed(layers[0].grid) if layers else None,
+            "thumbnail": _grid_placement(layers[0].grid) if layers else None,
             "layers": [layer.key for layer in layers],
             "spots": self.measured is not None,
             "notes": notes,
@@ -172,16 +177,19 @@ class ShownSlide:
     def describe_layer(self, number: int) -> dict[str, Any]:
         """Return where a layer's patches lie, its genes, and what is known of each."""
         layer = self._layer(number)
-        found: dict[str, Any] = {"key": layer.key, **_placed(layer.grid), "genes": []}
+        found: dict[str, Any] = {"key": layer.key, **_grid_placement(layer.grid), "genes": []}
         if layer.stored is not None:
             expression = self._sources.expression
             assert expression is not None
             found["genes"] = list(layer.stored.genes)
             found["unit"] = layer.stored.array.attrs.get("units", "")
             found["made_by"] = {
-                k: str(v)[:16] for k, v in layer.stored.array.attrs.get("made_by", {}).items()
+                # Fingerprints are 64 digits long; a few tell two models apart.
+                k: str(v)[:16]
+                for k, v in layer.stored.array.attrs.get("made_by", {}).items()
             }
             found |= per_gene(expression.location, f"{self.slide_id}/{layer.key}", len(layer.stored.genes))
+        # A table that does not fit is a note on the page: the genes of the layer are still of use.
         try:
             labels = self.labels(number)
         except ViewError as error:
@@ -207,7 +215,7 @@ class ShownSlide:
             labels = table_domains(sources.domains, self.slide_id, layer.grid)
         return labels
 
-    def plane(self, number: int, gene: int) -> Plane:
+    def gene_values(self, number: int, gene: int) -> GridValues:
         """Return a predicted gene over a layer, ``(n_rows, n_cols)``.
 
         Raises
@@ -219,11 +227,11 @@ class ShownSlide:
         if stored is None:
             raise LookupError(f"nothing is predicted on layer {number}")
         with self._lock:
-            planes = self._planes.setdefault(number, GenePlanes(stored, self._sources.planes))
-        return planes.plane(gene)
+            reader = self._gene_readers.setdefault(number, GeneReader(stored, self._sources.gene_cache))
+        return reader.read(gene)
 
     @cached_property
-    def _planes(self) -> dict[int, GenePlanes]:
+    def _gene_readers(self) -> dict[int, GeneReader]:
         return {}
 
     def describe_spots(self) -> dict[str, Any]:
@@ -236,7 +244,7 @@ class ShownSlide:
             return {"error": str(error)}
 
 
-def _placed(grid: PatchGrid) -> dict[str, Any]:
-    """Where a grid's pixels lie when each patch is drawn as the square of one stride around its centre."""
+def _grid_placement(grid: PatchGrid) -> dict[str, Any]:
+    """Return where a grid's pixels lie when each patch is drawn as the square of one stride around its centre."""
     corner = (grid.patch_um - grid.stride_um) / 2
     return {"shape": list(grid.shape), "origin_um": [corner, corner], "step_um": grid.stride_um}

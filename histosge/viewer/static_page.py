@@ -1,6 +1,6 @@
-"""A page as files, for any web server: the same answers as the live one gives, written out.
+"""A page as files, for any web server: the same content that the live one serves.
 
-Tiles down to a stated scale, chosen genes. The list of slides is written last: a folder without it is not whole.
+Tiles down to a stated scale, chosen genes. The list of slides is written last: a folder without it is incomplete.
 """
 
 import json
@@ -21,15 +21,15 @@ from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
 from histosge.viewer.shown_slide import ShownSlide
 
-ALL_GENES = 500
-"""Genes that are written without being named; more must be chosen."""
+MAX_ALL_GENES = 500
+"""Genes that are written without being named. Each is a file per slide, so more have to be chosen."""
 THREADS = 4
+# In place of reasons, which name paths of this machine: the page is for others to read.
 UNREADABLE = "it could not be read when this page was written"
-"""In place of reasons, which name paths of this machine."""
 
 
 @dataclass(frozen=True)
-class Exported:
+class WrittenPage:
     """What was written."""
 
     slides: int
@@ -40,7 +40,7 @@ class Exported:
 
 def export_page(
     collection: Collection, out: Path, genes: Sequence[str] = (), on_message: OnMessage = lambda _: None
-) -> Exported:
+) -> WrittenPage:
     """Write a page into a folder.
 
     Parameters
@@ -50,7 +50,7 @@ def export_page(
     out
         A new or empty folder, or one of an earlier export, which is written over.
     genes
-        Which; all predicted ones if empty, as long as they are at most `ALL_GENES`.
+        Which; all predicted ones if empty, as long as they are at most `MAX_ALL_GENES`.
 
     Raises
     ------
@@ -58,8 +58,9 @@ def export_page(
         If the folder holds something else, a gene is unknown, or too many would be written.
     """
     _check_folder(out)
-    chosen = _choose(collection, genes)
+    chosen = _choose_genes(collection, genes)
     writer = _Writer(out)
+    # The page reads this first. Without it, a folder that was only half written shows nothing rather than a part.
     (out / "data" / "index.json").unlink(missing_ok=True)
     tiles = 0
     for number, slide in enumerate(collection.slides):
@@ -69,7 +70,7 @@ def export_page(
     for name, asset in assets().items():
         writer.write(name, asset.content)
     writer.json("data/index.json", collection.describe())
-    return Exported(len(collection.slides), tiles, len(chosen), writer.n_bytes)
+    return WrittenPage(len(collection.slides), tiles, len(chosen), writer.n_bytes)
 
 
 @dataclass
@@ -97,18 +98,19 @@ def _check_folder(out: Path) -> None:
         raise ViewError(
             f"a page is written into a folder of this machine, not to {out}; copy it on from there"
         )
+    # A page may be written over itself; its script tells one from a folder of somebody's own.
     if out.is_dir() and any(out.iterdir()) and not (out / "static" / "main.js").is_file():
         raise ViewError(
             f"{out} holds something that is no page; nothing was written, give a new or empty folder"
         )
 
 
-def _choose(collection: Collection, genes: Sequence[str]) -> list[str]:
+def _choose_genes(collection: Collection, genes: Sequence[str]) -> list[str]:
     predicted = dict.fromkeys(gene for gene in _predicted(collection))
     if not genes and predicted:
-        if len(predicted) > ALL_GENES:
+        if len(predicted) > MAX_ALL_GENES:
             raise ViewError(
-                f"the maps hold {len(predicted)} genes; choose up to {ALL_GENES} with --genes A,B,C"
+                f"the maps hold {len(predicted)} genes; choose up to {MAX_ALL_GENES} with --genes A,B,C"
             )
         return list(predicted)
     measured = dict.fromkeys(
@@ -157,7 +159,7 @@ def _write_layer(writer: _Writer, base: str, slide: ShownSlide, number: int, cho
             found[name] = [found[name][column[gene]] for gene in kept]
     writer.json(f"{base}/layer.json", {**found, "genes": kept})
     for i, gene in enumerate(kept):
-        writer.raw(f"{base}/genes/{i}.f16", slide.plane(number, column[gene]), "<f2")
+        writer.raw(f"{base}/genes/{i}.f16", slide.gene_values(number, column[gene]), "<f2")
     labels = slide.labels(number) if found["domains"] else None
     if labels is not None:
         writer.raw(f"{base}/domains.i16", labels, "<i2")
@@ -192,7 +194,7 @@ def _write_tiles(writer: _Writer, collection: Collection, number: int, on_messag
     ]
     on_message(f"{slide.slide_id}: {len(names)} tiles down to {pyramid.mpp:.3g} microns per pixel")
     with ThreadPoolExecutor(THREADS) as pool:
-        # In parts, so that a slide of a million tiles is not held in memory.
+        # In parts: `map` submits all it is given, and a slide of a million tiles would be held in memory.
         for first in range(0, len(names), 256):
             part = names[first : first + 256]
             for name, content in zip(part, pool.map(lambda n: _tile(slide, n), part), strict=True):
@@ -206,4 +208,4 @@ def _tile(slide: ShownSlide, name: tuple[int, int, int]) -> bytes | None:
     try:
         return slide.picture.tile(*name)
     except SlideError:
-        return None  # the page leaves a hole, as it does live
+        return None  # the page leaves the tile out, as the live one does

@@ -1,7 +1,7 @@
 """Which tiles a slide is shown in: arithmetic only.
 
 Terms
-    tile     a square of the picture at one level, as the page asks for it; nothing to do with the file's own tiles
+    tile     a square of the picture at one level, as the page requests it; independent of the file's own tiles
     level    0 is the coarsest, which fits in one tile; each next one has twice the pixels a side
 """
 
@@ -34,10 +34,10 @@ class TilePyramid:
     max_level: int
 
     @classmethod
-    def over(
+    def for_slide(
         cls, size_px: tuple[int, int], mpp: float, level_mpps: tuple[float, ...], finest_mpp: float = 0.0
     ) -> "TilePyramid":
-        """Lay tiles over a slide.
+        """Choose the levels of a slide.
 
         Parameters
         ----------
@@ -48,10 +48,12 @@ class TilePyramid:
         finest_mpp
             Leave out levels finer than this.
         """
+        # 1e-6: a scale that is an exact power of two away must not be rounded up to the next one.
         halvings = max(0, math.ceil(math.log2(max(finest_mpp, mpp) / mpp) - 1e-6))
         width, height = (math.ceil(side / 2**halvings) for side in size_px)
         finest = mpp * 2**halvings
         max_level = max(0, math.ceil(math.log2(max(width, height) / TILE_PX)))
+        # Downwards, as long as one tile of the next coarser level need not be averaged from too many pixels.
         min_level = max_level
         while (
             min_level > 0
@@ -92,7 +94,7 @@ class TilePyramid:
         return x, y, min(TILE_PX, width - x), min(TILE_PX, height - y)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the page needs to ask for tiles."""
+        """Return what the page needs to request tiles."""
         width, height = self.size_px
         levels = {"min_level": self.min_level, "max_level": self.max_level}
         return {"width": width, "height": height, "mpp": self.mpp, "tile_px": TILE_PX, **levels}
@@ -100,4 +102,5 @@ class TilePyramid:
 
 def _reduction(mpp: float, level_mpps: tuple[float, ...]) -> float:
     """How many times finer the level is that `mpp` would be averaged from."""
+    # Slack for the rounding of scales in files: the level itself is to count as fine enough.
     return mpp / max((m for m in level_mpps if m <= mpp * 1.000001), default=mpp)

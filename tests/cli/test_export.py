@@ -56,7 +56,7 @@ def test_a_picture_that_stands_in_is_said_unless_quiet(
     histosge: Histosge, maps: Path, tmp_path: Path
 ) -> None:
     ran = histosge("export", maps, tmp_path / "m.h5ad", "--to", "h5ad")
-    assert "mean colours stand for the picture" in ran.err
+    assert "mean colours are used as the picture" in ran.err
     assert histosge("export", maps, tmp_path / "m.h5ad", "--to", "h5ad", "--quiet").err == ""
 
 

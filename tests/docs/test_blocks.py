@@ -2,6 +2,7 @@
 
 A page's blocks run in order, in a folder of their own that holds what a reader would bring: `cohort.csv`
 with two small sections (C2, C4), `genes.txt`, and in place of a fresh `histosge demo` one that was made before, smaller.
+A block below a file's name in bold is written to that file.
 """
 
 import contextlib
@@ -34,7 +35,8 @@ PAGES = [
     *sorted(page for page in (ROOT / "docs").glob("*.md") if page.name not in NOT_A_GUIDE),
 ]
 FENCE = re.compile(
-    r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>python|bash|shell|sh|console)\n(?P<code>.*?)^```",
+    r"(?:^\*\*`(?P<file>\S+)`\*\*\n\n)?(?:<!-- (?P<mark>[^\n]*?) -->\n)?"
+    r"^```(?P<kind>python|bash|shell|sh|console)\n(?P<code>.*?)^```",
     re.MULTILINE | re.DOTALL,
 )
 SPEC = SyntheticSpec(size_px=(2400, 2200), genes=GeneCounts(8, 4, 4, 4))
@@ -48,6 +50,7 @@ class Block:
     code: str
     mark: str
     line: int
+    file: str
 
     @property
     def is_run(self) -> bool:
@@ -57,7 +60,13 @@ class Block:
 def blocks_of(page: Path) -> list[Block]:
     text = page.read_text()
     return [
-        Block(found["kind"], found["code"], found["mark"] or "", text.count("\n", 0, found.start("code")) + 1)
+        Block(
+            found["kind"],
+            found["code"],
+            found["mark"] or "",
+            text.count("\n", 0, found.start("code")) + 1,
+            found["file"] or "",
+        )
         for found in FENCE.finditer(text)
     ]
 
@@ -97,9 +106,14 @@ def test_every_block_runs(
     shutil.copytree(brought, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{_command(tmp_path)}:{os.environ['PATH']}")
+    # `--preset module:Class` lets modules of this folder be imported; other pages must not find them.
+    monkeypatch.setattr("sys.path", list(sys.path))
     names: dict[str, object] = {"__name__": "page"}
     for block in filter(lambda b: b.is_run, blocks_of(page)):
         where = f"{page.name}:{block.line}"
+        if block.file:
+            (tmp_path / block.file).write_text(block.code)
+            continue
         if block.kind == "python":
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(compile("\n" * block.line + block.code, str(page), "exec"), names)
@@ -161,8 +175,15 @@ def test_every_fenced_block_is_seen() -> None:
 
 def test_only_blocks_that_need_more_than_this_machine_are_left_out() -> None:
     reasons = {b.mark for page in PAGES for b in blocks_of(page) if not b.is_run}
-    allowed = ("needs a", "needs your", "set-up")
+    allowed = ("needs a", "needs your", "needs lightning", "set-up")
     assert all(any(word in reason for word in allowed) for reason in reasons), reasons
+
+
+def test_python_that_is_not_run_can_be_compiled() -> None:
+    for page in PAGES:
+        for block in blocks_of(page):
+            if block.kind == "python":
+                compile("\n" * block.line + block.code, str(page), "exec")
 
 
 def test_no_page_uses_words_that_only_the_authors_know() -> None:

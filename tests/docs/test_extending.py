@@ -5,17 +5,25 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from featurestore.encoders.loading import ENCODERS
+from featurestore.slides.slide_reader import READERS
+from featurestore.tissue.tissue_method import TISSUE_METHODS
+from histosge.data.expression.expression_layout import LAYOUTS
+from histosge.exporting.export_format import FORMATS
+from histosge.heldout.metric_registry import METRICS
+from histosge.models.registry import MODELS
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_section
 
 TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
 BLOCK = re.compile(
     r"(?:^\*\*`(?P<file>\S+)`\*\*\n\n)?^```(?P<kind>\w+)\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
 )
-KINDS = {"encoders", "slide_readers", "tissue_methods", "models", "expression_layouts", "exports", "metrics"}
+REGISTRIES = (ENCODERS, READERS, TISSUE_METHODS, LAYOUTS, MODELS, FORMATS, METRICS)
 
 
 def install(site: Path) -> None:
@@ -80,6 +88,13 @@ def test_the_page_has_an_example_of_each_kind() -> None:
     blocks = list(BLOCK.finditer(TEXT))
     project = next(tomllib.loads(block["code"]) for block in blocks if block["file"] == "pyproject.toml")
     points = project["project"]["entry-points"]
-    assert set(points) == {f"histosge.{kind}" for kind in KINDS}
+    assert set(points) == {registry.group for registry in REGISTRIES}
     modules = {value.partition(":")[0] for group in points.values() for value in group.values()}
     assert {f"{module.replace('.', '/')}.py" for module in modules} <= {block["file"] for block in blocks}
+
+
+def test_the_table_at_the_top_names_each_group_and_its_record_class() -> None:
+    rows = re.findall(r"^\| \[[a-z ]+\]\(#\S+\) \| `(\S+)` \| `(\S+)\.(\w+)` \|", TEXT, re.MULTILINE)
+    named = [(group, getattr(import_module(module), cls)) for group, module, cls in rows]
+    # An instance of each kind: the registry keeps its class to itself.
+    assert named == [(one.group, type(next(iter(one.own.values())))) for one in REGISTRIES]

@@ -196,9 +196,8 @@ KINDS = (
     [
         "import featurestore, histosge, histosge_cli.main",
         "import sys; from histosge_cli.main import main; sys.argv = ['histosge', '--help']; main()",
-        "import sys; from histosge_cli.main import main; sys.argv = ['histosge', 'embed', '--help']; main()",
     ],
-    ids=["import", "--help", "embed --help"],
+    ids=["import", "--help"],
 )
 def test_help_and_plain_imports_load_no_module_of_other_packages(site: Path, code: str) -> None:
     install(site, "shape-pack", "".join(f"[histosge.{kind}]\nsquare = theirs:RECORD\n" for kind in KINDS))
@@ -206,6 +205,30 @@ def test_help_and_plain_imports_load_no_module_of_other_packages(site: Path, cod
     assert done.returncode == 0, done.stderr
     assert not (site / "imported").exists()
     assert done.stderr == ""
+
+
+DARK = """
+from featurestore.tissue.tissue_method import TissueMethod
+
+RECORD = TissueMethod("dark", "whatever is dark", lambda overview: overview.rgb.mean(2) < 99)
+"""
+
+
+def test_help_of_a_command_shows_other_packages_records_of_its_own_kinds_and_loads_no_others(
+    site: Path,
+) -> None:
+    (site / "dark_tissue.py").write_text(DARK)
+    others = "".join(
+        f"[histosge.{kind}]\nsquare = theirs:RECORD\n" for kind in KINDS if kind != "tissue_methods"
+    )
+    install(site, "dark-pack", f"{others}[histosge.tissue_methods]\ndark = dark_tissue:RECORD\n")
+    done = run(
+        site,
+        "import sys; from histosge_cli.main import main; sys.argv = ['histosge', 'embed', '--help']; main()",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "dark: whatever is dark" in done.stdout
+    assert not (site / "imported").exists()
 
 
 PLUGIN = """

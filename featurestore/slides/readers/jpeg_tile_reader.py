@@ -14,7 +14,6 @@ Terms
 """
 
 import os
-import struct
 import threading
 import weakref
 from collections import OrderedDict
@@ -29,15 +28,16 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from featurestore.errors import MppError, SlideError, SlideNotFoundError
+from featurestore.errors import MppError, SlideError, SlideNotFoundError, first_line
 from featurestore.slides.protocol import Slide
 from featurestore.slides.pyramid_slide import PyramidSlide, bin_pixels
 from featurestore.slides.range_reader import RangedFile, SparseCopy
 from featurestore.slides.readers.openslide_reader import handle_mpp, open_handle
-from featurestore.slides.readers.tiff_reader import is_ome
+from featurestore.slides.readers.tiff_reader import PARSE_ERRORS, is_for_openslide, is_ome
 from featurestore.slides.slide_reader import Recognition, SlideReader
+from featurestore.slides.tiff_images import first_page_is_slide
 
-SUFFIXES = (".svs", ".tif", ".tiff")
+SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".tf8", ".qptiff")
 # Other vendors' TIFFs overlap their tiles or leave some out, each in its way; OpenSlide knows them.
 VENDORS = ("aperio", "generic-tiff")
 DIRECTORY_READ_BYTES = 256 << 10
@@ -109,11 +109,11 @@ class JpegTileSlide(PyramidSlide):
             if vendor not in VENDORS:
                 raise SlideError(f"JPEG tiles: not read from {vendor}")
             sizes = tuple(handle.level_dimensions)
-            levels = _find_levels(directories or path, sizes)
+            levels = _find_levels(directories or path, sizes, is_generic=vendor == "generic-tiff")
             if vendor == "aperio" and any((level.counts == 0).any() for level in levels):
                 raise SlideError("JPEG tiles: some are missing; OpenSlide redraws theirs from finer levels")
             label = source or path
-            super().__init__(label, sizes, handle_mpp(handle, mpp, label))
+            super().__init__(label, sizes, *handle_mpp(handle, mpp, label))
         finally:
             handle.close()
         self._levels = levels
@@ -236,8 +236,10 @@ def _read_directories(directories: BinaryIO) -> None:
             for page in file.pages:
                 for tag in getattr(page, "tags", ()):
                     _ = tag.value
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, struct.error) as error:
-        raise SlideError(f"JPEG tiles: tifffile: {error}") from error
+    except SlideError:
+        raise
+    except PARSE_ERRORS as error:
+        raise SlideError(f"JPEG tiles: tifffile: {first_line(error)}") from error
 
 
 class _TileCache:
@@ -277,12 +279,16 @@ class _TileCache:
         return buffer
 
 
-def _find_levels(path: str | BinaryIO, sizes: tuple[tuple[int, int], ...]) -> list[_Level]:
+def _find_levels(
+    path: str | BinaryIO, sizes: tuple[tuple[int, int], ...], *, is_generic: bool
+) -> list[_Level]:
     """Find the page of each level that OpenSlide reports: the only tiled one of that size."""
     if not isinstance(path, str):
         path.seek(0)
     try:
         with tifffile.TiffFile(path) as file:
+            if is_generic and not first_page_is_slide(file):
+                raise SlideError("JPEG tiles: the first page is not the slide in plain RGB")
             every: list[Any] = list(file.pages)
             # In an SVS thumbnail, label and macro are in strips; what is tiled and of a level's size is that level.
             tiled = [page for page in every if page.is_tiled]
@@ -295,8 +301,8 @@ def _find_levels(path: str | BinaryIO, sizes: tuple[tuple[int, int], ...]) -> li
             return [_tile_layout(found[0]) for found in pages]
     except SlideError:
         raise
-    except (tifffile.TiffFileError, ValueError, IndexError, KeyError, AttributeError, struct.error) as error:
-        raise SlideError(f"JPEG tiles: tifffile: {error}") from error
+    except PARSE_ERRORS as error:
+        raise SlideError(f"JPEG tiles: tifffile: {first_line(error)}") from error
 
 
 def _tile_layout(page: Any) -> _Level:
@@ -347,7 +353,7 @@ def _decode_stream(stream: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def _recognises(path: str) -> Recognition:
     suffix = Path(path).suffix.lower()
     # OpenSlide, whose levels are taken here, would take an OME-TIFF as a plain one, without mpp or pyramid.
-    if suffix not in SUFFIXES or (suffix != ".svs" and is_ome(path)):
+    if suffix not in SUFFIXES or is_for_openslide(path) is False:
         return Recognition.NO
     return Recognition.MAYBE
 

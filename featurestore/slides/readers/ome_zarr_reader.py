@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from featurestore.errors import SlideError, first_line
 from featurestore.location import Location, strip_credentials
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.access_errors import access_error, is_access_error
+from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
 from featurestore.slides.slide_reader import SlideReader
 
 MICRONS = {
@@ -42,6 +43,14 @@ class OmeZarrSlide(PyramidSlide):
 
     def __init__(self, path: str, mpp: float | None) -> None:
         label = strip_credentials(path)
+        try:
+            self._open(path, label, mpp)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise SlideError(
+                f"{label} has OME-Zarr metadata that cannot be read: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    def _open(self, path: str, label: str, mpp: float | None) -> None:
         group, multiscale = _find_image(path, label)
         self._axes = [
             axis["name"] if isinstance(axis, dict) else str(axis) for axis in multiscale.get("axes", "tczyx")
@@ -60,15 +69,20 @@ class OmeZarrSlide(PyramidSlide):
             )
         y, x = self._axes.index("y"), self._axes.index("x")
         sizes = tuple((level.shape[x], level.shape[y]) for level in self._levels)
-        super().__init__(label, sizes, check_mpp(mpp or _mpp(multiscale, self._axes, label), label))
+        super().__init__(label, sizes, *choose_mpp(mpp, lambda: _mpp(multiscale, self._axes, label), label))
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return native RGB of a rectangle inside a level."""
         where = {"y": slice(y, y + height), "x": slice(x, x + width), "c": slice(None)}
         try:
             found = np.asarray(self._levels[level][tuple(where.get(name, 0) for name in self._axes)])
-        except (OSError, ValueError, RuntimeError) as error:
-            raise SlideError(f"{self.source} cannot be read at level {level}, ({x}, {y}): {error}") from error
+        except Exception as error:
+            if not is_access_error(error) and not isinstance(error, RuntimeError):
+                raise
+            what = f"cannot be read at level {level}, ({x}, {y})"
+            if isinstance(error, FileNotFoundError):  # a chunk; the slide was there when it was opened
+                raise SlideError(f"{self.source} {what}: it is no longer there") from error
+            raise access_error(self.source, error, what) from error
         order = [name for name in self._axes if name in where]
         return np.ascontiguousarray(found.transpose([order.index(name) for name in "yxc"]))
 
@@ -79,8 +93,12 @@ class OmeZarrSlide(PyramidSlide):
 def _find_image(path: str, label: str) -> tuple[Any, dict[str, Any]]:
     try:
         root = zarr.open_group(Location(path).zarr(read_only=True), mode="r")
-    except (OSError, ValueError) as error:
-        raise SlideError(f"{label} is no Zarr group: {first_line(error)}") from error
+    except Exception as error:
+        if isinstance(error, (TypeError, KeyError, FileNotFoundError, ValueError)):
+            raise SlideError(f"{label} is no Zarr group: {first_line(error)}") from error
+        if is_access_error(error):
+            raise access_error(label, error, "is no Zarr group") from error
+        raise
     # bioformats2raw writes its images as groups "0", "1", ... below a root without multiscales.
     for group in (root, root.get("0")):
         if isinstance(group, zarr.Group):

@@ -7,8 +7,12 @@ import openslide
 from numpy.typing import NDArray
 
 from featurestore.errors import SlideError
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
+from featurestore.slides.readers.tiff_reader import SUFFIXES as TIFF_SUFFIXES
+from featurestore.slides.readers.tiff_reader import is_for_openslide
 from featurestore.slides.slide_reader import Recognition, SlideReader
+from featurestore.slides.tiff_colours import on_white
+from featurestore.slides.units import parse_number
 
 LATTICE_PX = 512
 """Side of the squares in which levels above 0 are read: two tiles of the usual 256 px, so that few are decoded twice."""
@@ -24,7 +28,7 @@ class OpenSlideSlide(PyramidSlide):
         self._path = path
         self._lock = threading.Lock()
         self._handle = open_handle(path)
-        super().__init__(path, tuple(self._handle.level_dimensions), handle_mpp(self._handle, mpp, path))
+        super().__init__(path, tuple(self._handle.level_dimensions), *handle_mpp(self._handle, mpp, path))
         self._downsamples = tuple(self._handle.level_downsamples)
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
@@ -52,14 +56,15 @@ class OpenSlideSlide(PyramidSlide):
         except openslide.OpenSlideError as error:
             self._reopen(handle)
             raise SlideError(f"{self._path} cannot be read at level {level}, ({x}, {y}): {error}") from error
-        return on_white(image)
+        return on_white(image[..., :3], image[..., 3:])
 
     def _reopen(self, failed: openslide.OpenSlide) -> None:
         # Several threads may have failed on one handle: the first of them replaces it.
         with self._lock:
             if self._handle is failed:
+                # The failed one is not closed here: another thread may be reading from it, which ends the process.
+                # The last that lets go of it closes it.
                 self._handle = open_handle(self._path)
-                failed.close()
 
     def close(self) -> None:
         """Free the file handle."""
@@ -82,47 +87,37 @@ def open_handle(path: str) -> openslide.OpenSlide:
         raise SlideError(f"OpenSlide: {error}") from error
 
 
-def handle_mpp(handle: openslide.OpenSlide, mpp: float | None, path: str) -> float:
-    """Return microns per pixel at level 0: as given, or as OpenSlide finds it in the file.
+def handle_mpp(handle: openslide.OpenSlide, mpp: float | None, path: str) -> tuple[float, float | None]:
+    """Return microns per pixel at level 0, as given or as OpenSlide finds it in the file; and as the file states it.
 
     Raises
     ------
     MppError
         If it is neither given nor in the file, or absurd.
     """
-    if mpp is None:
-        properties = handle.properties
-        mpp = isotropic_mpp(
-            _number(properties.get(openslide.PROPERTY_NAME_MPP_X)),
-            _number(properties.get(openslide.PROPERTY_NAME_MPP_Y)),
-            path,
-        )
-    return check_mpp(mpp, path)
+    properties = handle.properties
+    found = [
+        _number(properties.get(name))
+        for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+    ]
+    return choose_mpp(mpp, lambda: isotropic_mpp(found[0], found[1], path), path)
 
 
 def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text else None
-    except ValueError:
-        return None
+    return parse_number(text or "")
 
 
-def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay RGBA on white: areas that a scanner did not record look like glass."""
-    alpha = rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgba[..., :3])
-    # In integers, with 127 for rounding: the same bits on every machine.
-    blended = (rgba[..., :3].astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16)) + 127) // 255
-    return blended.astype(np.uint8)
+def _recognises(path: str) -> Recognition:
+    # OpenSlide goes by the content, so it is tried on any name.
+    return Recognition.NO if is_for_openslide(path) is False else Recognition.MAYBE
 
 
+SUFFIXES = (*TIFF_SUFFIXES, ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm")
 RECORD = SlideReader(
     "openslide",
     "SVS, NDPI, MRXS, SCN, BIF, VMS, DICOM, tiled TIFF through OpenSlide",
-    (".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm"),
+    SUFFIXES,
     OpenSlideSlide,
     20,
-    # OpenSlide goes by the content, so it is tried on any name.
-    recognises=lambda path: Recognition.MAYBE,
+    recognises=_recognises,
 )

@@ -6,36 +6,30 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.errors import SlideError
+from featurestore.errors import SlideError, first_line
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp
-from featurestore.slides.readers.openslide_reader import on_white
 from featurestore.slides.slide_reader import SlideReader
+from featurestore.slides.tiff_colours import CONVERT, cmyk_to_rgb, on_white
 
-DECODERS = {
-    ".png": imagecodecs.png_decode,
-    ".jpg": imagecodecs.jpeg8_decode,
-    ".jpeg": imagecodecs.jpeg8_decode,
-}
+SUFFIXES = (".png", ".jpg", ".jpeg")
+_PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+_DECODE_ERRORS = (ValueError, RuntimeError, TypeError, IndexError)
+_INKS = 4
+"""Samples of a CMYK JPEG."""
 
 
 class RasterSlide(PyramidSlide):
     """A picture in memory."""
 
     def __init__(self, path: str, mpp: float | None) -> None:
-        decode = DECODERS.get(Path(path).suffix.lower())
-        if decode is None:
-            raise SlideError("not a PNG or JPEG")
         checked = check_mpp(mpp, path)  # before decoding: without it there is nothing to do
         try:
-            image = np.asarray(decode(Path(path).read_bytes()))
-        except (ValueError, RuntimeError) as error:
-            raise SlideError(f"cannot be decoded: {error}") from error
-        if image.dtype != np.uint8:
-            raise SlideError(f"pixels are {image.dtype}; a slide is 8-bit RGB")
-        if image.ndim == 2:
-            image = np.repeat(image[..., None], 3, axis=2)
-        self._image = on_white(image) if image.shape[2] == 4 else image[..., :3]
-        super().__init__(path, ((image.shape[1], image.shape[0]),), checked)
+            self._image = _decode(Path(path).read_bytes())
+        except _DECODE_ERRORS as error:
+            if isinstance(error, SlideError):
+                raise
+            raise SlideError(f"cannot be decoded: {first_line(error)}") from error
+        super().__init__(path, ((self._image.shape[1], self._image.shape[0]),), checked)
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return native RGB of a rectangle inside a level."""
@@ -45,7 +39,39 @@ class RasterSlide(PyramidSlide):
         """Nothing is open."""
 
 
+def _decode(data: bytes) -> NDArray[np.uint8]:
+    """Decode a PNG or JPEG, by its first bytes, to RGB."""
+    if data.startswith(_JPEG):
+        image = np.asarray(imagecodecs.jpeg8_decode(data))
+        if _jpeg_samples(data) == _INKS:
+            # imagecodecs leaves out the black channel otherwise. Adobe's programs write inks inverted, and as Pillow
+            # does, every CMYK JPEG is taken for theirs.
+            return cmyk_to_rgb(255 - np.asarray(imagecodecs.jpeg8_decode(data, outcolorspace="CMYK")))
+    elif data.startswith(_PNG):
+        image = np.asarray(imagecodecs.png_decode(data))
+    else:
+        raise SlideError("not a PNG or JPEG")
+    if image.dtype != np.uint8:
+        raise SlideError(f"pixels are {image.dtype}; a slide is 8-bit RGB; convert it: {CONVERT}")
+    if image.ndim == 2:
+        image = image[..., None]
+    has_alpha = image.shape[2] in (2, 4)
+    colours = image[..., :-1] if has_alpha else image
+    rgb = np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
+    return on_white(rgb, image[..., -1:]) if has_alpha else np.ascontiguousarray(rgb)
+
+
+def _jpeg_samples(data: bytes) -> int:
+    """Return the samples of a pixel, from the frame header."""
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        # All frame headers (SOF0 to SOF15) but the three of their numbers that are other segments.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data[at + 9]
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
+
+
 # The only reader for its suffixes: OpenSlide and tifffile would add nothing but reasons to the message.
-RECORD = SlideReader(
-    "raster", "PNG and JPEG pictures, one level, decoded whole", tuple(DECODERS), RasterSlide, 40
-)
+RECORD = SlideReader("raster", "PNG and JPEG pictures, one level, decoded whole", SUFFIXES, RasterSlide, 40)

@@ -1,55 +1,107 @@
-"""TIFFs that OpenSlide does not take: flat ones, and OME-TIFF with its pyramid. Through tifffile.
+"""TIFFs that OpenSlide does not take, or not right: flat ones, OME-TIFF with its pyramid, unusual colours. Through tifffile.
 
 Tiles and strips are decoded as they are touched; a level is never decoded whole unless it is one strip.
 """
 
+import struct
 import threading
 import weakref
-import xml.etree.ElementTree as ET
 from collections import OrderedDict
 from typing import Any, BinaryIO
 
 import numpy as np
+import openslide
 import tifffile
 from numpy.typing import NDArray
 
-from featurestore.errors import SlideError
-from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp, isotropic_mpp
+from featurestore.errors import MppError, SlideError, first_line
+from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
 from featurestore.slides.slide_reader import Recognition, SlideReader
+from featurestore.slides.tiff_colours import RGB, PixelFormat, pixel_format, unknown_depth
+from featurestore.slides.tiff_images import SlideImage, find_slide, first_page_is_slide
+from featurestore.slides.units import unit_microns
 
-SUFFIXES = (".tif", ".tiff")
+SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".qptiff")
 CACHED_SEGMENTS_PX = 64_000_000
 """Pixels of decoded tiles and strips that are kept: 192 MB, since a strip may be as wide as the slide."""
-_UM_PER_UNIT = {"µm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4}
+DEPTH_SEGMENTS = 16
+"""Tiles or strips that are looked at to see how many of 16 bits are in use."""
+BRIGHT_SHARE = 0.01
+"""Share of samples above half of 16 bits that proves all 16 to be in use: glass alone gives far more, and a camera of
+14 bits or fewer none."""
+PARSE_ERRORS = (
+    *(
+        tifffile.TiffFileError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        ArithmeticError,
+        RuntimeError,
+    ),
+    *(OSError, AssertionError, struct.error),
+)
+"""What tifffile raises on damaged headers (2026.3.3)."""
 
 
 class TiffSlide(PyramidSlide):
-    """A TIFF's first series as a slide: 8-bit RGB or grey, pixels contiguous."""
+    """The slide in a TIFF, of 8 or 16 bits: RGB, grey, palette or CMYK, in one plane or three."""
 
     def __init__(self, path: str, mpp: float | None) -> None:
         try:
             self._file = tifffile.TiffFile(path)
-        except (tifffile.TiffFileError, ValueError) as error:
-            raise SlideError(f"tifffile: {error}") from error
+        except PARSE_ERRORS as error:
+            raise SlideError(f"tifffile: {first_line(error)}") from error
         weakref.finalize(self, self._file.close)  # a slide that is dropped leaves no open file
-        try:
-            self._pages = [_page(level) for level in self._file.series[0].levels]
-        except (tifffile.TiffFileError, ValueError, IndexError, KeyError) as error:
-            self._file.close()
-            raise SlideError(f"tifffile: {error}") from error
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[int, int], NDArray[np.uint8]] = OrderedDict()
         try:
-            for page in self._pages:
-                _check_page(page)
-            if mpp is None:
-                mpp = _ome_mpp(self._file, path) or _tag_mpp(self._pages[0], path)
-            sizes = tuple((page.imagewidth, page.imagelength) for page in self._pages)
-            super().__init__(path, sizes, check_mpp(mpp, path))
-            self._segment(0, 0)  # a missing codec fails the slide now, with its reason, not each patch later
-        except SlideError:
+            self._open(path, mpp)
+        except MppError:
             self._file.close()
             raise
+        except SlideError as error:
+            self._file.close()
+            raise SlideError(f"tifffile: {error}") from error
+        except PARSE_ERRORS as error:
+            self._file.close()
+            raise SlideError(f"tifffile: {first_line(error)}") from error
+
+    def _open(self, path: str, mpp: float | None) -> None:
+        image = find_slide(self._file)
+        self._levels, self._pages = image.levels, image.keyframes
+        self._formats = [_format(image, i) for i in range(len(image.levels))]
+        sizes = tuple((page.imagewidth, page.imagelength) for page in self._pages)
+        super().__init__(
+            path,
+            sizes,
+            *choose_mpp(
+                mpp,
+                lambda: isotropic_mpp(*image.mpp, path) or _tag_mpp(self._file, self._pages[0], path),
+                path,
+            ),
+        )
+        if self._pages[0].dtype == np.uint16:
+            self._check_depth()
+        self._segment(0, 0)  # a missing codec fails the slide now, with its reason, not each patch later
+
+    def _check_depth(self) -> None:
+        """Refuse 16 bits of which fewer are in use, or more than the metadata say.
+
+        Raises
+        ------
+        SlideError
+            If the pixels do not settle it.
+        """
+        level = len(self._pages) - 1
+        count = _segment_count(self._pages[level])
+        wanted = np.unique(np.linspace(0, count - 1, min(count, DEPTH_SEGMENTS)).astype(int))
+        white, found = self._formats[0].white, [self._samples(level, int(index)) for index in wanted]
+        samples = [s for s in found if s is not None]
+        total = sum(s.size for s in samples)
+        above = sum(int((s > (white or 0x7FFF)).sum()) for s in samples)
+        if (white is not None and above) or (white is None and above < BRIGHT_SHARE * total) or not total:
+            raise unknown_depth()
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return native RGB of a rectangle inside a level."""
@@ -81,21 +133,42 @@ class TiffSlide(PyramidSlide):
         return tile
 
     def _decode(self, level: int, index: int) -> NDArray[np.uint8]:
+        samples = self._samples(level, index)
+        if samples is not None:
+            return self._formats[level].to_rgb(samples)
+        # A sparse file's missing tile: nothing was scanned there.
         page = self._pages[level]
-        handle = self._file.filehandle
-        handle.seek(page.dataoffsets[index])
-        data = handle.read(page.databytecounts[index])
+        width, height = _segment_size(page)
+        across = -(-page.imagewidth // width)
+        rows = min(height, page.imagelength - index // across * height)
+        return np.full((rows, min(width, page.imagewidth - index % across * width), 3), 255, np.uint8)
+
+    def _samples(self, level: int, index: int) -> NDArray[Any] | None:
+        """Decode a tile or strip with all its planes, ``(height, width, samples)``; None if the file holds none."""
+        planes = self._levels[level]
+        keyframe, count = self._pages[level], _segment_count(self._pages[level])
+        if len(planes) == 1 and keyframe.planarconfig != 1:
+            # Each sample has segments of its own, one sample after the other.
+            wanted = [(planes[0], index + sample * count) for sample in range(keyframe.samplesperpixel)]
+        else:
+            wanted = [(page, index) for page in planes]
+        found = [self._plane(level, keyframe, page, at) for page, at in wanted]
+        if any(plane is None for plane in found):
+            return None
+        return found[0] if len(found) == 1 else np.concatenate([p for p in found if p is not None], axis=2)
+
+    def _plane(self, level: int, keyframe: Any, page: Any, index: int) -> NDArray[Any] | None:
+        handle = page.parent.filehandle  # an OME-TIFF may keep planes in other files
         tables = {"jpegtables": page.jpegtables} if page.jpegtables is not None else {}
         try:
-            decoded, _, shape = page.decode(data, index, **tables)
-        except (ValueError, RuntimeError, tifffile.TiffFileError) as error:
+            handle.seek(page.dataoffsets[index])
+            data = handle.read(page.databytecounts[index])
+            decoded, _, shape = keyframe.decode(data, index, **tables)
+        except PARSE_ERRORS as error:
             raise SlideError(
-                f"{self._source} cannot be read at level {level}, segment {index}: {error}"
+                f"{self._source} cannot be read at level {level}, segment {index}: {first_line(error)}"
             ) from error
-        if decoded is None:
-            return np.full((shape[1], shape[2], 3), 255, np.uint8)  # a sparse file's missing tile
-        pixels = np.asarray(decoded)[0, : shape[1], : shape[2], :3]
-        return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels)
+        return None if decoded is None else np.asarray(decoded)[0, : shape[1], : shape[2]]
 
     def close(self) -> None:
         """Free the file handle."""
@@ -107,23 +180,13 @@ def is_ome(file_or_path: str | BinaryIO) -> bool:
     try:
         with tifffile.TiffFile(file_or_path) as file:
             return bool(file.is_ome)
-    except (tifffile.TiffFileError, ValueError):
+    except PARSE_ERRORS:
         return False
 
 
-def _page(level: Any) -> Any:
-    page = level.keyframe if len(level.pages) == 1 else None
-    if page is None:
-        raise ValueError(f"its first series has {len(level.pages)} planes ({level.axes}); a slide has one")
-    return page
-
-
-def _check_page(page: Any) -> None:
-    if page.dtype != np.uint8 or page.samplesperpixel not in (1, 3, 4) or page.planarconfig != 1:
-        raise SlideError(
-            f"tifffile: pixels are {page.dtype} with {page.samplesperpixel} samples, planar {int(page.planarconfig)}; "
-            "a slide is 8-bit RGB, contiguous"
-        )
+def _format(image: SlideImage, level: int) -> PixelFormat:
+    found = pixel_format(image.keyframes[level], image.significant_bits)
+    return found if len(image.levels[level]) == 1 else PixelFormat(RGB, found.white)
 
 
 def _segment_size(page: Any) -> tuple[int, int]:
@@ -132,10 +195,19 @@ def _segment_size(page: Any) -> tuple[int, int]:
     return page.imagewidth, min(page.rowsperstrip, page.imagelength)
 
 
-def _tag_mpp(page: Any, path: str) -> float | None:
+def _segment_count(page: Any) -> int:
+    """Tiles or strips of one plane."""
+    width, height = _segment_size(page)
+    return int(-(-page.imagewidth // width) * -(-page.imagelength // height))
+
+
+def _tag_mpp(file: tifffile.TiffFile, page: Any, path: str) -> float | None:
     unit = page.tags.get("ResolutionUnit")
     # Values of the TIFF tag ResolutionUnit: inch and centimetre. 1, "none", gives no scale.
     um_per_unit = {2: 25400.0, 3: 10000.0}.get(int(unit.value) if unit else 0)
+    if file.is_imagej:
+        # ImageJ writes pixels per its own unit into the resolution, and the unit into its description.
+        um_per_unit = unit_microns(str((file.imagej_metadata or {}).get("unit", "")).replace("\\u00B5", "µ"))
     values = []
     for name in ("XResolution", "YResolution"):
         tag = page.tags.get(name)
@@ -144,28 +216,28 @@ def _tag_mpp(page: Any, path: str) -> float | None:
     return isotropic_mpp(values[0], values[1], path)
 
 
-def _ome_mpp(file: tifffile.TiffFile, path: str) -> float | None:
-    if not file.ome_metadata:
+def is_for_openslide(path: str) -> bool | None:
+    """Tell whether OpenSlide reads a TIFF right; None if it is no TIFF, or too damaged to tell.
+
+    OpenSlide knows the TIFFs of scanners. Of other tiled ones it takes the first page, and of OME-TIFF neither scale
+    nor channels.
+    """
+    try:
+        with tifffile.TiffFile(path) as file:
+            vendor = openslide.OpenSlide.detect_format(path)
+            return first_page_is_slide(file) if vendor == "generic-tiff" else vendor is not None
+    except PARSE_ERRORS:
         return None
-    pixels = ET.fromstring(file.ome_metadata).find(".//{*}Pixels")  # noqa: S314  # a local file's own header
-    if pixels is None:
-        return None
-    values = []
-    for axis in "XY":
-        size, unit = pixels.get(f"PhysicalSize{axis}"), pixels.get(f"PhysicalSize{axis}Unit", "µm")
-        values.append(float(size) * _UM_PER_UNIT[unit] if size and unit in _UM_PER_UNIT else None)
-    return isotropic_mpp(values[0], values[1], path)
 
 
 def _recognises(path: str) -> Recognition:
-    # OpenSlide would take an OME-TIFF as a plain one, without mpp or pyramid.
-    is_ome_tiff = path.lower().endswith(SUFFIXES) and is_ome(path)
-    return Recognition.LIKELY if is_ome_tiff else Recognition.MAYBE
+    # Only one of both readers has a TIFF: what the right one refuses for its content the other would read wrongly.
+    return {True: Recognition.NO, False: Recognition.MINE, None: Recognition.MAYBE}[is_for_openslide(path)]
 
 
 RECORD = SlideReader(
     "tiff",
-    "flat TIFF and OME-TIFF, 8-bit RGB or grey, through tifffile",
+    "flat TIFF and OME-TIFF, 8 or 16 bits, RGB, grey, palette or CMYK, through tifffile",
     SUFFIXES,
     TiffSlide,
     30,

@@ -24,10 +24,10 @@ class ExpressionLayout:
     help
         A noun phrase with its article, such as ``a Xenium output folder``: error messages list these.
     recognises
-        Tells whether a path, which exists, holds this layout. It is called on files of every kind, so it looks at
-        names and first lines only, and returns False for what it cannot read.
+        Tells whether a path, which exists, holds this layout. It is called on files of every kind, so it should look
+        at names and first lines only, and return False for what it cannot read.
     read
-        Reads the spots, or raises `ExpressionError` with one line that says what is wrong and how to correct it.
+        Reads the spots, or raises `ExpressionError` with one line: what is wrong, and how to correct it.
         `histosge.data.expression.loaded_expression.make_spots` checks and assembles them.
     order
         Layouts are tried in this order, lowest first. Ours stand at 10 to 50. Anything below 10 is tried before them.

@@ -33,6 +33,7 @@ def find_expression(path: str | Path, frame: SlideFrame) -> LoadedExpression:
     if not place.exists():
         raise ExpressionError(f"there is no expression at {path}; give {known_layouts()}")
     for layout in sorted(LAYOUTS.records(), key=lambda layout: layout.order):
+        # The first one decides: a file that it recognises and cannot read is refused with its reason.
         if layout.recognises(place):
             return layout.read(place, frame)
     raise ExpressionError(f"{path} is none of the layouts that are read here; give {known_layouts()}")

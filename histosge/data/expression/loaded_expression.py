@@ -1,4 +1,4 @@
-"""What a reader hands back, and the rules that hold for every layout: raw counts, unique names, positions.
+"""What a layout's `read` returns, and the rules that hold for every layout: raw counts, unique names, positions.
 
 Terms
     implied mpp   microns per pixel of the slide as the expression's own files have it: from the pitch of
@@ -19,7 +19,7 @@ from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
 VISIUM_SPOT_UM = 55.0
-"""Diameter of a Visium spot: assumed where a file does not say its own."""
+"""Diameter of a Visium spot: assumed where a file does not give its own."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SlideFrame:
 
 @dataclass(frozen=True)
 class LoadedExpression:
-    """Spots, and what the reader can say of them.
+    """Spots, and what was learnt from their files.
 
     Parameters
     ----------
@@ -89,7 +89,24 @@ def make_spots(
     shape: str = "disc",
     keep: NDArray[np.bool_] | None = None,
 ) -> Spots:
-    """Check and assemble what a reader read; spots without coordinates, or not in `keep`, are left out.
+    """Check and assemble the spots that a layout has read; those without coordinates, or not in `keep`, are left out.
+
+    Parameters
+    ----------
+    frame, path
+        The slide, and the file that messages name.
+    barcodes
+        ``(n_spots,)``.
+    xy_um
+        Centres, ``(n_spots, 2)``, microns from the slide's top-left; NaN where a spot has none.
+    counts
+        ``(n_spots, n_genes)``, dense or sparse.
+    genes
+        Names; those that occur twice are numbered.
+    diameter_um, shape
+        Of every spot; the side, where `shape` is ``square``.
+    keep
+        ``(n_spots,)``; all if None.
 
     Raises
     ------
@@ -122,7 +139,13 @@ def make_spots(
 
 
 def raw_counts(matrix: Any, path: Path) -> sparse.csr_matrix:
-    """Return counts as a sparse matrix, float32; refuse what is no counts."""
+    """Return counts as a sparse matrix, float32.
+
+    Raises
+    ------
+    ExpressionError
+        If a value is negative, missing or no whole number, or all are zero.
+    """
     counts = sparse.csr_matrix(matrix)
     values = counts.data
     if not np.isfinite(values).all() or (values < 0).any():
@@ -134,11 +157,18 @@ def raw_counts(matrix: Any, path: Path) -> sparse.csr_matrix:
         )
     if values.sum() == 0:
         raise ExpressionError(f"{path}: all counts are zero")
+    # Exact: float32 holds whole numbers up to 16 million.
     return counts.astype(np.float32)
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON object of an output folder; refuse a damaged one."""
+    """Return a JSON object of an output folder.
+
+    Raises
+    ------
+    ExpressionError
+        If it is no JSON.
+    """
     try:
         value = json.loads(file.read_text())
     except ValueError as error:
@@ -148,6 +178,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def zarr_attributes(path: Path) -> dict[str, Any]:
     """Return the attributes of a Zarr group on disk, format 2 or 3; empty for anything else."""
+    # By hand, not by zarr: layouts are recognised before it is known that this is a Zarr group at all.
     for name, inner in (("zarr.json", "attributes"), (".zattrs", None)):
         file = path / name
         if file.is_file():
@@ -160,7 +191,7 @@ def zarr_attributes(path: Path) -> dict[str, Any]:
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Append ``-1``, ``-2`` ... to the second, third ... gene of one name."""
+    """Append ``-1``, ``-2`` ... to the second, third ... gene of one name, as AnnData does."""
     seen: dict[str, int] = {}
     out = []
     for name in names:
@@ -176,9 +207,11 @@ def implied_mpp(array_um: NDArray[np.float64], xy_px: NDArray[np.float64]) -> fl
     The chip may be turned, shifted or mirrored on the slide. None if the spots do not span an area.
     """
     known = np.isfinite(array_um).all(axis=1) & np.isfinite(xy_px).all(axis=1)
+    # Three spots determine an affine exactly; only from the fourth on is the fit evidence of anything.
     if known.sum() < 4:
         return None
     chip, pixels = (a[known] - a[known].mean(axis=0) for a in (array_um, xy_px))
     matrix, _, rank, _ = np.linalg.lstsq(chip, pixels, rcond=1e-6)
+    # Pixels per square micron: the determinant, whose sign alone tells whether the chip lies mirrored.
     area = abs(float(np.linalg.det(matrix)))
     return 1 / float(np.sqrt(area)) if rank == 2 and area > 0 else None

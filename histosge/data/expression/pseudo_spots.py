@@ -1,6 +1,6 @@
-"""Cells and small bins hold too few counts each to learn from: several together make a pseudo-spot.
+"""Pseudo-spots: cells or small bins with too few counts each to learn from, added up over squares.
 
-Used only where most spots would fall under the floor on counts, and a spot is far smaller than a patch's step.
+Used only where most spots have fewer counts than the minimum, and a spot is far smaller than a step of the grid.
 """
 
 from dataclasses import replace
@@ -13,7 +13,8 @@ from histosge.data.sections import Spots
 
 
 def needs_pooling(spots: Spots, stride_um: float, min_counts: int = MIN_COUNTS) -> bool:
-    """Tell whether most spots hold fewer counts than the floor, and several fit into one step of the grid."""
+    """Tell whether most spots hold fewer counts than the minimum, and several fit into one step of the grid."""
+    # Half a step: four spots or more in a square. Larger ones are left as they are, since pooling would blur them.
     return spots.diameter_um <= stride_um / 2 and float(np.median(library_size(spots))) < min_counts
 
 
@@ -30,6 +31,7 @@ def pool_spots(spots: Spots, side_um: float) -> Spots:
     Spots
         Square, one per square that holds a spot, row by row; barcodes are ``<row>x<col>`` of the lattice.
     """
+    # From the slide's corner, not from the spots: two sections, or two runs, get the same squares.
     place = np.floor(spots.xy_um[:, ::-1] / side_um).astype(np.int64)
     squares, index = np.unique(place, axis=0, return_inverse=True)
     ones = np.ones(len(spots), np.float32)

@@ -38,6 +38,7 @@ class TenxMatrix:
 def find_matrix(folder: Path, names: tuple[str, ...]) -> Path | None:
     """Return the first of the named matrices in a folder: ``<name>.h5``, with a prefix too, or ``<name>/``."""
     for name in names:
+        # Files from the download page carry the sample's name in front.
         files = [folder / f"{name}.h5", *sorted(folder.glob(f"*_{name}.h5"))]
         for place in files:
             if place.is_file():
@@ -78,13 +79,15 @@ def _read_h5(file: Path) -> TenxMatrix:
 
 def _read_folder(folder: Path) -> TenxMatrix:
     barcodes = [row[0] for row in _tsv(folder, "barcodes.tsv")]
-    name = "features.tsv" if _member(folder, "features.tsv") else "genes.tsv"
+    name = "features.tsv" if _find_file(folder, "features.tsv") else "genes.tsv"
     features = _tsv(folder, name)
-    matrix = _member(folder, "matrix.mtx")
+    matrix = _find_file(folder, "matrix.mtx")
     if matrix is None:
         raise ExpressionError(f"{folder} has no matrix.mtx.gz; give a whole output folder")
     with _open(matrix) as stream:
+        # Features are the rows of a Matrix Market file.
         counts = sparse.csr_matrix(io.mmread(stream)).T.tocsr()
+    # Cell Ranger 2 and older wrote genes.tsv, without the column that tells genes from other features.
     kinds = [row[2] if len(row) > 2 else GENE_EXPRESSION for row in features]
     names = [row[1] if len(row) > 1 else row[0] for row in features]
     if counts.shape != (len(barcodes), len(names)):
@@ -95,7 +98,7 @@ def _read_folder(folder: Path) -> TenxMatrix:
     return _genes_only(folder, barcodes, names, kinds, sparse.csr_matrix(counts))
 
 
-def _member(folder: Path, name: str) -> Path | None:
+def _find_file(folder: Path, name: str) -> Path | None:
     return next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
 
 
@@ -104,7 +107,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _tsv(folder: Path, name: str) -> list[list[str]]:
-    path = _member(folder, name)
+    path = _find_file(folder, name)
     if path is None:
         raise ExpressionError(f"{folder} has no {name}.gz; give a whole output folder")
     with _open(path) as stream:

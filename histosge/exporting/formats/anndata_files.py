@@ -26,7 +26,7 @@ def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> 
     Parameters
     ----------
     path
-        Ends in ``.zarr`` for a folder, anything else is an HDF5 file; it appears when it is whole.
+        Ends in ``.zarr`` for a folder, anything else is an HDF5 file. It appears when it is complete.
     slide
         For the picture in ``uns["spatial"]``; the patches' mean colours without one.
     """
@@ -40,6 +40,7 @@ def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> 
         table.slide_id: {
             "images": {"hires": np.asarray(picture.pixels)},
             "scalefactors": {
+                # scanpy draws a circle of this diameter: the stride, so that neighbouring patches touch.
                 "spot_diameter_fullres": grid.stride_um / grid.slide_mpp,
                 "tissue_hires_scalef": grid.slide_mpp / picture.mpp,
             },
@@ -74,12 +75,13 @@ def annotated(table: PatchTable) -> Any:
     for name, values in table.per_patch.items():
         obs[name] = values[table.kept]
     var = pd.DataFrame(dict(table.per_column), index=pd.Index(list(table.names)))
-    data = anndata.AnnData(X=table.lazy(), obs=obs, var=var)
+    data = anndata.AnnData(X=table.to_dask(), obs=obs, var=var)
     data.uns["histosge"] = {
-        "made_by": dict(table.facts),
-        "values": "log1p of counts per 10,000" if table.what == "expression" else "embedding",
+        "made_by": dict(table.made_by),
+        "values": "log1p of counts per 10,000" if table.kind == "expression" else "embedding",
     }
-    if table.what == "expression":
+    if table.kind == "expression":
+        # scanpy's mark for logarithms: without it some of its functions take them again, or warn.
         data.uns["log1p"] = {"base": np.e}
     return data
 

@@ -21,7 +21,7 @@ from histosge.exporting.slide_picture import on_slide
 
 CM_UM = 1e4
 CLIP = (1.0, 99.0)
-"""Percentiles between which colours run: single patches do not rule them."""
+"""Percentiles that the colour scale spans, so that single patches do not stretch it."""
 
 
 def write_tiffs(table: PatchTable, folder: Path) -> int:
@@ -34,16 +34,21 @@ def write_tiffs(table: PatchTable, folder: Path) -> int:
     """
     check_gene_count(table)
     folder.mkdir(parents=True, exist_ok=True)
+    # The whole map at once, as each file is one gene of all bands: it is of `MOST_CHANNELS` genes at most.
     values = np.full((len(table.names), *table.grid.shape), np.nan, np.float32)
     for band in table.bands():
-        values[:, slice(*band)] = table.lattice(band).transpose(2, 0, 1)
-    mpp = table.grid.stride_um / 2
+        values[:, slice(*band)] = table.read_grid_rows(band).transpose(2, 0, 1)
+    mpp = table.grid.stride_um / 2  # two pixels a patch, see `on_slide`
+    # Two gene names may come to the same file name.
     files = unique_names([slug(name) for name in table.names])
     for name, file, plane in zip(table.names, files, values, strict=True):
         low, high = np.nanpercentile(plane, CLIP)
-        said = f"{table.slide_id} {name}: {table.what}, colours from {low:.4g} to {high:.4g}, {mpp:.6g} um/px"
+        description = (
+            f"{table.slide_id} {name}: {table.kind}, colours from {low:.4g} to {high:.4g}, {mpp:.6g} um/px"
+        )
         picture = on_slide(_coloured(plane, float(low), float(high)), table.grid, 255)
-        options: dict[str, Any] = {"photometric": "rgb", "description": said, "metadata": None}
+        # Without metadata=None tifffile adds a description of its own, in JSON.
+        options: dict[str, Any] = {"photometric": "rgb", "description": description, "metadata": None}
         _write_tiff(folder / f"{file}.tif", picture, mpp, options)
     whole = np.stack([on_slide(plane, table.grid, np.nan) for plane in values])
     metadata = {
@@ -69,12 +74,12 @@ def _write_tiff(path: Path, pixels: NDArray[Any], mpp: float, options: dict[str,
 
 
 def _coloured(plane: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:
-    """Return viridis between two values; white without one."""
+    """Return viridis between two values; white where a patch has none."""
     from matplotlib import colormaps
 
     span = (plane - low) / (high - low) if high > low else np.where(np.isfinite(plane), 0.5, np.nan)
     rgb = (colormaps["viridis"](np.clip(np.nan_to_num(span), 0, 1))[..., :3] * 255).round().astype(np.uint8)
-    rgb[~np.isfinite(plane)] = 255
+    rgb[~np.isfinite(plane)] = 255  # as the glass beside the tissue
     return np.asarray(rgb)
 
 

@@ -1,4 +1,4 @@
-"""An OME-Zarr picture of genes: one channel a gene, multiscale, in microns, opened by any NGFF viewer.
+"""An OME-Zarr picture of genes: one channel a gene, multiscale, in microns, for any NGFF viewer.
 
 NGFF 0.4 (Zarr format 2) or 0.5 (format 3), written here: no package of the ecosystem is needed. Axes are
 c, y, x; background is NaN, as nothing was predicted there. Strips of rows are in memory, never the picture.
@@ -19,10 +19,11 @@ from histosge.exporting.patch_table import PatchTable
 
 VERSIONS = ("0.4", "0.5")
 MOST_CHANNELS = 64
-"""More genes than this in one picture no viewer can show; they are to be chosen."""
+"""Genes in one picture at most: viewers list all channels side by side, so more have to be chosen from."""
 CHUNK = 256
 SMALLEST = 64
 """Levels are added until both sides are at most this long."""
+# Magenta and green first: readers who cannot tell red from green can tell these two apart.
 COLOURS = ("FF00FF", "00FF00", "00FFFF", "FFFF00", "FF8000", "4080FF")
 SHOWN = 3
 """Channels that a viewer shows at first."""
@@ -54,6 +55,7 @@ def _write_levels(table: PatchTable, group: Any, version: str) -> int:
         level = _halved(group, str(n_levels), level)
         n_levels += 1
     attrs = _metadata(table, n_levels, limits)
+    # 0.5 moved everything into "ome", and the version with it.
     if version == "0.4":
         attrs["multiscales"][0]["version"] = attrs["omero"]["version"] = version
         group.attrs.update(attrs)
@@ -77,6 +79,7 @@ def _array(group: Any, name: str, shape: tuple[int, ...]) -> Any:
         chunks=(1, min(CHUNK, shape[1]), min(CHUNK, shape[2])),
         dtype="float32",
         fill_value=float("nan"),
+        # NGFF 0.4 asks for nested chunks, 0/0/0, where zarr's own default in format 2 is 0.0.0.
         **(
             {"chunk_key_encoding": {"name": "v2", "separator": "/"}}
             if group.metadata.zarr_format == 2
@@ -92,8 +95,9 @@ def _write_finest(table: PatchTable, level: Any) -> NDArray[np.float64]:
         rows = (start, min(start + CHUNK, table.grid.n_rows))
         if not table.kept[slice(*rows)].any():
             continue
-        values = table.lattice(rows).transpose(2, 0, 1)
+        values = table.read_grid_rows(rows).transpose(2, 0, 1)
         level[:, slice(*rows)] = values
+        # `initial` makes a channel without any value come out as infinity; without it numpy would warn.
         limits[:, 0] = np.fmin(limits[:, 0], np.nanmin(values, axis=(1, 2), initial=np.inf))
         limits[:, 1] = np.fmax(limits[:, 1], np.nanmax(values, axis=(1, 2), initial=-np.inf))
     return np.where(np.isfinite(limits), limits, 0.0)
@@ -103,6 +107,7 @@ def _halved(group: Any, name: str, finer: Any) -> Any:
     """Add a level of half the size: means of 2 x 2 patches, over those that have a value."""
     n, height, width = finer.shape
     level = _array(group, name, (n, -(-height // 2), -(-width // 2)))
+    # Strips of whole chunks of the coarser level, so that no chunk is read back and written twice.
     for start in range(0, level.shape[1], CHUNK):
         values = np.asarray(finer[:, 2 * start : 2 * (start + CHUNK)])
         values = np.pad(
@@ -150,7 +155,7 @@ def _metadata(table: PatchTable, n_levels: int, limits: NDArray[np.float64]) -> 
         "axes": axes,
         "datasets": datasets,
         "type": "mean",
-        "metadata": {"description": "Means of 2 x 2 patches over those with a value", **table.facts},
+        "metadata": {"description": "Means of 2 x 2 patches over those with a value", **table.made_by},
     }
     return {
         "multiscales": [multiscale],

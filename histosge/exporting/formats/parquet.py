@@ -32,6 +32,7 @@ def write_parquet(table: PatchTable, path: Path) -> int:
     def frames(
         with_columns: list[str] | None, predicate: pl.Expr | None, n_rows: int | None, batch_size: int | None
     ) -> Iterator[pl.DataFrame]:
+        # What polars could push down to the source is not looked at: writing a file takes all rows and columns.
         for rows, values in table.chunks():
             place = {
                 "slide": [table.slide_id] * len(values),

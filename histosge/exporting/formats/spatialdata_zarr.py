@@ -14,11 +14,11 @@ from featurestore.whole_file import whole_file
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.anndata_files import annotated
 from histosge.exporting.patch_table import PatchTable
-from histosge.exporting.slide_picture import Picture, lazy_picture
+from histosge.exporting.slide_picture import SlidePicture, lazy_picture
 from histosge.extras import load_extra
 
 SMALLEST_PX = 1024
-"""Levels of the picture are added until its longer side is at most this."""
+"""Levels of the picture are added until its longer side is at most this: one chunk."""
 
 
 def write_spatialdata(
@@ -37,7 +37,7 @@ def write_spatialdata(
     import dask
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries among themselves
+        warnings.simplefilter("ignore")  # its dependencies deprecate each other
         import spatialdata
 
         images, shapes, annotations = {}, {}, {}
@@ -45,14 +45,15 @@ def write_spatialdata(
             region = f"{table.slide_id}_patches"
             images[f"{table.slide_id}_image"] = _image(lazy_picture(slide, table, mpp), table.slide_id)
             shapes[region] = _squares(table)
-            annotations[f"{table.slide_id}_{table.what}"] = _annotation(table, region)
+            annotations[f"{table.slide_id}_{table.kind}"] = _annotation(table, region)
         data = spatialdata.SpatialData(images=images, shapes=shapes, tables=annotations)
+        # One chunk at a time: dask's threads would hold as many as there are processors.
         with whole_file(path, sweep=True) as partial, dask.config.set(scheduler="synchronous"):
             data.write(partial)
     return [*images, *shapes, *annotations]
 
 
-def _image(picture: Picture, system: str) -> Any:
+def _image(picture: SlidePicture, system: str) -> Any:
     import dask.array
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Scale

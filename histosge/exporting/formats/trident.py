@@ -13,7 +13,7 @@ def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) ->
     (item,) = items
     table = item.table
     # Straight from the store: the file takes blocks as they are stored, so a table's values are not needed.
-    n = write_h5(Store.open(item.url), table.slide_id, table.grid.spec.key, table.facts["encoder"], path)
+    n = write_h5(Store.open(item.url), table.slide_id, table.grid.spec.key, table.made_by["encoder"], path)
     return f"{n} patches"
 
 

@@ -101,10 +101,10 @@ async function openPicture(opened, base) {
     }
     document.body.dataset.picture = "thumbnail";
     if (picture.state === "absent") {
-      note("picture", `The slide itself cannot be read (${picture.reason}): you see its thumbnail, one pixel a patch.`);
+      note("picture", `The slide itself cannot be read (${picture.reason}). Its thumbnail is shown instead, one pixel per patch.`);
       return;
     }
-    note("picture", `Still ${picture.reason}: until then you see the slide's thumbnail.`);
+    note("picture", `The slide is not ready yet (${picture.reason}). Its thumbnail is shown meanwhile.`);
     await new Promise((done) => setTimeout(done, POLL_MS));
   }
 }
@@ -229,7 +229,7 @@ function drawPredicted(found, range) {
   const say = (value) => (Number.isNaN(value) ? "no prediction" : `${shown.gene} ${number(value)}${about}`);
   panels.predicted.setLayer(new PatchLayer(shown.layer, found, scaleColour(map, range), say));
   const by = shown.layer.made_by?.preset ? ` by ${shown.layer.made_by.preset}` : "";
-  const caveat = shown.spots ? "The model may have been trained on these spots: scores on held-out ones are in its evaluation." : "";
+  const caveat = shown.spots ? "The model may have been trained on these spots. Scores on held-out spots are in its evaluation report." : "";
   scaleLegend(legend, { map, range, unit: shown.layer.unit, title: `${shown.gene} predicted${by}`, caveat });
 }
 

@@ -159,9 +159,12 @@ class TestRealSlides:
         with pytest.raises(MppError, match=r"352\.8"):
             open_slide(str(data_dir / "slides" / "openslide_boxes.tiff"))
 
-    @pytest.mark.parametrize("name", ["broken.svs", "openslide_unopenable.tiff"])
-    def test_what_cannot_be_opened_says_why_in_one_line(self, data_dir: Path, name: str) -> None:
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [("broken.svs", "OpenSlide"), ("openslide_unopenable.tiff", "52479 is not a known")],
+    )
+    def test_what_cannot_be_opened_says_why_in_one_line(self, data_dir: Path, name: str, reason: str) -> None:
         with pytest.raises(SlideError) as caught:
             open_slide(str(data_dir / "slides" / name), 0.5)
-        assert "OpenSlide" in str(caught.value)
+        assert reason in str(caught.value)
         assert "\n" not in str(caught.value)

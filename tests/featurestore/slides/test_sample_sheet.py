@@ -1,9 +1,12 @@
 from pathlib import Path
 
 import pytest
+import zarr
 
-from featurestore.errors import SampleSheetError
+from featurestore.errors import MppError, SampleSheetError, SlideWarning
+from featurestore.names import slug
 from featurestore.slides.sample_sheet import Sample, read_samples
+from featurestore.storage.store import Store
 
 
 @pytest.fixture
@@ -23,8 +26,8 @@ def _sheet(folder: Path, text: str) -> str:
 def test_paths_are_relative_to_the_sheet_and_defaults_filled_in(folder: Path) -> None:
     text = "slide_id,slide,expression,mpp,donor\nA 1,slides/a.svs,a.h5ad,0.25,D\n,slides/b.tif,,,\n"
     first, second = read_samples(_sheet(folder, text), slide_mpp=0.7)
-    assert first == Sample("A-1", str(folder / "slides/a.svs"), str(folder / "a.h5ad"), 0.25, "D")
-    assert second == Sample("b", str(folder / "slides/b.tif"), None, 0.7, "b")
+    assert first == Sample("A-1", str(folder / "slides/a.svs"), str(folder / "a.h5ad"), 0.25, "D", 0.7)
+    assert second == Sample("b", str(folder / "slides/b.tif"), None, None, "b", 0.7)
 
 
 def test_only_the_slide_column_is_needed(folder: Path) -> None:
@@ -43,7 +46,7 @@ def test_a_folder_gives_its_slides_in_order(folder: Path) -> None:
 
 def test_one_slide_is_a_cohort_of_one(folder: Path) -> None:
     (row,) = read_samples(str(folder / "slides" / "a.svs"), slide_mpp=0.5)
-    assert (row.slide_id, row.mpp) == ("a", 0.5)
+    assert (row.slide_id, row.mpp, row.fallback_mpp) == ("a", None, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +70,135 @@ def test_a_bad_sheet_is_refused_in_one_line_with_the_fix(folder: Path, text: str
     with pytest.raises(SampleSheetError, match=message) as caught:
         read_samples(_sheet(folder, text))
     assert "\n" not in str(caught.value)
+
+
+HEADER = "slide_id,slide,expression,mpp,donor"
+ROWS = f"{HEADER}\r\nA,slides/a.svs,,0.5,D\r\nB,slides/b.tif,,,\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xef\xbb\xbf" + ROWS.encode(),
+        ROWS.encode("utf-16"),
+        ROWS.replace(",", ";").replace("0.5", "0,5").encode(),
+        ROWS.replace(",", "\t").encode(),
+        ROWS.replace("0.5", '"0,5"').encode(),
+        ROWS.replace("0.5", "0.5 μm/px").encode(),
+        ROWS.replace("0.5", "500 nm").encode(),
+        ROWS.replace("slide_id,slide", "Slide_ID, Slide").encode(),
+        ROWS.replace("b.tif,,,", "b.tif").encode(),
+        ROWS.replace("b.tif,,,", "b.tif,nan,NaN,nan").encode(),
+        (ROWS + "\r\n,,,,\r\n\r\n").encode(),
+        ROWS.replace("\r\n", "\r").encode(),
+    ],
+)
+def test_a_sheet_is_read_as_spreadsheets_write_it(folder: Path, data: bytes) -> None:
+    for name in ("sheet.csv", "sheet.tsv", "SHEET.CSV"):
+        (folder / name).write_bytes(data)
+        first, second = read_samples(folder / name)
+        assert (first.slide_id, first.mpp, first.donor) == ("A", 0.5, "D")
+        assert (second.slide_id, second.mpp, second.donor, second.expression) == ("B", None, "B", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("s.csv", "slide_id,slide\nÜ,slides/a.svs\n".encode("latin-1"), "line 2: letters are not in UTF-8"),
+        ("s.csv", b"slide_id,slide\nA,slides/a.svs,x\n", "line 2: 3 cells, and the header names 2"),
+        ("s.csv", b'slide_id,slide\nA,"slides/a.svs\n', "no CSV with a header: line"),
+        ("s.csv", b"", "it is empty"),
+        ("s.csv", b"slide\n\0\1\n", "binary data"),
+        ("s.xlsx", b"PK\3\4", "is a spreadsheet, which is not read; save it as CSV"),
+        ("s.csv", b",slide\n0,slides/a.svs\n", "column without a name"),
+        ("s.csv", b"slide,slide \nslides/a.svs,slides/b.tif\n", "two columns 'slide'"),
+        ("s.csv", b"slide_id,slide\n..,slides/a.svs\n", r"line 2: slide_id '\.\.' cannot name"),
+        ("s.csv", b"slide_id,slide\nzarr.json,slides/a.svs\n", r"line 2: slide_id 'zarr\.json' cannot"),
+        ("s.csv", b"slide\n" + b"x" * 5000 + b"\n", "line 2: slide 'x.*does not exist"),
+    ],
+)
+def test_a_sheet_that_cannot_be_read_names_line_and_fix(
+    folder: Path, name: str, data: bytes, message: str
+) -> None:
+    (folder / name).write_bytes(data)
+    with pytest.raises(SampleSheetError, match=message) as caught:
+        read_samples(folder / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_in_other_alphabets_stay_apart_and_are_the_same_on_a_mac(folder: Path) -> None:
+    names = ["样本", "对照", "M\u00fcller", "Muller", "slide", "a" * 240, "a" * 241]
+    ids = [sample.slide_id for sample in read_samples(_named(folder, names))]
+    assert len(set(ids)) == len(names)
+    assert all(slug(name) == name and len(name) < 200 for name in ids)
+    assert ids[3:5] == ["Muller", "slide"]
+    (decomposed,) = read_samples(_named(folder, ["Mu\u0308ller"]))
+    assert decomposed.slide_id == ids[2]
+
+
+def _named(folder: Path, names: list[str]) -> str:
+    return _sheet(folder, "slide_id,slide\n" + "".join(f"{name},slides/a.svs\n" for name in names))
+
+
+def test_a_signed_url_gives_its_file_name_as_id(folder: Path) -> None:
+    url = "https://user:word@host/b/P1.svs?X-Signature=s3.cret"
+    for samples in (_sheet(folder, f"slide\n{url}\n"), url):
+        (row,) = read_samples(samples)
+        assert (row.slide_id, row.slide) == ("P1", url)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e-320, float("inf"), float("nan"), 25.0])
+def test_an_absurd_mpp_for_all_slides_is_refused_at_once(folder: Path, value: float) -> None:
+    with pytest.raises(MppError, match=r"--slide-mpp .* is outside 0\.05\.\.20"):
+        read_samples(folder / "slides", slide_mpp=value)
+
+
+def test_a_folder_of_links_into_a_content_store(folder: Path) -> None:
+    (folder / "blobs").mkdir()
+    (folder / "links").mkdir()
+    for name, blob in (("A.ome.tif", "0f3a"), ("B.svs", "real.svs")):
+        (folder / "blobs" / blob).write_text("x")
+        (folder / "links" / name).symlink_to(folder / "blobs" / blob)
+    first, second = read_samples(folder / "links")
+    assert (first.slide_id, first.slide) == ("A.ome", str(folder / "links" / "A.ome.tif"))
+    # Slides of several files have the others beside the target.
+    assert (second.slide_id, second.slide) == ("B", str(folder / "blobs" / "real.svs"))
+
+
+def test_what_a_folder_holds_besides_slides_is_left_out_and_named(folder: Path) -> None:
+    slides = folder / "slides"
+    for name in ("._a.svs", ".DS_Store", "c.czi", "d.btf", "e.tf8", "f.qptiff"):
+        (slides / name).write_text("x")
+    (slides / "g.svs").symlink_to(folder / "nowhere.svs")
+    with pytest.warns(SlideWarning) as warned:
+        samples = read_samples(slides)
+    assert [sample.slide_id for sample in samples] == ["a", "b", "d", "e", "f"]
+    messages = sorted(str(warning.message) for warning in warned)
+    assert len(messages) == 2
+    assert messages[0].endswith("(a sample sheet can name them): c.czi")
+    assert messages[1].endswith("links to files that are not there: g.svs")
+
+
+def test_stores_beside_slides_are_no_slides(folder: Path) -> None:
+    Store.open_or_create(str(folder / "slides" / "features.zarr"))
+    zarr.create_group(folder / "slides" / "counts.zarr", attributes={"encoding-type": "anndata"})
+    zarr.create_group(folder / "slides" / "image.zarr", attributes={"ome": {"multiscales": [{}]}})
+    zarr.create_group(folder / "slides" / "old.zarr", attributes={"multiscales": [{}]}, zarr_format=2)
+    with pytest.warns(SlideWarning, match=r"Zarr folders without an OME-Zarr image: counts\.zarr$"):
+        samples = read_samples(folder / "slides")
+    assert [sample.slide_id for sample in samples] == ["a", "b", "image", "old"]
+
+
+def test_a_dicom_series_of_several_files_is_one_slide(folder: Path) -> None:
+    def dicom(name: str, uid: bytes, size: int) -> None:
+        element = b"\x20\x00\x0e\x00UI" + len(uid).to_bytes(2, "little") + uid
+        (folder / "dicom" / name).write_bytes(bytes(128) + b"DICM" + element + bytes(size))
+
+    (folder / "dicom").mkdir()
+    for name, uid, size in (("1.dcm", b"1.2", 9), ("2.dcm", b"1.2", 99), ("3.dcm", b"1.3\0", 9)):
+        dicom(name, uid, size)
+    (folder / "dicom" / "4.dcm").write_bytes(b"damaged")
+    assert [sample.slide_id for sample in read_samples(folder / "dicom")] == ["2", "3", "4"]
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere.csv"])

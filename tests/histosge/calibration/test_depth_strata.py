@@ -158,4 +158,4 @@ def test_a_map_keeps_strata_reads_bounds_by_its_depth_and_exports_both(tmp_path:
     np.testing.assert_array_equal((values - lower)[..., 1], [[4, 3], [2, 2]])
     table = table_of_map(stored, ["B"])
     assert [table.per_column[f"half_width_depth_{k}"].tolist() for k in (1, 2, 3)] == [[4], [3], [2]]
-    assert table.facts["half_width_depth_edges"] == "7 8"
+    assert table.made_by["half_width_depth_edges"] == "7 8"

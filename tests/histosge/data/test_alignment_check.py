@@ -11,7 +11,7 @@ Y, X = np.arange(STEP / 2, HEIGHT, STEP), np.arange(STEP / 2, WIDTH, STEP)
 L_SHAPE = ((X[None] > 2300) & (X[None] < 4500) & (Y[:, None] > 1500) & (Y[:, None] < 2100)) | (
     (X[None] > 3700) & (X[None] < 4500) & (Y[:, None] > 1500) & (Y[:, None] < 3900)
 )
-TISSUE = TissueMap((L_SHAPE * 255).astype(np.uint8), Y, X, (WIDTH, HEIGHT))
+TISSUE = TissueMap(L_SHAPE, Y, X, (WIDTH, HEIGHT))
 
 
 def _spots(xy_um: np.ndarray) -> Spots:
@@ -21,7 +21,7 @@ def _spots(xy_um: np.ndarray) -> Spots:
 
 def _true() -> np.ndarray:
     grid = np.stack(np.meshgrid(np.arange(0, WIDTH, 90), np.arange(0, HEIGHT, 90)), axis=-1).reshape(-1, 2)
-    keep = TISSUE.tissue[(grid[:, 1] / STEP).astype(int), (grid[:, 0] / STEP).astype(int)] > 0
+    keep = TISSUE.is_tissue[(grid[:, 1] / STEP).astype(int), (grid[:, 0] / STEP).astype(int)]
     return grid[keep]
 
 

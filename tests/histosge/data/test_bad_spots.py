@@ -1,4 +1,4 @@
-"""Embeddings that are missing and spots that lie nowhere: left out, counted, and refused only if none is left."""
+"""Embeddings that are missing and spots without a patch: left out, counted, and refused only if none is left."""
 
 import shutil
 from pathlib import Path
@@ -42,10 +42,10 @@ def _sheet(made: Path, folder: Path, data: anndata.AnnData) -> str:
 
 
 def _train(sheet: str, store: Path, model: Path, preset: str) -> list[str]:
-    said: list[str] = []
+    messages: list[str] = []
     settings = TrainSettings(preset=preset, genes=5, epochs=2, intervals=False)
-    train(sheet, str(store), model, settings, on_message=said.append)
-    return said
+    train(sheet, str(store), model, settings, on_message=messages.append)
+    return messages
 
 
 @pytest.mark.parametrize("preset", ["dense", "ridge"])
@@ -84,20 +84,19 @@ def _spoil(store: Path, lost: set[tuple[int, int]]) -> None:
 def test_spots_with_no_patch_are_named_left_out_and_counted(made: Path, tmp_path: Path) -> None:
     data = anndata.read_h5ad(made / "S1.h5ad")
     before = load_sections(_sheet(made, tmp_path, data), str(made / "store"), Selection())[0]
-    assert before.nowhere == ()
+    assert before.uncovered == ()
     width_px = SPEC.size_px[0]
     xy = np.array(data.obsm["spatial"], dtype=float)
     xy[:3] = [[width_px + 60, 211], [width_px + 60, 307], [width_px + 60, 401]]
     data.obsm["spatial"] = xy
-    said: list[str] = []
+    messages: list[str] = []
     after = load_sections(
-        _sheet(made, tmp_path, data), str(made / "store"), Selection(), on_message=said.append
+        _sheet(made, tmp_path, data), str(made / "store"), Selection(), on_message=messages.append
     )[0]
-    assert after.nowhere == tuple(data.obs_names[:3])
-    assert after.off_tissue == 3
+    assert after.uncovered == tuple(data.obs_names[:3])
     assert len(after.section.spots) == len(before.section.spots) - 3
-    assert any("3 off tissue left out" in line for line in said)
-    assert f"S1: no embedded patch under {', '.join(data.obs_names[:3])}" in said
+    assert any("3 off tissue left out" in line for line in messages)
+    assert f"S1: no embedded patch under {', '.join(data.obs_names[:3])}" in messages
 
 
 def test_spots_that_all_lie_elsewhere_are_refused_with_the_likely_cause(made: Path, tmp_path: Path) -> None:

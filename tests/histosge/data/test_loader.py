@@ -11,7 +11,8 @@ from featurestore.errors import StoreError
 from featurestore.storage.store import Store
 from histosge import Loader, LoadSettings, stream_batches
 from histosge.data.embedded_slide import load_patches, open_embedded
-from histosge.data.shuffle_buffer import Batch, Pool
+from histosge.data.patch_batches import PatchBatches
+from histosge.data.shuffle_buffer import Batch, PatchBuffer
 
 MADE = Made((17, 23), 5, (7, 11), frame=3)
 ONE_MB = LoadSettings(batch=97, seed=3, buffer_mb=1)
@@ -34,9 +35,10 @@ def _join(batches: list[Batch]) -> Batch:
 
 
 def _few_slots(settings: LoadSettings, store: str) -> Loader:
-    """A loader whose buffer holds two blocks a half, so that pools change often."""
+    """A loader whose two buffers hold two blocks each, so that they take turns often."""
     loader = Loader(store, settings=settings)
-    loader._slots = 2
+    assert isinstance(loader._batches, PatchBatches)
+    loader._batches.slots_per_buffer = 2
     return loader
 
 
@@ -101,6 +103,33 @@ def test_several_epochs_stream_on_and_a_short_last_batch_can_be_dropped(store: s
     assert not np.array_equal(batches[0].embedding, batches[8].embedding)
 
 
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_length_of_an_epoch_is_known_before_it_begins(store: str, drop_last: bool) -> None:
+    for rank in range(3):
+        settings = LoadSettings(97, 3, drop_last=drop_last, rank=rank, world_size=3, buffer_mb=1)
+        loader = Loader(store, ["S00", "S01", "S02"], settings=settings)
+        for _ in range(2):
+            expected = len(loader)
+            assert len(list(loader)) == expected
+
+
+def test_the_length_does_not_count_patches_that_an_epoch_found_unreadable(store: str) -> None:
+    loader = Loader(store, settings=LoadSettings(batch=1))
+    assert len(loader) == 860
+    assert len(list(loader)) == 859
+    assert len(loader) == 859
+
+
+def test_an_epoch_can_be_set_and_comes_again_the_same(store: str) -> None:
+    loader = Loader(store, settings=ONE_MB)
+    epochs = [_join(list(loader)) for _ in range(3)]
+    loader.set_epoch(1)
+    again = _join(list(loader)), _join(list(loader))
+    for expected, seen in zip(epochs[1:], again, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(expected, seen, strict=True))
+    assert not np.array_equal(epochs[0].embedding, epochs[1].embedding)
+
+
 def test_without_shuffling_slides_and_blocks_come_in_order(store: str) -> None:
     seen = _join(list(Loader(store, ["S01"], settings=LoadSettings(shuffle=False))))
     assert (seen.rows[0], seen.cols[0]) == (3, 3)
@@ -160,8 +189,8 @@ def test_batches_that_are_kept_are_never_written_to_again(store: str) -> None:
 
 def test_memory_is_used_again_when_nobody_keeps_batches(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    empty = Pool.empty.__func__  # type: ignore[attr-defined]
-    monkeypatch.setattr(Pool, "empty", classmethod(lambda *args: made.append(1) or empty(*args)))
+    empty = PatchBuffer.empty.__func__  # type: ignore[attr-defined]
+    monkeypatch.setattr(PatchBuffer, "empty", classmethod(lambda *args: made.append(1) or empty(*args)))
     loader = _few_slots(LoadSettings(batch=10, buffer_mb=1), store)
     for _ in range(3):
         for _slide, _rows, _cols, _embedding in loader:

@@ -299,13 +299,13 @@ def test_a_run_on_small_bins_says_what_was_found_pooled_and_odd(tmp_path: Path) 
     home = visium_hd(tmp_path / "hd", mpp=0.45, corner_um=(220, 220))
     sample = Sample("A", str(slide), str(home), donor="D")
     loaded = load_section(sample, Store.open(store), None, None, min_counts=30)
-    assert "Visium HD, 8 µm bins: 28 spots x 3 genes, median" in loaded.found
-    assert "side 8 µm, 0.5 µm/px (0.45 by its own files); square_008um taken" in loaded.found
-    assert "pooled into" in loaded.found
+    assert "Visium HD, 8 µm bins: 28 spots x 3 genes, median" in loaded.description
+    assert "side 8 µm, 0.5 µm/px (0.45 by its own files); square_008um taken" in loaded.description
+    assert "pooled into" in loaded.description
     assert loaded.section.spots.shape == "square"
     np.testing.assert_allclose(loaded.section.overlap.sum(axis=1), 1)
-    assert loaded.fit.verdict == "warn"
-    assert "set mpp 0.45 in the sample sheet" in loaded.fit.message
+    assert loaded.alignment.verdict == "warn"
+    assert "set mpp 0.45 in the sample sheet" in loaded.alignment.message
 
 
 def test_a_cytassist_run_says_whose_pixels_its_positions_are(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from featurestore.extensions import Registry
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import Store
 from histosge.errors import ExportError, MissingExtraError
-from histosge.exporting.domain_labels import domain_labels
+from histosge.exporting.domain_labels import domain_labels, read_labels
 from histosge.exporting.export import export
 from histosge.exporting.export_format import FORMATS, ExportFormat, ExportSettings
 from histosge.exporting.formats.geojson import polygons, write_geojson
@@ -92,7 +92,7 @@ def test_a_table_s_rows_are_the_patches_with_values_in_row_major_order(made: Mad
     streamed = np.concatenate([values for _, values in table.chunks()])
     np.testing.assert_array_equal(streamed, _expected(made, table))
     assert len(table.bands()) > 2
-    np.testing.assert_array_equal(np.asarray(table.lazy().compute(scheduler="synchronous")), streamed)
+    np.testing.assert_array_equal(np.asarray(table.to_dask().compute(scheduler="synchronous")), streamed)
 
 
 def test_genes_come_in_the_order_asked_for(made: Made) -> None:
@@ -132,9 +132,9 @@ def test_scanpy_plots_it(made: Made, tmp_path: Path) -> None:
 
 
 def test_without_the_slide_mean_colours_lie_under_the_positions(made: Made, tmp_path: Path) -> None:
-    said: list[str] = []
-    export(made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), on_message=said.append)
-    assert "name the feature store with --store" in said[0]
+    messages: list[str] = []
+    export(made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), on_message=messages.append)
+    assert "name the feature store with --store" in messages[0]
     data = anndata.read_h5ad(tmp_path / "A.h5ad")
     library = data.uns["spatial"]["A"]
     at = np.floor(data.obsm["spatial"] * library["scalefactors"]["tissue_hires_scalef"]).astype(int)
@@ -148,11 +148,13 @@ def test_a_slide_that_is_gone_is_said_and_replaced(made: Made, tmp_path: Path) -
     shutil.copytree(made.store, tmp_path / "store")
     document = tmp_path / "store" / "A" / "zarr.json"
     document.write_text(document.read_text().replace("A.tif", "gone.tif"))
-    said: list[str] = []
+    messages: list[str] = []
     settings = ExportSettings(store=str(tmp_path / "store"))
-    export(made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), settings, on_message=said.append)
-    assert "the slide cannot be reached" in said[0]
-    assert "gone.tif" in said[0]
+    export(
+        made.maps, tmp_path / "A.h5ad", "h5ad", ExportSelection(["A"]), settings, on_message=messages.append
+    )
+    assert "the slide cannot be reached" in messages[0]
+    assert "gone.tif" in messages[0]
 
 
 def test_what_else_a_map_says_goes_along(made: Made, tmp_path: Path) -> None:
@@ -388,6 +390,26 @@ def test_labels_come_from_a_table_per_slide(made: Made, table: PatchTable, tmp_p
     frame.rename({"cluster": "niche"}).write_parquet(tmp_path / "B.parquet")
     with pytest.raises(ExportError, match="one of domain, cluster"):
         export(made.maps, tmp_path / "x", "geojson", ExportSelection(["B"]), settings)
+
+
+@pytest.mark.parametrize("shift_um", [0.0, 8.0])
+def test_labels_of_another_grid_are_refused_by_place_or_by_position(
+    made: Made, table: PatchTable, tmp_path: Path, shift_um: float
+) -> None:
+    x_um, y_um = table.xy_um.T
+    columns = {
+        "row": table.rows,
+        "col": table.cols,
+        "x_um": x_um + shift_um,
+        "y_um": y_um,
+        "domain": table.rows,
+    }
+    frame = pl.DataFrame(columns)
+    if not shift_um:
+        frame = frame.with_columns(pl.col("row") + table.grid.n_rows)
+    frame.write_parquet(tmp_path / "A.parquet")
+    with pytest.raises(ExportError, match=rf"A\.parquet is of another grid than {GRID.key}"):
+        read_labels(table, tmp_path)
 
 
 # ---------------------------------------------------------------- embeddings, refusals

@@ -78,6 +78,6 @@ def test_no_path_of_this_machine_is_written(exported: Path, world: World) -> Non
 def test_more_genes_than_a_page_should_hold_are_refused(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("histosge.viewer.static_page.ALL_GENES", 4)
+    monkeypatch.setattr("histosge.viewer.static_page.MAX_ALL_GENES", 4)
     with pytest.raises(ViewError, match=r"hold 5 genes; choose up to 4 with --genes"):
         export_page(_open(world), tmp_path / "page")

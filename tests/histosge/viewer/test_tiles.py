@@ -4,7 +4,7 @@ import pytest
 
 from histosge.viewer.tile_pyramid import MAX_REDUCTION, TILE_PX, TilePyramid
 
-PYRAMID = TilePyramid.over((8701, 5003), 0.25, (0.25, 1.0, 4.0))
+PYRAMID = TilePyramid.for_slide((8701, 5003), 0.25, (0.25, 1.0, 4.0))
 
 
 @pytest.mark.parametrize("level", range(PYRAMID.min_level, PYRAMID.max_level + 1))
@@ -25,16 +25,16 @@ def test_the_coarsest_level_is_one_tile_and_the_finest_the_slide() -> None:
 
 
 def test_no_tile_is_averaged_from_more_than_a_set_number_of_pixels() -> None:
-    flat = TilePyramid.over((100_000, 80_000), 0.25, (0.25,))
+    flat = TilePyramid.for_slide((100_000, 80_000), 0.25, (0.25,))
     assert flat.level_mpp(flat.min_level) / 0.25 == MAX_REDUCTION
-    assert TilePyramid.over((TILE_PX, 100), 0.5, (0.5,)).count(0) == (1, 1)
+    assert TilePyramid.for_slide((TILE_PX, 100), 0.5, (0.5,)).count(0) == (1, 1)
 
 
 def test_levels_finer_than_asked_are_left_out() -> None:
-    coarse = TilePyramid.over((8701, 5003), 0.25, (0.25, 1.0, 4.0), finest_mpp=2.0)
+    coarse = TilePyramid.for_slide((8701, 5003), 0.25, (0.25, 1.0, 4.0), finest_mpp=2.0)
     assert coarse.mpp == 2.0
     assert coarse.size_px == (1088, 626)
-    assert TilePyramid.over((8701, 5003), 0.25, (0.25,), finest_mpp=0.1) == TilePyramid.over(
+    assert TilePyramid.for_slide((8701, 5003), 0.25, (0.25,), finest_mpp=0.1) == TilePyramid.for_slide(
         (8701, 5003), 0.25, (0.25,)
     )
 

@@ -32,6 +32,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
 
     try:
         with warnings.catch_warnings():
+            # Gene names that occur twice are numbered here; files of older versions are read all the same.
             warnings.simplefilter("ignore", category=UserWarning)
             warnings.simplefilter("ignore", category=FutureWarning)
             data = anndata.read_zarr(path) if path.is_dir() else anndata.read_h5ad(path)
@@ -49,6 +50,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     if "in_tissue" in data.obs:
         keep = data.obs["in_tissue"].to_numpy().astype(float) > 0
     diameter, note = spot_diameter(data.uns.get("spatial", {}), frame.mpp)
+    # Of a Visium run that scanpy or squidpy wrote, the chip tells more than the file's own scale factors.
     mpp = theoretical_visium_mpp(data.obs, xy[:, :2], diameter / frame.mpp)
     if mpp:
         diameter, note = VISIUM_SPOT_UM, VISIUM_NOTE
@@ -59,7 +61,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
         path,
         data.obs_names.to_numpy().astype(str),
         xy[:, :2] * frame.mpp,
-        data.layers.get("counts", data.X),
+        data.layers.get("counts", data.X),  # X is often normalised then
         data.var_names.astype(str).tolist(),
         diameter_um=diameter,
         keep=keep,
@@ -68,7 +70,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
 
 
 def spot_diameter(spatial: Any, slide_mpp: float) -> tuple[float, str]:
-    """Return a spot's diameter in microns from ``uns["spatial"]``, or Visium's and a note that says so."""
+    """Return a spot's diameter in microns from ``uns["spatial"]``, or Visium's and a note on that."""
     for library in spatial.values() if isinstance(spatial, Mapping) else ():
         pixels = library.get("scalefactors", {}).get("spot_diameter_fullres")
         if pixels:
@@ -80,7 +82,7 @@ def spot_diameter(spatial: Any, slide_mpp: float) -> tuple[float, str]:
 
 
 def _stated_mpp(spatial: Any) -> float | None:
-    """Return the mpp in ``uns["spatial"]``, unless it says that it is an estimate."""
+    """Return the mpp in ``uns["spatial"]``, unless the file calls it an estimate."""
     for library in spatial.values() if isinstance(spatial, Mapping) else ():
         metadata = library.get("metadata", {})
         if metadata.get("mpp") and not metadata.get("mpp_is_estimate"):

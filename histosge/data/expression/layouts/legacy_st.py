@@ -1,4 +1,4 @@
-"""Legacy ST (the arrays before Visium): a table of counts, and a file that says where its spots lie.
+"""Legacy ST (the arrays before Visium): a table of counts, and a file with the positions of its spots.
 
 Terms
     counts      TSV, spots x genes or genes x spots; a spot is named ``10x13``: its place on the array
@@ -22,6 +22,7 @@ from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, implied_mpp, make_spots
 from histosge.errors import ExpressionError
 
+# Of the arrays of the first ST protocol: 100 µm spots, centre to centre 200 µm.
 SPOT_UM, PITCH_UM = 100.0, 200.0
 SUFFIXES = (".tsv", ".tsv.gz", ".txt", ".txt.gz", ".csv", ".csv.gz")
 _WORD = re.compile(r"[._-]+")
@@ -90,6 +91,7 @@ def _read_counts(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
     """Return the spots' names, the genes' names and counts ``(n_spots, n_genes)``."""
     rows = _lines(path)
     width = len(rows[1])
+    # The header may have a cell for the column of names, or not.
     columns = rows[0][-(width - 1) :]
     try:
         if any(len(row) != width for row in rows[1:]):
@@ -115,19 +117,19 @@ def _pixels(counts: Path, array: NDArray[np.float64]) -> tuple[NDArray[np.float6
     tables = [
         path for folder in dict.fromkeys(folders) for path in sorted(folder.iterdir()) if path != counts
     ]
-    spot_files = _best([path for path in tables if _is_spot_file(path)], counts)
+    spot_files = _best_matches([path for path in tables if _is_spot_file(path)], counts)
     if len(spot_files) > 1:
         listed = ", ".join(path.name for path in spot_files[:5])
         raise ExpressionError(f"{counts} could belong to several spot files ({listed}); {_MISNAMED}")
     if spot_files:
         return _by_spot_file(spot_files[0], array), spot_files[0].name
-    transforms = _best([p for p in tables if "transform" in p.name.lower() and p.is_file()], counts)
+    transforms = _best_matches([p for p in tables if "transform" in p.name.lower() and p.is_file()], counts)
     if len(transforms) == 1:
         return _by_transform(transforms[0], array), transforms[0].name
     raise ExpressionError(f"{counts} has no spot file (a table with pixel_x, pixel_y) beside it; {_MISNAMED}")
 
 
-def _best(paths: list[Path], counts: Path) -> list[Path]:
+def _best_matches(paths: list[Path], counts: Path) -> list[Path]:
     """Return the files that share most words of their name with a counts table: ``A1``, never ``A10``."""
     words = set(_WORD.split(counts.name)) - {"tsv", "csv", "txt", "gz"}
     shared = [len(words & set(_WORD.split(path.name))) for path in paths]
@@ -144,12 +146,13 @@ def _by_spot_file(path: Path, array: NDArray[np.float64]) -> NDArray[np.float64]
         pixels = frame.select("pixel_x", "pixel_y").to_numpy()
         placed = {_key(row): xy for row, xy in zip(frame.select("x", "y").iter_rows(), pixels, strict=True)}
         if {"new_x", "new_y"} <= set(frame.columns):
+            # A counts table names its spots by nominal or by corrected places. Where both fit, the nominal one is meant.
             finer = zip(frame.select("new_x", "new_y").iter_rows(), pixels, strict=True)
             placed = {**{_key(row): xy for row, xy in finer}, **placed}
     except pl.exceptions.PolarsError as error:
         raise ExpressionError(f"{path} is no spot file: {first_line(error)}") from error
-    nowhere = np.full(2, np.nan)
-    return np.array([placed.get(_key(place), nowhere) for place in array.tolist()])
+    unplaced = np.full(2, np.nan)
+    return np.array([placed.get(_key(place), unplaced) for place in array.tolist()])
 
 
 def _key(place: "tuple[float, ...] | list[float]") -> tuple[float, ...]:
@@ -166,4 +169,5 @@ def _by_transform(path: Path, array: NDArray[np.float64]) -> NDArray[np.float64]
     return (np.column_stack([array, np.ones(len(array))]) @ matrix)[:, :2]
 
 
+# Last: to recognise it, the first lines of every table in a folder are read.
 RECORD = ExpressionLayout("legacy-st", "legacy ST tables", recognises, read, order=50)

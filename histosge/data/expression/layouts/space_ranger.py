@@ -4,7 +4,7 @@ Positions are pixels of the full-resolution picture that Space Ranger was given:
 CytAssist, if there was one. That picture must be the sheet's `slide`.
 
 Terms
-    spot_diameter_fullres   in Visium folders 65/55 of a spot's diameter, whatever its name says: on public
+    spot_diameter_fullres   in Visium folders 65/55 of a spot's diameter, in spite of its name: on public
                             sections it is 0.653 of the chip's pitch of 100 µm, so it is not used
 """
 
@@ -65,6 +65,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
 def _home(path: Path) -> Path | None:
     """Return the folder that holds ``spatial/`` or the bin folders."""
     start = path.parent if path.is_file() and path.name.endswith("feature_bc_matrix.h5") else path
+    # Bins first: the output of a Visium HD run has a folder ``spatial`` beside them, too.
     for folder in (start, start / "outs", start / "binned_outputs", start / "outs" / "binned_outputs"):
         if _bins(folder):
             return folder
@@ -83,6 +84,7 @@ def _bins(folder: Path) -> dict[int, Path]:
 
 
 def _bin_size(folder: Path) -> float | None:
+    # Visium and Visium HD folders look alike; only the latter's scale factors give a size of bins.
     file = folder / "spatial" / "scalefactors_json.json"
     return read_json(file).get("bin_size_um") if file.is_file() else None
 
@@ -118,7 +120,7 @@ def _read_bin(folder: Path, frame: SlideFrame, notes: tuple[str, ...]) -> Loaded
 
 def _read_visium(home: Path, frame: SlideFrame) -> LoadedExpression:
     matrix, xy_px, on_tissue, array = _located_matrix(home)
-    _scale_factors(home)
+    _scale_factors(home)  # not used, but a folder without them is incomplete
     spots = make_spots(
         frame,
         home,
@@ -164,6 +166,7 @@ def theoretical_visium_mpp(obs: Any, xy_px: NDArray[np.float64], diameter_px: fl
     if (array.sum(axis=1) % 2).any():
         return None  # not hexagonal: bins side by side would pass for 65 µm too
     mpp = visium_mpp(array, xy_px)
+    # Any other diameter is the file's own statement, and is taken as it is.
     return mpp if mpp and THEORETICAL_UM[0] < diameter_px * mpp < THEORETICAL_UM[1] else None
 
 
@@ -185,6 +188,7 @@ def _located_matrix(
     if place is None:
         raise ExpressionError(f"{folder} has no {MATRICES[0]}.h5; give a whole Space Ranger output folder")
     matrix = read_matrix(place)
+    # Without `maintain_order` polars may return the rows of a join in any order.
     joined = pl.DataFrame({"barcode": matrix.barcodes}).join(
         positions, on="barcode", how="left", maintain_order="left"
     )
@@ -207,6 +211,7 @@ def _positions(folder: Path) -> pl.DataFrame:
         if file.suffix == ".parquet":
             frame = pl.read_parquet(file).with_columns(pl.col("barcode").cast(pl.String))
         else:
+            # Space Ranger 1.x wrote the list without a header.
             frame = pl.read_csv(file, has_header=not name.endswith("_list.csv"), infer_schema=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise ExpressionError(f"{file} cannot be read: {first_line(error)}") from error
@@ -216,6 +221,7 @@ def _positions(folder: Path) -> pl.DataFrame:
     return frame.rename(dict(zip(frame.columns, POSITION_COLUMNS, strict=True))).with_columns(numbers)
 
 
+# After Xenium: both are looked for in a folder ``outs``, and this one asks for little more than a folder ``spatial``.
 RECORD = ExpressionLayout(
     "space-ranger", "a Space Ranger folder (Visium or Visium HD)", recognises, read, order=40
 )

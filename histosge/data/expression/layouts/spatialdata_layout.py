@@ -25,6 +25,7 @@ from histosge.errors import ExpressionError
 from histosge.extras import load_extra
 
 SAME_PROPORTIONS = 0.02
+"""Relative difference of the two scales up to which a picture is a smaller copy of the slide: sides are rounded."""
 
 
 def recognises(path: Path) -> bool:
@@ -38,7 +39,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     import spatialdata
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # its dependencies deprecate each other
         try:
             data = spatialdata.read_zarr(path)
             name, region, table = _annotating_table(data, path)
@@ -49,6 +50,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
                 raise
             raise ExpressionError(f"{path} cannot be read as SpatialData: {first_line(error)}") from error
     instances = table.obs[table.uns["spatialdata_attrs"]["instance_key"]].to_numpy()
+    # A table's rows name their shapes and may come in any order.
     chosen = shapes.reindex(instances)
     centres, diameter, shape = _outline(chosen)
     xy_px = np.column_stack([centres, np.ones(len(centres))]) @ matrix.T
@@ -102,6 +104,7 @@ def _to_slide(data: Any, shapes: Any, frame: SlideFrame) -> tuple[NDArray[np.flo
         system, transform = next(iter(systems.items()))
         matrix = np.asarray(transform.to_affine_matrix(axes, axes), dtype=np.float64)
         return matrix, f"no picture: coordinates of {system!r} taken as level-0 pixels"
+    # The largest picture is the one nearest to the slide's full resolution.
     _, name, size, matrix = max(options, key=lambda option: option[0])
     if frame.size_px is None or size == frame.size_px:
         return matrix, f"picture {name!r} taken as the slide"
@@ -130,6 +133,7 @@ def _outline(shapes: Any) -> tuple[NDArray[np.float64], float | None, str]:
     if "radius" in shapes.columns:
         return centres, 2 * float(shapes["radius"].median()), "disc"
     area = float(shapes.geometry.area.median())
+    # A square has five, as its first corner closes the ring. A hundred shapes are enough: counting a million is slow.
     corners = shapes.geometry.dropna().iloc[:100].count_coordinates()
     if area > 0 and (corners == 5).all():
         return centres, float(np.sqrt(area)), "square"

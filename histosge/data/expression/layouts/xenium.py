@@ -25,6 +25,7 @@ PIXEL_UM = 0.2125
 """Of every Xenium instrument so far: assumed where ``experiment.xenium`` is missing."""
 CELL_UM = 10.0
 """Diameter of a cell where the areas are not given."""
+# The H&E's own first: a folder may hold the alignment of another picture, too.
 ALIGNMENTS = ("*he_imagealignment.csv", "*imagealignment.csv", "*alignment*.csv", "matrix.csv")
 
 
@@ -41,6 +42,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
         raise ExpressionError(f"{path} has no {MATRIX}.h5; give a whole Xenium output folder")
     matrix = read_matrix(place)
     cells = _cells(home)
+    # The table of cells may be in another order than the matrix, and lack cells.
     joined = pl.DataFrame({"cell_id": matrix.barcodes}).join(
         cells, on="cell_id", how="left", maintain_order="left"
     )
@@ -81,6 +83,7 @@ def _cells(home: Path) -> pl.DataFrame:
 
 
 def _diameter(cells: pl.DataFrame) -> float:
+    # The median: a few badly segmented cells of any size do not move it.
     areas = cells["cell_area"].drop_nulls().to_numpy() if "cell_area" in cells.columns else np.empty(0)
     return 2 * float(np.sqrt(np.median(areas) / np.pi)) if len(areas) else CELL_UM
 
@@ -107,6 +110,7 @@ def _on_slide(
     morphology = np.column_stack([run_um / pixel_um, np.ones(len(run_um))])
     placed = morphology @ inverse.T
     mpp = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2])))) * pixel_um
+    # Homogeneous coordinates: the third is 1 for an affine, and another number for a projective matrix.
     return placed[:, :2] / placed[:, 2:], mpp, f"placed by {file.name}"
 
 

@@ -1,4 +1,4 @@
-"""One gene of a map, fast: the objects of its gene group are read once and kept, since the next gene is likely in them."""
+"""One gene of a map at a time. The objects of its gene group are kept, as the next gene is likely in the same group."""
 
 from typing import Any
 
@@ -9,17 +9,18 @@ from featurestore.byte_cache import ByteCache
 from featurestore.location import Location
 from histosge.prediction.expression_store import GENE_GROUP, StoredMap, open_optional
 
-Plane = NDArray[np.float16]
+GridValues = NDArray[np.float16]
+"""Values of one gene, or of a group, over a grid: ``(n_rows, n_cols)`` or ``(n_rows, n_cols, n_genes)``."""
 GROUPS_BYTES = 1_000_000_000
-"""Gene groups held at once, over all slides; what is larger than half of it is read gene by gene."""
+"""Gene groups held at once, over all slides. A group larger than half of it is read gene by gene."""
 
 
-def new_cache() -> ByteCache[Plane]:
+def new_gene_cache() -> ByteCache[GridValues]:
     """Return the cache that the maps of one page share."""
     return ByteCache(GROUPS_BYTES, lambda values: int(values.nbytes))
 
 
-class GenePlanes:
+class GeneReader:
     """The genes of one map.
 
     Parameters
@@ -30,13 +31,13 @@ class GenePlanes:
         Shared by all maps of a page.
     """
 
-    def __init__(self, stored: StoredMap, cache: ByteCache[Plane]) -> None:
+    def __init__(self, stored: StoredMap, cache: ByteCache[GridValues]) -> None:
         self._stored, self._cache = stored, cache
         self._rows, self._cols = (0, stored.grid.n_rows), (0, stored.grid.n_cols)
         group_bytes = stored.grid.n_rows * stored.grid.n_cols * min(GENE_GROUP, len(stored.genes)) * 2
         self._by_group = group_bytes <= GROUPS_BYTES // 2
 
-    def plane(self, gene: int) -> Plane:
+    def read(self, gene: int) -> GridValues:
         """Return a gene over the grid, ``(n_rows, n_cols)``; NaN where nothing was predicted.
 
         Raises
@@ -46,19 +47,20 @@ class GenePlanes:
         """
         if not 0 <= gene < len(self._stored.genes):
             raise LookupError(f"there is no gene {gene}")
+        # `id`, as one cache serves the maps of all slides; a page keeps its readers as long as it keeps the cache.
         if not self._by_group:
             return self._cache.get((id(self), "gene", gene), lambda: self._read(gene, gene + 1))[..., 0]
         first = gene // GENE_GROUP * GENE_GROUP
         group = self._cache.get((id(self), first), lambda: self._read(first, first + GENE_GROUP))
         return group[..., gene - first]
 
-    def _read(self, first: int, stop: int) -> Plane:
+    def _read(self, first: int, stop: int) -> GridValues:
         step = self._stored.array.block_shape[0]
         if self._by_group:
             return self._stored.array.read(self._rows, self._cols, slice(first, stop)).astype(
                 np.float16, copy=False
             )
-        # Objects hold a whole gene group: a row of blocks at a time keeps what is thrown away small.
+        # Objects hold a whole gene group, of which one gene is used: read by rows of blocks, the rest stays small.
         strips = [
             self._stored.array.read((row, min(row + step, self._rows[1])), self._cols, slice(first, stop))
             for row in range(0, self._rows[1], step)
@@ -67,7 +69,7 @@ class GenePlanes:
 
 
 def per_gene(location: Location, path: str, n_genes: int) -> dict[str, Any]:
-    """Return what an expression store knows of each gene beside its map.
+    """Return what an expression store holds of each gene beside its map.
 
     Returns
     -------

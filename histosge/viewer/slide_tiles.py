@@ -15,18 +15,18 @@ from featurestore.storage.store import SlideRecord
 from histosge.viewer.tile_pyramid import TilePyramid
 
 QUALITY = 85
-"""Of the tiles' JPEG: no difference to be seen, a tenth of the bytes."""
+"""Of the tiles' JPEG: no visible difference, and a tenth of the bytes of lossless files."""
 
 
-class Picture:
+class SlideTiles:
     """One slide's pixels. A remote slide is fetched whole, so opening goes on in the background.
 
     Parameters
     ----------
     record
-        What the store says of the slide.
+        Of the store.
     source
-        Where it lies now, if elsewhere than the store says.
+        Where the slide lies now, if elsewhere than in the record.
     finest_mpp
         Leave out tiles finer than this.
     """
@@ -46,6 +46,7 @@ class Picture:
         wait_s
             How long to wait for a slide that is being opened; None means until it is.
         """
+        # One thread opens the slide, however many requests ask for its state meanwhile.
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._open, name="open-slide", daemon=True)
@@ -61,13 +62,15 @@ class Picture:
         try:
             slide = open_slide(self._source, self._record.mpp)
             if slide.size_px != self._record.size_px:
-                raise SlideError(_changed(self._source, self._record.size_px, slide.size_px))
+                raise SlideError(_mismatch(self._source, self._record.size_px, slide.size_px))
+            # Of a remote slide the size has to do: a fingerprint would need its bytes once more.
             if not is_remote(self._source):
                 found = slide_fingerprint(self._source.removeprefix("file://"))
                 if found != self._record.fingerprint:
-                    raise SlideError(_changed(self._source, self._record.fingerprint[:24], found[:24]))
-            tiles = TilePyramid.over(slide.size_px, slide.mpp, slide.level_mpps, self._finest_mpp)
+                    raise SlideError(_mismatch(self._source, self._record.fingerprint[:24], found[:24]))
+            tiles = TilePyramid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, self._finest_mpp)
             self._opened = (slide, tiles)
+        # In a thread nobody would see the error: it becomes the reason that the page shows.
         except (FeatureStoreError, OSError) as error:
             self._reason = str(error)
 
@@ -94,5 +97,5 @@ class Picture:
         return bytes(simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="RGB"))
 
 
-def _changed(source: str, stored: object, found: object) -> str:
+def _mismatch(source: str, stored: object, found: object) -> str:
     return f"{strip_credentials(source)} is not the slide that was embedded: {found}, in the store {stored}"
