@@ -57,6 +57,8 @@ def _absent(config: pytest.Config) -> dict[str, str]:
         absent["browser"] = "no playwright: pip install playwright"
     if find_spec("spatialdata_io") is None:
         absent["spatialdata"] = "install them: pip install 'histosge[spatialdata]' spatialdata-io"
+    if find_spec("torch") is None:
+        absent["torch"] = "no torch: pip install torch"
     if not _has_gpu():
         absent["gpu"] = "no CUDA device"
     return absent

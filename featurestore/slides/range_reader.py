@@ -85,6 +85,8 @@ class RangedFile:
                 raise
             raise access_error(self.label, error, "cannot be read") from error
         for (start, stop), data in zip(runs, found, strict=True):
+            if isinstance(data, Exception):  # fsspec up to 2026.1 returns what it is told to raise
+                raise access_error(self.label, data, "cannot be read") from data
             if len(data) != stop - start:
                 raise SlideError(f"{self.label}: {len(data)} of {stop - start} bytes came from {start}")
         return [_part_of(runs, found, offset, count) for offset, count in parts]

@@ -58,6 +58,7 @@ def on_a_terminal(*arguments: object, cwd: Path) -> tuple[int, str]:
     return running.wait(timeout=60), drawn.decode()
 
 
+@pytest.mark.torch
 def test_a_terminal_gets_bars_with_slides_blocks_pace_time_and_failures(sheet: Path, tmp_path: Path) -> None:
     code, drawn = on_a_terminal("embed", sheet, "store", *GRID, cwd=tmp_path)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", drawn)

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"featurestore": ROOT, "histosge": ROOT, "histosge_cli": ROOT / "cli"}
@@ -121,3 +122,21 @@ def test_an_absent_extra_is_one_line_that_names_it(module: str, url: str, extra:
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert f"pip install 'histosge[{extra}]'" in done.stderr
+
+
+def _bounds(requirements: list[str]) -> dict[str, str]:
+    """Return name -> version of ``name>=version`` and ``name==version``, with names as pip compares them."""
+    parts = (re.match(r"([\w.-]+)(?:\[\w+\])?[<>=]=?([\w.]+)", one) for one in requirements)
+    return {re.sub(r"[-_.]+", "-", part[1]).lower(): part[2] for part in parts if part}
+
+
+def test_every_dependency_is_pinned_within_its_bounds() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest: dict[str, str] = {}
+    for extra in ([], *project["optional-dependencies"].values()):
+        lowest |= _bounds(project["dependencies"] + extra)
+    pinned = _bounds((ROOT / "constraints.txt").read_text().splitlines())
+    assert len(lowest) > 40
+    assert lowest.keys() <= pinned.keys(), "run .ci/make_constraints"
+    for name, version in lowest.items():
+        assert Version(pinned[name]) >= Version(version), f"{name}: run .ci/make_constraints"
