@@ -3,9 +3,9 @@
 A model learns from spots and predicts patches. What it is scored on is what a user gets: the map
 of the patches, averaged under each spot's disc.
 
-A class needs the members of `Model` and nothing else. What it can do beyond that is said by attributes of the class,
+A class needs the attributes and methods of `Model` and nothing else. What it can do beyond that is given by class attributes,
 each with a default (`Capabilities`), and by further methods (the protocols at the end). Training, prediction and
-evaluation ask for these and know no preset by its name.
+evaluation read these and know no preset by its name.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 State = dict[str, NDArray[Any]]
 """Named arrays: what safetensors can hold."""
 SQUARED_ERROR = "mse"
-"""The loss that every model has: `fit` gets no ``loss`` where it is asked for."""
+"""The loss that every model has: for it, `fit` gets no ``loss`` argument."""
 
 
 @dataclass(frozen=True)

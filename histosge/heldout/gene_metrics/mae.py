@@ -10,4 +10,4 @@ def score(truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
     return np.asarray(np.abs(predicted - truth).mean(axis=0))
 
 
-RECORD = Metric("mae", "Mean absolute error of log1p(CP10k).", score, "MAE", "mae")
+RECORD = Metric("mae", "mean absolute error of log1p(CP10k)", score, "MAE", "mae")

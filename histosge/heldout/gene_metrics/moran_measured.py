@@ -10,7 +10,7 @@ def score(truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
 
 RECORD = Metric(
     "moran_measured",
-    "Spatial autocorrelation of the measured map over the 6 nearest spots.",
+    "spatial autocorrelation of the measured map over the 6 nearest spots",
     score,
     "Moran's I measured",
     "moran_measured",

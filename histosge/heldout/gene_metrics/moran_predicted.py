@@ -10,7 +10,7 @@ def score(truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
 
 RECORD = Metric(
     "moran_predicted",
-    "Spatial autocorrelation of the predicted map over the 6 nearest spots.",
+    "spatial autocorrelation of the predicted map over the 6 nearest spots",
     score,
     "Moran's I predicted",
     "moran_predicted",

@@ -10,4 +10,4 @@ def score(truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
     return np.asarray(((predicted - truth) ** 2).mean(axis=0))
 
 
-RECORD = Metric("mse", "Mean squared error of log1p(CP10k).", score, "MSE", "mse")
+RECORD = Metric("mse", "mean squared error of log1p(CP10k)", score, "MSE", "mse")

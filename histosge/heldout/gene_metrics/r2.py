@@ -18,4 +18,4 @@ def score(truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
     return np.asarray(1 - share)
 
 
-RECORD = Metric("r2", "Share of the variance within sections that is explained.", score, "R²", "r2")
+RECORD = Metric("r2", "share of the variance within sections that is explained", score, "R²", "r2")

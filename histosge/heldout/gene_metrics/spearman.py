@@ -14,4 +14,4 @@ def score(truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
     return np.where(is_undefined(truth, predicted, section), 0.0, ranked)
 
 
-RECORD = Metric("spearman", "Correlation of ranks within sections.", score, "Spearman")
+RECORD = Metric("spearman", "correlation of ranks within sections", score, "Spearman")

@@ -8,4 +8,4 @@ def score(truth: Floats, predicted: Floats, spots: ScoredSpots) -> Floats:
     return spots.lattice.ssim(truth, predicted)
 
 
-RECORD = Metric("ssim", "Structural similarity of the map (Wang et al., 2004).", score, "SSIM", "ssim")
+RECORD = Metric("ssim", "structural similarity of the map (Wang et al., 2004)", score, "SSIM", "ssim")

@@ -5,6 +5,6 @@ from histosge.models.registry import ModelRecord
 
 RECORD = ModelRecord(
     "dense",
-    "Means of ridge regressions on Gaussian neighbourhoods of three widths, low-rank targets; the default.",
+    "stacked ridge regressions and a Gaussian process on multiscale features, low-rank targets (the default)",
     lambda: DenseModel,
 )

@@ -12,6 +12,6 @@ def _load() -> type[Model]:
 
 RECORD = ModelRecord(
     "dense+attention",
-    "dense, plus attention over the patches around, where held-out sections gain from it.",
+    "dense, plus attention over neighbouring patches, kept only where held-out sections gain from it",
     _load,
 )

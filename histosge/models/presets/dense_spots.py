@@ -90,6 +90,6 @@ class DenseSpotsModel:
 
 RECORD = ModelRecord(
     "dense+spots",
-    "dense, plus kriging of its residual between the spots of slides that it was trained on.",
+    "dense, plus kriging of its residual between the spots of slides that it was trained on",
     lambda: DenseSpotsModel,
 )

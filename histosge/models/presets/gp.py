@@ -97,6 +97,6 @@ class GaussianProcessModel:
 
 RECORD = ModelRecord(
     "gp",
-    "A Gaussian process over position and embedding; position counts on slides trained on.",
+    "a Gaussian process over position and multiscale features; knows the slides that it was trained on",
     lambda: GaussianProcessModel,
 )

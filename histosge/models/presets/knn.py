@@ -89,6 +89,6 @@ class NeighbourModel:
 
 RECORD = ModelRecord(
     "knn",
-    "Baseline: the nearest measured spots by inverse distance; it sees no picture.",
+    "baseline: inverse-distance mean of the nearest measured spots, without the image",
     lambda: NeighbourModel,
 )

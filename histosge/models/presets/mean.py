@@ -56,4 +56,4 @@ class MeanModel:
         return cls(state["mean"])
 
 
-RECORD = ModelRecord("mean", "Baseline: the mean of the training spots.", lambda: MeanModel)
+RECORD = ModelRecord("mean", "baseline: the mean of the training spots", lambda: MeanModel)

@@ -10,4 +10,4 @@ def _load() -> type[Model]:
     return PaperModel
 
 
-RECORD = ModelRecord("paper", "The published HisToSGE network, trained for 100 epochs.", _load)
+RECORD = ModelRecord("paper", "the published HisToSGE network, trained for 100 epochs", _load)

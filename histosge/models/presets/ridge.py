@@ -90,5 +90,5 @@ class RidgeModel:
 
 
 RECORD = ModelRecord(
-    "ridge", "Baseline: ridge regression on the embedding under each spot.", lambda: RidgeModel
+    "ridge", "baseline: ridge regression on the embedding under each spot", lambda: RidgeModel
 )
