@@ -4,8 +4,8 @@ A model learns from spots and predicts patches. What it is scored on is what a u
 of the patches, averaged under each spot's disc.
 
 A class needs the attributes and methods of `Model` and nothing else. What it can do beyond that is given by attributes
-of the class, each with a default (`Capabilities`), and by further methods (the protocols at the end). Training, prediction and
-evaluation read these and know no preset by its name.
+of the class, each with a default (`Capabilities`), and by further methods (the protocols at the end). Training,
+prediction and evaluation read these and know no preset by its name.
 """
 
 from collections.abc import Sequence
