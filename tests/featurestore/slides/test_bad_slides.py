@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import s3fs
 import tifffile
 from make_slides import painted, write_pyramid
 
@@ -142,6 +143,15 @@ def test_a_server_that_says_no_is_not_a_slide_that_is_missing(
             assert "\n" not in message
 
 
+@pytest.fixture
+def fresh_clients() -> Iterator[None]:
+    """fsspec keeps clients by their options, and with them the credentials that there were: not into or out of a test."""
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.usefixtures("fresh_clients")
 def test_no_credentials_is_a_slide_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import s3fs
 from _s3 import BUCKET, environment
 from _s3 import serving as serving_s3
 from viewer_world import GENES, Get, World, serving
@@ -28,11 +29,14 @@ def remote(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("HISTOSGE_CACHE", str(tmp_path / "cache"))
         url = f"s3://{BUCKET}"
+        # fsspec keeps clients by their options: not one of another server, or without these credentials.
+        s3fs.S3FileSystem.clear_instance_cache()
         fs, _ = fsspec.core.url_to_fs(url, **storage_options(url))
         for name in ("store", "maps"):
             fs.put(f"{getattr(world, name)}{os.sep}", f"{BUCKET}/{name}/", recursive=True)
         fs.put(str(world.store.parent / "slides" / "here.tif"), f"{BUCKET}/here.tif")
         yield url
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_a_page_is_read_on_demand_from_s3(remote: str, get: Get, tmp_path: Path) -> None:
