@@ -91,7 +91,12 @@ def local_client(workers: int, threads: int = THREADS_PER_WORKER) -> Iterator[Cl
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=workers, threads_per_worker=threads, dashboard_address=None, silence_logs=50
+            n_workers=workers,
+            threads_per_worker=threads,
+            dashboard_address=None,
+            silence_logs=50,
+            # Without a dashboard there is an HTTP server all the same: on any free port, and for this machine alone.
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
         ) as cluster,
         Client(cluster) as client,
     ):
