@@ -17,6 +17,7 @@ from _common import Result, options, report, timed
 from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
 from featurestore.embedding.embed import EmbedSettings
 from featurestore.encoders.loading import load_encoder
+from featurestore.events import Progress
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_section
@@ -75,8 +76,8 @@ class Watch:
         self._wanted, self._process = wanted, psutil.Process()
         self._start = self._process.memory_info().rss
 
-    def __call__(self, slide_id: str, done: int, total: int, patches: int) -> None:
-        """Book one block."""
+    def __call__(self, progress: Progress) -> None:
+        """Count one block."""
         now = time.perf_counter() - self.begun
         self.blocks += 1
         self.first = self.first or now

@@ -85,7 +85,7 @@ def _discs(section: Section, model, genes: tuple[str, ...]) -> list[Result]:  # 
     card = ModelCard("dense", genes, {}, {}, {}, (), 0)
     conditioned = ConditionedModel.fit(SavedModel(model, card, ""), section)
     found = np.expm1(spots_from_patches(section.overlap, conditioned.predict(section.patches)).astype(float))
-    off = np.abs(found / np.maximum(conditioned.values, 1e-3) - 1)
+    off = np.abs(found / np.maximum(conditioned.spot_rates, 1e-3) - 1)
     return [
         Result("disc means off the spot's value: median", float(np.median(off)), "share"),
         Result("disc means off the spot's value: most", float(off.max()), "share", "<= 0.01"),
