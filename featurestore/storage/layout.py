@@ -5,7 +5,7 @@ Paths are relative to the store's root, with ``/`` between their segments.
 
 import re
 
-from featurestore.names import slug
+from featurestore.names import check_new_name, check_segment, slug
 
 SPEC_NAME = "histosge-featurestore"
 SPEC_VERSION = 1
@@ -25,13 +25,26 @@ _CHUNK = re.compile(r"c/(\d+)/(\d+)/(\d+)")
 
 
 def grid_path(slide_id: str, grid_key: str) -> str:
-    """Path of a grid's group."""
-    return f"{slide_id}/{grid_key}"
+    """Path of a grid's group.
+
+    Raises
+    ------
+    StoreError
+        If a name could lead out of the store.
+    """
+    return f"{check_segment(slide_id, 'slide id')}/{check_segment(grid_key, 'grid')}"
 
 
 def encoder_path(slide_id: str, grid_key: str, encoder_key: str) -> str:
-    """Path of an encoder's group; the key becomes a slug."""
-    return f"{grid_path(slide_id, grid_key)}/{slug(encoder_key)}"
+    """Path of an encoder's group; the key becomes a slug.
+
+    Raises
+    ------
+    StoreError
+        If a name could lead out of the store, or is that of one of a grid's own arrays.
+    """
+    # Reserved names, too: an encoder called `tissue` would be written over the array of that name.
+    return f"{grid_path(slide_id, grid_key)}/{check_new_name(slug(encoder_key), 'encoder')}"
 
 
 def embedding_path(slide_id: str, grid_key: str, encoder_key: str) -> str:
@@ -44,7 +57,7 @@ def failure_path(
 ) -> str:
     """Path of the JSON document with the reason why a slide, or some patches of a block, could not be read."""
     # A document for each block: workers write theirs without reading those of others.
-    parts = [FAILURES, slide_id]
+    parts = [FAILURES, check_segment(slide_id, "slide id")]
     if block is not None:
         parts += [grid_key, slug(encoder_key), f"{block[0]}.{block[1]}"]
     return "/".join(parts) + ".json"
