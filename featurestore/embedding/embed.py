@@ -149,7 +149,7 @@ def _embed_planned(
     return SlideResult(
         slide_id,
         "done",
-        planned=len(plan.planned) * len(encoders),
+        planned=plan.n_planned,
         computed=computed,
         patches=int(plan.stored.is_tissue.sum()),
         unreadable=unreadable,

@@ -116,16 +116,20 @@ class SlidePlan:
     ----------
     sample, stored
         The slide, and its grid in the store.
-    missing
-        Encoder key -> blocks that it lacks.
-    planned
-        All blocks that hold tissue, in row-major order.
+    missing, planned
+        Encoder key -> blocks that it lacks, and all of its blocks that hold tissue, in row-major order. Blocks of two
+        encoders differ where their arrays were made with different block shapes.
     """
 
     sample: Sample
     stored: StoredGrid
     missing: dict[str, list[Block]]
-    planned: list[Block]
+    planned: dict[str, list[Block]]
+
+    @property
+    def n_planned(self) -> int:
+        """Objects that belong in the store, over all encoders."""
+        return sum(map(len, self.planned.values()))
 
 
 def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
@@ -187,13 +191,13 @@ def plan_slide(
         _clear_failures(store, slide_id, grid, arrays)
     # Listed last, after everything that removes objects.
     missing: dict[str, list[Block]] = {}
-    planned: list[Block] = []
+    planned: dict[str, list[Block]] = {}
     for key, array in arrays.items():
-        store.location.sweep_partials(
-            array.path
-        )  # here, since one process plans a slide: sweeping lists folders
-        planned = stored.planned(array.block_shape)
-        missing[key] = array.missing(planned)
+        # Here, since one process plans a slide: sweeping lists folders.
+        store.location.sweep_partials(array.path)
+        # Of each array, not of the settings: one of an earlier run may have another block shape.
+        planned[key] = stored.planned(array.block_shape)
+        missing[key] = array.missing(planned[key])
     return SlidePlan(sample, stored, missing, planned)
 
 
@@ -305,7 +309,10 @@ def dry_run_slide(
 
 
 def blocks_to_read(plan: SlidePlan) -> dict[Block, tuple[str, ...]]:
-    """Return each block that some encoder lacks, with the keys of those encoders, in planned order."""
-    lacking = {key: set(blocks) for key, blocks in plan.missing.items()}
-    wanted = ((block, tuple(k for k, lacks in lacking.items() if block in lacks)) for block in plan.planned)
-    return {block: keys for block, keys in wanted if keys}
+    """Return each block that some encoder lacks, with the keys of those encoders, in row-major order of their corners."""
+    wanted: dict[Block, tuple[str, ...]] = {}
+    for key, blocks in plan.missing.items():
+        for block in blocks:
+            wanted[block] = (*wanted.get(block, ()), key)
+    # By their patches: the indices of blocks of two shapes cannot be compared.
+    return dict(sorted(wanted.items(), key=lambda item: (item[0].rows, item[0].cols)))

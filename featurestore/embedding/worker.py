@@ -109,8 +109,7 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
     except FeatureStoreError as error:
         return PermanentFailure(error)
     blocks = blocks_to_read(plan)
-    planned = len(plan.planned) * len(encoders)
-    return PlannedSlide(job.sample.slide_id, blocks, planned, int(plan.stored.is_tissue.sum()))
+    return PlannedSlide(job.sample.slide_id, blocks, plan.n_planned, int(plan.stored.is_tissue.sum()))
 
 
 def embed_block(
