@@ -8,6 +8,7 @@ Terms
 """
 
 import datetime as dt
+import errno
 import json
 import os
 import re
@@ -35,6 +36,8 @@ PathOrUrl = str | os.PathLike[str]
 _SHORTENED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # A user and password before the host, and a query, which may be a signature.
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
+REMOVE_TRIES = 20
+"""Of removing a folder that another process writes into: between two blocks of a run there are milliseconds at least."""
 S3_TRIES = 6
 """Of one request, with waits that double; s3fs repeats that a few times. It must outlast a few minutes of errors."""
 
@@ -86,6 +89,22 @@ def storage_options(url: str) -> dict[str, Any]:
             "read_timeout": 60,
         }
     return options
+
+
+def _remove_tree(fs: Any, path: str) -> None:
+    """Remove an object or a folder, also where another process writes into the folder or removes it meanwhile."""
+    for tries_left in reversed(range(REMOVE_TRIES)):
+        try:
+            fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            if not fs.exists(path):
+                return
+        except OSError as error:
+            # A folder is removed entry by entry: one that was written since it was listed is in the way.
+            if error.errno != errno.ENOTEMPTY or not tries_left:
+                raise
+        else:
+            return
 
 
 @dataclass(frozen=True, init=False)
@@ -236,7 +255,7 @@ class Location:
         fs, _ = self._fs_root
         path = self.path(relative)
         if fs.exists(path):
-            fs.rm(path, recursive=True)
+            _remove_tree(fs, path)
 
     def sweep_partials(self, relative: str) -> int:
         """Remove partial files that killed writes left below a folder and in the folders above it; return how many.
