@@ -162,7 +162,10 @@ def theoretical_visium_mpp(obs: Any, xy_px: NDArray[np.float64], diameter_px: fl
     """Return the mpp of what Space Ranger's tools wrote for a Visium chip; None for anything else."""
     if not {"array_row", "array_col"} <= set(obs.columns):
         return None
-    array = obs[["array_row", "array_col"]].to_numpy().astype(np.float64)
+    try:
+        array = obs[["array_row", "array_col"]].to_numpy().astype(np.float64)
+    except (TypeError, ValueError):  # places of another array, written as words
+        return None
     if (array.sum(axis=1) % 2).any():
         return None  # not hexagonal: bins side by side would pass for 65 µm too
     mpp = visium_mpp(array, xy_px)
