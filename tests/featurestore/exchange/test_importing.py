@@ -319,7 +319,7 @@ def test_names_in_other_alphabets_stay_apart(slide: Path, tmp_path: Path) -> Non
         file = _h5(tmp_path / f"{number}.h5", attrs={**TRIDENT, "name": name})
         import_embeddings(file, tmp_path / "store", ImportOptions(slide))
     reserved = _h5(tmp_path / "reserved.h5", attrs={**TRIDENT, "name": "zarr.json"})
-    with pytest.raises(StoreError, match="slide id 'zarr.json'"):
+    with pytest.raises(StoreError, match=r"slide id .zarr\.json."):
         import_embeddings(reserved, tmp_path / "store", ImportOptions(slide))
     ids = Store.open(tmp_path / "store").slide_ids()
     assert len(ids) == 4
