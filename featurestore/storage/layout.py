@@ -5,7 +5,8 @@ Paths are relative to the store's root, with ``/`` between their segments.
 
 import re
 
-from featurestore.names import check_new_name, check_segment, slug
+from featurestore.errors import StoreError
+from featurestore.names import MAX_NAME, RESERVED, check_segment, is_segment, slug
 
 SPEC_NAME = "histosge-featurestore"
 SPEC_VERSION = 1
@@ -44,7 +45,24 @@ def encoder_path(slide_id: str, grid_key: str, encoder_key: str) -> str:
         If a name could lead out of the store, or is that of one of a grid's own arrays.
     """
     # Reserved names, too: an encoder called `tissue` would be written over the array of that name.
-    return f"{grid_path(slide_id, grid_key)}/{check_new_name(slug(encoder_key), 'encoder')}"
+    check_encoder_key(encoder_key)
+    return f"{grid_path(slide_id, grid_key)}/{slug(encoder_key)}"
+
+
+def check_encoder_key(encoder_key: str) -> None:
+    """Refuse a key that cannot name the folder of an encoder.
+
+    Raises
+    ------
+    StoreError
+        If it is the name of something else in a store, begins with an underscore, or is too long.
+    """
+    name = slug(encoder_key)
+    if not is_segment(name) or name.lower() in RESERVED or len(name) > MAX_NAME:
+        raise StoreError(
+            f"encoder {encoder_key[:40]!r} cannot name a folder of a store (reserved, or more than {MAX_NAME} letters); "
+            "give it another name, as with --encoder"
+        )
 
 
 def embedding_path(slide_id: str, grid_key: str, encoder_key: str) -> str:

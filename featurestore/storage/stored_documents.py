@@ -30,6 +30,7 @@ MAX_GROUPS = 2**12
 
 Microns = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Position = Annotated[float, msgspec.Meta(ge=-(2**31), le=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 Text = Annotated[str, msgspec.Meta(max_length=4096)]
 Key = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
@@ -60,6 +61,7 @@ class GridAttrs(msgspec.Struct, frozen=True):
     slide_mpp: Microns
     effective_mpp: Microns
     shape: tuple[Pixels, Pixels]
+    origin_px: tuple[Position, Position] = (0.0, 0.0)
 
 
 class EncoderAttrs(msgspec.Struct, frozen=True):
