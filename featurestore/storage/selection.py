@@ -155,6 +155,12 @@ def _node(group: zarr.Group, path: str, label: str) -> "zarr.Array[Any] | zarr.G
         raise StoreError(
             f"{label}/{group.path}/{path} is not there; see: histosge validate {label}"
         ) from error
+    except StoreError:
+        raise
+    except ZARR_ERRORS as error:
+        raise DocumentError(
+            f"{label}/{group.path}/{path}/zarr.json is damaged: {first_line(error)}"
+        ) from error
 
 
 def _array(group: zarr.Group, path: str, label: str) -> "zarr.Array[Any]":

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,7 +24,7 @@ from histosge.models.kriging import SpotFeatures
 from histosge.models.linear_algebra import Affine, Floats, Indices, spatial_groups
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.multiscale import HALO_UM, MOMENTS, MultiscaleFeatures, spot_features
-from histosge.models.nested_state import nest, unnest
+from histosge.models.nested_state import nest, read_config, take, unnest
 from histosge.models.protocol import State
 from histosge.models.stacking import StackedFit, fit_ridge, fit_stack
 from histosge.models.stain_invariance import STRENGTH, stain_covariance
@@ -177,18 +178,33 @@ class DenseModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        depth = unnest("depth", state)
+        chosen, depth = read_config(config, _Config), unnest("depth", state)
+        features, targets = MultiscaleFeatures.from_state(state), LowRankTargets.from_state(state)
+        n_features = len(features.centre) * len(MOMENTS)
+        n_genes, n_patterns = targets.axes.shape
+        take(state, "linear.weight", n_features, n_patterns)
+        if depth:
+            take(state, "depth.weight", n_features, 1)
+        if "counts.weight" in state:
+            take(state, "counts.weight", n_patterns, n_genes)
         return cls(
-            MultiscaleFeatures.from_state(state),
+            features,
             Affine.from_state(unnest("linear", state)),
-            LowRankTargets.from_state(state),
-            tuple(map(tuple, config["penalties"])),
-            # Models of the first versions have neither weights nor a stain penalty.
-            tuple(config.get("weights", ())),
+            targets,
+            chosen.penalties,
+            chosen.weights,
             Affine.from_state(depth) if depth else None,
             CountHead.from_state(state) if "counts.weight" in state else None,
-            config.get("stain_penalty", 0.0),
+            chosen.stain_penalty,
         )
+
+
+class _Config(msgspec.Struct):
+    """What `DenseModel.config` wrote. Models of the first versions have neither weights nor a stain penalty."""
+
+    penalties: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...] = ()
+    stain_penalty: float = 0.0
 
 
 @dataclass(frozen=True)
