@@ -91,10 +91,11 @@ def check_stray_folders(location: Location) -> Iterator[Problem]:
     """Yield the folders of a store that are no part of it."""
     for name in location.folders():
         if name != FAILURES and not (is_segment(name) and location.exists(f"{name}/zarr.json")):
-            yield _stray(name)
+            yield stray_folder(name)
 
 
-def _stray(path: str) -> Problem:
+def stray_folder(path: str) -> Problem:
+    """Return that a folder is no part of a store."""
     return Problem(path, "the folder is no part of the store; nothing reads it", "remove it")
 
 
@@ -111,7 +112,7 @@ def _check_slide(store: Store, slide_id: str, *, deep: bool) -> Iterator[Problem
         elif any(store.location.exists(f"{path}/{name}/zarr.json") for name in GRID_ARRAYS):
             yield Problem(path, "the grid was not written completely", EMBED_AGAIN)
         else:
-            yield _stray(path)
+            yield stray_folder(path)
 
 
 def _check_grid(store: Store, slide_id: str, grid_key: str, *, deep: bool) -> Iterator[Problem]:
@@ -129,7 +130,7 @@ def _check_grid(store: Store, slide_id: str, grid_key: str, *, deep: bool) -> It
     for name in store.location.folders(path):
         if name in GRID_ARRAYS or (is_segment(name) and store.location.exists(f"{path}/{name}/zarr.json")):
             continue
-        yield _stray(f"{path}/{name}")
+        yield stray_folder(f"{path}/{name}")
     if set(arrays) != set(GRID_ARRAYS):
         return
     stored = StoredGrid(slide_id, grid, arrays["tissue"], arrays["rgb"])

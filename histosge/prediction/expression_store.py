@@ -19,7 +19,7 @@ from featurestore.blocks import Block, planned_blocks
 from featurestore.documents import DocumentError
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import PatchGrid
-from featurestore.location import Location
+from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import grid_path
@@ -103,7 +103,12 @@ class StoredMap:
 
     def planned(self) -> list[Block]:
         """Return the blocks with tissue: those that exist once the map is complete."""
-        return planned_blocks(is_tissue(self.tissue), self.array.block_shape)
+        return planned_blocks(self.is_tissue, self.array.block_shape)
+
+    @property
+    def is_tissue(self) -> NDArray[np.bool_]:
+        """Which patches hold enough tissue to be predicted, ``(n_rows, n_cols)``."""
+        return is_tissue(self.tissue)
 
 
 class ExpressionStore:
@@ -274,6 +279,10 @@ class ExpressionStore:
             raise StoreError(f"{self.location.label} holds no map {path}")
         grid = parse_grid(attrs, document_label(self.location, path))
         array = self._open_on_grid(f"{path}/expression", grid, read_only)
+        if not isinstance(array.attrs.get("made_by", {}), dict):
+            raise DocumentError(
+                f"{self.location.label}/{path}/expression is damaged: attributes.made_by is no object"
+            )
         n_genes = array.shape[2]
         genes = tuple(str(gene) for gene in self._read(f"{path}/gene", (n_genes,), "TOU"))
         tissue, rgb = self._read(f"{path}/tissue", grid.shape), self._read(f"{path}/rgb", (*grid.shape, 3))
@@ -302,6 +311,11 @@ class ExpressionStore:
         depth = None
         if self.location.exists(f"{path}/depth/zarr.json"):
             depth = self._open_on_grid(f"{path}/depth", grid, read_only)
+            if depth.block_shape != array.block_shape or depth.shape[2] != 1:
+                raise DocumentError(
+                    f"{self.location.label}/{path}/depth is damaged: its shape is {depth.shape} in blocks of "
+                    f"{depth.block_shape}, those of expression are {array.block_shape}"
+                )
         return StoredMap(
             slide_id,
             grid,
@@ -325,6 +339,12 @@ class ExpressionStore:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
             return read_array(self.location, path, shape, kinds)
+
+
+def is_expression_store(url: PathOrUrl) -> bool:
+    """Tell whether there is an expression store; False where there is nothing, or something else."""
+    location = Location(url)
+    return location.exists() and read_attrs(location, "").get("spec") == SPEC_NAME
 
 
 def _brief(made_by: Any) -> str:
