@@ -160,11 +160,14 @@ class Store:
         """Return the slides with metadata, sorted; one listing."""
         # Not the folders that begin with an underscore, which hold no slides.
         names = [name for name in self.location.folders() if is_segment(name)]
-        if not self.location.is_local:
-            # A request each would cost minutes with ten thousand slides, and no tool leaves folders in an object store.
-            return names
-        # Other programs leave folders of their own, such as .ipynb_checkpoints.
-        return [name for name in names if self.location.is_file(f"{name}/zarr.json")]
+        # Other programs leave folders of their own, such as .ipynb_checkpoints. To look into every folder of a remote store
+        # would be a request each, minutes for ten thousand slides: there only names that begin with a dot are doubtful.
+        return [
+            name
+            for name in names
+            if not (self.location.is_local or name.startswith("."))
+            or self.location.is_file(f"{name}/zarr.json")
+        ]
 
     def grid_keys(self, slide_id: str) -> list[str]:
         """Return the grids of a slide whose survey was written completely."""
