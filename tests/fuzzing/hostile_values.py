@@ -79,15 +79,17 @@ def changed(draw: st.DrawFn, document: Any) -> Any:
             holder = holder[key]
         match draw(st.sampled_from(["replace", "replace", "replace", "remove", "nest", "add"])):
             case "replace":
-                holder[last] = draw(values)
+                holder[last] = copy.deepcopy(draw(values))
             case "remove":
                 del holder[last]
             case "nest":
                 holder[last] = [holder[last]]
             case "add" if isinstance(holder, list):
-                holder.append(draw(values))
+                holder.append(copy.deepcopy(draw(values)))
             case _:
-                holder[draw(st.sampled_from(TEXTS))] = draw(values) if isinstance(holder, dict) else holder
+                holder[draw(st.sampled_from(TEXTS))] = (
+                    copy.deepcopy(draw(values)) if isinstance(holder, dict) else holder
+                )
     return document
 
 
