@@ -4,15 +4,15 @@ Every handle that `featurestore.location` makes is one of these, so no array fro
 """
 
 import os
-import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
-from zarr.storage import WrapperStore
+from zarr.storage import LocalStore, WrapperStore
 
-from featurestore.documents import MAX_DOCUMENT_BYTES, DocumentError
+from featurestore.documents import MAX_DOCUMENT_BYTES, check_file
 from featurestore.zarr_documents import check_document, is_document
 
 
@@ -45,6 +45,13 @@ class CheckedStore(WrapperStore[Store]):
         DocumentError
             If a document is damaged, or describes an array that may not be opened.
         """
+        if isinstance(self._store, LocalStore):
+            # A directory is no object, and reads as nothing; a fifo in place of any object would be waited for.
+            with suppress(FileNotFoundError, NotADirectoryError):
+                path = self._store.root / key
+                if not path.is_dir():
+                    most_bytes = MAX_DOCUMENT_BYTES if is_document(key) else None
+                    check_file(path, f"{self._label}/{key}", most_bytes)
         found = await super().get(key, prototype, byte_range)
         if found is not None and is_document(key):
             check_document(key, found.to_bytes(), f"{self._label}/{key}")
@@ -79,12 +86,5 @@ def check_tree(folder: Path) -> None:
 
 
 def _check_file(file: Path) -> dict[str, Any]:
-    found = file.stat()
-    # Opening a fifo waits for ever for somebody to write.
-    if not stat.S_ISREG(found.st_mode):
-        raise DocumentError(f"{file} is no file")
-    if found.st_size > MAX_DOCUMENT_BYTES:
-        raise DocumentError(
-            f"{file} has {found.st_size} bytes, more than the {MAX_DOCUMENT_BYTES} that a document may have"
-        )
+    check_file(file, str(file))
     return check_document(file.name, file.read_bytes(), str(file))

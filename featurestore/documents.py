@@ -9,6 +9,8 @@ Terms
 
 import json
 import re
+import stat
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,6 +21,8 @@ T = TypeVar("T")
 
 MAX_DOCUMENT_BYTES = 64 * 2**20
 """Of one JSON document. A slide's consolidated metadata take about 10 kB; parsed, JSON takes up to ten times its bytes."""
+MAX_DEPTH = 100
+"""Levels of nesting; metadata consolidated in a slide's document have about 12."""
 _SHOWN = 60
 """Letters of a refused value that a message shows."""
 _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
@@ -26,6 +30,30 @@ _STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 
 class DocumentError(StoreError):
     """A document that is no JSON, is too large, or holds a value that its schema does not admit."""
+
+
+def check_file(file: Path, label: str, most_bytes: int | None = MAX_DOCUMENT_BYTES) -> None:
+    """Refuse a local file that must not be opened: a fifo waits for ever for somebody to write.
+
+    Parameters
+    ----------
+    most_bytes
+        That it may have; None for any number.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing.
+    DocumentError
+        If it is no file, or too large.
+    """
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DocumentError(f"{label} is no file")
+    if most_bytes is not None and found.st_size > most_bytes:
+        raise DocumentError(
+            f"{label} has {found.st_size} bytes, more than the {most_bytes} that a document may have"
+        )
 
 
 def parse_json(data: bytes | str, label: str) -> Any:
@@ -51,14 +79,36 @@ def parse_json(data: bytes | str, label: str) -> Any:
         return found
 
     try:
+        text = data if isinstance(data, str) else data.decode("utf-8-sig")
         # The standard library's parser, not msgspec's: zarr-python writes NaN into attributes, which is no JSON.
-        return json.loads(data, object_pairs_hook=unique)
+        return _checked(json.loads(text, object_pairs_hook=unique), text, label)
     except RecursionError as error:
         raise DocumentError(f"{label} is damaged: it is nested too deeply") from error
     except DocumentError:
         raise
     except ValueError as error:  # of JSON, of UTF-8, or a number of more than 4,300 digits
         raise DocumentError(f"{label} is damaged: {' '.join(str(error).split())}") from error
+
+
+def _checked(value: Any, text: str, label: str) -> Any:
+    """Refuse what parses, and stops what is done with it later: deep nesting, and text that no encoding can write."""
+    waiting = [(value, 1)]
+    while waiting:
+        found, depth = waiting.pop()
+        # Well below Python's limit of 1,000 calls: code that goes through a value starts somewhere in the stack.
+        if depth > MAX_DEPTH:
+            raise DocumentError(f"{label} is damaged: it is nested too deeply")
+        inner = found.values() if isinstance(found, dict) else found if isinstance(found, list) else ()
+        waiting += [(part, depth + 1) for part in inner if isinstance(part, (dict, list))]
+    # Half of a surrogate pair can only be written as an escape, so most documents need no second look.
+    if "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise DocumentError(
+                f"{label} is damaged: it holds half of a surrogate pair, which is no text"
+            ) from error
+    return value
 
 
 def convert(value: Any, schema: type[T], label: str, *, at: str = "") -> T:

@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import re
-import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
-from featurestore.documents import parse_json
+from featurestore.documents import check_file, parse_json
 from featurestore.errors import StoreError
 from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 
@@ -224,11 +223,9 @@ class Location:
         return value
 
     def _refuse_special_file(self, relative: str) -> None:
-        """Refuse what is no file of a local disk: to open a fifo waits for ever for somebody to write."""
+        """Refuse what is no file of a local disk, or larger than a document may be, before it is opened."""
         if self.is_local:
-            mode = Path(self.path(relative)).stat().st_mode
-            if not stat.S_ISREG(mode):
-                raise StoreError(f"{self.label}/{relative} is no file")
+            check_file(Path(self.path(relative)), f"{self.label}/{relative}")
 
     def read_bytes(self, relative: str) -> bytes:
         """Return an object's bytes.

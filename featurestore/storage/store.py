@@ -62,6 +62,9 @@ from featurestore.storage.zarr_metadata import (
 from featurestore.tissue.survey import Survey
 from featurestore.tissue.threshold import is_tissue
 
+MAX_REASON = 2000
+"""Letters that are shown of why something failed."""
+
 
 @dataclass(frozen=True)
 class SlideRecord:
@@ -436,11 +439,13 @@ class Store:
         """Read why something could not be read. A record that is damaged gives its own damage as the reason."""
         # Records decide nothing, so none of them may stop what the blocks themselves decide.
         try:
-            return convert(
-                self.location.read_json(path) or {}, FailureRecord, f"{self.location.label}/{path}"
-            )
+            label = f"{self.location.label}/{path}"
+            found = convert(self.location.read_json(path) or {}, FailureRecord, label)
         except DocumentError as error:
             return FailureRecord(str(error))
+        # One line, without characters that a terminal would obey.
+        reason = "".join(c if c.isprintable() else " " for c in str(found.reason))[:MAX_REASON]
+        return FailureRecord(" ".join(reason.split()), found.block, found.patches)
 
     def block_failures(self, slide_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield ``(path below the slide's failures, record)`` of every block with unreadable patches."""

@@ -32,8 +32,10 @@ Microns = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Position = Annotated[float, msgspec.Meta(ge=-(2**31), le=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-Text = Annotated[str, msgspec.Meta(max_length=4096)]
-Key = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+# Without control characters: a message with a line break would not be one line, and a terminal would obey others.
+_PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
+Text = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
+Key = Annotated[str, msgspec.Meta(min_length=1, max_length=512, pattern=_PRINTABLE)]
 
 
 class RootAttrs(msgspec.Struct, frozen=True):

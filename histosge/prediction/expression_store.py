@@ -285,6 +285,10 @@ class ExpressionStore:
             )
         n_genes = array.shape[2]
         genes = tuple(str(gene) for gene in self._read(f"{path}/gene", (n_genes,), "TOU"))
+        if unprintable := [gene for gene in genes if not gene.isprintable()]:
+            raise DocumentError(
+                f"{self.location.label}/{path}/gene is damaged: it names a gene {unprintable[0][:60]!r}"
+            )
         tissue, rgb = self._read(f"{path}/tissue", grid.shape), self._read(f"{path}/rgb", (*grid.shape, 3))
         # Optional: a model need not be calibrated, nor have strata.
         shapes = {

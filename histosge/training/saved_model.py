@@ -69,7 +69,7 @@ class _GridCard(msgspec.Struct, frozen=True):
 
 class _Card(msgspec.Struct, frozen=True):
     preset: Key
-    genes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_CHANNELS)]
+    genes: Annotated[tuple[Key, ...], msgspec.Meta(min_length=1, max_length=MAX_CHANNELS)]
     encoder: _EncoderCard
     grid: _GridCard
     normalisation: dict[str, Any]

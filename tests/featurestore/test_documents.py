@@ -26,6 +26,9 @@ class Outer(msgspec.Struct):
         (b'{"a":' * 100_000, "nested too deeply"),
         (b'{"mpp": 1, "mpp": 2}', r'names "mpp" twice'),
         (b'{"a": {"b": 1, "b": 1}}', r'names "b" twice'),
+        (b'{"a": ' + b"[" * 101 + b"]" * 101 + b"}", "nested too deeply"),
+        (rb'{"a": "\ud800"}', "half of a surrogate pair"),
+        ('{"a": 1}'.encode("utf-16"), "damaged: "),
         (b"{", "damaged: Expecting"),
         (b"\xff\xfe{", "damaged: "),
         (b"1" * 5000, "damaged: Exceeds the limit"),
@@ -36,6 +39,11 @@ class Outer(msgspec.Struct):
 def test_what_is_no_json_is_refused_in_one_line(text: bytes, message: str) -> None:
     with pytest.raises(DocumentError, match=rf"^a/b\.json[^\n]*{message}[^\n]*$"):
         parse_json(text, "a/b.json")
+
+
+def test_a_whole_surrogate_pair_and_nesting_of_a_hundred_are_read() -> None:
+    assert parse_json(rb'{"a": "\ud83d\ude00"}', "x") == {"a": "\U0001f600"}
+    parse_json(b"[" * 100 + b"]" * 100, "x")
 
 
 def test_nan_is_read_since_zarr_writes_it() -> None:

@@ -159,6 +159,33 @@ def test_a_fifo_is_no_block(folder: Path) -> None:
         array.read_block(Store.open(str(folder)).grid("S", KEY).planned((3, 4))[0])
 
 
+def test_a_fifo_is_no_chunk_that_zarr_reads(folder: Path) -> None:
+    file = folder / "S" / KEY / "tissue" / "c" / "0" / "0"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(StoreError, match="is no file"):
+        Store.open(str(folder)).grid("S", KEY)
+
+
+def test_a_document_of_gigabytes_is_not_read(folder: Path) -> None:
+    for path in ("S/zarr.json", f"S/{KEY}/tissue/zarr.json"):
+        os.truncate(folder / path, 10 * 2**30)  # of holes
+        with pytest.raises(StoreError, match=r"10737418240 bytes, more than"):
+            read_all(str(folder))
+
+
+def test_texts_that_a_terminal_would_obey_are_not_shown(folder: Path) -> None:
+    (folder / "_failures").mkdir()
+    record = {"reason": "first\n\x1b[31msecond" + "x" * 10**5}
+    (folder / "_failures" / "U.json").write_text(json.dumps(record))
+    (row,) = (row for row in catalogue(str(folder)).to_dicts() if row["slide"] == "U")
+    assert row["reason"].startswith("first [31msecond")
+    assert len(row["reason"]) <= 2000
+    change(folder, ARRAY, set_at("attributes", "encoder", "key", to="a\nb"))
+    with pytest.raises(StoreError, match=r'^[^\n]*attributes.encoder.key is "a\\nb"[^\n]*$'):
+        read_all(str(folder))
+
+
 HOSTILE_NAMES = ("..", ".", "", "a/b", "../up", "/etc", "a\0b", "_failures", "é")
 
 
