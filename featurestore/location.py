@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from featurestore.documents import parse_json
 from featurestore.errors import StoreError
 from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 
@@ -152,9 +154,14 @@ class Location:
         """
         from zarr.storage import FsspecStore, LocalStore
 
+        from featurestore.checked_zarr import CheckedStore
+
         if self.is_local:
-            return LocalStore(self._fs_root[1], read_only=read_only)
-        return FsspecStore.from_url(self.url, storage_options=storage_options(self.url), read_only=read_only)
+            return CheckedStore(LocalStore(self._fs_root[1], read_only=read_only), self.label)
+        options = storage_options(self.url)
+        return CheckedStore(
+            FsspecStore.from_url(self.url, storage_options=options, read_only=read_only), self.label
+        )
 
     def path(self, relative: str) -> str:
         """Return the full path of something below the root, as its file system takes it."""
@@ -204,15 +211,24 @@ class Location:
         Raises
         ------
         StoreError
-            If it is not JSON.
+            If it is not JSON, or no object.
         """
+        label = f"{self.label}/{relative}"
         try:
-            value = json.loads(self._fs_root[0].cat_file(self.path(relative)))
+            self._refuse_special_file(relative)
+            value = parse_json(self._fs_root[0].cat_file(self.path(relative)), label)
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"{self.label}/{relative} is damaged: {error}") from error
-        return value if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            raise StoreError(f"{label} is damaged: it is no JSON object")
+        return value
+
+    def _refuse_special_file(self, relative: str) -> None:
+        """Refuse what is no file of a local disk: to open a fifo waits for ever for somebody to write."""
+        if self.is_local:
+            mode = Path(self.path(relative)).stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise StoreError(f"{self.label}/{relative} is no file")
 
     def read_bytes(self, relative: str) -> bytes:
         """Return an object's bytes.
