@@ -15,7 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from histosge.errors import ModelError
-from histosge.training.saved_model import CONFIG, WEIGHTS, load_model
+from histosge.models.dense import DenseModel
+from histosge.models.low_rank_targets import LowRankTargets
+from histosge.models.scale_ridges import ScaleRidges
+from histosge.training.saved_model import CONFIG, WEIGHTS, load_model, save_model
 
 ARCHIVE = Path(__file__).parents[2] / "contracts" / "data" / "written_by_6995a84.zip"
 PRESETS = ("dense", "dense+attention", "dense+spots", "gp", "knn", "mean", "paper", "ridge")
@@ -104,9 +107,11 @@ def test_a_wrong_value_is_named_with_its_field(
     refused(models / "dense", message)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [*PRESETS, "new dense"])
 def test_every_tensor_is_checked_against_the_others_and_the_card(models: Path, preset: str) -> None:
     folder = models / preset
+    if preset == "new dense":
+        _save_new_dense(models / "dense", folder)
     original = load_file(folder / WEIGHTS)
     for name, array in original.items():
         changes = {
@@ -131,6 +136,23 @@ def test_every_tensor_is_checked_against_the_others_and_the_card(models: Path, p
                 assert len(line.splitlines()) == 1, (name, what)
             else:
                 pytest.fail(f"{preset}: {name} {what} was taken")
+
+
+def _save_new_dense(earlier: Path, folder: Path) -> None:
+    """Save a model as this version makes it, with the card of an earlier one."""
+    old = load_model(earlier)
+    n_genes, n_patterns, dim = len(old.card.genes), 3, old.card.encoder["dim"]
+    rng = np.random.default_rng(7)
+    linear = ScaleRidges(
+        rng.standard_normal((dim, 2 * (n_patterns + 1))),
+        np.ones(n_patterns + 1),
+        (0.0, 80.0),
+        ((1.0,),),
+        (0.5, 0.5),
+    )
+    targets = LowRankTargets(np.ones(n_genes), np.ones(n_genes), rng.standard_normal((n_genes, n_patterns)))
+    save_model(folder, DenseModel(linear, targets, has_depth=True), old.card, old.intervals)
+    load_model(folder)
 
 
 def test_a_tensor_is_named_with_its_shape_and_the_right_one(models: Path) -> None:
