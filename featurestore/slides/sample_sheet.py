@@ -16,7 +16,7 @@ from pathlib import Path
 
 from featurestore.errors import MppError, SampleSheetError
 from featurestore.location import strip_credentials
-from featurestore.names import slug
+from featurestore.names import RESERVED, slug
 from featurestore.slides.protocol import MPP_RANGE
 from featurestore.slides.sheet_table import SHEETS, SPREADSHEETS, read_table
 from featurestore.slides.slide_folder import list_slides
@@ -28,8 +28,6 @@ MISSING = ("", "na", "n/a", "nan", "none", "null", "-", "#n/a")
 """How tables write that there is no value, in lower case."""
 MAX_ID = 180
 """Letters of a slide id that are kept: file systems allow names of 255 bytes, and failures add to it."""
-RESERVED = (".", "..", "zarr.json")
-"""What a slide cannot be named: its folder would be another, or the store's own document."""
 _MPP = re.compile(r"([^A-Za-zÅµμ/]+)(.*)")
 
 

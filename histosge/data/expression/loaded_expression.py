@@ -5,7 +5,6 @@ Terms
                   the chip, or from what they state
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from featurestore.documents import DocumentError, parse_json
 from featurestore.errors import first_line
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
@@ -274,11 +274,11 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         if file.stat().st_size > MOST_JSON_BYTES:
             raise ExpressionError(f"{file} has more than {MOST_JSON_BYTES >> 20} MB: it is damaged")
-        value = json.loads(file.read_text(encoding="utf-8-sig"))
-    except ExpressionError:
-        raise
-    # RecursionError: brackets nested deeper than Python's stack.
-    except (OSError, ValueError, RecursionError) as error:
+        # With a byte order mark, as some editors on Windows write it.
+        value = parse_json(file.read_text(encoding="utf-8-sig"), str(file))
+    except DocumentError as error:
+        raise ExpressionError(str(error)) from error
+    except (OSError, ValueError) as error:
         raise ExpressionError(f"{file} is damaged: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise ExpressionError(f"{file} is damaged: it holds {type(value).__name__}, not an object")
@@ -298,6 +298,23 @@ def zarr_attributes(path: Path) -> dict[str, Any]:
             attributes = document.get(inner) if inner else document
             return attributes if isinstance(attributes, dict) else {}
     return {}
+
+
+def check_zarr_folder(path: Path) -> None:
+    """Check the metadata of a Zarr folder before a library that takes its path reads it.
+
+    Raises
+    ------
+    ExpressionError
+        If an array may not be opened, see `featurestore.zarr_documents`.
+    """
+    # Here, since only readers of Zarr need zarr.
+    from featurestore.checked_zarr import check_tree
+
+    try:
+        check_tree(path)
+    except (DocumentError, OSError) as error:
+        raise ExpressionError(f"{path} is not read: {first_line(error)}") from error
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:

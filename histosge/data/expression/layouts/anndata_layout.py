@@ -21,6 +21,7 @@ from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
     LoadedExpression,
     SlideFrame,
+    check_zarr_folder,
     left_out,
     make_spots,
     parse_flags,
@@ -81,7 +82,9 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
 def _open(path: Path) -> Any:
     import anndata
 
-    if not path.is_dir():
+    if path.is_dir():
+        check_zarr_folder(path)
+    else:
         names = check_hdf5(path)
         if not {"obs", "var"} <= names:
             raise ExpressionError(f"{path} is no AnnData file: it holds {listed(sorted(names)) or 'nothing'}")

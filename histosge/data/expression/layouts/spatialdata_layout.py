@@ -31,6 +31,7 @@ from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
     LoadedExpression,
     SlideFrame,
+    check_zarr_folder,
     left_out,
     make_spots,
     parse_flags,
@@ -62,6 +63,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     load_extra("spatialdata", f"reading {path.name}")
     import spatialdata
 
+    check_zarr_folder(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its dependencies deprecate each other
         with reading(path, "SpatialData"):
