@@ -131,6 +131,11 @@ def make_spots(
         raise ExpressionError(
             f"{path}: a spot would be {diameter_um:.4g} µm wide; give a diameter of {SPOT_UM[0]:g} to {SPOT_UM[1]:g} µm"
         )
+    counted = tuple(getattr(counts, "shape", ()))
+    if counted != (len(barcodes), len(genes)) or len(xy_um) != len(barcodes):
+        raise ExpressionError(
+            f"{path}: counts are {counted}, of {len(barcodes)} barcodes, {len(genes)} genes and {len(xy_um)} positions"
+        )
     wanted = is_placed(xy_um)
     if keep is not None:
         wanted &= keep
