@@ -5,6 +5,7 @@ Terms
                   the chip, or from what they state
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from scipy import sparse
 
 from featurestore.documents import DocumentError, parse_json
 from featurestore.errors import first_line
+from featurestore.input_file import kind_of
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
 VISIUM_SPOT_UM = 55.0
 """Diameter of a Visium spot: assumed where a file does not give its own."""
-SPOT_UM = (0.1, 10_000.0)
-"""Least and most of a spot's diameter: a bin of Stereo-seq is 0.5 µm wide, and the largest capture area 11 mm."""
+SPOT_UM = (0.1, 1_000.0)
+"""Least and most of a spot's diameter: a bin of Stereo-seq is 0.5 µm wide, a region of GeoMx up to 800 µm."""
 FARTHEST_UM = 1e6
 """A position farther than 1 m from the slide's corner is none."""
 MOST_JSON_BYTES = 64 << 20
@@ -306,13 +308,18 @@ def zarr_attributes(path: Path) -> dict[str, Any]:
 
 
 def check_zarr_folder(path: Path) -> None:
-    """Check the metadata of a Zarr folder before a library that takes its path reads it.
+    """Check a Zarr folder before a library that takes its path reads it.
 
     Raises
     ------
     ExpressionError
-        If an array may not be opened, see `featurestore.zarr_documents`.
+        If an array may not be opened, see `featurestore.zarr_documents`, or something in it is no regular file.
     """
+    for folder, _, names in os.walk(path):
+        for name in names:
+            # A library that opens a pipe waits for whoever writes into it.
+            if kind_of(os.path.join(folder, name)) == "other":  # noqa: PTH118  # a hundred thousand chunks
+                raise ExpressionError(f"{path} is not read: {name} in it is a pipe or a device")
     # Here, since only readers of Zarr need zarr.
     from featurestore.checked_zarr import check_tree
 

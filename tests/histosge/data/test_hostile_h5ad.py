@@ -233,6 +233,16 @@ def test_nothing_is_waited_for_and_no_path_is_a_traceback(tmp_path: Path, path: 
         assert len(refusal(place, "there is no expression at|none of the layouts")) < 800
 
 
+def test_a_pipe_among_the_chunks_of_a_zarr_is_not_waited_for(tmp_path: Path, path: Path) -> None:
+    data = anndata.read_h5ad(path)
+    data.write_zarr(tmp_path / "a.zarr", convert_strings_to_categoricals=False)
+    assert len(find(tmp_path / "a.zarr").spots) == N
+    chunk = next(file for file in (tmp_path / "a.zarr" / "obsm" / "spatial").rglob("*") if file.is_file())
+    chunk.unlink()
+    os.mkfifo(chunk)
+    refusal(tmp_path / "a.zarr", "is a pipe or a device")
+
+
 def test_genes_of_one_name_are_numbered_as_anndata_numbers_them() -> None:
     for names in (
         ["A", "A", "A-1"],
