@@ -109,10 +109,10 @@ def _local(place: str) -> Path:
 
 
 def _sections_below(place: Path) -> str:
-    """Return the folders in a folder that are each read as a section, as the first half of a fix."""
+    """Return what in a folder is read as a section, as the first half of a fix."""
     if kind_of(place) != "folder":
         return ""
-    folders = [child for child in sorted(place.iterdir()) if kind_of(child) == "folder"]
-    # A few hundred at most: a folder of ten thousand patients need not be searched for a hint.
-    found = [child.name for child in folders[:200] if _recognise(child) is not None]
+    children = [child for child in sorted(place.iterdir()) if kind_of(child) in ("folder", "file")]
+    # A few hundred at most: a folder of ten thousand patients is not searched for a hint.
+    found = [child.name for child in children[:200] if _recognise(child) is not None]
     return f"in it are {listed(found)}, name the section's own; or " if found else ""
