@@ -106,4 +106,5 @@ def check_hdf5(path: Path) -> frozenset[str]:
                         f"{shown(path)} claims {claimed:.3g} bytes in {path.stat().st_size} of its own ({item.name}); "
                         "it is damaged or made to fill the memory"
                     )
+        # Names only: reading values, and attributes, is left to the library that knows what it needs.
         return frozenset(h5)

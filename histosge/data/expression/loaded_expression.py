@@ -165,6 +165,7 @@ def make_spots(
 
 def is_placed(xy_um: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which spots, ``(n_spots, 2)``, have a position that can be one."""
+    # NaN compares as false, so a spot without coordinates is not placed either.
     return np.asarray((np.abs(xy_um) <= FARTHEST_UM).all(axis=1))
 
 
@@ -189,6 +190,7 @@ def parse_flags(values: Any, path: Path) -> NDArray[np.bool_]:
     array = np.asarray(values)
     if array.dtype.kind in "biuf":
         return np.asarray(array > 0)
+    # Words come from tables that pandas, R or a spreadsheet wrote again.
     words = np.array([_word(value) for value in array.ravel().tolist()], dtype=np.str_)
     unknown = ~np.isin(words, (*_YES, *_NO))
     if unknown.any():

@@ -188,6 +188,7 @@ def _alignment(home: Path, prefix: str, frame: SlideFrame) -> tuple[Path | None,
     ours = {name: file for name, file in found.items() if is_named(_picture(name), frame)}
     he = {name: file for name, file in found.items() if _words(name) & _HE}
     others = {name: file for name, file in found.items() if not _words(name) & _IF}
+    # By what is certain first: a slide's own name, then a stain's; a picture of neither kind may be any.
     candidates = ours or he or others
     if not candidates:
         unused = f"; {listed(found)} is of a fluorescence picture and not used" if found else ""
@@ -211,7 +212,7 @@ def _picture(name: str) -> str:
 
 
 def _words(name: str) -> set[str]:
-    # "H&E" is one word, and Explorer keeps the picture's name as it is.
+    # Whole words, since "if" is also in "specific" and "he" in "sheet". "H&E" is one.
     return set(re.split(r"[^a-z0-9]+", name.lower().replace("h&e", "he")))
 
 
