@@ -74,6 +74,7 @@ def train(
     model: str | Path,
     settings: TrainSettings | None = None,
     *,
+    force: bool = False,
     on_message: OnMessage = ignore_message,
 ) -> SavedModel:
     """Train a model on the sections of a sample sheet and save it.
@@ -88,6 +89,8 @@ def train(
         Folder to write.
     settings
         Preset, genes, epochs, seed.
+    force
+        Train also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     on_message
         Called with one line on what was found.
 
@@ -99,7 +102,7 @@ def train(
     settings = settings or TrainSettings()
     # All that can be refused is refused here: loading a cohort takes minutes.
     estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
-    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
     sections = [item.section for item in loaded]
     genes = choice.choose([section.spots for section in sections])
     training = [training_section(s, genes) for s in sections]
