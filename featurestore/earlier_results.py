@@ -1,8 +1,8 @@
 """Whether an earlier result may be replaced: the same again is nothing to do, a different one is refused.
 
 Every result that a command writes records what it was made with: settings, and fingerprints of its inputs, as JSON. This
-module compares such records. Where they stand is the business of each kind of result: a model's ``config.json``, an
-evaluation's ``evaluation.json``, a page's ``<meta>``, a table's metadata.
+module compares such records. Where they stand is the business of each kind of result: a model's ``config.json``, a page's
+``<meta name="record">``, a table's metadata.
 
 Terms
     made_with  the record: name -> JSON value, at most two levels deep

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,6 +82,11 @@ def find_own_class(preset: str | None) -> None:
         sys.path.insert(0, folder)
 
 
+def split_names(text: str | None) -> list[str]:
+    """Return the names of ``A,B``."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
 def train(
     samples: SamplesArg,
     store: StoreArg,
@@ -135,11 +140,9 @@ def train(
     find_own_class(preset)
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
     settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
-    saved = run(samples, store, model, settings, overwrite=overwrite, on_message=console.message)
-    if report is not None:
-        from histosge.training.report import write_training_report
-
-        write_training_report(saved, report)
+    saved = run(
+        samples, store, model, settings, report=report, overwrite=overwrite, on_message=console.message
+    )
     spots = sum(section["spots"] for section in saved.card.sections)
     todo = "nothing to do, " if saved.was_there else ""
     out.print(
@@ -204,6 +207,7 @@ def predict(
             rich_help_panel=RUN,
         ),
     ] = 1,
+    overwrite: Overwrite = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -225,15 +229,27 @@ def predict(
     # Before anything is predicted: a store of a thousand slides takes hours.
     if h5ad is not None and len(slide or []) != 1:
         raise ModelError("--h5ad writes one slide; name it with --slide ID")
+    selection, names = Selection(grid, encoder), split_names(genes)
+    made_with: dict[str, Any] = {}
+    if report is not None:
+        from histosge.prediction.made_with import describe_maps
+        from histosge.reporting.page import is_page_there
+
+        made_with = describe_maps(
+            store, model, selection, slide_ids=slide or [], genes=names, condition_on=condition_on
+        )
+        if is_page_there(report, made_with, overwrite=overwrite):
+            report = None  # whole already, of these very maps
     with resumable(), console.bars("blocks") as bars:
         results = run(
             store,
             model,
             out_store,
-            PredictSettings(Selection(grid, encoder), workers, preset),
+            PredictSettings(selection, workers, preset),
             slide_ids=slide or [],
-            genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
+            genes=names,
             condition_on=condition_on,
+            overwrite=overwrite,
             on_progress=bars.update,
             on_message=console.message,
         )
@@ -254,7 +270,7 @@ def predict(
         from histosge.training.saved_model import load_model
 
         shown = [(result.slide_id, result.grid_key) for result in results]
-        write_prediction_report(out_store, shown, load_model(model, preset), report)
+        write_prediction_report(out_store, shown, load_model(model, preset), report, made_with)
         out.print(str(report), markup=False)
 
 
@@ -300,6 +316,7 @@ def evaluate(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    overwrite: Overwrite = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -334,8 +351,13 @@ def evaluate(
             store,
             report_dir,
             settings,
+            overwrite=overwrite,
             on_message=console.message,
             on_progress=on_progress,
+        )
+    if scores.was_there:
+        out.print(
+            f"{report_dir}: nothing to do, these scores are of the same settings and inputs", markup=False
         )
     # On standard output, tables first and paths last: scripts take the last lines.
     print_scores(scores)
