@@ -11,6 +11,7 @@ Terms
 
 import ctypes
 import os
+import re
 import shutil
 import stat
 import sys
@@ -34,6 +35,7 @@ _NAME_BYTES = 255
 _ADDED_BYTES = 1 + 32 + len(REPLACED_SUFFIX)
 # Letters of a long name that are kept: four bytes each at most, so that it fits with what is added.
 _KEPT_LETTERS = 50
+_RUST_OS_ERROR = re.compile(r"\(os error (\d+)\)")
 # From linux/fs.h and sys/stdio.h of macOS.
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 
@@ -108,6 +110,11 @@ def whole_file(path: Path, *, sweep: bool = False) -> Iterator[Path]:
     pathlib.Path
         A path beside `path` that no other process uses. It becomes `path` when the block ends, and is removed if the
         block raises.
+
+    Raises
+    ------
+    OSError
+        In place of another library's error that holds one of the system's in words only.
     """
     path = _real(path)
     if sweep:
@@ -116,8 +123,12 @@ def whole_file(path: Path, *, sweep: bool = False) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         _remove(partial)
+        # Libraries in Rust, such as polars 1.35, report a full disk as an error of their own, which ends like this.
+        if not isinstance(error, OSError) and (found := _RUST_OS_ERROR.search(str(error))):
+            code = int(found[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
         raise
 
 

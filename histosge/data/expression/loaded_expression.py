@@ -5,7 +5,6 @@ Terms
                   the chip, or from what they state
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from featurestore.documents import DocumentError, parse_json
+from featurestore.errors import first_line
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
@@ -170,10 +171,12 @@ def read_json(file: Path) -> dict[str, Any]:
         If it is no JSON.
     """
     try:
-        value = json.loads(file.read_text())
-    except ValueError as error:
-        raise ExpressionError(f"{file} is damaged: {error}") from error
-    return dict(value)
+        value = parse_json(file.read_bytes(), str(file))
+    except DocumentError as error:
+        raise ExpressionError(str(error)) from error
+    if not isinstance(value, dict):
+        raise ExpressionError(f"{file} is damaged: it is no JSON object")
+    return value
 
 
 def zarr_attributes(path: Path) -> dict[str, Any]:
@@ -183,11 +186,29 @@ def zarr_attributes(path: Path) -> dict[str, Any]:
         file = path / name
         if file.is_file():
             try:
-                document = json.loads(file.read_text())
-            except ValueError:
+                document = parse_json(file.read_bytes(), str(file))
+            except DocumentError:
                 return {}
-            return dict(document.get(inner, {}) if inner else document)
+            attributes = document.get(inner) if inner and isinstance(document, dict) else document
+            return dict(attributes) if isinstance(attributes, dict) else {}
     return {}
+
+
+def check_zarr_folder(path: Path) -> None:
+    """Check the metadata of a Zarr folder before a library that takes its path reads it.
+
+    Raises
+    ------
+    ExpressionError
+        If an array may not be opened, see `featurestore.zarr_documents`.
+    """
+    # Here, since only readers of Zarr need zarr.
+    from featurestore.checked_zarr import check_tree
+
+    try:
+        check_tree(path)
+    except (DocumentError, OSError) as error:
+        raise ExpressionError(f"{path} is not read: {first_line(error)}") from error
 
 
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
     LoadedExpression,
     SlideFrame,
+    check_zarr_folder,
     make_spots,
     zarr_attributes,
 )
@@ -30,6 +31,8 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     """Read the spots of one section; spots off tissue (``in_tissue`` 0) are left out."""
     import anndata
 
+    if path.is_dir():
+        check_zarr_folder(path)
     try:
         with warnings.catch_warnings():
             # Gene names that occur twice are numbered here; files of older versions are read all the same.

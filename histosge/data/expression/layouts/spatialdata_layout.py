@@ -18,6 +18,7 @@ from histosge.data.expression.loaded_expression import (
     VISIUM_SPOT_UM,
     LoadedExpression,
     SlideFrame,
+    check_zarr_folder,
     make_spots,
     zarr_attributes,
 )
@@ -38,6 +39,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     load_extra("spatialdata", f"reading {path.name}")
     import spatialdata
 
+    check_zarr_folder(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its dependencies deprecate each other
         try:
