@@ -7,6 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from histosge_cli.console import Console, out, resumable
+from histosge_cli.places import (
+    model_place,
+    new_model,
+    new_store,
+    output_file,
+    output_folder,
+    readable_place,
+    samples_place,
+)
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.store_commands import Log, Overwrite, Quiet, StoreArg
 
@@ -14,7 +23,11 @@ DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written",
 """Panels of the options."""
 SamplesArg = Annotated[
     str,
-    typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression."),
+    typer.Argument(
+        metavar="SAMPLES",
+        callback=samples_place,
+        help="Sample sheet (CSV) whose rows name slides and their expression.",
+    ),
 ]
 Grid = Annotated[
     str | None,
@@ -48,6 +61,7 @@ Page = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
+        callback=output_file,
         help="Also write a page (HTML): pictures, numbers, caveats.",
         rich_help_panel=OUTPUT,
     ),
@@ -90,7 +104,9 @@ def split_names(text: str | None) -> list[str]:
 def train(
     samples: SamplesArg,
     store: StoreArg,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", callback=new_model, help="Folder to write the model to.")
+    ],
     preset: Annotated[
         str,
         typer.Option(
@@ -157,9 +173,12 @@ def train(
 
 def predict(
     store: StoreArg,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained model's folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", callback=model_place, help="A trained model's folder.")
+    ],
     out_store: Annotated[
-        str, typer.Argument(metavar="OUT", help="Expression store to write, a folder or URL.")
+        str,
+        typer.Argument(metavar="OUT", callback=new_store, help="Expression store to write, a folder or URL."),
     ],
     slide: Annotated[
         list[str] | None,
@@ -176,6 +195,7 @@ def predict(
         typer.Option(
             "--condition-on",
             metavar="FILE",
+            callback=readable_place,
             help="Spots measured on the slide: .h5ad or Space Ranger folder.",
             rich_help_panel=DATA,
         ),
@@ -193,6 +213,7 @@ def predict(
         typer.Option(
             "--h5ad",
             metavar="FILE",
+            callback=output_file,
             help="Also write AnnData, one row per patch (one slide).",
             rich_help_panel=OUTPUT,
         ),
@@ -217,6 +238,7 @@ def predict(
 
     Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
     """
+    from featurestore.earlier_results import staged_result
     from histosge.data.section_loading import Selection
     from histosge.errors import ModelError
     from histosge.exporting.formats.anndata_files import write_h5ad
@@ -263,8 +285,10 @@ def predict(
     if h5ad is not None:
         # From the store, not from memory: a map that was there already is written, too.
         stored = ExpressionStore.open(out_store).map(results[0].slide_id, results[0].grid_key)
-        rows = write_h5ad(stored, h5ad)
-        out.print(f"{h5ad}: {rows} patches x {len(stored.genes)} genes", markup=False)
+        with staged_result(h5ad, overwrite=overwrite) as staged:
+            rows = write_h5ad(stored, staged.path)
+        todo = "nothing to do, " if staged.was_there else ""
+        out.print(f"{h5ad}: {todo}{rows} patches x {len(stored.genes)} genes", markup=False)
     if report is not None:
         from histosge.prediction.report import write_prediction_report
         from histosge.training.saved_model import load_model
@@ -278,7 +302,10 @@ def evaluate(
     samples: SamplesArg,
     store: StoreArg,
     report_dir: Annotated[
-        Path, typer.Argument(metavar="REPORT_DIR", help="Folder for report.html and its tables.")
+        Path,
+        typer.Argument(
+            metavar="REPORT_DIR", callback=output_folder, help="Folder for report.html and its tables."
+        ),
     ],
     split: Annotated[
         str | None,

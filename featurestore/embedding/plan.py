@@ -11,6 +11,7 @@ from importlib.metadata import version
 import psutil
 
 from featurestore.blocks import DEFAULT_BLOCK, Block
+from featurestore.embedding.limits import check_size, check_spec
 from featurestore.embedding.memory_model import worker_bytes
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder
@@ -68,6 +69,7 @@ class EmbedSettings:
     def __post_init__(self) -> None:
         # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
         TISSUE_METHODS.get(self.tissue)
+        check_spec(self.spec)
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
             f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, which is coarser than "
             f"--mpp {spec.mpp:g}; give --mpp {finest:.4g} or more"
         )
+    check_size(grid, strip_credentials(sample.slide))
     return grid
 
 

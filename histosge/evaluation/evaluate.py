@@ -23,7 +23,7 @@ from histosge.evaluation.report_files import (
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import evaluate_sections
 from histosge.heldout.splits import SPLITS
-from histosge.models.estimators import ModelSource
+from histosge.models.estimators import ModelSource, check_numbers
 from histosge.reporting.page import Block
 from histosge.training.made_with import (
     describe_genes,
@@ -36,6 +36,8 @@ from histosge.training.reencoding import Reencoder
 # What knows nothing, what the field quotes, and the default: together they take seconds.
 DEFAULT_PRESETS = ("mean", "ridge", "dense")
 PROTOCOLS = ("hest",)
+MAX_SEEDS = 1000
+"""Each repeats every fit: a spread is known to 2 % by then."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,12 @@ class EvaluateSettings:
             If the protocol or a preset is unknown, or epochs or genes are none.
         """
         if self.split not in (None, *SPLITS):
-            raise SplitError(f"unknown split {self.split!r}: choose one of {', '.join(SPLITS)}")
-        if self.seeds < 1:
-            raise SplitError(f"an evaluation needs at least 1 seed, not {self.seeds}")
-        if self.epochs is not None and self.epochs < 1:
-            raise HistosgeError(
-                f"cannot train for {self.epochs} epochs; give at least 1, or none for each model's own"
+            raise SplitError(f"unknown split {self.split[:100]!r}: choose one of {', '.join(SPLITS)}")
+        if not 1 <= self.seeds <= MAX_SEEDS:
+            raise SplitError(
+                f"an evaluation needs at least 1 seed and at most {MAX_SEEDS:,}, not {self.seeds}"
             )
+        check_numbers(self.epochs, 0)
         if self.protocol not in (None, *PROTOCOLS):
             raise HistosgeError(f"unknown protocol {self.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
         GeneChoice.parse(self.genes)

@@ -14,6 +14,7 @@ from typing import Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.embedding.limits import check_workers
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.grid import GridSpec
@@ -128,6 +129,7 @@ def predict(
         If the store holds several grids or encoders and none is named.
     """
     settings = settings or PredictSettings()
+    check_workers(settings.workers)
     source = Store.open(str(store))
     folder = model if isinstance(model, str | Path) else None
     saved = model if isinstance(model, SavedModel) else None

@@ -22,7 +22,7 @@ from histosge.data.section_loading import (
 from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
 from histosge.models.checkpoint import Checkpoint, training_key
-from histosge.models.estimators import ModelSource, NamedEstimator, find_estimator
+from histosge.models.estimators import ModelSource, NamedEstimator, check_numbers, find_estimator
 from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET
 from histosge.reporting.page import is_page_there
@@ -212,10 +212,7 @@ def _checked(settings: TrainSettings) -> NamedEstimator:
     estimator.check_loss(settings.loss)
     if settings.stains and not estimator.capabilities.takes_stain_pairs:
         raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
-    if settings.epochs is not None and settings.epochs < 1:
-        raise ModelError(
-            f"cannot train for {settings.epochs} epochs; give at least 1, or none for the model's own"
-        )
+    check_numbers(settings.epochs, settings.seed)
     return estimator
 
 
