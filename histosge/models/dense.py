@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
-from histosge.errors import ModelError
 from histosge.models.count_loss import LOSSES, CountHead
 from histosge.models.earlier_dense import MomentProjection
 from histosge.models.linear_algebra import Floats, Indices, spatial_groups
@@ -160,31 +159,29 @@ class DenseModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        chosen = read_config(config, _Config)
-        is_earlier = "views" in config
-        linear = (MomentProjection if is_earlier else ScaleRidges).from_state(config, state)
-        targets, has_depth = LowRankTargets.from_state(state), chosen.has_depth
-        if is_earlier:
-            has_depth = "depth.weight" in state
+        targets = LowRankTargets.from_state(state)
         n_genes, n_patterns = targets.axes.shape
-        if linear.n_outputs != n_patterns + has_depth:
-            raise ModelError(
-                f"its linear part has {linear.n_outputs} outputs, and should have {n_patterns} patterns"
-                f"{' and depth' if has_depth else ''}"
-            )
         if "counts.weight" in state:
             take(state, "counts.weight", n_patterns, n_genes)
+        # The key of the moments stands in the models of earlier versions alone.
+        linear: ScaleRidges | MomentProjection
+        if "views" in config:
+            linear = MomentProjection.from_state(config, state, n_patterns)
+            has_depth = linear.depth is not None
+        else:
+            has_depth = read_config(config, _Config).has_depth
+            linear = ScaleRidges.from_state(config, state, n_patterns + has_depth)
         return cls(
             linear,
             targets,
             has_depth,
             CountHead.from_state(state) if "counts.weight" in state else None,
-            chosen.stain_penalty,
+            read_config(config, _Config).stain_penalty,
         )
 
 
 class _Config(msgspec.Struct):
-    """What `DenseModel.config` wrote of itself. Models of the first versions have neither."""
+    """What `DenseModel.config` wrote beside its linear part. Models of earlier versions say nothing of depth."""
 
     has_depth: bool = False
     stain_penalty: float = 0.0

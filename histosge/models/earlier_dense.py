@@ -45,11 +45,6 @@ class MomentProjection:
         """Return how far the widest Gaussian reaches."""
         return HALO_UM
 
-    @property
-    def n_outputs(self) -> int:
-        """Return how many numbers `project` gives for a patch."""
-        return len(self.affine.offset) + (self.depth is not None)
-
     def project(self, patches: Patches, of: Indices | None = None) -> Floats:
         """Return patterns, and depth last where it is predicted, ``(n, n_outputs)``."""
         if self.depth is None:
@@ -80,12 +75,12 @@ class MomentProjection:
         return {**self.features.state(), **nest("linear", self.affine.state()), **depth}
 
     @classmethod
-    def from_state(cls, config: dict[str, Any], state: State) -> Self:
-        """Rebuild."""
+    def from_state(cls, config: dict[str, Any], state: State, n_patterns: int) -> Self:
+        """Rebuild, after the arrays' shapes were compared."""
         chosen, depth = read_config(config, _Config), unnest("depth", state)
         features = MultiscaleFeatures.from_state(state)
         n_features = len(features.centre) * len(MOMENTS)
-        take(state, "linear.weight", n_features, None)
+        take(state, "linear.weight", n_features, n_patterns)
         if depth:
             take(state, "depth.weight", n_features, 1)
         return cls(
@@ -98,7 +93,7 @@ class MomentProjection:
 
 
 class _Config(msgspec.Struct):
-    """What those versions wrote. Models of the first have no weights."""
+    """What `config` wrote. Models of the first versions have no weights."""
 
     penalties: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...] = ()

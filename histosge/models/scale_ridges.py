@@ -63,11 +63,6 @@ class ScaleRidges:
         """Return how far the widest Gaussian reaches."""
         return TRUNCATE * max(self.sigmas_um)
 
-    @property
-    def n_outputs(self) -> int:
-        """Return how many numbers `project` gives for a patch."""
-        return len(self.offset)
-
     def reduce(self, embedding: NDArray[np.floating]) -> Values:
         """Project embeddings, ``(n, dim)``, on the outputs of all scales, ``(n, len(sigmas_um) * n_outputs)``."""
         assert self.weight is not None
@@ -100,19 +95,27 @@ class ScaleRidges:
         return {"scales.weight": self.weight, "scales.offset": self.offset}
 
     @classmethod
-    def from_state(cls, config: dict[str, Any], state: State) -> Self:
-        """Rebuild."""
-        chosen, offset = read_config(config, _Config), take(state, "scales.offset", None)
-        weight = take(state, "scales.weight", None, len(chosen.sigmas_um) * len(offset))
-        return cls(weight, offset, chosen.sigmas_um, chosen.penalties, chosen.weights)
+    def from_state(cls, config: dict[str, Any], state: State, n_outputs: int) -> Self:
+        """Rebuild, after the arrays' shapes were compared."""
+        chosen = read_config(config, _Config)
+        n_scales = len(chosen.sigmas_um)
+        return cls(
+            take(state, "scales.weight", None, n_scales * n_outputs),
+            take(state, "scales.offset", n_outputs),
+            chosen.sigmas_um,
+            chosen.penalties,
+            chosen.weights,
+        )
+
+
+# 2 mm: far above what training makes; a wider Gaussian would make prediction read a slide for each block.
+_Sigma = Annotated[float, msgspec.Meta(ge=0, le=2000)]
 
 
 class _Config(msgspec.Struct):
-    """What `ScaleRidges.config` wrote. Bounds of the scales are far above what training uses."""
+    """What `ScaleRidges.config` wrote."""
 
-    sigmas_um: Annotated[
-        tuple[Annotated[float, msgspec.Meta(ge=0, le=5000)], ...], msgspec.Meta(min_length=1, max_length=64)
-    ]
+    sigmas_um: Annotated[tuple[_Sigma, ...], msgspec.Meta(min_length=1, max_length=64)]
     penalties: tuple[tuple[float, ...], ...]
     weights: tuple[float, ...]
 

@@ -70,7 +70,8 @@ def test_the_card_s_class_is_never_imported(models: Path, name: str) -> None:
     change_config(models / "dense", "card", "preset", to=name)
     loaded = set(sys.modules)
     refused(models / "dense", "only imported if you name it")
-    assert set(sys.modules) == loaded
+    # Python loads the codec of a file's text when it first meets it.
+    assert {module for module in set(sys.modules) - loaded if not module.startswith("encodings.")} == set()
 
 
 @pytest.mark.parametrize(
