@@ -241,7 +241,9 @@ class ExpressionStore:
     ) -> bool:
         """Tell whether a slide has a map that `add_map` would refuse to go on with."""
         attrs = read_attrs(self.location, f"{slide_id}/{grid_key}/expression")
-        return bool(attrs) and (attrs["made_by"] != made_by or self.map(slide_id, grid_key).genes != genes)
+        return bool(attrs) and (
+            attrs.get("made_by") != made_by or self.map(slide_id, grid_key).genes != genes
+        )
 
     @contextmanager
     def replacing(self, slide_id: str, grid_key: str) -> "Iterator[ExpressionStore]":
