@@ -199,6 +199,16 @@ def test_counts_that_the_stain_says_nothing_about_are_a_warning_with_the_evidenc
     assert "the stain explains 0% of their counts" in report.message
 
 
+def test_a_few_counts_a_spot_are_no_evidence_against_the_positions() -> None:
+    tissue, nuclei = _disc()
+    mask = tissue.is_tissue & (nuclei > np.quantile(nuclei[tissue.is_tissue], 0.6))
+    assert check_alignment(_section(depth=9), tissue, MPP).verdict == "ok"
+    assert (
+        check_alignment(_section(depth=9, follows=False), replace(tissue, is_tissue=mask), MPP).verdict
+        == "warn"
+    )
+
+
 def test_spots_of_another_slide_are_refused_where_few_lie_on_tissue() -> None:
     report = check_alignment(_section(), TissueMap(L_SHAPE, Y, X, SIZE, _disc(1)[0].rgb), MPP)
     assert report.share_on_tissue < 0.5
