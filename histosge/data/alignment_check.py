@@ -99,11 +99,9 @@ def check_alignment(spots: Spots, tissue: TissueMap, mpp: float = 1.0) -> Alignm
         evidence is weak, or another placement may fit better.
     """
     placed = PlacedSpots.from_spots(spots, tissue)
-    inside, given, candidates = (
-        float(tissue.inside(spots.xy_um).mean()),
-        placed.fit(AS_GIVEN),
-        placed.candidates(),
-    )
+    inside, candidates = float(tissue.inside(spots.xy_um).mean()), placed.candidates()
+    # Of all spots, where the search takes a sample.
+    given = replace(placed.fit(AS_GIVEN), on_tissue=float(tissue.on_tissue(spots.xy_um).mean()))
     best, fit = candidates[0]
     gain = fit.score - given.score
     distinct = fit.score - candidates[1][1].score if len(candidates) > 1 else fit.score

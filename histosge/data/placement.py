@@ -212,20 +212,34 @@ class Fit:
 
 @dataclass(frozen=True)
 class PlacedSpots:
-    """The spots of a section beside the map of its slide."""
+    """The spots of a section beside the map of its slide.
+
+    Parameters
+    ----------
+    xy_um
+        Positions of the spots, or of a sample of `MAX_PROFILES` of them, ``(n, 2)``.
+    profile
+        Of all spots.
+    tissue
+        Of the slide.
+    area_share
+        Area of all spots, each as large as the square of the distance to the next one, by that of the tissue.
+    """
 
     xy_um: NDArray[np.float64]
     profile: Profile
     tissue: TissueMap
     area_share: float
-    """Area of all spots, each as large as the square of the distance to the next one, by that of the tissue."""
 
     @classmethod
     def from_spots(cls, spots: Spots, tissue: TissueMap) -> Self:
         """Prepare spots for a comparison."""
-        profile = Profile.from_spots(spots)
+        profile, xy_um = Profile.from_spots(spots), spots.xy_um
+        # Hundreds of placements are measured: of half a million bins a sample tells as much.
+        if len(spots) > MAX_PROFILES:
+            xy_um = xy_um[np.random.default_rng(0).choice(len(spots), MAX_PROFILES, replace=False)]
         area = max(int(tissue.is_tissue.sum()), 1) * tissue.step_um**2
-        return cls(spots.xy_um, profile, tissue, len(profile.xy_um) * _spacing(profile.xy_um) ** 2 / area)
+        return cls(xy_um, profile, tissue, len(profile.xy_um) * _spacing(profile.xy_um) ** 2 / area)
 
     @property
     def is_informative(self) -> bool:
