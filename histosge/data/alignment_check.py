@@ -23,8 +23,9 @@ from histosge.data.tissue_map import TissueMap
 # third, another placement is evidence by its tissue alone. Real sections show 0.99 and more; where half of the tissue
 # is not recognised, 0.6.
 REFUSE_BELOW, WARN_BELOW, CONVINCING = 0.5, 0.8, 0.9
-# By which the score of another placement must exceed that of the positions as given. Right positions: at most 0.0 with
-# a mask of any quality and 0.2 (a window, the mask misses what lies under it); wrong ones: 0.16 and more.
+# By which the score of another placement must exceed that of the positions as given. Right positions reach 0.0, where 45 %
+# of the mask are missing 0.12, in a window with a quarter of it missing 0.2; wrong ones 0.16 and more. Counts of another
+# section on right positions reach 0.2, and 0.5 in a window of 25 spots: so this alone refuses nothing.
 CLEARLY_BETTER = 0.15
 # By which it must also exceed every other placement. Where counts do not follow the stain, many placements fit equally
 # well by chance: the best stands out by at most 0.09 over right positions, and by 0.11 and more over wrong ones.
@@ -98,19 +99,17 @@ def check_alignment(spots: Spots, tissue: TissueMap, mpp: float = 1.0) -> Alignm
         evidence is weak, or another placement may fit better.
     """
     placed = PlacedSpots.from_spots(spots, tissue)
-    inside, given, candidates = (
-        float(tissue.inside(spots.xy_um).mean()),
-        placed.fit(AS_GIVEN),
-        placed.candidates(),
-    )
+    inside, candidates = float(tissue.inside(spots.xy_um).mean()), placed.candidates()
+    # Of all spots, where the search takes a sample.
+    given = replace(placed.fit(AS_GIVEN), on_tissue=float(tissue.on_tissue(spots.xy_um).mean()))
     best, fit = candidates[0]
     gain = fit.score - given.score
     distinct = fit.score - candidates[1][1].score if len(candidates) > 1 else fit.score
     near = placed.displacement_um(best, AS_GIVEN) <= SAME_PLACE_UM
     crowded = _crowded(spots.xy_um, tissue)
     unexplained = given.explained < UNEXPLAINED
-    # Without colours, or with counts that are all alike, nothing can be explained. Few spots on tissue alone are no proof
-    # then, as tissue may be pale: another placement must convince.
+    # Without colours, or with few counts or counts that are all alike, nothing can be explained. Few spots on tissue alone
+    # are no proof then, as tissue may be pale: another placement must convince.
     convincing = placed.is_informative or fit.on_tissue > CONVINCING
     lost = inside < REFUSE_BELOW or (given.on_tissue < REFUSE_BELOW and unexplained and convincing)
     clearly = gain >= CLEARLY_BETTER and distinct >= DISTINCT

@@ -199,6 +199,16 @@ def test_counts_that_the_stain_says_nothing_about_are_a_warning_with_the_evidenc
     assert "the stain explains 0% of their counts" in report.message
 
 
+def test_a_few_counts_a_spot_are_no_evidence_against_the_positions() -> None:
+    tissue, nuclei = _disc()
+    mask = tissue.is_tissue & (nuclei > np.quantile(nuclei[tissue.is_tissue], 0.6))
+    assert check_alignment(_section(depth=9), tissue, MPP).verdict == "ok"
+    assert (
+        check_alignment(_section(depth=9, follows=False), replace(tissue, is_tissue=mask), MPP).verdict
+        == "warn"
+    )
+
+
 def test_spots_of_another_slide_are_refused_where_few_lie_on_tissue() -> None:
     report = check_alignment(_section(), TissueMap(L_SHAPE, Y, X, SIZE, _disc(1)[0].rgb), MPP)
     assert report.share_on_tissue < 0.5
@@ -281,3 +291,14 @@ def test_the_search_and_the_exact_fit_agree() -> None:
     right = PlacedSpots.from_spots(_section(), _disc()[0]).fit(AS_GIVEN)
     assert best.on_tissue == pytest.approx(right.on_tissue, abs=0.02)
     assert best.explained == pytest.approx(right.explained, abs=0.04)
+
+
+def test_the_edge_of_the_tissue_has_the_stain_of_its_inside() -> None:
+    """Smoothing over glass would make it pale, and counts fall at the edge as well."""
+    left = X[None] < 3900
+    rgb = np.where((L_SHAPE & left)[..., None], [150, 90, 160], [90, 60, 140]) * L_SHAPE[..., None]
+    tissue = replace(TISSUE, rgb=(rgb + 245 * ~L_SHAPE[..., None]).astype(np.uint8))
+    first = tissue.stain[0]
+    rows = np.flatnonzero(L_SHAPE[:, 60])
+    assert X[60] < 3900 - 400
+    np.testing.assert_allclose(first[rows, 60], first[rows[len(rows) // 2], 60], atol=0.01)
