@@ -112,6 +112,7 @@ def load_sections(
     distinct = DistinctSpots()
     for sample in read_samples(samples):
         item = load_section(sample, store, selection.grid, selection.encoder)
+        # Also of a section that is left out below: the sheet is wrong, whatever its spots are worth.
         distinct.add(sample, item.marks)
         on_message(f"{sample.slide_id}: {item.description}")
         on_message(
