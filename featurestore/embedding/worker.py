@@ -250,8 +250,9 @@ class SlidePool:
 
 @dataclass
 class _LoadedRun:
-    """One run's encoders, and how many tasks use them now."""
+    """The encoders of earlier runs that make room, one run's own, and how many tasks use these now."""
 
+    replaced: list[SharedEncoder]
     encoders: dict[str, SharedEncoder] | None = None
     n_users: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -275,17 +276,20 @@ class EncoderPool:
     ) -> Iterator[Mapping[str, SharedEncoder]]:
         """Yield the encoders of a run by key, loaded by its first task. They stay until the context ends."""
         with self._lock:
-            released = [] if run in self._seen else self._drop_idle()
-            self._seen.add(run)
-            loaded = self._runs.setdefault(run, _LoadedRun())
+            loaded = self._runs.get(run)
+            if loaded is None:
+                replaced = [] if run in self._seen else self._drop_idle()
+                loaded = self._runs[run] = _LoadedRun(replaced)
+                self._seen.add(run)
+                del replaced
             loaded.n_users += 1
         try:
-            while released:
-                # Popped: a variable of a loop would keep the last one in memory while the new ones are loaded.
-                released.pop().close()
-            with (
-                loaded.lock
-            ):  # of this run alone: weights that are downloaded do not stop the tasks of others
+            # A lock of this run alone: weights that are downloaded do not stop the tasks of others.
+            with loaded.lock:
+                # Before the new ones are loaded, whichever task comes first. Popped, since a variable of a loop would
+                # keep the last one in memory.
+                while loaded.replaced:
+                    loaded.replaced.pop().close()
                 if loaded.encoders is None:
                     loaded.encoders = {key: SharedEncoder(encoder) for key, encoder in load().items()}
             yield loaded.encoders

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.byte_cache import ByteCache
 from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.errors import StoreError
 from featurestore.storage.block_array import BlockArray, check_whole
 from featurestore.storage.float16 import nan_rows, to_float32
 from featurestore.storage.store import Store, StoredGrid
@@ -88,12 +89,24 @@ Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
 def _tissue_part(slide: EmbeddedSlide, block: Block) -> Part:
-    """Read rows, cols and embeddings of a block's patches that have one."""
+    """Read rows, cols and embeddings of a block's patches that have one.
+
+    Raises
+    ------
+    StoreError
+        If the block is not there any more: its patches would pass for unreadable ones, and their map for whole.
+    """
     rows, cols = np.nonzero(slide.stored.is_tissue[block.slices])
     values = slide.array.read_block(block)[rows, cols]
     readable = ~nan_rows(values)
     # Almost always all are: indexing would copy every embedding.
     if not readable.all():
+        # Looked for only where no patch is readable: a request for every block would double what reading costs.
+        if not readable.any() and not slide.array.location.exists(slide.array.object_path(block.index)):
+            raise StoreError(
+                f"block {block.index} of slide {slide.slide_id!r} was removed while the slide was read; "
+                "run histosge embed again"
+            )
         rows, cols, values = rows[readable], cols[readable], values[readable]
     return rows + block.rows[0], cols + block.cols[0], _as_float32(values)
 

@@ -126,7 +126,7 @@ def test_a_grid_of_too_many_patches_is_refused_with_the_least_stride_that_fits(
 @pytest.mark.parametrize(
     "settings",
     [
-        replace(SETTINGS, spec=GridSpec(1.0, 10**6, 10**6), tissue="none"),
+        replace(SETTINGS, spec=GridSpec(1.0, 8192, 8192), tissue="none"),
         replace(SETTINGS, spec=GridSpec(1.0, 32, 1), encoders=("morphology",), block_shape=(300, 300)),
     ],
     ids=["patch", "block"],

@@ -4,11 +4,13 @@ import gc
 import os
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from distributed import Client
 from make_slides import tissue_like, write_pyramid
@@ -19,7 +21,8 @@ from featurestore.embedding import slide_watch
 from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.embedding.slide_watch import SlideWatch
-from featurestore.embedding.worker import SharedEncoder
+from featurestore.embedding.worker import EncoderPool, SharedEncoder
+from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import IdentityMismatchError, SlideError
 from featurestore.events import Progress, ignore_progress
 from featurestore.location import Location
@@ -237,6 +240,37 @@ def test_encoders_of_earlier_runs_do_not_stay_in_a_workers_memory(
         settings = replace(SETTINGS, encoders=("colour", "morphology") if number == 1 else ("colour",))
         embed_on_cluster(client, samples, str(tmp_path / f"{number}"), settings, ignore_progress)
     assert list(client.run(count).values()) == [1]
+
+
+def test_encoders_are_released_before_those_of_the_next_run_are_loaded_and_not_while_they_are_used() -> None:
+    class Encoder:
+        identity = EncoderIdentity("none", 1, {})
+
+        def encode(self, patches: np.ndarray) -> np.ndarray:
+            return np.zeros((len(patches), 1), np.float32)
+
+    pool, held = EncoderPool(), weakref.WeakSet()
+
+    def load() -> dict[str, Encoder]:
+        at_once.append(len(held))
+        encoder = Encoder()
+        held.add(encoder)
+        return {"none": encoder}
+
+    at_once: list[int] = []
+    for run in ("first", "second", "third"):
+        for _ in range(2):
+            with pool.acquire(run, load) as encoders:
+                assert encoders["none"].encode(np.zeros((3, 2, 2, 3), np.uint8)).shape == (3, 1)
+            del encoders
+    assert at_once == [0, 0, 0], "each is gone before the next is loaded, and each is loaded once"
+    # Two runs that take turns keep theirs: the one that comes back does not push the other out.
+    with pool.acquire("third", load), pool.acquire("fourth", load):
+        assert len(held) == 2
+    for run in ("third", "fourth", "third", "fourth"):
+        with pool.acquire(run, load):
+            pass
+    assert at_once == [0, 0, 0, 1]
 
 
 def test_two_runs_at_once_add_their_encoders_to_one_store(slides: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from _stores import Made, write_store
 
 from featurestore.blocks import Block
+from featurestore.errors import StoreError
 from featurestore.storage.block_array import BlockArray
 from histosge.data.embedded_slide import Reduce, load_patches, open_embedded, stream_windows
 
@@ -44,3 +45,21 @@ def test_each_block_is_read_once_for_all_windows_that_it_is_in(
         seen += int(window.own.sum())
     assert seen == len(whole.rows)
     assert sorted(read) == sorted(planned)
+
+
+def test_a_block_that_is_removed_while_a_slide_is_read_is_no_block_without_readable_patches(
+    tmp_path: Path,
+) -> None:
+    store = write_store(tmp_path / "store", 1, MADE)
+    slide = open_embedded(store, "S00", None, None)
+    planned = slide.stored.planned(slide.array.block_shape)
+    unreadable = store.embedding("S00", slide.stored.grid.spec.key, slide.identity.key, read_only=False)
+    unreadable.write(planned[1], np.full((*planned[1].shape, 13), np.nan, np.float16))
+    windows = stream_windows(slide, planned, 0.0)
+    assert next(windows).own.any()
+    assert not next(windows).own.any(), "stored, and no patch of it could be read"
+    unreadable.remove_block(planned[2])
+    with pytest.raises(
+        StoreError, match=r"block \(0, 2\) of slide 'S00' was removed while the slide was read"
+    ):
+        next(windows)
