@@ -27,6 +27,8 @@ LIBRARY_COLUMNS = (
 """Columns of ``obs`` (case does not count) whose values name sections: squidpy's, scanpy's and Seurat's, and usual ones."""
 OTHER_COLUMNS = ("region", "dataset", "dataset_id", "puck", "puck_id")
 """Columns that name sections in some files and parts of one section in others: used only where the row's name is in them."""
+CHECKED_AT_ONCE = 1 << 24
+"""Values of a matrix."""
 # A barcode of 10x, with what concatenating appends: "-1", "-C2", "-1-0".
 _BARCODE = re.compile(r"[ACGT]{12,}")
 _Rows = NDArray[np.bool_]
@@ -186,6 +188,10 @@ def choose_counts(data: Any, path: Path) -> tuple[Any, list[str], str]:
 
 def _are_whole(matrix: Any) -> bool:
     values = matrix.data if hasattr(matrix, "tocsr") else matrix
-    if values.dtype.kind in "biu":
-        return bool((values >= 0).all())
-    return bool((values >= 0).all() and np.array_equal(values, np.round(values)))
+    step = max(1, CHECKED_AT_ONCE // max(1, values[:1].size))
+    # In parts: a dense matrix of a large section takes gigabytes, and each comparison makes another of its size.
+    for start in range(0, len(values), step):
+        part = values[start : start + step]
+        if (part < 0).any() or not (part.dtype.kind in "biu" or np.array_equal(part, np.round(part))):
+            return False
+    return True
