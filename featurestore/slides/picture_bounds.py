@@ -4,7 +4,7 @@ A few bytes of a header can claim terabytes: OpenSlide ends the process when it 
 stream's header names, whatever the file around it says.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from featurestore.errors import SlideError
 from featurestore.slides.tiff_colours import CONVERT
@@ -19,6 +19,10 @@ _SOI, _SOF_FIRST, _SOF_LAST = b"\xff\xd8", 0xC0, 0xCF
 _NOT_FRAMES = (0xC4, 0xC8, 0xCC)
 _J2K = b"\xff\x4f\xff\x51"
 _PNG = b"\x89PNG\r\n\x1a\n"
+_EXIF = b"Exif\0\0"
+_ORIENTATION = 0x0112
+EXIF_WITHIN = 1 << 20
+"""Bytes from the beginning in which EXIF stands: before the pixels, after an embedded preview or colour profile."""
 _JPEG2000_BOX = b"\x00\x00\x00\x0cjP  "
 
 
@@ -41,6 +45,22 @@ def frame_header(data: bytes) -> tuple[int, int, int] | None:
             return width, height, data[at + 9]
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def exif_orientation(data: bytes) -> int:
+    """Return the orientation that the EXIF of a JPEG or PNG states, 1 to 8; 0 if it states none."""
+    start = data.find(_EXIF, 0, EXIF_WITHIN) + len(_EXIF)
+    if start < len(_EXIF):
+        start = data.find(b"eXIf", 0, EXIF_WITHIN) + 4 if data.startswith(_PNG) else 0
+        if start < 4:
+            return 0
+    exif = data[start : start + (1 << 16)]
+    order: Literal["little", "big"] = "little" if exif[:2] == b"II" else "big"
+    at = int.from_bytes(exif[4:8], order)
+    for entry in range(at + 2, at + 2 + 12 * int.from_bytes(exif[at : at + 2], order), 12):
+        if int.from_bytes(exif[entry : entry + 2], order) == _ORIENTATION:
+            return int.from_bytes(exif[entry + 8 : entry + 10], order)
+    return 0
 
 
 def check_pixels(width: int, height: int, file_bytes: int) -> None:

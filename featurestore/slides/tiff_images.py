@@ -4,7 +4,7 @@ OME-TIFF names its images and states their scale; other TIFFs hold pages, of whi
 """
 
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -236,20 +236,47 @@ def _channel_order(channels: list[ET.Element]) -> tuple[int, ...]:
     """
     names = [channel.get("Name", "").strip() for channel in channels]
     colours = [channel.get("Color", "") for channel in channels]
-    fluorescence = _is_fluorescence(channels)
-    by_name = [_CHANNEL_NAMES.get(name.lower()) for name in names]
-    by_colour = [_PRIMARIES.get(int(text)) if text.lstrip("-").isdecimal() else None for text in colours]
-    for order in (by_name, by_colour):
-        if sorted(o for o in order if o is not None) == [0, 1, 2] and not fluorescence:
-            return tuple(order.index(primary) for primary in range(3))
-    # Writers number channels that nobody named ("Channel:0:1", "C2"), and give all of them one colour, white.
-    unnamed = all(not name or _is_number(name) for name in names)
-    if fluorescence or not unnamed or len(set(colours)) > 1:
-        raise SlideError(
-            f"it has 3 channels ({', '.join(name or 'unnamed' for name in names)}) that are not red, green and blue; a "
-            "slide is a picture in colours, under bright field"
-        )
-    return 0, 1, 2
+    primaries = [
+        _PRIMARIES.get(int(text)) if text.lstrip("-").isdecimal() and len(text) < 12 else None
+        for text in colours
+    ]
+    order = None if _is_fluorescence(channels) else rgb_order(names, colours, primaries)
+    if order is None:
+        raise not_colours(names)
+    return order
+
+
+def rgb_order(
+    names: Sequence[str], colours: Sequence[str], primaries: Sequence[int | None]
+) -> tuple[int, ...] | None:
+    """Return which of three channels are red, green and blue; None if they are something else.
+
+    Parameters
+    ----------
+    names, colours
+        Of each channel, as its file states them; empty where it does not.
+    primaries
+        Which of red (0), green (1) and blue (2) each colour is; None for others.
+    """
+    named = [_CHANNEL_NAMES.get(name.strip().lower()) for name in names]
+    if sorted(p for p in named if p is not None) == [0, 1, 2]:
+        return tuple(named.index(primary) for primary in range(3))
+    # Writers number channels that nobody named ("Channel:0:1", "C2"). Stains are drawn in red, green and blue, too, so
+    # colours alone prove nothing beside other names.
+    if not all(not name.strip() or _is_number(name.strip()) for name in names):
+        return None
+    if sorted(p for p in primaries if p is not None) == [0, 1, 2]:
+        return tuple(list(primaries).index(primary) for primary in range(3))
+    # All of one colour, white, as a rule.
+    return (0, 1, 2) if len(set(colours)) <= 1 else None
+
+
+def not_colours(names: Sequence[str]) -> SlideError:
+    """Return the refusal of channels that are not red, green and blue."""
+    listed = ", ".join(name.strip()[:40] or "unnamed" for name in names)
+    return SlideError(
+        f"it has 3 channels ({listed}) that are not red, green and blue; a slide is a picture in colours, under bright field"
+    )
 
 
 def _is_fluorescence(channels: list[ET.Element]) -> bool:

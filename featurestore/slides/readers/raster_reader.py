@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.errors import SlideError, first_line
-from featurestore.slides.picture_bounds import check_pixels, frame_header
+from featurestore.slides.picture_bounds import check_pixels, exif_orientation, frame_header
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp
 from featurestore.slides.slide_reader import SlideReader
 from featurestore.slides.tiff_colours import CONVERT, cmyk_to_rgb, on_white
@@ -44,6 +44,11 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     """Decode a PNG or JPEG, by its first bytes, to RGB."""
     width, height, samples = frame_header(data) or (0, 0, 0)
     check_pixels(width, height, len(data))
+    if (turned := exif_orientation(data)) not in (0, 1):
+        # Programs differ in whether they turn it, and so do coordinates that were measured on the picture.
+        raise SlideError(
+            f"it is stored turned or mirrored (EXIF orientation {turned}); write it upright: vips autorot IN OUT.tif"
+        )
     if data.startswith(_JPEG):
         image = np.asarray(imagecodecs.jpeg8_decode(data))
         if samples == _INKS:

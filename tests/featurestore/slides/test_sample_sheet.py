@@ -283,3 +283,28 @@ def test_a_folder_without_slides_is_refused(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(SampleSheetError, match="without slides"):
         read_samples(str(folder / "empty"))
+
+
+def test_slides_in_folders_of_their_own_are_found_as_the_gdc_client_writes_them(folder: Path) -> None:
+    for name, slide in (("0a", "TCGA-1.svs"), ("1b", "TCGA-2.svs"), ("2c", "TCGA-2.svs")):
+        (folder / "gdc" / name / "logs").mkdir(parents=True)
+        (folder / "gdc" / name / slide).write_text("x")
+        (folder / "gdc" / name / "annotations.txt").write_text("x")
+        (folder / "gdc" / name / "preview.png").write_text("x")
+    (folder / "gdc" / "MANIFEST.txt").write_text("x")
+    assert [sample.slide_id for sample in read_samples(folder / "gdc")] == [
+        "TCGA-1",
+        "1b-TCGA-2",
+        "2c-TCGA-2",
+    ]
+    (folder / "gdc" / "1b" / "other.svs").write_text("x")
+    with pytest.raises(SampleSheetError, match="holds no slides, and several in one of its folders"):
+        read_samples(folder / "gdc")
+
+
+def test_folders_with_slides_beside_slides_are_named(folder: Path) -> None:
+    for name in ("more", "a", "masks"):
+        (folder / "slides" / name).mkdir()
+        (folder / "slides" / name / ("b.png" if name == "masks" else "b.svs")).write_text("x")
+    with pytest.warns(SlideWarning, match=r"folders with slides .*: more$"):
+        assert [sample.slide_id for sample in read_samples(folder / "slides")] == ["a", "b"]
