@@ -142,7 +142,7 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         # A full or read-only disk is the user's to correct; any other OSError that gets here is a bug of ours.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
         where = f" at {error.filename}" if error.filename else ""
         print(  # noqa: T201

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.errors import StoreError, first_line
 from featurestore.exchange.external import ExternalEmbeddings, check_array, stated_number
+from featurestore.exchange.hdf5_file import whole_hdf5
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
-from featurestore.whole_file import whole_file
 
 MAGNIFICATION_MPP = 10.0
 """Microns per pixel times magnification, by convention: 40 x is 0.25."""
@@ -225,7 +225,8 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
     planned = stored.planned(array.block_shape)
     check_whole(array, planned, slide_id)
     scale = grid.effective_mpp / grid.slide_mpp
-    with whole_file(path, sweep=True) as partial, h5py.File(partial, "w") as file:
+    with whole_hdf5(path) as opened:
+        file = opened.file
         dim, n = array.shape[2], 0
         # Shortened at the end: how many patches could be read is known when the last block is.
         most = int(stored.is_tissue.sum())
@@ -234,6 +235,7 @@ def write_h5(store: Store, slide_id: str, grid_key: str, encoder: str, path: Pat
         for block in planned:
             rows, cols, values = _patches(stored.is_tissue, block, array.read_block(block))
             stop = n + len(values)
+            opened.check()
             features[n:stop] = values
             corners = np.stack([cols, rows], axis=1) * grid.spec.stride_px * scale + np.asarray(
                 grid.origin_px

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from featurestore.errors import StoreError
 from featurestore.exchange.external import ExternalEmbeddings, check_array, stated_number
+from featurestore.location import Location
 
 HEADER = "raw2features"
 
@@ -29,7 +30,7 @@ def read_raw2features(path: Path, grid: str | None = None, model: str | None = N
         If it is not such a store, or several grids or models match.
     """
     try:
-        root = zarr.open_group(path, mode="r")
+        root = zarr.open_group(Location(path).zarr(read_only=True), mode="r")
         grids: Any = root["grids"]
         grid_key = _choose_name(sorted(grids.keys()), grid, f"{path}: several grids", "--grid")
         header: Any = dict(grids[grid_key].attrs)[HEADER]

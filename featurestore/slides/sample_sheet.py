@@ -43,7 +43,8 @@ class Sample:
     slide
         Absolute path, or a URL.
     expression
-        A folder or file in any layout that `histosge` reads; None if there is none.
+        A folder or file in any layout that `histosge` reads, with ``#NAME`` behind it for one section of several;
+        None if there is none.
     mpp
         Microns per pixel at level 0, overriding the file's; None to take the file's.
     donor
@@ -239,6 +240,10 @@ def _resolve(folder: Path, column: str, value: str) -> str:
         exists = path.exists()
     except (OSError, ValueError):  # a name that no file can have
         exists = False
+    file, mark, section = value.rpartition("#")
+    if not exists and mark and column == "expression":
+        # One section of a file with several; which of them there are is known to the file's reader.
+        return f"{_resolve(folder, column, file)}#{section}"
     if not exists:
         raise SampleSheetError(f"{column} {value[:200]!r} does not exist (paths are relative to the sheet)")
     return absolute(path)

@@ -321,6 +321,10 @@ class Store:
         if stored:
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
             return BlockArray.open(self.location, path, read_only=False)
+        if self.location.exists(f"{path}/c") and not self.location.exists(f"{path}/zarr.json"):
+            # Blocks without an array: a run wrote them after `rm` had removed it. They would count as done, although
+            # they may come from another encoder.
+            self.location.remove(f"{path}/c")
         write_group(self.location, encoder_path(slide_id, grid.spec.key, identity.key), {})
         # A block larger than the grid would be stored with its padding.
         rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)

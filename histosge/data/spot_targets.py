@@ -22,6 +22,7 @@ from featurestore.errors import StoreError
 from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store, StoredGrid
+from histosge.data.distinct_spots import DistinctSpots
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS, GeneVariance, gene_columns, library_size
 from histosge.data.section_loading import MIN_SPOTS, Selection
@@ -171,8 +172,10 @@ class SpotTargets:
         rows = read_samples(str(samples))
         usable_rows, sections = [], []
         variance = GeneVariance()
+        distinct = DistinctSpots()
         for sample in rows:
             loaded, covered = reader.read(sample)
+            distinct.add(sample, loaded.marks)
             _describe(sample, loaded, covered, min_counts, on_message)
             if len(covered.spots) < MIN_SPOTS:
                 continue
