@@ -11,7 +11,8 @@ import polars as pl
 from featurestore.blocks import planned_blocks
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.location import Entry, PathOrUrl
-from featurestore.storage.layout import EMBEDDING, chunk_index
+from featurestore.storage.layout import EMBEDDING, SPOTS, chunk_index
+from featurestore.storage.spots import spot_state
 from featurestore.storage.store import Store
 from featurestore.tissue.threshold import is_tissue
 
@@ -76,6 +77,8 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
     # From the listing of the whole slide: to list its folders one by one would cost a request for each.
     for grid_key in sorted({name.split("/")[0] for name in entries if name.count("/") >= 2}):
         grid_attrs = documents(f"{slide_id}/{grid_key}/zarr.json").get("attributes", {})
+        if grid_key.startswith(SPOTS) and grid_attrs.get("spots"):
+            yield from _spot_rows(store, slide_id, grid_key, attrs["slide"]["source"])
         if not grid_attrs.get("grid"):
             continue
         tissue = is_tissue(store.tissue(slide_id, grid_key))
@@ -115,6 +118,26 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
                 source=attrs["slide"]["source"],
                 modified=max((e.modified for e in chunks.values() if e.modified), default=None),
             )
+
+
+def _spot_rows(store: Store, slide_id: str, key: str, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of patches that are on no grid; `done` and `planned` count objects."""
+    for encoder_slug in store.encoder_slugs(slide_id, key):
+        done, planned, patches, size = spot_state(store.location, slide_id, key, encoder_slug)
+        identity = store.identity(slide_id, key, encoder_slug)
+        yield _row(
+            slide=slide_id,
+            grid=key,
+            encoder=identity.key,
+            state="done" if done == planned else "partial",
+            done=done,
+            planned=planned,
+            patches=patches,
+            bytes=size,
+            unreadable=0,
+            fingerprint=identity.fingerprint,
+            source=source,
+        )
 
 
 def _documents(store: Store, slide_id: str, entries: dict[str, Entry]) -> Callable[[str], dict[str, Any]]:

@@ -17,7 +17,8 @@ from featurestore.grid import PatchGrid
 from featurestore.location import PathOrUrl
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import BlockArray
-from featurestore.storage.layout import EMBEDDING_DIMS, GRID_ARRAYS, grid_path
+from featurestore.storage.layout import EMBEDDING_DIMS, GRID_ARRAYS, SPOTS, grid_path
+from featurestore.storage.spots import check_spots
 from featurestore.storage.store import Store, StoredGrid
 from featurestore.storage.zarr_metadata import read_attrs
 
@@ -77,7 +78,11 @@ def _check_slide(store: Store, slide_id: str, *, deep: bool) -> Iterator[Problem
             slide_id, f"slide attributes lack {sorted(wanted - set(attrs))}", _remove_command(store, slide_id)
         )
     for grid_key in store.location.folders(slide_id):
-        if is_segment(grid_key):
+        if grid_key.startswith(SPOTS):
+            slugs = store.encoder_slugs(slide_id, grid_key)
+            for path, what in check_spots(store.location, slide_id, grid_key, slugs):
+                yield Problem(path, what, "run the same histosge import again")
+        elif is_segment(grid_key):
             yield from _check_grid(store, slide_id, grid_key, deep=deep)
 
 
