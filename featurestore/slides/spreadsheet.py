@@ -1,6 +1,7 @@
 """The cells of an Excel file's first sheet as text."""
 
 import datetime as dt
+import warnings
 import xml.etree.ElementTree as ET
 import zipfile
 from collections.abc import Iterator
@@ -22,8 +23,8 @@ _ERRORS = (
 )
 
 
-def read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield ``(number, cells)`` of each row of the first sheet.
+def read_cells(path: Path) -> list[tuple[int, list[str]]]:
+    """Return ``(number, cells)`` of each row of the first sheet.
 
     Cells are as they would be in a CSV: whole numbers without decimals, dates as 2026-01-31, formulas as their last value.
 
@@ -33,7 +34,10 @@ def read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         If it is no such file, or larger than any sample sheet.
     """
     try:
-        yield from _rows(path)
+        with warnings.catch_warnings():
+            # openpyxl warns of styles, validations and drawings that it leaves out; a sample sheet is its cells.
+            warnings.simplefilter("ignore")
+            return list(_rows(path))
     except _ERRORS as error:
         if isinstance(error, SampleSheetError):  # a ValueError, too
             raise

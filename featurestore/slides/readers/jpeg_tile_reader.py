@@ -195,7 +195,9 @@ class JpegTileSlide(PyramidSlide):
         layout = self._levels[level]
         offset, count = int(layout.offsets[index]), int(layout.counts[index])
         if self._file is not None:
-            return os.pread(self._file.fileno(), count, offset)
+            # No more than there is: a count in a damaged file may be anything, and its memory would be taken first.
+            rest = max(0, os.fstat(self._file.fileno()).st_size - offset)
+            return os.pread(self._file.fileno(), min(count, rest), offset)
         # Missing only where another thread's tile left the cache since `_fetch` looked: it is then fetched alone.
         held: dict[tuple[int, int], bytes] = getattr(self._fetched, "tiles", {})
         data = held.pop((level, index), None)

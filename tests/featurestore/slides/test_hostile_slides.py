@@ -11,6 +11,7 @@ import imagecodecs
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from make_slides import painted
 
 from featurestore.errors import SlideError
@@ -223,6 +224,26 @@ def test_a_palette_of_another_shape_is_refused(tmp_path: Path) -> None:
     tifffile.imwrite(path, IMAGE[..., 0], photometric="palette", colormap=palette)
     _patch_tag(path, "ColorMap", count=1)
     assert "palette" in _refused(path)
+
+
+def test_a_slide_larger_than_glass_is_refused(tmp_path: Path) -> None:
+    root = zarr.create_group(tmp_path / "A.zarr")
+    root.create_array("0", shape=(3, 2**40, 2**40), chunks=(3, 512, 512), dtype="u1")
+    axes = [{"name": name, "unit": "micrometer"} for name in "cyx"]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 0.5, 0.5]}]}]
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    assert "more than any glass slide" in _refused(tmp_path / "A.zarr")
+
+
+def test_a_jpeg_tile_that_claims_gigabytes_is_not_waited_for(tmp_path: Path) -> None:
+    path = _tiff(tmp_path / "A.tif", compression="jpeg")
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages.first.tags["TileByteCounts"]
+    data = bytearray(path.read_bytes())
+    size = tag.valuebytecount // tag.count
+    data[tag.valueoffset : tag.valueoffset + size] = b"\xff" * size
+    path.write_bytes(data)
+    assert "the file ends within it" in _refused(path)
 
 
 def test_headers_of_streams_are_read() -> None:

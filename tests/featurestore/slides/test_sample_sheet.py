@@ -160,6 +160,17 @@ def test_an_excel_sheet_is_read_as_its_csv_would_be(folder: Path) -> None:
         read_samples(_xlsx(folder / "sheet.xlsx", [["slide", "slide "], ["slides/a.svs", "slides/b.tif"]]))
 
 
+def test_an_excel_sheet_of_other_programs_gives_no_warning_of_its_styles(folder: Path) -> None:
+    path = _xlsx(folder / "sheet.xlsx", [["slide"], ["slides/a.svs"]])
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    styles = b'<styleSheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"/>'
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**parts, "xl/styles.xml": styles}.items():
+            archive.writestr(name, data)
+    assert len(read_samples(path)) == 1  # a warning is an error in tests
+
+
 def test_an_excel_sheet_takes_no_more_memory_than_a_sheet_does(folder: Path) -> None:
     path = _xlsx(folder / "sheet.xlsx", [["slide"], ["slides/a.svs"]])
     with zipfile.ZipFile(path) as archive:
