@@ -14,7 +14,9 @@ DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written",
 """Panels of the options."""
 SamplesArg = Annotated[
     str,
-    typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression."),
+    typer.Argument(
+        metavar="SAMPLES", help="Sample sheet (CSV, .xlsx) whose rows name slides and their expression."
+    ),
 ]
 Grid = Annotated[
     str | None,

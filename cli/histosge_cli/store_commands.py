@@ -52,7 +52,10 @@ def _tissue_methods() -> str:
 
 def embed(
     samples: Annotated[
-        str, typer.Argument(metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV).")
+        str,
+        typer.Argument(
+            metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV, .xlsx)."
+        ),
     ],
     store: StoreArg,
     mpp: Annotated[float, typer.Option(help="Microns per pixel of the patches.", rich_help_panel=GRID)] = 0.5,

@@ -19,6 +19,7 @@ from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.removal import remove
+from featurestore.storage.selection import open_slides
 from featurestore.storage.store import SlideRecord, Store
 from featurestore.storage.tree import open_store
 from featurestore.storage.validation import validate
@@ -246,6 +247,8 @@ def test_pieces_of_tissue_with_grids_of_their_own_are_stored_patch_by_patch(
     assert tree[f"A/{done.grid_key}/resnet50"].embedding.dims == ("patch", "feature")
     with pytest.raises(StoreError, match="need a grid"):
         Store.open(store).select(done.grid_key, None, "A")
+    with pytest.raises(StoreError, match="holds no embedding for grid any"):
+        open_slides(Store.open(store), None, None, None)
     # An object that is gone is a problem, and the same import writes it again.
     lost = store / "A" / done.grid_key / "resnet50" / "embedding" / "c" / "2" / "0"
     lost.unlink()
