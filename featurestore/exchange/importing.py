@@ -328,6 +328,11 @@ def _scale(external: ExternalEmbeddings, record: SlideRecord, options: ImportOpt
         raise MppError(
             f"{external.label}: patches would have {effective:.2g} microns per pixel; check --patch and --mpp"
         )
+    if options.mpp and abs(effective / options.mpp - 1) > LEVEL_TOLERANCE:
+        raise MppError(
+            f"{external.label}: its patches have {effective:.4g} microns per pixel, and --mpp is {options.mpp:g}; leave one "
+            "of --mpp and --patch out, or correct it"
+        )
     return _Scale(patch_px, side, external.step or found or side, effective)
 
 

@@ -6,21 +6,33 @@ and read; training and prediction need a grid.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec
 from zarr.errors import ContainsArrayError
 
+from featurestore.documents import convert
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.errors import IdentityMismatchError, StoreError
+from featurestore.errors import IdentityMismatchError, first_line
 from featurestore.location import Location
 from featurestore.storage.layout import SPOTS, check_encoder_key, embedding_path, encoder_path, grid_path
 from featurestore.storage.store import Store, identity_attrs
-from featurestore.storage.zarr_metadata import read_attrs, write_group
+from featurestore.storage.stored_documents import EncoderAttrs
+from featurestore.storage.zarr_metadata import (
+    ZARR_ERRORS,
+    document_label,
+    open_array,
+    read_array,
+    read_attrs,
+    write_group,
+)
 
+MAX_PATCHES = 1 << 27
+"""As of a grid."""
 CHUNK = 1024
 """Patches of one object: as many as a block of a grid."""
 
@@ -89,7 +101,7 @@ def add_spots(
     path, location = grid_path(slide_id, spots.key), store.location
     clear = f"clear them with: histosge rm {location.label} --slide {slide_id} --grid {spots.key}"
     if read_attrs(location, path).get("spots"):
-        x, y = (_read(location, f"{path}/{name}") for name in "xy")
+        x, y = (read_array(location, f"{path}/{name}", (None,), "f") for name in "xy")
         if not (np.array_equal(x, spots.x_um) and np.array_equal(y, spots.y_um)):
             raise IdentityMismatchError(f"{path} is stored with other patches; {clear}")
     else:
@@ -110,54 +122,75 @@ def add_spots(
     store.consolidate(slide_id)
 
 
+class SpotsAttrs(msgspec.Struct, frozen=True):
+    """Attributes ``spots`` of a group of patches that are on no grid."""
+
+    patches: Annotated[int, msgspec.Meta(ge=1, le=MAX_PATCHES)]
+
+
 def spot_state(location: Location, slide_id: str, key: str, encoder_slug: str) -> tuple[int, int, int, int]:
     """Return how many objects of an embedding exist, how many it needs, its patches, and its bytes.
 
     Raises
     ------
-    StoreError
-        If there is none.
+    DocumentError
+        If its documents are damaged.
     """
-    array = f"{grid_path(slide_id, key)}/{encoder_slug}/embedding"
-    patches = int((read_attrs(location, grid_path(slide_id, key)).get("spots") or {}).get("patches", 0))
-    chunks = _chunks(location, array)
+    patches = _patches(location, grid_path(slide_id, key))
+    chunks = _chunks(location, f"{grid_path(slide_id, key)}/{encoder_slug}/embedding")
     return len(set(chunks) & set(range(_count(patches)))), _count(patches), patches, sum(chunks.values())
 
 
 def check_spots(
     location: Location, slide_id: str, key: str, encoder_slugs: list[str]
 ) -> Iterator[tuple[str, str]]:
-    """Yield ``(path, what is wrong)`` of patches that are on no grid."""
+    """Yield ``(path, what is wrong)`` of patches that are on no grid.
+
+    Raises
+    ------
+    DocumentError
+        If a document or an array is damaged.
+    """
     path = grid_path(slide_id, key)
-    about = read_attrs(location, path).get("spots")
-    if not about:
+    if not read_attrs(location, path).get("spots"):
         yield path, "the patches were not written completely"
         return
-    n = about.get("patches")
-    names = [
-        ("y", "float64"),
-        ("x", "float64"),
-        *((f"{slug}/embedding", "float16") for slug in encoder_slugs),
-    ]
-    for name, dtype in names:
-        try:
-            values = _read(location, f"{path}/{name}")
-        except (StoreError, ValueError) as error:
-            yield f"{path}/{name}", f"damaged: {str(error).splitlines()[0]}"
-            continue
-        if len(values) != n or values.dtype != dtype or values.ndim != (1 if name in "xy" else 2):
-            yield f"{path}/{name}", f"is {values.dtype} {values.shape}, should be {dtype} of {n} patches"
-        elif np.isinf(values).any() or (name in "xy" and np.isnan(values).any()):
+    n = _patches(location, path)
+    for name in ("y", "x"):
+        if not np.isfinite(read_array(location, f"{path}/{name}", (n,), "f")).all():
             yield f"{path}/{name}", "holds numbers that are not finite"
-        if name in "xy":
+    for encoder_slug in encoder_slugs:
+        name = f"{path}/{encoder_slug}/embedding"
+        array = open_array(location, name)
+        encoder = convert(
+            dict(array.attrs).get("encoder"),
+            EncoderAttrs,
+            document_label(location, name),
+            at="attributes.encoder",
+        )
+        expected = (n, encoder.dim)
+        if array.shape != expected or array.dtype != np.float16 or array.chunks[1:] != expected[1:]:
+            yield name, f"is {array.dtype} {array.shape}, should be float16 {expected}"
             continue
-        missing = set(range(_count(len(values)))) - set(_chunks(location, f"{path}/{name}"))
-        for index in sorted(missing):
-            yield f"{path}/{name}/c/{index}/0", "the object is missing"
-        encoder = read_attrs(location, f"{path}/{name}").get("encoder") or {}
-        found = EncoderIdentity(str(encoder.get("key")), values.shape[-1], encoder.get("facts") or {})
-        if found.fingerprint != encoder.get("fingerprint"):
-            yield f"{path}/{name}", "its fingerprint is not that of its facts"
+        if EncoderIdentity(encoder.key, encoder.dim, encoder.facts).fingerprint != encoder.fingerprint:
+            yield name, "its fingerprint is not that of its facts"
+        existing = _chunks(location, name)
+        for index in range(_count(n)):
+            if index not in existing:
+                yield f"{name}/c/{index}/0", "the object is missing"
+                continue
+            try:
+                values = np.asarray(array[index * CHUNK : (index + 1) * CHUNK])
+            except ZARR_ERRORS as error:
+                yield f"{name}/c/{index}/0", f"damaged: {first_line(error)}"
+                continue
+            if np.isinf(values).any():
+                yield f"{name}/c/{index}/0", "holds infinity"
+
+
+def _patches(location: Location, path: str) -> int:
+    found = read_attrs(location, path).get("spots")
+    return convert(found, SpotsAttrs, document_label(location, path), at="attributes.spots").patches
 
 
 def _count(patches: int) -> int:
@@ -172,15 +205,6 @@ def _chunks(location: Location, array: str) -> dict[int, int]:
         if len(parts) == 3 and parts[0] == "c" and parts[1].isdecimal() and parts[2] == "0":
             found[int(parts[1])] = size
     return found
-
-
-def _read(location: Location, path: str) -> NDArray[Any]:
-    try:
-        return np.asarray(
-            zarr.open_array(location.zarr(read_only=True), path=path, mode="r", zarr_format=3)[...]
-        )
-    except FileNotFoundError as error:
-        raise StoreError(f"{location.label} holds no array {path}") from error
 
 
 def _write(

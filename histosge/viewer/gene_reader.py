@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from featurestore.byte_cache import ByteCache
 from featurestore.location import Location
+from featurestore.storage.zarr_metadata import read_values
 from histosge.prediction.expression_store import GENE_GROUP, StoredMap, open_optional
 
 GridValues = NDArray[np.float16]
@@ -85,7 +86,7 @@ def per_gene(location: Location, path: str, n_genes: int) -> dict[str, Any]:
         # A store from elsewhere may hold anything under this name.
         if array is None or array.shape != (n_genes,):
             continue
-        values = np.asarray(array[...], dtype=np.float64)
+        values = read_values(array, f"{location.label}/{path}/{name}", (n_genes,), "fiu").astype(np.float64)
         found[name] = [round(float(v), 4) if np.isfinite(v) else None for v in values]
         if "coverage" in array.attrs:
             found["coverage"] = array.attrs["coverage"]

@@ -324,6 +324,11 @@ def test_mpp_that_is_nearly_the_levels_own_is_that_of_the_level(slide: Path, tmp
     _check(tmp_path / "store", FEATURES, CORNERS)
 
 
+def test_an_mpp_that_contradicts_the_file_is_refused(slide: Path, tmp_path: Path) -> None:
+    with pytest.raises(MppError, match=r"have 0\.5 microns per pixel, and --mpp is 1;"):
+        import_embeddings(_h5(tmp_path / "A.h5"), tmp_path / "store", ImportOptions(slide, mpp=1.0))
+
+
 def test_steps_that_were_rounded_to_whole_pixels_are_still_whole_strides(slide: Path, tmp_path: Path) -> None:
     # 112 px at 1 um of a slide of 0.5053 um: 221.65 px on the slide, rounded to 222; steps of 56 px: 110.8 -> 111.
     corners = CELLS[:, ::-1] * 111
