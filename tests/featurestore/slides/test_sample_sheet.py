@@ -150,7 +150,15 @@ def test_an_excel_sheet_is_read_as_its_csv_would_be(folder: Path) -> None:
         [None, None, None, None],
         ["x" * 245, "slides/b.tif", None, "=1/0", ""],
     ]
-    first, second = read_samples(_xlsx(folder / "sheet.xlsx", rows))
+    path = _xlsx(folder / "sheet.xlsx", rows)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    assert b"<v>7</v>" in parts[sheet]
+    with zipfile.ZipFile(path, "w") as archive:  # as other programs write whole numbers
+        for name, data in {**parts, sheet: parts[sheet].replace(b"<v>7</v>", b"<v>7.0</v>")}.items():
+            archive.writestr(name, data)
+    first, second = read_samples(path)
     assert (first.slide_id, first.mpp, first.donor) == ("7", 0.25, "2026-01-31")
     assert (second.mpp, second.donor) == (None, second.slide_id)
     assert len(second.slide_id) < 200
