@@ -79,7 +79,8 @@ class PatchGrid:
     origin_px: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        if isinstance(self.spec, OffsetGridSpec) != any(self.origin_px):
+        x, y = self.origin_px
+        if isinstance(self.spec, OffsetGridSpec) != any(self.origin_px) or not np.isfinite([x, y]).all():
             raise ValueError(f"a grid with key {self.spec.key} cannot begin at pixel {self.origin_px}")
 
     @classmethod

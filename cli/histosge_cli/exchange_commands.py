@@ -65,6 +65,11 @@ def import_(
     line = f"{done.slide_id}: {done.patches} patches imported as {done.grid_key}"
     if done.not_finite:
         line += f"; {done.not_finite} more have no finite vector in the file, and count as not readable"
+    if done.grid_key.startswith("spots-"):
+        line += (
+            "; they are on no common grid, so each is stored at its own position: training and prediction need a grid "
+            "(histosge embed)"
+        )
     if done.off_grid:
         line += (
             f"; {done.off_grid} patches of the first row or column were left out: TRIDENT places them off the grid of "

@@ -26,7 +26,7 @@ SamplesArg = Annotated[
     typer.Argument(
         metavar="SAMPLES",
         callback=samples_place,
-        help="Sample sheet (CSV) whose rows name slides and their expression.",
+        help="Sample sheet (CSV, .xlsx) whose rows name slides and their expression.",
     ),
 ]
 Grid = Annotated[

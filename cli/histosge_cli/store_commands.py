@@ -64,7 +64,7 @@ def embed(
         typer.Argument(
             metavar="SAMPLES",
             callback=samples_place,
-            help="A slide, a folder of slides, or a sample sheet (CSV).",
+            help="A slide, a folder of slides, or a sample sheet (CSV, .xlsx).",
         ),
     ],
     store: Annotated[

@@ -1,4 +1,4 @@
-"""Other tools' embeddings -> a feature store, if their patches are on one regular grid.
+"""Other tools' embeddings -> a feature store: on their grid, or each patch at its own position where they are on none.
 
 An imported embedding's identity is its encoder's: the tool, the encoder's name and what the file states of it. Two slides
 by one encoder are trained on together. What the file states of itself and of the slide is kept beside it, under the
@@ -28,6 +28,7 @@ from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import MPP_RANGE
 from featurestore.slides.sample_sheet import name_slide
 from featurestore.storage.layout import check_encoder_key, embedding_path
+from featurestore.storage.spots import PatchSpots, add_spots
 from featurestore.storage.store import SlideRecord, Store
 from featurestore.storage.zarr_metadata import read_attrs
 from featurestore.tissue.survey import Survey
@@ -128,8 +129,7 @@ def import_embeddings(file: PathOrUrl, store: PathOrUrl, options: ImportOptions)
     Raises
     ------
     StoreError
-        If the file is of no known format, is of another slide, holds values beyond float16, or its patches are not on one
-        regular grid.
+        If the file is of no known format, is of another slide, or holds values beyond float16.
     MppError
         If the slide's scale is neither in the file nor in `options`, or absurd.
     """
@@ -143,23 +143,29 @@ def import_embeddings(file: PathOrUrl, store: PathOrUrl, options: ImportOptions)
     mpp, record = _slide_record(external, options)
     external = external.in_level0_px(mpp)
     _check_inside(external, record, options)
-    grid, lattice = _grid(external, record, options)
-    rows, cols = lattice.rows[lattice.is_on], lattice.cols[lattice.is_on]
-    vectors = vectors[lattice.is_on]
-    if len(np.unique(rows * grid.n_cols + cols)) < len(rows):
+    if len(np.unique(external.corners, axis=0)) < len(vectors):
         raise StoreError(f"{external.label} holds a patch twice")
+    scale = _scale(external, record, options)
+    placed = _grid(external, record, options, scale)
     facts = {"imported_from": external.format, "encoder": key, **external.encoder_facts}
     facts |= {} if options.scale is None else {"scale": options.scale}
     identity = EncoderIdentity(key, vectors.shape[1], facts)
+    if placed is None:
+        spots = _spots(external, record, options, scale)
+        target = Store.open_or_create(store)
+        target.add_slide(record)
+        about = {"imported": external.provenance}
+        add_spots(target, record.slide_id, spots, identity, vectors, about, software_versions())
+        bad = int(not_finite.sum())
+        return ImportResult(record.slide_id, spots.key, len(vectors) - bad, bad, 0)
+    grid, lattice = placed
+    rows, cols = lattice.rows[lattice.is_on], lattice.cols[lattice.is_on]
+    if len(np.unique(rows * grid.n_cols + cols)) < len(rows):
+        raise StoreError(f"{external.label} holds a patch twice")
     target = Store.open_or_create(store)
-    _write(target, record, grid, (rows, cols), vectors, identity, external)
-    return ImportResult(
-        record.slide_id,
-        grid.spec.key,
-        len(rows) - int(not_finite[lattice.is_on].sum()),
-        int(not_finite[lattice.is_on].sum()),
-        int((~lattice.is_on).sum()),
-    )
+    _write(target, record, grid, (rows, cols), vectors[lattice.is_on], identity, external)
+    bad = int(not_finite[lattice.is_on].sum())
+    return ImportResult(record.slide_id, grid.spec.key, len(rows) - bad, bad, int((~lattice.is_on).sum()))
 
 
 def _write(
@@ -296,9 +302,17 @@ def _check_inside(external: ExternalEmbeddings, record: SlideRecord, options: Im
         )
 
 
-def _grid(
-    external: ExternalEmbeddings, record: SlideRecord, options: ImportOptions
-) -> tuple[PatchGrid, Lattice]:
+@dataclass(frozen=True)
+class _Scale:
+    """Side of the patches in px as the encoder saw them and in level-0 px, the step, and their microns per pixel."""
+
+    patch_px: int
+    side: float
+    step: float
+    effective_mpp: float
+
+
+def _scale(external: ExternalEmbeddings, record: SlideRecord, options: ImportOptions) -> _Scale:
     patch_px = options.patch_px or external.patch_px
     side = external.patch_side
     found = find_step(external.corners)
@@ -309,30 +323,49 @@ def _grid(
             side = found
     if patch_px is None or side is None:
         raise StoreError(f"{external.label} does not state the size of its patches; give --patch and --mpp")
-    step = external.step or found or side
     effective = record.mpp * side / patch_px
-    stride = step * patch_px / side
-    whole = round(stride)
-    if abs(stride - whole) > WHOLE_STRIDE:
-        # Sides and steps are rounded to whole level-0 pixels: the step decides where the last patches are.
-        if whole >= 1 and abs(stride - whole) <= (0.5 / step + 0.5 / side) * stride:
-            effective = record.mpp * step / whole
-        else:
-            whole = 0
-    if whole < 1:
-        raise StoreError(
-            f"{external.label}: patches {step:g} level-0 px apart are {stride:.3f} px apart at the encoder's scale; only "
-            "whole steps can be imported: give --patch and --mpp as they were when the patches were cut"
-        )
-    lattice = _on_lattice(external, step)
-    origin = lattice.origin_px
-    # Four decimals, as in a grid's key.
-    make = OffsetGridSpec if any(origin) else GridSpec
     if not MPP_RANGE[0] <= effective:
         raise MppError(
             f"{external.label}: patches would have {effective:.2g} microns per pixel; check --patch and --mpp"
         )
-    spec = make(round(options.mpp or effective, 4), patch_px, whole)
+    if options.mpp and abs(effective / options.mpp - 1) > LEVEL_TOLERANCE:
+        raise MppError(
+            f"{external.label}: its patches have {effective:.4g} microns per pixel, and --mpp is {options.mpp:g}; leave one "
+            "of --mpp and --patch out, or correct it"
+        )
+    return _Scale(patch_px, side, external.step or found or side, effective)
+
+
+def _spots(
+    external: ExternalEmbeddings, record: SlideRecord, options: ImportOptions, scale: _Scale
+) -> PatchSpots:
+    x, y = ((axis + scale.side / 2) * record.mpp for axis in external.corners.T)
+    mpp = round(options.mpp or scale.effective_mpp, 4)
+    return PatchSpots(mpp, scale.patch_px, record.mpp, scale.effective_mpp, x, y)
+
+
+def _grid(
+    external: ExternalEmbeddings, record: SlideRecord, options: ImportOptions, scale: _Scale
+) -> tuple[PatchGrid, Lattice] | None:
+    """Return the grid that the patches are on; None if they are on none."""
+    side, step, effective = scale.side, scale.step, scale.effective_mpp
+    stride = step * scale.patch_px / side
+    whole = round(stride)
+    if abs(stride - whole) > WHOLE_STRIDE:
+        # Sides and steps are rounded to whole level-0 pixels: the step decides where the last patches are.
+        if whole < 1 or abs(stride - whole) > (0.5 / step + 0.5 / side) * stride:
+            return None
+        effective = record.mpp * step / whole
+    lattice = find_lattice(external.corners, step)
+    off: NDArray[np.bool_] = np.asarray(~lattice.is_on)
+    # With overlap TRIDENT takes the first step of a row or column without it: patches at 0 are off all others' grid.
+    at_edge = np.asarray((external.corners < 0.5).any(axis=1))
+    if off.any() and not (external.overlap and (at_edge | lattice.is_on).all() and lattice.is_on.any()):
+        return None
+    origin = lattice.origin_px
+    # Four decimals, as in a grid's key.
+    make = OffsetGridSpec if any(origin) else GridSpec
+    spec = make(round(options.mpp or effective, 4), scale.patch_px, max(whole, 1))
     minimal = PatchGrid.for_slide(record.size_px, record.mpp, (effective,), spec, origin)
     # The grid may be larger than ours would be: other tools keep patches that reach beyond the slide.
     n_rows = max(minimal.n_rows, int(lattice.rows[lattice.is_on].max()) + 1)
@@ -343,17 +376,3 @@ def _grid(
             "patches; check the slide's size and --patch"
         )
     return PatchGrid(spec, record.mpp, minimal.effective_mpp, n_rows, n_cols, origin), lattice
-
-
-def _on_lattice(external: ExternalEmbeddings, step: float) -> Lattice:
-    lattice = find_lattice(external.corners, step)
-    off: NDArray[np.bool_] = np.asarray(~lattice.is_on)
-    # With overlap TRIDENT takes the first step of a row or column without it: patches at 0 are off all others' grid.
-    at_edge = np.asarray((external.corners < 0.5).any(axis=1))
-    if off.any() and not (external.overlap and (at_edge | lattice.is_on).all() and lattice.is_on.any()):
-        raise StoreError(
-            f"{external.label}: {int(off.sum())} of {len(off)} patches are off the others' grid of {step:g} px, as where "
-            "each piece of tissue has a grid of its own; a store has one grid a slide: embed the slide with histosge "
-            "embed, or cut its patches with TRIDENT"
-        )
-    return lattice

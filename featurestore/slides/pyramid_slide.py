@@ -17,6 +17,8 @@ from featurestore.slides.protocol import MPP_RANGE
 # A level's mpp comes from rounded sizes, and a caller computes the one that it requests: their last bits differ.
 SAME_SCALE = 1e-6
 """Relative difference of mpp below which native pixels are returned."""
+MAX_SIDE_MM, MAX_AREA_MM2 = 250.0, 30_000.0
+"""Whole mounts are up to 203 x 127 mm (8 x 5 inches)."""
 MAX_SOURCE_PX = 4_000_000
 """Source pixels held at once while downsampling: 48 MB as floats. More is slower, as it leaves the caches."""
 BINARY_FACTORS = (2, 4, 8, 16)
@@ -38,6 +40,22 @@ def check_mpp(mpp: float | None, source: str) -> float:
     if not low <= mpp <= high:
         raise MppError(f"{source} claims {mpp:.4g} microns per pixel, outside {low}..{high}; {fix}")
     return float(mpp)
+
+
+def check_extent(size_px: tuple[int, int], mpp: float, source: str) -> None:
+    """Refuse a slide that is larger than glass: a shape or a scale that cannot be, and a grid that fills the memory.
+
+    Raises
+    ------
+    MppError
+        With its size in mm.
+    """
+    width, height = (side * mpp / 1000 for side in size_px)
+    if max(width, height) > MAX_SIDE_MM or width * height > MAX_AREA_MM2:
+        raise MppError(
+            f"{source} has {size_px[0]} x {size_px[1]} px of {mpp:.4g} microns, which is {width:.0f} x {height:.0f} mm, "
+            "more than any glass slide; if its scale is wrong, give it with --slide-mpp, or in the sample sheet's mpp column"
+        )
 
 
 def isotropic_mpp(mpp_x: float | None, mpp_y: float | None, source: str) -> float | None:
@@ -114,6 +132,7 @@ class PyramidSlide(ABC):
         mpp: float,
         stated_mpp: float | None = None,
     ) -> None:
+        check_extent(level_sizes[0], mpp, source)
         self._source = source
         self._sizes = level_sizes
         self._mpp = mpp

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -96,7 +97,7 @@ def read_samples(samples: str | os.PathLike[str], slide_mpp: float | None = None
         if not files:
             known = " ".join(slide_suffixes())
             raise SampleSheetError(f"{samples} is a folder without slides; known suffixes: {known}")
-        rows = [_sample(f.stem, absolute(f), fallback_mpp=slide_mpp) for f in files]
+        rows = [_sample(name, absolute(f), fallback_mpp=slide_mpp) for name, f in _names(files, path)]
     elif path.is_file():
         rows = [_sample(path.stem, absolute(path), fallback_mpp=slide_mpp)]
     else:
@@ -130,6 +131,20 @@ def name_slide(name: str) -> str:
     letters = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     kept = slug(letters)[:MAX_ID].strip("_-") or "slide"
     return f"{kept}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def _names(files: Sequence[Path], folder: Path) -> list[tuple[str, Path]]:
+    """Name each slide of a folder by its file; of slides in folders of their own that share a name, by both."""
+    times = Counter(file.stem for file in files)
+    return [
+        (
+            file.stem
+            if file.parent == folder or times[file.stem] == 1
+            else f"{file.parent.name}-{file.stem}",
+            file,
+        )
+        for file in files
+    ]
 
 
 def _stem(slide: str) -> str:

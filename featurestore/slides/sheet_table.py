@@ -3,12 +3,15 @@
 import codecs
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featurestore.errors import SampleSheetError, first_line
+from featurestore.slides.spreadsheet import read_cells
 
-SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
+EXCEL = (".xlsx", ".xlsm")
+OTHER_SPREADSHEETS = (".xls", ".ods", ".numbers")
+SPREADSHEETS = (*EXCEL, *OTHER_SPREADSHEETS)
 SHEETS = (".csv", ".tsv", ".txt")
 MAX_BYTES = 64 << 20
 """A row takes some 100 bytes, so this is room for half a million slides."""
@@ -29,32 +32,38 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[list[str], list[tupl
     SampleSheetError
         If the file is no text with a header, or a row does not fit it.
     """
+    names: list[str] = []
+    rows: list[tuple[int, dict[str, str]]] = []
+    lines = read_cells(path) if path.suffix.lower() in EXCEL else _csv_cells(path, columns)
+    for line, cells in lines:
+        values = [cell.strip() for cell in cells]
+        if not any(values):
+            continue  # spreadsheets write rows of commas for cells that were once used
+        if names:
+            rows.append((line, _row(path, line, names, values)))
+        else:
+            names = _header(path, values, columns)
+    if not names:
+        raise SampleSheetError(f"{path} is no table with a header: it is empty")
+    return names, rows
+
+
+def _csv_cells(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     text = _decode(path)
     separator = max(SEPARATORS, key=lambda mark: _known(text, mark, columns))
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    names: list[str] = []
-    rows: list[tuple[int, dict[str, str]]] = []
     try:
         for cells in reader:
-            values = [cell.strip() for cell in cells]
-            if not any(values):
-                continue  # spreadsheets write rows of commas for cells that were once used
-            if names:
-                rows.append((reader.line_num, _row(path, reader.line_num, names, values)))
-            else:
-                names = _header(path, values, columns)
+            yield reader.line_num, cells
     except csv.Error as error:
         raise SampleSheetError(
             f"{path} is no CSV with a header: line {reader.line_num}: {first_line(error)}"
         ) from error
-    if not names:
-        raise SampleSheetError(f"{path} is no CSV with a header: it is empty")
-    return names, rows
 
 
 def _decode(path: Path) -> str:
-    if path.suffix.lower() in SPREADSHEETS:
-        raise SampleSheetError(f"{path} is a spreadsheet, which is not read; {_SAVE}")
+    if path.suffix.lower() in OTHER_SPREADSHEETS:
+        raise SampleSheetError(f"{path} is a spreadsheet of a kind that is not read; {_SAVE}, or as .xlsx")
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

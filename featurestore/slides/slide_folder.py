@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from featurestore.errors import SlideWarning
+from featurestore.errors import SampleSheetError, SlideWarning
 from featurestore.slides.slide_reader import is_folder_slide, is_slide_file
 
 NOT_SLIDES = (
@@ -41,6 +41,8 @@ NOT_SLIDES = (
     ),
 )
 """Suffixes of what lies beside slides and is none: left out in silence."""
+PICTURES = (".png", ".jpg", ".jpeg")
+"""In a folder beside or below slides these are previews, masks and plots."""
 NAMED = 5
 """Files that a warning names."""
 _HEADER_BYTES = 1 << 16
@@ -50,12 +52,19 @@ _SERIES_TAG = b"\x20\x00\x0e\x00"
 def list_slides(folder: Path) -> list[Path]:
     """Return a folder's slides, sorted by name; a DICOM series of several files is the largest of them.
 
-    Hidden entries are no slides: macOS writes a ``._`` file beside each file on a foreign disk.
+    Hidden entries are no slides: macOS writes a ``._`` file beside each file on a foreign disk. In a folder without slides,
+    the slides are those of its folders, if each holds one.
+
+    Raises
+    ------
+    SampleSheetError
+        If a folder without slides has a folder with several.
     """
     slides: list[Path] = []
     unknown: list[Path] = []
     broken: list[Path] = []
     others: list[Path] = []
+    folders: list[Path] = []
     for entry in sorted(folder.iterdir()):
         if entry.name.startswith("."):
             continue
@@ -66,6 +75,8 @@ def list_slides(folder: Path) -> list[Path]:
                 if _is_store(entry):
                     continue
                 (others if _is_other_zarr(entry) else slides).append(entry)
+            else:
+                folders.append(entry)
         elif is_slide_file(entry):
             slides.append(entry)
         elif entry.suffix.lower() not in NOT_SLIDES:
@@ -73,7 +84,29 @@ def list_slides(folder: Path) -> list[Path]:
     _warn(folder, broken, "links to files that are not there")
     _warn(folder, unknown, "files that no reader knows by their suffix (a sample sheet can name them)")
     _warn(folder, others, "Zarr folders without an OME-Zarr image")
-    return _one_per_series(slides)
+    below = {name: found for name in folders if (found := _slides_inside(name))}
+    if slides:
+        # MRXS and VMS keep the parts of a slide in a folder of its name.
+        stems = {slide.stem for slide in slides}
+        left_out = [name for name in below if name.name not in stems]
+        _warn(folder, left_out, "folders with slides (a sample sheet can name them)")
+        return _one_per_series(slides)
+    if any(len(found) > 1 for found in below.values()):
+        names = ", ".join(name.name for name in list(below)[:NAMED])
+        raise SampleSheetError(
+            f"{folder} holds no slides, and several in one of its folders ({names}): give one of them, or a sample sheet"
+        )
+    # One folder a file, as the Genomic Data Commons' client writes them.
+    return [slide for found in below.values() for slide in found]
+
+
+def _slides_inside(folder: Path) -> list[Path]:
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:  # a folder that may not be entered
+        return []
+    named = [entry for entry in entries if not entry.name.startswith(".")]
+    return _one_per_series([e for e in named if e.suffix.lower() not in PICTURES and is_slide_file(e)])
 
 
 def _warn(folder: Path, entries: Sequence[Path], what: str) -> None:

@@ -97,7 +97,8 @@ def pixel_format(page: Any, significant_bits: int | None = None) -> PixelFormat:
     if photometric == CMYK and (inks := page.tags.get("InkSet")) is not None and inks.value != 1:
         raise _refusal("its inks are not CMYK")
     if photometric == PALETTE:
-        if page.dtype != np.uint8 or page.colormap is None or page.samplesperpixel != 1:
+        shape = np.shape(page.colormap)  # () if there is none
+        if page.dtype != np.uint8 or len(shape) != 2 or shape[0] != 3 or page.samplesperpixel != 1:
             raise _refusal("its palette is not one of 8 bits", "vips colourspace IN OUT.tif srgb")
         return PixelFormat(photometric, 255, 0, _palette(page.colormap))
     return PixelFormat(photometric, _white(page, significant_bits), alpha)

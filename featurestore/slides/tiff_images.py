@@ -4,12 +4,14 @@ OME-TIFF names its images and states their scale; other TIFFs hold pages, of whi
 """
 
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tifffile
 
 from featurestore.errors import SlideError
+from featurestore.slides.picture_bounds import MAX_PLANES, check_layout, check_text
 from featurestore.slides.tiff_colours import BLACK_IS_ZERO, CONVERT, is_plain_rgb
 from featurestore.slides.units import microns
 
@@ -58,6 +60,9 @@ def find_slide(file: tifffile.TiffFile) -> SlideImage:
     SlideError
         If there is none, more than one that may be it, or one of a kind that is not read.
     """
+    # Before tifffile parses what the pages say of themselves.
+    for page in pages_once(file):
+        check_text(str(getattr(page, "description", "")))
     ome = _ome_images(file)
     every = [series for series in file.series if series.keyframe is not None]
     named = [series for series in every if not _is_overview(series.name)] or every
@@ -75,6 +80,8 @@ def find_slide(file: tifffile.TiffFile) -> SlideImage:
     levels = [level for level in slide.levels if level is slide.levels[0] or _is_level(level, slide)]
     levels += [s for s in named if s is not slide and slide.kind != "ome" and _is_level(s, slide)]
     levels.sort(key=_area, reverse=True)
+    for level in levels:
+        check_layout(level.keyframe)
     order = _plane_order(slide, images[id(slide)])
     return SlideImage(
         tuple(_planes(level, order) for level in levels),
@@ -84,12 +91,28 @@ def find_slide(file: tifffile.TiffFile) -> SlideImage:
     )
 
 
+def pages_once(file: tifffile.TiffFile) -> Iterator[Any]:
+    """Yield the pages of a TIFF; `file.pages` never ends where a directory names an earlier one as the next (2026.3.3).
+
+    Raises
+    ------
+    SlideError
+        If that is so.
+    """
+    seen: set[int] = set()
+    for page in file.pages:
+        if page.offset in seen:
+            raise SlideError("its directories name each other in a circle")
+        seen.add(page.offset)
+        yield page
+
+
 def first_page_is_slide(file: tifffile.TiffFile) -> bool:
     """Whether a TIFF's first page is the slide, in plain RGB, and all others are levels of it or far smaller.
 
     OpenSlide reads such files right; of others it takes the first page, whatever that is.
     """
-    pages: list[Any] = list(file.pages)
+    pages: list[Any] = list(pages_once(file))
     first = pages[0]
     if file.is_ome or file.is_imagej or not is_plain_rgb(first):
         return False
@@ -104,10 +127,23 @@ def _ome_images(file: tifffile.TiffFile) -> list[ET.Element]:
     if not file.is_ome:
         return []
     try:
-        root = ET.fromstring(file.ome_metadata or "")  # noqa: S314  # expat bounds what entities may grow to
+        root = ET.fromstring(file.ome_metadata or "")  # noqa: S314  # `check_text` refused entities
     except ET.ParseError as error:
         raise SlideError(f"its OME-XML cannot be parsed ({error}); convert it: {CONVERT}") from error
-    return root.findall("{*}Image")
+    if any(element.tag.endswith(("AlongZ", "AlongT", "AlongC")) for element in root.iter()):
+        raise SlideError(
+            "its OME-XML divides its planes further (modulo annotations); a slide is one picture"
+        )
+    images = root.findall("{*}Image")
+    for pixels in (image.find("{*}Pixels") for image in images):
+        sizes = [pixels.get(f"Size{axis}", "1") for axis in "CZT"] if pixels is not None else []
+        if not all(size.isdecimal() and len(size) <= 9 for size in sizes) or (
+            sizes and int(sizes[0]) * int(sizes[1]) * int(sizes[2]) > MAX_PLANES
+        ):
+            raise SlideError(
+                f"its OME-XML states {' x '.join(size[:20] for size in sizes)} planes; a slide has one or three"
+            )
+    return images
 
 
 def _ome_image(images: list[ET.Element], series: Any) -> ET.Element | None:
@@ -200,20 +236,47 @@ def _channel_order(channels: list[ET.Element]) -> tuple[int, ...]:
     """
     names = [channel.get("Name", "").strip() for channel in channels]
     colours = [channel.get("Color", "") for channel in channels]
-    fluorescence = _is_fluorescence(channels)
-    by_name = [_CHANNEL_NAMES.get(name.lower()) for name in names]
-    by_colour = [_PRIMARIES.get(int(text)) if text.lstrip("-").isdecimal() else None for text in colours]
-    for order in (by_name, by_colour):
-        if sorted(o for o in order if o is not None) == [0, 1, 2] and not fluorescence:
-            return tuple(order.index(primary) for primary in range(3))
-    # Writers number channels that nobody named ("Channel:0:1", "C2"), and give all of them one colour, white.
-    unnamed = all(not name or _is_number(name) for name in names)
-    if fluorescence or not unnamed or len(set(colours)) > 1:
-        raise SlideError(
-            f"it has 3 channels ({', '.join(name or 'unnamed' for name in names)}) that are not red, green and blue; a "
-            "slide is a picture in colours, under bright field"
-        )
-    return 0, 1, 2
+    primaries = [
+        _PRIMARIES.get(int(text)) if text.lstrip("-").isdecimal() and len(text) < 12 else None
+        for text in colours
+    ]
+    order = None if _is_fluorescence(channels) else rgb_order(names, colours, primaries)
+    if order is None:
+        raise not_colours(names)
+    return order
+
+
+def rgb_order(
+    names: Sequence[str], colours: Sequence[str], primaries: Sequence[int | None]
+) -> tuple[int, ...] | None:
+    """Return which of three channels are red, green and blue; None if they are something else.
+
+    Parameters
+    ----------
+    names, colours
+        Of each channel, as its file states them; empty where it does not.
+    primaries
+        Which of red (0), green (1) and blue (2) each colour is; None for others.
+    """
+    named = [_CHANNEL_NAMES.get(name.strip().lower()) for name in names]
+    if sorted(p for p in named if p is not None) == [0, 1, 2]:
+        return tuple(named.index(primary) for primary in range(3))
+    # Writers number channels that nobody named ("Channel:0:1", "C2"). Stains are drawn in red, green and blue, too, so
+    # colours alone prove nothing beside other names.
+    if not all(not name.strip() or _is_number(name.strip()) for name in names):
+        return None
+    if sorted(p for p in primaries if p is not None) == [0, 1, 2]:
+        return tuple(list(primaries).index(primary) for primary in range(3))
+    # All of one colour, white, as a rule.
+    return (0, 1, 2) if len(set(colours)) <= 1 else None
+
+
+def not_colours(names: Sequence[str]) -> SlideError:
+    """Return the refusal of channels that are not red, green and blue."""
+    listed = ", ".join(name.strip()[:40] or "unnamed" for name in names)
+    return SlideError(
+        f"it has 3 channels ({listed}) that are not red, green and blue; a slide is a picture in colours, under bright field"
+    )
 
 
 def _is_fluorescence(channels: list[ET.Element]) -> bool:

@@ -15,7 +15,8 @@ from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.grid import PatchGrid
 from featurestore.location import Entry, Location, PathOrUrl
 from featurestore.names import is_segment
-from featurestore.storage.layout import EMBEDDING, chunk_index
+from featurestore.storage.layout import EMBEDDING, SPOTS, chunk_index
+from featurestore.storage.spots import spot_state
 from featurestore.storage.store import Store
 from featurestore.storage.stored_documents import (
     EncoderAttrs,
@@ -97,6 +98,11 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
     # From the listing of the whole slide: to list its folders one by one would cost a request for each.
     for grid_key in sorted({name.split("/")[0] for name in entries if name.count("/") >= 2}):
         grid_attrs = documents.read(grid_key)
+        if grid_key.startswith(SPOTS):
+            for row in _spot_rows(store, slide_id, grid_key, slide.source):
+                empty = False
+                yield row
+            continue
         if not is_segment(grid_key) or grid_attrs is None or not (grid_attrs.attributes or {}).get("grid"):
             continue
         label = f"{store.location.label}/{slide_id}/{grid_key}"
@@ -143,6 +149,28 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
             )
     if empty:
         yield _row(slide=slide_id, state="partial", source=slide.source)
+
+
+def _spot_rows(store: Store, slide_id: str, key: str, source: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of patches that are on no grid; `done` and `planned` count objects."""
+    if not is_segment(key):
+        return
+    for encoder_slug in store.encoder_slugs(slide_id, key):
+        done, planned, patches, size = spot_state(store.location, slide_id, key, encoder_slug)
+        identity = store.identity(slide_id, key, encoder_slug)
+        yield _row(
+            slide=slide_id,
+            grid=key,
+            encoder=identity.key,
+            state="done" if done == planned else "partial",
+            done=done,
+            planned=planned,
+            patches=patches,
+            bytes=size,
+            unreadable=0,
+            fingerprint=identity.fingerprint,
+            source=source,
+        )
 
 
 class _Documents:

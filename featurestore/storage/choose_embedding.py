@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from featurestore.errors import AmbiguousSelectionError, StoreError
 from featurestore.names import slug
+from featurestore.storage.layout import SPOTS
 
 EmbeddingName = tuple[str, str]
 """Grid key and encoder slug: together with a slide id, where an embedding is in a store."""
@@ -30,6 +31,11 @@ def choose_embedding(
     StoreError
         If none matches; the message lists what there is.
     """
+    if grid is not None and grid.startswith(SPOTS):
+        raise StoreError(
+            f"{label}: the patches of {grid} lie at their own positions, and training and prediction need a grid; embed the "
+            "slides with histosge embed"
+        )
     names = sorted({name for of_slide in found.values() for name in of_slide})
     matching = [(g, e) for g, e in names if grid in (None, g) and (encoder is None or slug(encoder) == e)]
     if len(matching) == 1:

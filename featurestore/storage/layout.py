@@ -12,6 +12,8 @@ SPEC_NAME = "histosge-featurestore"
 SPEC_VERSION = 1
 FAILURES = "_failures"
 
+SPOTS = "spots-"
+"""How the folders of patches that are on no grid begin."""
 EMBEDDING = "embedding"
 EMBEDDING_DIMS = ("y", "x", "feature")
 GRID_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {

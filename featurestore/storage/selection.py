@@ -21,7 +21,7 @@ from featurestore.errors import IdentityMismatchError, StoreError, first_line
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import EmbeddingName, choose_embedding
-from featurestore.storage.layout import EMBEDDING, embedding_path, grid_path
+from featurestore.storage.layout import EMBEDDING, SPOTS, embedding_path, grid_path
 from featurestore.storage.store import Store
 from featurestore.storage.stored_documents import EncoderAttrs, check_on_grid, parse_grid
 from featurestore.storage.zarr_metadata import ZARR_ERRORS, document_label, read_values
@@ -134,6 +134,8 @@ def _embeddings(store: Store, zarr_store: Any, slide_id: str) -> dict[EmbeddingN
     else:
         paths = (path.split("/") for path in consolidated.flattened_metadata)
         pairs = [(parts[0], parts[1]) for parts in paths if parts[2:] == [EMBEDDING]]
+        # Patches at their own positions are no grid, and have no blocks.
+        pairs = [pair for pair in pairs if not pair[0].startswith(SPOTS)]
     return {pair: _embedding(store, group, slide_id, pair) for pair in pairs}
 
 

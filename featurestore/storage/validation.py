@@ -18,7 +18,8 @@ from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import BlockArray
-from featurestore.storage.layout import EMBEDDING_DIMS, FAILURES, GRID_ARRAYS, grid_path
+from featurestore.storage.layout import EMBEDDING_DIMS, FAILURES, GRID_ARRAYS, SPOTS, grid_path
+from featurestore.storage.spots import check_spots
 from featurestore.storage.store import Store, StoredGrid
 from featurestore.storage.stored_documents import EncoderAttrs, parse_grid
 from featurestore.storage.zarr_metadata import document_label, open_array, read_attrs, read_values
@@ -106,7 +107,14 @@ def _check_slide(store: Store, slide_id: str, *, deep: bool) -> Iterator[Problem
     store.slide(slide_id)  # its attributes are of the right types
     for grid_key in store.location.folders(slide_id):
         path = f"{slide_id}/{grid_key}"
-        if is_segment(grid_key) and store.location.exists(f"{path}/zarr.json"):
+        if is_segment(grid_key) and grid_key.startswith(SPOTS):
+            slugs = store.encoder_slugs(slide_id, grid_key)
+            problems = (
+                Problem(where, what, "run the same histosge import again")
+                for where, what in check_spots(store.location, slide_id, grid_key, slugs)
+            )
+            yield from check_documents(problems, _remove_command(store, slide_id, grid_key))
+        elif is_segment(grid_key) and store.location.exists(f"{path}/zarr.json"):
             found = _check_grid(store, slide_id, grid_key, deep=deep)
             yield from check_documents(found, _remove_command(store, slide_id, grid_key))
         elif any(store.location.exists(f"{path}/{name}/zarr.json") for name in GRID_ARRAYS):

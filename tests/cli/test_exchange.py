@@ -102,7 +102,7 @@ def _raw2features(path: Path, models: tuple[str, ...] = ("uni",)) -> np.ndarray:
         "schema_version": "0.1",
         "source": {
             "uri": "x.ome.zarr",
-            "slide_id": "X",
+            "slide_id": "W",
             "mpp_level0": 0.25,
             "level_dimensions": [[4000, 3000]],
         },
@@ -130,9 +130,9 @@ def test_a_raw2features_store_comes_in(histosge: Histosge, tmp_path: Path) -> No
     ran = histosge("import", tmp_path / "X.embeddings.zarr", tmp_path / "in")
     assert ran.code == 0, ran.err
     store = Store.open(str(tmp_path / "in"))
-    grid = store.grid("X", "mpp0.5000_px224_stride224").grid
+    grid = store.grid("W", "mpp0.5000_px224_stride224").grid
     assert (grid.slide_mpp, grid.effective_mpp, grid.shape) == (0.25, 0.5, (6, 8))
-    array = store.embedding("X", grid.spec.key, "uni")
+    array = store.embedding("W", grid.spec.key, "uni")
     values = array.read((0, 6), (0, 8))
     source = zarr.open_group(tmp_path / "X.embeddings.zarr", mode="r")["grids/mpp0.5_px224/features/uni"][...]
     np.testing.assert_array_equal(values[coords[:, 1] // 448, coords[:, 0] // 448], source)

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from featurestore.grid import GridSpec, PatchGrid
+from featurestore.grid import GridSpec, OffsetGridSpec, PatchGrid
 
 SIZE = (1009, 701)  # width, height
 
@@ -58,3 +58,40 @@ def test_attributes_rebuild_the_grid_exactly() -> None:
 def test_a_grid_without_size_is_refused(values: tuple[float, int, int]) -> None:
     with pytest.raises(ValueError, match="positive"):
         GridSpec(*values)
+
+
+def test_a_grid_with_an_origin_has_its_patches_there() -> None:
+    spec, origin = OffsetGridSpec(1.0, 96, 48), (37.0, 53.0)
+    plain = PatchGrid.for_slide(SIZE, 0.5, (0.5, 1.0), GridSpec(1.0, 96, 48))
+    grid = PatchGrid.for_slide(SIZE, 0.5, (0.5, 1.0), spec, origin)
+    assert grid.shape == ((350 - 27 - 96) // 48 + 1, (504 - 19 - 96) // 48 + 1)
+    assert grid.spec.key == "mpp1.0000_px96_stride48_offset"
+    np.testing.assert_allclose(grid.x_um, plain.x_um[: grid.n_cols] + 18.5)
+    np.testing.assert_allclose(grid.y_um, plain.y_um[: grid.n_rows] + 26.5)
+    assert grid.region_px((1, 2), (2, 3)) == (18 + 96, 26 + 48, 96, 96)
+    attrs = json.loads(json.dumps(grid.to_attrs()))
+    assert attrs["origin_px"] == [37, 53]
+    assert PatchGrid.from_attrs(attrs) == grid
+
+
+def test_a_grid_from_the_corner_is_described_as_ever() -> None:
+    attrs = PatchGrid.for_slide((500, 400), 0.5, (0.5,), GridSpec(0.5, 97, 53)).to_attrs()
+    assert attrs == {
+        "mpp": 0.5,
+        "patch_px": 97,
+        "stride_px": 53,
+        "slide_mpp": 0.5,
+        "effective_mpp": 0.5,
+        "shape": [6, 8],
+        "origin": "corner of patch (0, 0) is pixel (0, 0) of the slide",
+    }
+
+
+def test_a_key_and_an_origin_belong_together() -> None:
+    for spec, origin in (
+        (GridSpec(), (1.0, 0.0)),
+        (OffsetGridSpec(), (0.0, 0.0)),
+        (OffsetGridSpec(), (1.0, float("nan"))),
+    ):
+        with pytest.raises(ValueError, match="cannot begin at pixel"):
+            PatchGrid(spec, 0.5, 0.5, 1, 1, origin)

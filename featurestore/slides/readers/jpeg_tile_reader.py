@@ -29,13 +29,14 @@ import tifffile
 from numpy.typing import NDArray
 
 from featurestore.errors import MppError, SlideError, SlideNotFoundError, first_line
+from featurestore.slides.picture_bounds import check_layout
 from featurestore.slides.protocol import Slide
 from featurestore.slides.pyramid_slide import PyramidSlide, bin_pixels
 from featurestore.slides.range_reader import RangedFile, SparseCopy
 from featurestore.slides.readers.openslide_reader import handle_mpp, open_handle
 from featurestore.slides.readers.tiff_reader import PARSE_ERRORS, is_for_openslide, is_ome
 from featurestore.slides.slide_reader import Recognition, SlideReader
-from featurestore.slides.tiff_images import first_page_is_slide
+from featurestore.slides.tiff_images import first_page_is_slide, pages_once
 
 SUFFIXES = (".svs", ".tif", ".tiff", ".btf", ".tf8", ".qptiff")
 # Other vendors' TIFFs overlap their tiles or leave some out, each in its way; OpenSlide knows them.
@@ -194,7 +195,9 @@ class JpegTileSlide(PyramidSlide):
         layout = self._levels[level]
         offset, count = int(layout.offsets[index]), int(layout.counts[index])
         if self._file is not None:
-            return os.pread(self._file.fileno(), count, offset)
+            # No more than there is: a count in a damaged file may be anything, and its memory would be taken first.
+            rest = max(0, os.fstat(self._file.fileno()).st_size - offset)
+            return os.pread(self._file.fileno(), min(count, rest), offset)
         # Missing only where another thread's tile left the cache since `_fetch` looked: it is then fetched alone.
         held: dict[tuple[int, int], bytes] = getattr(self._fetched, "tiles", {})
         data = held.pop((level, index), None)
@@ -233,9 +236,11 @@ def _read_directories(directories: BinaryIO) -> None:
     directories.seek(0)
     try:
         with tifffile.TiffFile(directories) as file:
-            for page in file.pages:
+            for page in pages_once(file):
                 for tag in getattr(page, "tags", ()):
                     _ = tag.value
+                if getattr(page, "is_tiled", False):
+                    check_layout(page)  # before OpenSlide sees the copy
     except SlideError:
         raise
     except PARSE_ERRORS as error:
@@ -289,7 +294,7 @@ def _find_levels(
         with tifffile.TiffFile(path) as file:
             if is_generic and not first_page_is_slide(file):
                 raise SlideError("JPEG tiles: the first page is not the slide in plain RGB")
-            every: list[Any] = list(file.pages)
+            every: list[Any] = list(pages_once(file))
             # In an SVS thumbnail, label and macro are in strips; what is tiled and of a level's size is that level.
             tiled = [page for page in every if page.is_tiled]
             pages = [[p for p in tiled if (p.imagewidth, p.imagelength) == size] for size in sizes]

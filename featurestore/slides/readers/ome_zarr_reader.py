@@ -11,6 +11,7 @@ from featurestore.location import Location, strip_credentials
 from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
 from featurestore.slides.slide_reader import SlideReader
+from featurestore.slides.tiff_images import not_colours, rgb_order
 
 MICRONS = {
     "angstrom": 1e-4,
@@ -21,6 +22,7 @@ MICRONS = {
     "meter": 1e6,
 }
 """Microns in a unit that NGFF knows."""
+_PRIMARIES = {"FF0000": 0, "00FF00": 1, "0000FF": 2}
 
 
 class OmeZarrSlide(PyramidSlide):
@@ -67,6 +69,7 @@ class OmeZarrSlide(PyramidSlide):
             raise SlideError(
                 f"{label} is {first.dtype} with axes {extent}; a slide is 8-bit RGB, three channels"
             )
+        self._channels = _channel_order(group, label)
         y, x = self._axes.index("y"), self._axes.index("x")
         sizes = tuple((level.shape[x], level.shape[y]) for level in self._levels)
         super().__init__(label, sizes, *choose_mpp(mpp, lambda: _mpp(multiscale, self._axes, label), label))
@@ -84,7 +87,8 @@ class OmeZarrSlide(PyramidSlide):
                 raise SlideError(f"{self.source} {what}: it is no longer there") from error
             raise access_error(self.source, error, what) from error
         order = [name for name in self._axes if name in where]
-        return np.ascontiguousarray(found.transpose([order.index(name) for name in "yxc"]))
+        rgb = found.transpose([order.index(name) for name in "yxc"])
+        return np.ascontiguousarray(rgb if self._channels == (0, 1, 2) else rgb[..., self._channels])
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -112,6 +116,26 @@ def _find_image(path: str, label: str) -> tuple[Any, dict[str, Any]]:
         listing = ", ".join(f"{label}/images/{name}" for name in names[:8])
         raise SlideError(f"{label} is a SpatialData, of which a slide is one picture; name it: {listing}")
     raise SlideError(f"{label} holds no OME-Zarr image (no multiscales in its attributes)")
+
+
+def _channel_order(group: Any, label: str) -> tuple[int, ...]:
+    """Return which of three channels are red, green and blue, by the viewers' metadata under ``omero``.
+
+    Raises
+    ------
+    SlideError
+        If they are something else: stains under fluorescence, as a rule.
+    """
+    attrs: Any = dict(group.attrs)
+    channels = (attrs.get("ome", attrs).get("omero") or {}).get("channels") or []
+    if len(channels) != 3:
+        return 0, 1, 2
+    names, colours = ([str(channel.get(key) or "") for channel in channels] for key in ("label", "color"))
+    order = rgb_order(names, colours, [_PRIMARIES.get(colour.strip("#").upper()[:6]) for colour in colours])
+    if order is None:
+        refusal = not_colours(names)
+        raise SlideError(f"{label}: {refusal}")
+    return order
 
 
 def _mpp(multiscale: dict[str, Any], axes: list[str], label: str) -> float | None:

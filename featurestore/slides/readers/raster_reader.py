@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.errors import SlideError, first_line
+from featurestore.slides.picture_bounds import check_pixels, exif_orientation, frame_header
 from featurestore.slides.pyramid_slide import PyramidSlide, check_mpp
 from featurestore.slides.slide_reader import SlideReader
 from featurestore.slides.tiff_colours import CONVERT, cmyk_to_rgb, on_white
@@ -41,9 +42,16 @@ class RasterSlide(PyramidSlide):
 
 def _decode(data: bytes) -> NDArray[np.uint8]:
     """Decode a PNG or JPEG, by its first bytes, to RGB."""
+    width, height, samples = frame_header(data) or (0, 0, 0)
+    check_pixels(width, height, len(data))
+    if (turned := exif_orientation(data)) not in (0, 1):
+        # Programs differ in whether they turn it, and so do coordinates that were measured on the picture.
+        raise SlideError(
+            f"it is stored turned or mirrored (EXIF orientation {turned}); write it upright: vips autorot IN OUT.tif"
+        )
     if data.startswith(_JPEG):
         image = np.asarray(imagecodecs.jpeg8_decode(data))
-        if _jpeg_samples(data) == _INKS:
+        if samples == _INKS:
             # imagecodecs leaves out the black channel otherwise. Adobe's programs write inks inverted, and as Pillow
             # does, every CMYK JPEG is taken for theirs.
             return cmyk_to_rgb(255 - np.asarray(imagecodecs.jpeg8_decode(data, outcolorspace="CMYK")))
@@ -59,18 +67,6 @@ def _decode(data: bytes) -> NDArray[np.uint8]:
     colours = image[..., :-1] if has_alpha else image
     rgb = np.repeat(colours, 3, axis=2) if colours.shape[2] == 1 else colours
     return on_white(rgb, image[..., -1:]) if has_alpha else np.ascontiguousarray(rgb)
-
-
-def _jpeg_samples(data: bytes) -> int:
-    """Return the samples of a pixel, from the frame header."""
-    at = 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        # All frame headers (SOF0 to SOF15) but the three of their numbers that are other segments.
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return data[at + 9]
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
 
 
 # The only reader for its suffixes: OpenSlide and tifffile would add nothing but reasons to the message.

@@ -15,10 +15,11 @@ import tifffile
 from numpy.typing import NDArray
 
 from featurestore.errors import MppError, SlideError, first_line
+from featurestore.slides.picture_bounds import check_layout, check_pixels, check_stream
 from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
 from featurestore.slides.slide_reader import Recognition, SlideReader
 from featurestore.slides.tiff_colours import RGB, PixelFormat, pixel_format, unknown_depth
-from featurestore.slides.tiff_images import SlideImage, find_slide, first_page_is_slide
+from featurestore.slides.tiff_images import SlideImage, find_slide, first_page_is_slide, pages_once
 from featurestore.slides.units import unit_microns
 
 SUFFIXES = (".tif", ".tiff", ".btf", ".tf8", ".qptiff")
@@ -39,7 +40,7 @@ PARSE_ERRORS = (
         ArithmeticError,
         RuntimeError,
     ),
-    *(OSError, AssertionError, struct.error),
+    *(OSError, AssertionError, MemoryError, struct.error),
 )
 """What tifffile raises on damaged headers (2026.3.3)."""
 
@@ -71,6 +72,9 @@ class TiffSlide(PyramidSlide):
         image = find_slide(self._file)
         self._levels, self._pages = image.levels, image.keyframes
         self._formats = [_format(image, i) for i in range(len(image.levels))]
+        file_bytes = self._file.filehandle.size
+        for page in self._pages:
+            check_pixels(*_segment_size(page), file_bytes)
         sizes = tuple((page.imagewidth, page.imagelength) for page in self._pages)
         super().__init__(
             path,
@@ -162,7 +166,9 @@ class TiffSlide(PyramidSlide):
         tables = {"jpegtables": page.jpegtables} if page.jpegtables is not None else {}
         try:
             handle.seek(page.dataoffsets[index])
-            data = handle.read(page.databytecounts[index])
+            # No more than the file holds: a count may be anything.
+            data = handle.read(min(int(page.databytecounts[index]), handle.size))
+            check_stream(data, *_segment_size(keyframe))
             decoded, _, shape = keyframe.decode(data, index, **tables)
         except PARSE_ERRORS as error:
             raise SlideError(
@@ -224,8 +230,14 @@ def is_for_openslide(path: str) -> bool | None:
     """
     try:
         with tifffile.TiffFile(path) as file:
+            # Before OpenSlide sees the file: it ends the process where it cannot get the memory that a page claims.
+            for page in pages_once(file):
+                if getattr(page, "is_tiled", False):
+                    check_layout(page)
             vendor = openslide.OpenSlide.detect_format(path)
             return first_page_is_slide(file) if vendor == "generic-tiff" else vendor is not None
+    except SlideError:
+        return False  # refused by this module's reader, with the reason
     except PARSE_ERRORS:
         return None
 

@@ -18,7 +18,10 @@ from featurestore.exchange.lattice import find_lattice, find_step
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.catalogue import catalogue
+from featurestore.storage.removal import remove
+from featurestore.storage.selection import open_slides
 from featurestore.storage.store import SlideRecord, Store
+from featurestore.storage.tree import open_store
 from featurestore.storage.validation import validate
 from featurestore.tissue.survey import Survey
 
@@ -217,16 +220,47 @@ def test_a_grid_that_begins_at_the_tissue_has_an_origin(slide: Path, tmp_path: P
         assert sorted(map(tuple, out["coords"][...])) == sorted(map(tuple, corners))
 
 
-def test_pieces_of_tissue_with_grids_of_their_own_are_refused_with_a_way_out(
-    slide: Path, tmp_path: Path
+def test_pieces_of_tissue_with_grids_of_their_own_are_stored_patch_by_patch(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("featurestore.storage.spots.CHUNK", 17)
     corners = CORNERS.copy()
     corners[40:] += (31, 17)
-    inside = (corners < SIZE).all(axis=1)
-    file = _h5(tmp_path / "A.h5", FEATURES[inside], corners[inside], {}, encoder=None)
-    with pytest.raises(StoreError, match=r"are off the others' grid of 113 px.*histosge embed"):
-        import_embeddings(file, tmp_path / "store", ImportOptions(slide, **CLAM_OPTIONS))
-    assert not (tmp_path / "store").exists()
+    features, store = FEATURES.copy(), tmp_path / "store"
+    features[5] = np.nan
+    file = _h5(tmp_path / "A.h5", features, corners, {}, encoder=None)
+    for _ in range(2):  # the second time there is nothing to do
+        done = import_embeddings(file, store, ImportOptions(slide, slide_id="A", **CLAM_OPTIONS))
+        assert (done.grid_key, done.patches, done.not_finite) == (
+            f"spots-mpp0.5000_px{PATCH}",
+            len(corners) - 1,
+            1,
+        )
+    group = zarr.open_group(store, mode="r")["A"][done.grid_key]
+    np.testing.assert_array_equal(group["x"][...], (corners[:, 0] + PATCH / 2) * MPP)
+    np.testing.assert_array_equal(group["y"][...], (corners[:, 1] + PATCH / 2) * MPP)
+    np.testing.assert_array_equal(group["resnet50/embedding"][...], features.astype(np.float16))
+    assert validate(str(store), deep=True) == []
+    (row,) = catalogue(str(store)).to_dicts()
+    assert (row["grid"], row["state"], row["patches"]) == (done.grid_key, "done", len(corners))
+    tree = open_store(str(store))
+    assert tree[f"A/{done.grid_key}/resnet50"].embedding.dims == ("patch", "feature")
+    with pytest.raises(StoreError, match="need a grid"):
+        Store.open(store).select(done.grid_key, None, "A")
+    with pytest.raises(StoreError, match="holds no embedding for grid any"):
+        open_slides(Store.open(store), None, None, None)
+    # An object that is gone is a problem, and the same import writes it again.
+    lost = store / "A" / done.grid_key / "resnet50" / "embedding" / "c" / "2" / "0"
+    lost.unlink()
+    assert [problem.path for problem in validate(str(store))] == [str(lost.relative_to(store))]
+    assert catalogue(str(store))["state"].to_list() == ["partial"]
+    import_embeddings(file, store, ImportOptions(slide, slide_id="A", **CLAM_OPTIONS))
+    assert validate(str(store), deep=True) == []
+    other = _h5(tmp_path / "B.h5", features, corners + 1, {}, encoder=None)
+    with pytest.raises(StoreError, match="stored with other patches"):
+        import_embeddings(other, store, ImportOptions(slide, slide_id="A", **CLAM_OPTIONS))
+    assert remove(str(store), "A", done.grid_key, None) == [f"A/{done.grid_key}"]
+    assert catalogue(str(store))["grid"].to_list() == [None]
 
 
 @pytest.mark.parametrize("overlap", [28, 32, 56])
@@ -288,6 +322,11 @@ def test_mpp_that_is_nearly_the_levels_own_is_that_of_the_level(slide: Path, tmp
     done = import_embeddings(file, tmp_path / "store", options)
     assert done.grid_key == f"mpp0.5100_px{PATCH}_stride{PATCH}"
     _check(tmp_path / "store", FEATURES, CORNERS)
+
+
+def test_an_mpp_that_contradicts_the_file_is_refused(slide: Path, tmp_path: Path) -> None:
+    with pytest.raises(MppError, match=r"have 0\.5 microns per pixel, and --mpp is 1;"):
+        import_embeddings(_h5(tmp_path / "A.h5"), tmp_path / "store", ImportOptions(slide, mpp=1.0))
 
 
 def test_steps_that_were_rounded_to_whole_pixels_are_still_whole_strides(slide: Path, tmp_path: Path) -> None:

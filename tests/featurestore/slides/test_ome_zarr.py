@@ -118,3 +118,46 @@ def test_it_is_embedded_like_any_slide_and_known_again(tmp_path: Path) -> None:
     assert known == slide_fingerprint(str(path))
     zarr.open_group(path)["0"][0, :200, :200] = 0
     assert slide_fingerprint(str(path)) != known
+
+
+def _channels(*channels: tuple[str, str]) -> dict[str, Any]:
+    return {"channels": [{"label": label, "color": colour} for label, colour in channels]}
+
+
+@pytest.mark.parametrize("version", ["0.4", "0.5"])
+@pytest.mark.parametrize(
+    ("channels", "order"),
+    [
+        ((("", "FF0000"), ("", "00FF00"), ("", "0000FF")), (0, 1, 2)),
+        ((("Channel 0", "FFFFFF"), ("Channel 1", "FFFFFF"), ("Channel 2", "FFFFFF")), (0, 1, 2)),
+        ((("Blue", "0000FF"), ("Green", "00FF00"), ("Red", "FF0000")), (2, 1, 0)),
+        ((("0", "0000FF"), ("1", "00FF00"), ("2", "FF0000")), (2, 1, 0)),
+        ((("DAPI", "0000FF"), ("FITC", "00FF00"), ("Cy5", "FF0000")), None),
+        ((("0", "0000FF"), ("1", "00FF00"), ("2", "FF00FF")), None),
+    ],
+)
+def test_three_channels_are_colours_only_if_they_can_be(
+    tmp_path: Path, version: str, channels: tuple[tuple[str, str], ...], order: tuple[int, ...] | None
+) -> None:
+    path = _write(tmp_path / "A.zarr", version)
+    root = zarr.open_group(path, mode="r+")
+    about = {"omero": _channels(*channels)}
+    root.attrs.update(about if version == "0.4" else {"ome": {**root.attrs["ome"], **about}})
+    if order is None:
+        with pytest.raises(SlideError, match="not red, green and blue"):
+            open_slide(path)
+        return
+    pixels = open_slide(path).read_region(0, 0, 620, 540, MPP)
+    np.testing.assert_array_equal(pixels, IMAGE[..., order])
+
+
+def test_stains_in_16_bits_and_other_numbers_of_channels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="8-bit RGB"):
+        open_slide(_write(tmp_path / "A.zarr", "0.5", dtype=np.uint16))
+    root = zarr.create_group(tmp_path / "B.zarr")
+    root.create_array("0", data=np.zeros((5, 64, 64), np.uint8))
+    axes = [{"name": name, "unit": "micrometer"} for name in "cyx"]
+    datasets = [{"path": "0", "coordinateTransformations": [{"type": "scale", "scale": [1, 0.5, 0.5]}]}]
+    root.attrs["ome"] = {"version": "0.5", "multiscales": [{"axes": axes, "datasets": datasets}]}
+    with pytest.raises(SlideError, match="8-bit RGB, three channels"):
+        open_slide(tmp_path / "B.zarr")

@@ -1,5 +1,10 @@
+import datetime as dt
+import os
+import time
+import zipfile
 from pathlib import Path
 
+import openpyxl
 import pytest
 import zarr
 
@@ -109,7 +114,9 @@ def test_a_sheet_is_read_as_spreadsheets_write_it(folder: Path, data: bytes) -> 
         ("s.csv", b'slide_id,slide\nA,"slides/a.svs\n', "no CSV with a header: line"),
         ("s.csv", b"", "it is empty"),
         ("s.csv", b"slide\n\0\1\n", "binary data"),
-        ("s.xlsx", b"PK\3\4", "is a spreadsheet, which is not read; save it as CSV"),
+        ("s.xls", b"\xd0\xcf", "is a spreadsheet of a kind that is not read; save it as CSV"),
+        ("s.xlsx", b"PK\3\4", r"cannot be read as an Excel file \(.*\); save it as CSV"),
+        ("s.xlsx", b"", r"cannot be read as an Excel file"),
         ("s.csv", b",slide\n0,slides/a.svs\n", "column without a name"),
         ("s.csv", b"slide,slide \nslides/a.svs,slides/b.tif\n", "two columns 'slide'"),
         ("s.csv", b"slide_id,slide\n..,slides/a.svs\n", r"line 2: slide_id '\.\.' cannot name"),
@@ -124,6 +131,90 @@ def test_a_sheet_that_cannot_be_read_names_line_and_fix(
     with pytest.raises(SampleSheetError, match=message) as caught:
         read_samples(folder / name)
     assert "\n" not in str(caught.value)
+
+
+def _xlsx(path: Path, rows: list[list[object]]) -> Path:
+    book = openpyxl.Workbook()
+    for row in rows:
+        book.active.append(row)
+    book.create_sheet("notes").append(["slide", "nothing"])
+    book.save(path)
+    return path
+
+
+def test_an_excel_sheet_is_read_as_its_csv_would_be(folder: Path) -> None:
+    rows: list[list[object]] = [
+        [],
+        ["Slide_ID", " slide", "mpp", "donor", None],
+        [7.0, "slides/a.svs", 0.25, dt.date(2026, 1, 31)],
+        [None, None, None, None],
+        ["x" * 245, "slides/b.tif", None, "=1/0", ""],
+    ]
+    path = _xlsx(folder / "sheet.xlsx", rows)
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    assert b"<v>7</v>" in parts[sheet]
+    with zipfile.ZipFile(path, "w") as archive:  # as other programs write whole numbers
+        for name, data in {**parts, sheet: parts[sheet].replace(b"<v>7</v>", b"<v>7.0</v>")}.items():
+            archive.writestr(name, data)
+    first, second = read_samples(path)
+    assert (first.slide_id, first.mpp, first.donor) == ("7", 0.25, "2026-01-31")
+    assert (second.mpp, second.donor) == (None, second.slide_id)
+    assert len(second.slide_id) < 200
+    with pytest.raises(SampleSheetError, match=r"sheet\.xlsx, line 3: slide 'gone\.svs' does not exist"):
+        read_samples(_xlsx(folder / "sheet.xlsx", [["slide"], ["slides/a.svs"], ["gone.svs"]]))
+    with pytest.raises(SampleSheetError, match="two columns 'slide'"):
+        read_samples(_xlsx(folder / "sheet.xlsx", [["slide", "slide "], ["slides/a.svs", "slides/b.tif"]]))
+
+
+def test_an_excel_sheet_of_other_programs_gives_no_warning_of_its_styles(folder: Path) -> None:
+    path = _xlsx(folder / "sheet.xlsx", [["slide"], ["slides/a.svs"]])
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    styles = b'<styleSheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"/>'
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in {**parts, "xl/styles.xml": styles}.items():
+            archive.writestr(name, data)
+    assert len(read_samples(path)) == 1  # a warning is an error in tests
+
+
+def test_an_excel_sheet_takes_no_more_memory_than_a_sheet_does(folder: Path) -> None:
+    path = _xlsx(folder / "sheet.xlsx", [["slide"], ["slides/a.svs"]])
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    far = b'<row r="1048576"><c r="XFD1048576" t="inlineStr"><is><t>x</t></is></c></row></sheetData>'
+    entities = b'<!DOCTYPE w [<!ENTITY a "' + b"x" * 9000 + b'">]>' + parts[sheet]
+    for name, part, said in (
+        ("far", parts[sheet].replace(b"</sheetData>", far), "beyond"),
+        ("wide", parts[sheet].replace(b'r="A2"', b'r="XFD2"'), "beyond"),
+        ("bomb", b" " * (130 << 20), "unpacks to"),
+        ("entities", entities, "document type"),
+        ("cut", parts[sheet][:200], "cannot be read"),
+    ):
+        with zipfile.ZipFile(folder / f"{name}.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
+            for other, data in {**parts, sheet: part}.items():
+                archive.writestr(other, data)
+        started = time.process_time()
+        with pytest.raises(SampleSheetError, match=said):
+            read_samples(folder / f"{name}.xlsx")
+        assert time.process_time() - started < 10
+
+
+def test_pipes_and_sheets_without_end_are_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.csv")
+    os.mkfifo(folder / "pipe.xlsx")
+    os.mkfifo(folder / "slides" / "pipe.svs")
+    for name in ("pipe.csv", "pipe.xlsx", "slides/pipe.svs"):
+        with pytest.raises(SampleSheetError, match="there is no"):
+            read_samples(folder / name)
+    with pytest.warns(SlideWarning, match=r"pipe\.svs"):
+        assert len(read_samples(folder / "slides")) == 2
+    (folder / "large.csv").touch()
+    os.truncate(folder / "large.csv", 1 << 30)
+    with pytest.raises(SampleSheetError, match="more than 64 MB"):
+        read_samples(folder / "large.csv")
 
 
 def test_names_in_other_alphabets_stay_apart_and_are_the_same_on_a_mac(folder: Path) -> None:
@@ -211,3 +302,28 @@ def test_a_folder_without_slides_is_refused(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(SampleSheetError, match="without slides"):
         read_samples(str(folder / "empty"))
+
+
+def test_slides_in_folders_of_their_own_are_found_as_the_gdc_client_writes_them(folder: Path) -> None:
+    for name, slide in (("0a", "TCGA-1.svs"), ("1b", "TCGA-2.svs"), ("2c", "TCGA-2.svs")):
+        (folder / "gdc" / name / "logs").mkdir(parents=True)
+        (folder / "gdc" / name / slide).write_text("x")
+        (folder / "gdc" / name / "annotations.txt").write_text("x")
+        (folder / "gdc" / name / "preview.png").write_text("x")
+    (folder / "gdc" / "MANIFEST.txt").write_text("x")
+    assert [sample.slide_id for sample in read_samples(folder / "gdc")] == [
+        "TCGA-1",
+        "1b-TCGA-2",
+        "2c-TCGA-2",
+    ]
+    (folder / "gdc" / "1b" / "other.svs").write_text("x")
+    with pytest.raises(SampleSheetError, match="holds no slides, and several in one of its folders"):
+        read_samples(folder / "gdc")
+
+
+def test_folders_with_slides_beside_slides_are_named(folder: Path) -> None:
+    for name in ("more", "a", "masks"):
+        (folder / "slides" / name).mkdir()
+        (folder / "slides" / name / ("b.png" if name == "masks" else "b.svs")).write_text("x")
+    with pytest.warns(SlideWarning, match=r"folders with slides .*: more$"):
+        assert [sample.slide_id for sample in read_samples(folder / "slides")] == ["a", "b"]

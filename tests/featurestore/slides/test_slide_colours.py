@@ -150,6 +150,7 @@ def test_cmyk_is_converted_as_pillow_does(tmp_path: Path) -> None:
 
 
 FLUORESCENCE = {"Channel": {"Name": ["DAPI", "FITC", "Cy5"]}}
+COLOURED = {"Channel": {"Name": ["DAPI", "FITC", "Cy5"], "Color": [65535, 16711935, -16776961]}}
 REFUSED: dict[str, tuple[Write, str]] = {
     "12 bits or 16": (
         tiff(IMAGE.astype(np.uint16) * 16, photometric="rgb"),
@@ -170,6 +171,10 @@ REFUSED: dict[str, tuple[Write, str]] = {
     ),
     "depths": (ome(np.stack([IMAGE] * 3), "ZYXS", photometric="rgb"), "3 planes (Z=3"),
     "fluorescence": (ome(PLANES, "CYX", FLUORESCENCE, photometric="minisblack"), "DAPI, FITC, Cy5"),
+    "fluorescence in primary colours": (
+        ome(PLANES, "CYX", COLOURED, photometric="minisblack"),
+        "DAPI, FITC, Cy5",
+    ),
     "one channel under fluorescence": (
         ome(IMAGE[..., 0], "YX", {"Channel": {"EmissionWavelength": 461.0}}, photometric="minisblack"),
         "one channel under fluorescence",
@@ -258,3 +263,17 @@ def test_levels_in_pages_of_a_flat_tiff_are_used_where_they_are_marked(tmp_path:
     slide = open_slide(tmp_path / "a.tif", 0.5)
     assert len(slide.level_mpps) == 2
     np.testing.assert_array_equal(slide.read_region(0, 0, 65, 48, slide.level_mpps[1]), half)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_picture_that_exif_turns_is_refused(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"A.{suffix}"
+    Image.fromarray(IMAGE).save(path, exif=exif)
+    if orientation == 1:
+        assert open_slide(path, 0.5).size_px == (IMAGE.shape[1], IMAGE.shape[0])
+        return
+    with pytest.raises(SlideError, match=r"EXIF orientation 6.*vips autorot"):
+        open_slide(path, 0.5)

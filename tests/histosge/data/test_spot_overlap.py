@@ -210,3 +210,13 @@ def test_what_is_kept_of_one_window_serves_none_that_differs() -> None:
     # A hole has no weight: next to it the mean is of fewer patches.
     beside = (full.rows == 4) & (full.cols == 6)
     assert np.abs(twice[0][beside] - twice[1][beside[hole]]).max() > 0.01
+
+
+def test_a_grid_with_an_origin_overlaps_spots_where_its_patches_are() -> None:
+    patches = _patches()
+    origin = np.array([18.5, 26.5])
+    moved = replace(patches, origin_um=tuple(origin))
+    np.testing.assert_allclose(moved.xy_um, patches.xy_um + origin)
+    xy = np.array([[233.0, 251.0], [300.0, 300.0], [270.4, 199.9]])
+    here, there = (disc_overlap(at, 55.0, p).toarray() for at, p in ((xy, patches), (xy + origin, moved)))
+    np.testing.assert_allclose(there, here, atol=1e-12)

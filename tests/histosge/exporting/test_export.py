@@ -21,7 +21,7 @@ from third_party import install
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import EarlierResultError, OutputError, StoreError
 from featurestore.extensions import Registry
-from featurestore.grid import GridSpec, PatchGrid
+from featurestore.grid import GridSpec, OffsetGridSpec, PatchGrid
 from featurestore.storage.store import Store
 from histosge.errors import ExportError, MissingExtraError
 from histosge.exporting.domain_labels import domain_labels, read_labels
@@ -32,6 +32,7 @@ from histosge.exporting.formats.heat_map_tiff import write_tiffs
 from histosge.exporting.formats.ome_zarr import write_ome_zarr
 from histosge.exporting.open_tables import ExportSelection, open_tables, table_of_map
 from histosge.exporting.patch_table import PatchTable
+from histosge.exporting.slide_picture import on_slide
 from histosge.prediction.expression_store import ExpressionStore
 
 SLIDE_MPP = 0.5
@@ -693,3 +694,17 @@ def test_a_gene_called_like_the_file_of_all_values_keeps_its_own(made: Made, tmp
     write_tiffs(replace(table, names=("values.ome",)), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     assert tifffile.TiffFile(tmp_path / "values.ome.tif").is_ome
+
+
+def test_a_grid_with_an_origin_is_drawn_where_its_patches_are(tmp_path: Path) -> None:
+    plain = PatchGrid(GridSpec(1.0, 32, 16), 0.5, 1.0, 4, 5)
+    grid = PatchGrid(OffsetGridSpec(1.0, 32, 16), 0.5, 1.0, 4, 5, (16.0, 48.0))  # 8 and 24 um
+    plane = np.arange(20, dtype=np.float32).reshape(4, 5)
+    np.testing.assert_array_equal(on_slide(plane, grid, -1)[3:, 1:], on_slide(plane, plain, -1))
+    assert (on_slide(plane, grid, -1)[:3] == -1).all()
+    corners = []
+    for number, one in enumerate((plain, grid)):
+        write_geojson(np.where(plane == 7, 0, -1), one, tmp_path / f"{number}.geojson", ["a"])
+        (feature,) = json.loads((tmp_path / f"{number}.geojson").read_text())["features"]
+        corners.append(np.asarray(feature["geometry"]["coordinates"][0]))
+    np.testing.assert_array_equal(corners[1] - corners[0], np.broadcast_to([16.0, 48.0], corners[0].shape))
