@@ -56,6 +56,14 @@ Epochs = Annotated[
         metavar="N", help="Passes over the spots, for models that iterate.", rich_help_panel=TRAINING
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Take spots that seem to lie elsewhere on the slide, or on another slide, with a warning.",
+        rich_help_panel=DATA,
+    ),
+]
 Page = Annotated[
     Path | None,
     typer.Option(
@@ -136,6 +144,7 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    force: Force = False,
     report: Page = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
@@ -157,7 +166,14 @@ def train(
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
     settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
     saved = run(
-        samples, store, model, settings, report=report, overwrite=overwrite, on_message=console.message
+        samples,
+        store,
+        model,
+        settings,
+        report=report,
+        overwrite=overwrite,
+        force=force,
+        on_message=console.message,
     )
     spots = sum(section["spots"] for section in saved.card.sections)
     todo = "nothing to do, " if saved.was_there else ""
@@ -200,6 +216,7 @@ def predict(
             rich_help_panel=DATA,
         ),
     ] = None,
+    force: Force = False,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -272,6 +289,7 @@ def predict(
             genes=names,
             condition_on=condition_on,
             overwrite=overwrite,
+            force=force,
             on_progress=bars.update,
             on_message=console.message,
         )
@@ -344,6 +362,7 @@ def evaluate(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    force: Force = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -379,6 +398,7 @@ def evaluate(
             report_dir,
             settings,
             overwrite=overwrite,
+            force=force,
             on_message=console.message,
             on_progress=on_progress,
         )

@@ -5,7 +5,7 @@ import os
 from urllib.parse import urlsplit
 
 from featurestore.errors import ClusterError, StoreError
-from featurestore.grid import GridSpec, PatchGrid
+from featurestore.grid import GridSpec
 
 MPP_LIMITS = (0.01, 1000.0)
 """Microns per pixel of patches. The finest scanners give 0.1; at 1,000 a whole slide is 25 pixels wide."""
@@ -17,8 +17,6 @@ WORKERS_PER_CORE, MIN_MAX_WORKERS = 4, 32
 """A process takes 300 MB with its libraries alone, and more than one a core gain only where reading waits."""
 SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")
 """Of dask's addresses, those with a host and a port; ``inproc`` reaches no other process."""
-MAX_PATCHES = 1 << 25
-"""Patches of one slide: 33 million. A slide of 100,000 px a side has 800 thousand at stride 112."""
 
 
 def check_spec(spec: GridSpec) -> None:
@@ -52,29 +50,6 @@ def check_spec(spec: GridSpec) -> None:
             f"--stride {spec.stride_px} with --patch {spec.patch_px} encodes every pixel {overlap:,.0f} times, more than "
             f"{MAX_OVERLAP:,}; give --stride {least} or more"
         )
-
-
-def check_size(grid: PatchGrid, slide: str) -> None:
-    """Refuse a grid of more patches than can be surveyed.
-
-    Parameters
-    ----------
-    slide
-        For the message.
-
-    Raises
-    ------
-    StoreError
-        With the number of patches, the bytes that they would take, and a stride that is possible.
-    """
-    n_patches = grid.n_rows * grid.n_cols
-    if n_patches <= MAX_PATCHES:
-        return
-    least = math.ceil(grid.spec.stride_px * math.sqrt(n_patches / MAX_PATCHES))
-    raise StoreError(
-        f"--stride {grid.spec.stride_px} lays {n_patches:,} patches over {slide}, more than {MAX_PATCHES:,}: "
-        f"{n_patches * 2048 / 1e9:,.0f} GB of embeddings of 1,024 numbers each; give --stride {least} or more"
-    )
 
 
 def check_workers(workers: int) -> None:

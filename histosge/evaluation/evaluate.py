@@ -116,6 +116,7 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     *,
     overwrite: bool = False,
+    force: bool = False,
     on_message: OnMessage = ignore_message,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
@@ -135,6 +136,8 @@ def evaluate(
         Split, presets, genes, seeds, grid and encoder.
     overwrite
         Evaluate in any case, and replace an evaluation that is there.
+    force
+        Score also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     on_message, on_progress
         Called with one line on what was found, and before each fit.
 
@@ -154,7 +157,7 @@ def evaluate(
         earlier, scores = read_evaluation(folder) or (None, None)
         if is_same_result(folder, earlier, made_with, overwrite=overwrite) and scores is not None:
             return replace(scores, was_there=True)
-    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
     # By id, as in training: the order of the sheet's rows decides nothing.
     loaded.sort(key=lambda item: item.section.slide_id)
     # Only where something encodes patches again: it opens every slide and loads the encoder.

@@ -89,6 +89,7 @@ def predict(
     genes: Sequence[str] = (),
     condition_on: str | Path | None = None,
     overwrite: bool = False,
+    force: bool = False,
     on_progress: OnProgress = ignore_progress,
     on_message: OnMessage = ignore_message,
 ) -> list[PredictResult]:
@@ -114,6 +115,8 @@ def predict(
     overwrite
         Replace maps of these slides that another model made, or that hold other genes; each stays until the new one is
         complete.
+    force
+        Condition also on spots that do not fit the slide, with a warning, see `histosge.data.alignment_check`.
     on_progress, on_message
         Called after each block, and with one line on the spots that a model is conditioned on.
 
@@ -150,7 +153,7 @@ def predict(
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
         sample = Sample(ids[0], "", str(condition_on))
         chosen = (slides[0].stored.grid.spec.key, slides[0].identity.key)
-        conditioned = load_conditioned(source, saved, sample, chosen, on_message)
+        conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     is_shared_out = settings.workers > 1 and len(ids) > 1
     if is_shared_out and folder is None:

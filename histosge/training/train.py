@@ -92,6 +92,7 @@ def train(
     *,
     report: str | Path | None = None,
     overwrite: bool = False,
+    force: bool = False,
     on_message: OnMessage = ignore_message,
 ) -> SavedModel:
     """Train a model on the sections of a sample sheet and save it.
@@ -113,6 +114,8 @@ def train(
         A page (HTML) to write on the model; None for none.
     overwrite
         Train in any case, and replace a model and a page that are there; they stay until the new ones are complete.
+    force
+        Train also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     on_message
         Called with one line on what was found.
 
@@ -133,7 +136,7 @@ def train(
         page = None  # whole already, of this very model
     saved = _find_finished(model, made_with, settings, overwrite=overwrite)
     if saved is None:
-        saved = _train(samples, store, model, settings, made_with, on_message)
+        saved = _train(samples, store, model, settings, made_with, on_message, force=force)
     if page is not None:
         write_training_report(saved, page, made_with)
     return saved
@@ -146,9 +149,11 @@ def _train(
     settings: TrainSettings,
     made_with: MadeWith,
     on_message: OnMessage,
+    *,
+    force: bool,
 ) -> SavedModel:
     estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
-    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
     # By id: sums over sections are rounded, so that another order of the sheet's rows would change the last bits.
     loaded.sort(key=lambda item: item.section.slide_id)
     sections = [item.section for item in loaded]
