@@ -171,8 +171,8 @@ def train(
         model,
         settings,
         report=report,
-        force=force,
         overwrite=overwrite,
+        force=force,
         on_message=console.message,
     )
     spots = sum(section["spots"] for section in saved.card.sections)
@@ -288,8 +288,8 @@ def predict(
             slide_ids=slide or [],
             genes=names,
             condition_on=condition_on,
-            force=force,
             overwrite=overwrite,
+            force=force,
             on_progress=bars.update,
             on_message=console.message,
         )
@@ -361,8 +361,8 @@ def evaluate(
             rich_help_panel=TRAINING,
         ),
     ] = False,
-    force: Force = False,
     overwrite: Overwrite = False,
+    force: Force = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -397,8 +397,8 @@ def evaluate(
             store,
             report_dir,
             settings,
-            force=force,
             overwrite=overwrite,
+            force=force,
             on_message=console.message,
             on_progress=on_progress,
         )

@@ -26,7 +26,7 @@ from distributed.comm import CommClosedError
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, check_written
 from featurestore.embedding.limits import check_address, check_workers
-from featurestore.embedding.plan import EmbedSettings
+from featurestore.embedding.plan import EmbedSettings, show_remark
 from featurestore.embedding.round_robin import RoundRobin
 from featurestore.embedding.slide_result import (
     OnResult,
@@ -344,6 +344,7 @@ class _Run:
             if slide_id not in self._finished:
                 self._finish(result)
         elif isinstance(result, PlannedSlide):
+            show_remark(result.remark)
             state.n_blocks, state.n_planned = len(result.blocks), result.planned
             state.n_patches, state.fingerprint = result.patches, result.fingerprint
             state.blocks = tuple(result.blocks.items())

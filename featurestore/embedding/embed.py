@@ -15,6 +15,7 @@ from featurestore.embedding.plan import (
     dry_run_slide,
     load_encoders,
     plan_slide,
+    show_remark,
 )
 from featurestore.embedding.slide_result import (
     ONE_SLIDE,
@@ -132,6 +133,7 @@ def _embed_slide(
         try:
             plan = plan_slide(store, slide, sample, encoders, settings)
             watch.check_since_opened()
+            show_remark(plan.remark)
             return _embed_planned(store, slide, plan, encoders, watch, settings.retry_failed, on_progress)
         finally:
             slide.close()

@@ -4,6 +4,7 @@ A block is done if its object exists: planning reads one listing per encoder, an
 One process plans a slide; no other writes its metadata.
 """
 
+import warnings
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,14 +16,14 @@ from featurestore.blocks import DEFAULT_BLOCK, Block
 from featurestore.embedding.limits import check_spec
 from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.slide_result import SlideResult
-from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder
+from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder, takes_weights
 from featurestore.encoders.protocol import Encoder, EncoderOptions
-from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, StoreError
+from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, SlideWarning, StoreError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.location import strip_credentials
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
-from featurestore.slides.open_slide import warn_if_mpp_differs
+from featurestore.slides.open_slide import mpp_difference
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import BlockArray
@@ -89,6 +90,8 @@ class SlidePlan:
     missing, planned
         Encoder key -> blocks that it lacks, and all of its blocks that hold tissue, in row-major order. Blocks of two
         encoders differ where their arrays were made with different block shapes.
+    remark
+        What the user should know of the slide's scale; empty if there is nothing.
     """
 
     sample: Sample
@@ -96,6 +99,7 @@ class SlidePlan:
     fingerprint: str
     missing: dict[str, list[Block]]
     planned: dict[str, list[Block]]
+    remark: str = ""
 
     @property
     def n_planned(self) -> int:
@@ -109,7 +113,7 @@ def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
     Raises
     ------
     EncoderError
-        If an encoder cannot be loaded, or weights are named for one that is not used.
+        If an encoder cannot be loaded, weights are named for one that is not used, or there is no network to compile.
     """
     files = {canonical_key(key): file for key, file in settings.weights}
     keys = dict.fromkeys(canonical_key(key) for key in settings.encoders)
@@ -117,6 +121,9 @@ def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
         raise EncoderError(
             f"--weights names {', '.join(sorted(unused))}, but the encoders are {', '.join(keys)}"
         )
+    # Of several encoders one is enough: the option is for all of them.
+    if settings.options.compile and not any(takes_weights(key) for key in keys):
+        raise EncoderError(f"{', '.join(keys)}: there is no network to compile; leave --compile out")
     return {key: _load(key, settings.options, files.get(key)) for key in keys}
 
 
@@ -166,7 +173,18 @@ def plan_slide(
                 block for block in planned[key] if block in absent or has_failures(array, stored, block)
             ]
             _forget_failures(store, stored, key, missing[key])
-    return SlidePlan(sample, stored, fingerprint, missing, planned)
+    return SlidePlan(sample, stored, fingerprint, missing, planned, mpp_difference(slide, sample.mpp))
+
+
+def _because(remark: str) -> str:
+    """Return a remark as the end of a reason: a slide that fails has no plan to carry it."""
+    return f" ({remark})" if remark else ""
+
+
+def show_remark(remark: str) -> None:
+    """Warn of what a plan remarks: in the process that the user sees, not in a worker's."""
+    if remark:
+        warnings.warn(remark, SlideWarning, stacklevel=2)
 
 
 def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
@@ -178,13 +196,12 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
         If patches would be finer than the slide's pixels, as an encoder would see detail that is not in the file; or if
         there would be more than `MAX_GRID_PATCHES`.
     """
-    warn_if_mpp_differs(slide, sample.mpp)
     grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
     finest = min(slide.level_mpps)
     if grid.effective_mpp < finest * (1 - 1e-6):  # mpp from metadata carries rounding errors
         raise SlideError(
             f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, which is coarser than "
-            f"--mpp {spec.mpp:g}; give --mpp {finest:.4g} or more"
+            f"--mpp {spec.mpp:g}; give --mpp {finest:.4g} or more{_because(mpp_difference(slide, sample.mpp))}"
         )
     # Before anything is allocated: a stride of 1 px on a whole slide would take the machine's memory.
     if grid.n_rows * grid.n_cols > MAX_GRID_PATCHES:
@@ -302,6 +319,7 @@ def dry_run_slide(
         Measures it on this device: slide, grid and blocks -> seconds.
     """
     grid = make_grid(slide, sample, settings.spec)
+    show_remark(mpp_difference(slide, sample.mpp))
     check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
     found: Survey = survey(slide, grid, settings.tissue)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)

@@ -53,6 +53,8 @@ class PlannedSlide:
         Tissue patches on the grid.
     fingerprint
         Of the slide's file: tasks that read another one fail.
+    remark
+        What the user should know of the slide's scale: a warning in a worker would reach nobody, or in Python's own form.
     """
 
     slide_id: str
@@ -60,6 +62,7 @@ class PlannedSlide:
     planned: int
     patches: int
     fingerprint: str
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
     except FeatureStoreError as error:
         return PermanentFailure(error)
     n_tissue = int(plan.stored.is_tissue.sum())
-    return PlannedSlide(job.sample.slide_id, blocks_to_read(plan), plan.n_planned, n_tissue, plan.fingerprint)
+    return PlannedSlide(
+        job.sample.slide_id, blocks_to_read(plan), plan.n_planned, n_tissue, plan.fingerprint, plan.remark
+    )
 
 
 def embed_block(

@@ -9,7 +9,6 @@ Terms
 """
 
 import os
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -18,7 +17,6 @@ from featurestore.errors import (
     MppError,
     SlideError,
     SlideNotFoundError,
-    SlideWarning,
     StoreError,
     first_line,
 )
@@ -103,19 +101,18 @@ def open_slide(
     raise SlideError(f"{source} cannot be opened: {'; '.join(short) or 'no reader knows its format'}")
 
 
-def warn_if_mpp_differs(slide: Slide, mpp: float | None) -> None:
-    """Warn if the microns per pixel that a sample sheet gives differ from the file's own by more than 5 %.
+def mpp_difference(slide: Slide, mpp: float | None) -> str:
+    """Return a sentence where the mpp that a sample sheet gives differs from the file's own by more than 5 %, else "".
 
     A factor of 2 or 10 is a typing error or another magnification, and each patch then shows another size of tissue.
     """
     stated = slide.stated_mpp if isinstance(slide, PyramidSlide) else None
-    if mpp is not None and stated is not None and abs(mpp / stated - 1) > SAME_MPP:
-        warnings.warn(
-            f"{slide.source} states {stated:.4g} microns per pixel, the sample sheet {mpp:.4g}; the sheet's is used, "
-            "leave its mpp empty if the file is right",
-            SlideWarning,
-            stacklevel=2,
-        )
+    if mpp is None or stated is None or abs(mpp / stated - 1) <= SAME_MPP:
+        return ""
+    return (
+        f"{slide.source} states {stated:.4g} microns per pixel, the sample sheet {mpp:.4g}; the sheet's is used, leave its "
+        "mpp empty if the file is right"
+    )
 
 
 def _open_url(url: str, mpp: float | None) -> Slide | None:

@@ -115,8 +115,8 @@ def evaluate(
     report_dir: str | Path,
     settings: EvaluateSettings | None = None,
     *,
-    force: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     on_message: OnMessage = ignore_message,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
@@ -134,10 +134,10 @@ def evaluate(
         Folder to write.
     settings
         Split, presets, genes, seeds, grid and encoder.
-    force
-        Score also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     overwrite
         Evaluate in any case, and replace an evaluation that is there.
+    force
+        Score also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     on_message, on_progress
         Called with one line on what was found, and before each fit.
 

@@ -109,7 +109,7 @@ def check_numbers(epochs: int | None, seed: int) -> None:
     """
     if epochs is not None and not 1 <= epochs <= MAX_EPOCHS:
         raise ModelError(
-            f"cannot train for {epochs} epochs; give 1 to {MAX_EPOCHS:,}, or none for the model's own"
+            f"cannot train for {epochs} epochs; give at least 1 and at most {MAX_EPOCHS:,}, or none for the model's own"
         )
     if not 0 <= seed <= MAX_SEED:
         raise ModelError(f"seed {seed} is outside 0..{MAX_SEED}; any number in it will do")

@@ -88,8 +88,8 @@ def predict(
     slide_ids: Sequence[str] = (),
     genes: Sequence[str] = (),
     condition_on: str | Path | None = None,
-    force: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     on_progress: OnProgress = ignore_progress,
     on_message: OnMessage = ignore_message,
 ) -> list[PredictResult]:
@@ -112,11 +112,11 @@ def predict(
         Genes to predict; all of the model if empty. Of a fitted model: the names of its outputs, in order.
     condition_on
         Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
-    force
-        Condition also on spots that do not fit the slide, with a warning, see `histosge.data.alignment_check`.
     overwrite
         Replace maps of these slides that another model made, or that hold other genes; each stays until the new one is
         complete.
+    force
+        Condition also on spots that do not fit the slide, with a warning, see `histosge.data.alignment_check`.
     on_progress, on_message
         Called after each block, and with one line on the spots that a model is conditioned on.
 

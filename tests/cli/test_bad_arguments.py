@@ -29,6 +29,7 @@ NUMBERS = [
     )
 ]
 SETTINGS = [
+    (*EMBED, "--compile"),
     *((*TRAIN, "--epochs", value) for value in (0, -1, 99999999999, "text")),
     *((*EVALUATE, "--epochs", value) for value in (0, -1, 99999999999)),
     *((*TRAIN, "--genes", value) for value in (0, -1, ",", "folder", "no_file", "5+nope")),

@@ -79,9 +79,11 @@ def test_an_aperio_file_of_scale_0_is_refused(data_dir: Path, tmp_path: Path) ->
     assert open_slide(tmp_path / "a.svs", fallback_mpp=0.5).mpp == 0.5
 
 
-def embedded(folder: Path, samples: Path, slide_mpp: float | None = None) -> dict[str, str]:
+def embedded(
+    folder: Path, samples: Path, slide_mpp: float | None = None, workers: int | None = None
+) -> dict[str, str]:
     settings = EmbedSettings(encoders=("colour",), spec=GridSpec(0.5, 16, 16), tissue="none")
-    results = embed(samples, folder / "store.zarr", settings, slide_mpp=slide_mpp)
+    results = embed(samples, folder / "store.zarr", settings, slide_mpp=slide_mpp, workers=workers)
     return {result.slide_id: f"{result.state} {result.computed}" for result in results}
 
 
@@ -99,14 +101,30 @@ def test_the_option_fills_in_what_no_file_states_and_repeating_without_it_change
     assert second == {"A": "done 0", "B": "done 1"}
 
 
-@pytest.mark.parametrize(("mpp", "is_said"), [("2.5", True), ("0.26", False), ("", False)])
-def test_a_sheet_that_contradicts_its_file_is_said_and_used(tmp_path: Path, mpp: str, is_said: bool) -> None:
+@pytest.mark.parametrize(
+    ("mpp", "is_said", "workers"),
+    [("0.3", True, None), ("0.26", False, None), ("", False, None), ("0.3", True, 1)],
+)
+def test_a_sheet_that_contradicts_its_file_is_said_and_used(
+    tmp_path: Path, mpp: str, is_said: bool, workers: int | None
+) -> None:
     write_pyramid(tmp_path / "A.tif", IMAGE, 0.25)
     (tmp_path / "s.csv").write_text(f"slide,mpp\nA.tif,{mpp}\n")
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        embedded(tmp_path, tmp_path / "s.csv")
+        embedded(tmp_path, tmp_path / "s.csv", workers=workers)
     messages = [str(w.message) for w in found if issubclass(w.category, SlideWarning)]
     assert len(messages) == is_said
     if is_said:
-        assert "states 0.25 microns per pixel, the sample sheet 2.5" in messages[0]
+        assert "states 0.25 microns per pixel, the sample sheet 0.3" in messages[0]
+
+
+def test_where_the_contradiction_makes_the_slide_too_coarse_the_reason_names_it(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "A.tif", IMAGE, 0.25)
+    (tmp_path / "s.csv").write_text("slide,mpp\nA.tif,2.5\n")
+    (result,) = embed(
+        tmp_path / "s.csv", tmp_path / "store.zarr", EmbedSettings(("colour",), GridSpec(0.5, 16, 16))
+    )
+    assert result.state == "failed"
+    assert "give --mpp 2.5 or more" in result.reason
+    assert "states 0.25 microns per pixel, the sample sheet 2.5" in result.reason
