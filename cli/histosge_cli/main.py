@@ -4,16 +4,21 @@ Exit codes: 0 done; 1 ran, and the answer is no; 2 the user's mistake. A bug kee
 """
 
 import errno
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Annotated, TextIO
 
 import typer
 from typer.models import CommandInfo, TyperInfo
 
-from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning
+from featurestore.credentials import redact
+from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning, first_line
+from featurestore.server_errors import access_reason, is_client_error
 from histosge_cli import (
     analyse_commands,
     demo_command,
@@ -22,6 +27,7 @@ from histosge_cli import (
     store_commands,
     view_command,
 )
+from histosge_cli.anonymous_option import add_anonymous_option
 from histosge_cli.console import out
 
 PANELS = {
@@ -107,6 +113,7 @@ for module in (
 ):
     module.register(app)
 _in_order(app)
+add_anonymous_option(app)
 
 
 @contextmanager
@@ -124,7 +131,7 @@ def _short_warnings() -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             if issubclass(category, (ExtensionWarning, SlideWarning)):
-                print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+                print(f"warning: {redact(str(message))}", file=sys.stderr)  # noqa: T201
             else:
                 usual(message, category, filename, lineno, file, line)
 
@@ -132,22 +139,45 @@ def _short_warnings() -> Iterator[None]:
         yield
 
 
+def _os_error_line(error: OSError) -> str:
+    """Return what a disk or a permission refused, and what to do about it."""
+    where = f" {error.filename}" if error.filename else ""
+    reason = error.strerror or first_line(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return (
+            f"cannot write{where and f' at{where}'}: {reason}; what is written so far is whole, "
+            "make room and run the same command again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"cannot read or write{where}: {reason}; correct its permissions, or name another place"
+    return f"cannot use{where}: {reason}" if where else reason
+
+
+def _print_bug(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    """Print a traceback as Python does, without the credentials that a library's message may hold."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, frames))))
+
+
 def main() -> None:
     """Run the command line."""
+    sys.excepthook = _print_bug
     try:
         with _short_warnings():
             app()
-    except FeatureStoreError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except OSError as error:
-        # A full or read-only disk is the user's to correct; any other OSError that gets here is a bug of ours.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+    except BrokenPipeError:  # `histosge ls | head`: the reader has what it wanted
+        # Python would flush standard output once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        # What a server, a disk or a permission does is no bug. A client library's error gets here only where a file is
+        # not opened by `featurestore.location`.
+        if isinstance(error, FeatureStoreError):
+            line = str(error)
+        elif is_client_error(error):
+            line = access_reason(error, "")
+        elif isinstance(error, OSError):
+            line = _os_error_line(error)
+        else:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        print(  # noqa: T201
-            f"error: cannot write{where}: {error.strerror}; what is written so far is whole, "
-            "make room and run the same command again",
-            file=sys.stderr,
-        )
+        print(f"error: {redact(line)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)

@@ -11,12 +11,12 @@ from importlib.metadata import version
 import psutil
 
 from featurestore.blocks import DEFAULT_BLOCK, Block
+from featurestore.credentials import redact, strip_credentials
 from featurestore.embedding.memory_model import worker_bytes
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder
 from featurestore.encoders.protocol import Encoder, EncoderOptions
 from featurestore.errors import EncoderError, FeatureStoreError, IdentityMismatchError, SlideError
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.location import strip_credentials
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import warn_if_mpp_differs
@@ -151,9 +151,10 @@ def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
 
 def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> SlideResult:
     """Record in the store, if there is one, why a slide could not be embedded; return its result."""
+    reason = redact(str(error))
     if store is not None:
-        store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": str(error)})
-    return SlideResult(slide_id, "failed", str(error))
+        store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": reason})
+    return SlideResult(slide_id, "failed", reason)
 
 
 def plan_slide(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featurestore.credentials import strip_credentials
 from featurestore.embedding.block_task import to_float16
 from featurestore.embedding.plan import software_versions
 from featurestore.encoders.protocol import EncoderIdentity
@@ -14,7 +15,7 @@ from featurestore.exchange.external import ExternalEmbeddings, smallest_step
 from featurestore.exchange.h5 import read_h5
 from featurestore.exchange.raw2features import read_raw2features
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.location import PathOrUrl, as_url, strip_credentials
+from featurestore.location import PathOrUrl, as_url
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide

@@ -13,10 +13,9 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
+from featurestore.credentials import strip_credentials
 from featurestore.errors import SlideError
-from featurestore.location import storage_options, strip_credentials
+from featurestore.file_systems import open_file_system
 from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.whole_file import is_partial, whole_file
 
@@ -55,7 +54,7 @@ def fetch(url: str) -> Path:
             f"{label}: a {suffix[1:].upper()} slide is several files; copy it to this machine first"
         )
     try:
-        fs, path = fsspec.core.url_to_fs(url, **storage_options(url))
+        fs, path = open_file_system(url)
         info = fs.info(path)
         target = _local_path(label, info, suffix)
         while not _locks.lock(target):
@@ -63,12 +62,10 @@ def fetch(url: str) -> Path:
         # Eviction goes by the time of last use. Access times will not do: under relatime they change once a day.
         os.utime(target)
         _evict(target)
-    except ImportError as error:
-        raise SlideError(f"{label} needs an extra package ({error}): pip install 'histosge[s3]'") from error
     except Exception as error:
         if not is_access_error(error):
             raise
-        raise access_error(label, error, "cannot be fetched") from error
+        raise access_error(url, error, "cannot be fetched") from error
     return target
 
 

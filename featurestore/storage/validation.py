@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.errors import FeatureStoreError, first_line
+from featurestore.errors import AccessError, FeatureStoreError, first_line
 from featurestore.grid import PatchGrid
 from featurestore.location import PathOrUrl
 from featurestore.names import is_segment, slug
@@ -99,6 +99,8 @@ def _check_grid(store: Store, slide_id: str, grid_key: str, *, deep: bool) -> It
         except FileNotFoundError:
             yield Problem(f"{path}/{name}", "the array is missing", remove_it)
             continue
+        except AccessError:
+            raise  # a refusal of the server's says nothing about the array
         except ValueError as error:  # a checksum that does not fit, or a shape that cannot be decoded
             yield Problem(f"{path}/{name}", f"damaged: {first_line(error)}", remove_it)
             continue
@@ -126,6 +128,8 @@ def _check_embedding(store: Store, stored: StoredGrid, encoder_slug: str, *, dee
     remove_it = _remove_command(store, stored.slide_id, grid_key, encoder_slug)
     try:
         array = BlockArray.open(store.location, path)
+    except AccessError:
+        raise
     except (FeatureStoreError, ValueError, KeyError, TypeError) as error:
         yield Problem(path, f"the array's metadata cannot be read: {first_line(error)}", remove_it)
         return
@@ -173,6 +177,8 @@ def _check_blocks(
         replace_it = f"remove {path}, then {embed_again}"
         try:
             values = array.read(block.rows, block.cols)
+        except AccessError:
+            raise
         except (ValueError, RuntimeError) as error:
             yield Problem(path, f"damaged: {first_line(error)}", replace_it)
             continue

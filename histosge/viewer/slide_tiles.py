@@ -5,8 +5,8 @@ from typing import Any
 
 import simplejpeg
 
+from featurestore.credentials import strip_credentials
 from featurestore.errors import FeatureStoreError, SlideError
-from featurestore.location import strip_credentials
 from featurestore.slides.download_cache import is_remote
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
