@@ -8,6 +8,7 @@ Terms
 """
 
 import datetime as dt
+import errno
 import json
 import stat
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.credentials import strip_credentials
+from featurestore.documents import parse_json
 from featurestore.errors import StoreError
 from featurestore.file_systems import PathOrUrl as PathOrUrl
 from featurestore.file_systems import as_url as as_url
@@ -28,6 +30,9 @@ from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
+
+REMOVE_TRIES = 20
+"""Of removing a folder that another process writes into: between two blocks of a run there are milliseconds at least."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,22 @@ def _modified(entry: dict[str, Any]) -> dt.datetime | None:
     if isinstance(value, (int, float)):
         return dt.datetime.fromtimestamp(value, dt.UTC)
     return value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else None
+
+
+def _remove_tree(fs: Any, path: str) -> None:
+    """Remove an object or a folder, also where another process writes into the folder or removes it meanwhile."""
+    for tries_left in reversed(range(REMOVE_TRIES)):
+        try:
+            fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            if not fs.exists(path):
+                return
+        except OSError as error:
+            # A folder is removed entry by entry: one that was written since it was listed is in the way.
+            if error.errno != errno.ENOTEMPTY or not tries_left:
+                raise
+        else:
+            return
 
 
 @dataclass(frozen=True, init=False)
@@ -91,13 +112,15 @@ class Location:
         StoreError
             If the URL needs an extra package, or is of no allowed scheme.
         """
+        from featurestore.checked_zarr import CheckedStore
+
         if self.is_local:
             from zarr.storage import LocalStore
 
-            return LocalStore(self._fs_root[1], read_only=read_only)
+            return CheckedStore(LocalStore(self._fs_root[1], read_only=read_only), self.label)
         from featurestore.remote_zarr import RemoteZarrStore
 
-        return RemoteZarrStore.open_url(self.url, read_only=read_only)
+        return CheckedStore(RemoteZarrStore.open_url(self.url, read_only=read_only), self.label)
 
     def path(self, relative: str) -> str:
         """Return the full path of something below the root, as its file system takes it."""
@@ -171,15 +194,24 @@ class Location:
         AccessError
             If the server or disk refuses.
         StoreError
-            If it is not JSON.
+            If it is not JSON, or no object.
         """
+        label = f"{self.label}/{relative}"
         try:
-            value = json.loads(self.read_bytes(relative))
+            self._refuse_special_file(relative)
+            value = parse_json(self.read_bytes(relative), label)
         except ABSENT:
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"{self.label}/{relative} is damaged: {error}") from error
-        return value if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            raise StoreError(f"{label} is damaged: it is no JSON object")
+        return value
+
+    def _refuse_special_file(self, relative: str) -> None:
+        """Refuse what is no file of a local disk: to open a fifo waits for ever for somebody to write."""
+        if self.is_local:
+            mode = Path(self.path(relative)).stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise StoreError(f"{self.label}/{relative} is no file")
 
     def read_bytes(self, relative: str) -> bytes:
         """Return an object's bytes.
@@ -212,8 +244,8 @@ class Location:
         if not self.exists(relative):
             return
         path = self.path(relative)
-        with self._access(relative, "cannot be removed"), suppress(FileNotFoundError):
-            self._fs_root[0].rm(path, recursive=True)
+        with self._access(relative, "cannot be removed"):
+            _remove_tree(self._fs_root[0], path)
 
     def sweep_partials(self, relative: str) -> int:
         """Remove partial files that killed writes left below a folder and in the folders above it; return how many.

@@ -143,7 +143,7 @@ def _os_error_line(error: OSError) -> str:
     """Return what a disk or a permission refused, and what to do about it."""
     where = f" {error.filename}" if error.filename else ""
     reason = error.strerror or first_line(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
         return (
             f"cannot write{where and f' at{where}'}: {reason}; what is written so far is whole, "
             "make room and run the same command again"

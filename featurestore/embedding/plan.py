@@ -11,11 +11,12 @@ from importlib.metadata import version
 import psutil
 
 from featurestore.blocks import DEFAULT_BLOCK, Block
-from featurestore.credentials import redact, strip_credentials
+from featurestore.credentials import strip_credentials
 from featurestore.embedding.memory_model import worker_bytes
+from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder
 from featurestore.encoders.protocol import Encoder, EncoderOptions
-from featurestore.errors import EncoderError, FeatureStoreError, IdentityMismatchError, SlideError
+from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, StoreError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
@@ -23,6 +24,7 @@ from featurestore.slides.open_slide import warn_if_mpp_differs
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import BlockArray
+from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue.survey import Survey, survey
@@ -30,13 +32,6 @@ from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 
 BATCH = 64
 """Patches that are passed to an encoder at once; encoders split or pad as they need."""
-
-OnResult = Callable[["SlideResult"], None]
-"""Called with each slide's result as soon as it is known: done, failed, or nothing to do."""
-
-
-def ignore_result(result: "SlideResult") -> None:
-    """Ignore a result."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,8 @@ class EmbedSettings:
     tissue
         Name of the `TissueMethod` that tells which patches are encoded; ``none`` encodes every patch.
     retry_failed
-        Compute blocks with unreadable patches again.
+        Compute blocks again in which a tissue patch has no vector, or which are damaged. Stored blocks are read to find
+        them.
     block_shape
         Patches in one stored object.
     weights
@@ -75,40 +71,6 @@ class EmbedSettings:
 
 
 @dataclass(frozen=True)
-class SlideResult:
-    """What became of one slide in one run.
-
-    Parameters
-    ----------
-    state
-        ``done``, ``failed`` (see `reason`) or ``planned`` (dry run).
-    planned, computed
-        Objects that belong in the store, and those that this run wrote, over all encoders.
-    patches
-        Tissue patches on the grid.
-    unreadable
-        Patches without a vector in the blocks of this run: not readable, or not encoded to finite numbers.
-    bytes_to_store
-        Size of the objects (dry run).
-    seconds
-        Time to compute them on this device, estimated from a few batches (dry run).
-    worker_bytes
-        Memory that a process working on it will hold at most, one block at a time (dry run).
-    """
-
-    slide_id: str
-    state: str
-    reason: str = ""
-    planned: int = 0
-    computed: int = 0
-    patches: int = 0
-    unreadable: int = 0
-    bytes_to_store: int = 0
-    seconds: float = 0.0
-    worker_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class SlidePlan:
     """The work that is left for one slide.
 
@@ -116,16 +78,23 @@ class SlidePlan:
     ----------
     sample, stored
         The slide, and its grid in the store.
-    missing
-        Encoder key -> blocks that it lacks.
-    planned
-        All blocks that hold tissue, in row-major order.
+    fingerprint
+        Of the slide's file.
+    missing, planned
+        Encoder key -> blocks that it lacks, and all of its blocks that hold tissue, in row-major order. Blocks of two
+        encoders differ where their arrays were made with different block shapes.
     """
 
     sample: Sample
     stored: StoredGrid
+    fingerprint: str
     missing: dict[str, list[Block]]
-    planned: list[Block]
+    planned: dict[str, list[Block]]
+
+    @property
+    def n_planned(self) -> int:
+        """Objects that belong in the store, over all encoders."""
+        return sum(map(len, self.planned.values()))
 
 
 def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
@@ -147,14 +116,6 @@ def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
 
 def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
     return load_encoder(key, options if weights is None else replace(options, weights=weights))
-
-
-def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> SlideResult:
-    """Record in the store, if there is one, why a slide could not be embedded; return its result."""
-    reason = redact(str(error))
-    if store is not None:
-        store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": reason})
-    return SlideResult(slide_id, "failed", reason)
 
 
 def plan_slide(
@@ -184,18 +145,21 @@ def plan_slide(
     if not store.is_consolidated(slide_id, [array.path for array in arrays.values()]):
         store.consolidate(slide_id)
     store.location.remove(failure_path(slide_id))  # it opened this time
-    if settings.retry_failed:
-        _clear_failures(store, slide_id, grid, arrays)
-    # Listed last, after everything that removes objects.
     missing: dict[str, list[Block]] = {}
-    planned: list[Block] = []
+    planned: dict[str, list[Block]] = {}
     for key, array in arrays.items():
-        store.location.sweep_partials(
-            array.path
-        )  # here, since one process plans a slide: sweeping lists folders
-        planned = stored.planned(array.block_shape)
-        missing[key] = array.missing(planned)
-    return SlidePlan(sample, stored, missing, planned)
+        # Here, since one process plans a slide: sweeping lists folders.
+        store.location.sweep_partials(array.path)
+        # Of each array, not of the settings: one of an earlier run may have another block shape.
+        planned[key] = stored.planned(array.block_shape)
+        missing[key] = array.missing(planned[key])
+        if settings.retry_failed:
+            absent = set(missing[key])
+            missing[key] = [
+                block for block in planned[key] if block in absent or has_failures(array, stored, block)
+            ]
+            _forget_failures(store, stored, key, missing[key])
+    return SlidePlan(sample, stored, fingerprint, missing, planned)
 
 
 def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
@@ -238,16 +202,27 @@ def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, tissue
         )
 
 
-def _clear_failures(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[str, BlockArray]) -> None:
-    """Remove the blocks that hold failed patches, and the records of the failures."""
-    by_slug = {slug(key): array for key, array in arrays.items()}
-    for name, record in list(store.block_failures(slide_id)):
-        grid_key, encoder_slug, _ = name.split("/")
-        if grid_key == grid.spec.key and encoder_slug in by_slug:
-            row, col = record["block"]
-            # The record last: a run that is killed in between finds it again, and the block is computed either way.
-            by_slug[encoder_slug].remove_block(Block((row, col), (0, 0), (0, 0)))
-            store.location.remove(failure_path(slide_id, grid_key, encoder_slug, (row, col)))
+def has_failures(array: BlockArray, stored: StoredGrid, block: Block) -> bool:
+    """Tell whether a block that is stored lacks the vector of a tissue patch, or is damaged; it is read whole.
+
+    The block itself decides, not the record of a failure, which may have been deleted or be older than the block.
+    """
+    try:
+        values = array.read_block(block)
+    except StoreError:  # its checksum or size is wrong: it cannot be used as it is
+        return True
+    rows = values.reshape(-1, values.shape[-1])
+    tissue = stored.is_tissue[block.slices].ravel()
+    return len(rows_without_nan(rows, tissue)) < int(tissue.sum())
+
+
+def _forget_failures(store: Store, stored: StoredGrid, key: str, retried: list[Block]) -> None:
+    """Remove records of failures in blocks that have none; the blocks to be retried keep theirs until they are whole."""
+    grid_key, kept = stored.grid.spec.key, {block.index for block in retried}
+    for name, record in list(store.block_failures(stored.slide_id)):
+        index = tuple(record.get("block", ()))
+        if name.startswith(f"{grid_key}/{slug(key)}/") and len(index) == 2 and index not in kept:
+            store.location.remove(failure_path(stored.slide_id, grid_key, key, index))
 
 
 def resident_bytes() -> int:
@@ -306,7 +281,10 @@ def dry_run_slide(
 
 
 def blocks_to_read(plan: SlidePlan) -> dict[Block, tuple[str, ...]]:
-    """Return each block that some encoder lacks, with the keys of those encoders, in planned order."""
-    lacking = {key: set(blocks) for key, blocks in plan.missing.items()}
-    wanted = ((block, tuple(k for k, lacks in lacking.items() if block in lacks)) for block in plan.planned)
-    return {block: keys for block, keys in wanted if keys}
+    """Return each block that some encoder lacks, with the keys of those encoders, in row-major order of their corners."""
+    wanted: dict[Block, tuple[str, ...]] = {}
+    for key, blocks in plan.missing.items():
+        for block in blocks:
+            wanted[block] = (*wanted.get(block, ()), key)
+    # By their patches: the indices of blocks of two shapes cannot be compared.
+    return dict(sorted(wanted.items(), key=lambda item: (item[0].rows, item[0].cols)))

@@ -10,6 +10,8 @@ import os
 import shutil
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +59,10 @@ def fetch(url: str) -> Path:
         fs, path = open_file_system(url)
         info = fs.info(path)
         target = _local_path(label, info, suffix)
-        while not _locks.lock(target):
-            _download(fs, path, target, int(info.get("size") or 0))
+        # Threads that need the same slide fetch it once; nobody waits for another slide.
+        with _fetching.hold(target):
+            while not _locks.lock(target):
+                _download(fs, path, target, int(info.get("size") or 0))
         # Eviction goes by the time of last use. Access times will not do: under relatime they change once a day.
         os.utime(target)
         _evict(target)
@@ -128,7 +132,31 @@ class CopyLocks:
             return True
 
 
+class KeyedLocks:
+    """A lock for each key, kept only while somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: dict[Path, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def hold(self, key: Path) -> Iterator[None]:
+        """Hold the lock of a key while the context lasts."""
+        with self._lock:
+            lock, users = self._locks.get(key, (threading.Lock(), 0))
+            self._locks[key] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                users = self._locks.pop(key)[1] - 1
+                if users:
+                    self._locks[key] = lock, users
+
+
 _locks = CopyLocks(LOCKED_COPIES)
+_fetching = KeyedLocks()
 
 
 def _remove_unless_used(path: Path) -> bool:

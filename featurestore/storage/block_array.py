@@ -9,7 +9,9 @@ Terms
 """
 
 import math
-from collections.abc import Iterable, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -19,13 +21,33 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from featurestore.blocks import Block
-from featurestore.errors import StoreError
+from featurestore.errors import FeatureStoreError, StoreError, first_line
 from featurestore.location import Entry, Location
 from featurestore.storage.layout import chunk_index
 from featurestore.storage.raw_read import Cache, RawBlocks
 
 Shape3 = tuple[int, int, int]
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
+
+
+@contextmanager
+def damage_as_error(label: str) -> Iterator[None]:
+    """Raise a `StoreError` for what zarr raises on values that it cannot decode.
+
+    Raises
+    ------
+    StoreError
+        Naming the array.
+    """
+    try:
+        yield
+    except FeatureStoreError:
+        raise
+    # A checksum that does not fit, an object that is too short, what a decompressor says.
+    except (ValueError, RuntimeError, EOFError, struct.error) as error:
+        raise StoreError(
+            f"{label} is damaged: {first_line(error)}; histosge validate names the objects and the fix"
+        ) from error
 
 
 class BlockArray:
@@ -244,7 +266,8 @@ class BlockArray:
         self, rows: tuple[int, int], cols: tuple[int, int], channels: slice = slice(None)
     ) -> NDArray[Any]:
         """Read any rectangle of patches by zarr, ``(rows, cols, channels)``; NaN where nothing was written."""
-        return np.asarray(self._array[slice(*rows), slice(*cols), channels])
+        with damage_as_error(f"{self.location.label}/{self.path}"):
+            return np.asarray(self._array[slice(*rows), slice(*cols), channels])
 
     def objects(self) -> dict[tuple[int, ...], int]:
         """Return chunk index -> bytes of every object that exists; one listing."""

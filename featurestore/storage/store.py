@@ -5,7 +5,7 @@ carries the identity of what it was made from; asking for another is refused, wi
 `docs/SPEC.md` says what each name means; `validate` checks it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from featurestore.errors import (
 from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
-from featurestore.storage.block_array import BlockArray
+from featurestore.storage.block_array import BlockArray, damage_as_error
 from featurestore.storage.choose_embedding import choose_embedding
 from featurestore.storage.layout import (
     EMBEDDING,
@@ -35,6 +35,7 @@ from featurestore.storage.layout import (
     GRID_ARRAYS,
     SPEC_NAME,
     SPEC_VERSION,
+    check_encoder_key,
     embedding_path,
     encoder_path,
     failure_path,
@@ -188,18 +189,13 @@ class Store:
         attrs = self.grid_attrs(slide_id, grid_key)
         if not attrs.get("grid"):
             raise StoreError(f"{self.location.label} holds no grid {grid_key!r} of slide {slide_id!r}")
-        zarr_store, path = self.location.zarr(read_only=True), grid_path(slide_id, grid_key)
-        tissue, rgb = (
-            np.asarray(zarr.open_array(zarr_store, path=f"{path}/{name}", mode="r", zarr_format=3)[...])
-            for name in ("tissue", "rgb")
-        )
+        path = grid_path(slide_id, grid_key)
+        tissue, rgb = (_read_array(self.location, f"{path}/{name}") for name in ("tissue", "rgb"))
         return StoredGrid(slide_id, PatchGrid.from_attrs(attrs["grid"]), tissue, rgb)
 
     def tissue(self, slide_id: str, grid_key: str) -> NDArray[np.uint8]:
         """Read which share of each patch of a grid is tissue, 0..255, shape ``(n_rows, n_cols)``."""
-        path = f"{grid_path(slide_id, grid_key)}/tissue"
-        array = zarr.open_array(self.location.zarr(read_only=True), path=path, mode="r", zarr_format=3)
-        return np.asarray(array[...])
+        return _read_array(self.location, f"{grid_path(slide_id, grid_key)}/tissue")
 
     def embedding(
         self, slide_id: str, grid_key: str, encoder_key: str, *, read_only: bool = True
@@ -300,19 +296,32 @@ class Store:
         grid: PatchGrid,
         identity: EncoderIdentity,
         block_shape: tuple[int, int] = DEFAULT_BLOCK,
+        attrs: Mapping[str, Any] | None = None,
     ) -> BlockArray:
         """Create an encoder's embedding array, or open the one that is there.
+
+        Parameters
+        ----------
+        attrs
+            Attributes besides the encoder's identity; written only if the array is created.
 
         Raises
         ------
         IdentityMismatchError
             If what is stored under the encoder's slug was made by another encoder.
+        StoreError
+            If the encoder's key cannot name a folder.
         """
+        check_encoder_key(identity.key)
         path = embedding_path(slide_id, grid.spec.key, identity.key)
         stored = read_attrs(self.location, path).get("encoder")
         if stored:
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
             return BlockArray.open(self.location, path, read_only=False)
+        if self.location.exists(f"{path}/c") and not self.location.exists(f"{path}/zarr.json"):
+            # Blocks without an array: a run wrote them after `rm` had removed it. They would count as done, although
+            # they may come from another encoder.
+            self.location.remove(f"{path}/c")
         write_group(self.location, encoder_path(slide_id, grid.spec.key, identity.key), {})
         # A block larger than the grid would be stored with its padding.
         rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
@@ -324,7 +333,7 @@ class Store:
                 chunks=(rows, cols, identity.dim),
                 dtype="float16",
                 dims=EMBEDDING_DIMS,
-                attrs={"encoder": {**identity_attrs(identity)}},
+                attrs={**(attrs or {}), "encoder": {**identity_attrs(identity)}},
             )
         except ContainsArrayError:  # another run created it since we looked: it must be the same encoder, too
             stored = read_attrs(self.location, path).get("encoder") or {"key": "", "fingerprint": ""}
@@ -398,6 +407,23 @@ class Store:
             self.location.remove(failure_path(slide_id))
         elif self.location.exists(f"{slide_id}/zarr.json"):
             self.consolidate(slide_id)  # it still lists what was removed
+
+
+def _read_array(location: Location, path: str) -> NDArray[np.uint8]:
+    """Read a small array of a grid.
+
+    Raises
+    ------
+    StoreError
+        If it is not there, or damaged.
+    """
+    # With the format given: zarr would also look for the documents of format 2, a request each.
+    try:
+        array = zarr.open_array(location.zarr(read_only=True), path=path, mode="r", zarr_format=3)
+    except FileNotFoundError as error:
+        raise StoreError(f"{location.label} holds no array {path}; see: histosge validate") from error
+    with damage_as_error(f"{location.label}/{path}"):
+        return np.asarray(array[...])
 
 
 def _write_array(

@@ -105,18 +105,19 @@ def patch_means(values: NDArray[np.float64], grid: PatchGrid, scale: float) -> N
     numpy.ndarray
         Shape ``(n_rows, n_cols)`` or ``(n_rows, n_cols, channels)``. What lies beyond the overview does not count.
     """
-    down = _span_means(values, grid.n_rows, grid, scale)
-    across = _span_means(np.swapaxes(down, 0, 1), grid.n_cols, grid, scale)
+    x, y = (origin / grid.effective_mpp for origin in grid.origin_um)
+    down = _span_means(values, grid.n_rows, grid, scale, y)
+    across = _span_means(np.swapaxes(down, 0, 1), grid.n_cols, grid, scale, x)
     return np.swapaxes(across, 0, 1)
 
 
 def _span_means(
-    values: NDArray[np.float64], count: int, grid: PatchGrid, scale: float
+    values: NDArray[np.float64], count: int, grid: PatchGrid, scale: float, start: float
 ) -> NDArray[np.float64]:
-    """Average along the first axis over ``count`` patches, by differences of a running sum."""
+    """Average along the first axis over ``count`` patches from a grid pixel on, by differences of a running sum."""
     # Overlapping patches share most of their pixels: a running sum costs the same at any stride.
     total = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
-    starts = np.arange(count) * grid.spec.stride_px * scale
+    starts = (start + np.arange(count) * grid.spec.stride_px) * scale
     edges = np.clip(np.stack([starts, starts + grid.spec.patch_px * scale]), 0, len(values))
     whole = np.minimum(np.floor(edges).astype(int), len(values) - 1)
     # A pixel that an edge cuts counts by the part that is inside.

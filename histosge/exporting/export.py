@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from featurestore.events import OnMessage, ignore_message
+from featurestore.whole_file import check_output
 from histosge.errors import ExportError
 from histosge.exporting.export_format import FORMATS, ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.open_tables import ExportSelection, is_feature_store, open_tables
@@ -55,10 +56,13 @@ def export(
     # All of them before the first is written: a slide that is missing or half done is refused while nothing is there yet.
     tables = open_tables(url, selection, allow_empty=chosen.takes_empty)
     parts = [tables] if chosen.one_for_all else [[table] for table in tables]
-    lines = []
-    for part in parts:
-        path = out if chosen.one_for_all else _place(out, chosen, part[0], len(tables))
+    paths = [out if chosen.one_for_all else _place(out, chosen, part[0], len(tables)) for part in parts]
+    # As with the tables: the last place must not be refused after an hour.
+    for path in paths:
+        check_output(path, folder=chosen.is_folder or path.suffix == ".zarr")
         _check_free(path, chosen)
+    lines = []
+    for path, part in zip(paths, parts, strict=True):
         with ExitStack() as opened:
             items = [_item(table, url, chosen, settings, opened, on_message) for table in part]
             lines.append(f"{path}: {chosen.write(items, path, settings)}")
@@ -108,11 +112,7 @@ def _place(out: Path, chosen: ExportFormat, table: PatchTable, n_tables: int) ->
 
 
 def _check_free(path: Path, chosen: ExportFormat) -> None:
-    """Refuse to overwrite a folder; an empty one is removed, since a finished folder is renamed to its path."""
-    if chosen.is_zarr or path.suffix == ".zarr":
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise ExportError(f"{path} exists and is not overwritten; remove it, or give another OUT")
-        if path.is_dir():
-            path.rmdir()
-    elif chosen.suffix and path.is_dir():
-        raise ExportError(f"{path} is a folder, where a file would go; give another OUT")
+    """Refuse to overwrite a folder that holds something."""
+    is_zarr = chosen.is_zarr or path.suffix == ".zarr"
+    if is_zarr and path.is_dir() and any(path.iterdir()):
+        raise ExportError(f"{path} exists and is not overwritten; remove it, or give another OUT")

@@ -101,6 +101,11 @@ class ExportFormat:
         """Whether the output of a slide is a Zarr folder."""
         return self.suffix.endswith(".zarr")
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether the output of a slide is a folder: of Zarr, or of files."""
+        return self.is_zarr or not self.suffix
+
 
 # Filled when it is first used: a format's module imports this one.
 FORMATS: Registry[ExportFormat] = Registry("exports", "histosge.exporting.formats", ExportFormat, ExportError)

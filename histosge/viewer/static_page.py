@@ -1,6 +1,6 @@
 """A page as files, for any web server: the same content that the live one serves.
 
-Tiles down to a stated scale, chosen genes. The list of slides is written last: a folder without it is incomplete.
+Tiles down to a stated scale, chosen genes. The folder appears when it is complete; an older page there stays until then.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 
 from featurestore.errors import SlideError
 from featurestore.events import OnMessage
-from featurestore.whole_file import whole_file
+from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.errors import ViewError
 from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
@@ -23,6 +23,8 @@ from histosge.viewer.shown_slide import ShownSlide
 
 MAX_ALL_GENES = 500
 """Genes that are written without being named. Each is a file per slide, so more have to be chosen."""
+PAGE_NAMES = frozenset({"index.html", "static", "data"})
+"""Names directly below a page's folder."""
 THREADS = 4
 # In place of reasons, which name paths of this machine: the page is for others to read.
 UNREADABLE = "it could not be read when this page was written"
@@ -48,7 +50,7 @@ def export_page(
     collection
         What to show; its `finest_mpp` bounds the tiles.
     out
-        A new or empty folder, or one of an earlier export, which is written over.
+        A new or empty folder, or one of an earlier export, which is replaced when the new page is complete.
     genes
         Which; all predicted ones if empty, as long as they are at most `MAX_ALL_GENES`.
 
@@ -59,17 +61,16 @@ def export_page(
     """
     _check_folder(out)
     chosen = _choose_genes(collection, genes)
-    writer = _Writer(out)
-    # The page reads this first. Without it, a folder that was only half written shows nothing rather than a part.
-    (out / "data" / "index.json").unlink(missing_ok=True)
-    tiles = 0
-    for number, slide in enumerate(collection.slides):
-        on_message(f"{slide.slide_id}: maps and spots")
-        _write_slide(writer, f"data/{number}", slide, chosen)
-        tiles += _write_tiles(writer, collection, number, on_message)
-    for name, asset in assets().items():
-        writer.write(name, asset.content)
-    writer.json("data/index.json", collection.describe())
+    with whole_folder(out) as partial:
+        writer = _Writer(partial)
+        tiles = 0
+        for number, slide in enumerate(collection.slides):
+            on_message(f"{slide.slide_id}: maps and spots")
+            _write_slide(writer, f"data/{number}", slide, chosen)
+            tiles += _write_tiles(writer, collection, number, on_message)
+        for name, asset in assets().items():
+            writer.write(name, asset.content)
+        writer.json("data/index.json", collection.describe())
     return WrittenPage(len(collection.slides), tiles, len(chosen), writer.n_bytes)
 
 
@@ -81,9 +82,9 @@ class _Writer:
     n_bytes: int = 0
 
     def write(self, name: str, content: bytes) -> None:
-        # A web server may be handing out an older page from this folder meanwhile.
-        with whole_file(self.out / name) as partial:
-            partial.write_bytes(content)
+        file = self.out / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
         self.n_bytes += len(content)
 
     def json(self, name: str, value: dict[str, Any]) -> None:
@@ -94,14 +95,24 @@ class _Writer:
 
 
 def _check_folder(out: Path) -> None:
-    if "://" in str(out) or out.is_file():
+    if "://" in str(out):
         raise ViewError(
             f"a page is written into a folder of this machine, not to {out}; copy it on from there"
         )
-    # A page may be written over itself; its script tells one from a folder of somebody's own.
-    if out.is_dir() and any(out.iterdir()) and not (out / "static" / "main.js").is_file():
+    check_output(out, folder=True)
+    restore_replaced(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    # A page may replace a page; its script tells one from a folder of somebody's own.
+    if not (out / "static" / "main.js").is_file():
         raise ViewError(
             f"{out} holds something that is no page; nothing was written, give a new or empty folder"
+        )
+    # The whole folder is replaced, and what a user has put beside the page would be lost.
+    if others := sorted({path.name for path in out.iterdir()} - PAGE_NAMES):
+        raise ViewError(
+            f"{out} holds {', '.join(others[:3])} beside a page, which would be lost; give another folder, or move "
+            f"{'it' if len(others) == 1 else 'them'} away first"
         )
 
 

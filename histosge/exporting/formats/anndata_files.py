@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.exchange.hdf5_file import whole_hdf5
 from featurestore.slides.protocol import Slide
-from featurestore.whole_file import whole_file
+from featurestore.whole_file import whole_folder
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.open_tables import table_of_map
 from histosge.exporting.patch_table import PatchTable
@@ -48,18 +49,30 @@ def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> 
         }
     }
     # One band at a time: threads would hold as many as there are processors.
-    with (
-        whole_file(path, sweep=True) as partial,
-        dask.config.set(scheduler="synchronous"),
-        warnings.catch_warnings(),
-    ):
+    with dask.config.set(scheduler="synchronous"), warnings.catch_warnings():
         warnings.simplefilter("ignore", category=UserWarning)
         warnings.simplefilter("ignore", category=FutureWarning)
         if path.suffix == ".zarr":
-            data.write_zarr(partial)
+            with whole_folder(path) as partial:
+                data.write_zarr(partial)
         else:
-            data.write_h5ad(partial)
+            _write_hdf5(data, path)
     return len(table)
+
+
+def _write_hdf5(data: Any, path: Path) -> None:
+    from anndata.io import write_elem
+
+    data.strings_to_categoricals()  # as AnnData.write_h5ad does, which takes no open file
+    with whole_hdf5(path) as opened:
+
+        def checked(band: Any) -> Any:
+            opened.check()
+            return band
+
+        # `meta` states the result's type: without it dask calls `checked` on an empty array to find out.
+        data.X = data.X.map_blocks(checked, meta=data.X._meta)
+        write_elem(opened.file, "/", data)
 
 
 def annotated(table: PatchTable) -> Any:

@@ -5,6 +5,7 @@ corner onto the slide's: laid over the slide by its resolution tags, a heat map 
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import on_slide
 
 CM_UM = 1e4
+VALUES = "values.ome"
+"""Name of the file with all values, without ``.tif``."""
 CLIP = (1.0, 99.0)
 """Percentiles that the colour scale spans, so that single patches do not stretch it."""
 
@@ -39,38 +42,40 @@ def write_tiffs(table: PatchTable, folder: Path) -> int:
     for band in table.bands():
         values[:, slice(*band)] = table.read_grid_rows(band).transpose(2, 0, 1)
     mpp = table.grid.stride_um / 2  # two pixels a patch, see `on_slide`
-    # Two gene names may come to the same file name.
-    files = unique_names([slug(name) for name in table.names])
-    for name, file, plane in zip(table.names, files, values, strict=True):
-        low, high = np.nanpercentile(plane, CLIP)
-        description = (
-            f"{table.slide_id} {name}: {table.kind}, colours from {low:.4g} to {high:.4g}, {mpp:.6g} um/px"
+    # Two gene names may come to the same file name, and one to that of all values.
+    _, *files = unique_names([VALUES, *(slug(name) for name in table.names)])
+    # All of them appear together: genes of two exports side by side would have colour scales of two maps.
+    with ExitStack() as stack:
+        for name, file, plane in zip(table.names, files, values, strict=True):
+            low, high = np.nanpercentile(plane, CLIP)
+            description = f"{table.slide_id} {name}: {table.kind}, colours from {low:.4g} to {high:.4g}, {mpp:.6g} um/px"
+            picture = on_slide(_coloured(plane, float(low), float(high)), table.grid, 255)
+            # Without metadata=None tifffile adds a description of its own, in JSON.
+            options: dict[str, Any] = {"photometric": "rgb", "description": description, "metadata": None}
+            partial = stack.enter_context(whole_file(folder / f"{file}.tif", sweep=True))
+            _write_tiff(partial, picture, mpp, options)
+        whole = np.stack([on_slide(plane, table.grid, np.nan) for plane in values])
+        metadata = {
+            "axes": "CYX",
+            "Channel": {"Name": list(table.names)},
+            "PhysicalSizeX": mpp,
+            "PhysicalSizeY": mpp,
+            "PhysicalSizeXUnit": "µm",
+            "PhysicalSizeYUnit": "µm",
+        }
+        options = {"photometric": "minisblack", "ome": True, "metadata": metadata}
+        _write_tiff(
+            stack.enter_context(whole_file(folder / f"{VALUES}.tif", sweep=True)), whole, mpp, options
         )
-        picture = on_slide(_coloured(plane, float(low), float(high)), table.grid, 255)
-        # Without metadata=None tifffile adds a description of its own, in JSON.
-        options: dict[str, Any] = {"photometric": "rgb", "description": description, "metadata": None}
-        _write_tiff(folder / f"{file}.tif", picture, mpp, options)
-    whole = np.stack([on_slide(plane, table.grid, np.nan) for plane in values])
-    metadata = {
-        "axes": "CYX",
-        "Channel": {"Name": list(table.names)},
-        "PhysicalSizeX": mpp,
-        "PhysicalSizeXUnit": "µm",
-        "PhysicalSizeY": mpp,
-        "PhysicalSizeYUnit": "µm",
-    }
-    options = {"photometric": "minisblack", "ome": True, "metadata": metadata}
-    _write_tiff(folder / "values.ome.tif", whole, mpp, options)
     return len(table.names) + 1
 
 
 def _write_tiff(path: Path, pixels: NDArray[Any], mpp: float, options: dict[str, Any]) -> None:
-    """Write a file with its scale in the resolution tags; it appears when it is whole."""
+    """Write a file with its scale in the resolution tags."""
     import tifffile
 
     options = {"resolutionunit": "CENTIMETER", "compression": "zlib", **options}
-    with whole_file(path, sweep=True) as partial:
-        tifffile.imwrite(partial, pixels, resolution=(CM_UM / mpp, CM_UM / mpp), **options)
+    tifffile.imwrite(path, pixels, resolution=(CM_UM / mpp, CM_UM / mpp), **options)
 
 
 def _coloured(plane: NDArray[np.float32], low: float, high: float) -> NDArray[np.uint8]:

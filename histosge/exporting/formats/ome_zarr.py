@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from featurestore.whole_file import whole_file
+from featurestore.whole_file import whole_folder
 from histosge.errors import ExportError
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
@@ -40,7 +40,7 @@ def write_ome_zarr(table: PatchTable, path: Path, version: str = "0.4") -> int:
     check_gene_count(table)
     if version not in VERSIONS:
         raise ExportError(f"cannot write NGFF {version!r}; known: {', '.join(VERSIONS)}")
-    with whole_file(path, sweep=True) as partial:
+    with whole_folder(path) as partial:
         group = zarr.open_group(partial, mode="w", zarr_format=2 if version == "0.4" else 3)
         return _write_levels(table, group, version)
 
@@ -123,6 +123,7 @@ def _halved(group: Any, name: str, finer: Any) -> Any:
 
 def _metadata(table: PatchTable, n_levels: int, limits: NDArray[np.float64]) -> dict[str, Any]:
     step, first = table.grid.stride_um, table.grid.patch_um / 2
+    left, top = table.grid.origin_um
     datasets = []
     for number in range(n_levels):
         scale = step * 2**number
@@ -130,7 +131,7 @@ def _metadata(table: PatchTable, n_levels: int, limits: NDArray[np.float64]) -> 
         centre = first + (2**number - 1) / 2 * step
         transforms = [
             {"type": "scale", "scale": [1.0, scale, scale]},
-            {"type": "translation", "translation": [0.0, centre, centre]},
+            {"type": "translation", "translation": [0.0, top + centre, left + centre]},
         ]
         datasets.append({"path": str(number), "coordinateTransformations": transforms})
     channels = [

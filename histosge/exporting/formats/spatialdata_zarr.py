@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featurestore.slides.protocol import Slide
-from featurestore.whole_file import whole_file
+from featurestore.whole_file import whole_folder
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.anndata_files import annotated
 from histosge.exporting.patch_table import PatchTable
@@ -48,7 +48,7 @@ def write_spatialdata(
             annotations[f"{table.slide_id}_{table.kind}"] = _annotation(table, region)
         data = spatialdata.SpatialData(images=images, shapes=shapes, tables=annotations)
         # One chunk at a time: dask's threads would hold as many as there are processors.
-        with whole_file(path, sweep=True) as partial, dask.config.set(scheduler="synchronous"):
+        with whole_folder(path) as partial, dask.config.set(scheduler="synchronous"):
             data.write(partial)
     return [*images, *shapes, *annotations]
 

@@ -1,5 +1,6 @@
 """Embedding from Python, in this process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from featurestore import EmbedSettings, GridSpec, catalogue, embed, open_store, 
 from featurestore.analysis.patch_stream import open_stream
 from featurestore.embedding.block_task import embed_blocks
 from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.events import Progress
 from featurestore.grid import PatchGrid
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.removal import remove
@@ -59,3 +61,39 @@ def test_why_patches_failed_is_recorded_before_their_block_is_written(tmp_path: 
     assert name == f"{grid.spec.key}/none/0.1"
     assert record["reason"] == "the encoder gave no finite vector"
     assert len(record["patches"]) == 5 * (grid.n_cols - 7)
+
+
+@pytest.fixture(scope="module")
+def slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pyramid(tmp_path_factory.mktemp("slide") / "a.tif", tissue_like(400, 360, 1.0), 1.0)
+
+
+def _objects(store: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("embedding/c/*/*/0")}
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_encoders_with_blocks_of_unlike_shape_are_planned_each_by_its_own(
+    slide_file: Path, tmp_path: Path, workers: int | None
+) -> None:
+    both = replace(SETTINGS, encoders=("colour", "morphology"), block_shape=(3, 4))
+    for name in ("whole", "killed"):
+        embed(slide_file, tmp_path / name, SETTINGS)
+    (other,) = embed(slide_file, tmp_path / "killed", replace(both, encoders=("morphology",)))
+    # Some of either's blocks are lost; among them one whose index the other's array does not have.
+    for encoder, n in (("colour", 2), ("morphology", 5)):
+        for file in sorted((tmp_path / "killed").rglob(f"{encoder}/embedding/c/*/*/0"))[-n:]:
+            file.unlink()
+    (done,) = embed(slide_file, tmp_path / "whole", both)
+    assert done.computed == other.planned
+    assert done.planned == other.planned + len(list((tmp_path / "whole").rglob("colour/embedding/c/*/*/0")))
+
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(slide_file, tmp_path / "killed", both, on_progress=stop)
+    (resumed,) = embed(slide_file, tmp_path / "killed", both, workers=workers)
+    assert 0 < resumed.computed < 7
+    assert _objects(tmp_path / "killed") == _objects(tmp_path / "whole")
+    assert validate(tmp_path / "killed", deep=True) == []

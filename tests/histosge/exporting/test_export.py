@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from shapely.geometry import Polygon
 from third_party import install
 
 from featurestore.embedding.embed import EmbedSettings, embed
-from featurestore.errors import StoreError
+from featurestore.errors import OutputError, StoreError
 from featurestore.extensions import Registry
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import Store
@@ -28,6 +28,7 @@ from histosge.exporting.domain_labels import domain_labels, read_labels
 from histosge.exporting.export import export
 from histosge.exporting.export_format import FORMATS, ExportFormat, ExportSettings
 from histosge.exporting.formats.geojson import polygons, write_geojson
+from histosge.exporting.formats.heat_map_tiff import write_tiffs
 from histosge.exporting.formats.ome_zarr import write_ome_zarr
 from histosge.exporting.open_tables import ExportSelection, open_tables, table_of_map
 from histosge.exporting.patch_table import PatchTable
@@ -616,7 +617,7 @@ def test_a_format_of_another_package_gets_all_slides_at_once_if_it_holds_them_in
     with pytest.raises(ExportError, match=r"theirs takes embeddings; .* is an expression store"):
         export(made.maps, tmp_path / "no.txt", "theirs")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(ExportError, match="folder is a folder, where a file would go"):
+    with pytest.raises(OutputError, match="folder is a folder, where a file would go"):
         export(made.store, tmp_path / "folder", "theirs")
 
 
@@ -635,3 +636,29 @@ def test_a_map_behind_a_url_is_read_where_it_lies(made: Made, tmp_path: Path) ->
     assert pl.read_parquet(tmp_path / "B.parquet").equals(pl.read_parquet(tmp_path / "local.parquet"))
     with pytest.raises(ExportError, match="export there, then copy it up"):
         export(made.maps, "s3://bucket/x.h5ad", "h5ad", ExportSelection(["B"]))
+
+
+@pytest.mark.parametrize(
+    ("to", "folder"), [("h5ad", False), ("parquet", False), ("geojson", False), ("tiff", True)]
+)
+def test_a_place_that_cannot_be_written_to_is_refused_in_one_line(
+    made: Made, tmp_path: Path, to: str, folder: bool
+) -> None:
+    (tmp_path / "file").write_text("1")
+    suffix = FORMATS.get(to).suffix
+    (tmp_path / f"folder{suffix}").mkdir()
+    places = [tmp_path / "file" / f"x{suffix}", tmp_path / ("a" * 300 + suffix), Path("/proc") / f"x{suffix}"]
+    if not folder:
+        places += [tmp_path / f"folder{suffix}"]
+    for place in places:
+        with pytest.raises((OutputError, ExportError)) as refused:
+            export(made.maps, place, to, ExportSelection(["A"]))
+        assert "\n" not in str(refused.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", f"folder{suffix}"]
+
+
+def test_a_gene_called_like_the_file_of_all_values_keeps_its_own(made: Made, tmp_path: Path) -> None:
+    (table,) = open_tables(made.maps, ExportSelection(["A"], ["EPCAM"]))
+    write_tiffs(replace(table, names=("values.ome",)), tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert tifffile.TiffFile(tmp_path / "values.ome.tif").is_ome

@@ -58,6 +58,34 @@ def test_all_predicted_genes_are_written_where_none_is_named_and_a_page_may_be_w
         assert export_page(_open(world, 4.0), tmp_path / "page").genes == len(GENES)
 
 
+def test_an_older_page_stays_until_the_new_one_is_whole(world: World, tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    export_page(_open(world, 4.0), page, ["AAA1"])
+    before = {file: file.read_bytes() for file in page.rglob("*") if file.is_file()}
+
+    def killed(message: str) -> None:
+        assert {file: file.read_bytes() for file in page.rglob("*") if file.is_file()} == before
+        if message.startswith("gone"):  # the second slide of the world
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export_page(_open(world, 4.0), page, ["ZZZ5"], killed)
+    killed("")
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
+    export_page(_open(world, 4.0), page, ["ZZZ5"])
+    layers = [json.loads(file.read_text())["genes"] for file in page.glob("data/*/layers/0/layer.json")]
+    assert ["ZZZ5"] in layers
+    assert ["AAA1"] not in layers
+
+
+def test_what_a_user_has_put_beside_a_page_is_not_lost(world: World, tmp_path: Path) -> None:
+    export_page(_open(world, 4.0), tmp_path / "page", ["AAA1"])
+    (tmp_path / "page" / "CNAME").write_text("slides.example.org")
+    with pytest.raises(ViewError, match="CNAME beside a page"):
+        export_page(_open(world, 4.0), tmp_path / "page", ["AAA1"])
+    assert (tmp_path / "page" / "CNAME").read_text() == "slides.example.org"
+
+
 def test_a_folder_that_holds_something_else_and_a_gene_that_nobody_knows_are_refused(
     world: World, tmp_path: Path
 ) -> None:
