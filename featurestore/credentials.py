@@ -7,8 +7,9 @@ errors of this package do so when they are made.
 import os
 import re
 
-# Everything up to the last "@" before the host's end: a password may hold an "@" itself.
-_USER = re.compile(r"(?<=://)[^/\s'\"<>?#]*@")
+# Everything up to the last "@" before the host's end: a password may hold an "@" itself. Or a "/", which is no URL any
+# more, but what a user pastes: then whatever does not begin with a host and port.
+_USER = re.compile(r"(?<=://)(?:[^/\s'\"<>?#]*@|(?![^/\s@:]*(?::\d+)?/)[^\s'\"<>?#]*@)")
 _URL_QUERY = re.compile(r"\?.*$", re.DOTALL)
 # A URL in the middle of a text ends at a space or a quote. The path is not matched: it may hold spaces.
 _ANY_QUERY = re.compile(r"\?[\w.%+\-\[\]~]+=[^\s'\"<>]*")

@@ -3,11 +3,13 @@
 The only place where fsspec makes one.
 """
 
+import errno
 import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import PurePath
 from typing import Any
 
@@ -154,7 +156,7 @@ def open_file_system(url: str, **options: Any) -> tuple[Any, str]:
             # Not by its name: fsspec takes "zip::x" for a chain of file systems.
             fs = fsspec.filesystem("file", use_listings_cache=False)
             return fs, fs._strip_protocol(url)
-        return fsspec.core.url_to_fs(url, **storage_options(url), **options)  # type: ignore[no-any-return]
+        fs, path = fsspec.core.url_to_fs(url, **storage_options(url), **options)
     except ImportError as error:
         package = _PACKAGES.get(url.partition("://")[0], "'histosge[s3]'")
         raise StoreError(
@@ -162,3 +164,29 @@ def open_file_system(url: str, **options: Any) -> tuple[Any, str]:
         ) from error
     except ValueError as error:
         raise StoreError(f"{label} cannot be opened: {error}") from error
+    if url.startswith("s3://"):
+        _check_listings(fs)
+    return fs, path
+
+
+def _check_listings(fs: Any) -> None:
+    """Refuse a listing that is no S3 listing: a reply that was cut to nothing would be an empty store."""
+    if "set_session" in vars(fs):  # fsspec keeps file systems, so it may be done
+        return
+    set_session = fs.set_session
+
+    async def set_checked_session(*args: Any, **kwargs: Any) -> Any:
+        client = await set_session(*args, **kwargs)
+        for operation in ("ListObjectsV2", "ListObjects"):
+            event = f"after-call.s3.{operation}"
+            client.meta.events.register(event, _check_listing, unique_id=f"histosge-{operation}")
+        return client
+
+    # On the instance, not in a class of our own: s3fs makes its client late and again, and offers no hook for it (2026.9).
+    fs.set_session = set_checked_session
+
+
+def _check_listing(http_response: Any, parsed: dict[str, Any], **_: Any) -> None:
+    # Every listing names its bucket, also an empty one.
+    if http_response.status_code == HTTPStatus.OK and not {"Name", "KeyCount", "Contents"} & set(parsed):
+        raise OSError(errno.EIO, "the server's listing came empty or cut")

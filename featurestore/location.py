@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurestore.credentials import strip_credentials
-from featurestore.documents import parse_json
+from featurestore.documents import DocumentError, parse_json
 from featurestore.errors import StoreError
 from featurestore.file_systems import PathOrUrl as PathOrUrl
 from featurestore.file_systems import as_url as as_url
@@ -199,7 +199,12 @@ class Location:
         label = f"{self.label}/{relative}"
         try:
             self._refuse_special_file(relative)
-            value = parse_json(self.read_bytes(relative), label)
+            try:
+                value = parse_json(self.read_bytes(relative), label)
+            except DocumentError:
+                if self.is_local:
+                    raise
+                value = parse_json(self.read_bytes(relative), label)  # a reply may be cut on its way
         except ABSENT:
             return None
         if not isinstance(value, dict):

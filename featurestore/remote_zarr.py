@@ -15,7 +15,7 @@ from zarr.storage import FsspecStore
 from zarr.storage._fsspec import _make_async
 
 from featurestore.credentials import strip_credentials
-from featurestore.file_systems import is_anonymous, open_file_system
+from featurestore.file_systems import check_url, is_anonymous, open_file_system
 from featurestore.server_errors import ABSENT, access_as_error
 
 
@@ -43,7 +43,9 @@ class RemoteZarrStore(FsspecStore):
         return store
 
     def _access(self, key: str, what: str = "cannot be read") -> AbstractContextManager[None]:
-        label = f"{strip_credentials(self.url).rstrip('/')}/{key}"
+        url = f"{self.url.rstrip('/')}/{key}"
+        check_url(url)  # a name may be too long
+        label = strip_credentials(url)
         return access_as_error(label, self.url, what, is_anonymous=is_anonymous(self.url))
 
     async def get(

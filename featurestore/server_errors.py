@@ -242,7 +242,11 @@ def _advice(error: BaseException, url: str, *, is_anonymous: bool) -> str:
     if isinstance(error, RecursionError):
         return _OTHER_REGION
     names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
-    if isinstance(error, PermissionError) or status in (401, 403) or names & set(_NO_CREDENTIALS):
+    if (
+        (status is None and isinstance(error, PermissionError))
+        or status in (401, 403)
+        or names & set(_NO_CREDENTIALS)
+    ):
         if is_anonymous:
             return (
                 f"it is not public, leave --anonymous out and {_S3_KEYS if scheme == 's3' else _KEYS[scheme]}"

@@ -120,6 +120,8 @@ add_anonymous_option(app)
 def _short_warnings() -> Iterator[None]:
     """Print a warning for the user as one line; Python's own form adds a line of our source."""
     with warnings.catch_warnings():
+        # zarr (3.1) starts several writes and awaits none of the others once one was refused.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         usual = warnings.showwarning
 
         def show(

@@ -8,15 +8,18 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from featurestore.credentials import strip_credentials
-from featurestore.errors import SlideError
+from featurestore.errors import SlideError, SlideWarning
 from featurestore.file_systems import open_file_system
 from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.whole_file import is_partial, whole_file
@@ -74,10 +77,28 @@ def fetch(url: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return where copies lie: ``$HISTOSGE_CACHE``, or the user's cache folder."""
+    """Return where copies lie: ``$HISTOSGE_CACHE``, or the user's cache folder; without a home, a temporary one."""
     if os.environ.get(ENV_FOLDER):
         return Path(os.environ[ENV_FOLDER])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "histosge" / "slides"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "histosge" / "slides"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and the user's number is in no list of users, as in many containers
+        return _folder_without_home()
+    return home / ".cache" / "histosge" / "slides"
+
+
+@cache
+def _folder_without_home() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"histosge-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        # Somebody else made it: what lies there, they could replace.
+        folder = Path(tempfile.mkdtemp(prefix="histosge-"))
+    message = f"this user has no home: slides are kept in {folder}, set {ENV_FOLDER} to keep them elsewhere"
+    warnings.warn(message, SlideWarning, stacklevel=3)
+    return folder
 
 
 def _local_path(label: str, info: dict[str, Any], suffix: str) -> Path:

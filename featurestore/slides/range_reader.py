@@ -15,7 +15,7 @@ from typing import Any, Self
 from urllib.request import Request, urlopen
 
 from featurestore.credentials import strip_credentials
-from featurestore.errors import SlideAccessError, SlideError
+from featurestore.errors import SlideAccessError, SlideError, first_line
 from featurestore.file_systems import open_file_system
 from featurestore.server_errors import is_transient
 from featurestore.slides.access_errors import access_error, is_access_error
@@ -148,7 +148,11 @@ class SparseCopy(io.RawIOBase):
 
     def __init__(self, remote: RangedFile, suffix: str) -> None:
         self._remote = remote
-        self._folder = tempfile.TemporaryDirectory(prefix="histosge-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="histosge-")
+        except OSError as error:
+            reason = error.strerror or first_line(error)
+            raise SlideError(f"no temporary folder can be made ({reason}); set TMPDIR to one") from error
         self.path = Path(self._folder.name) / f"slide{suffix}"
         self._file = self.path.open("w+b", buffering=0)
         self._file.truncate(remote.size)  # a sparse file: holes take no disk
