@@ -43,6 +43,14 @@ Epochs = Annotated[
         metavar="N", help="Passes over the spots, for models that iterate.", rich_help_panel=TRAINING
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Take spots that seem to lie elsewhere on the slide, or on another slide, with a warning.",
+        rich_help_panel=DATA,
+    ),
+]
 Page = Annotated[
     Path | None,
     typer.Option(
@@ -115,6 +123,7 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    force: Force = False,
     report: Page = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
@@ -135,7 +144,7 @@ def train(
     find_own_class(preset)
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
     settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
-    saved = run(samples, store, model, settings, overwrite=overwrite, on_message=console.message)
+    saved = run(samples, store, model, settings, force=force, overwrite=overwrite, on_message=console.message)
     if report is not None:
         from histosge.training.report import write_training_report
 
@@ -177,6 +186,7 @@ def predict(
             rich_help_panel=DATA,
         ),
     ] = None,
+    force: Force = False,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -234,6 +244,7 @@ def predict(
             slide_ids=slide or [],
             genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
             condition_on=condition_on,
+            force=force,
             on_progress=bars.update,
             on_message=console.message,
         )
@@ -300,6 +311,7 @@ def evaluate(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    force: Force = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -334,6 +346,7 @@ def evaluate(
             store,
             report_dir,
             settings,
+            force=force,
             on_message=console.message,
             on_progress=on_progress,
         )

@@ -232,12 +232,16 @@ def _outcome(result: "SlideResult") -> str:
 
 
 def ls(store: StoreArg, as_json: Json = False) -> None:
-    """List a feature store: slide, grid, encoder, done and planned blocks, size, failures.
+    """List a feature store or an expression store: slide, grid, done and planned blocks, size, what failed.
 
     Example: histosge ls s3://bucket/store
     """
     from featurestore.storage.catalogue import catalogue
+    from histosge.prediction.expression_store import is_expression_store
 
+    if is_expression_store(store):
+        _list_maps(store, as_json=as_json)
+        return
     frame = catalogue(store)
     if as_json:
         out.print(json.dumps(frame.to_dicts(), default=str), markup=False)
@@ -260,6 +264,30 @@ def ls(store: StoreArg, as_json: Json = False) -> None:
     table(header, (_cells(row) for row in frame.iter_rows(named=True)))
 
 
+def _list_maps(store: str, *, as_json: bool) -> None:
+    from histosge.prediction.expression_catalogue import expression_catalogue
+
+    frame = expression_catalogue(store)
+    if as_json:
+        out.print(json.dumps(frame.to_dicts(), default=str), markup=False)
+        return
+    if not frame.height:
+        out.print("the store is empty")
+        return
+    header = ("slide", "grid", "genes", "state", "blocks", "patches", "size", "written", "model", "reason")
+    table(header, (_map_cells(row) for row in frame.iter_rows(named=True)))
+
+
+def _map_cells(row: dict[str, Any]) -> list[object]:
+    blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
+    taken = None if row["bytes"] is None else size(row["bytes"])
+    written = None if row["modified"] is None else f"{row['modified']:%Y-%m-%d %H:%M}"
+    # The beginning of a fingerprint tells models apart, as in messages.
+    model = (row["model"] or "")[:16]
+    named = [row["slide"], row["grid"], row["genes"], row["state"], blocks, row["patches"], taken]
+    return [*named, written, model, row["reason"]]
+
+
 def _cells(row: dict[str, Any]) -> list[object]:
     blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
     taken = None if row["bytes"] is None else size(row["bytes"])
@@ -275,13 +303,15 @@ def validate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a store against its specification; exit 1 if something is missing or damaged.
+    """Check a feature store or an expression store against its specification; exit 1 if something is missing or damaged.
 
     Example: histosge validate store.zarr --deep
     """
     from featurestore.storage.validation import validate as run
+    from histosge.prediction.expression_store import is_expression_store
+    from histosge.prediction.expression_validation import validate_expression
 
-    problems = run(store, deep=deep)
+    problems = (validate_expression if is_expression_store(store) else run)(store, deep=deep)
     if as_json:
         out.print(json.dumps([vars(problem) for problem in problems]), markup=False)
     else:

@@ -4,6 +4,7 @@ A block is done if its object exists: planning reads one listing per encoder, an
 One process plans a slide; no other writes its metadata.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -12,7 +13,7 @@ import psutil
 
 from featurestore.blocks import DEFAULT_BLOCK, Block
 from featurestore.credentials import strip_credentials
-from featurestore.embedding.memory_model import worker_bytes
+from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder
 from featurestore.encoders.protocol import Encoder, EncoderOptions
@@ -30,6 +31,9 @@ from featurestore.storage.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue.survey import Survey, survey
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 
+MAX_GRID_PATCHES = 50_000_000
+"""Patches of one slide. A process that plans holds some 15 bytes for each. A slide of 100,000 x 100,000 px at 0.25
+microns has 39 million patches at --mpp 0.5 --stride 8, and with 1,024 features these are 80 GB of embeddings."""
 BATCH = 64
 """Patches that are passed to an encoder at once; encoders split or pad as they need."""
 
@@ -132,6 +136,7 @@ def plan_slide(
     """
     slide_id = sample.slide_id
     grid = make_grid(slide, sample, settings.spec)
+    check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
     fingerprint = slide_fingerprint(sample.slide)
     store.add_slide(
         SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
@@ -168,7 +173,8 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     Raises
     ------
     SlideError
-        If patches would be finer than the slide's pixels: an encoder would see detail that is not in the file.
+        If patches would be finer than the slide's pixels, as an encoder would see detail that is not in the file; or if
+        there would be more than `MAX_GRID_PATCHES`.
     """
     warn_if_mpp_differs(slide, sample.mpp)
     grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
@@ -178,7 +184,48 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
             f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, which is coarser than "
             f"--mpp {spec.mpp:g}; give --mpp {finest:.4g} or more"
         )
+    # Before anything is allocated: a stride of 1 px on a whole slide would take the machine's memory.
+    if grid.n_rows * grid.n_cols > MAX_GRID_PATCHES:
+        raise SlideError(
+            f"{strip_credentials(sample.slide)} would have {grid.n_rows} x {grid.n_cols} patches, and a slide may have "
+            f"{MAX_GRID_PATCHES // 10**6} million; give --stride {_least_stride(slide, spec)} or more"
+        )
     return grid
+
+
+def _least_stride(slide: Slide, spec: GridSpec) -> int:
+    """Return the smallest stride, in pixels, with which a slide has no more than `MAX_GRID_PATCHES` patches."""
+
+    def fits(stride_px: int) -> bool:
+        shifted = replace(spec, stride_px=stride_px)
+        grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, shifted)
+        return grid.n_rows * grid.n_cols <= MAX_GRID_PATCHES
+
+    longest = spec.stride_px
+    while not fits(longest):
+        longest *= 2
+    return bisect_left(range(longest + 1), True, lo=spec.stride_px, key=fits)
+
+
+def check_block_fits(sample: Sample, grid: PatchGrid, dims: list[int], block_shape: tuple[int, int]) -> None:
+    """Refuse a grid of which one block alone needs more memory than there is.
+
+    Raises
+    ------
+    SlideError
+        With both numbers.
+    """
+    needed = worker_bytes(
+        resident_bytes(), grid, dims, threads=1, batch=BATCH, block_shape=block_shape, open_slides=1
+    )
+    there = memory_bytes()
+    if needed > there:
+        rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
+        raise SlideError(
+            f"{strip_credentials(sample.slide)}: a block of {rows} x {cols} patches of {grid.spec.patch_px} px needs about "
+            f"{needed / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f}; use smaller patches (--patch), or from "
+            "Python a smaller block_shape"
+        )
 
 
 def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, tissue: str) -> None:
@@ -253,6 +300,7 @@ def dry_run_slide(
         Measures it on this device: slide, grid and blocks -> seconds.
     """
     grid = make_grid(slide, sample, settings.spec)
+    check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
     found: Survey = survey(slide, grid, settings.tissue)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     blocks = stored.planned(settings.block_shape)

@@ -102,6 +102,7 @@ def evaluate(
     report_dir: str | Path,
     settings: EvaluateSettings | None = None,
     *,
+    force: bool = False,
     on_message: OnMessage = ignore_message,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
@@ -117,6 +118,8 @@ def evaluate(
         Folder to write.
     settings
         Split, presets, genes, seeds, grid and encoder.
+    force
+        Score also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     on_message, on_progress
         Called with one line on what was found, and before each fit.
 
@@ -129,7 +132,7 @@ def evaluate(
     """
     settings = settings or EvaluateSettings()
     settings.check()
-    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
     # Only where something encodes patches again: it opens every slide and loads the encoder.
     reencoder = (
         Reencoder.for_sections(read_samples(str(samples)), loaded) if _encodes_anew(settings) else None

@@ -83,6 +83,7 @@ def predict(
     slide_ids: Sequence[str] = (),
     genes: Sequence[str] = (),
     condition_on: str | Path | None = None,
+    force: bool = False,
     on_progress: OnProgress = ignore_progress,
     on_message: OnMessage = ignore_message,
 ) -> list[PredictResult]:
@@ -105,6 +106,8 @@ def predict(
         Genes to predict; all of the model if empty. Of a fitted model: the names of its outputs, in order.
     condition_on
         Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
+    force
+        Condition also on spots that do not fit the slide, with a warning, see `histosge.data.alignment_check`.
     on_progress, on_message
         Called after each block, and with one line on the spots that a model is conditioned on.
 
@@ -140,7 +143,7 @@ def predict(
         if len(ids) != 1:
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
         sample = Sample(ids[0], "", str(condition_on))
-        conditioned = load_conditioned(source, saved, sample, (grid, encoder), on_message)
+        conditioned = load_conditioned(source, saved, sample, (grid, encoder), on_message, force=force)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     is_shared_out = settings.workers > 1 and len(ids) > 1
     if is_shared_out and folder is None:

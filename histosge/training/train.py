@@ -89,6 +89,7 @@ def train(
     settings: TrainSettings | None = None,
     *,
     overwrite: bool = False,
+    force: bool = False,
     on_message: OnMessage = ignore_message,
 ) -> SavedModel:
     """Train a model on the sections of a sample sheet and save it.
@@ -108,6 +109,8 @@ def train(
         Preset, genes, epochs, seed.
     overwrite
         Train in any case, and replace a model that is there; it stays until the new one is complete.
+    force
+        Train also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     on_message
         Called with one line on what was found.
 
@@ -125,7 +128,7 @@ def train(
     made_with = describe_training(samples, store, settings)
     if (finished := _find_finished(model, made_with, settings, overwrite=overwrite)) is not None:
         return finished
-    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
     # By id: sums over sections are rounded, so that another order of the sheet's rows would change the last bits.
     loaded.sort(key=lambda item: item.section.slide_id)
     sections = [item.section for item in loaded]

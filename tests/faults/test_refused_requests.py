@@ -145,7 +145,10 @@ READS: dict[str, Callable[[Path], list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", READS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("ls", "export") else pytest.param(name, marks=pytest.mark.slow) for name in READS],
+)
 def test_reading_is_refused_in_one_line_or_right(name: str, place: Place, tmp_path: Path) -> None:
     read = READS[name]
     expected = read(tmp_path)
@@ -168,10 +171,18 @@ def test_reading_is_refused_in_one_line_or_right(name: str, place: Place, tmp_pa
     assert all(np.array_equal(a, b) for a, b in zip(read(tmp_path), expected, strict=True))
 
 
-@pytest.mark.parametrize("after", AFTER[1:])
-def test_writing_is_refused_in_one_line_and_the_same_command_goes_on(place: Place, after: int) -> None:
+@pytest.mark.parametrize(
+    ("after", "replies"),
+    [
+        (12, REFUSALS[::5]),
+        *(pytest.param(after, REFUSALS, marks=pytest.mark.slow, id=f"{after}-all") for after in AFTER[1:]),
+    ],
+)
+def test_writing_is_refused_in_one_line_and_the_same_command_goes_on(
+    place: Place, after: int, replies: tuple[Any, ...]
+) -> None:
     expected = contents(place.folder)
-    for number, reply in enumerate(REFUSALS):
+    for number, reply in enumerate(replies):
         url, folder = f"s3://test/s{after}-{number}", place.folder.parent / f"s{after}-{number}"
         place.refuse(reply, after)
         try:

@@ -3,7 +3,9 @@
 import gc
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from distributed import Client
 from make_slides import tissue_like, write_pyramid
 
 from featurestore import EmbedSettings, GridSpec, catalogue, embed, validate
+from featurestore.analysis.patch_stream import open_stream
 from featurestore.embedding import slide_watch
 from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
 from featurestore.embedding.slide_result import SlideResult
@@ -234,6 +237,24 @@ def test_encoders_of_earlier_runs_do_not_stay_in_a_workers_memory(
         settings = replace(SETTINGS, encoders=("colour", "morphology") if number == 1 else ("colour",))
         embed_on_cluster(client, samples, str(tmp_path / f"{number}"), settings, ignore_progress)
     assert list(client.run(count).values()) == [1]
+
+
+def test_two_runs_at_once_add_their_encoders_to_one_store(slides: Path, tmp_path: Path) -> None:
+    store, begun = tmp_path / "store", threading.Barrier(2)
+
+    def add(encoder: str) -> list[SlideResult]:
+        begun.wait(60)
+        return embed(slides, store, replace(SETTINGS, encoders=(encoder,)))
+
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(add, ("colour", "morphology")))
+    assert [_states(of_run) for of_run in results] == [dict.fromkeys(IDS, "done")] * 2
+    assert validate(store, deep=True) == []
+    embed(slides, tmp_path / "undisturbed", replace(SETTINGS, encoders=("colour", "morphology")))
+    assert _objects(store) == _objects(tmp_path / "undisturbed")
+    # What a slide's own document lists is what training finds.
+    for encoder in ("colour", "morphology"):
+        assert open_stream(store, encoder=encoder).skipped == ()
 
 
 def test_metadata_that_another_run_adds_at_the_same_moment_is_not_lost(tmp_path: Path) -> None:
