@@ -99,6 +99,13 @@ def anonymous_access(*, signed: Sequence[str] = ()) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def anonymous_settings() -> dict[str, str]:
+    """Return the environment variables that give another process this one's `anonymous_access`; empty if it has none."""
+    if not os.environ.get(ENV_ANONYMOUS):
+        return {}
+    return {name: os.environ[name] for name in (ENV_ANONYMOUS, ENV_SIGNED) if name in os.environ}
+
+
 def is_anonymous(url: str) -> bool:
     """Whether a URL is read without credentials, see `anonymous_access`."""
     if os.environ.get(ENV_ANONYMOUS, "").lower() not in ("1", "true", "yes"):
