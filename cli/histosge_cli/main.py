@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.models import CommandInfo, TyperInfo
@@ -29,6 +29,7 @@ from histosge_cli import (
 )
 from histosge_cli.anonymous_option import add_anonymous_option
 from histosge_cli.console import out
+from histosge_cli.places import refuse_empty
 
 PANELS = {
     "Start here": ("demo", "doctor"),
@@ -116,6 +117,10 @@ _in_order(app)
 add_anonymous_option(app)
 
 
+# Typer brings a copy of click from 0.2x on, and used the package before: this is the class of the one that it uses.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
 @contextmanager
 def _short_warnings() -> Iterator[None]:
     """Print a warning for the user as one line; Python's own form adds a line of our source."""
@@ -160,12 +165,28 @@ def _print_bug(kind: type[BaseException], error: BaseException, frames: Tracebac
     sys.stderr.write(redact("".join(traceback.format_exception(kind, error, frames))))
 
 
+def _show_usage_error(error: Any) -> None:
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its help, not an error
+        error.show()
+        return
+    command = error.ctx.command_path if error.ctx else "histosge"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    print(f"error: {redact(text)}; see: {command} --help", file=sys.stderr)  # noqa: T201
+
+
 def main() -> None:
     """Run the command line."""
     sys.excepthook = _print_bug
     try:
         with _short_warnings():
-            app()
+            refuse_empty(sys.argv[1:])
+            # Not standalone: a mistyped option is one line then, in place of a box of five.
+            code = app(standalone_mode=False)
+    except _UsageError as error:
+        _show_usage_error(error)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
     except BrokenPipeError:  # `histosge ls | head`: the reader has what it wanted
         # Python would flush standard output once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -183,3 +204,4 @@ def main() -> None:
             raise
         print(f"error: {redact(line)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

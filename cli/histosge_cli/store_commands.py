@@ -8,6 +8,7 @@ import typer
 
 from histosge_cli.console import Console, duration, out, resumable, size, table
 from histosge_cli.encoder_tables import scale_remarks, weights_option
+from histosge_cli.places import log_file, new_store, samples_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
 
 if TYPE_CHECKING:
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
 GRID, TISSUE, ENCODER, DEVICE, OUTPUT = "Grid", "Tissue", "Encoder", "Where to compute", "Output"
 """Headings under which ``--help`` groups options."""
 
-StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
+StoreArg = Annotated[
+    str,
+    typer.Argument(metavar="STORE", callback=store_place, help="Folder or URL of the feature store."),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print no progress and no messages.", rich_help_panel=OUTPUT)
 ]
 Log = Annotated[
     Path | None,
     typer.Option(
-        "--log", metavar="FILE", help="Append messages and progress as JSON lines.", rich_help_panel=OUTPUT
+        "--log",
+        metavar="FILE",
+        callback=log_file,
+        help="Append messages and progress as JSON lines.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Overwrite = Annotated[
@@ -52,9 +60,17 @@ def _tissue_methods() -> str:
 
 def embed(
     samples: Annotated[
-        str, typer.Argument(metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV).")
+        str,
+        typer.Argument(
+            metavar="SAMPLES",
+            callback=samples_place,
+            help="A slide, a folder of slides, or a sample sheet (CSV).",
+        ),
     ],
-    store: StoreArg,
+    store: Annotated[
+        str,
+        typer.Argument(metavar="STORE", callback=new_store, help="Folder or URL of the feature store."),
+    ],
     mpp: Annotated[float, typer.Option(help="Microns per pixel of the patches.", rich_help_panel=GRID)] = 0.5,
     patch: Annotated[int, typer.Option(help="Side of a patch, pixels at --mpp.", rich_help_panel=GRID)] = 224,
     stride: Annotated[

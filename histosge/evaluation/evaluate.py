@@ -1,9 +1,10 @@
 """A sample sheet and a store -> scores and a report on disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
 from histosge.data.gene_choice import GeneChoice, GeneSource
@@ -13,17 +14,30 @@ from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.ablation import needs_slides
 from histosge.evaluation.hest_protocol import hest_split, score_hest
 from histosge.evaluation.method_choice import find_methods
-from histosge.evaluation.report_files import write_evaluation
+from histosge.evaluation.report_files import (
+    check_report_place,
+    has_evaluation,
+    read_evaluation,
+    write_evaluation,
+)
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import evaluate_sections
 from histosge.heldout.splits import SPLITS
-from histosge.models.estimators import ModelSource
+from histosge.models.estimators import ModelSource, check_numbers
 from histosge.reporting.page import Block
+from histosge.training.made_with import (
+    describe_genes,
+    describe_preset,
+    describe_sections,
+    describe_settings,
+)
 from histosge.training.reencoding import Reencoder
 
 # What knows nothing, what the field quotes, and the default: together they take seconds.
 DEFAULT_PRESETS = ("mean", "ridge", "dense")
 PROTOCOLS = ("hest",)
+MAX_SEEDS = 1000
+"""Each repeats every fit: a spread is known to 2 % by then."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +94,12 @@ class EvaluateSettings:
             If the protocol or a preset is unknown, or epochs or genes are none.
         """
         if self.split not in (None, *SPLITS):
-            raise SplitError(f"unknown split {self.split!r}: choose one of {', '.join(SPLITS)}")
-        if self.seeds < 1:
-            raise SplitError(f"an evaluation needs at least 1 seed, not {self.seeds}")
-        if self.epochs is not None and self.epochs < 1:
-            raise HistosgeError(
-                f"cannot train for {self.epochs} epochs; give at least 1, or none for each model's own"
+            raise SplitError(f"unknown split {self.split[:100]!r}: choose one of {', '.join(SPLITS)}")
+        if not 1 <= self.seeds <= MAX_SEEDS:
+            raise SplitError(
+                f"an evaluation needs at least 1 seed and at most {MAX_SEEDS:,}, not {self.seeds}"
             )
+        check_numbers(self.epochs, 0)
         if self.protocol not in (None, *PROTOCOLS):
             raise HistosgeError(f"unknown protocol {self.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
         GeneChoice.parse(self.genes)
@@ -103,10 +116,13 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     *,
     force: bool = False,
+    overwrite: bool = False,
     on_message: OnMessage = ignore_message,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Score models on held-out spots and write report.html, scores.csv, genes.csv and differences.csv.
+
+    An evaluation that is there, made with the same settings and inputs, is returned as it is, without its maps.
 
     Parameters
     ----------
@@ -120,11 +136,15 @@ def evaluate(
         Split, presets, genes, seeds, grid and encoder.
     force
         Score also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
+    overwrite
+        Evaluate in any case, and replace an evaluation that is there.
     on_message, on_progress
         Called with one line on what was found, and before each fit.
 
     Raises
     ------
+    EarlierResultError
+        If an evaluation is there that was made with something else, and `overwrite` is not set.
     SplitError
         If the sections cannot give the split.
     FeatureStoreError
@@ -132,12 +152,27 @@ def evaluate(
     """
     settings = settings or EvaluateSettings()
     settings.check()
+    folder, made_with = check_report_place(report_dir), _made_with(samples, store, settings)
+    if not overwrite and has_evaluation(folder):
+        earlier, scores = read_evaluation(folder) or (None, None)
+        if is_same_result(folder, earlier, made_with, overwrite=overwrite) and scores is not None:
+            return replace(scores, was_there=True)
     loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
+    # By id, as in training: the order of the sheet's rows decides nothing.
+    loaded.sort(key=lambda item: item.section.slide_id)
     # Only where something encodes patches again: it opens every slide and loads the encoder.
     reencoder = (
         Reencoder.for_sections(read_samples(str(samples)), loaded) if _encodes_anew(settings) else None
     )
-    return score_sections(loaded, report_dir, settings, reencoder=reencoder, on_progress=on_progress)
+    return score_sections(
+        loaded, report_dir, settings, reencoder=reencoder, made_with=made_with, on_progress=on_progress
+    )
+
+
+def _made_with(samples: str | Path, store: str | Path, settings: EvaluateSettings) -> MadeWith:
+    presets = [describe_preset(p) if not isinstance(p, str) else p for p in settings.presets]
+    own = {"presets": presets, "genes": describe_genes(settings.genes)}
+    return describe_settings(settings, **own) | describe_sections(samples, store, settings.selection)
 
 
 def score_sections(
@@ -147,9 +182,10 @@ def score_sections(
     *,
     extra: Sequence[Block] = (),
     reencoder: Reencoder | None = None,
+    made_with: MadeWith | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
-    """Score loaded sections and write the report; `extra` blocks are shown below the scores.
+    """Score loaded sections and write the report, in the place of an earlier one; `extra` blocks stand below the scores.
 
     Without a `reencoder` the defects that concern how patches are encoded are left out of an ablation.
     """
@@ -158,7 +194,7 @@ def score_sections(
     sections = [item.section for item in loaded]
     if settings.protocol == "hest":
         scores = score_hest(sections, settings.split or hest_split(sections), on_progress=on_progress)
-        write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
+        write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
         return scores
     scores = evaluate_sections(
         sections,
@@ -171,7 +207,7 @@ def score_sections(
         reencode=reencoder,
         on_progress=on_progress,
     )
-    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
+    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
     return scores
 
 

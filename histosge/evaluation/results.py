@@ -109,6 +109,8 @@ class Scores:
         ``hest``, or empty for our own.
     kinds
         Preset -> what it is, for tables: `MODEL`, or text that begins with `BASELINE`, `ORACLE` or `VARIANT`.
+    was_there
+        Whether `histosge.evaluate` found them finished, so that nothing was fitted.
     """
 
     scores: pl.DataFrame
@@ -126,6 +128,7 @@ class Scores:
     differences: pl.DataFrame | None = None
     protocol: str = ""
     kinds: Mapping[str, str] = field(default_factory=dict)
+    was_there: bool = False
 
     # Named by their kind, so that whoever shows scores need know no oracle by name.
     @property

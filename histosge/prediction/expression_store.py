@@ -4,9 +4,12 @@ The same shape and commit rules as the feature store: one object per block and g
 objects exist. Readable by plain zarr and xarray.
 """
 
+import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +39,7 @@ from featurestore.storage.zarr_metadata import (
     write_group,
 )
 from featurestore.tissue.threshold import is_tissue
+from featurestore.whole_file import is_partial, whole_folder
 from histosge.calibration.conformal import Intervals
 from histosge.calibration.depth_strata import DepthStrata, interval_bounds
 
@@ -147,6 +151,8 @@ class ExpressionStore:
         """Yield ``(slide id, grid key)`` of every map."""
         for slide_id in filter(is_segment, self.location.folders()):
             for grid_key in filter(is_segment, self.location.folders(slide_id)):
+                if is_partial(grid_key):
+                    continue
                 # A folder without it is a map whose creation was interrupted.
                 if self.location.exists(f"{slide_id}/{grid_key}/expression/zarr.json"):
                     yield slide_id, grid_key
@@ -191,13 +197,14 @@ class ExpressionStore:
             if attrs.get("made_by") != made_by:
                 raise IdentityMismatchError(
                     f"{self.location.label}/{path} was predicted by {_brief(attrs.get('made_by'))}, this prediction is by "
-                    f"{_brief(made_by)}; give another OUT or remove that folder"
+                    f"{_brief(made_by)}; give another OUT, or replace the map with --overwrite"
                 )
             found = self.map(slide_id, grid.spec.key, read_only=False)
             if found.genes != genes:
                 raise IdentityMismatchError(
                     f"{self.location.label}/{path} holds {len(found.genes)} genes {found.genes[0]}..{found.genes[-1]}, "
-                    f"this prediction is of {len(genes)}, {genes[0]}..{genes[-1]}; give another OUT or remove that folder"
+                    f"this prediction is of {len(genes)}, {genes[0]}..{genes[-1]}; give another OUT, or replace the map "
+                    "with --overwrite"
                 )
             return found
         # Coordinates before the arrays that they describe: whoever finds a map can place it on the slide.
@@ -228,6 +235,41 @@ class ExpressionStore:
         )
         consolidate(self.location, slide_id)
         return self.map(slide_id, grid.spec.key, read_only=False)
+
+    def holds_other(
+        self, slide_id: str, grid_key: str, genes: tuple[str, ...], made_by: dict[str, Any]
+    ) -> bool:
+        """Tell whether a slide has a map that `add_map` would refuse to go on with."""
+        attrs = read_attrs(self.location, f"{slide_id}/{grid_key}/expression")
+        return bool(attrs) and (attrs["made_by"] != made_by or self.map(slide_id, grid_key).genes != genes)
+
+    @contextmanager
+    def replacing(self, slide_id: str, grid_key: str) -> "Iterator[ExpressionStore]":
+        """Yield an empty store; the map that is written into it takes the place of the one here when the block ends.
+
+        Until then the old map stays as it is, also if the process is killed.
+
+        Raises
+        ------
+        StoreError
+            If the store is not on this machine: object stores rename nothing.
+        """
+        if not self.location.is_local:
+            raise StoreError(
+                f"{self.location.label} is not on this machine, where a map could be replaced in one step; give another "
+                f"OUT, or remove {slide_id}/{grid_key}"
+            )
+        with whole_folder(Path(self.location.path(f"{slide_id}/{grid_key}"))) as work:
+            work.mkdir()
+            # One level deeper than a map, so that nobody who lists maps meanwhile takes it for one.
+            fresh = work / "new"
+            yield ExpressionStore.open_or_create(str(fresh))
+            for part in (fresh / slide_id / grid_key).iterdir():
+                part.rename(work / part.name)
+            shutil.rmtree(fresh)
+            # Its copy of the metadata is the old map's, and a kill must not leave it beside the new one.
+            write_group(self.location, slide_id, {})
+        consolidate(self.location, slide_id)
 
     def _write_coordinates(
         self, path: str, stored: StoredGrid, genes: tuple[str, ...], intervals: Intervals | None

@@ -260,6 +260,11 @@ def read_made_with(folder: str | Path) -> Mapping[str, Any] | None:
     return made_with if isinstance(made_with, dict) else None
 
 
+def read_fingerprint(folder: str | Path) -> str:
+    """Return the fingerprint that a saved model records, without loading it; `load_model` compares it."""
+    return str(_document(Path(folder)).get("fingerprint"))
+
+
 def describe_fitted(
     model: Model, genes: Sequence[str], identity: EncoderIdentity, grid: PatchGrid
 ) -> SavedModel:
