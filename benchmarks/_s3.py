@@ -111,8 +111,33 @@ def serving(folder: Path | None = None) -> Iterator[Server]:
         server.kill()
 
 
-Fault = Callable[[int, str, str], str | float | None]
-"""``(number of the request, method, path) -> "503", "cut", seconds to wait, or None``."""
+@dataclass(frozen=True)
+class Reply:
+    """An answer in place of the server's.
+
+    Parameters
+    ----------
+    status
+        Of HTTP.
+    code
+        S3's name of the error, in its XML document.
+    body
+        Instead of that document.
+    """
+
+    status: int
+    code: str = ""
+    body: bytes | None = None
+
+    def to_bytes(self) -> bytes:
+        """Return the body."""
+        if self.body is not None:
+            return self.body
+        return f"<?xml version='1.0'?><Error><Code>{self.code}</Code><Message>no {SECRET}</Message></Error>".encode()
+
+
+Fault = Callable[[int, str, str], "Reply | str | float | None"]
+"""``(number of the request, method, path) -> a reply, "503", "cut", "half" or "empty" of the body, seconds, or None``."""
 
 
 class Proxy:
@@ -187,9 +212,13 @@ class Proxy:
         if trouble == "503":
             self._answer(request, 503, [("Content-Type", "application/xml")], SLOW_DOWN)
             return
-        self._forward(request, body)
+        if isinstance(trouble, Reply):
+            self._answer(request, trouble.status, [("Content-Type", "application/xml")], trouble.to_bytes())
+            return
+        kept = {"half": 0.5, "empty": 0.0}.get(trouble, 1.0) if isinstance(trouble, str) else 1.0
+        self._forward(request, body, kept if request.command == "GET" else 1.0)
 
-    def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> None:
+    def _forward(self, request: BaseHTTPRequestHandler, body: bytes, kept: float = 1.0) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._upstream, timeout=120)
         try:
             connection.request(request.command, request.path, body, dict(request.headers))
@@ -204,7 +233,8 @@ class Proxy:
         dropped = {"transfer-encoding", "connection", "content-length"}
         headers = [(k, v) for k, v in response.getheaders() if k.lower() not in dropped]
         length = response.getheader("Content-Length") if request.command == "HEAD" else None
-        self._answer(request, response.status, headers, data, length)
+        # The length is that of what is left: a client cannot see that it was cut.
+        self._answer(request, response.status, headers, data[: int(kept * len(data))], length)
 
     def _answer(
         self,

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from featurestore.embedding.embed import embed as embed
     from featurestore.encoders.loading import load_encoder as load_encoder
     from featurestore.errors import FeatureStoreError as FeatureStoreError
+    from featurestore.file_systems import anonymous_access as anonymous_access
     from featurestore.grid import GridSpec as GridSpec
     from featurestore.slides.open_slide import open_slide as open_slide
     from featurestore.slides.sample_sheet import read_samples as read_samples
@@ -25,6 +26,7 @@ _MODULES = {
     "EmbedSettings": "embedding.embed",
     "FeatureStoreError": "errors",
     "GridSpec": "grid",
+    "anonymous_access": "file_systems",
     "catalogue": "storage.catalogue",
     "embed": "embedding.embed",
     "load_encoder": "encoders.loading",

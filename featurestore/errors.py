@@ -4,9 +4,19 @@ One tree, so that `except FeatureStoreError` catches all of it. Each class is al
 that a caller expects. A message is one line: what was refused, the numbers, and the fix.
 """
 
+from featurestore.credentials import redact
+
 
 class FeatureStoreError(Exception):
-    """Base of every error that is the input's or the environment's fault, not a bug."""
+    """Base of every error that is the input's or the environment's fault, not a bug.
+
+    Its message holds no credentials, whatever it was made from.
+    """
+
+    def __init__(self, *args: object) -> None:
+        # Here, since a message may quote another library's, and that the URL with its signature: whoever prints,
+        # logs or stores an error of ours need not think of it.
+        super().__init__(*(redact(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class SlideError(FeatureStoreError, ValueError):
@@ -15,6 +25,10 @@ class SlideError(FeatureStoreError, ValueError):
 
 class SlideNotFoundError(SlideError, FileNotFoundError):
     """There is no slide at that path."""
+
+
+class SlideAccessError(SlideError):
+    """A server or network refused a slide that may be whole: another run may read it."""
 
 
 class MppError(SlideError):
@@ -43,6 +57,25 @@ class StoreError(FeatureStoreError, ValueError):
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
     """There is no store at that URL."""
+
+
+class AccessError(StoreError, OSError):
+    """A server, network or disk refused; the message holds what it answered and what to set.
+
+    Parameters
+    ----------
+    message
+        One line.
+    reason
+        The part of it that says why, without the place.
+    is_transient
+        Whether the same request may succeed later without any change: a busy server, a broken connection.
+    """
+
+    def __init__(self, message: str, reason: str = "", *, is_transient: bool = False) -> None:
+        super().__init__(message)
+        self.reason = redact(reason or message)
+        self.is_transient = is_transient
 
 
 class ClusterError(FeatureStoreError, ConnectionError):
@@ -79,6 +112,6 @@ MAX_LINE = 600
 
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, for a message of ours; its class if it says nothing."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
     # Some repeat what they were given, such as a name of a megabyte.
     return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..."

@@ -1,7 +1,7 @@
-"""Where a store is: a folder, or any URL that fsspec knows (``s3://``, ``memory://``).
+"""Where a store is: a folder of this machine, or a URL of one of `SCHEMES`.
 
-All handles of file systems and zarr stores are made here, so credentials, listing caches and atomic writes are
-handled once. Nothing here knows what the store holds.
+All handles of file systems and zarr stores are made here, so credentials, listing caches, atomic writes and what a
+server refuses are handled once. Nothing here knows what the store holds.
 
 Terms
     relative  a path below the root, ``/`` between its segments; empty for the root itself
@@ -10,54 +10,29 @@ Terms
 import datetime as dt
 import errno
 import json
-import os
-import re
+import stat
 import time
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
-from featurestore.documents import check_file, parse_json
+from featurestore.credentials import strip_credentials
+from featurestore.documents import DocumentError, check_file, parse_json
 from featurestore.errors import StoreError
+from featurestore.file_systems import PathOrUrl as PathOrUrl
+from featurestore.file_systems import as_url as as_url
+from featurestore.file_systems import check_url, is_anonymous, open_file_system
+from featurestore.server_errors import ABSENT, access_as_error
 from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
-PathOrUrl = str | os.PathLike[str]
-"""A folder or file of this machine, or a URL as a string."""
-
-_SHORTENED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
-# A user and password before the host, and a query, which may be a signature.
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
 REMOVE_TRIES = 20
 """Of removing a folder that another process writes into: between two blocks of a run there are milliseconds at least."""
-S3_TRIES = 6
-"""Of one request, with waits that double; s3fs repeats that a few times. It must outlast a few minutes of errors."""
-
-
-def as_url(place: PathOrUrl) -> str:
-    """Return a path or URL as a string.
-
-    Raises
-    ------
-    StoreError
-        If a URL was made a `Path`, which drops one of its slashes.
-    """
-    url = os.fspath(place)
-    if isinstance(place, PurePath) and _SHORTENED_URL.match(url):
-        raise StoreError(f"{url} was a URL before it became a Path, which drops a slash; give it as a string")
-    return url
-
-
-def strip_credentials(url: str) -> str:
-    """Return a URL without user, password or signed query: safe to store and to print."""
-    return _CREDENTIALS.sub("", url) if "://" in url else url
 
 
 @dataclass(frozen=True)
@@ -74,20 +49,6 @@ def _modified(entry: dict[str, Any]) -> dt.datetime | None:
     if isinstance(value, (int, float)):
         return dt.datetime.fromtimestamp(value, dt.UTC)
     return value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else None
-
-
-def storage_options(url: str) -> dict[str, Any]:
-    """Return the options to open a URL with fsspec: with retries, since a run of days meets failing requests."""
-    # fsspec's cached listings would hide what other workers have written.
-    options: dict[str, Any] = {"use_listings_cache": False}
-    if url.startswith("s3"):
-        options["max_concurrency"] = 1  # with more, s3fs requests each object's size before its bytes
-        options["config_kwargs"] = {
-            "retries": {"max_attempts": S3_TRIES, "mode": "standard"},
-            "connect_timeout": 10,
-            "read_timeout": 60,
-        }
-    return options
 
 
 def _remove_tree(fs: Any, path: str) -> None:
@@ -108,7 +69,9 @@ def _remove_tree(fs: Any, path: str) -> None:
 
 @dataclass(frozen=True, init=False)
 class Location:
-    """The root of a store.
+    """The root of a store, or any folder or URL.
+
+    What a server or disk refuses is an `AccessError` in every method.
 
     Parameters
     ----------
@@ -133,15 +96,13 @@ class Location:
 
     @cached_property
     def _fs_root(self) -> tuple[Any, str]:
-        try:
-            fs, root = fsspec.core.url_to_fs(self.url, **storage_options(self.url))
-        except ImportError as error:
-            raise StoreError(
-                f"{self.label} needs an extra package ({error}); install it with: pip install 'histosge[s3]'"
-            ) from error
-        except ValueError as error:
-            raise StoreError(f"{self.label} cannot hold a store: {error}") from error
+        fs, root = open_file_system(self.url)
         return fs, root.rstrip("/")
+
+    def _access(self, relative: str, what: str = "cannot be read") -> AbstractContextManager[None]:
+        """Turn what a file system raises into an `AccessError`, except that an object is not there."""
+        label = f"{self.label}/{relative}" if relative else self.label
+        return access_as_error(label, self.url, what, is_anonymous=is_anonymous(self.url))
 
     def zarr(self, *, read_only: bool = False) -> "ZarrStore":
         """Open the location as a zarr store.
@@ -149,31 +110,47 @@ class Location:
         Raises
         ------
         StoreError
-            If the URL needs an extra package, or is of no known kind.
+            If the URL needs an extra package, or is of no allowed scheme.
         """
-        from zarr.storage import FsspecStore, LocalStore
-
         from featurestore.checked_zarr import CheckedStore
 
         if self.is_local:
+            from zarr.storage import LocalStore
+
             return CheckedStore(LocalStore(self._fs_root[1], read_only=read_only), self.label)
-        options = storage_options(self.url)
-        return CheckedStore(
-            FsspecStore.from_url(self.url, storage_options=options, read_only=read_only), self.label
-        )
+        from featurestore.remote_zarr import RemoteZarrStore
+
+        return CheckedStore(RemoteZarrStore.open_url(self.url, read_only=read_only), self.label)
 
     def path(self, relative: str) -> str:
         """Return the full path of something below the root, as its file system takes it."""
         root = self._fs_root[1]
-        return f"{root}/{relative}" if relative else root
+        if not relative:
+            return root
+        if not self.is_local:
+            check_url(f"{self.url.rstrip('/')}/{relative}")
+        return f"{root}/{relative}"
 
     def exists(self, relative: str = "") -> bool:
         """Tell whether an object or folder exists."""
-        return bool(self._fs_root[0].exists(self.path(relative)))
+        return self._kind(relative) is not None
 
     def is_file(self, relative: str = "") -> bool:
         """Tell whether an object exists."""
-        return bool(self._fs_root[0].isfile(self.path(relative)))
+        return self._kind(relative) == "file"
+
+    def _kind(self, relative: str) -> str | None:
+        """Return "file" or "directory", or None where nothing is."""
+        path = self.path(relative)
+        try:
+            with self._access(relative):
+                if self.is_local:
+                    # Not info(): it does not follow a link, so one to nothing would exist.
+                    return "directory" if stat.S_ISDIR(Path(path).stat().st_mode) else "file"
+                # Not exists(), which takes every refusal of a server for an absence.
+                return str(self._fs_root[0].info(path)["type"])
+        except ABSENT:
+            return None
 
     def folders(self, relative: str = "") -> list[str]:
         """Return the names of the folders directly below, sorted; one listing."""
@@ -185,10 +162,11 @@ class Location:
 
     def _children(self, relative: str) -> list[tuple[str, str]]:
         try:
-            entries = self._fs_root[0].ls(self.path(relative), detail=True)
-        except (FileNotFoundError, NotADirectoryError):
+            with self._access(relative, "cannot be listed"):
+                entries = self._fs_root[0].ls(self.path(relative), detail=True)
+                return [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries]
+        except ABSENT:
             return []
-        return [(entry["name"].rstrip("/").rsplit("/", 1)[-1], entry["type"]) for entry in entries]
 
     def sizes(self, relative: str = "") -> dict[str, int]:
         """Return every object below with its bytes, by its path relative to `relative`; one listing."""
@@ -197,26 +175,37 @@ class Location:
     def entries(self, relative: str = "") -> dict[str, Entry]:
         """Return every object below, by its path relative to `relative`; one listing."""
         base = self.path(relative).rstrip("/") + "/"
-        found = self._fs_root[0].find(self.path(relative), detail=True)
         prefix = base.lstrip("/")  # file systems differ in whether names begin with a slash
-        return {
-            name.lstrip("/").removeprefix(prefix): Entry(int(entry["size"] or 0), _modified(entry))
-            for name, entry in found.items()
-        }
+        try:
+            with self._access(relative, "cannot be listed"):
+                found = self._fs_root[0].find(self.path(relative), detail=True)
+                return {
+                    name.lstrip("/").removeprefix(prefix): Entry(int(entry["size"] or 0), _modified(entry))
+                    for name, entry in found.items()
+                }
+        except ABSENT:
+            return {}
 
     def read_json(self, relative: str) -> dict[str, Any] | None:
         """Return a JSON object, or None if there is none.
 
         Raises
         ------
+        AccessError
+            If the server or disk refuses.
         StoreError
             If it is not JSON, or no object.
         """
         label = f"{self.label}/{relative}"
         try:
             self._refuse_special_file(relative)
-            value = parse_json(self._fs_root[0].cat_file(self.path(relative)), label)
-        except (FileNotFoundError, NotADirectoryError):  # the latter where the root is a file
+            try:
+                value = parse_json(self.read_bytes(relative), label)
+            except DocumentError:
+                if self.is_local:
+                    raise
+                value = parse_json(self.read_bytes(relative), label)  # a reply may be cut on its way
+        except ABSENT:
             return None
         if not isinstance(value, dict):
             raise StoreError(f"{label} is damaged: it is no JSON object")
@@ -234,25 +223,32 @@ class Location:
         ------
         FileNotFoundError
             If there is none.
+        AccessError
+            If the server or disk refuses.
         """
-        # Not open(): it requests an object's size before its bytes.
-        return bytes(self._fs_root[0].cat_file(self.path(relative)))
+        path = self.path(relative)
+        with self._access(relative):
+            # Not open(): it requests an object's size before its bytes.
+            return bytes(self._fs_root[0].cat_file(path))
 
     def write_json(self, relative: str, value: dict[str, Any]) -> None:
         """Write a JSON object, whole or not at all."""
         data = (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()
         if not self.is_local:
-            self._fs_root[0].pipe_file(self.path(relative), data)
+            path = self.path(relative)
+            with self._access(relative, "cannot be written"):
+                self._fs_root[0].pipe_file(path, data)
             return
         with whole_file(Path(self.path(relative))) as partial:
             partial.write_bytes(data)
 
     def remove(self, relative: str) -> None:
         """Remove an object, or everything below a folder; it is no error if there is neither."""
-        fs, _ = self._fs_root
+        if not self.exists(relative):
+            return
         path = self.path(relative)
-        if fs.exists(path):
-            _remove_tree(fs, path)
+        with self._access(relative, "cannot be removed"):
+            _remove_tree(self._fs_root[0], path)
 
     def sweep_partials(self, relative: str) -> int:
         """Remove partial files that killed writes left below a folder and in the folders above it; return how many.

@@ -12,6 +12,7 @@ import typer
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from featurestore.credentials import redact
 from featurestore.events import OnProgress, Progress
 
 # A table that is piped is for a program or a log: nothing may be cut.
@@ -50,14 +51,17 @@ class Console:
     def message(self, message: str, **facts: Any) -> None:
         """Print a message and log it."""
         if not self.quiet:
-            err.print(message, markup=False)
+            err.print(redact(message), markup=False)
         self.record(message, **facts)
 
     def record(self, message: str, **facts: Any) -> None:
         """Log without printing."""
         if self.log is not None:
             with self.log.open("a") as stream:
-                stream.write(json.dumps({"time": time.time(), "message": message, **facts}) + "\n")
+                # A fact may be another library's message, with the URL that failed.
+                safe = {key: redact(fact) if isinstance(fact, str) else fact for key, fact in facts.items()}
+                line = json.dumps({"time": time.time(), "message": redact(message), **safe})
+                stream.write(line + "\n")
 
     @contextmanager
     def bars(self, unit: str, slides: int = 0) -> Iterator["ProgressBars"]:

@@ -121,7 +121,7 @@ def _device() -> list[str]:
 
 
 def _store(url: str) -> tuple[str, bool]:
-    from featurestore.location import strip_credentials
+    from featurestore.credentials import strip_credentials
     from featurestore.storage.catalogue import catalogue
 
     label = strip_credentials(url)
@@ -129,7 +129,8 @@ def _store(url: str) -> tuple[str, bool]:
         frame = catalogue(url)
     # OSError: what a server or a permission does is the answer here, not a bug.
     except (FeatureStoreError, OSError) as error:
-        return f"store        {label}: {error}", False
+        reason = str(error)
+        return f"store        {reason if label in reason else f'{label}: {reason}'}", False
     done = frame.filter(frame["state"] == "done").height
     return (
         f"store        {label}: answers, {frame['slide'].n_unique()} slides, {done} of {frame.height} embeddings whole",

@@ -4,16 +4,21 @@ Exit codes: 0 done; 1 ran, and the answer is no; 2 the user's mistake. A bug kee
 """
 
 import errno
+import os
 import sys
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Annotated, Any, TextIO
 
 import typer
 from typer.models import CommandInfo, TyperInfo
 
-from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning
+from featurestore.credentials import redact
+from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning, first_line
+from featurestore.server_errors import access_reason, is_client_error
 from histosge_cli import (
     analyse_commands,
     demo_command,
@@ -22,6 +27,7 @@ from histosge_cli import (
     store_commands,
     view_command,
 )
+from histosge_cli.anonymous_option import add_anonymous_option
 from histosge_cli.console import out
 from histosge_cli.places import refuse_empty
 
@@ -108,6 +114,7 @@ for module in (
 ):
     module.register(app)
 _in_order(app)
+add_anonymous_option(app)
 
 
 # Typer brings a copy of click from 0.2x on, and used the package before: this is the class of the one that it uses.
@@ -118,6 +125,8 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 def _short_warnings() -> Iterator[None]:
     """Print a warning for the user as one line; Python's own form adds a line of our source."""
     with warnings.catch_warnings():
+        # zarr (3.1) starts several writes and awaits none of the others once one was refused.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         usual = warnings.showwarning
 
         def show(
@@ -129,12 +138,31 @@ def _short_warnings() -> Iterator[None]:
             line: str | None = None,
         ) -> None:
             if issubclass(category, (ExtensionWarning, SlideWarning)):
-                print(f"warning: {message}", file=sys.stderr)  # noqa: T201
+                print(f"warning: {redact(str(message))}", file=sys.stderr)  # noqa: T201
             else:
                 usual(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
         yield
+
+
+def _os_error_line(error: OSError) -> str:
+    """Return what a disk or a permission refused, and what to do about it."""
+    where = f" {error.filename}" if error.filename else ""
+    reason = error.strerror or first_line(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return (
+            f"cannot write{where and f' at{where}'}: {reason}; what is written so far is whole, "
+            "make room and run the same command again"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"cannot read or write{where}: {reason}; correct its permissions, or name another place"
+    return f"cannot use{where}: {reason}" if where else reason
+
+
+def _print_bug(kind: type[BaseException], error: BaseException, frames: TracebackType | None) -> None:
+    """Print a traceback as Python does, without the credentials that a library's message may hold."""
+    sys.stderr.write(redact("".join(traceback.format_exception(kind, error, frames))))
 
 
 def _show_usage_error(error: Any) -> None:
@@ -143,11 +171,12 @@ def _show_usage_error(error: Any) -> None:
         return
     command = error.ctx.command_path if error.ctx else "histosge"
     text = " ".join(error.format_message().split()).rstrip(".")
-    print(f"error: {text}; see: {command} --help", file=sys.stderr)  # noqa: T201
+    print(f"error: {redact(text)}; see: {command} --help", file=sys.stderr)  # noqa: T201
 
 
 def main() -> None:
     """Run the command line."""
+    sys.excepthook = _print_bug
     try:
         with _short_warnings():
             refuse_empty(sys.argv[1:])
@@ -158,18 +187,21 @@ def main() -> None:
         sys.exit(2)
     except typer.Abort:
         sys.exit(130)
-    except FeatureStoreError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
-    except OSError as error:
-        # A full or read-only disk is the user's to correct; any other OSError that gets here is a bug of ours.
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+    except BrokenPipeError:  # `histosge ls | head`: the reader has what it wanted
+        # Python would flush standard output once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        # What a server, a disk or a permission does is no bug. A client library's error gets here only where a file is
+        # not opened by `featurestore.location`.
+        if isinstance(error, FeatureStoreError):
+            line = str(error)
+        elif is_client_error(error):
+            line = access_reason(error, "")
+        elif isinstance(error, OSError):
+            line = _os_error_line(error)
+        else:
             raise
-        where = f" at {error.filename}" if error.filename else ""
-        print(  # noqa: T201
-            f"error: cannot write{where}: {error.strerror}; what is written so far is whole, "
-            "make room and run the same command again",
-            file=sys.stderr,
-        )
+        print(f"error: {redact(line)}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

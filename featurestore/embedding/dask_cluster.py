@@ -22,6 +22,7 @@ import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
+from distributed.diagnostics.plugin import WorkerPlugin
 
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, check_written
@@ -45,6 +46,7 @@ from featurestore.embedding.worker import (
 )
 from featurestore.errors import ClusterError, SlideError, StoreError
 from featurestore.events import OnProgress, Progress
+from featurestore.file_systems import anonymous_settings
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 
@@ -112,6 +114,32 @@ def local_client(workers: int, threads: int = THREADS_PER_WORKER) -> Iterator[Cl
         yield client
 
 
+class _AnonymousAccess(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
+    """Gives the workers of a running cluster this process's `anonymous_access`, while its client is connected.
+
+    Local workers inherit the environment; those of a scheduler have one of their own.
+    """
+
+    name = "histosge-anonymous-access"
+
+    def __init__(self, settings: dict[str, str]) -> None:
+        self._settings = settings
+        self._before: dict[str, str | None] = {}
+
+    def setup(self, worker: Any) -> None:
+        """Set the variables."""
+        self._before = {name: os.environ.get(name) for name in self._settings}
+        os.environ.update(self._settings)
+
+    def teardown(self, worker: Any) -> None:
+        """Set them back."""
+        for name, value in self._before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
 @contextmanager
 def remote_client(address: str) -> Iterator[Client]:
     """Connect to a scheduler that runs already.
@@ -134,7 +162,14 @@ def remote_client(address: str) -> Iterator[Client]:
     except (OSError, TimeoutError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ClusterError(f"no scheduler answers at {address} ({type(error).__name__}: {error})") from error
     with client:
-        yield client
+        settings = anonymous_settings()
+        if settings:
+            client.register_plugin(_AnonymousAccess(settings))
+        try:
+            yield client
+        finally:
+            if settings and client.status == "running":
+                client.unregister_worker_plugin(_AnonymousAccess.name)
 
 
 def _mute_library_logs() -> None:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 import psutil
 
 from featurestore.blocks import DEFAULT_BLOCK, Block
+from featurestore.credentials import strip_credentials
 from featurestore.embedding.limits import check_spec
 from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.slide_result import SlideResult
@@ -20,7 +21,6 @@ from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_e
 from featurestore.encoders.protocol import Encoder, EncoderOptions
 from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, SlideWarning, StoreError
 from featurestore.grid import GridSpec, PatchGrid
-from featurestore.location import strip_credentials
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import mpp_difference

@@ -7,7 +7,7 @@ slides of the run go on. What concerns all of them (encoders, a full disk, a sto
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from featurestore.errors import IdentityMismatchError, SlideError, StoreError, StoreNotFoundError
+from featurestore.errors import AccessError, IdentityMismatchError, SlideError, StoreError, StoreNotFoundError
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import Store
 
@@ -62,7 +62,7 @@ def ignore_result(result: SlideResult) -> None:
 
 def is_of_one_slide(error: Exception) -> bool:
     """Tell whether an error of the work on one slide concerns that slide alone; if not, it ends the run."""
-    return isinstance(error, ONE_SLIDE) and not isinstance(error, StoreNotFoundError)
+    return isinstance(error, ONE_SLIDE) and not isinstance(error, (StoreNotFoundError, AccessError))
 
 
 def fail_slide(store: Store | None, slide_id: str, error: Exception) -> SlideResult:

@@ -7,8 +7,8 @@ for minutes, other processes open it later, and some libraries open a file anew 
 import time
 from pathlib import Path
 
+from featurestore.credentials import strip_credentials
 from featurestore.errors import SlideError
-from featurestore.location import strip_credentials
 from featurestore.slides.download_cache import is_remote
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.slide_reader import is_folder_slide

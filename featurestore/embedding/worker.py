@@ -22,7 +22,7 @@ from featurestore.embedding.plan import BATCH, EmbedSettings, blocks_to_read, lo
 from featurestore.embedding.slide_result import ONE_SLIDE, SlideResult, fail_slide, is_of_one_slide
 from featurestore.embedding.slide_watch import SlideWatch
 from featurestore.encoders.protocol import Encoder, EncoderIdentity
-from featurestore.errors import FeatureStoreError
+from featurestore.errors import AccessError, FeatureStoreError
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
@@ -82,8 +82,8 @@ class Job:
     """
 
     run: str
-    store: str
-    sample: Sample
+    store: str = field(repr=False)
+    sample: Sample = field(repr=False)  # dask logs a task's arguments, and a slide's URL may be signed
     settings: EmbedSettings
 
 
@@ -94,6 +94,12 @@ def check_encoders(job: Job) -> PermanentFailure | None:
             return None
     except FeatureStoreError as error:
         return PermanentFailure(error)
+
+
+def _given_up(error: FeatureStoreError) -> PermanentFailure:
+    if isinstance(error, AccessError) and error.is_transient:
+        raise error  # dask tries the task again
+    return PermanentFailure(error)
 
 
 def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
@@ -110,7 +116,7 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
                     raise
                 return fail_slide(store, job.sample.slide_id, error)
     except FeatureStoreError as error:
-        return PermanentFailure(error)
+        return _given_up(error)
     n_tissue = int(plan.stored.is_tissue.sum())
     return PlannedSlide(
         job.sample.slide_id, blocks_to_read(plan), plan.n_planned, n_tissue, plan.fingerprint, plan.remark
@@ -141,7 +147,7 @@ def embed_block(
                     raise
                 return fail_slide(Store.open(job.store), job.sample.slide_id, error)
     except FeatureStoreError as error:
-        return PermanentFailure(error)
+        return _given_up(error)
     return result
 
 
@@ -230,22 +236,34 @@ class SlidePool:
         self._size = size
         self._lock = threading.Lock()
         self._slides: OrderedDict[Hashable, Slide] = OrderedDict()
+        self._opening: dict[Hashable, threading.Lock] = {}
         self._users: Counter[Hashable] = Counter()
 
     @contextmanager
     def acquire(self, key: Hashable, make: Callable[[], Slide]) -> Iterator[Slide]:
-        """Yield the slide of a key, opened by `make` if it is not open. It stays open until the context ends."""
-        with self._lock:  # also while it opens, or two threads would open the slide twice
-            if key not in self._slides:
-                self._slides[key] = make()
-            self._slides.move_to_end(key)
+        """Yield the slide of a key, opened by `make` if it is not open. It stays open until the context ends.
+
+        One thread opens a slide while the others that need it wait; nobody waits for another slide, which may have to
+        be downloaded first.
+        """
+        with self._lock:
             self._users[key] += 1
-            slide = self._slides[key]
+            opening = self._opening.setdefault(key, threading.Lock())
         try:
+            with opening:
+                with self._lock:
+                    slide = self._slides.get(key)
+                if slide is None:
+                    slide = make()
+                with self._lock:
+                    self._slides[key] = slide
+                    self._slides.move_to_end(key)
             yield slide
         finally:
             with self._lock:
                 self._users[key] -= 1
+                if not self._users[key]:
+                    self._opening.pop(key, None)
                 idle = [k for k in self._slides if not self._users[k]]
                 closing = [self._slides.pop(k) for k in idle[: max(0, len(self._slides) - self._size)]]
                 self._users = +self._users  # drops the keys that count zero

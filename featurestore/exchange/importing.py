@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.credentials import strip_credentials
 from featurestore.embedding.block_task import to_float16
 from featurestore.embedding.plan import software_versions
 from featurestore.encoders.protocol import EncoderIdentity
@@ -22,7 +23,7 @@ from featurestore.exchange.h5 import read_h5
 from featurestore.exchange.lattice import Lattice, find_lattice, find_step
 from featurestore.exchange.raw2features import read_raw2features
 from featurestore.grid import LEVEL_TOLERANCE, GridSpec, OffsetGridSpec, PatchGrid
-from featurestore.location import PathOrUrl, as_url, strip_credentials
+from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import MPP_RANGE

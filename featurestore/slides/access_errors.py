@@ -1,41 +1,59 @@
 """Errors of disks, servers and their client libraries, as one line about one slide."""
 
-import re
-
-from featurestore.errors import FeatureStoreError, SlideError, SlideNotFoundError, first_line
-
-# Their errors are no OSErrors, and the modules are there only where they are used: they are known by their names.
-CLIENTS = ("aiohttp", "aiobotocore", "botocore", "s3fs", "gcsfs", "google", "adlfs", "azure", "fsspec")
-_GONE = (404, 410)
-_QUERY = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")
-_USER = re.compile(r"://[^/@\s'\"]*@")
+from featurestore.credentials import strip_credentials
+from featurestore.errors import (
+    AccessError,
+    FeatureStoreError,
+    SlideAccessError,
+    SlideError,
+    SlideNotFoundError,
+    StoreError,
+)
+from featurestore.file_systems import check_url, is_anonymous
+from featurestore.server_errors import access_reason, is_client_error, is_missing
 
 
 def is_access_error(error: BaseException) -> bool:
     """Whether an error is a disk's, a server's, or of a library that talks to one."""
     if isinstance(error, FeatureStoreError):
-        return False
-    return isinstance(error, (OSError, ValueError)) or type(error).__module__.partition(".")[0] in CLIENTS
+        # The place of a folder slide is a `Location`, whose errors are a store's.
+        return isinstance(error, StoreError)
+    return isinstance(error, (OSError, ValueError, RecursionError)) or is_client_error(error)
 
 
-def access_error(label: str, error: BaseException, what: str) -> SlideError:
+def access_error(url: str, error: BaseException, what: str) -> SlideError:
     """Return the `SlideError` of an error for which `is_access_error` holds.
 
     Parameters
     ----------
-    label
-        The slide, without credentials.
+    url
+        The slide; its credentials do not get into the message.
     what
         What was tried, such as "cannot be fetched".
+
+    Returns
+    -------
+    SlideError
+        A `SlideNotFoundError` where nothing is there, a `SlideAccessError` where a server refused.
     """
-    if isinstance(error, FileNotFoundError):
-        # fsspec makes this of every reply over http that is no success, and keeps the reply as its cause (2026.9).
-        cause = error.__cause__
-        if cause is None or getattr(cause, "status", None) in _GONE:
-            return SlideNotFoundError(f"there is no slide at {label}")
-        error = cause
-    status, reason = getattr(error, "status", None), getattr(error, "message", "")
-    text = f"the server answers {status} {reason}".rstrip() if isinstance(status, int) else first_line(error)
-    # A library's message may repeat the URL with its signature or password.
-    text = _USER.sub("://", _QUERY.sub(r"\1", text))
-    return SlideError(f"{label} {what}: {text}")
+    if is_missing(error):
+        return SlideNotFoundError(f"there is no slide at {strip_credentials(url)}")
+    if isinstance(error, StoreError) and not isinstance(error, AccessError):
+        return SlideError(str(error))
+    reason = access_reason(error, url, is_anonymous=is_anonymous(url))
+    kind = SlideAccessError if "://" in url else SlideError
+    return kind(f"{strip_credentials(url)} {what}: {reason}")
+
+
+def check_slide_url(url: str) -> None:
+    """Refuse a slide's URL whose scheme is not allowed, wherever it was taken from.
+
+    Raises
+    ------
+    SlideError
+        With the list of schemes.
+    """
+    try:
+        check_url(url)
+    except StoreError as error:
+        raise SlideError(str(error)) from error

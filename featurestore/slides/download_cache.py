@@ -8,15 +8,19 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 import threading
+import warnings
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
-from featurestore.errors import SlideError
-from featurestore.location import storage_options, strip_credentials
+from featurestore.credentials import strip_credentials
+from featurestore.errors import SlideError, SlideWarning
+from featurestore.file_systems import open_file_system
 from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.whole_file import is_partial, whole_file
 
@@ -55,28 +59,46 @@ def fetch(url: str) -> Path:
             f"{label}: a {suffix[1:].upper()} slide is several files; copy it to this machine first"
         )
     try:
-        fs, path = fsspec.core.url_to_fs(url, **storage_options(url))
+        fs, path = open_file_system(url)
         info = fs.info(path)
         target = _local_path(label, info, suffix)
-        while not _locks.lock(target):
-            _download(fs, path, target, int(info.get("size") or 0))
+        # Threads that need the same slide fetch it once; nobody waits for another slide.
+        with _fetching.hold(target):
+            while not _locks.lock(target):
+                _download(fs, path, target, int(info.get("size") or 0))
         # Eviction goes by the time of last use. Access times will not do: under relatime they change once a day.
         os.utime(target)
         _evict(target)
-    except ImportError as error:
-        raise SlideError(f"{label} needs an extra package ({error}): pip install 'histosge[s3]'") from error
     except Exception as error:
         if not is_access_error(error):
             raise
-        raise access_error(label, error, "cannot be fetched") from error
+        raise access_error(url, error, "cannot be fetched") from error
     return target
 
 
 def cache_folder() -> Path:
-    """Return where copies lie: ``$HISTOSGE_CACHE``, or the user's cache folder."""
+    """Return where copies lie: ``$HISTOSGE_CACHE``, or the user's cache folder; without a home, a temporary one."""
     if os.environ.get(ENV_FOLDER):
         return Path(os.environ[ENV_FOLDER])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "histosge" / "slides"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "histosge" / "slides"
+    try:
+        home = Path.home()
+    except RuntimeError:  # no HOME, and the user's number is in no list of users, as in many containers
+        return _folder_without_home()
+    return home / ".cache" / "histosge" / "slides"
+
+
+@cache
+def _folder_without_home() -> Path:
+    folder = Path(tempfile.gettempdir()) / f"histosge-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+        # Somebody else made it: what lies there, they could replace.
+        folder = Path(tempfile.mkdtemp(prefix="histosge-"))
+    message = f"this user has no home: slides are kept in {folder}, set {ENV_FOLDER} to keep them elsewhere"
+    warnings.warn(message, SlideWarning, stacklevel=3)
+    return folder
 
 
 def _local_path(label: str, info: dict[str, Any], suffix: str) -> Path:
@@ -131,7 +153,31 @@ class CopyLocks:
             return True
 
 
+class KeyedLocks:
+    """A lock for each key, kept only while somebody holds it or waits for it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._locks: dict[Path, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def hold(self, key: Path) -> Iterator[None]:
+        """Hold the lock of a key while the context lasts."""
+        with self._lock:
+            lock, users = self._locks.get(key, (threading.Lock(), 0))
+            self._locks[key] = lock, users + 1
+        try:
+            with lock:
+                yield
+        finally:
+            with self._lock:
+                users = self._locks.pop(key)[1] - 1
+                if users:
+                    self._locks[key] = lock, users
+
+
 _locks = CopyLocks(LOCKED_COPIES)
+_fetching = KeyedLocks()
 
 
 def _remove_unless_used(path: Path) -> bool:

@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from featurestore.errors import SlideError, SlideNotFoundError, StoreError
-from featurestore.location import Location, strip_credentials
-from featurestore.slides.access_errors import access_error, is_access_error
+from featurestore.errors import SlideError, SlideNotFoundError
+from featurestore.location import Location
+from featurestore.slides.access_errors import access_error, check_slide_url, is_access_error
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.range_reader import RangedFile
 from featurestore.slides.slide_reader import is_folder_slide
@@ -52,15 +52,15 @@ def slide_fingerprint(path: str) -> str:
     SlideError
         If the slide is not there, or cannot be read.
     """
+    check_slide_url(path)
     try:
         return _fingerprint(path)
     except SlideError:
         raise
-    # The place of an OME-Zarr is a `Location`, whose errors are a store's.
     except Exception as error:
-        if not is_access_error(error) and not isinstance(error, StoreError):
+        if not is_access_error(error):
             raise
-        raise access_error(strip_credentials(path), error, "cannot be read") from error
+        raise access_error(path, error, "cannot be read") from error
 
 
 def _fingerprint(path: str) -> str:

@@ -17,11 +17,9 @@ from featurestore.errors import (
     MppError,
     SlideError,
     SlideNotFoundError,
-    StoreError,
     first_line,
 )
-from featurestore.location import strip_credentials
-from featurestore.slides.access_errors import access_error, is_access_error
+from featurestore.slides.access_errors import access_error, check_slide_url, is_access_error
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.protocol import Slide
 from featurestore.slides.pyramid_slide import PyramidSlide
@@ -48,7 +46,7 @@ def open_slide(
     Parameters
     ----------
     path
-        A file, or a URL that fsspec knows: JPEG-tiled TIFF and SVS (of a URL the tiles that are needed;
+        A file, or a URL (s3, gs, az, http, https): JPEG-tiled TIFF and SVS (of a URL the tiles that are needed;
         other formats are fetched whole); other SVS and TIFF, NDPI, MRXS, DICOM through OpenSlide; flat and
         OME-TIFF through tifffile; PNG and JPEG; and what other packages' readers add.
         A folder or URL that ends in ``.zarr``: OME-Zarr, read in place.
@@ -72,6 +70,7 @@ def open_slide(
         except MppError:
             mpp = fallback_mpp
     source = os.fspath(path)
+    check_slide_url(source)
     if is_remote(source):
         slide = _open_url(source, mpp)
         if slide is not None:
@@ -144,9 +143,8 @@ def _guarded(
     except SlideError:
         raise
     except Exception as error:
-        # The place of a folder slide is a `Location`, whose errors are a store's.
-        if is_access_error(error) or isinstance(error, StoreError):
-            raise access_error(strip_credentials(source), error, "cannot be read") from error
+        if is_access_error(error):
+            raise access_error(source, error, "cannot be read") from error
         # A bug of ours keeps its traceback; another package's is a reason like any other.
         if reader.name in READERS.own:
             raise

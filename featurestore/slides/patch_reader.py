@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.blocks import Block
-from featurestore.errors import SlideError
+from featurestore.errors import SlideAccessError, SlideError
 from featurestore.grid import PatchGrid
 from featurestore.slides.protocol import Slide
 
@@ -112,6 +112,8 @@ def _read_strip(
     x, y, width, height = grid.region_px(rows, cols)
     try:
         return slide.read_region(x, y, width, height, grid.effective_mpp), (int(row0), int(col0))
+    except SlideAccessError:
+        raise
     except SlideError:
         return None, (0, 0)  # some patch of it cannot be read; `_cut_patches` finds out which
 
@@ -137,6 +139,8 @@ def _cut_patches(
         px, py, width, height = grid.region_px((at[0], at[0] + 1), (at[1], at[1] + 1))
         try:
             pixels[i] = slide.read_region(px, py, width, height, grid.effective_mpp)
+        except SlideAccessError:
+            raise  # the patch may be whole: recorded as unreadable, it would not be read again
         except SlideError as error:
             ok[i] = False
             failures.append((*at, str(error)))

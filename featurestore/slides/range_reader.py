@@ -6,6 +6,7 @@ Only servers that serve ranges are used; from others a slide is fetched whole (`
 import io
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.client import HTTPException
@@ -13,10 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.request import Request, urlopen
 
-import fsspec
-
-from featurestore.errors import SlideError
-from featurestore.location import storage_options, strip_credentials
+from featurestore.credentials import strip_credentials
+from featurestore.errors import SlideAccessError, SlideError, first_line
+from featurestore.file_systems import open_file_system
+from featurestore.server_errors import is_transient
 from featurestore.slides.access_errors import access_error, is_access_error
 
 # A request takes tens of milliseconds to answer, in which a link of 10 MB/s carries a few hundred kilobytes.
@@ -24,6 +25,11 @@ MAX_GAP = 64 << 10
 """Bytes between two parts that are fetched along with them: cheaper than another request."""
 MAX_PART = 8 << 20
 """Bytes of one request at most: more would keep the other connections idle, and be lost whole when it breaks."""
+TRIES = 4
+"""Of one read. S3's client repeats requests itself; of a web server one busy answer would cost a slide of thousands of
+requests."""
+FIRST_WAIT_S = 0.5
+"""Before the second try; doubled before each further one."""
 PAGE = 64 << 10
 """Bytes that a `SparseCopy` fetches at least."""
 
@@ -40,23 +46,21 @@ class RangedFile:
     ------
     SlideNotFoundError
         If nothing is there.
+    SlideAccessError
+        If its server refuses, or does not answer.
     SlideError
-        If it cannot be reached, or not be read in parts.
+        If it cannot be read in parts.
     """
 
     def __init__(self, url: str) -> None:
-        self.label = strip_credentials(url)
+        self._url, self.label = url, strip_credentials(url)
         try:
-            self._fs, self._path = fsspec.core.url_to_fs(url, **storage_options(url))
+            self._fs, self._path = open_file_system(url)
             info: dict[str, Any] = self._fs.info(self._path)
-        except ImportError as error:
-            raise SlideError(
-                f"{self.label} needs an extra package ({error}): pip install 'histosge[s3]'"
-            ) from error
         except Exception as error:
             if not is_access_error(error):
                 raise
-            raise access_error(self.label, error, "cannot be reached") from error
+            raise access_error(url, error, "cannot be reached") from error
         self.size = int(info.get("size") or 0)
         # Object stores always serve ranges; of a web server only its reply to a range request tells.
         if not self.size or (self._path.startswith("http") and not _serves_ranges(url)):
@@ -72,24 +76,37 @@ class RangedFile:
 
         Raises
         ------
-        SlideError
-            If some cannot be read, or come short.
+        SlideAccessError
+            If some cannot be read, or come short, also when tried again.
         """
         # `cat_ranges` sends its requests at once, but merges none: its `max_gap` is not implemented (fsspec 2026.9).
         runs = merge_ranges(parts)
+        for wait in [FIRST_WAIT_S * 2**number for number in range(TRIES - 1)]:
+            try:
+                found = self._fetch(runs)
+                break
+            except SlideAccessError as error:
+                if error.__cause__ is not None and not is_transient(error.__cause__):
+                    raise
+                time.sleep(wait)
+        else:
+            found = self._fetch(runs)
+        return [_part_of(runs, found, offset, count) for offset, count in parts]
+
+    def _fetch(self, runs: list[tuple[int, int]]) -> list[bytes]:
         starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
         try:
             found = self._fs.cat_ranges([self._path] * len(runs), starts, ends, on_error="raise")
         except Exception as error:
             if not is_access_error(error):
                 raise
-            raise access_error(self.label, error, "cannot be read") from error
+            raise access_error(self._url, error, "cannot be read") from error
         for (start, stop), data in zip(runs, found, strict=True):
             if isinstance(data, Exception):  # fsspec up to 2026.1 returns what it is told to raise
-                raise access_error(self.label, data, "cannot be read") from data
+                raise access_error(self._url, data, "cannot be read") from data
             if len(data) != stop - start:
-                raise SlideError(f"{self.label}: {len(data)} of {stop - start} bytes came from {start}")
-        return [_part_of(runs, found, offset, count) for offset, count in parts]
+                raise SlideAccessError(f"{self.label}: {len(data)} of {stop - start} bytes came from {start}")
+        return list(found)
 
 
 def _serves_ranges(url: str) -> bool:
@@ -131,7 +148,11 @@ class SparseCopy(io.RawIOBase):
 
     def __init__(self, remote: RangedFile, suffix: str) -> None:
         self._remote = remote
-        self._folder = tempfile.TemporaryDirectory(prefix="histosge-")
+        try:
+            self._folder = tempfile.TemporaryDirectory(prefix="histosge-")
+        except OSError as error:
+            reason = error.strerror or first_line(error)
+            raise SlideError(f"no temporary folder can be made ({reason}); set TMPDIR to one") from error
         self.path = Path(self._folder.name) / f"slide{suffix}"
         self._file = self.path.open("w+b", buffering=0)
         self._file.truncate(remote.size)  # a sparse file: holes take no disk

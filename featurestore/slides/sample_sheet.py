@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from featurestore.credentials import strip_credentials
 from featurestore.errors import MppError, SampleSheetError
-from featurestore.location import strip_credentials
 from featurestore.names import RESERVED, slug
 from featurestore.slides.protocol import MPP_RANGE
 from featurestore.slides.sheet_table import SHEETS, SPREADSHEETS, read_table

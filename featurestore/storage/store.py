@@ -16,6 +16,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.errors import ContainsArrayError
 
 from featurestore.blocks import DEFAULT_BLOCK, Block, planned_blocks
+from featurestore.credentials import redact
 from featurestore.documents import DocumentError, convert
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import (
@@ -145,7 +146,8 @@ class Store:
             If there is something else, or a store of a newer version.
         """
         location = Location(url)
-        if not location.exists():
+        # The document first: a public bucket may serve objects and refuse to say whether a folder is there.
+        if location.read_json("zarr.json") is None and not location.exists():
             raise StoreNotFoundError(f"there is no store at {location.label}; make one with: histosge embed")
         check_root(location, SPEC_NAME, SPEC_VERSION, "feature store")
         return cls(location)
@@ -415,7 +417,8 @@ class Store:
 
     def record_failure(self, path: str, reason: dict[str, Any]) -> None:
         """Write down why something could not be read. It is for diagnosis; no decision depends on it."""
-        self.location.write_json(path, reason)
+        record = {key: redact(value) if isinstance(value, str) else value for key, value in reason.items()}
+        self.location.write_json(path, record)
 
     def failures(self) -> tuple[dict[str, str], dict[str, list[str]]]:
         """Return why slides could not be opened, and where the records of blocks are; one listing.

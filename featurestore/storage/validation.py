@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featurestore.documents import DocumentError, convert
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.errors import StoreError, first_line
+from featurestore.errors import AccessError, StoreError, first_line
 from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
@@ -172,6 +172,8 @@ def check_grid_arrays(
             )
         except DocumentError as error:
             yield Problem(f"{path}/{name}", f"damaged: {first_line(error)}", fix)
+        except AccessError:
+            raise  # a refusal of the server's says nothing about the array
         except StoreError:
             yield Problem(f"{path}/{name}", "the array is missing", fix)
         else:

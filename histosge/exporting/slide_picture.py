@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
-from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
+from featurestore.slides.stored_source import open_stored_slide
 from featurestore.storage.store import Store
 from histosge.exporting.patch_table import PatchTable
 
@@ -58,7 +58,7 @@ def find_slide(table: PatchTable, store: str | None, url: str) -> tuple[Slide | 
     # An export without the slide is still of use, so what a file or a server does is a remark here.
     try:
         record = Store.open(place).slide(table.slide_id)
-        return open_slide(record.source, record.mpp), ""
+        return open_stored_slide(record.source, record.mpp, record.fingerprint), ""
     except FeatureStoreError as error:
         return None, f"{fallback}, as the slide cannot be reached: {error}"
 

@@ -9,9 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from featurestore.credentials import strip_credentials
 from featurestore.earlier_results import content_fingerprint, short_fingerprint
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.location import strip_credentials
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import open_embedded

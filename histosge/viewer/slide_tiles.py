@@ -5,12 +5,12 @@ from typing import Any
 
 import simplejpeg
 
-from featurestore.errors import FeatureStoreError, SlideError
-from featurestore.location import strip_credentials
+from featurestore.credentials import strip_credentials
+from featurestore.errors import FeatureStoreError
 from featurestore.slides.download_cache import is_remote
-from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
+from featurestore.slides.stored_source import check_fingerprint, not_the_embedded, open_stored_slide
 from featurestore.storage.store import SlideRecord
 from histosge.viewer.tile_pyramid import TilePyramid
 
@@ -58,16 +58,21 @@ class SlideTiles:
             return {"state": "absent", "reason": self._reason}
         return {"state": "ready", "version": self._record.fingerprint[-16:], **self._opened[1].to_json()}
 
+    def _open_slide(self) -> Slide:
+        if self._source == self._record.source:
+            return open_stored_slide(self._source, self._record.mpp, self._record.fingerprint)
+        # The user named it.
+        slide = open_slide(self._source, self._record.mpp)
+        # Of a remote slide the size has to do: a fingerprint would need its bytes once more.
+        if not is_remote(self._source):
+            check_fingerprint(self._source, self._record.fingerprint)
+        return slide
+
     def _open(self) -> None:
         try:
-            slide = open_slide(self._source, self._record.mpp)
+            slide = self._open_slide()
             if slide.size_px != self._record.size_px:
-                raise SlideError(_mismatch(self._source, self._record.size_px, slide.size_px))
-            # Of a remote slide the size has to do: a fingerprint would need its bytes once more.
-            if not is_remote(self._source):
-                found = slide_fingerprint(self._source.removeprefix("file://"))
-                if found != self._record.fingerprint:
-                    raise SlideError(_mismatch(self._source, self._record.fingerprint[:24], found[:24]))
+                raise not_the_embedded(self._source, self._record.size_px, slide.size_px)
             tiles = TilePyramid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, self._finest_mpp)
             self._opened = (slide, tiles)
         # In a thread nobody would see the error: it becomes the reason that the page shows.
@@ -95,7 +100,3 @@ class SlideTiles:
         slide, tiles = self._opened
         pixels = slide.read_region(*tiles.region_px(level, col, row), tiles.level_mpp(level))
         return bytes(simplejpeg.encode_jpeg(pixels, quality=QUALITY, colorspace="RGB"))
-
-
-def _mismatch(source: str, stored: object, found: object) -> str:
-    return f"{strip_credentials(source)} is not the slide that was embedded: {found}, in the store {stored}"

@@ -28,7 +28,7 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
-from featurestore.errors import MppError, SlideError, SlideNotFoundError, first_line
+from featurestore.errors import MppError, SlideAccessError, SlideError, SlideNotFoundError, first_line
 from featurestore.slides.picture_bounds import check_layout
 from featurestore.slides.protocol import Slide
 from featurestore.slides.pyramid_slide import PyramidSlide, bin_pixels
@@ -219,6 +219,8 @@ class JpegTileSlide(PyramidSlide):
             tile = _decode_stream(_whole_stream(layout, data), out)
             if tile.shape != out.shape:
                 raise ValueError(f"it holds {tile.shape[1]} x {tile.shape[0]} px")
+        except SlideAccessError:
+            raise  # a refusal of the server's concerns the whole slide, not this tile
         except (ValueError, OSError) as error:
             raise SlideError(
                 f"{self._source} cannot be read at level {level}, tile {index}: {error}"

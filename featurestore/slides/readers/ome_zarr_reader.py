@@ -6,8 +6,9 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from featurestore.errors import SlideError, first_line
-from featurestore.location import Location, strip_credentials
+from featurestore.credentials import strip_credentials
+from featurestore.errors import AccessError, SlideError, first_line
+from featurestore.location import Location
 from featurestore.slides.access_errors import access_error, is_access_error
 from featurestore.slides.pyramid_slide import PyramidSlide, choose_mpp, isotropic_mpp
 from featurestore.slides.slide_reader import SlideReader
@@ -45,6 +46,7 @@ class OmeZarrSlide(PyramidSlide):
 
     def __init__(self, path: str, mpp: float | None) -> None:
         label = strip_credentials(path)
+        self._path = path
         try:
             self._open(path, label, mpp)
         except (LookupError, TypeError, AttributeError) as error:
@@ -82,10 +84,12 @@ class OmeZarrSlide(PyramidSlide):
         except Exception as error:
             if not is_access_error(error) and not isinstance(error, RuntimeError):
                 raise
+            if isinstance(error, AccessError):
+                raise access_error(self._path, error, "cannot be read") from error
             what = f"cannot be read at level {level}, ({x}, {y})"
             if isinstance(error, FileNotFoundError):  # a chunk; the slide was there when it was opened
                 raise SlideError(f"{self.source} {what}: it is no longer there") from error
-            raise access_error(self.source, error, what) from error
+            raise access_error(self._path, error, what) from error
         order = [name for name in self._axes if name in where]
         rgb = found.transpose([order.index(name) for name in "yxc"])
         return np.ascontiguousarray(rgb if self._channels == (0, 1, 2) else rgb[..., self._channels])
@@ -97,11 +101,13 @@ class OmeZarrSlide(PyramidSlide):
 def _find_image(path: str, label: str) -> tuple[Any, dict[str, Any]]:
     try:
         root = zarr.open_group(Location(path).zarr(read_only=True), mode="r")
+    except AccessError as error:
+        raise access_error(path, error, "cannot be read") from error
     except Exception as error:
         if isinstance(error, (TypeError, KeyError, FileNotFoundError, ValueError)):
             raise SlideError(f"{label} is no Zarr group: {first_line(error)}") from error
         if is_access_error(error):
-            raise access_error(label, error, "is no Zarr group") from error
+            raise access_error(path, error, "is no Zarr group") from error
         raise
     # bioformats2raw writes its images as groups "0", "1", ... below a root without multiscales.
     for group in (root, root.get("0")):

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from featurestore.credentials import strip_credentials
 from featurestore.errors import SlideError, SlideNotFoundError
 from featurestore.input_file import kind_of, shown
-from featurestore.location import strip_credentials
 from featurestore.slides.download_cache import fetch, is_remote
 from histosge.data.expression.expression_layout import LAYOUTS, ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame

@@ -7,7 +7,7 @@ import pytest
 from make_slides import painted, write_pyramid
 
 from featurestore.blocks import Block
-from featurestore.errors import SlideError
+from featurestore.errors import SlideAccessError, SlideError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides import patch_reader
 from featurestore.slides.open_slide import open_slide
@@ -147,3 +147,24 @@ def test_a_consumer_that_stops_early_stops_the_thread() -> None:
     stream.close()
     assert len(made) < 10
     assert not any(thread.name == "read-ahead" for thread in threading.enumerate())
+
+
+class RefusedSlide(PaintedSlide):
+    """Its server refuses from some read on."""
+
+    def read_region(
+        self, x: int, y: int, width: int, height: int, mpp: float, *, upsample: bool = False
+    ) -> np.ndarray:
+        if self.reads >= 1:
+            raise SlideAccessError("the server answers 403 ExpiredToken")
+        return super().read_region(x, y, width, height, mpp, upsample=upsample)
+
+
+@pytest.mark.parametrize("strip", [1, 3000])
+def test_patches_that_a_server_refuses_are_not_recorded_as_unreadable(
+    strip: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # They may be whole: once a block with NaN in their place exists, no run would read them again.
+    monkeypatch.setattr(patch_reader, "MAX_STRIP_PX", strip)
+    with pytest.raises(SlideAccessError, match="ExpiredToken"):
+        _collect(RefusedSlide(), 7)

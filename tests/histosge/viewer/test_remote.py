@@ -15,7 +15,7 @@ from _s3 import BUCKET, environment
 from _s3 import serving as serving_s3
 from viewer_world import GENES, Get, World, serving
 
-from featurestore.location import storage_options
+from featurestore.file_systems import storage_options
 from histosge.viewer.collection import Collection
 
 pytestmark = pytest.mark.s3
