@@ -188,6 +188,8 @@ def _open_array(store: Store, slide_id: str, grid_key: str, key: str) -> BlockAr
     try:
         return store.embedding(slide_id, grid_key, key, read_only=False)
     except StoreError as error:  # it was there when the slide was planned
+        if isinstance(error, OSError):  # a server or disk refused: it may still be there
+            raise
         raise StoreError(
             f"{slide_id}/{grid_key}/{slug(key)} was removed while it was embedded ({error}); run the same command again"
         ) from error

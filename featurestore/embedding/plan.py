@@ -275,7 +275,9 @@ def has_failures(array: BlockArray, stored: StoredGrid, block: Block) -> bool:
     """
     try:
         values = array.read_block(block)
-    except StoreError:  # its checksum or size is wrong: it cannot be used as it is
+    except StoreError as error:  # its checksum or size is wrong: it cannot be used as it is
+        if isinstance(error, OSError):  # a server or disk refused: that says nothing of the block
+            raise
         return True
     rows = values.reshape(-1, values.shape[-1])
     tissue = stored.is_tissue[block.slices].ravel()
