@@ -1,6 +1,6 @@
 """The report page of a prediction: maps beside the slide, then which genes can be trusted.
 
-It holds no scores: those are on the page of an evaluation (`histosge.evaluation.report`).
+It holds no scores of the maps: those are on the page of an evaluation (`histosge.evaluation.report`).
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from histosge.calibration.wording import trained_on_sentence
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.reporting.page import Block, Picture, render_report, write_page
 from histosge.reporting.plots import slide_maps
@@ -34,8 +35,7 @@ def write_prediction_report(
         The HTML file; it is written whole or not at all.
     """
     store = ExpressionStore.open(out)
-    trained = {section["slide_id"] for section in saved.card.sections}
-    blocks = [_slide_block(store.map(*slide), slide[0] in trained) for slide in slides[:SHOWN_SLIDES]]
+    blocks = [_slide_block(store.map(*slide), saved) for slide in slides[:SHOWN_SLIDES]]
     if len(slides) > SHOWN_SLIDES:
         blocks.append(Block("Further slides", ", ".join(slide_id for slide_id, _ in slides[SHOWN_SLIDES:])))
     # One model predicted all slides, so all maps have the same genes.
@@ -53,7 +53,7 @@ def write_prediction_report(
     )
 
 
-def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
+def _slide_block(stored: StoredMap, saved: SavedModel) -> Block:
     rows, cols = stored.grid.shape
     # Chosen by trust, not by how a map looks: whoever picks by eye picks noise that resembles tissue.
     genes = _most_trusted(stored)
@@ -70,14 +70,15 @@ def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
         stored.slide_id,
     )
     patches = int(np.isfinite(next(iter(maps.values()))).sum()) if maps else 0
-    # Shown with every slide: a map of a training slide looks better than the model is.
-    status = "The model was trained on spots of this slide, so its map is better here than on new tissue."
+    # Asked of the model: a map that was begun by an earlier version does not record it.
+    made_by = stored.array.attrs.get("made_by", {})
+    trained_on = saved.was_trained_on(str(made_by.get("slide", "")))
     return Block(
         stored.slide_id,
         f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
         pictures=(picture,),
-        points=(status,) if was_trained_on else ("The model was trained without spots of this slide.",),
+        points=(trained_on_sentence(trained_on),),
     )
 
 

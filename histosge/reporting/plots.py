@@ -41,7 +41,7 @@ def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
     axes.hist(trust[trust >= threshold], edges, color="#35608d", label="trusted")
     axes.hist(trust[trust < threshold], edges, color="#c9ccd1", label="abstained from")
     axes.axvline(threshold, color="black", linewidth=0.9, linestyle="--")
-    axes.set_xlabel("trust: lower limit of a gene's held-out Pearson", fontsize=9)
+    axes.set_xlabel("trust: lower 99 % confidence limit of a gene's held-out Pearson", fontsize=9)
     axes.set_ylabel("genes", fontsize=9)
     axes.legend(frameon=False, fontsize=9)
     hide_spines(axes)

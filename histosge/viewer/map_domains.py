@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from histosge.errors import ExportError, ViewError
-from histosge.exporting.domain_labels import read_label_table
+from histosge.exporting.domain_labels import MAX_LABEL, read_label_table
 from histosge.prediction.expression_store import open_optional
 
 Labels = NDArray[np.int16]
@@ -20,7 +20,8 @@ def stored_domains(location: Location, path: str, grid: PatchGrid) -> Labels | N
     if array is None or array.shape != grid.shape:
         return None
     values = np.asarray(array[...], dtype=np.float64)  # floats with NaN, or integers with -1
-    return np.where(np.isfinite(values) & (values >= 0), values, -1).astype(np.int16)
+    known = np.isfinite(values) & (values >= 0) & (values <= MAX_LABEL)
+    return np.where(known, values, -1).astype(np.int16)
 
 
 def table_domains(folder: Path, slide_id: str, grid: PatchGrid) -> Labels | None:

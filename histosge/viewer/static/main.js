@@ -137,6 +137,7 @@ async function openLayer(n) {
   layer.column = new Map(layer.genes.map((name, i) => [name, i]));
   shown.layer = layer;
   note("layer", layer.note ?? "");
+  note("training", layer.caveat ?? "");
   find("predicted-title").textContent = layer.genes.length ? "Predicted, every patch" : "Slide";
   find("show").querySelector("[value=domains]").disabled = !layer.domains;
   if (!layer.domains) find("show").value = "gene";
@@ -185,17 +186,18 @@ async function draw() {
   const ask = ++shown.ask;
   const { gene, layer, spots, base } = shown;
   document.body.dataset.state = "loading";
-  const [predicted, measured, domains] = await Promise.all([
+  const [predicted, measured, domains, strata] = await Promise.all([
     layer?.column.has(gene) ? values(`${layer.base}/genes/${layer.column.get(gene)}.f16`) : null,
     spots?.column.has(gene) ? values(`${base}/spots/${spots.column.get(gene)}.f16`) : null,
     layer && find("show").value === "domains" ? labels(`${layer.base}/domains.i16`) : null,
+    layer?.strata ? labels(`${layer.base}/strata.i16`) : null,
   ]);
   if (ask !== shown.ask) return;
   const own = { measured: measured && robustRange(measured), predicted: predicted && robustRange(predicted) };
   const shared = find("scale").value === "shared" ? (own.measured ?? own.predicted) : null;
   drawMeasured(measured, shared ?? own.measured);
   if (domains) drawDomains(domains);
-  else drawPredicted(predicted, shared ?? own.predicted);
+  else drawPredicted(predicted, strata, shared ?? own.predicted);
   describeGene();
   remember();
   document.body.dataset.gene = gene ?? "";
@@ -216,7 +218,7 @@ function drawMeasured(found, range) {
   scaleLegend(legend, { map, range, unit: shown.spots.unit, title: `${shown.gene} measured in ${found.length} spots` });
 }
 
-function drawPredicted(found, range) {
+function drawPredicted(found, strata, range) {
   const legend = find("predicted-legend");
   if (!found || !range) {
     panels.predicted.setLayer(null);
@@ -224,13 +226,15 @@ function drawPredicted(found, range) {
     return;
   }
   const map = find("map").value;
-  const half = shown.layer.half_width?.[shown.layer.column.get(shown.gene)];
-  const about = half == null ? "" : ` ± ${number(half)}`;
-  const say = (value) => (Number.isNaN(value) ? "no prediction" : `${shown.gene} ${number(value)}${about}`);
+  const widths = shown.layer.half_widths?.[shown.layer.column.get(shown.gene)];
+  const say = (value, patch) => {
+    if (Number.isNaN(value)) return "no prediction";
+    const half = widths?.[strata ? strata[patch] : 0];
+    return `${shown.gene} ${number(value)}${half === undefined ? "" : ` ± ${number(half)} (${shown.layer.interval})`}`;
+  };
   panels.predicted.setLayer(new PatchLayer(shown.layer, found, scaleColour(map, range), say));
   const by = shown.layer.made_by?.preset ? ` by ${shown.layer.made_by.preset}` : "";
-  const caveat = shown.spots ? "The model may have been trained on these spots. Scores on held-out spots are in its evaluation report." : "";
-  scaleLegend(legend, { map, range, unit: shown.layer.unit, title: `${shown.gene} predicted${by}`, caveat });
+  scaleLegend(legend, { map, range, unit: shown.layer.unit, title: `${shown.gene} predicted${by}` });
 }
 
 function drawDomains(found) {
@@ -243,12 +247,9 @@ function describeGene() {
   const { gene, layer } = shown;
   const i = layer?.column.get(gene);
   const words = [];
-  const half = i === undefined ? null : layer.half_width?.[i];
   const trust = i === undefined ? null : layer.trust?.[i];
-  if (half != null) {
-    const share = layer.coverage ? `${Math.round(100 * layer.coverage)} % ` : "";
-    words.push(`${share}interval of the prediction ± ${number(half)}`);
-  }
+  const widths = i === undefined ? null : layer.half_width_texts?.[i];
+  if (widths != null) words.push(`${layer.interval} ${widths}${layer.strata ? ", by predicted library size" : ""}`);
   if (trust != null) words.push(`trust ${number(trust)}`);
   find("about-gene").textContent = gene && words.length ? `${gene}: ${words.join("; ")}` : "";
 }
