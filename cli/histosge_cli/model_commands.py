@@ -299,7 +299,15 @@ def evaluate(
         ),
     ] = False,
     grid: Grid = None,
-    encoder: EncoderKey = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder",
+            metavar="K",
+            help="Needed when the store holds several; repeat to score each preset on each.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -324,7 +332,8 @@ def evaluate(
         epochs=epochs,
         ablate=ablate,
         protocol=protocol,
-        selection=Selection(grid, encoder),
+        selection=Selection(grid),
+        encoders=tuple(encoder or ()),
     )
     with console.steps("fits") as on_progress:
         scores = run(

@@ -44,9 +44,10 @@ def write_evaluation(
     page = folder / "report.html"
     # What a caller adds stands below the scores and above the limitations, which close every page.
     maps, *rest = evaluation_blocks(scores, notes)
-    subtitle = (
-        f"split {scores.split}, {len(scores.presets)} presets, seeds {', '.join(map(str, scores.seeds))}"
-    )
+    presets = dict.fromkeys(scores.plain_name(preset) for preset in scores.presets)
+    subtitle = f"split {scores.split}, {len(presets)} presets, seeds {', '.join(map(str, scores.seeds))}"
+    if scores.encoders:
+        subtitle += f", encoder{'s' * (len(scores.encoders) > 1)} {', '.join(scores.encoders)}"
     texts = {
         folder / "scores.csv": scores.scores.write_csv(),
         folder / "genes.csv": scores.genes.write_csv(),
