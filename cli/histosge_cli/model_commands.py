@@ -126,12 +126,15 @@ def train(
     Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
     """
     # Inside the function, as everywhere here: `histosge ls` must not wait for what training imports.
+    from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
     console = Console(quiet, log)
     find_own_class(preset)
+    if report is not None:
+        check_output(report)
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
     settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
     saved = run(samples, store, model, settings, on_message=console.message)
@@ -211,6 +214,7 @@ def predict(
 
     Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
     """
+    from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
     from histosge.errors import ModelError
     from histosge.exporting.formats.anndata_files import write_h5ad
@@ -223,6 +227,9 @@ def predict(
     # Before anything is predicted: a store of a thousand slides takes hours.
     if h5ad is not None and len(slide or []) != 1:
         raise ModelError("--h5ad writes one slide; name it with --slide ID")
+    for path in (h5ad, report):
+        if path is not None:
+            check_output(path, folder=path == h5ad and path.suffix == ".zarr")
     with resumable(), console.bars("blocks") as bars:
         results = run(
             store,

@@ -1,5 +1,6 @@
 """The `view` command."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,7 +64,7 @@ def view(
         from histosge.viewer.static_page import export_page
 
         # Before stores are opened, which may take a while over a network.
-        if tiles_mpp <= 0:
+        if not 0 < tiles_mpp < math.inf:
             raise ViewError(f"--tiles-mpp {tiles_mpp} is no scale; give microns per pixel, such as 2")
         collection = Collection.open(store, expression, samples, domains, tiles_mpp)
         names = [name.strip() for name in (genes or "").split(",") if name.strip()]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
+from featurestore.whole_file import check_output
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
@@ -134,6 +135,8 @@ def evaluate(
     """
     settings = settings or EvaluateSettings()
     settings.check()
+    # Before any data is loaded: fits may take hours.
+    check_output(report_dir, folder=True)
     # Each once: an encoder that is named twice would be compared with itself.
     keys: list[str | None] = list(dict.fromkeys(settings.encoders)) or [settings.selection.encoder]
     loaded: dict[str, list[LoadedSection]] = {}

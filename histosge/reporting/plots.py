@@ -48,7 +48,9 @@ def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
     return to_png(figure)
 
 
-def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]], stride_um: float) -> bytes:
+def slide_maps(
+    thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]], stride_um: float, patch_um: float
+) -> bytes:
     """Draw a slide's mean colours and some maps beside them, each on a scale of its own.
 
     Parameters
@@ -57,8 +59,8 @@ def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]
         One pixel a patch, ``(n_rows, n_cols, 3)``.
     maps
         Title -> values, ``(n_rows, n_cols)``; NaN where nothing was predicted.
-    stride_um
-        Step between patches.
+    stride_um, patch_um
+        Step between patches, and the side of one.
     """
     n_rows, n_cols, _ = thumbnail.shape
     panels = 1 + len(maps)
@@ -66,7 +68,9 @@ def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]
     height = float(np.clip(11 / panels * n_rows / n_cols + 0.6, 1.8, 6))
     figure = Figure(figsize=(11, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    extent = (0.0, n_cols * stride_um / 1000, n_rows * stride_um / 1000, 0.0)
+    # Millimetres from the slide's corner: a pixel is the square of one stride around a patch's centre.
+    corner = (patch_um - stride_um) / 2000
+    extent = (corner, corner + n_cols * stride_um / 1000, corner + n_rows * stride_um / 1000, corner)
     axes[0].imshow(thumbnail, extent=extent, interpolation="nearest")
     axes[0].set_title("H&E, a pixel a patch", fontsize=10)
     axes[0].set_xlabel("mm", fontsize=8)
@@ -77,7 +81,8 @@ def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]
         drawn = place.imshow(
             values, extent=extent, cmap=COLOURS, vmin=low, vmax=high, interpolation="nearest"
         )
-        place.set_title(title, fontsize=10)
+        # A gene's name may hold dollars, which matplotlib would take for a formula and may refuse.
+        place.set_title(title, fontsize=10, parse_math=False)
         place.set_axis_off()
         figure.colorbar(drawn, ax=place, shrink=0.7, pad=0.02)
     return to_png(figure)

@@ -28,7 +28,8 @@ async function begin() {
   find("slide").replaceChildren(...index.slides.map((id, i) => new Option(id, i)));
   const first = Math.max(0, index.slides.indexOf(wanted.get("slide")));
   find("slide").value = first;
-  await openSlide(first, wanted.get("gene"));
+  const missing = wanted.has("slide") && !index.slides.includes(wanted.get("slide"));
+  await openSlide(first, wanted.get("gene"), missing ? wanted.get("slide") : null);
 }
 
 function listen() {
@@ -55,7 +56,8 @@ function guarded(work) {
 
 // ---------------------------------------------------------------- a slide
 
-async function openSlide(n, gene) {
+/** @param missing the slide that a link names and that is not here, if so */
+async function openSlide(n, gene, missing = null) {
   const opened = ++shown.opened;
   const base = `data/${n}`;
   document.body.dataset.state = "loading";
@@ -64,6 +66,7 @@ async function openSlide(n, gene) {
   if (opened !== shown.opened) return;
   Object.assign(shown, { slide, base, layer: null, spots: null, gene: null, wanted: gene, chosen: false });
   slide.notes.forEach((text, i) => note(`slide ${i}`, text));
+  if (missing !== null) note("link", `The link names slide ${missing}, which is not in this store; ${slide.id} is shown.`);
   for (const panel of Object.values(panels)) panel.setLayer(null);
   const thumbnails = Promise.all(Object.values(panels).map((panel) => panel.open(slide, base)));
   thumbnails.then(() => mark("thumbnail"));
@@ -81,8 +84,14 @@ async function openSlide(n, gene) {
   listGenes();
   await thumbnails;
   const start = shown.names.includes(gene) ? gene : shown.names[0];
+  // While spots are still read, they may have it.
+  if (gene && !shown.names.includes(gene) && !(slide.spots && !shown.spots)) noteGene(gene);
   if (start) await chooseGene(start);
   else await draw();
+}
+
+function noteGene(gene) {
+  note("gene", `${gene} is neither predicted nor measured on this slide.`);
 }
 
 /** Lay the H&E's tiles over the thumbnail as soon as the slide is open; say so where it cannot be. */
@@ -123,6 +132,7 @@ async function openSpots(opened, base) {
   listGenes();
   // A gene that was asked for before it was known: only the spots have it.
   const late = !shown.chosen && shown.wanted !== shown.gene && spots.column.has(shown.wanted);
+  if (shown.wanted && !shown.names.includes(shown.wanted)) noteGene(shown.wanted);
   if (late) await chooseGene(shown.wanted);
   else if (shown.gene) await draw();
   else if (shown.names.length && !shown.slide.layers.length) await chooseGene(shown.names[0]);
@@ -175,6 +185,7 @@ function pick(name) {
 
 function chooseGene(name) {
   mark("gene-asked");
+  if (name === shown.wanted || shown.chosen) note("gene", "");
   if (shown.gene !== null && find("show").value === "domains" && shown.layer?.genes.length) find("show").value = "gene";
   shown.gene = name;
   search.show(name);

@@ -26,7 +26,7 @@ from featurestore.storage.store import Store
 from histosge.errors import ExportError, MissingExtraError
 from histosge.exporting.domain_labels import domain_labels, read_labels
 from histosge.exporting.export import export
-from histosge.exporting.export_format import FORMATS, ExportFormat, ExportSettings
+from histosge.exporting.export_format import FORMATS, ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.geojson import polygons, write_geojson
 from histosge.exporting.formats.heat_map_tiff import write_tiffs
 from histosge.exporting.formats.ome_zarr import write_ome_zarr
@@ -696,3 +696,39 @@ def test_a_gene_called_like_the_file_of_all_values_keeps_its_own(made: Made, tmp
     write_tiffs(replace(table, names=("values.ome",)), tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     assert tifffile.TiffFile(tmp_path / "values.ome.tif").is_ome
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    "$\\frac{",
+    "Aβ42 样本",
+    "a\"b'c&d;",
+    "../../etc/passwd",
+    "row",
+    "gene_row",
+    "row",
+)
+
+
+@pytest.mark.parametrize("to", ["h5ad", "parquet", "geojson", "tiff", "ome-zarr"])
+def test_any_name_of_a_gene_is_text_in_every_format(table: PatchTable, tmp_path: Path, to: str) -> None:
+    hostile = replace(table, names=HOSTILE, columns=tuple(i % len(GENES) for i in range(len(HOSTILE))))
+    chosen = FORMATS.get(to)
+    out = tmp_path / "deep" / "down" / f"out{chosen.suffix}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen.write([ExportItem(hostile, "")], out, ExportSettings())
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["down"]
+    if to == "h5ad":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert tuple(anndata.read_h5ad(out).var_names) == HOSTILE
+    if to == "parquet":
+        columns = pl.read_parquet_schema(out)
+        assert len(columns) == 5 + len(HOSTILE)
+        assert {*HOSTILE[:5]} <= set(columns)
+    if to == "tiff":
+        assert len(list(out.iterdir())) == len(HOSTILE) + 1
+        with tifffile.TiffFile(out / "values.ome.tif") as file:
+            assert file.is_ome

@@ -188,6 +188,22 @@ def test_the_half_width_at_a_patch_is_that_of_its_depth(page: "Page", address: s
     assert len(seen) > 1
 
 
+def test_a_link_that_names_what_is_not_there_says_so_as_text(page: "Page", address: str) -> None:
+    hostile = "<img src=x onerror=document.title=1>"
+    page.goto(f"{address}/#slide={hostile}&gene={hostile}")
+    page.locator("#notes", has_text=f"The link names slide {hostile}, which is not in this store").wait_for()
+    assert page.locator("#notes img").count() == 0
+
+
+def test_a_link_that_names_an_unknown_gene_says_so_until_one_is_chosen(page: "Page", address: str) -> None:
+    page.goto(f"{address}/#slide=here&gene=NOSUCH1")
+    _settled(page, GENES[0])
+    page.locator("#notes", has_text="NOSUCH1 is neither predicted nor measured on this slide").wait_for()
+    page.get_by_role("button", name="Next gene").click()
+    page.wait_for_timeout(300)
+    assert "NOSUCH1" not in page.locator("#notes").inner_text()
+
+
 def test_everything_is_reached_and_worked_by_keyboard(page: "Page", address: str) -> None:
     _open(page, address)
     page.locator("body").evaluate("body => { body.tabIndex = -1; body.focus(); }")
