@@ -1,4 +1,4 @@
-"""What another lab's stain does to `dense`, and what penalties for stain and dropout do against it.
+"""What another lab's stain does to `dense`, and what its penalty for stains does against it.
 
 python benchmarks/augmenting.py [--quick] [--json FILE]
 
@@ -6,13 +6,11 @@ Each public section is held out in turn; its slide is encoded as it is and in fo
 section was seen in (--quick, or where the sections are absent: a made cohort and `colour`). Means over sections;
 `shifted` is the mean over the four stains. Strengths are shown as a table: none is chosen.
 
-    stain      weights along stain shifts, measured on some patches of the training slides
-    dropout    a component zeroed on the whole slide: for one moment that is the ridge's own penalty; here the blocks
-               of a component's five moments
+    strength   factor of the covariance of the stain's shifts, measured on some patches of the training slides; 1 is what
+               `--stains` takes
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,12 +32,7 @@ from histosge.data.section_loading import (
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
-from histosge.models.dense import N_PATTERNS, DenseModel
-from histosge.models.linear_algebra import Floats, spatial_groups
-from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import MOMENTS, MultiscaleFeatures, spot_features
-from histosge.models.stacking import fit_stack
-from histosge.models.stain_invariance import stain_covariance
+from histosge.models.dense import DenseModel
 from histosge.synthetic import SyntheticSpec, make_cohort
 from histosge.training.stain_augmentation import Stain, augment_stains, encode_stained
 
@@ -49,7 +42,7 @@ SHIFTED = {
     "dark": Stain((1.3, 1.3)),
     "pale": Stain((0.75, 0.75)),
 }
-STRENGTHS = {"stain": (1.0, 3.0, 10.0, 30.0), "dropout": (0.3, 1.0, 3.0, 10.0)}
+STRENGTHS = (0.3, 1.0, 3.0, 10.0)
 GENES = 250
 PUBLIC = GridSpec(mpp=0.7, patch_px=320, stride_px=160)
 MADE = GridSpec(mpp=0.5, patch_px=112, stride_px=112)
@@ -113,37 +106,20 @@ def _held_out(cohort: Cohort, k: int) -> dict[str, Score]:
     every = [training_section(s, genes) for s in sections]
     known, held = [cohort.loaded[i] for i in others], every[k]
     training = augment_stains(read_samples(str(cohort.sheet)), known, [every[i] for i in others], seed=0)
-    features = MultiscaleFeatures.fit(training)
-    covariances = {
-        "stain": stain_covariance(training, features, 1.0),
-        "dropout": _dropout_covariance(training, features),
-    }
-    scores = {"no penalty": _score(_fit(training, features, None), held, cohort.shifted[k])}
-    for name, strengths in STRENGTHS.items():
-        covariance = covariances[name]
-        assert covariance is not None
-        for g in strengths:
-            model = _fit(training, features, g * covariance)
-            scores[f"{name} {g:g}"] = _score(model, held, cohort.shifted[k])
+    plain = [replace(section, stain_pairs=None) for section in training]
+    scores = {"no penalty": _score(DenseModel.fit(plain), held, cohort.shifted[k])}
+    for strength in STRENGTHS:
+        model = DenseModel.fit([_with_strength(section, strength) for section in training])
+        scores[f"strength {strength:g}"] = _score(model, held, cohort.shifted[k])
     return scores
 
 
-def _fit(
-    training: Sequence[TrainingSection], features: MultiscaleFeatures, nuisance: Floats | None
-) -> DenseModel:
-    targets = LowRankTargets.fit(training, N_PATTERNS)
-    Y = np.concatenate([targets.to_patterns(s) for s in training])
-    spots = spot_features(training, features)
-    stack = fit_stack(spots, Y, spatial_groups(training), nuisance=nuisance)
-    return DenseModel(features, stack.affine, targets, stack.penalties)
-
-
-def _dropout_covariance(training: Sequence[TrainingSection], features: MultiscaleFeatures) -> Floats:
-    """Return the covariance of the shifts when one component at a time is zeroed, in all of its moments."""
-    values = spot_features(training, features).features
-    covariance = np.cov(values.T, bias=True)
-    component = np.arange(values.shape[1]) % (values.shape[1] // len(MOMENTS))
-    return np.asarray(covariance * (component[:, None] == component))
+def _with_strength(section: TrainingSection, strength: float) -> TrainingSection:
+    """Scale the shifts: their covariance grows with the square."""
+    pairs = section.stain_pairs
+    assert pairs is not None
+    stained = pairs.plain + np.float32(np.sqrt(strength)) * (pairs.stained - pairs.plain)
+    return replace(section, stain_pairs=replace(pairs, stained=stained))
 
 
 def _score(model: DenseModel, held: TrainingSection, shifted: dict[str, np.ndarray]) -> Score:

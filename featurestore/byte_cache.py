@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from concurrent.futures import Future
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
@@ -24,27 +25,39 @@ class ByteCache(Generic[V]):
         self._values: OrderedDict[Hashable, V] = OrderedDict()
         self._held = 0
         self._lock = threading.Lock()
-        self._making: dict[Hashable, threading.Lock] = {}
+        self._making: dict[Hashable, Future[V]] = {}
 
     def get(self, key: Hashable, make: Callable[[], V]) -> V:
         """Return the value of a key. The first thread that needs it makes it; others wait for that one."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-            # A lock for each key: making one value, which may take a second, must not stop the readers of others.
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
+        while True:
             with self._lock:
-                if key in self._values:  # made while this thread waited
+                if key in self._values:
+                    self._values.move_to_end(key)
                     return self._values[key]
-            try:
-                value = make()
-                self._put(key, value)
-            finally:
-                with self._lock:
-                    self._making.pop(key, None)
+                making = self._making.get(key)
+                if making is None:
+                    # Outside the lock: making one value, which may take a second, must not stop the readers of others.
+                    making = self._making[key] = Future()
+                    break
+            if making.exception() is None:
+                # Not from the cache: a value above the limit is not kept, and other values may have pushed it out. Each
+                # thread that waited would make it again, and all of them would count it.
+                return making.result()
+            # Its maker failed: this thread tries.
+        try:
+            value = make()
+        except BaseException as error:
+            self._finish(key)
+            making.set_exception(error)
+            raise
+        self._put(key, value)
+        self._finish(key)
+        making.set_result(value)
         return value
+
+    def _finish(self, key: Hashable) -> None:
+        with self._lock:
+            del self._making[key]
 
     def _put(self, key: Hashable, value: V) -> None:
         size = self._size(value)

@@ -61,6 +61,10 @@ class OutputError(FeatureStoreError, OSError):
     """A place that nothing can be written to, or that holds something of another kind."""
 
 
+class EarlierResultError(FeatureStoreError, FileExistsError):
+    """An earlier result that was made with something else, and that only `overwrite` replaces."""
+
+
 class SlideWarning(UserWarning):
     """What a user should know of the slides of a run: two scales that differ, or files that were left out."""
 

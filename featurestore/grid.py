@@ -50,12 +50,25 @@ class GridSpec:
         return f"mpp{self.mpp:.4f}_px{self.patch_px}_stride{self.stride_px}"
 
 
+class OffsetGridSpec(GridSpec):
+    """A grid whose patch (0, 0) lies elsewhere than at the slide's corner: of imported embeddings.
+
+    A class without a field of its own: a model that was trained on such a grid can be used on any of equal patches.
+    """
+
+    @property
+    def key(self) -> str:
+        """The grid's label in a store, such as ``mpp0.5000_px224_stride224_offset``."""
+        # Without the offset itself: it differs from slide to slide, and slides with one key are trained on together.
+        return f"{super().key}_offset"
+
+
 @dataclass(frozen=True)
 class PatchGrid:
     """The regular lattice of patches over one slide.
 
-    The corner of patch (0, 0) is pixel (0, 0). Only whole patches are kept, unless the slide is
-    smaller than one patch: then there is one, padded.
+    The corner of patch (0, 0) is pixel `origin_px` of level 0, ``(x, y)``: (0, 0) unless the embeddings were imported.
+    Only whole patches are kept, unless the slide is smaller than one patch: then there is one, padded.
     """
 
     spec: GridSpec
@@ -63,10 +76,20 @@ class PatchGrid:
     effective_mpp: float
     n_rows: int
     n_cols: int
+    origin_px: tuple[float, float] = (0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.spec, OffsetGridSpec) != any(self.origin_px):
+            raise ValueError(f"a grid with key {self.spec.key} cannot begin at pixel {self.origin_px}")
 
     @classmethod
     def for_slide(
-        cls, size_px: tuple[int, int], slide_mpp: float, level_mpps: tuple[float, ...], spec: GridSpec
+        cls,
+        size_px: tuple[int, int],
+        slide_mpp: float,
+        level_mpps: tuple[float, ...],
+        spec: GridSpec,
+        origin_px: tuple[float, float] = (0.0, 0.0),
     ) -> Self:
         """Lay a grid over a slide.
 
@@ -80,16 +103,21 @@ class PatchGrid:
             Microns per pixel of every level that the slide holds.
         spec
             What was requested.
+        origin_px
+            Corner ``(x, y)`` of patch (0, 0), at level 0.
         """
         nearest = min(level_mpps, key=lambda m: abs(m / spec.mpp - 1))
         effective = nearest if abs(nearest / spec.mpp - 1) <= LEVEL_TOLERANCE else spec.mpp
         # Rounding guards against 0.25 / 0.5 * 4000 = 1999.9999 losing a row of patches.
-        width, height = (int(np.floor(round(side * slide_mpp / effective, 6))) for side in size_px)
+        width, height = (
+            int(np.floor(round((side - start) * slide_mpp / effective, 6)))
+            for side, start in zip(size_px, origin_px, strict=True)
+        )
 
         def count(side: int) -> int:
             return max(1, (side - spec.patch_px) // spec.stride_px + 1)
 
-        return cls(spec, slide_mpp, effective, count(height), count(width))
+        return cls(spec, slide_mpp, effective, count(height), count(width), origin_px)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -109,12 +137,12 @@ class PatchGrid:
     @property
     def y_um(self) -> NDArray[np.float64]:
         """Patch centres down the slide, microns from its top edge, shape ``(n_rows,)``."""
-        return self._centres(self.n_rows)
+        return self._centres(self.n_rows) + self.origin_um[1]
 
     @property
     def x_um(self) -> NDArray[np.float64]:
         """Patch centres across the slide, microns from its left edge, shape ``(n_cols,)``."""
-        return self._centres(self.n_cols)
+        return self._centres(self.n_cols) + self.origin_um[0]
 
     def _centres(self, n: int) -> NDArray[np.float64]:
         # At the effective mpp: where patches lie on the tissue, not where the request would have put them.
@@ -122,12 +150,18 @@ class PatchGrid:
             np.arange(n, dtype=np.float64) * self.spec.stride_px + self.spec.patch_px / 2
         ) * self.effective_mpp
 
+    @property
+    def origin_um(self) -> tuple[float, float]:
+        """Corner ``(x, y)`` of patch (0, 0), microns from the slide's top-left."""
+        return self.origin_px[0] * self.slide_mpp, self.origin_px[1] * self.slide_mpp
+
     def region_px(self, rows: tuple[int, int], cols: tuple[int, int]) -> tuple[int, int, int, int]:
         """Return ``(x, y, width, height)`` in pixels at `effective_mpp` of the patches in two ranges."""
         stride, patch = self.spec.stride_px, self.spec.patch_px
+        x, y = (round(origin / self.effective_mpp) for origin in self.origin_um)
         return (
-            cols[0] * stride,
-            rows[0] * stride,
+            x + cols[0] * stride,
+            y + rows[0] * stride,
             (cols[1] - cols[0] - 1) * stride + patch,
             (rows[1] - rows[0] - 1) * stride + patch,
         )
@@ -135,17 +169,22 @@ class PatchGrid:
     def to_attrs(self) -> dict[str, Any]:
         """Return the grid as JSON-ready values, exact enough to rebuild it."""
         # A stored grid is compared with a new one value by value, so these names and values never change.
+        x, y = self.origin_px
         return {
             **asdict(self.spec),
             "slide_mpp": self.slide_mpp,
             "effective_mpp": self.effective_mpp,
             "shape": [self.n_rows, self.n_cols],
-            "origin": "corner of patch (0, 0) is pixel (0, 0) of the slide",
+            "origin": f"corner of patch (0, 0) is pixel ({x:g}, {y:g}) of the slide",
+            **({"origin_px": [x, y]} if x or y else {}),
         }
 
     @classmethod
     def from_attrs(cls, attrs: dict[str, Any]) -> Self:
         """Rebuild a grid from what `to_attrs` returned."""
-        spec = GridSpec(float(attrs["mpp"]), int(attrs["patch_px"]), int(attrs["stride_px"]))
+        x, y = (float(value) for value in attrs.get("origin_px", (0, 0)))
+        make = OffsetGridSpec if x or y else GridSpec
+        spec = make(float(attrs["mpp"]), int(attrs["patch_px"]), int(attrs["stride_px"]))
         n_rows, n_cols = attrs["shape"]
-        return cls(spec, float(attrs["slide_mpp"]), float(attrs["effective_mpp"]), int(n_rows), int(n_cols))
+        scale = float(attrs["slide_mpp"]), float(attrs["effective_mpp"])
+        return cls(spec, *scale, int(n_rows), int(n_cols), (x, y))

@@ -8,9 +8,11 @@ Terms
 """
 
 import datetime as dt
+import errno
 import json
 import os
 import re
+import stat
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from featurestore.documents import parse_json
 from featurestore.errors import StoreError
 from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 
@@ -33,6 +36,8 @@ PathOrUrl = str | os.PathLike[str]
 _SHORTENED_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 # A user and password before the host, and a query, which may be a signature.
 _CREDENTIALS = re.compile(r"(?<=://)[^/@]*@|\?.*$")
+REMOVE_TRIES = 20
+"""Of removing a folder that another process writes into: between two blocks of a run there are milliseconds at least."""
 S3_TRIES = 6
 """Of one request, with waits that double; s3fs repeats that a few times. It must outlast a few minutes of errors."""
 
@@ -86,6 +91,22 @@ def storage_options(url: str) -> dict[str, Any]:
     return options
 
 
+def _remove_tree(fs: Any, path: str) -> None:
+    """Remove an object or a folder, also where another process writes into the folder or removes it meanwhile."""
+    for tries_left in reversed(range(REMOVE_TRIES)):
+        try:
+            fs.rm(path, recursive=True)
+        except FileNotFoundError:
+            if not fs.exists(path):
+                return
+        except OSError as error:
+            # A folder is removed entry by entry: one that was written since it was listed is in the way.
+            if error.errno != errno.ENOTEMPTY or not tries_left:
+                raise
+        else:
+            return
+
+
 @dataclass(frozen=True, init=False)
 class Location:
     """The root of a store.
@@ -133,9 +154,14 @@ class Location:
         """
         from zarr.storage import FsspecStore, LocalStore
 
+        from featurestore.checked_zarr import CheckedStore
+
         if self.is_local:
-            return LocalStore(self._fs_root[1], read_only=read_only)
-        return FsspecStore.from_url(self.url, storage_options=storage_options(self.url), read_only=read_only)
+            return CheckedStore(LocalStore(self._fs_root[1], read_only=read_only), self.label)
+        options = storage_options(self.url)
+        return CheckedStore(
+            FsspecStore.from_url(self.url, storage_options=options, read_only=read_only), self.label
+        )
 
     def path(self, relative: str) -> str:
         """Return the full path of something below the root, as its file system takes it."""
@@ -185,15 +211,24 @@ class Location:
         Raises
         ------
         StoreError
-            If it is not JSON.
+            If it is not JSON, or no object.
         """
+        label = f"{self.label}/{relative}"
         try:
-            value = json.loads(self._fs_root[0].cat_file(self.path(relative)))
+            self._refuse_special_file(relative)
+            value = parse_json(self._fs_root[0].cat_file(self.path(relative)), label)
         except FileNotFoundError:
             return None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise StoreError(f"{self.label}/{relative} is damaged: {error}") from error
-        return value if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            raise StoreError(f"{label} is damaged: it is no JSON object")
+        return value
+
+    def _refuse_special_file(self, relative: str) -> None:
+        """Refuse what is no file of a local disk: to open a fifo waits for ever for somebody to write."""
+        if self.is_local:
+            mode = Path(self.path(relative)).stat().st_mode
+            if not stat.S_ISREG(mode):
+                raise StoreError(f"{self.label}/{relative} is no file")
 
     def read_bytes(self, relative: str) -> bytes:
         """Return an object's bytes.
@@ -220,7 +255,7 @@ class Location:
         fs, _ = self._fs_root
         path = self.path(relative)
         if fs.exists(path):
-            fs.rm(path, recursive=True)
+            _remove_tree(fs, path)
 
     def sweep_partials(self, relative: str) -> int:
         """Remove partial files that killed writes left below a folder and in the folders above it; return how many.

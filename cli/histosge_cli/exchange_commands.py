@@ -24,7 +24,10 @@ def _formats() -> str:
 
 def import_(
     file: Annotated[
-        str, typer.Argument(metavar="FILE", help="TRIDENT or CLAM .h5, or a raw2features .embeddings.zarr.")
+        str,
+        typer.Argument(
+            metavar="FILE", help="TRIDENT, CLAM or STAMP .h5, or a raw2features .embeddings.zarr."
+        ),
     ],
     store: StoreArg,
     slide: Annotated[
@@ -41,6 +44,12 @@ def import_(
     grid: Annotated[
         str | None, typer.Option(metavar="KEY", help="Which grid of a raw2features store with several.")
     ] = None,
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            metavar="F", help="Multiply vectors by F, such as 0.25, if their values exceed 65504; recorded."
+        ),
+    ] = None,
 ) -> None:
     """Import embeddings of another tool into a feature store, to train and predict on them.
 
@@ -48,9 +57,17 @@ def import_(
     """
     from featurestore.exchange.importing import ImportOptions, import_embeddings
 
-    options = ImportOptions(slide, slide_id, encoder, slide_mpp, mpp, patch, grid)
-    name, key, patches = import_embeddings(file, store, options)
-    out.print(f"{name}: {patches} patches imported as {key}", markup=False)
+    options = ImportOptions(slide, slide_id, encoder, slide_mpp, mpp, patch, grid, scale)
+    done = import_embeddings(file, store, options)
+    line = f"{done.slide_id}: {done.patches} patches imported as {done.grid_key}"
+    if done.not_finite:
+        line += f"; {done.not_finite} more have no finite vector in the file, and count as not readable"
+    if done.off_grid:
+        line += (
+            f"; {done.off_grid} patches of the first row or column were left out: TRIDENT places them off the grid of "
+            "all others"
+        )
+    out.print(line, markup=False)
 
 
 def export(

@@ -8,7 +8,7 @@ import typer
 
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.registry_help import listed, with_registry_help
-from histosge_cli.store_commands import Log, Quiet, StoreArg
+from histosge_cli.store_commands import Log, Overwrite, Quiet, StoreArg
 
 DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written", "While it runs"
 """Panels of the options."""
@@ -116,6 +116,7 @@ def train(
         ),
     ] = False,
     report: Page = None,
+    overwrite: Overwrite = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -137,15 +138,16 @@ def train(
         check_output(report)
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
     settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
-    saved = run(samples, store, model, settings, on_message=console.message)
+    saved = run(samples, store, model, settings, overwrite=overwrite, on_message=console.message)
     if report is not None:
         from histosge.training.report import write_training_report
 
         write_training_report(saved, report)
     spots = sum(section["spots"] for section in saved.card.sections)
+    todo = "nothing to do, " if saved.was_there else ""
     out.print(
-        f"{model}: {preset} for {len(saved.card.genes)} genes from {spots} spots of {len(saved.card.sections)} sections, "
-        f"fingerprint {saved.fingerprint[:16]}",
+        f"{model}: {todo}{preset} for {len(saved.card.genes)} genes from {spots} spots of "
+        f"{len(saved.card.sections)} sections, fingerprint {saved.fingerprint[:16]}",
         markup=False,
     )
     if saved.intervals is not None:

@@ -26,6 +26,14 @@ Log = Annotated[
         "--log", metavar="FILE", help="Append messages and progress as JSON lines.", rich_help_panel=OUTPUT
     ),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an earlier result that was made with other settings or inputs.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=OUTPUT)]
 
 

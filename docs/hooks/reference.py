@@ -66,7 +66,7 @@ PACKAGES = {
             "analysis.kmeans",
             "analysis.neighbours",
             "grid",
-            "embedding.plan.SlideResult",
+            "embedding.slide_result.SlideResult",
             "events",
             "extensions",
             "errors",

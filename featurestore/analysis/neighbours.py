@@ -48,10 +48,11 @@ def patch_at_um(stream: PatchStream, slide_id: str, x_um: float, y_um: float) ->
     """
     grid = stream.slide(slide_id).grid
     width, height = ((n - 1) * grid.stride_um + grid.patch_um for n in (grid.n_cols, grid.n_rows))
-    if not (0 <= x_um <= width and 0 <= y_um <= height):
+    left, top = grid.origin_um
+    if not (left <= x_um <= left + width and top <= y_um <= top + height):
         raise StoreError(
             f"({x_um:g}, {y_um:g}) um is outside the patches of slide {slide_id!r}, which cover "
-            f"x 0 to {width:g} um and y 0 to {height:g} um"
+            f"x {left:g} to {left + width:g} um and y {top:g} to {top + height:g} um"
         )
     row, col = np.abs(grid.y_um - y_um).argmin(), np.abs(grid.x_um - x_um).argmin()
     return patch_at(stream, slide_id, int(row), int(col))

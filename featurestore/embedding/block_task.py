@@ -4,7 +4,8 @@ It knows neither dask nor planning: the caller names the blocks.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.embedding.plan import BATCH
 from featurestore.encoders.protocol import Encoder
+from featurestore.errors import StoreError
+from featurestore.names import slug
 from featurestore.slides.patch_reader import PatchBatch, read_ahead, read_batches
 from featurestore.slides.protocol import Slide
 from featurestore.storage.block_array import BlockArray
-from featurestore.storage.layout import failure_path
+from featurestore.storage.layout import embedding_path, failure_path
 from featurestore.storage.store import Store, StoredGrid
 
 PROBE_BATCHES = 3
@@ -76,13 +79,20 @@ def embed_blocks(
     stored: StoredGrid,
     blocks: dict[Block, tuple[str, ...]],
     encoders: dict[str, Encoder],
-) -> Iterator[BlockResult]:
+    *,
+    check_slide: Callable[[], None] = lambda: None,
+    retried: bool = False,
+) -> Generator[BlockResult, None, None]:
     """Read, encode and write blocks of one slide; reading runs ahead of encoding in a thread.
 
     Parameters
     ----------
     blocks
         Block -> keys of the encoders that lack it.
+    check_slide
+        Called after a block's pixels were read and before it is written: raises if the slide is no longer the same.
+    retried
+        Whether some blocks may have records of earlier failures, which are removed once a block has none.
 
     Yields
     ------
@@ -98,7 +108,7 @@ def embed_blocks(
     slide_id, grid = stored.slide_id, stored.grid
     tissue = stored.is_tissue
     arrays = {
-        key: store.embedding(slide_id, grid.spec.key, key, read_only=False)
+        key: _open_array(store, slide_id, grid.spec.key, key)
         for key in {key for keys in blocks.values() for key in keys}
     }
 
@@ -111,32 +121,76 @@ def embed_blocks(
     not_finite: dict[str, list[PatchFailure]] = {}
     patches = 0
     # Across blocks: the first batch of the next block is read while the last one of this block is encoded.
-    for batch in read_ahead(batches):
-        keys = blocks[batch.block]
-        for key in keys:
-            shape = (*batch.block.shape, encoders[key].identity.dim)
-            buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float16))
-            vectors, unusable = to_float16(encoders[key].encode(batch.pixels))
-            buffer[batch.rows, batch.cols] = vectors
-            corner = batch.block.rows[0], batch.block.cols[0]
-            not_finite.setdefault(key, []).extend(
-                (
-                    corner[0] + int(batch.rows[i]),
-                    corner[1] + int(batch.cols[i]),
-                    "the encoder gave no finite vector",
-                )
-                for i in unusable
-            )
-        patches += len(batch.rows)
-        failures += batch.failures
-        if batch.last:
+    with closing(read_ahead(batches)) as pixels:
+        for batch in pixels:
+            keys = blocks[batch.block]
             for key in keys:
-                failed = [*failures, *not_finite.get(key, [])]
-                _commit(store, arrays[key], stored, batch.block, key, buffers[key], failed)
-            # As a set, since a patch without a vector from two encoders is one patch.
-            nan = len({(row, col) for rows in not_finite.values() for row, col, _ in rows})
-            yield BlockResult(batch.block, len(keys), patches, len(failures) + nan)
-            buffers, failures, not_finite, patches = {}, [], {}, 0
+                shape = (*batch.block.shape, encoders[key].identity.dim)
+                buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float16))
+                vectors, unusable = to_float16(encoders[key].encode(batch.pixels))
+                buffer[batch.rows, batch.cols] = vectors
+                corner = batch.block.rows[0], batch.block.cols[0]
+                not_finite.setdefault(key, []).extend(
+                    (
+                        corner[0] + int(batch.rows[i]),
+                        corner[1] + int(batch.cols[i]),
+                        "the encoder gave no finite vector",
+                    )
+                    for i in unusable
+                )
+            patches += len(batch.rows)
+            failures += batch.failures
+            if batch.last:
+                check_slide()
+                for key in keys:
+                    failed = [*failures, *not_finite.get(key, [])]
+                    _commit(store, arrays[key], stored, batch.block, key, buffers[key], failed)
+                    if retried and not failed:
+                        store.location.remove(failure_path(slide_id, grid.spec.key, key, batch.block.index))
+                # As a set, since a patch without a vector from two encoders is one patch.
+                nan = len({(row, col) for rows in not_finite.values() for row, col, _ in rows})
+                yield BlockResult(batch.block, len(keys), patches, len(failures) + nan)
+                buffers, failures, not_finite, patches = {}, [], {}, 0
+
+
+def check_written(
+    store: Store, slide_id: str, grid_key: str, blocks: Mapping[Block, tuple[str, ...]]
+) -> None:
+    """Check that the blocks that a run has written are still there; one listing for each encoder.
+
+    Parameters
+    ----------
+    blocks
+        Block -> keys of the encoders that it was computed for.
+
+    Raises
+    ------
+    StoreError
+        If some are not: the slide, its grid or its embedding was removed while it was embedded.
+    """
+    wanted: dict[str, set[tuple[int, int]]] = {}
+    for block, keys in blocks.items():
+        for key in keys:
+            wanted.setdefault(key, set()).add(block.index)
+    for key, indices in wanted.items():
+        path = embedding_path(slide_id, grid_key, key)
+        # Writing makes the folders above an object, so blocks may be there without the array that they belong to.
+        is_there = store.location.exists(f"{path}/zarr.json")
+        done = BlockArray.open(store.location, path).done() if is_there else set()
+        if lost := len(indices - done):
+            raise StoreError(
+                f"{slide_id}/{grid_key}/{slug(key)} was removed while it was embedded ({lost} blocks are lost); "
+                "run the same command again"
+            )
+
+
+def _open_array(store: Store, slide_id: str, grid_key: str, key: str) -> BlockArray:
+    try:
+        return store.embedding(slide_id, grid_key, key, read_only=False)
+    except StoreError as error:  # it was there when the slide was planned
+        raise StoreError(
+            f"{slide_id}/{grid_key}/{slug(key)} was removed while it was embedded ({error}); run the same command again"
+        ) from error
 
 
 def _commit(

@@ -24,9 +24,16 @@ from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 
 from featurestore.blocks import Block
-from featurestore.embedding.block_task import BlockResult
-from featurestore.embedding.plan import EmbedSettings, OnResult, SlideResult, fail_slide, ignore_result
+from featurestore.embedding.block_task import BlockResult, check_written
+from featurestore.embedding.plan import EmbedSettings
 from featurestore.embedding.round_robin import RoundRobin
+from featurestore.embedding.slide_result import (
+    OnResult,
+    SlideResult,
+    fail_slide,
+    ignore_result,
+    settle_mismatches,
+)
 from featurestore.embedding.worker import (
     Job,
     PermanentFailure,
@@ -35,7 +42,7 @@ from featurestore.embedding.worker import (
     embed_block,
     plan_job,
 )
-from featurestore.errors import ClusterError, SlideError
+from featurestore.errors import ClusterError, SlideError, StoreError
 from featurestore.events import OnProgress, Progress
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
@@ -145,11 +152,17 @@ class _SlideState:
         Objects that belong in the store, and those that this run wrote, over all encoders.
     n_patches, n_patches_done, n_unreadable
         Tissue patches of the slide; those in the computed blocks; those of them that have no vector.
+    fingerprint
+        Of the slide's file as it was planned.
+    blocks
+        All that this run has to compute.
     deferred
         Blocks to run once the slide is retried in isolation.
     """
 
     job: Job
+    fingerprint: str = ""
+    blocks: tuple[BlockWork, ...] = ()
     n_blocks: int = 0
     n_done: int = 0
     n_planned: int = 0
@@ -260,7 +273,9 @@ class _Run:
                 with suppress(OSError):
                     self._client.cancel(list(self._running))
             raise
-        return [self._finished[slide_id] for slide_id in self._slide_ids]
+        results = [self._finished[slide_id] for slide_id in self._slide_ids]
+        settle_mismatches(self._store, results)
+        return results
 
     def _run_until_idle(self) -> None:
         self._fill_window()
@@ -294,7 +309,7 @@ class _Run:
             # Ahead of blocks, since a plan is what gives the other threads work.
             future = self._client.submit(plan_job, state.job, priority=10, **options)
         else:
-            future = self._client.submit(embed_block, state.job, *work, **options)
+            future = self._client.submit(embed_block, state.job, state.fingerprint, *work, **options)
         self._running[future] = _Task(slide_id, work)
         self._completions.add(future)
         return future
@@ -326,8 +341,9 @@ class _Run:
                 self._finish(result)
         elif isinstance(result, PlannedSlide):
             state.n_blocks, state.n_planned = len(result.blocks), result.planned
-            state.n_patches = result.patches
-            self._queue.add(slide_id, result.blocks.items())
+            state.n_patches, state.fingerprint = result.patches, result.fingerprint
+            state.blocks = tuple(result.blocks.items())
+            self._queue.add(slide_id, state.blocks)
         else:
             state.n_done += 1
             state.n_written += result.written
@@ -335,17 +351,25 @@ class _Run:
             state.n_patches_done += result.patches
             self._on_progress(Progress(state.n_done, state.n_blocks, slide_id, state.n_patches_done))
         if state.n_done == state.n_blocks and slide_id not in self._finished:
-            self._finish(
-                SlideResult(
-                    slide_id,
-                    "done",
-                    planned=state.n_planned,
-                    computed=state.n_written,
-                    patches=state.n_patches,
-                    unreadable=state.n_unreadable,
-                )
-            )
+            self._finish(self._check_done(state))
             del self._states[slide_id]
+
+    def _check_done(self, state: _SlideState) -> SlideResult:
+        """Return the result of a slide whose blocks were all computed: done, if they are still there."""
+        slide_id = state.job.sample.slide_id
+        if state.blocks:
+            try:
+                check_written(self._store, slide_id, state.job.settings.spec.key, dict(state.blocks))
+            except StoreError as error:
+                return fail_slide(self._store, slide_id, error)
+        return SlideResult(
+            slide_id,
+            "done",
+            planned=state.n_planned,
+            computed=state.n_written,
+            patches=state.n_patches,
+            unreadable=state.n_unreadable,
+        )
 
     def _finish(self, result: SlideResult) -> None:
         self._finished[result.slide_id] = result

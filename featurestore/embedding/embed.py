@@ -3,23 +3,30 @@
 Every run can be repeated safely: a block is done if its object exists, and only missing blocks are computed.
 """
 
-from featurestore.embedding.block_task import ThroughputProbe, embed_blocks
+from contextlib import closing
+
+from featurestore.embedding.block_task import ThroughputProbe, check_written, embed_blocks
 from featurestore.embedding.plan import (
     EmbedSettings as EmbedSettings,
 )
 from featurestore.embedding.plan import (
-    OnResult,
     SlidePlan,
     blocks_to_read,
     dry_run_slide,
-    fail_slide,
-    ignore_result,
     load_encoders,
     plan_slide,
 )
-from featurestore.embedding.plan import SlideResult as SlideResult
+from featurestore.embedding.slide_result import (
+    ONE_SLIDE,
+    OnResult,
+    fail_slide,
+    ignore_result,
+    is_of_one_slide,
+    settle_mismatches,
+)
+from featurestore.embedding.slide_result import SlideResult as SlideResult
+from featurestore.embedding.slide_watch import SlideWatch
 from featurestore.encoders.protocol import Encoder
-from featurestore.errors import SlideError
 from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
@@ -66,13 +73,15 @@ def embed(
     Returns
     -------
     list of SlideResult
-        One per slide. A slide that cannot be opened is ``failed``; the others go on.
+        One per slide. Whatever is wrong with one slide, in its file or in the store, it is ``failed``; the others go on.
 
     Raises
     ------
     FeatureStoreError
-        If the samples, the store or an encoder cannot be used, or the store holds a slide, grid or embedding of
-        another identity.
+        If the samples, the store or an encoder cannot be used.
+    IdentityMismatchError
+        If the store holds every slide of the run from another file, or with another scale, grid, tissue or encoder. If
+        it is so with some of them only, they are ``failed``.
     """
     settings = settings or EmbedSettings()
     rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
@@ -93,6 +102,7 @@ def embed(
     for sample in rows:
         results.append(_embed_slide(target, sample, encoders, settings, on_progress))
         on_result(results[-1])
+    settle_mismatches(target, results)
     return results
 
 
@@ -101,14 +111,12 @@ def _dry_run(
 ) -> SlideResult:
     try:
         slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
-    except SlideError as error:
+        try:
+            return dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
+        finally:
+            slide.close()
+    except ONE_SLIDE as error:
         return fail_slide(None, sample.slide_id, error)
-    try:
-        return dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
-    except SlideError as error:
-        return fail_slide(None, sample.slide_id, error)
-    finally:
-        slide.close()
 
 
 def _embed_slide(
@@ -118,38 +126,58 @@ def _embed_slide(
     settings: EmbedSettings,
     on_progress: OnProgress,
 ) -> SlideResult:
+    watch = SlideWatch(sample.slide)  # before the slide is opened
     try:
         slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
-    except SlideError as error:
-        return fail_slide(store, sample.slide_id, error)
-    try:
         try:
             plan = plan_slide(store, slide, sample, encoders, settings)
-        except SlideError as error:  # only these: an identity mismatch concerns the whole run, and ends it
-            return fail_slide(store, sample.slide_id, error)
-        return _embed_planned(store, slide, plan, encoders, on_progress)
-    finally:
-        slide.close()
+            watch.check_since_opened()
+            return _embed_planned(store, slide, plan, encoders, watch, settings.retry_failed, on_progress)
+        finally:
+            slide.close()
+    except ONE_SLIDE as error:
+        if not is_of_one_slide(error):
+            raise
+        return fail_slide(store, sample.slide_id, error)
 
 
 def _embed_planned(
-    store: Store, slide: Slide, plan: SlidePlan, encoders: dict[str, Encoder], on_progress: OnProgress
+    store: Store,
+    slide: Slide,
+    plan: SlidePlan,
+    encoders: dict[str, Encoder],
+    watch: SlideWatch,
+    retried: bool,
+    on_progress: OnProgress,
 ) -> SlideResult:
     slide_id = plan.sample.slide_id
     blocks = blocks_to_read(plan)
     total = len(blocks)
     computed = unreadable = patches = 0
     if blocks:
-        results = embed_blocks(store, slide, plan.stored, blocks, encoders)
-        for number, result in enumerate(results, start=1):
-            computed += result.written
-            unreadable += result.unreadable
-            patches += result.patches
-            on_progress(Progress(number, total, slide_id, patches))
+        # Closed, also where `on_progress` raises or Ctrl-C stops the run: its thread reads the slide ahead, and a slide
+        # that is closed while a thread reads it ends the process. When the generator is collected is not ours to say.
+        with closing(
+            embed_blocks(
+                store,
+                slide,
+                plan.stored,
+                blocks,
+                encoders,
+                check_slide=lambda: watch.check(plan.fingerprint),
+                retried=retried,
+            )
+        ) as results:
+            for number, result in enumerate(results, start=1):
+                computed += result.written
+                unreadable += result.unreadable
+                patches += result.patches
+                on_progress(Progress(number, total, slide_id, patches))
+        check_written(store, slide_id, plan.stored.grid.spec.key, blocks)
     return SlideResult(
         slide_id,
         "done",
-        planned=len(plan.planned) * len(encoders),
+        planned=plan.n_planned,
         computed=computed,
         patches=int(plan.stored.is_tissue.sum()),
         unreadable=unreadable,

@@ -5,6 +5,10 @@ bound for slides that are read by tiles; flat pictures and flat TIFFs are held w
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
 
 from featurestore.grid import PatchGrid
 from featurestore.slides import patch_reader, pyramid_slide
@@ -12,6 +16,9 @@ from featurestore.slides import patch_reader, pyramid_slide
 RGB_BYTES = 3
 ENCODER_BYTES = 250_000_000
 """What an encoder works in, on a CPU, besides its weights: a margin, held against the peak of a real run by a test."""
+
+CONTAINER_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Where Linux states the limit of a container: version 2 of control groups, and version 1."""
 
 
 def worker_bytes(
@@ -44,7 +51,9 @@ def worker_bytes(
         Slides that stay open at once, at most.
     """
     patch_px = grid.spec.patch_px
-    block_width_px = grid.region_px((0, 1), (0, min(block_shape[1], grid.n_cols)))[2]
+    rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
+    batch = min(batch, rows * cols)
+    block_width_px = grid.region_px((0, 1), (0, cols))[2]
     # A strip is at least one row of patches. It is there twice: the next one is read before the last is dropped.
     strips = 2 * RGB_BYTES * max(patch_reader.MAX_STRIP_PX, block_width_px * patch_px)
     # Source pixels as float32 RGB, and the two products of averaging them down and across.
@@ -53,9 +62,19 @@ def worker_bytes(
     # joins the batches of several threads.
     batches = (patch_reader.READ_AHEAD + 3) * batch * RGB_BYTES * patch_px**2
     # Vectors as the encoder's float32, as float16, and as the float16 that is being written.
-    vectors = block_shape[0] * block_shape[1] * sum(dims) * (4 + 2 + 2)
+    vectors = rows * cols * sum(dims) * (4 + 2 + 2)
     per_thread = strips + scaling + batches + vectors
     return base_bytes + threads * per_thread + open_slides * _tiles_bytes() + ENCODER_BYTES
+
+
+def memory_bytes() -> int:
+    """Return the memory that this process may use, at most: of the machine, or of the container."""
+    found = [int(psutil.virtual_memory().total)]
+    for file in CONTAINER_LIMITS:
+        # Not there outside a container; "max" where it has no limit.
+        with suppress(OSError, ValueError):
+            found.append(int(Path(file).read_text()))
+    return min(found)
 
 
 def _tiles_bytes() -> int:

@@ -4,6 +4,7 @@ A block is done if its object exists: planning reads one listing per encoder, an
 One process plans a slide; no other writes its metadata.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -11,10 +12,11 @@ from importlib.metadata import version
 import psutil
 
 from featurestore.blocks import DEFAULT_BLOCK, Block
-from featurestore.embedding.memory_model import worker_bytes
+from featurestore.embedding.memory_model import memory_bytes, worker_bytes
+from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder
 from featurestore.encoders.protocol import Encoder, EncoderOptions
-from featurestore.errors import EncoderError, FeatureStoreError, IdentityMismatchError, SlideError
+from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, StoreError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.location import strip_credentials
 from featurestore.names import slug
@@ -23,20 +25,17 @@ from featurestore.slides.open_slide import warn_if_mpp_differs
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import BlockArray
+from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue.survey import Survey, survey
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 
+MAX_GRID_PATCHES = 50_000_000
+"""Patches of one slide. A process that plans holds some 15 bytes for each. A slide of 100,000 x 100,000 px at 0.25
+microns has 39 million patches at --mpp 0.5 --stride 8, and with 1,024 features these are 80 GB of embeddings."""
 BATCH = 64
 """Patches that are passed to an encoder at once; encoders split or pad as they need."""
-
-OnResult = Callable[["SlideResult"], None]
-"""Called with each slide's result as soon as it is known: done, failed, or nothing to do."""
-
-
-def ignore_result(result: "SlideResult") -> None:
-    """Ignore a result."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class EmbedSettings:
     tissue
         Name of the `TissueMethod` that tells which patches are encoded; ``none`` encodes every patch.
     retry_failed
-        Compute blocks with unreadable patches again.
+        Compute blocks again in which a tissue patch has no vector, or which are damaged. Stored blocks are read to find
+        them.
     block_shape
         Patches in one stored object.
     weights
@@ -75,40 +75,6 @@ class EmbedSettings:
 
 
 @dataclass(frozen=True)
-class SlideResult:
-    """What became of one slide in one run.
-
-    Parameters
-    ----------
-    state
-        ``done``, ``failed`` (see `reason`) or ``planned`` (dry run).
-    planned, computed
-        Objects that belong in the store, and those that this run wrote, over all encoders.
-    patches
-        Tissue patches on the grid.
-    unreadable
-        Patches without a vector in the blocks of this run: not readable, or not encoded to finite numbers.
-    bytes_to_store
-        Size of the objects (dry run).
-    seconds
-        Time to compute them on this device, estimated from a few batches (dry run).
-    worker_bytes
-        Memory that a process working on it will hold at most, one block at a time (dry run).
-    """
-
-    slide_id: str
-    state: str
-    reason: str = ""
-    planned: int = 0
-    computed: int = 0
-    patches: int = 0
-    unreadable: int = 0
-    bytes_to_store: int = 0
-    seconds: float = 0.0
-    worker_bytes: int = 0
-
-
-@dataclass(frozen=True)
 class SlidePlan:
     """The work that is left for one slide.
 
@@ -116,16 +82,23 @@ class SlidePlan:
     ----------
     sample, stored
         The slide, and its grid in the store.
-    missing
-        Encoder key -> blocks that it lacks.
-    planned
-        All blocks that hold tissue, in row-major order.
+    fingerprint
+        Of the slide's file.
+    missing, planned
+        Encoder key -> blocks that it lacks, and all of its blocks that hold tissue, in row-major order. Blocks of two
+        encoders differ where their arrays were made with different block shapes.
     """
 
     sample: Sample
     stored: StoredGrid
+    fingerprint: str
     missing: dict[str, list[Block]]
-    planned: list[Block]
+    planned: dict[str, list[Block]]
+
+    @property
+    def n_planned(self) -> int:
+        """Objects that belong in the store, over all encoders."""
+        return sum(map(len, self.planned.values()))
 
 
 def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
@@ -149,13 +122,6 @@ def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
     return load_encoder(key, options if weights is None else replace(options, weights=weights))
 
 
-def fail_slide(store: Store | None, slide_id: str, error: FeatureStoreError) -> SlideResult:
-    """Record in the store, if there is one, why a slide could not be embedded; return its result."""
-    if store is not None:
-        store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": str(error)})
-    return SlideResult(slide_id, "failed", str(error))
-
-
 def plan_slide(
     store: Store, slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
 ) -> SlidePlan:
@@ -170,6 +136,7 @@ def plan_slide(
     """
     slide_id = sample.slide_id
     grid = make_grid(slide, sample, settings.spec)
+    check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
     fingerprint = slide_fingerprint(sample.slide)
     store.add_slide(
         SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
@@ -183,18 +150,21 @@ def plan_slide(
     if not store.is_consolidated(slide_id, [array.path for array in arrays.values()]):
         store.consolidate(slide_id)
     store.location.remove(failure_path(slide_id))  # it opened this time
-    if settings.retry_failed:
-        _clear_failures(store, slide_id, grid, arrays)
-    # Listed last, after everything that removes objects.
     missing: dict[str, list[Block]] = {}
-    planned: list[Block] = []
+    planned: dict[str, list[Block]] = {}
     for key, array in arrays.items():
-        store.location.sweep_partials(
-            array.path
-        )  # here, since one process plans a slide: sweeping lists folders
-        planned = stored.planned(array.block_shape)
-        missing[key] = array.missing(planned)
-    return SlidePlan(sample, stored, missing, planned)
+        # Here, since one process plans a slide: sweeping lists folders.
+        store.location.sweep_partials(array.path)
+        # Of each array, not of the settings: one of an earlier run may have another block shape.
+        planned[key] = stored.planned(array.block_shape)
+        missing[key] = array.missing(planned[key])
+        if settings.retry_failed:
+            absent = set(missing[key])
+            missing[key] = [
+                block for block in planned[key] if block in absent or has_failures(array, stored, block)
+            ]
+            _forget_failures(store, stored, key, missing[key])
+    return SlidePlan(sample, stored, fingerprint, missing, planned)
 
 
 def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
@@ -203,7 +173,8 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
     Raises
     ------
     SlideError
-        If patches would be finer than the slide's pixels: an encoder would see detail that is not in the file.
+        If patches would be finer than the slide's pixels, as an encoder would see detail that is not in the file; or if
+        there would be more than `MAX_GRID_PATCHES`.
     """
     warn_if_mpp_differs(slide, sample.mpp)
     grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
@@ -213,7 +184,48 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
             f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, which is coarser than "
             f"--mpp {spec.mpp:g}; give --mpp {finest:.4g} or more"
         )
+    # Before anything is allocated: a stride of 1 px on a whole slide would take the machine's memory.
+    if grid.n_rows * grid.n_cols > MAX_GRID_PATCHES:
+        raise SlideError(
+            f"{strip_credentials(sample.slide)} would have {grid.n_rows} x {grid.n_cols} patches, and a slide may have "
+            f"{MAX_GRID_PATCHES // 10**6} million; give --stride {_least_stride(slide, spec)} or more"
+        )
     return grid
+
+
+def _least_stride(slide: Slide, spec: GridSpec) -> int:
+    """Return the smallest stride, in pixels, with which a slide has no more than `MAX_GRID_PATCHES` patches."""
+
+    def fits(stride_px: int) -> bool:
+        shifted = replace(spec, stride_px=stride_px)
+        grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, shifted)
+        return grid.n_rows * grid.n_cols <= MAX_GRID_PATCHES
+
+    longest = spec.stride_px
+    while not fits(longest):
+        longest *= 2
+    return bisect_left(range(longest + 1), True, lo=spec.stride_px, key=fits)
+
+
+def check_block_fits(sample: Sample, grid: PatchGrid, dims: list[int], block_shape: tuple[int, int]) -> None:
+    """Refuse a grid of which one block alone needs more memory than there is.
+
+    Raises
+    ------
+    SlideError
+        With both numbers.
+    """
+    needed = worker_bytes(
+        resident_bytes(), grid, dims, threads=1, batch=BATCH, block_shape=block_shape, open_slides=1
+    )
+    there = memory_bytes()
+    if needed > there:
+        rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
+        raise SlideError(
+            f"{strip_credentials(sample.slide)}: a block of {rows} x {cols} patches of {grid.spec.patch_px} px needs about "
+            f"{needed / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f}; use smaller patches (--patch), or from "
+            "Python a smaller block_shape"
+        )
 
 
 def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, tissue: str) -> None:
@@ -237,16 +249,27 @@ def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, tissue
         )
 
 
-def _clear_failures(store: Store, slide_id: str, grid: PatchGrid, arrays: dict[str, BlockArray]) -> None:
-    """Remove the blocks that hold failed patches, and the records of the failures."""
-    by_slug = {slug(key): array for key, array in arrays.items()}
-    for name, record in list(store.block_failures(slide_id)):
-        grid_key, encoder_slug, _ = name.split("/")
-        if grid_key == grid.spec.key and encoder_slug in by_slug:
-            row, col = record["block"]
-            # The record last: a run that is killed in between finds it again, and the block is computed either way.
-            by_slug[encoder_slug].remove_block(Block((row, col), (0, 0), (0, 0)))
-            store.location.remove(failure_path(slide_id, grid_key, encoder_slug, (row, col)))
+def has_failures(array: BlockArray, stored: StoredGrid, block: Block) -> bool:
+    """Tell whether a block that is stored lacks the vector of a tissue patch, or is damaged; it is read whole.
+
+    The block itself decides, not the record of a failure, which may have been deleted or be older than the block.
+    """
+    try:
+        values = array.read_block(block)
+    except StoreError:  # its checksum or size is wrong: it cannot be used as it is
+        return True
+    rows = values.reshape(-1, values.shape[-1])
+    tissue = stored.is_tissue[block.slices].ravel()
+    return len(rows_without_nan(rows, tissue)) < int(tissue.sum())
+
+
+def _forget_failures(store: Store, stored: StoredGrid, key: str, retried: list[Block]) -> None:
+    """Remove records of failures in blocks that have none; the blocks to be retried keep theirs until they are whole."""
+    grid_key, kept = stored.grid.spec.key, {block.index for block in retried}
+    for name, record in list(store.block_failures(stored.slide_id)):
+        index = tuple(record.get("block", ()))
+        if name.startswith(f"{grid_key}/{slug(key)}/") and len(index) == 2 and index not in kept:
+            store.location.remove(failure_path(stored.slide_id, grid_key, key, index))
 
 
 def resident_bytes() -> int:
@@ -277,6 +300,7 @@ def dry_run_slide(
         Measures it on this device: slide, grid and blocks -> seconds.
     """
     grid = make_grid(slide, sample, settings.spec)
+    check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
     found: Survey = survey(slide, grid, settings.tissue)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     blocks = stored.planned(settings.block_shape)
@@ -305,7 +329,10 @@ def dry_run_slide(
 
 
 def blocks_to_read(plan: SlidePlan) -> dict[Block, tuple[str, ...]]:
-    """Return each block that some encoder lacks, with the keys of those encoders, in planned order."""
-    lacking = {key: set(blocks) for key, blocks in plan.missing.items()}
-    wanted = ((block, tuple(k for k, lacks in lacking.items() if block in lacks)) for block in plan.planned)
-    return {block: keys for block, keys in wanted if keys}
+    """Return each block that some encoder lacks, with the keys of those encoders, in row-major order of their corners."""
+    wanted: dict[Block, tuple[str, ...]] = {}
+    for key, blocks in plan.missing.items():
+        for block in blocks:
+            wanted[block] = (*wanted.get(block, ()), key)
+    # By their patches: the indices of blocks of two shapes cannot be compared.
+    return dict(sorted(wanted.items(), key=lambda item: (item[0].rows, item[0].cols)))

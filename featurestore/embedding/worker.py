@@ -6,10 +6,10 @@ scheduler cost it as much as ten tasks. Encoders are loaded once per process; sl
 
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from queue import SimpleQueue
 
@@ -18,17 +18,11 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, embed_blocks
-from featurestore.embedding.plan import (
-    BATCH,
-    EmbedSettings,
-    SlideResult,
-    blocks_to_read,
-    fail_slide,
-    load_encoders,
-    plan_slide,
-)
+from featurestore.embedding.plan import BATCH, EmbedSettings, blocks_to_read, load_encoders, plan_slide
+from featurestore.embedding.slide_result import ONE_SLIDE, SlideResult, fail_slide, is_of_one_slide
+from featurestore.embedding.slide_watch import SlideWatch
 from featurestore.encoders.protocol import Encoder, EncoderIdentity
-from featurestore.errors import FeatureStoreError, SlideError
+from featurestore.errors import FeatureStoreError
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
@@ -57,12 +51,15 @@ class PlannedSlide:
         Objects that belong in the store, over all encoders.
     patches
         Tissue patches on the grid.
+    fingerprint
+        Of the slide's file: tasks that read another one fail.
     """
 
     slide_id: str
     blocks: dict[Block, tuple[str, ...]]
     planned: int
     patches: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -90,44 +87,60 @@ class Job:
 def check_encoders(job: Job) -> PermanentFailure | None:
     """Load the encoders of a run, so that an unusable one is reported before anything is written."""
     try:
-        _encoders(job)
+        with _encoders(job):
+            return None
     except FeatureStoreError as error:
         return PermanentFailure(error)
-    return None
 
 
 def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
     """Write a slide's metadata and list what is missing; a slide that cannot be used is ``failed``."""
     try:
-        encoders = _encoders(job)
-        store = Store.open(job.store)
-        try:
-            with _slide(job) as slide:
-                plan = plan_slide(store, slide, job.sample, dict(encoders), job.settings)
-        except SlideError as error:  # only these: an identity mismatch concerns the whole run, and ends it
-            return fail_slide(store, job.sample.slide_id, error)
+        with _encoders(job) as encoders:
+            store = Store.open(job.store)
+            try:
+                with _slide(job) as slide:
+                    plan = plan_slide(store, slide, job.sample, dict(encoders), job.settings)
+                    _watch(job.run, job.sample.slide).check_since_opened()
+            except ONE_SLIDE as error:
+                if not is_of_one_slide(error):
+                    raise
+                return fail_slide(store, job.sample.slide_id, error)
     except FeatureStoreError as error:
         return PermanentFailure(error)
-    blocks = blocks_to_read(plan)
-    planned = len(plan.planned) * len(encoders)
-    return PlannedSlide(job.sample.slide_id, blocks, planned, int(plan.stored.is_tissue.sum()))
+    n_tissue = int(plan.stored.is_tissue.sum())
+    return PlannedSlide(job.sample.slide_id, blocks_to_read(plan), plan.n_planned, n_tissue, plan.fingerprint)
 
 
 def embed_block(
-    job: Job, block: Block, keys: tuple[str, ...]
+    job: Job, fingerprint: str, block: Block, keys: tuple[str, ...]
 ) -> BlockResult | SlideResult | PermanentFailure:
-    """Read, encode and write one block for the encoders that lack it."""
+    """Read, encode and write one block for the encoders that lack it, if the slide still has this fingerprint."""
     try:
-        encoders = _encoders(job)
-        store, stored = _stored(job.run, job.store, job.sample.slide_id, job.settings.spec.key)
-        try:
-            with _slide(job) as slide:
-                (result,) = embed_blocks(store, slide, stored, {block: keys}, dict(encoders))
-        except SlideError as error:
-            return fail_slide(store, job.sample.slide_id, error)
+        with _encoders(job) as encoders:
+            try:
+                store, stored = _stored(job.run, job.store, job.sample.slide_id, job.settings.spec.key)
+                with _slide(job) as slide:
+                    watch = _watch(job.run, job.sample.slide)
+                    (result,) = embed_blocks(
+                        store,
+                        slide,
+                        stored,
+                        {block: keys},
+                        dict(encoders),
+                        check_slide=lambda: watch.check(fingerprint),
+                        retried=job.settings.retry_failed,
+                    )
+            except ONE_SLIDE as error:
+                if not is_of_one_slide(error):
+                    raise
+                return fail_slide(Store.open(job.store), job.sample.slide_id, error)
     except FeatureStoreError as error:
         return PermanentFailure(error)
     return result
+
+
+_Request = tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]
 
 
 class SharedEncoder:
@@ -146,11 +159,12 @@ class SharedEncoder:
 
     def __init__(self, encoder: Encoder, batch: int = BATCH) -> None:
         self._encoder, self._batch = encoder, batch
-        self._requests: SimpleQueue[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]] = SimpleQueue()
+        self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         # A daemon, since a thread that waits for requests must not keep a worker from ending.
-        threading.Thread(
+        self._thread = threading.Thread(
             target=self._process_requests, name=f"encode {encoder.identity.key}", daemon=True
-        ).start()
+        )
+        self._thread.start()
 
     @property
     def identity(self) -> EncoderIdentity:
@@ -163,12 +177,20 @@ class SharedEncoder:
         self._requests.put((patches, result))
         return result.result()
 
+    def close(self) -> None:
+        """End the thread, which holds the encoder in memory as long as it waits; nobody may call `encode` any more."""
+        self._requests.put(None)
+        self._thread.join()
+
     def _process_requests(self) -> None:
-        while True:
-            requests = [self._requests.get()]
-            side, size = requests[0][0].shape[1:], len(requests[0][0])
+        while (first := self._requests.get()) is not None:
+            requests = [first]
+            side, size = first[0].shape[1:], len(first[0])
             while size < self._batch and not self._requests.empty():
                 request = self._requests.get()
+                if request is None:
+                    self._requests.put(None)  # for the outer loop
+                    break
                 if request[0].shape[1:] != side:  # patches of two sizes cannot be joined
                     self._encode_joined(requests)
                     requests, side, size = [], request[0].shape[1:], 0
@@ -176,7 +198,7 @@ class SharedEncoder:
                 size += len(request[0])
             self._encode_joined(requests)
 
-    def _encode_joined(self, requests: list[tuple[NDArray[np.uint8], Future[NDArray[np.float32]]]]) -> None:
+    def _encode_joined(self, requests: list[_Request]) -> None:
         try:
             together = requests[0][0] if len(requests) == 1 else np.concatenate([p for p, _ in requests])
             vectors = self._encoder.encode(together)
@@ -226,27 +248,77 @@ class SlidePool:
                 unused.close()
 
 
+@dataclass
+class _LoadedRun:
+    """One run's encoders, and how many tasks use them now."""
+
+    encoders: dict[str, SharedEncoder] | None = None
+    n_users: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class EncoderPool:
+    """The encoders of the runs that a process works for; those of earlier runs are released when a new one starts.
+
+    A worker may live for many runs, and a second set of networks need not fit into the memory of a device. No run says
+    when it ends. Runs that take turns on one worker keep their encoders: only the first task of a run releases others.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: dict[str, _LoadedRun] = {}
+        self._seen: set[str] = set()
+
+    @contextmanager
+    def acquire(
+        self, run: str, load: Callable[[], Mapping[str, Encoder]]
+    ) -> Iterator[Mapping[str, SharedEncoder]]:
+        """Yield the encoders of a run by key, loaded by its first task. They stay until the context ends."""
+        with self._lock:
+            released = [] if run in self._seen else self._drop_idle()
+            self._seen.add(run)
+            loaded = self._runs.setdefault(run, _LoadedRun())
+            loaded.n_users += 1
+        try:
+            while released:
+                # Popped: a variable of a loop would keep the last one in memory while the new ones are loaded.
+                released.pop().close()
+            with (
+                loaded.lock
+            ):  # of this run alone: weights that are downloaded do not stop the tasks of others
+                if loaded.encoders is None:
+                    loaded.encoders = {key: SharedEncoder(encoder) for key, encoder in load().items()}
+            yield loaded.encoders
+        finally:
+            with self._lock:
+                loaded.n_users -= 1
+
+    def _drop_idle(self) -> list[SharedEncoder]:
+        idle = [run for run, loaded in self._runs.items() if not loaded.n_users]
+        dropped = [self._runs.pop(run) for run in idle]
+        return [encoder for loaded in dropped for encoder in (loaded.encoders or {}).values()]
+
+
 _slide_pool = SlidePool(OPEN_SLIDES)
-_loading_lock = threading.Lock()
+_encoder_pool = EncoderPool()
 
 
 def _slide(job: Job) -> AbstractContextManager[Slide]:
     sample = job.sample
+    _watch(job.run, sample.slide)  # before the slide is opened
     return _slide_pool.acquire(
         (job.run, sample), lambda: open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
     )
 
 
-def _encoders(job: Job) -> dict[str, SharedEncoder]:
-    with _loading_lock:  # lru_cache alone would let two threads load the encoders at once
-        return _load(job.run, job.settings)
+def _encoders(job: Job) -> AbstractContextManager[Mapping[str, SharedEncoder]]:
+    return _encoder_pool.acquire(job.run, lambda: load_encoders(job.settings))
 
 
-@lru_cache(
-    maxsize=1
-)  # a second set of networks need not fit into memory: those of an earlier run are dropped
-def _load(run: str, settings: EmbedSettings) -> dict[str, SharedEncoder]:
-    return {key: SharedEncoder(encoder) for key, encoder in load_encoders(settings).items()}
+# Many more than are open at once: a slide that is opened again is compared with what it was.
+@lru_cache(maxsize=1024)
+def _watch(run: str, path: str) -> SlideWatch:
+    return SlideWatch(path)
 
 
 @lru_cache(maxsize=4 * OPEN_SLIDES)  # a tissue map is small beside an open slide

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 
 from featurestore.errors import StoreError
-from featurestore.exchange.external import ExternalEmbeddings
+from featurestore.exchange.external import ExternalEmbeddings, check_array, stated_number
+from featurestore.location import Location
 
 HEADER = "raw2features"
 
@@ -28,38 +30,52 @@ def read_raw2features(path: Path, grid: str | None = None, model: str | None = N
         If it is not such a store, or several grids or models match.
     """
     try:
-        root = zarr.open_group(path, mode="r")
+        root = zarr.open_group(Location(path).zarr(read_only=True), mode="r")
         grids: Any = root["grids"]
         grid_key = _choose_name(sorted(grids.keys()), grid, f"{path}: several grids", "--grid")
         header: Any = dict(grids[grid_key].attrs)[HEADER]
         models = sorted(grids[grid_key]["features"].keys())
         name = _choose_name(models, model, f"{path}: several models", "--encoder")
-        features = np.asarray(grids[grid_key]["features"][name][...])
-        coords = np.asarray(grids[grid_key]["coords"][...]).astype(np.int64)
+        features = _read_array(grids[grid_key]["features"][name], path, f"features/{name}")
+        coords = _read_array(grids[grid_key]["coords"], path, "coords")
         source, patching = header["source"], header["patching"]
-        facts = {"schema_version": header.get("schema_version"), "model": header.get("models", {}).get(name)}
-        # The store does not tell all that decides the vectors, so their content is part of the encoder's identity.
+        about = header.get("models", {}).get(name)
+        facts = {"schema_version": header.get("schema_version"), "model": about}
         digest = hashlib.sha256(
-            features.tobytes() + coords.tobytes() + json.dumps(facts, sort_keys=True).encode()
+            features.tobytes()
+            + coords.astype(np.int64).tobytes()
+            + json.dumps(facts, sort_keys=True).encode()
         )
         size = (source.get("level_dimensions") or [None])[0]
+        patch = stated_number(patching, "patch_px", str(path), at_least=1)
         return ExternalEmbeddings(
             format="raw2features",
             slide_id=str(source["slide_id"]),
             encoder=name,
             features=features,
-            coords_px=coords,
-            patch_px=int(patching["patch_px"]),
-            patch_level0_px=float(patching["level0_patch"]),
-            step_px=float(patching["level0_step"]),
-            mpp=float(source["mpp_level0"]),
+            corners=coords.astype(np.float64),
+            patch_px=None if patch is None else int(patch),
+            patch_side=stated_number(patching, "level0_patch", str(path)),
+            step=stated_number(patching, "level0_step", str(path)),
+            mpp=stated_number(source, "mpp_level0", str(path)),
             size_px=(int(size[0]), int(size[1])) if size else None,
-            facts={"content_sha256": digest.hexdigest(), **facts},
+            encoder_facts={"model": about},
+            provenance={"content_sha256": digest.hexdigest(), **facts},
         )
-    except (KeyError, OSError, ValueError, TypeError) as error:
+    except (KeyError, OSError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         if isinstance(error, StoreError):  # a ValueError, too
             raise
-        raise StoreError(f"{path} is not a raw2features store: {error!r}") from error
+        raise StoreError(
+            f"{path} is not a raw2features store: {' '.join(repr(error).split())[:200]}"
+        ) from error
+
+
+def _read_array(array: Any, path: Path, name: str) -> NDArray[Any]:
+    # Chunks that were never written read as the fill value, so the size of the array has no bound of its own.
+    file_bytes = sum(part.stat().st_size for part in path.rglob("*") if part.is_file())
+    # An object dtype could be unpickled when it is read: refused by its dtype, which is known before.
+    check_array(f"{path}: {name}", array.shape, array.dtype, file_bytes)
+    return np.asarray(array[...])
 
 
 def _choose_name(names: list[str], chosen: str | None, what: str, option: str) -> str:

@@ -6,7 +6,7 @@ read is tried patch by patch, and comes out marked.
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -143,7 +143,7 @@ def _cut_patches(
     return (pixels[ok] if failures else pixels), ok, failures
 
 
-def read_ahead(items: Callable[[], Iterator[T]], depth: int = READ_AHEAD) -> Iterator[T]:
+def read_ahead(items: Callable[[], Iterator[T]], depth: int = READ_AHEAD) -> Generator[T, None, None]:
     """Run an iterator in a thread, at most `depth` items ahead of its consumer.
 
     An exception in the thread is raised at the consumer; a consumer that stops early stops the thread.

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from featurestore.errors import MppError, SampleSheetError
 from featurestore.location import strip_credentials
-from featurestore.names import slug
+from featurestore.names import RESERVED, slug
 from featurestore.slides.protocol import MPP_RANGE
 from featurestore.slides.sheet_table import SHEETS, SPREADSHEETS, read_table
 from featurestore.slides.slide_folder import list_slides
@@ -28,8 +28,6 @@ MISSING = ("", "na", "n/a", "nan", "none", "null", "-", "#n/a")
 """How tables write that there is no value, in lower case."""
 MAX_ID = 180
 """Letters of a slide id that are kept: file systems allow names of 255 bytes, and failures add to it."""
-RESERVED = (".", "..", "zarr.json")
-"""What a slide cannot be named: its folder would be another, or the store's own document."""
 _MPP = re.compile(r"([^A-Za-zÅµμ/]+)(.*)")
 
 
@@ -44,7 +42,8 @@ class Sample:
     slide
         Absolute path, or a URL.
     expression
-        A folder or file in any layout that `histosge` reads; None if there is none.
+        A folder or file in any layout that `histosge` reads, with ``#NAME`` behind it for one section of several;
+        None if there is none.
     mpp
         Microns per pixel at level 0, overriding the file's; None to take the file's.
     donor
@@ -226,6 +225,10 @@ def _resolve(folder: Path, column: str, value: str) -> str:
         exists = path.exists()
     except (OSError, ValueError):  # a name that no file can have
         exists = False
+    file, mark, section = value.rpartition("#")
+    if not exists and mark and column == "expression":
+        # One section of a file with several; which of them there are is known to the file's reader.
+        return f"{_resolve(folder, column, file)}#{section}"
     if not exists:
         raise SampleSheetError(f"{column} {value[:200]!r} does not exist (paths are relative to the sheet)")
     return absolute(path)

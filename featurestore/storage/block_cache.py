@@ -7,6 +7,7 @@ limit, and 0 keeps none. A copy appears whole, by a rename; the reader compares 
 import hashlib
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from featurestore.slides.download_cache import cache_folder
@@ -16,6 +17,9 @@ ENV_GB = "HISTOSGE_BLOCK_CACHE_GB"
 DEFAULT_GB = 10.0
 _SHARE_AFTER_EVICTION = 0.9
 """Share of the limit that eviction leaves: with all of it, every further write would list the folder and evict."""
+_SHARE_BETWEEN_COUNTS = 0.05
+"""Share of the limit that a process writes before it lists the folder again. Other processes write, too: each goes over
+the limit by no more than this."""
 
 
 class BlockCache:
@@ -31,7 +35,8 @@ class BlockCache:
 
     def __init__(self, folder: Path, cap_bytes: int) -> None:
         self.folder, self.cap_bytes = folder, cap_bytes
-        self._held_bytes: int | None = None
+        self._held_bytes: int | None = None  # when the folder was last listed
+        self._written_since = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -45,9 +50,10 @@ class BlockCache:
         path = self._path(key)
         try:
             data = path.read_bytes()
-            os.utime(path)  # eviction goes by this time, since many file systems record no access times
         except OSError:  # not here, or removed by another process meanwhile
             return None
+        with suppress(OSError):  # evicted since it was read
+            os.utime(path)  # eviction goes by this time, since many file systems record no access times
         return data
 
     def write(self, key: str, data: bytes) -> None:
@@ -60,12 +66,14 @@ class BlockCache:
         except OSError:  # a full disk: the block is in memory, that is enough
             return
         with self._lock:
-            # Counted once and then added up; what other processes write in between is found at the next eviction.
-            self._held_bytes = (
-                self._total_bytes() if self._held_bytes is None else self._held_bytes + len(data)
-            )
-            if self._held_bytes > self.cap_bytes:
-                self._held_bytes = self._evict()
+            self._written_since += len(data)
+            # Listed at the first write, too: earlier runs have left blocks.
+            if (
+                self._held_bytes is None
+                or self._held_bytes + self._written_since > self.cap_bytes
+                or self._written_since > _SHARE_BETWEEN_COUNTS * self.cap_bytes
+            ):
+                self._held_bytes, self._written_since = self._evict(), 0
 
     def _path(self, key: str) -> Path:
         return self.folder / hashlib.sha256(key.encode()).hexdigest()[:32]
@@ -73,23 +81,24 @@ class BlockCache:
     def _files(self) -> list[tuple[float, int, Path]]:
         """Return (last use, bytes, path) of every file."""
         found = []
-        for entry in os.scandir(self.folder):
-            try:
-                status = entry.stat()
-            except FileNotFoundError:
-                continue
-            found.append((status.st_mtime, status.st_size, Path(entry.path)))
+        # Other processes evict from the same folder: what is gone since it was listed is passed over.
+        with suppress(OSError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    status = entry.stat()
+                    found.append((status.st_mtime, status.st_size, Path(entry.path)))
         return found
 
-    def _total_bytes(self) -> int:
-        return sum(size for _, size, _ in self._files())
-
     def _evict(self) -> int:
+        """Remove the least recently used files, if there are more than the limit allows; return the bytes that stay."""
         files = sorted(self._files())
         held = sum(size for _, size, _ in files)
+        if held <= self.cap_bytes:
+            return held
         for _, size, path in files:
             if held <= _SHARE_AFTER_EVICTION * self.cap_bytes:
                 break
-            path.unlink(missing_ok=True)
-            held -= size
+            with suppress(OSError):  # not ours to remove, or a folder
+                path.unlink(missing_ok=True)
+                held -= size
         return held

@@ -5,7 +5,8 @@ Paths are relative to the store's root, with ``/`` between their segments.
 
 import re
 
-from featurestore.names import slug
+from featurestore.errors import StoreError
+from featurestore.names import is_segment, slug
 
 SPEC_NAME = "histosge-featurestore"
 SPEC_VERSION = 1
@@ -21,6 +22,10 @@ GRID_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Arrays of every grid: name -> (dimensions, dtype)."""
 
+RESERVED_ENCODERS = (*GRID_ARRAYS, "quality")
+"""Slugs that no encoder can have: names of a grid's own arrays."""
+MAX_ENCODER = 200
+"""Letters of an encoder's slug: file systems allow names of 255 bytes, and temporary files add to it."""
 _CHUNK = re.compile(r"c/(\d+)/(\d+)/(\d+)")
 
 
@@ -32,6 +37,22 @@ def grid_path(slide_id: str, grid_key: str) -> str:
 def encoder_path(slide_id: str, grid_key: str, encoder_key: str) -> str:
     """Path of an encoder's group; the key becomes a slug."""
     return f"{grid_path(slide_id, grid_key)}/{slug(encoder_key)}"
+
+
+def check_encoder_key(encoder_key: str) -> None:
+    """Refuse a key that cannot name the folder of an encoder.
+
+    Raises
+    ------
+    StoreError
+        If it is the name of something else in a store, begins with an underscore, or is too long.
+    """
+    name = slug(encoder_key)
+    if not is_segment(name) or name.lower() in RESERVED_ENCODERS or len(name) > MAX_ENCODER:
+        raise StoreError(
+            f"encoder {encoder_key[:40]!r} cannot name a folder of a store (reserved, or more than {MAX_ENCODER} letters); "
+            "give it another name, as with --encoder"
+        )
 
 
 def embedding_path(slide_id: str, grid_key: str, encoder_key: str) -> str:

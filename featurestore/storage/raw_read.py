@@ -158,10 +158,12 @@ class RawBlocks:
             self._check_size(path, os.fstat(file).st_size, len(body))
             whole = body.data
             done = os.readv(file, [whole, tail])
-            while done < len(
-                body
-            ):  # a signal interrupted it, or the object exceeds 2 GB, Linux's limit for one read
-                done += os.readv(file, [whole[done:], tail])
+            # A signal interrupted it, or the object exceeds 2 GB, Linux's limit for one read.
+            while done < len(body):
+                more = os.readv(file, [whole[done:], tail])
+                if not more:  # the file was cut since its size was checked: no read would ever give the rest
+                    self._check_size(path, done, len(body))
+                done += more
             if done < len(body) + CHECKSUM_BYTES:
                 tail = bytearray(os.pread(file, CHECKSUM_BYTES, len(body)))
         finally:

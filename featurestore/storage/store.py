@@ -5,7 +5,7 @@ carries the identity of what it was made from; asking for another is refused, wi
 `docs/SPEC.md` says what each name means; `validate` checks it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from featurestore.storage.layout import (
     GRID_ARRAYS,
     SPEC_NAME,
     SPEC_VERSION,
+    check_encoder_key,
     embedding_path,
     encoder_path,
     failure_path,
@@ -298,19 +299,32 @@ class Store:
         grid: PatchGrid,
         identity: EncoderIdentity,
         block_shape: tuple[int, int] = DEFAULT_BLOCK,
+        attrs: Mapping[str, Any] | None = None,
     ) -> BlockArray:
         """Create an encoder's embedding array, or open the one that is there.
+
+        Parameters
+        ----------
+        attrs
+            Attributes besides the encoder's identity; written only if the array is created.
 
         Raises
         ------
         IdentityMismatchError
             If what is stored under the encoder's slug was made by another encoder.
+        StoreError
+            If the encoder's key cannot name a folder.
         """
+        check_encoder_key(identity.key)
         path = embedding_path(slide_id, grid.spec.key, identity.key)
         stored = read_attrs(self.location, path).get("encoder")
         if stored:
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
             return BlockArray.open(self.location, path, read_only=False)
+        if self.location.exists(f"{path}/c") and not self.location.exists(f"{path}/zarr.json"):
+            # Blocks without an array: a run wrote them after `rm` had removed it. They would count as done, although
+            # they may come from another encoder.
+            self.location.remove(f"{path}/c")
         write_group(self.location, encoder_path(slide_id, grid.spec.key, identity.key), {})
         # A block larger than the grid would be stored with its padding.
         rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
@@ -322,7 +336,7 @@ class Store:
                 chunks=(rows, cols, identity.dim),
                 dtype="float16",
                 dims=EMBEDDING_DIMS,
-                attrs={"encoder": {**identity_attrs(identity)}},
+                attrs={**(attrs or {}), "encoder": {**identity_attrs(identity)}},
             )
         except ContainsArrayError:  # another run created it since we looked: it must be the same encoder, too
             stored = read_attrs(self.location, path).get("encoder") or {"key": "", "fingerprint": ""}

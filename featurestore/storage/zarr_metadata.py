@@ -29,15 +29,25 @@ def consolidate(location: Location, path: str) -> None:
 
     The layout is the one that zarr and xarray read (``consolidated_metadata``, inline).
     """
-    below = sorted(name for name in location.sizes(path) if name.endswith("/zarr.json"))
-    documents = {name.removesuffix("/zarr.json"): location.read_json(f"{path}/{name}") for name in below}
-    whole = {"kind": "inline", "must_understand": False, "metadata": documents}
-    own = location.read_json(f"{path}/zarr.json") or {
-        "zarr_format": 3,
-        "node_type": "group",
-        "attributes": {},
-    }
-    location.write_json(f"{path}/zarr.json", {**own, "consolidated_metadata": whole})
+    below = _documents_below(location, path)
+    while True:
+        documents = {name.removesuffix("/zarr.json"): location.read_json(f"{path}/{name}") for name in below}
+        whole = {"kind": "inline", "must_understand": False, "metadata": documents}
+        own = location.read_json(f"{path}/zarr.json") or {
+            "zarr_format": 3,
+            "node_type": "group",
+            "attributes": {},
+        }
+        location.write_json(f"{path}/zarr.json", {**own, "consolidated_metadata": whole})
+        # Two runs that add an encoder each would otherwise write over each other's: the last one to write looks again,
+        # and finds what the other added since it listed.
+        written, below = below, _documents_below(location, path)
+        if below == written:
+            return
+
+
+def _documents_below(location: Location, path: str) -> list[str]:
+    return sorted(name for name in location.sizes(path) if name.endswith("/zarr.json"))
 
 
 def create_root(location: Location, spec: str, version: int, what: str) -> None:

@@ -17,6 +17,9 @@ from featurestore.slides.protocol import Slide
 from featurestore.tissue.overview import Overview, read_overview
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS, TissueMethod
 
+_STRIP_PATCHES = 1_000_000
+"""Patches whose means are computed at once: about 150 bytes each while they are, and 4 bytes each as they are kept."""
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -55,12 +58,24 @@ def survey(slide: Slide, grid: PatchGrid, method: str = DEFAULT_TISSUE) -> Surve
     record = TISSUE_METHODS.get(method)
     overview = read_overview(slide)
     scale = grid.effective_mpp / overview.mpp
-    rgb = _round_to_bytes(patch_means(overview.rgb.astype(np.float64), grid, scale))
+    rgb = _mean_bytes(overview.rgb.astype(np.float64), grid, scale, 1.0)
     attrs = record.to_attrs(overview.mpp)
     if record.mask is None:
         return Survey(np.full(grid.shape, 255, np.uint8), rgb, attrs)
-    share = patch_means(_tissue_mask(record, overview).astype(np.float64), grid, scale)
-    return Survey(_round_to_bytes(share * 255), rgb, attrs)
+    tissue = _mean_bytes(_tissue_mask(record, overview).astype(np.float64), grid, scale, 255.0)
+    return Survey(tissue, rgb, attrs)
+
+
+def _mean_bytes(
+    values: NDArray[np.float64], grid: PatchGrid, scale: float, largest: float
+) -> NDArray[np.uint8]:
+    """Return the patches' means times `largest`, as bytes; some rows of patches at a time."""
+    means = np.empty((*grid.shape, *values.shape[2:]), np.uint8)
+    step = max(1, _STRIP_PATCHES // grid.n_cols)
+    for first in range(0, grid.n_rows, step):
+        rows = first, min(first + step, grid.n_rows)
+        means[slice(*rows)] = _round_to_bytes(patch_means(values, grid, scale, rows) * largest)
+    return means
 
 
 def _round_to_bytes(values: NDArray[np.float64]) -> NDArray[np.uint8]:
@@ -90,7 +105,9 @@ def _tissue_mask(method: TissueMethod, overview: Overview) -> NDArray[np.bool_]:
     return mask
 
 
-def patch_means(values: NDArray[np.float64], grid: PatchGrid, scale: float) -> NDArray[np.float64]:
+def patch_means(
+    values: NDArray[np.float64], grid: PatchGrid, scale: float, rows: tuple[int, int] | None = None
+) -> NDArray[np.float64]:
     """Average an overview over each patch's footprint, fractional edges included.
 
     Parameters
@@ -99,24 +116,28 @@ def patch_means(values: NDArray[np.float64], grid: PatchGrid, scale: float) -> N
         Shape ``(height, width)`` or ``(height, width, channels)``.
     scale
         Overview pixels per grid pixel.
+    rows
+        Only these rows of patches, ``(start, stop)``.
 
     Returns
     -------
     numpy.ndarray
         Shape ``(n_rows, n_cols)`` or ``(n_rows, n_cols, channels)``. What lies beyond the overview does not count.
     """
-    down = _span_means(values, grid.n_rows, grid, scale)
-    across = _span_means(np.swapaxes(down, 0, 1), grid.n_cols, grid, scale)
+    x, y = (origin / grid.effective_mpp for origin in grid.origin_um)
+    first, stop = rows or (0, grid.n_rows)
+    down = _span_means(values, stop - first, grid, scale, y + first * grid.spec.stride_px)
+    across = _span_means(np.swapaxes(down, 0, 1), grid.n_cols, grid, scale, x)
     return np.swapaxes(across, 0, 1)
 
 
 def _span_means(
-    values: NDArray[np.float64], count: int, grid: PatchGrid, scale: float
+    values: NDArray[np.float64], count: int, grid: PatchGrid, scale: float, start: float
 ) -> NDArray[np.float64]:
-    """Average along the first axis over ``count`` patches, by differences of a running sum."""
+    """Average along the first axis over ``count`` patches from a grid pixel on, by differences of a running sum."""
     # Overlapping patches share most of their pixels: a running sum costs the same at any stride.
     total = np.concatenate([np.zeros_like(values[:1]), np.cumsum(values, axis=0)])
-    starts = np.arange(count) * grid.spec.stride_px * scale
+    starts = (start + np.arange(count) * grid.spec.stride_px) * scale
     edges = np.clip(np.stack([starts, starts + grid.spec.patch_px * scale]), 0, len(values))
     whole = np.minimum(np.floor(edges).astype(int), len(values) - 1)
     # A pixel that an edge cuts counts by the part that is inside.

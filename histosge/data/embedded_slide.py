@@ -110,7 +110,7 @@ def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32))
     rows, cols, embedding = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
     grid = slide.stored.grid
-    return Patches(slide.slide_id, rows, cols, embedding, grid.stride_um, grid.patch_um)
+    return Patches(slide.slide_id, rows, cols, embedding, grid.stride_um, grid.patch_um, grid.origin_um)
 
 
 @dataclass(frozen=True)

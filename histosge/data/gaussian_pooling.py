@@ -141,6 +141,41 @@ def pool_moments(
             yield moment, features, values
 
 
+def sum_pooled(patches: Patches, sigmas_um: Sequence[float], of: Indices | None = None) -> Values:
+    """Pool each group of features by a Gaussian of its own, and add the groups up.
+
+    A weighted mean commutes with a linear map: what is projected first and pooled here costs a filter over the few
+    outputs of the map, and not over all features of the embedding.
+
+    Parameters
+    ----------
+    patches, of
+        As in `gaussian_pool`. The embedding, ``(n_patches, len(sigmas_um) * n)``, holds a group of n features per sigma.
+    sigmas_um
+        None twice; 0 is the patch itself.
+
+    Returns
+    -------
+    numpy.ndarray
+        ``(n_patches or len(of), n)``.
+    """
+    of = np.arange(len(patches)) if of is None else of
+    n = patches.embedding.shape[1] // len(sigmas_um)
+    total = np.zeros((len(of), n), np.float32)
+    if len(of) == 0:
+        return total
+    lattice = _Lattice.from_patches(patches, tuple(sigma for sigma in sigmas_um if sigma > 0), of)
+    filled, no_offset = _buffer("filled", (1, *lattice.shape, n)), np.zeros(1, np.float32)
+    for i, sigma_um in enumerate(sigmas_um):
+        group = patches.embedding[:, i * n : (i + 1) * n]
+        if sigma_um == 0:
+            total += group[of]
+        else:
+            lattice.fill(group, no_offset, filled[0])
+            total += lattice.sum(sigma_um, filled)[0] * lattice.scale[sigma_um]
+    return total
+
+
 @dataclass(frozen=True)
 class _Lattice:
     """A rectangle of grid positions: all that Gaussians around the wanted patches reach, in whole strips.

@@ -24,7 +24,7 @@ from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.raw_read import RawBlocks
 from featurestore.storage.selection import METADATA_THREADS, SlideEmbedding
 from histosge.data.load_settings import EpochReads, LoadSettings
-from histosge.data.shuffle_buffer import Batch, BatchCutter, PatchBuffer
+from histosge.data.shuffle_buffer import Batch, BatchCutter, BufferPool, PatchBuffer
 
 Indices = NDArray[np.int64]
 
@@ -94,7 +94,7 @@ class PatchBatches:
         # Of each planned block, as far as it is known: what an epoch found unreadable is taken off.
         self._n_readable = np.array([planned.n_tissue for planned in self._plan], np.int64)
         self.slots_per_buffer = self._count_slots()
-        self._idle_buffers: list[PatchBuffer] = []
+        self.buffers = BufferPool(self._capacity, self._dim, self._dtype)
         self._thread_memory = threading.local()
         # Checksums of blocks without NaN: the same checksum means the same values, which need no second look.
         self._without_nan: dict[_PlannedBlock, int] = {}
@@ -126,18 +126,18 @@ class PatchBatches:
                     buffer, reads = filling[0].buffer, [read.result() for read in filling[0].reads]
                     yield buffer, self._record_reads(part, reads, buffer)
                     del filling[0]
-                    self._give_back(buffer)
+                    buffer.release()
                     # As soon as this buffer is drawn from, threads go on with it, before the other one is complete.
                     if number + 2 < len(parts):
                         filling.append(self._start_filling(executor, parts[number + 2], (epoch, number + 2)))
             finally:
-                # Where the caller stops early: no thread may still write to a buffer that is given back.
+                # Where the caller stops early: no thread may still write to a buffer that is released.
                 futures = [read for begun in filling for read in begun.reads]
                 for future in futures:
                     future.cancel()
                 wait(futures)
                 for begun in filling:
-                    self._give_back(begun.buffer)
+                    begun.buffer.release()
 
     def _order(self, epoch: int, rank: int, world_size: int) -> Indices:
         """Return which planned blocks one rank reads, in the order of an epoch."""
@@ -164,22 +164,11 @@ class PatchBatches:
         """Patches that a buffer has room for."""
         return self.slots_per_buffer * self._slot_patches
 
-    def _take_buffer(self) -> PatchBuffer:
-        """Take a buffer that no batch is a view of; a used one is best, as new memory costs as much as a copy."""
-        for number, buffer in enumerate(self._idle_buffers):
-            if not buffer.in_use:
-                return self._idle_buffers.pop(number)
-        return PatchBuffer.empty(self._capacity, self._dim, self._dtype)
-
-    def _give_back(self, buffer: PatchBuffer) -> None:
-        # A buffer that a user holds batches of may come free later. No more than two are kept for that.
-        self._idle_buffers = [*self._idle_buffers[-1:], buffer]
-
     def _start_filling(
         self, executor: ThreadPoolExecutor, part: list[_PlannedBlock], seed: tuple[int, int]
     ) -> _FillingBuffer:
         """Submit the reads of a part; the seed decides the place of every patch before any is read."""
-        s, buffer = self._settings, self._take_buffer()
+        s, buffer = self._settings, self.buffers.lend()
         ends = np.cumsum([planned.n_tissue for planned in part])
         places = np.arange(ends[-1])
         if s.shuffle:

@@ -6,11 +6,15 @@ Every section is checked against its slide, and all of them against each other, 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
 from histosge.data.alignment_check import AlignmentReport
+from histosge.data.distinct_spots import DistinctSpots
 from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
 from histosge.data.genes import MIN_COUNTS, library_size, select_target
 from histosge.data.sections import Section, TrainingSection
@@ -32,6 +36,8 @@ class LoadedSection:
         What the expression's reader found, in one line.
     uncovered
         Barcodes of spots with enough counts but no embedded patch under their disc.
+    marks
+        Of the file's spots: see `histosge.data.distinct_spots`.
     """
 
     section: Section
@@ -40,6 +46,7 @@ class LoadedSection:
     alignment: AlignmentReport
     description: str = ""
     uncovered: tuple[str, ...] = ()
+    marks: NDArray[np.uint64] | None = None
 
 
 def load_section(
@@ -69,6 +76,7 @@ def load_section(
         measured.alignment,
         measured.description,
         covered.uncovered,
+        measured.marks,
     )
 
 
@@ -101,8 +109,10 @@ def load_sections(
     """
     store = Store.open(store_url)
     loaded: list[LoadedSection] = []
+    distinct = DistinctSpots()
     for sample in read_samples(samples):
         item = load_section(sample, store, selection.grid, selection.encoder)
+        distinct.add(sample, item.marks)
         on_message(f"{sample.slide_id}: {item.description}")
         on_message(
             f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "

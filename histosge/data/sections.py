@@ -27,6 +27,8 @@ class Patches:
         Shape ``(n_patches, dim)``, float32, without NaN.
     stride_um, patch_um
         The grid's step, and the side of a patch, in microns.
+    origin_um
+        Corner ``(x, y)`` of patch (0, 0), from the slide's top-left.
     """
 
     slide_id: str
@@ -35,6 +37,7 @@ class Patches:
     embedding: NDArray[np.float32]
     stride_um: float
     patch_um: float
+    origin_um: tuple[float, float] = (0.0, 0.0)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,10 +45,9 @@ class Patches:
     @property
     def xy_um(self) -> NDArray[np.float64]:
         """Patch centres ``(x, y)`` in microns from the slide's top-left, shape ``(n_patches, 2)``."""
-        # The first patch starts at the slide's corner, so its centre is half a patch in, whatever the stride.
-        return (
-            np.stack([self.cols, self.rows], axis=1).astype(np.float64) * self.stride_um + self.patch_um / 2
-        )
+        # The first patch starts at the origin, so its centre is half a patch further, whatever the stride.
+        steps = np.stack([self.cols, self.rows], axis=1).astype(np.float64)
+        return np.asarray(steps * self.stride_um + self.patch_um / 2 + self.origin_um)
 
     def with_embedding(self, embedding: NDArray[np.float32]) -> "Patches":
         """Return the same patches carrying other vectors."""

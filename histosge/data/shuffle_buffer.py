@@ -5,18 +5,20 @@ buffer, and nothing is gathered a second time.
 
 Terms
     place   row of the buffer that a patch is written to; planned patches without an embedding leave theirs empty
+    loan    a buffer from when it is lent until it was released and nobody holds a piece of its embeddings any more
 """
 
-import sys
+import weakref
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-# The buffer's own, and the one that `sys.getrefcount` makes while it counts: any more are views that batches hold.
-_OWN_REFERENCES = 2
+# One buffer is drawn from while another is filled. What is returned beyond that is given back to the system.
+_IDLE_BUFFERS = 2
 # Rows that are copied at a time. numpy copies them to a temporary array first: 8 MB with 1,024 float16 features.
 _ROWS_PER_MOVE = 4096
 
@@ -42,7 +44,7 @@ class Batch(NamedTuple):
 
 @dataclass
 class PatchBuffer:
-    """Room for a fixed number of patches.
+    """Room for a fixed number of patches, lent by a `BufferPool`.
 
     Parameters
     ----------
@@ -55,16 +57,10 @@ class PatchBuffer:
     cols: NDArray[np.int64]
     embedding: NDArray[Any]
 
-    @classmethod
-    def empty(cls, capacity: int, dim: int, dtype: np.dtype[Any]) -> Self:
-        """Allocate a buffer; its values are undefined."""
-        slide, rows, cols = (np.empty(capacity, np.int64) for _ in range(3))
-        return cls(slide, rows, cols, np.empty((capacity, dim), dtype))
-
-    @property
-    def in_use(self) -> bool:
-        """Whether a batch that somebody still holds is a view of the embeddings; writing would change that batch."""
-        return sys.getrefcount(self.embedding) > _OWN_REFERENCES
+    def release(self) -> None:
+        """Return the buffer: it is lent again once no batch of it is held any more. It must not be used after this."""
+        # Deleted here, not where the last variable ends: a thread that has just filled the buffer still holds it.
+        del self.embedding
 
     def put(
         self,
@@ -98,10 +94,53 @@ class PatchBuffer:
     def view(self, start: int, stop: int) -> Batch:
         """Return patches as they lie there: the embeddings are not copied."""
         part = slice(start, stop)
-        # Places are copied, as `in_use` looks at the embeddings alone; they take 24 bytes a patch.
+        # Places are copied, as a loan ends with the embeddings alone; they take 24 bytes a patch.
         return Batch(
             self.slide[part].copy(), self.rows[part].copy(), self.cols[part].copy(), self.embedding[part]
         )
+
+
+class BufferPool:
+    """Lends buffers of one size. Memory that is lent again is better than new memory, which costs as much as a copy.
+
+    A consumer may keep a batch as long as it likes: its buffer is not lent again before, and another one is made.
+
+    Parameters
+    ----------
+    capacity, dim, dtype
+        Patches in a buffer, and features and type of their embeddings.
+
+    Attributes
+    ----------
+    n_made
+        Buffers that were allocated so far.
+    """
+
+    def __init__(self, capacity: int, dim: int, dtype: np.dtype[Any]) -> None:
+        self._capacity, self._dim, self._dtype = capacity, dim, dtype
+        # A deque, whose operations are atomic: a loan may end in any thread, also within a garbage collection, where
+        # a lock could be held already.
+        self._idle: deque[tuple[NDArray[Any], ...]] = deque(maxlen=_IDLE_BUFFERS)
+        self.n_made = 0
+
+    def lend(self) -> PatchBuffer:
+        """Return a buffer that nobody uses; its values are undefined."""
+        try:
+            memory = self._idle.pop()
+        except IndexError:
+            memory = self._make()
+        # An array of this loan's own over the memory. Whatever is cut from it, batches and pieces of batches, refers to
+        # this array (numpy goes no further back than an array over a memoryview). So it lives exactly as
+        # long as somebody can read the memory, on every Python: counting references would depend on how a release of
+        # CPython counts those of its own stack (3.14 counts fewer).
+        embedding = np.asarray(memory[-1].data)
+        weakref.finalize(embedding, self._idle.append, memory).atexit = False
+        return PatchBuffer(memory[0], memory[1], memory[2], embedding)
+
+    def _make(self) -> tuple[NDArray[Any], ...]:
+        self.n_made += 1
+        places = (np.empty(self._capacity, np.int64) for _ in range(3))
+        return (*places, np.empty((self._capacity, self._dim), self._dtype))
 
 
 class BatchCutter:

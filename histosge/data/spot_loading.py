@@ -3,11 +3,13 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store, StoredGrid
 from histosge.data.alignment_check import AlignmentReport, TissueMap, check_alignment, check_scale
+from histosge.data.distinct_spots import spot_marks
 from histosge.data.expression.find_expression import find_expression
 from histosge.data.expression.loaded_expression import SlideFrame
 from histosge.data.expression.pseudo_spots import needs_pooling, pool_spots
@@ -29,11 +31,14 @@ class LoadedSpots:
         How well spots and slide fit; never a refusal.
     description
         What the expression's reader found, in one line.
+    marks
+        Of the spots as the file has them, before pooling: see `histosge.data.distinct_spots`.
     """
 
     spots: Spots
     alignment: AlignmentReport
     description: str
+    marks: NDArray[np.uint64]
 
 
 def require_expression(sample: Sample) -> str:
@@ -76,7 +81,7 @@ def load_spots(
     if needs_pooling(spots, grid.stride_um, min_counts):
         spots = pool_spots(spots, grid.stride_um)
         description += f"; too few counts each, so pooled into {len(spots)} squares of {grid.stride_um:g} µm"
-    return LoadedSpots(spots, alignment, description)
+    return LoadedSpots(spots, alignment, description, spot_marks(found.spots))
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,8 @@ def _overlap(
 ) -> sparse.csr_matrix:
     radius, stride = diameter_um / 2, patches.stride_um
     # In units of the stride, with patch (row, col) at (col, row): every cell is a unit square.
-    centre = (np.asarray(spot_xy_um, dtype=np.float64) - patches.patch_um / 2) / stride
+    from_origin = np.asarray(spot_xy_um, dtype=np.float64) - np.asarray(patches.origin_um)
+    centre = (from_origin - patches.patch_um / 2) / stride
     reach = int(np.ceil(radius / stride + 0.5))
     # All cells that a disc can touch: the same number for every spot, so that no loop over spots is needed.
     d_row, d_col = _offsets_in_square(reach)

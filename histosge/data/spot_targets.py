@@ -22,6 +22,7 @@ from featurestore.errors import StoreError
 from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store, StoredGrid
+from histosge.data.distinct_spots import DistinctSpots
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS, GeneVariance, gene_columns, library_size
 from histosge.data.section_loading import MIN_SPOTS, Selection
@@ -171,8 +172,10 @@ class SpotTargets:
         rows = read_samples(str(samples))
         usable_rows, sections = [], []
         variance = GeneVariance()
+        distinct = DistinctSpots()
         for sample in rows:
             loaded, covered = reader.read(sample)
+            distinct.add(sample, loaded.marks)
             _describe(sample, loaded, covered, min_counts, on_message)
             if len(covered.spots) < MIN_SPOTS:
                 continue
@@ -242,7 +245,7 @@ def _tissue_patches(stored: StoredGrid) -> Patches:
     rows, cols = np.nonzero(stored.is_tissue)
     nothing = np.empty((len(rows), 0), np.float32)  # overlap is a matter of positions alone
     grid = stored.grid
-    return Patches(stored.slide_id, rows, cols, nothing, grid.stride_um, grid.patch_um)
+    return Patches(stored.slide_id, rows, cols, nothing, grid.stride_um, grid.patch_um, grid.origin_um)
 
 
 def _describe(

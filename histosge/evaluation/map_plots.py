@@ -77,14 +77,16 @@ def _extent(shown: GeneMap) -> tuple[float, float, float, float]:
     """Return where the thumbnail's pixels lie, ``(left, right, bottom, top)`` in microns, y downwards."""
     n_rows, n_cols = shown.predicted.shape
     # A pixel of the thumbnail stands for the stride's square around a patch's centre, not for the patch.
-    corner = (shown.patch_um - shown.stride_um) / 2
-    return corner, corner + n_cols * shown.stride_um, corner + n_rows * shown.stride_um, corner
+    left, top = (start + (shown.patch_um - shown.stride_um) / 2 for start in shown.origin_um)
+    return left, left + n_cols * shown.stride_um, top + n_rows * shown.stride_um, top
 
 
 def _bounds(shown: GeneMap) -> tuple[float, float, float, float]:
     """Return ``(left, right, bottom, top)`` around patches and spots, without the empty glass beyond."""
     rows, cols = np.nonzero(~np.isnan(shown.predicted))
-    patches = np.stack([cols, rows], axis=1) * shown.stride_um + shown.patch_um / 2
+    patches = (
+        np.stack([cols, rows], axis=1) * shown.stride_um + shown.patch_um / 2 + np.asarray(shown.origin_um)
+    )
     centres = np.concatenate([patches, shown.spot_xy_um])
     margin = max(shown.patch_um, shown.spot_um)
     left, top = (centres.min(axis=0) - margin).tolist()

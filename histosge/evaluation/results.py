@@ -58,6 +58,8 @@ class GeneMap:
         Mean colour of every patch, ``(n_rows, n_cols, 3)``, uint8.
     stride_um, patch_um
         The grid's step, and the side of a patch.
+    origin_um
+        Corner ``(x, y)`` of patch (0, 0), from the slide's top-left.
     """
 
     gene: str
@@ -71,6 +73,7 @@ class GeneMap:
     thumbnail: NDArray[np.uint8]
     stride_um: float
     patch_um: float
+    origin_um: tuple[float, float] = (0.0, 0.0)
 
 
 @dataclass(frozen=True)

@@ -128,4 +128,5 @@ class HeldOutMaps:
             thumbnail=section.thumbnail,
             stride_um=section.patches.stride_um,
             patch_um=section.patches.patch_um,
+            origin_um=section.patches.origin_um,
         )

@@ -16,9 +16,9 @@ from histosge.data.sections import Section, Spots, TrainingSection
 from histosge.heldout.leakage import (
     PatchSplit,
     check_windows_apart,
+    section_buffer_um,
     select_patches,
     select_spots,
-    window_buffer_um,
 )
 from histosge.heldout.metrics import top_by_variance
 from histosge.heldout.splits import WITHIN_SECTION, Fold, make_folds
@@ -147,9 +147,7 @@ class Plan:
         """Plan an evaluation; the buffer of a block split comes from the widest spots and patches."""
         choice = genes if isinstance(genes, GeneChoice) else GeneChoice.parse(genes)
         # The widest of all: one buffer for all sections, as the report states one.
-        buffers = [
-            window_buffer_um(s.spots.diameter_um, s.patches.patch_um, s.patches.stride_um) for s in sections
-        ]
+        buffers = [section_buffer_um(section) for section in sections]
         return cls(tuple(sections), split, choice, max(buffers, default=0.0) if split == "block" else 0.0)
 
     def folds(self, seed: int) -> tuple[Fold, ...]:

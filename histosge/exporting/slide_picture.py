@@ -109,9 +109,11 @@ def on_slide(plane: NDArray[Any], grid: PatchGrid, fill: float) -> NDArray[Any]:
     fill
         For the pixels before the first patch.
     """
-    before = round((grid.patch_um - grid.stride_um) / grid.stride_um)
+    left, top = (
+        round((grid.patch_um - grid.stride_um + 2 * origin) / grid.stride_um) for origin in grid.origin_um
+    )
     grown = plane.repeat(2, axis=0).repeat(2, axis=1)
-    if before < 0:  # patches smaller than their step: the first one's cell starts left of the slide
-        return np.asarray(grown[-before:, -before:])
-    pad = ((before, 0), (before, 0)) + ((0, 0),) * (plane.ndim - 2)
-    return np.pad(grown, pad, constant_values=fill)
+    # Patches smaller than their step: the first one's cell starts left of the slide.
+    inside = grown[max(-top, 0) :, max(-left, 0) :]
+    pad = ((max(top, 0), 0), (max(left, 0), 0)) + ((0, 0),) * (plane.ndim - 2)
+    return np.pad(inside, pad, constant_values=fill)

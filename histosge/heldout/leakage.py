@@ -21,18 +21,29 @@ from histosge.errors import SplitError
 Mask = NDArray[np.bool_]
 
 
-def window_buffer_um(spot_um: float, patch_um: float, stride_um: float) -> float:
+def window_buffer_um(spot_um: float, patch_um: float, stride_um: float, shape: str = "disc") -> float:
     """Return how far apart training and held-out spots must be for the patches under them to share no pixel.
 
-    A patch counts for a spot if its stride cell touches the disc: its centre lies at most half a spot
-    and half the cell's diagonal away. Squares whose centres are a patch's diagonal apart are disjoint.
+    A patch counts for a spot if its stride cell touches the spot: its centre lies at most half the spot's width, from
+    corner to corner of a square, and half the cell's diagonal away. Squares whose centres are a patch's diagonal apart
+    are disjoint.
 
     Parameters
     ----------
     spot_um, patch_um, stride_um
-        Diameter of a spot, side of a patch, and step of the grid.
+        Diameter of a spot (the side of a square one), side of a patch, and step of the grid.
+    shape
+        Of the spots: ``disc`` or ``square``, see `histosge.data.sections.Spots`.
     """
-    return spot_um + float(np.sqrt(2)) * (stride_um + patch_um)
+    diagonal = float(np.sqrt(2))
+    widest = spot_um * diagonal if shape == "square" else spot_um
+    return widest + diagonal * (stride_um + patch_um)
+
+
+def section_buffer_um(section: Section) -> float:
+    """Return `window_buffer_um` of a section's spots and patches."""
+    spots, patches = section.spots, section.patches
+    return window_buffer_um(spots.diameter_um, patches.patch_um, patches.stride_um, spots.shape)
 
 
 @dataclass(frozen=True)
@@ -94,7 +105,7 @@ def check_windows_apart(section: Section, split: PatchSplit, train: Mask, test: 
         if lost := int((covered < whole - 1e-6).sum()):
             raise SplitError(
                 f"{where}: {lost} {name} spots lie on patches of the other part: widen the buffer to at least "
-                f"{window_buffer_um(section.spots.diameter_um, patches.patch_um, patches.stride_um):.0f} um"
+                f"{section_buffer_um(section):.0f} um"
             )
 
 

@@ -7,19 +7,19 @@ change of error that is reported is slightly too good: the true gain is measured
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import spot_embeddings
 from histosge.models.attention import EPOCHS, RADIUS_UM, AttentionNetwork, TrainingWindows, Windows, fit
 from histosge.models.dense import DenseModel, LinearFit
-from histosge.models.linear_algebra import Floats, Indices, Standardiser
+from histosge.models.earlier_dense import MomentProjection
+from histosge.models.linear_algebra import Floats, Indices, Standardiser, spatial_groups
 from histosge.models.multiscale import MultiscaleFeatures
 from histosge.models.nested_state import nest, unnest
 from histosge.models.protocol import State
@@ -67,6 +67,8 @@ class DenseAttentionModel:
     ----------
     dense
         The linear part.
+    components
+        Embeddings -> principal components, which attention sees.
     attention
         What is added to its patterns; None where that did not help.
     facts
@@ -75,6 +77,7 @@ class DenseAttentionModel:
 
     name: ClassVar[str] = "dense+attention"
     dense: DenseModel
+    components: MultiscaleFeatures
     attention: AttentionEnsemble | None
     facts: dict[str, Any] = field(default_factory=dict)
 
@@ -115,18 +118,19 @@ class DenseAttentionModel:
         `facts` are then, per fold, the epochs kept of the patch alone and of its window and the relative change of
         squared error; and the share of each pattern that is added.
         """
-        linear = LinearFit.fit(sections)
-        dense = DenseModel.from_linear_fit(linear, sections, seed=seed)
         # Whole sections, or stripes of a lone one: attention has to help on tissue apart from its training spots.
-        fold = linear.groups % N_FOLDS
+        fold = spatial_groups(sections) % N_FOLDS
+        linear, features = LinearFit.fit(sections, fold), MultiscaleFeatures.fit(sections)
+        dense = DenseModel.from_linear_fit(linear, sections)
         if len(fold) < MIN_SPOTS or len(np.unique(fold)) < 2 or not linear.patterns.any():
-            return cls(dense, None)
+            return cls(dense, features, None)
         # Residuals at a model's own training spots are smaller, and of another shape, than those on new tissue.
-        residual = linear.patterns - linear.out_of_fold(fold)
-        standardiser = _standardise(sections, linear.features)
+        assert linear.out_of_fold is not None
+        residual = linear.patterns - linear.out_of_fold
+        standardiser = _standardise(sections, features)
 
         def cut_windows(section: TrainingSection, spots: Indices, residual: Floats) -> TrainingWindows:
-            components = linear.features.components(section.patches)
+            components = features.components(section.patches)
             return TrainingWindows.from_patches(
                 components, section.overlap[spots], residual[spots], standardiser, radius_um
             )
@@ -150,14 +154,13 @@ class DenseAttentionModel:
         }
         # Every fold, not their mean: one section that gains much would otherwise pay for others that lose.
         if max(change) >= 0:
-            return cls(dense, None, facts)
+            return cls(dense, features, None, facts)
         # The shares go into the last layer, so that prediction need not know them.
         with torch.no_grad():
             for one in fits:
                 one.network.out.weight *= torch.from_numpy(blend.astype(np.float32))[:, None]
-        return cls(
-            dense, AttentionEnsemble(standardiser, tuple(one.network for one in fits), radius_um), facts
-        )
+        ensemble = AttentionEnsemble(standardiser, tuple(one.network for one in fits), radius_um)
+        return cls(dense, features, ensemble, facts)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
@@ -171,18 +174,10 @@ class DenseAttentionModel:
         self, patches: Patches, of: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
         """Return `predict_some`, and the log of the total counts that a spot there would have, ``(len(of),)``."""
-        # Components are computed once, for the linear part and for attention.
-        components = self.dense.features.components(patches)
-        _, dense = self.dense.split()
-        patterns, depth = dense.patterns_with_depth(components, of)
+        patterns, depth = self.dense.patterns_with_depth(patches, of)
         if self.attention is not None:
-            patterns = patterns + self.attention(components, of)
-        return dense.to_genes(patterns), depth
-
-    def split(self) -> tuple[Reduce | None, "DenseAttentionModel"]:
-        """Return the reduction of embeddings to components, and the model that takes those."""
-        reduce, dense = self.dense.split()
-        return reduce, replace(self, dense=dense)
+            patterns = patterns + self.attention(self.components.components(patches), of)
+        return self.dense.to_genes(patterns), depth
 
     def config(self) -> dict[str, Any]:
         """Return what was chosen."""
@@ -193,6 +188,8 @@ class DenseAttentionModel:
     def state(self) -> State:
         """Return the learned arrays."""
         arrays = nest("image", self.dense.state())
+        if not isinstance(self.dense.linear, MomentProjection):
+            arrays |= nest("window", self.components.state())
         if self.attention is not None:
             arrays["components.mean"] = self.attention.standardiser.mean
             arrays["components.scale"] = self.attention.standardiser.scale
@@ -204,11 +201,18 @@ class DenseAttentionModel:
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
         dense, attention = DenseModel.from_state(config["image"], unnest("image", state)), None
+        # In models of earlier versions the linear part sees the same components.
+        earlier = dense.linear
+        features = (
+            earlier.features
+            if isinstance(earlier, MomentProjection)
+            else MultiscaleFeatures.from_state(unnest("window", state))
+        )
         if kept := config["attention"]:
             networks = tuple(_rebuild(unnest(f"network{k}", state)) for k in range(kept["networks"]))
             standardiser = Standardiser(state["components.mean"], state["components.scale"])
             attention = AttentionEnsemble(standardiser, networks, kept["radius_um"])
-        return cls(dense, attention, config["tried"])
+        return cls(dense, features, attention, config["tried"])
 
 
 def _rebuild(state: State) -> AttentionNetwork:

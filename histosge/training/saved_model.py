@@ -6,9 +6,8 @@ fingerprint; `check_fits` compares the card with an embedding before a single pa
 
 import hashlib
 import json
-import shutil
-import tempfile
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,9 +18,12 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.errors import first_line
 from featurestore.grid import PatchGrid
 from featurestore.storage.store import identity_attrs
+from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches
 from histosge.errors import ModelError
@@ -77,12 +79,23 @@ class Prediction:
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model with its card, the fingerprint of its weights and config, and its intervals (None if not calibrated)."""
+    """A model with its card.
+
+    Parameters
+    ----------
+    fingerprint
+        Of its weights and config, bit by bit.
+    intervals
+        None if it was not calibrated.
+    was_there
+        Whether `histosge.train` found it finished, so that nothing was trained.
+    """
 
     model: Model
     card: ModelCard
     fingerprint: str
     intervals: Intervals | None = None
+    was_there: bool = False
 
     def predict(self, patches: Patches) -> "Prediction":
         """Predict patches, with the interval of each prediction where the model was calibrated."""
@@ -124,31 +137,62 @@ class SavedModel:
             )
 
 
+def check_model_place(folder: str | Path) -> Path:
+    """Return where a model can be written; refuse what cannot hold one, or holds something else.
+
+    Called before training, so that hours of fitting do not end in this error.
+
+    Raises
+    ------
+    ModelError, OutputError
+        With the reason.
+    """
+    target = Path(folder)
+    # A folder is replaced as a whole: not the one that the user's shell, or this process, works in.
+    if target.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise ModelError(
+            f"{str(folder)!r} is the current folder or one above it; name a new folder for the model, such as ./model"
+        )
+    check_output(target, folder=True)
+    restore_replaced(target)
+    # Only a model is replaced: a mistyped MODEL must not cost a folder of something else.
+    if target.exists() and not _is_model(target) and any(target.iterdir()):
+        raise ModelError(
+            f"{target} holds something that is no histosge model; nothing was written, give another MODEL"
+        )
+    return target
+
+
 def save_model(
-    folder: str | Path, model: Model, card: ModelCard, intervals: Intervals | None = None
+    folder: str | Path,
+    model: Model,
+    card: ModelCard,
+    intervals: Intervals | None = None,
+    *,
+    made_with: MadeWith | None = None,
 ) -> SavedModel:
-    """Write a model's folder, whole or not at all; an older model there is replaced.
+    """Write a model's folder, whole or not at all. An older model there is replaced, and stays until this one is whole.
+
+    Parameters
+    ----------
+    made_with
+        Settings and inputs of the training, by which `histosge.train` recognises the model; None if it need not.
 
     Raises
     ------
     ModelError
         If `folder` holds something that is no model.
     """
-    target = Path(folder)
-    # Only a model is replaced: a mistyped MODEL must not cost a folder of something else.
-    if target.exists() and not _is_model(target) and (target.is_file() or any(target.iterdir())):
-        raise ModelError(
-            f"{target} holds something that is no histosge model; nothing was written, give another MODEL"
-        )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, so that the last step is a rename within one file system.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
-        work = Path(temporary) / "model"
+    target = check_model_place(folder)
+    with whole_folder(target) as work:
         work.mkdir()
         arrays = model.state() | (intervals.state() if intervals else {})
         # safetensors writes an array's memory as it lies, whatever its strides.
         state = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(state, work / WEIGHTS)
+        try:
+            save_file(state, work / WEIGHTS)
+        except SafetensorError as error:  # it knows no OSError: a full disk comes as text
+            raise ModelError(f"cannot write {target}: {first_line(error)}") from error
         document = {
             "spec": SPEC_NAME,
             "format": FORMAT,
@@ -160,13 +204,20 @@ def save_model(
         # Beside the card, not in it: fingerprints of folders without it stay valid.
         if (package := offered_by(card.preset)) is not None:
             document["offered_by"] = dict(zip(("package", "version"), package, strict=True))
+        if made_with is not None:
+            document["made_with"] = dict(made_with)
         document["fingerprint"] = _fingerprint(work / WEIGHTS, document)
         (work / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-        if target.exists():
-            shutil.rmtree(target)
-        work.rename(target)
+        # safetensors makes a file that only its owner can read; the other one has what the umask allows.
+        os.chmod(work / WEIGHTS, (work / CONFIG).stat().st_mode & 0o777)  # noqa: PTH101
     # Read back: what cannot be loaded is found now, not when it is needed.
     return _read(target, type(model))
+
+
+def read_made_with(folder: str | Path) -> Mapping[str, Any] | None:
+    """Return what a saved model was made with; None if it does not say, as those of version 1.0 and before."""
+    made_with = _document(Path(folder)).get("made_with")
+    return made_with if isinstance(made_with, dict) else None
 
 
 def describe_fitted(
@@ -223,6 +274,7 @@ def load_model(folder: str | Path, preset: ModelSource | None = None) -> SavedMo
         or not the one that is named.
     """
     path = Path(folder)
+    restore_replaced(path)
     document = _document(path)
     try:
         saved_name = str(document["card"]["preset"])

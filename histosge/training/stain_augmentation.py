@@ -81,7 +81,7 @@ def augment_stains(
             f"stains need the store's encoder {identity.key!r} ({identity.fingerprint[:16]}), the one at hand is "
             f"{encoder.identity.fingerprint[:16]}; leave --stains out, or embed again"
         )
-    # One generator for all slides, in the order of the sheet: the draws of a slide depend on those before it.
+    # One generator for all slides, in the order of their ids: the draws of a slide depend on those before it.
     rng = np.random.default_rng(seed)
     out = []
     for item, section in zip(loaded, training, strict=True):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.events import OnMessage, ignore_message
 from featurestore.grid import GridSpec
@@ -24,7 +25,20 @@ from histosge.models.checkpoint import Checkpoint, training_key
 from histosge.models.estimators import ModelSource, NamedEstimator, find_estimator
 from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET
-from histosge.training.saved_model import ModelCard, SavedModel, save_model
+from histosge.training.made_with import (
+    describe_genes,
+    describe_preset,
+    describe_sections,
+    describe_settings,
+)
+from histosge.training.saved_model import (
+    ModelCard,
+    SavedModel,
+    check_model_place,
+    load_model,
+    read_made_with,
+    save_model,
+)
 
 DEFAULT_GENES = 1000
 
@@ -74,9 +88,13 @@ def train(
     model: str | Path,
     settings: TrainSettings | None = None,
     *,
+    overwrite: bool = False,
     on_message: OnMessage = ignore_message,
 ) -> SavedModel:
     """Train a model on the sections of a sample sheet and save it.
+
+    A model that is there, made with the same settings and inputs, is returned as it is. The same means up to rounding:
+    the number of threads, and the order of the sheet's rows, do not count.
 
     Parameters
     ----------
@@ -88,18 +106,28 @@ def train(
         Folder to write.
     settings
         Preset, genes, epochs, seed.
+    overwrite
+        Train in any case, and replace a model that is there; it stays until the new one is complete.
     on_message
         Called with one line on what was found.
 
     Raises
     ------
+    EarlierResultError
+        If a model is there that was made with something else, and `overwrite` is not set.
     FeatureStoreError
         If the sections, the store or the settings are unusable; nothing is written then.
     """
     settings = settings or TrainSettings()
     # All that can be refused is refused here: loading a cohort takes minutes.
     estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
+    check_model_place(model)
+    made_with = describe_training(samples, store, settings)
+    if (finished := _find_finished(model, made_with, settings, overwrite=overwrite)) is not None:
+        return finished
     loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    # By id: sums over sections are rounded, so that another order of the sheet's rows would change the last bits.
+    loaded.sort(key=lambda item: item.section.slide_id)
     sections = [item.section for item in loaded]
     genes = choice.choose([section.spots for section in sections])
     training = [training_section(s, genes) for s in sections]
@@ -125,9 +153,34 @@ def train(
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
     # The checkpoint goes only now: a crash while saving must not lose the training.
-    saved = save_model(model, fitted, replace(card, preset=estimator.saved_name(fitted)), intervals)
+    saved = save_model(
+        model, fitted, replace(card, preset=estimator.saved_name(fitted)), intervals, made_with=made_with
+    )
     unfinished.unlink(missing_ok=True)
     return saved
+
+
+def describe_training(samples: str | Path, store: str | Path, settings: TrainSettings) -> MadeWith:
+    """Return what a model is made with: settings, and fingerprints of encoder, grid, slides and expression."""
+    own = {"preset": describe_preset(settings.preset), "genes": describe_genes(settings.genes)}
+    return describe_settings(settings, **own) | describe_sections(samples, store, settings.selection)
+
+
+def _find_finished(
+    model: str | Path, made_with: MadeWith, settings: TrainSettings, *, overwrite: bool
+) -> SavedModel | None:
+    """Return the model that is there if it is the one that is wanted; None if it has to be trained."""
+    folder = Path(model)
+    if not folder.exists() or not any(folder.iterdir()):
+        return None
+    if not is_same_result(folder, read_made_with(folder), made_with, overwrite=overwrite):
+        return None
+    # An object's own fit returned some other class, which its card names.
+    named = settings.preset if isinstance(settings.preset, type) or ":" in str(settings.preset) else None
+    try:
+        return replace(load_model(folder, named), was_there=True)
+    except ModelError as error:
+        raise ModelError(f"{error}, with --overwrite") from error
 
 
 def _checked(settings: TrainSettings) -> NamedEstimator:

@@ -33,6 +33,9 @@ class GeneReader:
 
     def __init__(self, stored: StoredMap, cache: ByteCache[GridValues]) -> None:
         self._stored, self._cache = stored, cache
+        # One cache serves the maps of all slides. Not `id(self)`, which a later reader may get once this one is gone,
+        # and with it this one's values: the cache keeps the object alive.
+        self._key = object()
         self._rows, self._cols = (0, stored.grid.n_rows), (0, stored.grid.n_cols)
         group_bytes = stored.grid.n_rows * stored.grid.n_cols * min(GENE_GROUP, len(stored.genes)) * 2
         self._by_group = group_bytes <= GROUPS_BYTES // 2
@@ -47,11 +50,10 @@ class GeneReader:
         """
         if not 0 <= gene < len(self._stored.genes):
             raise LookupError(f"there is no gene {gene}")
-        # `id`, as one cache serves the maps of all slides; a page keeps its readers as long as it keeps the cache.
         if not self._by_group:
-            return self._cache.get((id(self), "gene", gene), lambda: self._read(gene, gene + 1))[..., 0]
+            return self._cache.get((self._key, "gene", gene), lambda: self._read(gene, gene + 1))[..., 0]
         first = gene // GENE_GROUP * GENE_GROUP
-        group = self._cache.get((id(self), first), lambda: self._read(first, first + GENE_GROUP))
+        group = self._cache.get((self._key, first), lambda: self._read(first, first + GENE_GROUP))
         return group[..., gene - first]
 
     def _read(self, first: int, stop: int) -> GridValues:

@@ -267,4 +267,5 @@ def _training_sentence(stored: StoredMap) -> str:
 def _grid_placement(grid: PatchGrid) -> dict[str, Any]:
     """Return where a grid's pixels lie when each patch is drawn as the square of one stride around its centre."""
     corner = (grid.patch_um - grid.stride_um) / 2
-    return {"shape": list(grid.shape), "origin_um": [corner, corner], "step_um": grid.stride_um}
+    origin = [corner + start for start in grid.origin_um]
+    return {"shape": list(grid.shape), "origin_um": origin, "step_um": grid.stride_um}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +60,7 @@ def fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flaky-encoder\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[histosge.encoders]\nflaky = flaky_encoder:load\n")
     monkeypatch.syspath_prepend(package)
+    monkeypatch.delitem(sys.modules, "flaky_encoder", raising=False)  # another test's, with a file of its own
     file = package / "fails"
     file.write_text("")
     return file
@@ -98,6 +100,34 @@ def test_retry_failed_computes_the_blocks_with_failures_again_and_clears_their_r
     assert len(changed) == 1
     assert validate(store, deep=True) == []
     assert "nothing to do" in histosge(*command, "--retry-failed").out
+
+
+@pytest.mark.parametrize("workers", [(), ("--workers", 1)])
+def test_what_is_retried_is_what_the_blocks_hold_and_not_what_is_recorded(
+    histosge: Histosge, slide: Path, tmp_path: Path, fails: Path, workers: tuple[object, ...]
+) -> None:
+    store = tmp_path / "store"
+    command = ("embed", slide, store, "--patch", 64, "--stride", 16, "--encoder", "flaky")
+    assert "1 patches could not be read" in histosge(*command).out
+    fails.unlink()
+    (record,) = (store / "_failures").rglob("*.json")
+    blocks = sorted(store.rglob("embedding/c/*/*/*"))
+    damaged = blocks[-1]
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:100] + bytes([whole[100] ^ 4]) + whole[101:])
+    # The failure's record is lost, and another one speaks of a block that is whole.
+    record.rename(record.with_name("1.0.json"))
+    lying = json.loads(record.with_name("1.0.json").read_text())
+    record.with_name("1.0.json").write_text(json.dumps({**lying, "block": [1, 0]}))
+    before = {file: file.stat().st_mtime_ns for file in blocks}
+    again = histosge(*command, "--retry-failed", *workers)
+    assert again.code == 0, again.err
+    assert f"S: 2 of {len(blocks)} blocks computed" in again.out
+    changed = {file for file, when in before.items() if file.stat().st_mtime_ns != when}
+    assert changed == {blocks[0], damaged}
+    assert damaged.read_bytes() == whole
+    assert not list((store / "_failures").rglob("*.json"))
+    assert validate(store, deep=True) == []
 
 
 def test_compile_without_a_compiler_is_one_line_and_leaves_nothing(

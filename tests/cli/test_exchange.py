@@ -65,9 +65,9 @@ def test_out_as_trident_writes_and_in_again_is_the_same(
     np.testing.assert_array_equal(_values(back), before)
 
 
-def _clam(path: Path, start: int = 0) -> np.ndarray:
+def _clam(path: Path) -> np.ndarray:
     rows, cols = np.nonzero(np.random.default_rng(0).random((9, 11)) > 0.3)
-    coords = np.stack([cols, rows], axis=1) * 256 + start
+    coords = np.stack([cols, rows], axis=1) * 256
     with h5py.File(path, "w") as file:
         file["features"] = np.random.default_rng(1).standard_normal((len(rows), 7)).astype(np.float32)
         file["coords"] = coords
@@ -92,14 +92,6 @@ def test_a_clam_file_comes_in_once_its_scale_is_options(histosge: Histosge, tmp_
         len(coords),
     )
     assert validate(str(tmp_path / "in"), deep=True) == []
-
-
-def test_patches_off_the_grid_are_refused_with_where_they_are(histosge: Histosge, tmp_path: Path) -> None:
-    _clam(tmp_path / "B.h5", start=100)
-    options = ("--slide-mpp", 0.25, "--mpp", 0.25, "--patch", 256, "--encoder", "x")
-    ran = histosge("import", tmp_path / "B.h5", tmp_path / "in", *options)
-    assert ran.code == 2
-    assert "off a grid of 256 px from the slide's corner" in ran.err
 
 
 def _raw2features(path: Path, models: tuple[str, ...] = ("uni",)) -> np.ndarray:

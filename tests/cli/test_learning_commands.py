@@ -284,7 +284,8 @@ def test_genes_can_be_all_of_them_or_some_and_named_ones(
 ) -> None:
     def trained_on(genes: str) -> tuple[str, ...]:
         ran = histosge(
-            "train", cohort.sheet, cohort.store, tmp_path / "m", "--preset", "mean", "--genes", genes
+            *("train", cohort.sheet, cohort.store, tmp_path / "m", "--preset", "mean", "--genes", genes),
+            "--overwrite",
         )
         assert ran.code == 0, ran.err
         assert f"of {len(_card(tmp_path / 'm')['genes'])} genes (held-out sections)" in ran.out  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
+import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -24,14 +27,17 @@ def test_a_cache_keeps_what_was_asked_for_last_and_no_more_than_it_may() -> None
     assert made[-2:] == ["large", "large"]
 
 
-def test_what_many_ask_for_at_once_is_made_once() -> None:
-    cache: ByteCache[bytes] = ByteCache(100, len)
+@pytest.mark.parametrize("limit", [100, 3])
+def test_what_many_ask_for_at_once_is_made_once(limit: int) -> None:
+    """Also if it is larger than the limit: it is not kept then, and those who wait get it all the same."""
+    cache: ByteCache[bytes] = ByteCache(limit, len)
     made: list[int] = []
     together = threading.Barrier(8)
 
     def make() -> bytes:
         made.append(1)
-        return b"x"
+        time.sleep(0.2)  # the others ask meanwhile
+        return b"12345"
 
     def ask() -> None:
         together.wait(5)
@@ -54,3 +60,17 @@ def test_what_fails_to_be_made_is_tried_again() -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         cache.get("one", fail)
     assert cache.get("one", lambda: b"x") == b"x"
+
+
+def test_threads_that_push_out_each_others_values_leave_the_count_right() -> None:
+    cache: ByteCache[bytes] = ByteCache(10, len)
+
+    def ask(seed: int) -> None:
+        order = random.Random(seed)
+        for _ in range(2000):
+            size = order.randrange(1, 9)
+            assert cache.get(size, lambda size=size: b"x" * size) == b"x" * size  # type: ignore[misc]
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(ask, range(4)))
+    assert cache._held == sum(map(len, cache._values.values())) <= 10

@@ -15,7 +15,12 @@ import numpy as np
 import pytest
 
 from featurestore.embedding.embed import EmbedSettings, embed
-from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
+from featurestore.errors import (
+    AmbiguousSelectionError,
+    EarlierResultError,
+    IdentityMismatchError,
+    StoreError,
+)
 from featurestore.events import Progress
 from featurestore.grid import GridSpec
 from featurestore.slides.open_slide import open_slide
@@ -194,10 +199,18 @@ def test_the_card_says_what_the_model_was_trained_on(chain: Chain) -> None:
     assert section["spots"] + section["few_counts"] + section["off_tissue"] == n_spots
 
 
-def test_a_model_trained_into_the_place_of_another_replaces_it(chain: Chain, tmp_path: Path) -> None:
+def test_a_model_of_a_version_without_records_is_replaced_only_if_that_is_wanted(
+    chain: Chain, tmp_path: Path
+) -> None:
     place = tmp_path / "model"
     shutil.copytree(chain.model("paper"), place)
-    train(chain.sheet, chain.store, place, _settings("ridge"))
+    document = json.loads((place / "config.json").read_text())
+    del document["made_with"]
+    (place / "config.json").write_text(json.dumps(document))
+    with pytest.raises(EarlierResultError, match="does not record what it was made with"):
+        train(chain.sheet, chain.store, place, _settings("ridge"))
+    assert load_model(place).card.preset == "paper"
+    train(chain.sheet, chain.store, place, _settings("ridge"), overwrite=True)
     assert load_model(place).card.preset == "ridge"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 

@@ -21,7 +21,8 @@ LATTICE_PX = 512
 class OpenSlideSlide(PyramidSlide):
     """A slide behind an OpenSlide handle.
 
-    OpenSlide latches a handle's error for good, so after a failed read the handle is opened anew.
+    OpenSlide latches a handle's error for good, so after a failed read the handle is opened anew. A read that fails is
+    repeated on a handle of its own: the error may be that of another thread, whose tile is damaged.
     """
 
     def __init__(self, path: str, mpp: float | None) -> None:
@@ -53,18 +54,28 @@ class OpenSlideSlide(PyramidSlide):
         handle = self._handle
         try:
             image = np.asarray(handle.read_region(at, level, (width, height)))
-        except openslide.OpenSlideError as error:
-            self._reopen(handle)
-            raise SlideError(f"{self._path} cannot be read at level {level}, ({x}, {y}): {error}") from error
+        except openslide.OpenSlideError:
+            own = open_handle(self._path)
+            try:
+                image = np.asarray(own.read_region(at, level, (width, height)))
+            except openslide.OpenSlideError as error:
+                own.close()
+                self._replace(handle, open_handle(self._path))
+                raise SlideError(
+                    f"{self._path} cannot be read at level {level}, ({x}, {y}): {error}"
+                ) from error
+            self._replace(handle, own)
         return on_white(image[..., :3], image[..., 3:])
 
-    def _reopen(self, failed: openslide.OpenSlide) -> None:
+    def _replace(self, failed: openslide.OpenSlide, fresh: openslide.OpenSlide) -> None:
         # Several threads may have failed on one handle: the first of them replaces it.
         with self._lock:
             if self._handle is failed:
                 # The failed one is not closed here: another thread may be reading from it, which ends the process.
                 # The last that lets go of it closes it.
-                self._handle = open_handle(self._path)
+                self._handle = fresh
+                return
+        fresh.close()
 
     def close(self) -> None:
         """Free the file handle."""

@@ -31,6 +31,9 @@ class ExpressionLayout:
         `histosge.data.expression.loaded_expression.make_spots` checks and assembles them.
     order
         Layouts are tried in this order, lowest first. Ours stand at 10 to 50. Anything below 10 is tried before them.
+    has_sections
+        One file may hold several sections: `read` goes by `SlideFrame.section` and the slide id
+        (`histosge.data.expression.section_choice`). Otherwise ``FILE#NAME`` is refused.
     """
 
     name: str
@@ -38,6 +41,7 @@ class ExpressionLayout:
     recognises: Callable[[Path], bool]
     read: Callable[[Path, SlideFrame], LoadedExpression]
     order: int = 60  # after ours, so that another package takes nothing from them unless it says so
+    has_sections: bool = False
 
 
 # Filled when it is first used: a layout's module imports this one.

@@ -1,9 +1,15 @@
 """Read measured expression in whatever layout it has: the first registered layout that recognises the path."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from histosge.data.expression.expression_layout import LAYOUTS
+from featurestore.errors import SlideError
+from featurestore.input_file import kind_of, shown
+from featurestore.location import strip_credentials
+from featurestore.slides.download_cache import fetch, is_remote
+from histosge.data.expression.expression_layout import LAYOUTS, ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame
+from histosge.data.expression.section_choice import MARK, listed, split_section
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
@@ -15,6 +21,7 @@ def find_expression(path: str | Path, frame: SlideFrame) -> LoadedExpression:
     ----------
     path
         In one of the registered layouts, see `known_layouts`; of a run's folder also the parent that holds ``outs/``.
+        ``FILE#NAME`` names one section of a file with several. A URL of one file is fetched.
     frame
         The slide that they lie on.
 
@@ -27,16 +34,28 @@ def find_expression(path: str | Path, frame: SlideFrame) -> LoadedExpression:
     Raises
     ------
     ExpressionError
-        If it cannot be read, has no coordinates, or does not hold raw counts.
+        If it cannot be read, has no coordinates, does not hold raw counts, or holds several sections of which none
+        is named.
     """
-    place = Path(path)
-    if not place.exists():
-        raise ExpressionError(f"there is no expression at {path}; give {known_layouts()}")
-    for layout in sorted(LAYOUTS.records(), key=lambda layout: layout.order):
-        # The first one decides: a file that it recognises and cannot read is refused with its reason.
-        if layout.recognises(place):
-            return layout.read(place, frame)
-    raise ExpressionError(f"{path} is none of the layouts that are read here; give {known_layouts()}")
+    text, section = split_section(str(path).removeprefix("file://"))
+    if section is not None:
+        frame = replace(frame, section=section)
+    place = _local(text)
+    kind = kind_of(place)
+    if kind is None:
+        raise ExpressionError(f"there is no expression at {shown(text)}; give {known_layouts()}")
+    if kind == "other":
+        raise ExpressionError(f"{shown(text)} is a pipe or a device, no file; give {known_layouts()}")
+    layout = _recognise(place)
+    if layout is None:
+        raise ExpressionError(
+            f"{shown(text)} is none of the layouts that are read here; {_sections_below(place)}give {known_layouts()}"
+        )
+    if frame.section is not None and not layout.has_sections:
+        raise ExpressionError(
+            f"{shown(text)} is {layout.help}, of one section; leave out {MARK}{frame.section}"
+        )
+    return layout.read(place, frame)
 
 
 def read_expression(path: str | Path, slide_id: str, donor: str, slide_mpp: float) -> Spots:
@@ -46,5 +65,44 @@ def read_expression(path: str | Path, slide_id: str, donor: str, slide_mpp: floa
 
 def known_layouts() -> str:
     """Return the help lines of all layouts as one phrase: "a, b or c"."""
-    *first, last = (layout.help for layout in sorted(LAYOUTS.records(), key=lambda layout: layout.order))
+    *first, last = (layout.help for layout in _in_order())
     return f"{', '.join(first)} or {last}" if first else last
+
+
+def _in_order() -> list[ExpressionLayout]:
+    return sorted(LAYOUTS.records(), key=lambda layout: layout.order)
+
+
+def _recognise(place: Path) -> ExpressionLayout | None:
+    try:
+        # The first one decides: a file that it recognises and cannot read is refused with its reason.
+        return next((layout for layout in _in_order() if layout.recognises(place)), None)
+    except OSError as error:
+        raise ExpressionError(f"{shown(place)} cannot be read: {error.strerror or error}") from error
+
+
+def _local(place: str) -> Path:
+    """Return a path on this machine: what is behind a URL is fetched."""
+    if not is_remote(place):
+        return Path(place)
+    if place.rstrip("/").lower().endswith(".zarr"):
+        raise ExpressionError(
+            f"{strip_credentials(place)} is a folder behind a URL, of which only single files are fetched; copy it to "
+            "this machine, or give an .h5ad"
+        )
+    try:
+        return fetch(place)
+    except SlideError as error:
+        raise ExpressionError(
+            f"{error}; give the URL of an .h5ad, or copy a whole output folder to this machine"
+        ) from error
+
+
+def _sections_below(place: Path) -> str:
+    """Return the folders in a folder that are each read as a section, as the first half of a fix."""
+    if kind_of(place) != "folder":
+        return ""
+    folders = [child for child in sorted(place.iterdir()) if kind_of(child) == "folder"]
+    # A few hundred at most: a folder of ten thousand patients need not be searched for a hint.
+    found = [child.name for child in folders[:200] if _recognise(child) is not None]
+    return f"in it are {listed(found)}, name the section's own; or " if found else ""

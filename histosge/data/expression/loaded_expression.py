@@ -5,7 +5,6 @@ Terms
                   the chip, or from what they state
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +14,23 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from featurestore.documents import DocumentError, parse_json
+from featurestore.errors import first_line
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
 VISIUM_SPOT_UM = 55.0
 """Diameter of a Visium spot: assumed where a file does not give its own."""
+SPOT_UM = (0.1, 10_000.0)
+"""Least and most of a spot's diameter: a bin of Stereo-seq is 0.5 µm wide, and the largest capture area 11 mm."""
+FARTHEST_UM = 1e6
+"""A position farther than 1 m from the slide's corner is none."""
+MOST_JSON_BYTES = 64 << 20
+"""Of an output folder's JSON: consolidated metadata of a large Zarr take a few MB."""
+MOST_COUNTS = 1 << 24
+"""Of one gene in one spot: float32 holds all whole numbers up to here, and no method counts as many molecules."""
+_YES = ("1", "1.0", "true", "t", "yes", "y")
+_NO = ("0", "0.0", "false", "f", "no", "n", "", "nan", "none", "<na>")
 
 
 @dataclass(frozen=True)
@@ -34,12 +45,15 @@ class SlideFrame:
         Microns per level-0 pixel.
     size_px
         ``(width, height)`` at level 0; None if unknown.
+    section
+        Which of the file's sections, as the sheet names it behind ``#``; None if it names none.
     """
 
     slide_id: str
     donor: str
     mpp: float
     size_px: tuple[int, int] | None = None
+    section: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,9 +125,13 @@ def make_spots(
     Raises
     ------
     ExpressionError
-        If the counts are not raw, or no spot is left.
+        If the counts are not raw, the diameter is absurd, or no spot is left.
     """
-    wanted = np.isfinite(xy_um).all(axis=1)
+    if not SPOT_UM[0] <= diameter_um <= SPOT_UM[1]:  # NaN is refused, too
+        raise ExpressionError(
+            f"{path}: a spot would be {diameter_um:.4g} µm wide; give a diameter of {SPOT_UM[0]:g} to {SPOT_UM[1]:g} µm"
+        )
+    wanted = is_placed(xy_um)
     if keep is not None:
         wanted &= keep
     if not wanted.any():
@@ -138,15 +156,96 @@ def make_spots(
     )
 
 
+def is_placed(xy_um: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Tell which spots, ``(n_spots, 2)``, have a position that can be one."""
+    return np.asarray((np.abs(xy_um) <= FARTHEST_UM).all(axis=1))
+
+
+def left_out(xy_um: NDArray[np.float64], keep: NDArray[np.bool_] | None = None) -> tuple[str, ...]:
+    """Return notes on the spots that `make_spots` leaves out, counted by reason."""
+    on_tissue = np.ones(len(xy_um), bool) if keep is None else keep
+    n_off, n_unplaced = int((~on_tissue).sum()), int((on_tissue & ~is_placed(xy_um)).sum())
+    return (
+        *([f"{n_off} spots marked as off tissue left out"] if n_off else []),
+        *([f"{n_unplaced} spots without a position left out"] if n_unplaced else []),
+    )
+
+
+def parse_flags(values: Any, path: Path) -> NDArray[np.bool_]:
+    """Return a column such as `in_tissue` as yes or no: numbers, truth values or words; what is missing is no.
+
+    Raises
+    ------
+    ExpressionError
+        Naming a value that is neither.
+    """
+    array = np.asarray(values)
+    if array.dtype.kind in "biuf":
+        return np.asarray(array > 0)
+    words = np.array([_word(value) for value in array.ravel().tolist()], dtype=np.str_)
+    unknown = ~np.isin(words, (*_YES, *_NO))
+    if unknown.any():
+        raise ExpressionError(
+            f"{path}: in_tissue is {str(words[unknown][0])[:40]!r} for {int(unknown.sum())} spots; write 1 or 0"
+        )
+    return np.isin(words, _YES)
+
+
+def _word(value: Any) -> str:
+    # HDF5 holds text as bytes where the writer did not say that it is text.
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text.strip().lower()
+
+
+def parse_number(value: Any, name: str, path: Path) -> float | None:
+    """Return a stated length or scale; None if it is missing or 0, which tools write where they do not know it.
+
+    Raises
+    ------
+    ExpressionError
+        If it is anything but one positive number.
+    """
+    array = np.asarray(value)
+    if value is None or (array.dtype.kind in "biuf" and array.size == 1 and float(array.ravel()[0]) == 0):
+        return None
+    if array.dtype.kind not in "iuf" or array.size != 1 or not 0 < float(array.ravel()[0]) < np.inf:
+        raise ExpressionError(f"{path}: {name} is {str(value)[:40]!r}; it should be a positive number")
+    return float(array.ravel()[0])
+
+
+def check_matrix(matrix: Any, path: Path | str) -> None:
+    """Check a matrix of a file before anything is computed with it.
+
+    Raises
+    ------
+    ExpressionError
+        If it is no matrix of numbers, or a sparse one whose indices point outside.
+    """
+    dtype = getattr(matrix, "dtype", None)
+    if getattr(matrix, "ndim", None) != 2 or dtype is None or dtype.kind not in "biuf":
+        raise ExpressionError(
+            f"{path}: counts are {type(matrix).__name__} of {dtype}; give a matrix of numbers"
+        )
+    if sparse.issparse(matrix) and hasattr(matrix, "check_format"):
+        try:
+            # scipy trusts indices: one outside is read from, and written to, memory of something else.
+            matrix.check_format(full_check=True)
+        except ValueError as error:
+            raise ExpressionError(f"{path}: the sparse counts are damaged: {error}") from error
+
+
 def raw_counts(matrix: Any, path: Path) -> sparse.csr_matrix:
     """Return counts as a sparse matrix, float32.
 
     Raises
     ------
     ExpressionError
-        If a value is negative, missing or no whole number, or all are zero.
+        If a value is negative, missing, no whole number or over `MOST_COUNTS`, or all are zero.
     """
+    check_matrix(matrix, path)
     counts = sparse.csr_matrix(matrix)
+    if counts.dtype.kind == "b":
+        counts = counts.astype(np.uint8)
     values = counts.data
     if not np.isfinite(values).all() or (values < 0).any():
         raise ExpressionError(f"{path}: counts hold negative or missing values; give the raw counts")
@@ -155,9 +254,12 @@ def raw_counts(matrix: Any, path: Path) -> sparse.csr_matrix:
             f"{path}: counts look normalised (e.g. {values[values != np.round(values)][0]:.3f}); "
             'put the raw counts in X or layers["counts"]'
         )
-    if values.sum() == 0:
+    if not values.any():
         raise ExpressionError(f"{path}: all counts are zero")
-    # Exact: float32 holds whole numbers up to 16 million.
+    if values.max() > MOST_COUNTS:
+        raise ExpressionError(
+            f"{path}: counts reach {float(values.max()):.3g}, over {MOST_COUNTS}, which no spot has; give the raw counts"
+        )
     return counts.astype(np.float32)
 
 
@@ -167,13 +269,20 @@ def read_json(file: Path) -> dict[str, Any]:
     Raises
     ------
     ExpressionError
-        If it is no JSON.
+        If it is no JSON object.
     """
     try:
-        value = json.loads(file.read_text())
-    except ValueError as error:
-        raise ExpressionError(f"{file} is damaged: {error}") from error
-    return dict(value)
+        if file.stat().st_size > MOST_JSON_BYTES:
+            raise ExpressionError(f"{file} has more than {MOST_JSON_BYTES >> 20} MB: it is damaged")
+        # With a byte order mark, as some editors on Windows write it.
+        value = parse_json(file.read_text(encoding="utf-8-sig"), str(file))
+    except DocumentError as error:
+        raise ExpressionError(str(error)) from error
+    except (OSError, ValueError) as error:
+        raise ExpressionError(f"{file} is damaged: {first_line(error)}") from error
+    if not isinstance(value, dict):
+        raise ExpressionError(f"{file} is damaged: it holds {type(value).__name__}, not an object")
+    return value
 
 
 def zarr_attributes(path: Path) -> dict[str, Any]:
@@ -183,21 +292,47 @@ def zarr_attributes(path: Path) -> dict[str, Any]:
         file = path / name
         if file.is_file():
             try:
-                document = json.loads(file.read_text())
-            except ValueError:
+                document = read_json(file)
+            except ExpressionError:
                 return {}
-            return dict(document.get(inner, {}) if inner else document)
+            attributes = document.get(inner) if inner else document
+            return attributes if isinstance(attributes, dict) else {}
     return {}
 
 
+def check_zarr_folder(path: Path) -> None:
+    """Check the metadata of a Zarr folder before a library that takes its path reads it.
+
+    Raises
+    ------
+    ExpressionError
+        If an array may not be opened, see `featurestore.zarr_documents`.
+    """
+    # Here, since only readers of Zarr need zarr.
+    from featurestore.checked_zarr import check_tree
+
+    try:
+        check_tree(path)
+    except (DocumentError, OSError) as error:
+        raise ExpressionError(f"{path} is not read: {first_line(error)}") from error
+
+
 def unique_names(names: Sequence[str]) -> tuple[str, ...]:
-    """Append ``-1``, ``-2`` ... to the second, third ... gene of one name, as AnnData does."""
-    seen: dict[str, int] = {}
+    """Append ``-1``, ``-2`` ... to the second, third ... gene of one name, as AnnData does.
+
+    A number that makes another gene's name is passed over.
+    """
+    taken = set(names)
+    used: set[str] = set()
+    last: dict[str, int] = {}
     out = []
     for name in names:
-        again = seen.get(name, -1) + 1
-        seen[name] = again
-        out.append(f"{name}-{again}" if again else name)
+        unique = name
+        while unique in used or (unique != name and unique in taken):
+            last[name] = last.get(name, 0) + 1
+            unique = f"{name}-{last[name]}"
+        used.add(unique)
+        out.append(unique)
     return tuple(out)
 
 

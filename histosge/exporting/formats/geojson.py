@@ -67,7 +67,7 @@ def _feature(outline: Polygon, grid: PatchGrid, name: str, colour: list[int]) ->
 
 def _pixels(corners: NDArray[np.float64], grid: PatchGrid) -> NDArray[np.float64]:
     """Return lattice corners as level-0 pixels: a patch stands for its stride cell, around its centre."""
-    first_um, step_um = (grid.patch_um - grid.stride_um) / 2, grid.stride_um
+    first_um, step_um = np.asarray(grid.origin_um) + (grid.patch_um - grid.stride_um) / 2, grid.stride_um
     return np.round((first_um + corners * step_um) / grid.slide_mpp, 2)
 
 

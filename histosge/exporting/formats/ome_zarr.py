@@ -123,6 +123,7 @@ def _halved(group: Any, name: str, finer: Any) -> Any:
 
 def _metadata(table: PatchTable, n_levels: int, limits: NDArray[np.float64]) -> dict[str, Any]:
     step, first = table.grid.stride_um, table.grid.patch_um / 2
+    left, top = table.grid.origin_um
     datasets = []
     for number in range(n_levels):
         scale = step * 2**number
@@ -130,7 +131,7 @@ def _metadata(table: PatchTable, n_levels: int, limits: NDArray[np.float64]) -> 
         centre = first + (2**number - 1) / 2 * step
         transforms = [
             {"type": "scale", "scale": [1.0, scale, scale]},
-            {"type": "translation", "translation": [0.0, centre, centre]},
+            {"type": "translation", "translation": [0.0, top + centre, left + centre]},
         ]
         datasets.append({"path": str(number), "coordinateTransformations": transforms})
     channels = [

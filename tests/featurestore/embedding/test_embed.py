@@ -1,5 +1,7 @@
 """Embedding from Python, in this process."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +10,11 @@ from make_slides import tissue_like, write_pyramid
 
 from featurestore import EmbedSettings, GridSpec, catalogue, embed, open_store, validate
 from featurestore.analysis.patch_stream import open_stream
+from featurestore.embedding import plan
 from featurestore.embedding.block_task import embed_blocks
+from featurestore.embedding.plan import resident_bytes
 from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.events import Progress
 from featurestore.grid import PatchGrid
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.removal import remove
@@ -59,3 +64,86 @@ def test_why_patches_failed_is_recorded_before_their_block_is_written(tmp_path: 
     assert name == f"{grid.spec.key}/none/0.1"
     assert record["reason"] == "the encoder gave no finite vector"
     assert len(record["patches"]) == 5 * (grid.n_cols - 7)
+
+
+@pytest.fixture(scope="module")
+def slide_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pyramid(tmp_path_factory.mktemp("slide") / "a.tif", tissue_like(400, 360, 1.0), 1.0)
+
+
+def _objects(store: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(store)): file.read_bytes() for file in store.rglob("embedding/c/*/*/0")}
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_encoders_with_blocks_of_unlike_shape_are_planned_each_by_its_own(
+    slide_file: Path, tmp_path: Path, workers: int | None
+) -> None:
+    both = replace(SETTINGS, encoders=("colour", "morphology"), block_shape=(3, 4))
+    for name in ("whole", "killed"):
+        embed(slide_file, tmp_path / name, SETTINGS)
+    (other,) = embed(slide_file, tmp_path / "killed", replace(both, encoders=("morphology",)))
+    # Some of either's blocks are lost; among them one whose index the other's array does not have.
+    for encoder, n in (("colour", 2), ("morphology", 5)):
+        for file in sorted((tmp_path / "killed").rglob(f"{encoder}/embedding/c/*/*/0"))[-n:]:
+            file.unlink()
+    (done,) = embed(slide_file, tmp_path / "whole", both)
+    assert done.computed == other.planned
+    assert done.planned == other.planned + len(list((tmp_path / "whole").rglob("colour/embedding/c/*/*/0")))
+
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        embed(slide_file, tmp_path / "killed", both, on_progress=stop)
+    (resumed,) = embed(slide_file, tmp_path / "killed", both, workers=workers)
+    assert 0 < resumed.computed < 7
+    assert _objects(tmp_path / "killed") == _objects(tmp_path / "whole")
+    assert validate(tmp_path / "killed", deep=True) == []
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_grid_of_too_many_patches_is_refused_with_the_least_stride_that_fits(
+    slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
+) -> None:
+    monkeypatch.setattr(plan, "MAX_GRID_PATCHES", 1_000)
+    (result,) = embed(
+        slide_file, tmp_path / "store", replace(SETTINGS, spec=GridSpec(1.0, 32, 1)), dry_run=dry_run
+    )
+    assert result.state == "failed"
+    assert "would have 329 x 369 patches" in result.reason
+    found = re.search(r"give --stride (\d+) or more$", result.reason)
+    assert found is not None
+    stride = int(found[1])
+    for pixels, state in ((stride, "planned"), (stride - 1, "failed")):
+        (result,) = embed(
+            slide_file, tmp_path / "s", replace(SETTINGS, spec=GridSpec(1.0, 32, pixels)), dry_run=True
+        )
+        assert result.state == state
+        assert (result.state == "failed") == (result.reason != "")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        replace(SETTINGS, spec=GridSpec(1.0, 10**6, 10**6), tissue="none"),
+        replace(SETTINGS, spec=GridSpec(1.0, 32, 1), encoders=("morphology",), block_shape=(300, 300)),
+    ],
+    ids=["patch", "block"],
+)
+def test_a_block_that_needs_more_memory_than_there_is_is_refused_before_it_is_allocated(
+    slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: EmbedSettings
+) -> None:
+    limit = resident_bytes() + 500_000_000
+    monkeypatch.setattr(plan, "memory_bytes", lambda: limit)
+    for dry_run in (True, False):
+        (result,) = embed(slide_file, tmp_path / "store", settings, dry_run=dry_run)
+        assert result.state == "failed"
+        assert re.search(r"needs about [\d.]+ GB of memory, and there are [\d.]+; use smaller", result.reason)
+    assert not list((tmp_path / "store").glob("a*"))
+
+
+def test_a_patch_that_is_larger_than_the_slide_is_one_patch(slide_file: Path, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, spec=GridSpec(1.0, 1500, 1500), tissue="none")
+    (result,) = embed(slide_file, tmp_path / "store", settings)
+    assert (result.state, result.patches, result.computed, result.unreadable) == ("done", 1, 1, 0)

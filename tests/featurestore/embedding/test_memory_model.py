@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from make_slides import tissue_like, write_pyramid
 
-from featurestore.embedding.memory_model import worker_bytes
+from featurestore.embedding import memory_model
+from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.grid import GridSpec, PatchGrid
 
 RUN = """
@@ -58,6 +59,27 @@ def test_a_reader_that_keeps_more_is_said_to_keep_more(
     before, kept = _bytes(threads=2), getattr(importlib.import_module(module), name)
     monkeypatch.setattr(f"featurestore.slides.{where}", 2 * kept)
     assert _bytes(threads=2) - before == kept * bytes_of_one
+
+
+def test_a_block_that_the_grid_cannot_fill_costs_what_it_holds() -> None:
+    grid = PatchGrid.for_slide((500, 400), 0.5, (0.5,), GridSpec(0.5, 224, 224))
+    said = {
+        worker_bytes(10**9, grid, (7,), threads=1, batch=batch, block_shape=shape, open_slides=1)
+        for shape in ((1, 2), (32, 32), (10**6, 10**6))
+        for batch in (2, 64)
+    }
+    assert len(said) == 1
+
+
+def test_the_limit_of_a_container_counts_where_it_is_lower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_model, "CONTAINER_LIMITS", (str(tmp_path / "v2"), str(tmp_path / "v1")))
+    whole = memory_bytes()
+    (tmp_path / "v2").write_text("max\n")
+    assert memory_bytes() == whole
+    (tmp_path / "v1").write_text("123456\n")
+    assert memory_bytes() == 123456
 
 
 def _bytes(patch: int = 224, dims: tuple[int, ...] = (100,), threads: int = 1, batch: int = 64) -> int:

@@ -14,7 +14,7 @@ import tifffile
 from make_slides import painted, write_pyramid
 
 from featurestore.embedding.embed import EmbedSettings, embed
-from featurestore.embedding.plan import SlideResult
+from featurestore.embedding.slide_result import SlideResult
 from featurestore.embedding.worker import Job, plan_job
 from featurestore.errors import SlideError, SlideNotFoundError
 from featurestore.grid import GridSpec

@@ -1,5 +1,9 @@
 """Raw blocks equal what zarr reads, and damaged ones are refused."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +145,6 @@ def test_remote_blocks_come_from_the_disk_the_second_time_and_never_stale_or_dam
 
 
 def test_the_cache_keeps_to_its_cap_and_drops_what_was_used_longest_ago(tmp_path: Path) -> None:
-    import os
-
     cache = BlockCache(tmp_path, 1000)
     for number in range(7):
         cache.write(f"k{number}", bytes([number]) * 130)
@@ -152,6 +154,66 @@ def test_the_cache_keeps_to_its_cap_and_drops_what_was_used_longest_ago(tmp_path
     cache.write("k8", bytes(2000))  # larger than the cap: never kept
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 1000
     assert [cache.read(f"k{n}") is not None for n in (0, 1, 7, 8)] == [True, False, True, False]
+
+
+SHARED_FOLDER = """
+import random, sys
+from pathlib import Path
+from featurestore.storage.block_cache import BlockCache
+
+cache, order = BlockCache(Path(sys.argv[1]), 20_000), random.Random(int(sys.argv[2]))
+for _ in range(400):
+    number = order.randrange(60)
+    data = bytes([number]) * 1000
+    found = cache.read(str(number))
+    assert found in (None, data)
+    if found is None:
+        cache.write(str(number), data)
+"""
+
+
+def test_processes_that_share_the_disk_cache_keep_to_its_limit_together(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SHARED_FOLDER, str(tmp_path / "blocks")]
+    processes = [subprocess.Popen([*command, str(seed)]) for seed in range(2)]
+    assert [process.wait(60) for process in processes] == [0, 0]
+    assert 0 < sum(file.stat().st_size for file in (tmp_path / "blocks").iterdir()) <= 20_000 * 1.1
+
+
+def test_what_other_processes_write_counts_before_this_one_has_filled_the_cache(tmp_path: Path) -> None:
+    one, other = (BlockCache(tmp_path, 10_000) for _ in range(2))
+    one.write("a", bytes(10))
+    other.write("b", bytes(10))
+    for number in range(9):
+        one.write(f"one {number}", bytes(1000))
+        other.write(f"other {number}", bytes(1000))
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 10_000
+
+
+def test_a_cache_whose_folder_is_removed_goes_on(tmp_path: Path) -> None:
+    cache = BlockCache(tmp_path / "blocks", 10_000)
+    cache.write("a", bytes(10))
+    shutil.rmtree(tmp_path / "blocks")
+    assert cache.read("a") is None
+    assert cache._evict() == 0, "another process removed the folder since the block was written to it"
+    cache.write("a", bytes(10))
+    assert cache.read("a") == bytes(10)
+
+
+def test_an_object_that_is_cut_while_it_is_read_is_refused_and_not_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array, block = _array(store), _blocks()[4]
+    path = Path(store.location.path(array.object_path(block.index)))
+    readv = os.readv
+
+    def cut(file: int, buffers: list[Any]) -> int:
+        done = readv(file, [buffers[0][:100]])
+        os.truncate(path, 100)
+        return done
+
+    monkeypatch.setattr(os, "readv", cut)
+    with pytest.raises(StoreError, match="is damaged: it has 100 bytes, not"):
+        array.read_block(block)
 
 
 def test_float16_becomes_the_float32_that_numpy_makes_of_it() -> None:

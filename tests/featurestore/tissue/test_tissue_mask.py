@@ -59,3 +59,16 @@ def test_measured_spots_are_on_tissue_and_little_else_is(data_dir: Path, name: s
     assert mask.sum() <= 1.4 * ConvexHull(xy[on]).volume
     grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.7, 320, 80))
     assert 0.15 < is_tissue(survey(slide, grid).tissue).mean() < 0.3
+
+
+def test_a_survey_in_strips_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_pyramid(tmp_path / "a.tif", tissue_like(700, 600, 0.7), 0.7)
+    slide = open_slide(path)
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, GridSpec(0.9, 53, 3))
+    whole = survey(slide, grid)
+    monkeypatch.setattr("featurestore.tissue.survey._STRIP_PATCHES", 7 * grid.n_cols + 5)
+    strips = survey(slide, grid)
+    slide.close()
+    assert len(np.unique(whole.tissue)) > 10
+    np.testing.assert_array_equal(strips.tissue, whole.tissue)
+    np.testing.assert_array_equal(strips.rgb, whole.rgb)

@@ -12,7 +12,7 @@ from featurestore.storage.store import Store
 from histosge import Loader, LoadSettings, stream_batches
 from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.data.patch_batches import PatchBatches
-from histosge.data.shuffle_buffer import Batch, PatchBuffer
+from histosge.data.shuffle_buffer import Batch
 
 MADE = Made((17, 23), 5, (7, 11), frame=3)
 ONE_MB = LoadSettings(batch=97, seed=3, buffer_mb=1)
@@ -187,15 +187,32 @@ def test_batches_that_are_kept_are_never_written_to_again(store: str) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(batch, copy, strict=True))
 
 
-def test_memory_is_used_again_when_nobody_keeps_batches(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    empty = PatchBuffer.empty.__func__  # type: ignore[attr-defined]
-    monkeypatch.setattr(PatchBuffer, "empty", classmethod(lambda *args: made.append(1) or empty(*args)))
+def test_a_piece_of_a_batch_that_is_kept_is_never_written_to_again(store: str) -> None:
+    loader = _few_slots(LoadSettings(batch=10, seed=3, buffer_mb=1), store)
+    kept = [batch.embedding[2:5, 1:][::-1] for batch in loader]
+    copies = [piece.copy() for piece in kept]
+    for _ in range(2):
+        for _batch in loader:
+            pass
+    assert all(np.array_equal(piece, copy) for piece, copy in zip(kept, copies, strict=True))
+
+
+def test_memory_is_used_again_when_nobody_keeps_batches(store: str) -> None:
     loader = _few_slots(LoadSettings(batch=10, buffer_mb=1), store)
+    buffers = loader._batches.buffers  # type: ignore[union-attr]
     for _ in range(3):
         for _slide, _rows, _cols, _embedding in loader:
             pass
-    assert len(made) == 2
+    assert buffers.n_made == 2
+    kept = list(loader)
+    assert buffers.n_made > 2
+    del kept
+    gone = buffers.n_made
+    for _ in range(3):
+        next(iter(loader))  # an epoch that is left early returns its buffers, too
+        for _batch in loader:
+            pass
+    assert buffers.n_made == gone
 
 
 def test_a_patch_that_turns_unreadable_between_epochs_is_left_out_and_the_order_stays(tmp_path: Path) -> None:

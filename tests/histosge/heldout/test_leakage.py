@@ -5,7 +5,7 @@ import pytest
 from scipy import sparse
 
 from histosge.data.sections import Patches, Section, Spots
-from histosge.data.spot_overlap import disc_overlap
+from histosge.data.spot_overlap import disc_overlap, spot_overlap
 from histosge.errors import SplitError
 from histosge.evaluation.tasks import Plan
 from histosge.heldout.leakage import (
@@ -94,6 +94,50 @@ def test_a_buffer_that_is_too_small_is_refused_not_papered_over() -> None:
     train, test = fold.train["A"], fold.test["A"]
     with pytest.raises(SplitError, match=rf"widen the buffer to at least {BUFFER_UM:.0f} um"):
         check_windows_apart(SECTION, PatchSplit.from_spots(SECTION, train, test), train, test, "block0")
+
+
+SQUARE_GEOMETRIES = [
+    (bin_um, patch_um, stride_um, offset_um)
+    for bin_um in (16.0, 55.0, 100.0, 137.0)
+    for patch_um, stride_um in (
+        (28.0, 28.0),
+        (56.0, 14.0),
+        (56.0, 28.0),
+        (83.0, 31.0),
+        (112.0, 28.0),
+        (112.0, 112.0),
+    )
+    for offset_um in (0.0, 13.7)
+    if bin_um > 0.5 * stride_um  # smaller bins are pooled to squares of a stride
+]
+
+
+@pytest.mark.parametrize("geometry", SQUARE_GEOMETRIES)
+def test_square_bins_are_split_whatever_their_side_patch_and_step(
+    geometry: tuple[float, float, float, float],
+) -> None:
+    bin_um, patch_um, stride_um, offset_um = geometry
+    # Enough for a spot to be trained on beyond the widest buffer.
+    side_um = max(10 * (bin_um + patch_um), 900.0)
+    rows, cols = (i.ravel() for i in np.indices((int((side_um - patch_um) // stride_um) + 1,) * 2))
+    patches = Patches("A", rows, cols, np.zeros((len(rows), 1), np.float32), stride_um, patch_um)
+    down, across = (i.ravel() for i in np.indices((int((side_um - patch_um - offset_um) // bin_um),) * 2))
+    xy_um = np.stack([across, down], axis=1) * bin_um + patch_um / 2 + bin_um / 2 + offset_um
+    counts = np.random.default_rng(1).poisson(3, (len(xy_um), 2)).astype(np.float32)
+    barcodes = np.array([f"b{i}" for i in range(len(xy_um))])
+    spots = Spots("A", "d", barcodes, xy_um, bin_um, sparse.csr_matrix(counts), ("a", "b"), "square")
+    section = Section(patches, spots, spot_overlap(spots, patches), np.zeros((1, 1, 3), np.uint8))
+    n_tasks = 0
+    for task in Plan.from_sections([section], "block", 2).tasks([0, 1]):
+        ((held_out, _),) = task.held_out()
+        assert len(held_out.spots) == task.fold.n_test > 0
+        n_tasks += 1
+    assert n_tasks == 2 * 4
+
+
+def test_the_buffer_of_squares_reaches_over_their_corners() -> None:
+    assert window_buffer_um(16, 56, 28, "square") == pytest.approx(np.sqrt(2) * (16 + 56 + 28))
+    assert window_buffer_um(16, 56, 28) == pytest.approx(16 + np.sqrt(2) * (56 + 28))
 
 
 @pytest.mark.parametrize("split", ["section", "random", "donor"])

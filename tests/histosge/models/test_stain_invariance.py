@@ -14,9 +14,8 @@ from histosge.data.sections import Patches, StainPairs, TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.errors import ModelError
 from histosge.models.dense import DenseModel
-from histosge.models.linear_algebra import RidgePath, Standardiser
-from histosge.models.multiscale import MOMENTS, MultiscaleFeatures
-from histosge.models.stain_invariance import STRENGTH, penalty_transform, stain_covariance
+from histosge.models.ridge_sums import RidgeSolver, RidgeSums
+from histosge.models.stain_invariance import STRENGTH, stain_covariance
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
 from histosge.training.stain_augmentation import PATCHES, STAINS, Stain, augment_stains
@@ -37,20 +36,17 @@ def test_the_same_stain_gives_the_same_pixels_and_stronger_dyes_let_less_light_t
     assert haematoxylin[..., 0].mean() < eosin[..., 0].mean()
 
 
-def test_transformed_inputs_give_the_ridge_with_a_penalty_along_the_covariance() -> None:
+def test_the_penalty_is_what_training_on_every_patch_in_every_stain_comes_to() -> None:
     rng = np.random.default_rng(1)
-    X, Y = rng.standard_normal((90, 6)) * 3 + 1, rng.standard_normal((90, 2))
-    rows, penalty = rng.standard_normal((20, 6)) * np.arange(6), 0.7
-    covariance = rows.T @ rows / len(rows)
-    standardiser = Standardiser.fit(X)
-    transform = penalty_transform(covariance, standardiser)
-    assert transform is not None
-    Z = standardiser.apply(X)
-    found = transform @ RidgePath.fit(Z @ transform, Y).solve(penalty).weight
-    along = covariance / np.outer(standardiser.scale, standardiser.scale)
-    normal = Z.T @ Z + 90 * penalty * (np.eye(6) + along)
-    np.testing.assert_allclose(found, np.linalg.solve(normal, Z.T @ (Y - Y.mean(axis=0))), atol=1e-12)
-    assert penalty_transform(None, standardiser) is None
+    X, Y = rng.standard_normal((90, 6)) @ rng.standard_normal((6, 6)), rng.standard_normal((90, 2))
+    shifts = np.concatenate([rows := rng.standard_normal((20, 6)) * np.arange(6), -rows])
+    noisy = RidgeSums.from_rows(X, Y).with_input_noise(shifts.T @ shifts / len(shifts))
+    copies = RidgeSums.from_rows((X[:, None] + shifts).reshape(-1, 6), np.repeat(Y, len(shifts), axis=0))
+    np.testing.assert_allclose(
+        RidgeSolver.from_sums(noisy).solve(1e-9).weight,
+        RidgeSolver.from_sums(copies).solve(1e-9).weight,
+        atol=1e-7,
+    )
 
 
 def _section(seed: int, side: int = 13) -> TrainingSection:
@@ -98,14 +94,22 @@ def test_a_penalised_model_changes_less_with_the_stain_and_still_predicts() -> N
 
 def test_the_means_around_a_patch_shift_as_the_whole_slide_does() -> None:
     section = _with_stain_pairs(_section(1))
-    features = MultiscaleFeatures.fit([section])
-    covariance = stain_covariance([section], features, 1.0)
-    assert covariance is not None
-    scale = np.sqrt(np.diag(covariance)).reshape(len(MOMENTS), 3)
-    for (_, moment), row in zip(MOMENTS, scale, strict=True):
-        expected = [0, np.sqrt(2.5), 0] if moment == "mean" else [0, 0, 0]
-        np.testing.assert_allclose(row, expected, atol=1e-3)
-    assert stain_covariance([_section(1)], features) is None
+    for own in (True, False):
+        covariance = stain_covariance([section], own=own, strength=1.0)
+        assert covariance is not None
+        np.testing.assert_allclose(np.sqrt(np.diag(covariance)), [0, np.sqrt(2.5), 0], atol=1e-3)
+    # What differs between patches is gone from the mean over a neighbourhood.
+    assert section.stain_pairs is not None
+    stained = section.stain_pairs.stained.copy()
+    stained[:, ::2, 2] += 5
+    stained[:, 1::2, 2] -= 5
+    mixed = replace(section, stain_pairs=replace(section.stain_pairs, stained=stained))
+    own, around = (stain_covariance([mixed], own=own, strength=1.0) for own in (True, False))
+    assert own is not None
+    assert around is not None
+    assert own[2, 2] == pytest.approx(25, rel=0.01)
+    assert around[2, 2] == pytest.approx(0, abs=1e-3)
+    assert stain_covariance([_section(1)], own=True) is None
     assert section.subset(np.arange(len(section.target)) < 5).stain_pairs is section.stain_pairs
 
 

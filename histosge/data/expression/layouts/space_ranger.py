@@ -158,14 +158,22 @@ def visium_mpp(array: NDArray[np.float64], xy_px: NDArray[np.float64]) -> float 
     return implied_mpp(array[:, ::-1] * step, xy_px)
 
 
-def theoretical_visium_mpp(obs: Any, xy_px: NDArray[np.float64], diameter_px: float) -> float | None:
-    """Return the mpp of what Space Ranger's tools wrote for a Visium chip; None for anything else."""
+def chip_mpp(obs: Any, xy_px: NDArray[np.float64]) -> float | None:
+    """Return the mpp that a table's places on a Visium chip imply; None without places, or on another chip."""
     if not {"array_row", "array_col"} <= set(obs.columns):
         return None
-    array = obs[["array_row", "array_col"]].to_numpy().astype(np.float64)
+    try:
+        array = obs[["array_row", "array_col"]].to_numpy().astype(np.float64)
+    except (TypeError, ValueError):  # places of another array, written as words
+        return None
     if (array.sum(axis=1) % 2).any():
         return None  # not hexagonal: bins side by side would pass for 65 µm too
-    mpp = visium_mpp(array, xy_px)
+    return visium_mpp(array, xy_px)
+
+
+def theoretical_visium_mpp(obs: Any, xy_px: NDArray[np.float64], diameter_px: float) -> float | None:
+    """Return the mpp of what Space Ranger's tools wrote for a Visium chip; None for anything else."""
+    mpp = chip_mpp(obs, xy_px)
     # Any other diameter is the file's own statement, and is taken as it is.
     return mpp if mpp and THEORETICAL_UM[0] < diameter_px * mpp < THEORETICAL_UM[1] else None
 

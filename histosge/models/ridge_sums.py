@@ -1,0 +1,190 @@
+"""Ridge regression from sums over rows: counts, sums and products, which add up over sections and need no rows.
+
+Sums of a part are subtracted from those of the whole, so a fit without some sections costs no second pass over the
+others, and the error on the sections left out follows from their sums alone.
+
+Terms
+    group    rows that are held out together when the penalty is chosen
+    penalty  added to the Gram matrix, as a share of the inputs' mean squared length: it means the same for inputs of any
+             number and size, and for any number of rows
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+
+from histosge.models.linear_algebra import Affine, Floats, Indices, symmetric_eigen
+
+# Two a decade; with four, the public sections scored the same to 0.001. The largest gives almost the mean.
+PENALTIES = tuple(float(p) for p in 10.0 ** np.arange(-2, 3.01, 0.5))
+LONE_GROUP_PENALTY = 1.0
+"""Taken where there is one group, so nothing to choose on: about what the public sections choose."""
+
+
+@dataclass(frozen=True)
+class RidgeSums:
+    """What a ridge regression needs of its rows.
+
+    Parameters
+    ----------
+    n
+        Rows.
+    x, y
+        Sums of inputs and outputs, ``(dim,)`` and ``(n_outputs,)``.
+    xx, xy, yy
+        Sums of products: inputs with inputs ``(dim, dim)``, inputs with outputs ``(dim, n_outputs)``, and of each
+        output with itself ``(n_outputs,)``.
+    """
+
+    n: int
+    x: Floats
+    y: Floats
+    xx: Floats
+    xy: Floats
+    yy: Floats
+
+    @classmethod
+    def from_rows(cls, X: Floats, Y: Floats) -> Self:
+        """Add up ``(n, dim)`` inputs and ``(n, n_outputs)`` outputs."""
+        return cls(len(X), X.sum(axis=0), Y.sum(axis=0), X.T @ X, X.T @ Y, (Y**2).sum(axis=0))
+
+    def __add__(self, other: "RidgeSums") -> "RidgeSums":
+        return RidgeSums(
+            self.n + other.n,
+            self.x + other.x,
+            self.y + other.y,
+            self.xx + other.xx,
+            self.xy + other.xy,
+            self.yy + other.yy,
+        )
+
+    def __sub__(self, other: "RidgeSums") -> "RidgeSums":
+        return RidgeSums(
+            self.n - other.n,
+            self.x - other.x,
+            self.y - other.y,
+            self.xx - other.xx,
+            self.xy - other.xy,
+            self.yy - other.yy,
+        )
+
+    def with_input_noise(self, covariance: Floats) -> "RidgeSums":
+        """Return the sums as if noise of mean 0 and a covariance, ``(dim, dim)``, were added to the inputs of each row.
+
+        That is what training on many noisy copies of each row comes to, in the limit (Bishop, 1995).
+        """
+        return replace(self, xx=self.xx + self.n * covariance)
+
+    def error_within(self, affine: Affine) -> Floats:
+        """Return the squared error of a map on these rows about its own mean error, ``(n_outputs,)``.
+
+        How far a whole section lies above or below the prediction is not in its embeddings, so it should not decide how
+        much weights are shrunk: with it, penalties came out larger and the public sections scored 0.010 less.
+        """
+        W, b = affine.weight, affine.offset
+        quadratic = (W * (self.xx @ W)).sum(axis=0)
+        linear = (W * self.xy).sum(axis=0) + b * (self.y - self.x @ W)
+        mean_error = (self.y - self.x @ W) / max(self.n, 1) - b
+        return np.asarray(self.yy - 2 * linear + quadratic + self.n * (b**2 - mean_error**2))
+
+
+@dataclass(frozen=True)
+class RidgeSolver:
+    """Solutions for every penalty, from one eigendecomposition.
+
+    Parameters
+    ----------
+    axes, eigenvalues
+        Of the centred Gram matrix, ``(dim, dim)`` and ``(dim,)``.
+    projected
+        Products of inputs and outputs on the axes, ``(dim, n_outputs)``.
+    x_mean, y_mean
+        ``(dim,)`` and ``(n_outputs,)``.
+    mean_length
+        Mean squared length of the centred inputs.
+    """
+
+    axes: Floats
+    eigenvalues: Floats
+    projected: Floats
+    x_mean: Floats
+    y_mean: Floats
+    mean_length: float
+
+    @classmethod
+    def from_sums(cls, sums: RidgeSums) -> Self:
+        """Decompose; without any row, all solutions are 0."""
+        n = max(sums.n, 1)
+        x_mean, y_mean = sums.x / n, sums.y / n
+        eigenvalues, axes = symmetric_eigen(sums.xx - n * np.outer(x_mean, x_mean))
+        projected = axes.T @ (sums.xy - n * np.outer(x_mean, y_mean))
+        # Rounding leaves tiny negative values where there are fewer rows than inputs; and of constant inputs a tiny
+        # length, by which nothing may be divided.
+        eigenvalues = np.maximum(eigenvalues, 0.0)
+        length = max(float(eigenvalues.sum()), 1e-9 * float(np.trace(sums.xx)), 1e-300) / n
+        return cls(axes, eigenvalues, projected, x_mean, y_mean, length)
+
+    def solve(self, penalty: float | Floats) -> Affine:
+        """Return the solution for one penalty, or for one per output, ``(n_outputs,)``."""
+        added = np.asarray(penalty) * self.mean_length
+        weight = self.axes @ (self.projected / (self.eigenvalues[:, None] + added))
+        return Affine(weight, self.y_mean - self.x_mean @ weight)
+
+
+@dataclass(frozen=True)
+class ChosenRidges:
+    """Penalties chosen on groups left out in turn, and the fits without each group.
+
+    Parameters
+    ----------
+    penalties
+        One per output, ``(n_outputs,)``.
+    without
+        Per group, the fit to the others with these penalties; empty where there is one group.
+    """
+
+    penalties: Floats
+    without: list[Affine]
+
+
+def choose_penalties(groups: Sequence[RidgeSums], shared: Sequence[slice]) -> ChosenRidges:
+    """Choose the ones of `PENALTIES` with the least error within groups left out in turn.
+
+    Parameters
+    ----------
+    groups
+        Sums of each.
+    shared
+        Outputs that have one penalty together. One for each output is noisier: on stripes of a lone section it lost
+        0.016.
+    """
+    n_outputs = len(groups[0].y)
+    if len(groups) < 2:
+        return ChosenRidges(np.full(n_outputs, LONE_GROUP_PENALTY), [])
+    whole, error = total(groups), np.zeros((len(PENALTIES), n_outputs))
+    # Solutions for all penalties are kept, and not decompositions: each of those is as large as a Gram matrix.
+    paths = list[list[Affine]]()
+    for held_out in groups:
+        solver = RidgeSolver.from_sums(whole - held_out)
+        paths.append([solver.solve(penalty) for penalty in PENALTIES])
+        error += [held_out.error_within(solution) for solution in paths[-1]]
+    best = np.empty(n_outputs, np.int64)
+    for part in shared:
+        best[part] = error[:, part].sum(axis=1).argmin()
+    return ChosenRidges(np.array(PENALTIES)[best], [_pick(path, best) for path in paths])
+
+
+def _pick(path: Sequence[Affine], best: Indices) -> Affine:
+    """Return the map whose output ``i`` is that of ``path[best[i]]``."""
+    weights = [path[k].weight[:, i] for i, k in enumerate(best)]
+    return Affine(np.stack(weights, axis=1), np.array([path[k].offset[i] for i, k in enumerate(best)]))
+
+
+def total(sums: Iterable[RidgeSums]) -> RidgeSums:
+    """Add up at least one."""
+    first, *others = sums
+    for other in others:
+        first = first + other
+    return first

@@ -1,0 +1,288 @@
+"""Ridge regressions on embeddings pooled by a Gaussian around each spot: one for each scale, averaged.
+
+Each scale sees other tissue: the disc itself, its neighbourhood, a whole structure. None is selected, since choosing
+one on a few sections costs more than it gains. They are averaged with weights between equal ones and those that predict
+held-out groups best. A mean over neighbours commutes with a linear map, so prediction
+projects each patch on the outputs of all scales first and pools those few numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from histosge.data.embedded_slide import Reduce
+from histosge.data.gaussian_pooling import TRUNCATE, Values, gaussian_pool, sum_pooled
+from histosge.data.sections import Patches, TrainingSection
+from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, symmetric_eigen
+from histosge.models.protocol import State
+from histosge.models.ridge_sums import RidgeSolver, RidgeSums, choose_penalties, total
+from histosge.models.stain_invariance import stain_covariance
+
+SIGMAS_UM = (0.0, 40.0, 80.0, 160.0, 320.0)
+"""Standard deviations of the Gaussians, microns; 0 is the patches under the disc alone."""
+EQUAL_PULL = 0.05
+"""Strength of the pull of the scales' weights to equal ones, as a share of the outputs' sum of squares: 0.02 and 0.1 differ
+by 0.002 on the public sections."""
+MAX_GROUPS = 8
+"""Groups of spots that are left out in turn for the penalty, at most: each costs a decomposition per scale."""
+# A slide has more patches than one product should hold a float32 copy of.
+_PATCHES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class ScaleRidges:
+    """``offset + sum over scales of the pooled (embedding @ weight of the scale)``.
+
+    Parameters
+    ----------
+    weight
+        Of all scales side by side, ``(dim, len(sigmas_um) * n_outputs)``; None where embeddings are projected already.
+    offset
+        ``(n_outputs,)``.
+    sigmas_um
+        Of the Gaussians.
+    penalties, weights
+        As chosen per scale: penalties of the stacked outputs and of each further one; the scale's share in the mean,
+        which `weight` and `offset` hold already.
+    """
+
+    weight: Floats | None
+    offset: Floats
+    sigmas_um: tuple[float, ...]
+    penalties: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
+
+    @property
+    def halo_um(self) -> float:
+        """Return how far the widest Gaussian reaches."""
+        return TRUNCATE * max(self.sigmas_um)
+
+    def reduce(self, embedding: NDArray[np.floating]) -> Values:
+        """Project embeddings, ``(n, dim)``, on the outputs of all scales, ``(n, len(sigmas_um) * n_outputs)``."""
+        assert self.weight is not None
+        # Single precision: embeddings are stored in half, and double took 2.9 times as long in prediction.
+        weight = self.weight.astype(np.float32)
+        parts = np.array_split(embedding, max(1, len(embedding) // _PATCHES_AT_ONCE))
+        return np.concatenate([part.astype(np.float32, copy=False) @ weight for part in parts])
+
+    def project(self, patches: Patches, of: Indices | None = None) -> Floats:
+        """Return the outputs at all patches, or at some, ``(n, n_outputs)``."""
+        if self.weight is not None:
+            patches = patches.with_embedding(self.reduce(patches.embedding))
+        return sum_pooled(patches, self.sigmas_um, of) + self.offset
+
+    def split(self) -> tuple[Reduce | None, Self]:
+        """Return the projection of embeddings, and what takes projected ones."""
+        return (None, self) if self.weight is None else (self.reduce, replace(self, weight=None))
+
+    def config(self) -> dict[str, Any]:
+        """Return the scales, and the penalties that were chosen."""
+        return {
+            "sigmas_um": list(self.sigmas_um),
+            "penalties": [list(of_scale) for of_scale in self.penalties],
+            "weights": list(self.weights),
+        }
+
+    def state(self) -> State:
+        """Return the arrays."""
+        assert self.weight is not None
+        return {"scales.weight": self.weight, "scales.offset": self.offset}
+
+    @classmethod
+    def from_state(cls, config: dict[str, Any], state: State) -> Self:
+        """Rebuild."""
+        return cls(
+            state["scales.weight"],
+            state["scales.offset"],
+            tuple(config["sigmas_um"]),
+            tuple(map(tuple, config["penalties"])),
+            tuple(config["weights"]),
+        )
+
+
+@dataclass(frozen=True)
+class ScaleFit:
+    """The ridges, and what they predict at spots that they were fitted without.
+
+    Parameters
+    ----------
+    ridges
+        Fitted to all spots.
+    out_of_fold
+        ``(n_spots, n_outputs)``; None if no folds were given.
+    """
+
+    ridges: ScaleRidges
+    out_of_fold: Floats | None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the ridges are fitted to.
+
+    Parameters
+    ----------
+    values
+        Of the spots of all sections, one section after another, ``(n_spots, n_outputs)``.
+    groups
+        Label of each spot: spots of one label are left out together when penalties and weights are chosen.
+    n_stacked
+        The first outputs, which decide the weights of the scales and have one penalty together. The others follow, each
+        with its own penalty.
+    """
+
+    values: Floats
+    groups: Indices
+    n_stacked: int
+
+
+def fit_scale_ridges(
+    sections: Sequence[TrainingSection], outputs: Outputs, folds: Indices | None = None
+) -> ScaleFit:
+    """Fit a ridge for each scale to the outputs of all spots, and average them.
+
+    Parameters
+    ----------
+    folds
+        Label of each spot: its prediction in `ScaleFit.out_of_fold` is by a fit without the spots of its fold, with the
+        penalties and weights of the whole fit.
+    """
+    Y, stacked = outputs.values, slice(0, outputs.n_stacked)
+    shared = [stacked, *(slice(i, i + 1) for i in range(outputs.n_stacked, Y.shape[1]))]
+    labels, groups = np.unique(outputs.groups, return_inverse=True)
+    groups = groups % MAX_GROUPS
+    n_groups = min(len(labels), MAX_GROUPS)
+    ridges, penalties, held_out, out_of_fold = list[Affine](), [], list[Floats](), list[Floats]()
+    for sigma_um in SIGMAS_UM:
+        # One scale at a time: all of them side by side would be the largest array of a training.
+        inputs = _Inputs.from_spots(
+            np.concatenate([pool_spots(section, sigma_um) for section in sections]),
+            stain_covariance(sections, own=sigma_um == 0),
+        )
+        sums = [inputs.sums(Y, groups == g) for g in range(n_groups)]
+        chosen, whole = choose_penalties(sums, shared), total(sums)
+        penalties.append(tuple(float(chosen.penalties[part.start]) for part in shared))
+        ridges.append(inputs.to_embedding(RidgeSolver.from_sums(whole).solve(chosen.penalties)))
+        if chosen.without:
+            held_out.append(_predict_by_group(chosen.without, inputs.values, groups)[:, stacked])
+        if folds is not None:
+            names, numbers = np.unique(folds, return_inverse=True)
+            parts = [whole - inputs.sums(Y, folds == name) for name in names]
+            fits = [RidgeSolver.from_sums(part).solve(chosen.penalties) for part in parts]
+            out_of_fold.append(_predict_by_group(fits, inputs.values, numbers))
+    weights = _stacking_weights(held_out, Y[:, stacked], groups)
+    return ScaleFit(
+        ScaleRidges(
+            np.hstack([weight * ridge.weight for weight, ridge in zip(weights, ridges, strict=True)]),
+            np.sum([weight * ridge.offset for weight, ridge in zip(weights, ridges, strict=True)], axis=0),
+            SIGMAS_UM,
+            tuple(penalties),
+            tuple(weights.tolist()),
+        ),
+        None if folds is None else np.tensordot(weights, np.stack(out_of_fold), axes=1),
+    )
+
+
+def _predict_by_group(fits: Sequence[Affine], X: Floats, groups: Indices) -> Floats:
+    """Predict the rows of each group by its own fit, ``(n, n_outputs)``."""
+    predicted = np.empty((len(X), len(fits[0].offset)))
+    for g, fit in enumerate(fits):
+        predicted[groups == g] = fit(X[groups == g])
+    return predicted
+
+
+def _stacking_weights(held_out: Sequence[Floats], Y: Floats, groups: Indices) -> Floats:
+    """Return one weight per scale, none negative, summing to 1: least squares on predictions of held-out groups.
+
+    Breiman (1996), with a pull to equal weights. Where nothing was held out they are equal.
+
+    Parameters
+    ----------
+    held_out
+        Per scale, ``(n_spots, n_outputs)``; empty if there was one group.
+    """
+    size = float(np.linalg.norm(Y))
+    if not held_out or size == 0:
+        return np.full(len(SIGMAS_UM), 1 / len(SIGMAS_UM))
+    # Within groups, as penalties are chosen.
+    columns = np.stack([_centre(values, groups).ravel() for values in held_out], axis=1)
+    n, pull = len(held_out), np.sqrt(EQUAL_PULL) * size
+    # Rows below the data: the pull to equal weights, and one far heavier than all others, which makes them sum to 1.
+    rows = [columns, pull * np.eye(n), 1e3 * size * np.ones((1, n))]
+    wanted = np.concatenate([_centre(Y, groups).ravel(), np.full(n, pull / n), [1e3 * size]])
+    # nnls needs the products of the columns alone, and those of millions of rows are five by five.
+    q, r = np.linalg.qr(np.vstack(rows))
+    weights = nnls(r, q.T @ wanted)[0]
+    return np.asarray(weights / weights.sum())
+
+
+def _centre(values: Floats, groups: Indices) -> Floats:
+    """Take each group's mean out of ``(n, n_outputs)`` values."""
+    centred = values.copy()
+    for g in np.unique(groups):
+        centred[groups == g] -= values[groups == g].mean(axis=0)
+    return centred
+
+
+def pool_spots(section: TrainingSection, sigma_um: float) -> Floats:
+    """Return the embedding around each spot, ``(n_spots, dim)``: pooled around each patch, then over the disc."""
+    if sigma_um == 0:
+        return np.asarray(section.overlap @ section.patches.embedding.astype(np.float64))
+    under = np.unique(section.overlap.indices).astype(np.int64)
+    pooled = gaussian_pool(section.patches, sigma_um, ("mean",), under)
+    return np.asarray(section.overlap[:, under] @ pooled.astype(np.float64))
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Pooled embeddings as inputs of a ridge, and the way back.
+
+    Parameters
+    ----------
+    standardiser
+        Mean 0 and standard deviation 1 first.
+    rotation
+        Then to fewer numbers, ``(dim, n_inputs)``, or None.
+    values
+        ``(n_spots, n_inputs)``.
+    noise
+        Covariance of what the stain adds to the values, ``(dim, dim)``, or None.
+    """
+
+    standardiser: Standardiser
+    rotation: Floats | None
+    values: Floats
+    noise: Floats | None
+
+    @classmethod
+    def from_spots(cls, X: Floats, stain: Floats | None) -> Self:
+        """Standardise, and rotate to as many numbers as there are spots where those are fewer."""
+        standardiser = Standardiser.fit(X)
+        values, scale = standardiser.apply(X), standardiser.scale
+        n, dim = values.shape
+        if stain is not None:
+            # Not rotated: stains also shift embeddings in directions in which training spots do not differ.
+            return cls(standardiser, None, values, stain / scale[:, None] / scale)
+        if n >= dim:
+            return cls(standardiser, None, values, None)
+        # All rows lie in a space of n dimensions. Ridge is the same in any orthonormal basis of it, and decomposing
+        # costs the cube of their number.
+        square, left = symmetric_eigen(values @ values.T)
+        kept = square > 1e-10 * max(square[-1], 1e-300)
+        rotation = values.T @ (left[:, kept] / np.sqrt(square[kept]))
+        return cls(standardiser, rotation, values @ rotation, None)
+
+    def sums(self, Y: Floats, rows: NDArray[np.bool_]) -> RidgeSums:
+        """Add up some rows, with outputs ``(n_spots, n_outputs)`` of all."""
+        sums = RidgeSums.from_rows(self.values[rows], Y[rows])
+        return sums if self.noise is None else sums.with_input_noise(self.noise)
+
+    def to_embedding(self, ridge: Affine) -> Affine:
+        """Return a map of these inputs as one of pooled embeddings."""
+        if self.rotation is not None:
+            ridge = Affine(self.rotation @ ridge.weight, ridge.offset)
+        return ridge.after(self.standardiser)
