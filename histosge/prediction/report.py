@@ -63,8 +63,11 @@ def _slide_block(stored: StoredMap, saved: SavedModel) -> Block:
     }
     if stored.depth is not None:
         maps["log total counts"] = stored.depth.read((0, rows), (0, cols))[..., 0].astype(np.float32)
+    grid = stored.grid
+    x, y = (start + (grid.patch_um - grid.stride_um) / 2 for start in grid.origin_um)
+    corner = x, y
     picture = Picture(
-        slide_maps(stored.rgb, maps, stored.grid.stride_um, stored.grid.patch_um),
+        slide_maps(stored.rgb, maps, grid.stride_um, corner),
         f"Slide {stored.slide_id} beside predicted maps of {', '.join(maps)}.",
         "Predicted log1p(CP10k), each map on its own colour scale. Shown are the genes with the highest trust.",
         stored.slide_id,

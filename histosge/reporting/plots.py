@@ -49,7 +49,10 @@ def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
 
 
 def slide_maps(
-    thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]], stride_um: float, patch_um: float
+    thumbnail: NDArray[np.uint8],
+    maps: dict[str, NDArray[np.float32]],
+    stride_um: float,
+    corner_um: tuple[float, float],
 ) -> bytes:
     """Draw a slide's mean colours and some maps beside them, each on a scale of its own.
 
@@ -59,8 +62,11 @@ def slide_maps(
         One pixel a patch, ``(n_rows, n_cols, 3)``.
     maps
         Title -> values, ``(n_rows, n_cols)``; NaN where nothing was predicted.
-    stride_um, patch_um
-        Step between patches, and the side of one.
+    stride_um
+        Step between patches.
+    corner_um
+        ``(x, y)`` of the first pixel's corner, from the slide's top-left: a pixel is the square of one stride around a
+        patch's centre.
     """
     n_rows, n_cols, _ = thumbnail.shape
     panels = 1 + len(maps)
@@ -68,9 +74,8 @@ def slide_maps(
     height = float(np.clip(11 / panels * n_rows / n_cols + 0.6, 1.8, 6))
     figure = Figure(figsize=(11, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    # Millimetres from the slide's corner: a pixel is the square of one stride around a patch's centre.
-    corner = (patch_um - stride_um) / 2000
-    extent = (corner, corner + n_cols * stride_um / 1000, corner + n_rows * stride_um / 1000, corner)
+    left, top, step = corner_um[0] / 1000, corner_um[1] / 1000, stride_um / 1000  # in mm
+    extent = (left, left + n_cols * step, top + n_rows * step, top)
     axes[0].imshow(thumbnail, extent=extent, interpolation="nearest")
     axes[0].set_title("H&E, a pixel a patch", fontsize=10)
     axes[0].set_xlabel("mm", fontsize=8)

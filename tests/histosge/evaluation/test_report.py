@@ -259,7 +259,7 @@ def test_any_name_is_text_in_pictures_and_tables(name: str) -> None:
     assert score_distributions({name: np.arange(5.0)})
     assert gene_map(make_map(name))
     maps = {name: np.ones((3, 5), np.float32)}
-    assert slide_maps(np.zeros((3, 5, 3), np.uint8), maps, 50.0, 100.0)
+    assert slide_maps(np.zeros((3, 5, 3), np.uint8), maps, 50.0, (25.0, 31.0))
     text = render_report(
         "Title", [Block(name, name, tables=(Table((name,), ((name,),), name),), points=(name,))]
     )
