@@ -1,8 +1,9 @@
 """Whether an earlier result may be replaced: the same again is nothing to do, a different one is refused.
 
-Every result that a command writes records what it was made with: settings, and fingerprints of its inputs, as JSON. This
-module compares such records. Where they stand is the business of each kind of result: a model's ``config.json``, an
-evaluation's ``evaluation.json``, a page's ``<meta>``, a table's metadata.
+A result that takes long to make records what it was made with: settings, and fingerprints of its inputs, as JSON; such
+records are compared before the work (`is_same_result`). A file in another tool's format has no place for a record: it is
+written beside the earlier one and compared with it, byte for byte (`staged_result`). A record stands in a model's
+``config.json`` and in a page's ``<meta name="record">``.
 
 Terms
     made_with  the record: name -> JSON value, at most two levels deep
@@ -11,16 +12,21 @@ Terms
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featurestore.errors import EarlierResultError
+from featurestore.whole_file import partial_place, put_in_place
 
 MadeWith = Mapping[str, Any]
 SHOWN_DIFFERENCES = 3
 """Differences that a message names; the others are counted. One more would not fit on a line."""
 SHOWN_LETTERS = 60
+_UUID = re.compile(rb"urn:uuid:[0-9a-f-]{36}")
 SAMPLE_BYTES = 1 << 20
 """Bytes hashed at each end of a file, as for slides: whole files of many GB would cost more than reading them."""
 FINGERPRINT_LETTERS = 16
@@ -138,3 +144,78 @@ def _hash_file(file: Path, digest: "hashlib._Hash") -> None:
         if size > SAMPLE_BYTES:
             stream.seek(max(SAMPLE_BYTES, size - SAMPLE_BYTES))
             digest.update(stream.read(SAMPLE_BYTES))
+
+
+@dataclass
+class StagedResult:
+    """A result that is being written.
+
+    Parameters
+    ----------
+    path
+        Where to write it: a place of the same name beside the final one.
+    was_there
+        After the block: whether the earlier result has the same content, so that it was left as it is.
+    """
+
+    path: Path
+    was_there: bool = False
+
+
+@contextmanager
+def staged_result(path: Path, *, overwrite: bool) -> Iterator[StagedResult]:
+    """Write a file or a folder, and put it in its place when it is complete and may stand there.
+
+    Raises
+    ------
+    EarlierResultError
+        If something of other content is there, and `overwrite` is not set; it is left as it is.
+    """
+    with partial_place(path) as place:
+        staged = StagedResult(place)
+        yield staged
+        staged.was_there = check_content(place, path, overwrite=overwrite)
+        if not staged.was_there:
+            put_in_place(place, path)
+
+
+def check_content(new: Path, path: Path, *, overwrite: bool) -> bool:
+    """Tell whether what is at a path has the content of a new file or folder already.
+
+    Raises
+    ------
+    EarlierResultError
+        If something of other content is there, and `overwrite` is not set.
+    """
+    if not path.is_file() and not (path.is_dir() and any(path.iterdir())):
+        return False
+    if has_same_content(new, path):
+        return True
+    if not overwrite:
+        raise EarlierResultError(
+            f"{path} is there with other content, made from something else or with other settings; give another path, "
+            "or replace it with --overwrite"
+        )
+    return False
+
+
+def has_same_content(one: Path, other: Path) -> bool:
+    """Tell whether two files, or all files below two folders, have the same bytes; identifiers of OME-TIFF aside."""
+    if one.is_dir() != other.is_dir():
+        return False
+    if not one.is_dir():
+        return one.stat().st_size == other.stat().st_size and _content(one) == _content(other)
+    names = [{str(file.relative_to(top)) for file in _files_below(top)} for top in (one, other)]
+    return names[0] == names[1] and all(has_same_content(one / name, other / name) for name in names[0])
+
+
+def _content(file: Path) -> str:
+    """Return the hash of a file's bytes."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        first = True
+        while data := stream.read(1 << 24):
+            # Drawn at random for every OME-TIFF; it stands in the description, which is written first.
+            digest.update(_UUID.sub(b"", data) if first and file.suffix in (".tif", ".tiff") else data)
+            first = False
+    return digest.hexdigest()

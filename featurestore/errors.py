@@ -73,6 +73,12 @@ class ExtensionWarning(UserWarning):
     """Another package's extension that cannot be used; everything else works without it."""
 
 
+MAX_LINE = 600
+"""Letters that are shown of another library's message."""
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, for a message of ours; its class if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # Some repeat what they were given, such as a name of a megabyte.
+    return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..."

@@ -217,7 +217,7 @@ class Location:
         try:
             self._refuse_special_file(relative)
             value = parse_json(self._fs_root[0].cat_file(self.path(relative)), label)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):  # the latter where the root is a file
             return None
         if not isinstance(value, dict):
             raise StoreError(f"{label} is damaged: it is no JSON object")

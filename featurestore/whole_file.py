@@ -67,7 +67,9 @@ def check_output(path: str | Path, *, folder: bool = False) -> None:
     try:
         with suppress(FileNotFoundError):
             _check_kind(path, path.stat().st_mode, folder=folder)
-        nearest = next(parent for parent in Path(os.path.realpath(path)).parents if parent.exists())
+        real = Path(os.path.realpath(path))
+        # The root itself has none above it.
+        nearest = next(place for place in (*real.parents, real) if place.exists())
         # A file that is opened, not os.access: root may write everywhere by its bits, and yet not into /proc.
         with tempfile.TemporaryFile(dir=nearest):
             pass
@@ -159,6 +161,34 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         # After a swap, the old folder lies here.
         _remove(partial)
+
+
+@contextmanager
+def partial_place(path: Path) -> Iterator[Path]:
+    """Yield a place of the same name and suffix in a folder beside `path`, on the same file system; removed at the end.
+
+    For writers that go by the suffix, and for results that are compared with what is there before they take its place,
+    see `put_in_place`. What killed runs left of this path is removed first.
+    """
+    path = _real(path)
+    restore_replaced(path)
+    _remove_abandoned(path)
+    folder = _beside(path, PARTIAL_SUFFIX)
+    folder.mkdir()
+    try:
+        yield folder / path.name
+    finally:
+        _remove(folder)
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Let a complete file or folder take the place of another, or of none; a kill leaves the old or the new one."""
+    path = _real(path)
+    if new.is_dir():
+        _replace_folder(new, path)
+        _remove(new)
+    else:
+        new.replace(path)
 
 
 def restore_replaced(path: Path) -> None:

@@ -3,14 +3,19 @@
 The slide is made with a known truth, so that the map can be scored where no spot was measured.
 """
 
-from dataclasses import dataclass
+import json
+import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.errors import EarlierResultError
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.grid import GridSpec
+from featurestore.whole_file import check_output, whole_file
 from histosge.data.section_loading import Selection, load_sections
 from histosge.evaluation.evaluate import EvaluateSettings, score_sections
 from histosge.evaluation.results import Scores
@@ -26,6 +31,9 @@ GRID = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 """112 micron patches every 56 microns: about one per spot and as much again between them."""
 # `knn` beside the usual ones: blocks are held out of this very slide, so position alone is worth something.
 EVALUATED = ("mean", "knn", "ridge", "dense")
+
+MARK, FORMAT = "demo.json", 1
+"""In a demo's folder: what it was made of. The number is raised when a change makes other files of the same slide."""
 
 STEPS = (
     "making a slide with a known truth",
@@ -67,14 +75,20 @@ def run_demo(
     Parameters
     ----------
     out
-        Folder for everything that is made; steps that are done are not repeated.
+        Folder for everything that is made: new, empty, or of an earlier demo, which is gone on with, or replaced if it
+        was of another slide.
     spec
         Of the synthetic section; None means the default, about 4 x 4 mm.
     on_message, on_progress
         Called with what was found, and before each of `STEPS`.
+
+    Raises
+    ------
+    EarlierResultError
+        If the folder holds something that no demo made.
     """
-    folder = Path(out)
     spec = spec or SyntheticSpec()
+    folder = _own_folder(Path(out), spec)
     paths = {
         "report": folder / "report" / "report.html",
         "map": folder / "maps.zarr",
@@ -98,10 +112,11 @@ def run_demo(
         str(paths["store"]),
         paths["model"],
         TrainSettings(genes=str(genes)),
+        overwrite=True,
         on_message=on_message,
     )
     on_progress(Progress(3, len(STEPS), STEPS[3]))
-    predict(str(paths["store"]), paths["model"], str(paths["map"]))
+    predict(str(paths["store"]), paths["model"], str(paths["map"]), overwrite=True)
     stored = ExpressionStore.open(str(paths["map"])).map("demo", GRID.key)
     write_h5ad(stored, paths["map as AnnData"])
     truth_scores = score_against_truth(stored, load_truth(section.truth))
@@ -110,6 +125,35 @@ def run_demo(
     on_progress(Progress(len(STEPS), len(STEPS), "done"))
     held_out = {name: scores.mean(name, "pearson_mean") for name in (*EVALUATED, "noise")}
     return DemoResult(held_out, truth_scores, paths)
+
+
+def _own_folder(folder: Path, spec: SyntheticSpec) -> Path:
+    """Return the folder, marked as a demo's; only such a one is written to."""
+    check_output(folder, folder=True)
+    mark = folder / MARK
+    made_with = {"demo": FORMAT, "slide": json.loads(json.dumps(asdict(spec)))}
+    found = list(folder.iterdir()) if folder.exists() else []
+    if found and not mark.is_file():
+        raise EarlierResultError(
+            f"{folder} holds something that this command did not make; give a new folder with --out, or remove it"
+        )
+    if found and _read_mark(mark) != made_with:
+        # Another slide, or other steps: parts of both would not go together. The mark goes last, so that a kill
+        # meanwhile leaves a folder that is still known.
+        for path in found:
+            if path != mark:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file(mark) as partial:
+        partial.write_text(json.dumps(made_with, indent=1) + "\n")
+    return folder
+
+
+def _read_mark(mark: Path) -> Any:
+    try:
+        return json.loads(mark.read_text())
+    except ValueError:
+        return None
 
 
 def _write_sheet(section: SyntheticSection, path: Path) -> Path:

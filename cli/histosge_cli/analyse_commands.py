@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from histosge_cli.console import Console, err, out, resumable, table
 from histosge_cli.model_commands import EncoderKey, Grid
-from histosge_cli.store_commands import OUTPUT, Json, Log, Quiet, StoreArg
+from histosge_cli.places import output_file, output_folder
+from histosge_cli.store_commands import OUTPUT, Json, Log, Overwrite, Quiet, StoreArg
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,6 +27,7 @@ OutFile = Annotated[
     typer.Option(
         "--out",
         metavar="FILE",
+        callback=output_file,
         help="Also write the table with all columns, as parquet.",
         rich_help_panel=OUTPUT,
     ),
@@ -97,11 +100,36 @@ def _first_few(names: "list[str] | tuple[str, ...]") -> str:
     return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _print_table(frame: "pl.DataFrame", *, as_json: bool, out_file: Path | None) -> None:
+@contextmanager
+def _staged_folder(folder: Path | None, *, overwrite: bool) -> "Iterator[Path | None]":
+    """Yield a folder for tables of slides beside the final one, and move them when all of them may stand there."""
+    from featurestore.earlier_results import check_content
+    from featurestore.whole_file import put_in_place
+
+    if folder is None:
+        yield None
+        return
+    with TemporaryDirectory(dir=folder, prefix=".tables-", ignore_cleanup_errors=True) as beside:
+        yield Path(beside)
+        tables = {table_file: folder / table_file.name for table_file in sorted(Path(beside).iterdir())}
+        # All are compared before the first is moved: a folder must not hold tables of two analyses.
+        changed = {
+            table_file: place
+            for table_file, place in tables.items()
+            if not check_content(table_file, place, overwrite=overwrite)
+        }
+        for table_file, place in changed.items():
+            put_in_place(table_file, place)
+
+
+def _print_table(
+    frame: "pl.DataFrame", *, as_json: bool, out_file: Path | None, overwrite: bool = False
+) -> None:
     """Print a table without its columns of vectors; the file has all columns."""
     import polars as pl
 
     from featurestore.analysis.patch_tables import write_table
+    from featurestore.earlier_results import staged_result
 
     plain = frame.select(name for name, dtype in frame.schema.items() if not isinstance(dtype, pl.Array))
     if as_json:
@@ -113,8 +141,9 @@ def _print_table(frame: "pl.DataFrame", *, as_json: bool, out_file: Path | None)
         )
         table(plain.columns, (list(map(_as_text, row.values())) for row in named))
     if out_file is not None:
-        write_table(frame, out_file)
-        err.print(str(out_file), markup=False)
+        with staged_result(out_file, overwrite=overwrite) as staged:
+            write_table(frame, staged.path)
+        err.print(f"{out_file}{': nothing to do' if staged.was_there else ''}", markup=False)
 
 
 def _as_text(value: object) -> object:
@@ -127,6 +156,7 @@ def summary(
     grid: Grid = None,
     encoder: EncoderKey = None,
     out_file: OutFile = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     log: Log = None,
@@ -139,7 +169,7 @@ def summary(
 
     with _open_stream(context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
         frame = summarise(stream)
-    _print_table(frame, as_json=as_json, out_file=out_file)
+    _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite)
 
 
 def pca(
@@ -152,6 +182,7 @@ def pca(
         typer.Option(
             "--scores",
             metavar="DIR",
+            callback=output_folder,
             help="Write one parquet file per slide with the scores of each patch.",
             rich_help_panel=OUTPUT,
         ),
@@ -160,6 +191,7 @@ def pca(
     grid: Grid = None,
     encoder: EncoderKey = None,
     out_file: OutFile = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     log: Log = None,
@@ -174,9 +206,10 @@ def pca(
         context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=scores
     ) as stream:
         fitted = fit_pca(stream, components)
-        if scores is not None:
-            write_scores(fitted, stream, scores)
-    _print_table(fitted.to_frame(), as_json=as_json, out_file=out_file)
+        with _staged_folder(scores, overwrite=overwrite) as staged:
+            if staged is not None:
+                write_scores(fitted, stream, staged)
+    _print_table(fitted.to_frame(), as_json=as_json, out_file=out_file, overwrite=overwrite)
 
 
 def clusters(
@@ -198,6 +231,7 @@ def clusters(
         typer.Option(
             "--labels",
             metavar="DIR",
+            callback=output_folder,
             help="Write one parquet file per slide with the cluster of each patch.",
             rich_help_panel=OUTPUT,
         ),
@@ -206,6 +240,7 @@ def clusters(
     grid: Grid = None,
     encoder: EncoderKey = None,
     out_file: OutFile = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     log: Log = None,
@@ -217,15 +252,18 @@ def clusters(
     from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
 
     settings = KMeansSettings(k, seed, passes, mini_batch=mini_batch)
-    with _open_stream(
-        context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels
-    ) as stream:
-        fitted = fit_kmeans(stream, settings, labels)
+    with (
+        _open_stream(
+            context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels
+        ) as stream,
+        _staged_folder(labels, overwrite=overwrite) as staged,
+    ):
+        fitted = fit_kmeans(stream, settings, staged)
     # On standard error: standard output is a table, or JSON for a program.
     if not quiet:
         state = "converged" if fitted.converged else "not converged; more --passes may help"
         err.print(f"inertia {fitted.inertia:.6g} after {fitted.passes} passes, centres {state}", markup=False)
-    _print_table(fitted.counts, as_json=as_json, out_file=out_file)
+    _print_table(fitted.counts, as_json=as_json, out_file=out_file, overwrite=overwrite)
 
 
 def similar(
@@ -248,6 +286,7 @@ def similar(
     grid: Grid = None,
     encoder: EncoderKey = None,
     out_file: OutFile = None,
+    overwrite: Overwrite = False,
     as_json: Json = False,
     quiet: Quiet = False,
     log: Log = None,
@@ -267,4 +306,4 @@ def similar(
         else:
             raise StoreError("give the patch: --row R --col C, or --x-um X --y-um Y")
         frame = neighbours.similar(stream, query, n, neighbours.as_metric(metric), exclude_um)
-    _print_table(frame, as_json=as_json, out_file=out_file)
+    _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from histosge_cli.console import Console, out
+from histosge_cli.places import output_folder
 from histosge_cli.store_commands import Log, Quiet
 
 
@@ -16,9 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    out_dir: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to put everything.")] = Path(
-        "demo"
-    ),
+    out_dir: Annotated[
+        Path, typer.Option("--out", metavar="DIR", callback=output_folder, help="Where to put everything.")
+    ] = Path("demo"),
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:

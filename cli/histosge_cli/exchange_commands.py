@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from histosge_cli.console import Console, out
+from histosge_cli.places import output_place, readable_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
-from histosge_cli.store_commands import Quiet, StoreArg
+from histosge_cli.store_commands import Overwrite, Quiet, StoreArg
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +27,9 @@ def import_(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", help="TRIDENT, CLAM or STAMP .h5, or a raw2features .embeddings.zarr."
+            metavar="FILE",
+            callback=readable_place,
+            help="TRIDENT, CLAM or STAMP .h5, or a raw2features .embeddings.zarr.",
         ),
     ],
     store: StoreArg,
@@ -71,8 +74,12 @@ def import_(
 
 
 def export(
-    store: Annotated[str, typer.Argument(metavar="STORE", help="Expression store or feature store.")],
-    out_path: Annotated[Path, typer.Argument(metavar="OUT", help="File or folder to write to.")],
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", callback=store_place, help="Expression store or feature store.")
+    ],
+    out_path: Annotated[
+        Path, typer.Argument(metavar="OUT", callback=output_place, help="File or folder to write to.")
+    ],
     to: Annotated[str, typer.Option()],  # its help is made from the registry
     slide: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="Only this slide; repeat for several.")
@@ -96,6 +103,7 @@ def export(
     ngff: Annotated[str, typer.Option(help="Version of OME-Zarr: 0.4 or 0.5.")] = "0.4",
     grid: Annotated[str | None, typer.Option(metavar="KEY", help="Needed when there are several.")] = None,
     encoder: Annotated[str | None, typer.Option(metavar="K", help="Needed when there are several.")] = None,
+    overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Write maps or embeddings as other tools read them.
@@ -111,5 +119,6 @@ def export(
     # One option for both: a folder that is called like a number is given as ./7.
     wanted = int(domains) if domains.isdecimal() and len(domains) < 10 else Path(domains)
     settings = ExportSettings(slides_of, picture_mpp, wanted, ngff)
-    for line in run(store, out_path, to, selection, settings, on_message=Console(quiet).message):
+    message = Console(quiet).message
+    for line in run(store, out_path, to, selection, settings, overwrite=overwrite, on_message=message):
         out.print(line, markup=False)

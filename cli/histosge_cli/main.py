@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.models import CommandInfo, TyperInfo
@@ -23,6 +23,7 @@ from histosge_cli import (
     view_command,
 )
 from histosge_cli.console import out
+from histosge_cli.places import refuse_empty
 from histosge_cli.repeated_options import refusing_repeats
 
 PANELS = {
@@ -116,6 +117,10 @@ for module in (
 _in_order(app)
 
 
+# Typer brings a copy of click from 0.2x on, and used the package before: this is the class of the one that it uses.
+_UsageError: Any = typer.BadParameter.__mro__[1]
+
+
 @contextmanager
 def _short_warnings() -> Iterator[None]:
     """Print a warning for the user as one line; Python's own form adds a line of our source."""
@@ -139,11 +144,27 @@ def _short_warnings() -> Iterator[None]:
         yield
 
 
+def _show_usage_error(error: Any) -> None:
+    if type(error).__name__ == "NoArgsIsHelpError":  # a group without a command: its help, not an error
+        error.show()
+        return
+    command = error.ctx.command_path if error.ctx else "histosge"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    print(f"error: {text}; see: {command} --help", file=sys.stderr)  # noqa: T201
+
+
 def main() -> None:
     """Run the command line."""
     try:
         with _short_warnings():
-            app()
+            refuse_empty(sys.argv[1:])
+            # Not standalone: a mistyped option is one line then, in place of a box of five.
+            code = app(standalone_mode=False)
+    except _UsageError as error:
+        _show_usage_error(error)
+        sys.exit(2)
+    except typer.Abort:
+        sys.exit(130)
     except FeatureStoreError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(2)
@@ -158,3 +179,4 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)

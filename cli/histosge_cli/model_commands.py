@@ -2,11 +2,20 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from histosge_cli.console import Console, out, resumable
+from histosge_cli.places import (
+    model_place,
+    new_model,
+    new_store,
+    output_file,
+    output_folder,
+    readable_place,
+    samples_place,
+)
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.store_commands import Log, Overwrite, Quiet, StoreArg
 
@@ -14,7 +23,11 @@ DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written",
 """Panels of the options."""
 SamplesArg = Annotated[
     str,
-    typer.Argument(metavar="SAMPLES", help="Sample sheet (CSV) whose rows name slides and their expression."),
+    typer.Argument(
+        metavar="SAMPLES",
+        callback=samples_place,
+        help="Sample sheet (CSV) whose rows name slides and their expression.",
+    ),
 ]
 Grid = Annotated[
     str | None,
@@ -43,11 +56,20 @@ Epochs = Annotated[
         metavar="N", help="Passes over the spots, for models that iterate.", rich_help_panel=TRAINING
     ),
 ]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Take spots that seem to lie elsewhere on the slide, or on another slide, with a warning.",
+        rich_help_panel=DATA,
+    ),
+]
 Page = Annotated[
     Path | None,
     typer.Option(
         "--report",
         metavar="FILE",
+        callback=output_file,
         help="Also write a page (HTML): pictures, numbers, caveats.",
         rich_help_panel=OUTPUT,
     ),
@@ -82,10 +104,17 @@ def find_own_class(preset: str | None) -> None:
         sys.path.insert(0, folder)
 
 
+def split_names(text: str | None) -> list[str]:
+    """Return the names of ``A,B``."""
+    return [name.strip() for name in (text or "").split(",") if name.strip()]
+
+
 def train(
     samples: SamplesArg,
     store: StoreArg,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder to write the model to.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", callback=new_model, help="Folder to write the model to.")
+    ],
     preset: Annotated[
         str,
         typer.Option(
@@ -115,6 +144,7 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    force: Force = False,
     report: Page = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
@@ -138,11 +168,16 @@ def train(
         check_output(report)
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
     settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
-    saved = run(samples, store, model, settings, overwrite=overwrite, on_message=console.message)
-    if report is not None:
-        from histosge.training.report import write_training_report
-
-        write_training_report(saved, report)
+    saved = run(
+        samples,
+        store,
+        model,
+        settings,
+        report=report,
+        force=force,
+        overwrite=overwrite,
+        on_message=console.message,
+    )
     spots = sum(section["spots"] for section in saved.card.sections)
     todo = "nothing to do, " if saved.was_there else ""
     out.print(
@@ -157,9 +192,12 @@ def train(
 
 def predict(
     store: StoreArg,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A trained model's folder.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", callback=model_place, help="A trained model's folder.")
+    ],
     out_store: Annotated[
-        str, typer.Argument(metavar="OUT", help="Expression store to write, a folder or URL.")
+        str,
+        typer.Argument(metavar="OUT", callback=new_store, help="Expression store to write, a folder or URL."),
     ],
     slide: Annotated[
         list[str] | None,
@@ -176,10 +214,12 @@ def predict(
         typer.Option(
             "--condition-on",
             metavar="FILE",
+            callback=readable_place,
             help="Spots measured on the slide: .h5ad or Space Ranger folder.",
             rich_help_panel=DATA,
         ),
     ] = None,
+    force: Force = False,
     preset: Annotated[
         str | None,
         typer.Option(
@@ -193,6 +233,7 @@ def predict(
         typer.Option(
             "--h5ad",
             metavar="FILE",
+            callback=output_file,
             help="Also write AnnData, one row per patch (one slide).",
             rich_help_panel=OUTPUT,
         ),
@@ -207,6 +248,7 @@ def predict(
             rich_help_panel=RUN,
         ),
     ] = 1,
+    overwrite: Overwrite = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
     quiet: Quiet = False,
@@ -216,6 +258,7 @@ def predict(
 
     Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
     """
+    from featurestore.earlier_results import staged_result
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
     from histosge.errors import ModelError
@@ -232,15 +275,28 @@ def predict(
     for path in (h5ad, report):
         if path is not None:
             check_output(path, folder=path == h5ad and path.suffix == ".zarr")
+    selection, names = Selection(grid, encoder), split_names(genes)
+    made_with: dict[str, Any] = {}
+    if report is not None:
+        from histosge.prediction.made_with import describe_maps
+        from histosge.reporting.page import is_page_there
+
+        made_with = describe_maps(
+            store, model, selection, slide_ids=slide or [], genes=names, condition_on=condition_on
+        )
+        if is_page_there(report, made_with, overwrite=overwrite):
+            report = None  # whole already, of these very maps
     with resumable(), console.bars("blocks") as bars:
         results = run(
             store,
             model,
             out_store,
-            PredictSettings(Selection(grid, encoder), workers, preset),
+            PredictSettings(selection, workers, preset),
             slide_ids=slide or [],
-            genes=[g.strip() for g in genes.split(",") if g.strip()] if genes else [],
+            genes=names,
             condition_on=condition_on,
+            force=force,
+            overwrite=overwrite,
             on_progress=bars.update,
             on_message=console.message,
         )
@@ -254,14 +310,16 @@ def predict(
     if h5ad is not None:
         # From the store, not from memory: a map that was there already is written, too.
         stored = ExpressionStore.open(out_store).map(results[0].slide_id, results[0].grid_key)
-        rows = write_h5ad(stored, h5ad)
-        out.print(f"{h5ad}: {rows} patches x {len(stored.genes)} genes", markup=False)
+        with staged_result(h5ad, overwrite=overwrite) as staged:
+            rows = write_h5ad(stored, staged.path)
+        todo = "nothing to do, " if staged.was_there else ""
+        out.print(f"{h5ad}: {todo}{rows} patches x {len(stored.genes)} genes", markup=False)
     if report is not None:
         from histosge.prediction.report import write_prediction_report
         from histosge.training.saved_model import load_model
 
         shown = [(result.slide_id, result.grid_key) for result in results]
-        write_prediction_report(out_store, shown, load_model(model, preset), report)
+        write_prediction_report(out_store, shown, load_model(model, preset), report, made_with)
         out.print(str(report), markup=False)
 
 
@@ -269,7 +327,10 @@ def evaluate(
     samples: SamplesArg,
     store: StoreArg,
     report_dir: Annotated[
-        Path, typer.Argument(metavar="REPORT_DIR", help="Folder for report.html and its tables.")
+        Path,
+        typer.Argument(
+            metavar="REPORT_DIR", callback=output_folder, help="Folder for report.html and its tables."
+        ),
     ],
     split: Annotated[
         str | None,
@@ -307,6 +368,8 @@ def evaluate(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    force: Force = False,
+    overwrite: Overwrite = False,
     grid: Grid = None,
     encoder: Annotated[
         list[str] | None,
@@ -350,8 +413,14 @@ def evaluate(
             store,
             report_dir,
             settings,
+            force=force,
+            overwrite=overwrite,
             on_message=console.message,
             on_progress=on_progress,
+        )
+    if scores.was_there:
+        out.print(
+            f"{report_dir}: nothing to do, these scores are of the same settings and inputs", markup=False
         )
     # On standard output, tables first and paths last: scripts take the last lines.
     print_scores(scores)

@@ -8,6 +8,7 @@ import typer
 
 from histosge_cli.console import Console, duration, out, resumable, size, table
 from histosge_cli.encoder_tables import scale_remarks, weights_option
+from histosge_cli.places import log_file, new_store, samples_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
 
 if TYPE_CHECKING:
@@ -16,14 +17,21 @@ if TYPE_CHECKING:
 GRID, TISSUE, ENCODER, DEVICE, OUTPUT = "Grid", "Tissue", "Encoder", "Where to compute", "Output"
 """Headings under which ``--help`` groups options."""
 
-StoreArg = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the feature store.")]
+StoreArg = Annotated[
+    str,
+    typer.Argument(metavar="STORE", callback=store_place, help="Folder or URL of the feature store."),
+]
 Quiet = Annotated[
     bool, typer.Option("--quiet", help="Print no progress and no messages.", rich_help_panel=OUTPUT)
 ]
 Log = Annotated[
     Path | None,
     typer.Option(
-        "--log", metavar="FILE", help="Append messages and progress as JSON lines.", rich_help_panel=OUTPUT
+        "--log",
+        metavar="FILE",
+        callback=log_file,
+        help="Append messages and progress as JSON lines.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Overwrite = Annotated[
@@ -52,9 +60,17 @@ def _tissue_methods() -> str:
 
 def embed(
     samples: Annotated[
-        str, typer.Argument(metavar="SAMPLES", help="A slide, a folder of slides, or a sample sheet (CSV).")
+        str,
+        typer.Argument(
+            metavar="SAMPLES",
+            callback=samples_place,
+            help="A slide, a folder of slides, or a sample sheet (CSV).",
+        ),
     ],
-    store: StoreArg,
+    store: Annotated[
+        str,
+        typer.Argument(metavar="STORE", callback=new_store, help="Folder or URL of the feature store."),
+    ],
     mpp: Annotated[float, typer.Option(help="Microns per pixel of the patches.", rich_help_panel=GRID)] = 0.5,
     patch: Annotated[int, typer.Option(help="Side of a patch, pixels at --mpp.", rich_help_panel=GRID)] = 224,
     stride: Annotated[
@@ -232,12 +248,16 @@ def _outcome(result: "SlideResult") -> str:
 
 
 def ls(store: StoreArg, as_json: Json = False) -> None:
-    """List a feature store: slide, grid, encoder, done and planned blocks, size, failures.
+    """List a feature store or an expression store: slide, grid, done and planned blocks, size, what failed.
 
     Example: histosge ls s3://bucket/store
     """
     from featurestore.storage.catalogue import catalogue
+    from histosge.prediction.expression_store import is_expression_store
 
+    if is_expression_store(store):
+        _list_maps(store, as_json=as_json)
+        return
     frame = catalogue(store)
     if as_json:
         out.print(json.dumps(frame.to_dicts(), default=str), markup=False)
@@ -260,6 +280,30 @@ def ls(store: StoreArg, as_json: Json = False) -> None:
     table(header, (_cells(row) for row in frame.iter_rows(named=True)))
 
 
+def _list_maps(store: str, *, as_json: bool) -> None:
+    from histosge.prediction.expression_catalogue import expression_catalogue
+
+    frame = expression_catalogue(store)
+    if as_json:
+        out.print(json.dumps(frame.to_dicts(), default=str), markup=False)
+        return
+    if not frame.height:
+        out.print("the store is empty")
+        return
+    header = ("slide", "grid", "genes", "state", "blocks", "patches", "size", "written", "model", "reason")
+    table(header, (_map_cells(row) for row in frame.iter_rows(named=True)))
+
+
+def _map_cells(row: dict[str, Any]) -> list[object]:
+    blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
+    taken = None if row["bytes"] is None else size(row["bytes"])
+    written = None if row["modified"] is None else f"{row['modified']:%Y-%m-%d %H:%M}"
+    # The beginning of a fingerprint tells models apart, as in messages.
+    model = (row["model"] or "")[:16]
+    named = [row["slide"], row["grid"], row["genes"], row["state"], blocks, row["patches"], taken]
+    return [*named, written, model, row["reason"]]
+
+
 def _cells(row: dict[str, Any]) -> list[object]:
     blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
     taken = None if row["bytes"] is None else size(row["bytes"])
@@ -275,13 +319,15 @@ def validate(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a store against its specification; exit 1 if something is missing or damaged.
+    """Check a feature store or an expression store against its specification; exit 1 if something is missing or damaged.
 
     Example: histosge validate store.zarr --deep
     """
     from featurestore.storage.validation import validate as run
+    from histosge.prediction.expression_store import is_expression_store
+    from histosge.prediction.expression_validation import validate_expression
 
-    problems = run(store, deep=deep)
+    problems = (validate_expression if is_expression_store(store) else run)(store, deep=deep)
     if as_json:
         out.print(json.dumps([vars(problem) for problem in problems]), markup=False)
     else:

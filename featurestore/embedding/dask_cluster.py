@@ -25,6 +25,7 @@ from distributed.comm import CommClosedError
 
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, check_written
+from featurestore.embedding.limits import check_address, check_workers
 from featurestore.embedding.plan import EmbedSettings
 from featurestore.embedding.round_robin import RoundRobin
 from featurestore.embedding.slide_result import (
@@ -85,6 +86,7 @@ def local_client(workers: int, threads: int = THREADS_PER_WORKER) -> Iterator[Cl
     distributed.Client
         Connected; the processes end with the context.
     """
+    check_workers(workers)
     _mute_library_logs()
     # Otherwise every process computes with as many threads as there are cores, and they get in each other's way.
     cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
@@ -124,10 +126,12 @@ def remote_client(address: str) -> Iterator[Client]:
     ClusterError
         If it does not answer.
     """
+    check_address(address)
     _mute_library_logs()
     try:
         client = Client(address, timeout=CONNECT_TIMEOUT_S)
-    except (OSError, TimeoutError, ValueError) as error:
+    # TypeError and RuntimeError: tls without certificates, ucx without its package.
+    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError, ImportError) as error:
         raise ClusterError(f"no scheduler answers at {address} ({type(error).__name__}: {error})") from error
     with client:
         yield client

@@ -12,6 +12,7 @@ from importlib.metadata import version
 import psutil
 
 from featurestore.blocks import DEFAULT_BLOCK, Block
+from featurestore.embedding.limits import check_spec
 from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder
@@ -72,6 +73,7 @@ class EmbedSettings:
     def __post_init__(self) -> None:
         # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
         TISSUE_METHODS.get(self.tissue)
+        check_spec(self.spec)
 
 
 @dataclass(frozen=True)

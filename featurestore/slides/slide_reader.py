@@ -78,8 +78,12 @@ class SlideReader:
     def has_suffix(self, source: str) -> bool:
         """Whether a path or URL ends in one of its suffixes; a URL's query does not count."""
         # Signed URLs end in a query; a local name may hold a question mark.
-        path = source.partition("?")[0] if is_remote(source) else source
-        return Path(path).name.lower().endswith(self.suffixes)
+        path = Path(source.partition("?")[0] if is_remote(source) else source)
+        if path.name.lower().endswith(self.suffixes):
+            return True
+        # A picture of SpatialData is a group below the folder that has the suffix.
+        is_below = self.is_folder and any(part.lower().endswith(self.suffixes) for part in path.parts[:-1])
+        return is_below and (not path.suffix if is_remote(source) else _is_group(path))
 
     def recognition(self, path: str) -> Recognition:
         """Return how sure it is that a local path is of its format."""
@@ -98,6 +102,10 @@ class SlideReader:
                 stacklevel=2,
             )
             return Recognition.NO
+
+
+def _is_group(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("zarr.json", ".zgroup"))
 
 
 READERS: Registry[SlideReader] = Registry(

@@ -8,6 +8,7 @@ Terms
     object  what the store holds under one key: a block, or one group of its channels where they are split
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -19,10 +20,13 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from featurestore.blocks import Block
-from featurestore.errors import StoreError
+from featurestore.documents import DocumentError
+from featurestore.errors import StoreError, first_line
 from featurestore.location import Entry, Location
 from featurestore.storage.layout import chunk_index
 from featurestore.storage.raw_read import Cache, RawBlocks
+from featurestore.storage.stored_documents import check_bounds
+from featurestore.storage.zarr_metadata import ZARR_ERRORS, open_array
 
 Shape3 = tuple[int, int, int]
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
@@ -37,11 +41,17 @@ class BlockArray:
         Where the store is, and the array in it.
     array
         The open zarr array, chunked ``(block_rows, block_cols, channel_group)``.
+
+    Raises
+    ------
+    DocumentError
+        If it is not three-dimensional, or of sizes that no slide needs.
     """
 
     def __init__(self, location: Location, path: str, array: "zarr.Array[Any]") -> None:
         self.location = location
         self.path = path
+        check_bounds(f"{location.label}/{path}", array.shape, array.chunks, np.dtype(array.dtype))
         # By default zarr does not write a chunk that holds only the fill value. A block whose patches all failed is
         # NaN throughout and must be written, or it would never be done. The setting is not stored in the array's
         # metadata, so it is made here, where every array that is created or opened passes.
@@ -88,17 +98,9 @@ class BlockArray:
         Raises
         ------
         StoreError
-            If there is none, or it is not three-dimensional.
+            If there is none, its metadata are damaged, or it is not three-dimensional.
         """
-        # With the format given: zarr would also look for the documents of format 2, a request each.
-        try:
-            array = zarr.open_array(
-                location.zarr(read_only=read_only), path=path, mode="r" if read_only else "r+", zarr_format=3
-            )
-        except FileNotFoundError as error:
-            raise StoreError(f"{location.label} holds no array {path}") from error
-        if array.ndim != 3:
-            raise StoreError(f"{location.label}/{path} has {array.ndim} dimensions; a block array has 3")
+        array = open_array(location, path, read_only=read_only)
         return cls(location, path, array)
 
     @property
@@ -143,6 +145,12 @@ class BlockArray:
             case (BytesCodec(endian=endian), Crc32cCodec()):
                 return self.dtype.itemsize == 1 or getattr(endian, "value", endian) == "little"
         return False
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether an object holds a checksum of its values, so that a flipped bit is not read as a value."""
+        # As text, since the codecs of a shard stand in the configuration of another.
+        return '"crc32c"' in json.dumps(self._array.metadata.to_dict().get("codecs", []), default=str)
 
     def object_path(self, index: tuple[int, int], group: int = 0) -> str:
         """Return the path of one of a block's objects below the store's root."""
@@ -243,8 +251,22 @@ class BlockArray:
     def read(
         self, rows: tuple[int, int], cols: tuple[int, int], channels: slice = slice(None)
     ) -> NDArray[Any]:
-        """Read any rectangle of patches by zarr, ``(rows, cols, channels)``; NaN where nothing was written."""
-        return np.asarray(self._array[slice(*rows), slice(*cols), channels])
+        """Read any rectangle of patches by zarr, ``(rows, cols, channels)``; NaN where nothing was written.
+
+        Raises
+        ------
+        DocumentError
+            If an object is damaged.
+        """
+        try:
+            return np.asarray(self._array[slice(*rows), slice(*cols), channels])
+        except StoreError:
+            raise
+        except ZARR_ERRORS as error:
+            raise DocumentError(
+                f"{self.location.label}/{self.path} is damaged in rows {rows}, cols {cols}: {first_line(error)}; remove "
+                "the block's object and run the command that wrote it again"
+            ) from error
 
     def objects(self) -> dict[tuple[int, ...], int]:
         """Return chunk index -> bytes of every object that exists; one listing."""

@@ -3,17 +3,32 @@
 Done blocks are counted from one listing of each slide. Failure records are shown, and decide nothing.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
+import numpy as np
 import polars as pl
 
 from featurestore.blocks import planned_blocks
+from featurestore.documents import DocumentError, convert
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.location import Entry, PathOrUrl
+from featurestore.grid import PatchGrid
+from featurestore.location import Entry, Location, PathOrUrl
+from featurestore.names import is_segment
 from featurestore.storage.layout import EMBEDDING, chunk_index
 from featurestore.storage.store import Store
+from featurestore.storage.stored_documents import (
+    EncoderAttrs,
+    SlideAttrs,
+    check_bounds,
+    check_on_grid,
+    parse_grid,
+)
+from featurestore.storage.zarr_metadata import consolidated_documents, document_label, read_array
 from featurestore.tissue.threshold import is_tissue
+from featurestore.zarr_documents import ArrayDocument, GroupDocument, check_node
+
+Schema = TypeVar("Schema")
 
 SCHEMA: dict[str, Any] = {
     "slide": pl.String,
@@ -59,47 +74,58 @@ def _rows(store: Store) -> Iterator[dict[str, Any]]:
     known = set(store.slide_ids())
     slides_failed, blocks_failed = store.failures()
     for slide_id in sorted(known | set(slides_failed)):
-        rows = list(_slide_rows(store, slide_id, blocks_failed)) if slide_id in known else []
+        try:
+            rows = list(_slide_rows(store, slide_id, blocks_failed)) if slide_id in known else []
+        except DocumentError as error:
+            # One damaged slide must not hide the others; `validate` says more of it.
+            rows = [_row(slide=slide_id, state="failed", reason=str(error))]
         # Both: a slide that could not be opened in the last run may hold blocks of an earlier one.
         if slide_id in slides_failed:
             yield _row(slide=slide_id, state="failed", reason=slides_failed[slide_id])
+            rows = [row for row in rows if row["grid"] or row["reason"]]
         yield from rows
-        if not rows and slide_id not in slides_failed:
-            yield _row(slide=slide_id, state="partial", source=store.slide(slide_id).source)
 
 
 def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
     """Yield the rows of a slide: it costs one listing, the slide's document, and the tissue of each grid."""
     entries = store.location.entries(slide_id)
-    documents = _documents(store, slide_id, entries)
-    attrs = documents(f"{slide_id}/zarr.json")["attributes"]
+    documents = _Documents(store.location, slide_id, entries)
+    if "zarr.json" not in entries:
+        return  # a folder of another program
+    slide = documents.attributes("", "slide", SlideAttrs)
+    empty = True
     # From the listing of the whole slide: to list its folders one by one would cost a request for each.
     for grid_key in sorted({name.split("/")[0] for name in entries if name.count("/") >= 2}):
-        grid_attrs = documents(f"{slide_id}/{grid_key}/zarr.json").get("attributes", {})
-        if not grid_attrs.get("grid"):
+        grid_attrs = documents.read(grid_key)
+        if not is_segment(grid_key) or grid_attrs is None or not (grid_attrs.attributes or {}).get("grid"):
             continue
-        tissue = is_tissue(store.tissue(slide_id, grid_key))
+        label = f"{store.location.label}/{slide_id}/{grid_key}"
+        grid = parse_grid((grid_attrs.attributes or {})["grid"], f"{label}/zarr.json")
+        tissue = is_tissue(read_array(store.location, f"{slide_id}/{grid_key}/tissue", grid.shape))
         ends = f"/{EMBEDDING}/zarr.json"
         slugs = [
             name.split("/")[1] for name in entries if name.startswith(f"{grid_key}/") and name.endswith(ends)
         ]
-        for encoder_slug in sorted(slugs):
+        for encoder_slug in sorted(filter(is_segment, slugs)):
             path = f"{grid_key}/{encoder_slug}/{EMBEDDING}"
-            array = documents(f"{slide_id}/{path}/zarr.json")
+            array = documents.read(path)
+            if not isinstance(array, ArrayDocument):
+                raise DocumentError(f"{label}/{encoder_slug}/{EMBEDDING} is damaged: it is no array")
+            encoder = documents.attributes(path, "encoder", EncoderAttrs)
+            block_shape = _block_shape(array, f"{label}/{encoder_slug}/{EMBEDDING}", grid)
             chunks = {
                 index: entry
                 for name, entry in entries.items()
                 if name.startswith(f"{path}/c/") and (index := chunk_index(name.removeprefix(f"{path}/")))
             }
-            rows, cols, _ = array["chunk_grid"]["configuration"]["chunk_shape"]
-            planned = {block.index for block in planned_blocks(tissue, (rows, cols))}
+            planned = {block.index for block in planned_blocks(tissue, block_shape)}
             # Objects of blocks without tissue do not count as done; `validate` reports them.
             done = len(planned & {(row, col) for row, col, _ in chunks})
             unreadable, reason = _failure_summary(
                 store, blocks_failed.get(f"{slide_id}/{grid_key}/{encoder_slug}", [])
             )
-            encoder = array["attributes"]["encoder"]
-            identity = EncoderIdentity(encoder["key"], int(encoder["dim"]), encoder["facts"])
+            identity = EncoderIdentity(encoder.key, encoder.dim, encoder.facts)
+            empty = False
             yield _row(
                 slide=slide_id,
                 grid=grid_key,
@@ -112,32 +138,52 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
                 unreadable=unreadable,
                 reason=reason,
                 fingerprint=identity.fingerprint,
-                source=attrs["slide"]["source"],
+                source=slide.source,
                 modified=max((e.modified for e in chunks.values() if e.modified), default=None),
             )
+    if empty:
+        yield _row(slide=slide_id, state="partial", source=slide.source)
 
 
-def _documents(store: Store, slide_id: str, entries: dict[str, Entry]) -> Callable[[str], dict[str, Any]]:
-    """Return a function that reads a zarr.json of a slide, from the consolidated document where that has it."""
-    own = store.location.read_json(f"{slide_id}/zarr.json") or {"attributes": {}}
-    consolidated = (own.get("consolidated_metadata") or {}).get("metadata") or {}
+class _Documents:
+    """The documents of a slide, from the consolidated ones where these have them."""
 
-    def read(path: str) -> dict[str, Any]:
-        below = path.removeprefix(f"{slide_id}/")
-        if below == "zarr.json":
-            return own
-        if below not in entries:
-            return {}
-        return consolidated.get(below.removesuffix("/zarr.json")) or store.location.read_json(path) or {}
+    def __init__(self, location: Location, slide_id: str, entries: dict[str, Entry]) -> None:
+        self._location, self._slide_id, self._entries = location, slide_id, entries
+        self._consolidated = consolidated_documents(location, slide_id)
 
-    return read
+    def read(self, path: str) -> ArrayDocument | GroupDocument | None:
+        """Return a group or array below the slide, or the slide itself; None where there is none."""
+        if f"{path}/zarr.json" not in self._entries and path:
+            return None
+        whole = f"{self._slide_id}/{path}" if path else self._slide_id
+        document = self._consolidated.get(path) or self._location.read_json(f"{whole}/zarr.json")
+        return None if document is None else check_node(document, document_label(self._location, whole))
+
+    def attributes(self, path: str, name: str, schema: type[Schema]) -> Schema:
+        """Return one of a node's attributes, typed."""
+        whole = f"{self._slide_id}/{path}" if path else self._slide_id
+        node = self.read(path)
+        found = (node.attributes if node else None) or {}
+        return convert(
+            found.get(name), schema, document_label(self._location, whole), at=f"attributes.{name}"
+        )
+
+
+def _block_shape(array: ArrayDocument, label: str, grid: PatchGrid) -> tuple[int, int]:
+    """Return the patches of one object, ``(rows, cols)``, of an array that is not opened."""
+    chunks = tuple(array.chunk_grid.configuration.chunk_shape)
+    # Half precision: the bound on an object's bytes need not be exact.
+    check_bounds(label, tuple(array.shape), chunks, np.dtype(np.float16))
+    check_on_grid(label, tuple(array.shape), grid)
+    return chunks[0], chunks[1]
 
 
 def _failure_summary(store: Store, paths: list[str]) -> tuple[int, str | None]:
     """Return how many patches of some blocks have no vector, and why the first of them has none."""
-    records = [record for path in paths if (record := store.location.read_json(path))]
-    reason = next((str(record["reason"]) for record in records if record.get("reason")), None)
-    return sum(len(record.get("patches", [])) for record in records), reason
+    records = [store.failure_record(path) for path in paths]
+    reason = next((str(record.reason) for record in records if record.reason), None)
+    return sum(len(record.patches) for record in records), reason
 
 
 def _row(**values: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Paths are relative to the store's root, with ``/`` between their segments.
 import re
 
 from featurestore.errors import StoreError
-from featurestore.names import is_segment, slug
+from featurestore.names import MAX_NAME, RESERVED, check_segment, is_segment, slug
 
 SPEC_NAME = "histosge-featurestore"
 SPEC_VERSION = 1
@@ -22,20 +22,30 @@ GRID_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {
 }
 """Arrays of every grid: name -> (dimensions, dtype)."""
 
-RESERVED_ENCODERS = (*GRID_ARRAYS, "quality")
-"""Slugs that no encoder can have: names of a grid's own arrays."""
-MAX_ENCODER = 200
-"""Letters of an encoder's slug: file systems allow names of 255 bytes, and temporary files add to it."""
 _CHUNK = re.compile(r"c/(\d+)/(\d+)/(\d+)")
 
 
 def grid_path(slide_id: str, grid_key: str) -> str:
-    """Path of a grid's group."""
-    return f"{slide_id}/{grid_key}"
+    """Path of a grid's group.
+
+    Raises
+    ------
+    StoreError
+        If a name could lead out of the store.
+    """
+    return f"{check_segment(slide_id, 'slide id')}/{check_segment(grid_key, 'grid')}"
 
 
 def encoder_path(slide_id: str, grid_key: str, encoder_key: str) -> str:
-    """Path of an encoder's group; the key becomes a slug."""
+    """Path of an encoder's group; the key becomes a slug.
+
+    Raises
+    ------
+    StoreError
+        If a name could lead out of the store, or is that of one of a grid's own arrays.
+    """
+    # Reserved names, too: an encoder called `tissue` would be written over the array of that name.
+    check_encoder_key(encoder_key)
     return f"{grid_path(slide_id, grid_key)}/{slug(encoder_key)}"
 
 
@@ -48,9 +58,9 @@ def check_encoder_key(encoder_key: str) -> None:
         If it is the name of something else in a store, begins with an underscore, or is too long.
     """
     name = slug(encoder_key)
-    if not is_segment(name) or name.lower() in RESERVED_ENCODERS or len(name) > MAX_ENCODER:
+    if not is_segment(name) or name.lower() in RESERVED or len(name) > MAX_NAME:
         raise StoreError(
-            f"encoder {encoder_key[:40]!r} cannot name a folder of a store (reserved, or more than {MAX_ENCODER} letters); "
+            f"encoder {encoder_key[:40]!r} cannot name a folder of a store (reserved, or more than {MAX_NAME} letters); "
             "give it another name, as with --encoder"
         )
 
@@ -65,7 +75,7 @@ def failure_path(
 ) -> str:
     """Path of the JSON document with the reason why a slide, or some patches of a block, could not be read."""
     # A document for each block: workers write theirs without reading those of others.
-    parts = [FAILURES, slide_id]
+    parts = [FAILURES, check_segment(slide_id, "slide id")]
     if block is not None:
         parts += [grid_key, slug(encoder_key), f"{block[0]}.{block[1]}"]
     return "/".join(parts) + ".json"

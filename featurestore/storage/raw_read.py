@@ -151,7 +151,8 @@ class RawBlocks:
         tail = bytearray(CHECKSUM_BYTES)
         try:
             # Not Path.open: values and checksum come in one call, straight into the caller's memory.
-            file = os.open(self._location.path(path), os.O_RDONLY)
+            # Not blocking: to open a fifo would wait for ever for somebody to write. Files are read as ever.
+            file = os.open(self._location.path(path), os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             return None
         try:

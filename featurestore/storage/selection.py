@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from zarr.errors import ZarrUserWarning
 
 from featurestore.blocks import Block, planned_blocks
-from featurestore.errors import IdentityMismatchError, StoreError
+from featurestore.documents import DocumentError, convert
+from featurestore.errors import IdentityMismatchError, StoreError, first_line
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import EmbeddingName, choose_embedding
 from featurestore.storage.layout import EMBEDDING, embedding_path, grid_path
 from featurestore.storage.store import Store
+from featurestore.storage.stored_documents import EncoderAttrs, check_on_grid, parse_grid
+from featurestore.storage.zarr_metadata import ZARR_ERRORS, document_label, read_values
 from featurestore.tissue.threshold import is_tissue
 
 METADATA_THREADS = 16
@@ -55,7 +58,8 @@ class SlideEmbedding:
 
     def read_tissue(self) -> NDArray[np.bool_]:
         """Read which patches are tissue, ``(n_rows, n_cols)``: one small object."""
-        return is_tissue(self._tissue[...])
+        label = f"tissue of {self.slide_id}/{self.grid.spec.key}"
+        return is_tissue(read_values(self._tissue, label, self.grid.shape))
 
     def planned(self, is_tissue: NDArray[np.bool_]) -> list[Block]:
         """Return the blocks with tissue: those that are stored, or will be."""
@@ -114,7 +118,16 @@ def open_slides(
 
 
 def _embeddings(store: Store, zarr_store: Any, slide_id: str) -> dict[EmbeddingName, SlideEmbedding]:
-    group = zarr.open_group(zarr_store, path=slide_id, mode="r", zarr_format=3)
+    try:
+        group = zarr.open_group(zarr_store, path=slide_id, mode="r", zarr_format=3)
+    except FileNotFoundError:
+        return {}  # a folder that is no slide: of a remote store they are not looked for
+    except StoreError:
+        raise
+    except ZARR_ERRORS as error:
+        raise DocumentError(
+            f"{document_label(store.location, slide_id)} is damaged: {first_line(error)}"
+        ) from error
     consolidated = group.metadata.consolidated_metadata
     if consolidated is None:  # the run that planned the slide was killed before it consolidated the metadata
         pairs = [(g, e) for g in store.grid_keys(slide_id) for e in store.encoder_slugs(slide_id, g)]
@@ -125,22 +138,35 @@ def _embeddings(store: Store, zarr_store: Any, slide_id: str) -> dict[EmbeddingN
 
 
 def _embedding(store: Store, group: zarr.Group, slide_id: str, pair: EmbeddingName) -> SlideEmbedding:
-    path = embedding_path(slide_id, *pair)
-    array = _array(group, path.removeprefix(f"{slide_id}/"))
-    grid_group = group[pair[0]]
-    return SlideEmbedding(
-        slide_id,
-        PatchGrid.from_attrs(dict(grid_group.attrs)["grid"]),  # type: ignore[arg-type]
-        BlockArray(store.location, path, array),
-        dict(array.attrs)["encoder"],  # type: ignore[arg-type]
-        _array(group, f"{grid_path(slide_id, pair[0])}/tissue".removeprefix(f"{slide_id}/")),
-    )
+    path, label = embedding_path(slide_id, *pair), store.location.label
+    array = BlockArray(store.location, path, _array(group, f"{pair[0]}/{pair[1]}/{EMBEDDING}", label))
+    attrs = dict(_node(group, pair[0], label).attrs).get("grid")
+    grid = parse_grid(attrs, document_label(store.location, grid_path(slide_id, pair[0])))
+    check_on_grid(f"{label}/{path}", array.shape, grid)
+    encoder: Any = array.attrs.get("encoder")
+    convert(encoder, EncoderAttrs, document_label(store.location, path), at="attributes.encoder")
+    return SlideEmbedding(slide_id, grid, array, encoder, _array(group, f"{pair[0]}/tissue", label))
 
 
-def _array(group: zarr.Group, path: str) -> "zarr.Array[Any]":
-    array = group[path]
+def _node(group: zarr.Group, path: str, label: str) -> "zarr.Array[Any] | zarr.Group":
+    try:
+        return group[path]
+    except KeyError as error:
+        raise StoreError(
+            f"{label}/{group.path}/{path} is not there; see: histosge validate {label}"
+        ) from error
+    except StoreError:
+        raise
+    except ZARR_ERRORS as error:
+        raise DocumentError(
+            f"{label}/{group.path}/{path}/zarr.json is damaged: {first_line(error)}"
+        ) from error
+
+
+def _array(group: zarr.Group, path: str, label: str) -> "zarr.Array[Any]":
+    array = _node(group, path, label)
     if not isinstance(array, zarr.Array):
-        raise StoreError(f"{group.path}/{path} is no array; see: histosge validate")
+        raise StoreError(f"{label}/{group.path}/{path} is no array; see: histosge validate {label}")
     return array
 
 

@@ -16,6 +16,7 @@ from zarr.codecs import Crc32cCodec
 from zarr.errors import ContainsArrayError
 
 from featurestore.blocks import DEFAULT_BLOCK, Block, planned_blocks
+from featurestore.documents import DocumentError, convert
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import (
     IdentityMismatchError,
@@ -24,7 +25,7 @@ from featurestore.errors import (
 )
 from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
-from featurestore.names import is_segment, slug
+from featurestore.names import RESERVED, check_new_name, check_segment, is_segment, slug
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import choose_embedding
 from featurestore.storage.layout import (
@@ -40,7 +41,24 @@ from featurestore.storage.layout import (
     failure_path,
     grid_path,
 )
-from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
+from featurestore.storage.stored_documents import (
+    EncoderAttrs,
+    FailureRecord,
+    SlideAttrs,
+    check_on_grid,
+    parse_grid,
+)
+from featurestore.storage.zarr_metadata import (
+    check_root,
+    consolidate,
+    consolidated_documents,
+    create_root,
+    document_label,
+    open_array,
+    read_array,
+    read_attrs,
+    write_group,
+)
 from featurestore.tissue.survey import Survey
 from featurestore.tissue.threshold import is_tissue
 
@@ -141,11 +159,19 @@ class Store:
     def slide_ids(self) -> list[str]:
         """Return the slides with metadata, sorted; one listing."""
         # Not the folders that begin with an underscore, which hold no slides.
-        return [name for name in self.location.folders() if is_segment(name)]
+        names = [name for name in self.location.folders() if is_segment(name)]
+        # Other programs leave folders of their own, such as .ipynb_checkpoints. To look into every folder of a remote store
+        # would be a request each, minutes for ten thousand slides: there only names that begin with a dot are doubtful.
+        return [
+            name
+            for name in names
+            if not (self.location.is_local or name.startswith("."))
+            or self.location.is_file(f"{name}/zarr.json")
+        ]
 
     def grid_keys(self, slide_id: str) -> list[str]:
         """Return the grids of a slide whose survey was written completely."""
-        names = self.location.folders(slide_id)
+        names = filter(is_segment, self.location.folders(check_segment(slide_id, "slide id")))
         return [key for key in names if read_attrs(self.location, grid_path(slide_id, key)).get("grid")]
 
     def encoder_slugs(self, slide_id: str, grid_key: str) -> list[str]:
@@ -155,7 +181,9 @@ class Store:
         return [
             name
             for name in self.location.folders(path)
-            if name not in GRID_ARRAYS and self.location.exists(f"{path}/{name}/{EMBEDDING}/zarr.json")
+            if is_segment(name)
+            and name not in RESERVED
+            and self.location.exists(f"{path}/{name}/{EMBEDDING}/zarr.json")
         ]
 
     def slide(self, slide_id: str) -> SlideRecord:
@@ -166,15 +194,30 @@ class Store:
         StoreError
             If there is no such slide.
         """
-        attrs = read_attrs(self.location, slide_id).get("slide")
-        if not attrs:
+        attrs = self._slide_attrs(slide_id)
+        if attrs is None:
             raise StoreError(f"{self.location.label} holds no slide {slide_id!r}; see: histosge ls")
-        width, height = attrs["size_px"]
-        return SlideRecord(slide_id, attrs["source"], (width, height), attrs["mpp"], attrs["fingerprint"])
+        return SlideRecord(slide_id, attrs.source, attrs.size_px, attrs.mpp, attrs.fingerprint)
+
+    def _slide_attrs(self, slide_id: str) -> SlideAttrs | None:
+        found = read_attrs(self.location, check_segment(slide_id, "slide id")).get("slide")
+        label = document_label(self.location, slide_id)
+        return convert(found, SlideAttrs, label, at="attributes.slide") if found else None
 
     def grid_attrs(self, slide_id: str, grid_key: str) -> dict[str, Any]:
-        """Return the attributes of a grid's group; empty if there is none."""
-        return read_attrs(self.location, grid_path(slide_id, grid_key))
+        """Return the attributes of a grid's group; empty if there is none.
+
+        Raises
+        ------
+        DocumentError
+            If ``grid`` or ``tissue`` is there and is no object.
+        """
+        attrs = read_attrs(self.location, grid_path(slide_id, grid_key))
+        for name in ("grid", "tissue"):
+            if attrs.get("grid") and not isinstance(attrs.get(name), dict):
+                label = document_label(self.location, grid_path(slide_id, grid_key))
+                raise DocumentError(f"{label} is damaged: attributes.{name} is no object")
+        return attrs
 
     def grid(self, slide_id: str, grid_key: str) -> StoredGrid:
         """Read a grid with its tissue and thumbnail.
@@ -187,18 +230,10 @@ class Store:
         attrs = self.grid_attrs(slide_id, grid_key)
         if not attrs.get("grid"):
             raise StoreError(f"{self.location.label} holds no grid {grid_key!r} of slide {slide_id!r}")
-        zarr_store, path = self.location.zarr(read_only=True), grid_path(slide_id, grid_key)
-        tissue, rgb = (
-            np.asarray(zarr.open_array(zarr_store, path=f"{path}/{name}", mode="r", zarr_format=3)[...])
-            for name in ("tissue", "rgb")
-        )
-        return StoredGrid(slide_id, PatchGrid.from_attrs(attrs["grid"]), tissue, rgb)
-
-    def tissue(self, slide_id: str, grid_key: str) -> NDArray[np.uint8]:
-        """Read which share of each patch of a grid is tissue, 0..255, shape ``(n_rows, n_cols)``."""
-        path = f"{grid_path(slide_id, grid_key)}/tissue"
-        array = zarr.open_array(self.location.zarr(read_only=True), path=path, mode="r", zarr_format=3)
-        return np.asarray(array[...])
+        path = grid_path(slide_id, grid_key)
+        grid = parse_grid(attrs["grid"], document_label(self.location, path))
+        tissue = read_array(self.location, f"{path}/tissue", grid.shape)
+        return StoredGrid(slide_id, grid, tissue, read_array(self.location, f"{path}/rgb", (*grid.shape, 3)))
 
     def embedding(
         self, slide_id: str, grid_key: str, encoder_key: str, *, read_only: bool = True
@@ -222,10 +257,15 @@ class Store:
         StoreError
             If there is no such embedding.
         """
-        attrs = read_attrs(self.location, embedding_path(slide_id, grid_key, encoder_key)).get("encoder")
-        if not attrs:
+        attrs = self._encoder_attrs(embedding_path(slide_id, grid_key, encoder_key))
+        if attrs is None:
             raise StoreError(f"{slide_id}/{grid_key} holds no embedding of {encoder_key!r}; see: histosge ls")
-        return EncoderIdentity(attrs["key"], int(attrs["dim"]), attrs["facts"])
+        return EncoderIdentity(attrs.key, attrs.dim, attrs.facts)
+
+    def _encoder_attrs(self, path: str) -> EncoderAttrs | None:
+        found = read_attrs(self.location, path).get("encoder")
+        label = document_label(self.location, path)
+        return convert(found, EncoderAttrs, label, at="attributes.encoder") if found else None
 
     def select(self, grid_key: str | None, encoder_key: str | None, slide_id: str) -> tuple[str, str]:
         """Return the grid and the encoder of a slide where the user named only one of them, or none.
@@ -259,15 +299,14 @@ class Store:
         StoreError
             If the id cannot be a name in a store.
         """
-        if not is_segment(record.slide_id):
-            raise StoreError(f"slide id {record.slide_id!r} may hold only letters, digits and . _ -")
-        stored = read_attrs(self.location, record.slide_id).get("slide")
-        if stored:
+        check_new_name(record.slide_id, "slide id")
+        stored = self._slide_attrs(record.slide_id)
+        if stored is not None:
             # Not the path: a slide may be moved, or be read from a copy.
             for name in ("fingerprint", "mpp"):
-                if stored[name] != getattr(record, name):
+                if getattr(stored, name) != getattr(record, name):
                     raise IdentityMismatchError(
-                        f"slide {record.slide_id!r} is stored with {name} {stored[name]}, now it is "
+                        f"slide {record.slide_id!r} is stored with {name} {getattr(stored, name)}, now it is "
                         f"{getattr(record, name)}; clear it with: histosge rm {self.location.label} "
                         f"--slide {record.slide_id}"
                     )
@@ -317,10 +356,10 @@ class Store:
         """
         check_encoder_key(identity.key)
         path = embedding_path(slide_id, grid.spec.key, identity.key)
-        stored = read_attrs(self.location, path).get("encoder")
-        if stored:
+        stored = self._encoder_attrs(path)
+        if stored is not None:
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
-            return BlockArray.open(self.location, path, read_only=False)
+            return self._open_embedding(path, grid)
         if self.location.exists(f"{path}/c") and not self.location.exists(f"{path}/zarr.json"):
             # Blocks without an array: a run wrote them after `rm` had removed it. They would count as done, although
             # they may come from another encoder.
@@ -339,26 +378,30 @@ class Store:
                 attrs={**(attrs or {}), "encoder": {**identity_attrs(identity)}},
             )
         except ContainsArrayError:  # another run created it since we looked: it must be the same encoder, too
-            stored = read_attrs(self.location, path).get("encoder") or {"key": "", "fingerprint": ""}
+            stored = self._encoder_attrs(path) or EncoderAttrs("-", 1, {}, "")
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
-            return BlockArray.open(self.location, path, read_only=False)
+            return self._open_embedding(path, grid)
+
+    def _open_embedding(self, path: str, grid: PatchGrid) -> BlockArray:
+        array = BlockArray.open(self.location, path, read_only=False)
+        check_on_grid(f"{self.location.label}/{path}", array.shape, grid)
+        return array
 
     def _check_encoder(
-        self, stored: dict[str, Any], identity: EncoderIdentity, slide_id: str, grid_key: str
+        self, stored: EncoderAttrs, identity: EncoderIdentity, slide_id: str, grid_key: str
     ) -> None:
         # The key, too: `a:b` and `a/b` have the same slug.
-        if stored["fingerprint"] == identity.fingerprint and stored["key"] == identity.key:
+        if stored.fingerprint == identity.fingerprint and stored.key == identity.key:
             return
         raise IdentityMismatchError(
-            f"{slide_id}/{grid_key} holds embeddings of encoder {stored['key']!r} with fingerprint "
-            f"{stored['fingerprint'][:16]}, now it is {identity.key!r} with {identity.fingerprint[:16]}; clear them with: "
+            f"{slide_id}/{grid_key} holds embeddings of encoder {stored.key!r} with fingerprint "
+            f"{stored.fingerprint[:16]}, now it is {identity.key!r} with {identity.fingerprint[:16]}; clear them with: "
             f"histosge rm {self.location.label} --slide {slide_id} --grid {grid_key} --encoder {slug(identity.key)}"
         )
 
     def is_consolidated(self, slide_id: str, paths: Iterable[str]) -> bool:
         """Tell whether a slide's group already holds the metadata of some arrays."""
-        document = self.location.read_json(f"{slide_id}/zarr.json") or {}
-        known = (document.get("consolidated_metadata") or {}).get("metadata") or {}
+        known = consolidated_documents(self.location, slide_id)
         return all(path.removeprefix(f"{slide_id}/") in known for path in paths)
 
     def consolidate(self, slide_id: str) -> None:
@@ -385,24 +428,35 @@ class Store:
             of, slash, _ = name.rpartition("/")
             if slash:
                 blocks.setdefault(of, []).append(f"{FAILURES}/{name}")
-            else:
+            elif is_segment(name.removesuffix(".json")):
                 slides.append(name.removesuffix(".json"))
-        records = ((name, self.location.read_json(failure_path(name))) for name in slides)
-        return {name: str(record.get("reason", "")) for name, record in records if record}, blocks
+        return {name: str(self.failure_record(failure_path(name)).reason) for name in slides}, blocks
+
+    def failure_record(self, path: str) -> FailureRecord:
+        """Read why something could not be read. A record that is damaged gives its own damage as the reason."""
+        # Records decide nothing, so none of them may stop what the blocks themselves decide.
+        try:
+            return convert(
+                self.location.read_json(path) or {}, FailureRecord, f"{self.location.label}/{path}"
+            )
+        except DocumentError as error:
+            return FailureRecord(str(error))
 
     def block_failures(self, slide_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield ``(path below the slide's failures, record)`` of every block with unreadable patches."""
-        base = f"{FAILURES}/{slide_id}"
+        base = f"{FAILURES}/{check_segment(slide_id, 'slide id')}"
         if not self.location.exists(base):
             return
         for name in sorted(self.location.sizes(base)):
-            record = self.location.read_json(f"{base}/{name}")
-            if record:
-                yield name.removesuffix(".json"), record
+            # Only records that name a block: what else may lie there is no record of ours.
+            if name.count("/") == 2 and self.failure_record(f"{base}/{name}").block is not None:
+                yield name.removesuffix(".json"), self.location.read_json(f"{base}/{name}") or {}
 
     def remove(self, slide_id: str, grid_key: str | None = None, encoder_key: str | None = None) -> None:
         """Remove a slide, one of its grids, or one encoder of a grid, with its failure records."""
         parts = [slide_id, *([grid_key] if grid_key else []), *([slug(encoder_key)] if encoder_key else [])]
+        for part in parts:
+            check_segment(part, "name")  # `..` would remove what lies beside the store
         self.location.remove("/".join(parts))
         self.location.remove("/".join([FAILURES, *parts]))
         if grid_key is None:
@@ -430,7 +484,7 @@ def _write_array(
             attributes=attrs,
         )
     except ContainsArrayError:
-        array = zarr.open_array(store, path=path, mode="r+", zarr_format=3)
+        array = open_array(location, path, read_only=False)
         if array.shape != values.shape or array.dtype != values.dtype:
             location.remove(path)
             _write_array(location, path, values, dims, attrs)

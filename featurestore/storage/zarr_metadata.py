@@ -4,12 +4,35 @@ A group is one small JSON document of the Zarr format 3. It is written whole in 
 all its attributes or is not: that is what a commit of metadata means here.
 """
 
+import lzma
+import zlib
 from itertools import filterfalse
 from typing import Any
 
-from featurestore.errors import StoreError
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from featurestore.documents import DocumentError, convert
+from featurestore.errors import StoreError, first_line
 from featurestore.location import Location
+from featurestore.storage.stored_documents import RootAttrs
 from featurestore.whole_file import is_partial
+from featurestore.zarr_documents import GroupDocument, check_node
+
+# What zarr and its codecs raise for metadata or bytes that are damaged; the errors of zlib and lzma are no ValueError.
+ZARR_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 def write_group(location: Location, path: str, attrs: dict[str, Any]) -> None:
@@ -19,9 +42,90 @@ def write_group(location: Location, path: str, attrs: dict[str, Any]) -> None:
 
 
 def read_attrs(location: Location, path: str) -> dict[str, Any]:
-    """Return the attributes of a group or array; empty if there is none."""
+    """Return the attributes of a group or array; empty if there is none.
+
+    Raises
+    ------
+    DocumentError
+        If its document is damaged.
+    """
     document = location.read_json(f"{path}/zarr.json" if path else "zarr.json")
-    return dict(document.get("attributes") or {}) if document else {}
+    attributes = document.get("attributes") if document else None
+    if attributes is None:
+        return {}
+    if not isinstance(attributes, dict):
+        raise DocumentError(f"{document_label(location, path)} is damaged: attributes is no object")
+    return attributes
+
+
+def document_label(location: Location, path: str) -> str:
+    """Return how messages name the document of a group or array."""
+    return f"{location.label}/{path}/zarr.json" if path else f"{location.label}/zarr.json"
+
+
+def open_array(location: Location, path: str, *, read_only: bool = True) -> "zarr.Array[Any]":
+    """Open an array of format 3.
+
+    Raises
+    ------
+    StoreError
+        If there is none.
+    DocumentError
+        If its metadata are damaged, or it may not be opened.
+    """
+    # With the format given: zarr would also look for the documents of format 2, a request each.
+    try:
+        return zarr.open_array(
+            location.zarr(read_only=read_only), path=path, mode="r" if read_only else "r+", zarr_format=3
+        )
+    except FileNotFoundError as error:
+        raise StoreError(f"{location.label} holds no array {path}") from error
+    except StoreError:
+        raise
+    except ZARR_ERRORS as error:
+        raise DocumentError(f"{document_label(location, path)} is damaged: {first_line(error)}") from error
+
+
+def read_array(
+    location: Location, path: str, shape: tuple[int | None, ...], kinds: str = "u"
+) -> NDArray[Any]:
+    """Read a small array whole, after its shape was compared: no memory is taken for one that is not as it should be.
+
+    Parameters
+    ----------
+    shape
+        That it must have; None for a length that is not known before.
+    kinds
+        Of its dtype, as numpy names them: ``u`` unsigned, ``f`` float, ``T`` text.
+
+    Raises
+    ------
+    StoreError
+        If there is none.
+    DocumentError
+        If its shape or dtype is another, or its bytes are damaged.
+    """
+    return read_values(open_array(location, path), f"{location.label}/{path}", shape, kinds)
+
+
+def read_values(
+    array: "zarr.Array[Any]", label: str, shape: tuple[int | None, ...], kinds: str = "u"
+) -> NDArray[Any]:
+    """Read an opened array whole, see `read_array`."""
+    fits = len(array.shape) == len(shape) and all(
+        n in (None, found) for n, found in zip(shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype.kind not in kinds:
+        expected = tuple("any" if n is None else n for n in shape)
+        raise DocumentError(
+            f"{label} is damaged: it is {array.dtype} {array.shape}, and should be {expected}"
+        )
+    try:
+        return np.asarray(array[...])
+    except StoreError:
+        raise
+    except ZARR_ERRORS as error:
+        raise DocumentError(f"{label} is damaged: {first_line(error)}") from error
 
 
 def consolidate(location: Location, path: str) -> None:
@@ -31,7 +135,9 @@ def consolidate(location: Location, path: str) -> None:
     """
     below = _documents_below(location, path)
     while True:
-        documents = {name.removesuffix("/zarr.json"): location.read_json(f"{path}/{name}") for name in below}
+        read = {name.removesuffix("/zarr.json"): location.read_json(f"{path}/{name}") for name in below}
+        # One that was removed since the listing is left out: metadata of nothing would make the whole unreadable.
+        documents = {name: document for name, document in read.items() if document is not None}
         whole = {"kind": "inline", "must_understand": False, "metadata": documents}
         own = location.read_json(f"{path}/zarr.json") or {
             "zarr_format": 3,
@@ -48,6 +154,22 @@ def consolidate(location: Location, path: str) -> None:
 
 def _documents_below(location: Location, path: str) -> list[str]:
     return sorted(name for name in location.sizes(path) if name.endswith("/zarr.json"))
+
+
+def consolidated_documents(location: Location, path: str) -> dict[str, dict[str, Any]]:
+    """Return the documents that are consolidated in a group, by their path below it; empty if there are none.
+
+    Raises
+    ------
+    DocumentError
+        If the group's document is damaged.
+    """
+    document = location.read_json(f"{path}/zarr.json")
+    if document is None:
+        return {}
+    group = check_node(document, document_label(location, path))
+    found = group.consolidated_metadata if isinstance(group, GroupDocument) else None
+    return found.metadata if found else {}
 
 
 def create_root(location: Location, spec: str, version: int, what: str) -> None:
@@ -82,12 +204,12 @@ def check_root(location: Location, spec: str, version: int, what: str) -> None:
     StoreError
         If it does not, with what was found.
     """
-    attrs = read_attrs(location, "")
-    if attrs.get("spec") != spec:
-        found = f"spec {attrs['spec']!r}" if attrs.get("spec") else "no histosge store"
+    attrs = convert(read_attrs(location, ""), RootAttrs, document_label(location, ""), at="attributes")
+    if attrs.spec != spec:
+        found = f"spec {attrs.spec[:60]!r}" if attrs.spec else "no histosge store"
         raise StoreError(f"{location.label} holds {found}, not a {what} ({spec!r})")
-    if int(attrs.get("version", 0)) > version:
+    if attrs.version > version:
         raise StoreError(
-            f"{location.label} is a {what} of version {attrs['version']}, newer than {version}; "
+            f"{location.label} is a {what} of version {attrs.version}, newer than {version}; "
             "upgrade with: pip install -U histosge"
         )

@@ -16,18 +16,21 @@ Terms
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from featurestore.documents import convert
 from histosge.calibration.depth_strata import DepthStrata, choose_strata, conformal_width, interval_bounds
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.heldout.metrics import correlate
 from histosge.heldout.splits import default_buffer_um
 from histosge.models.linear_algebra import spatial_groups
+from histosge.models.nested_state import take
 from histosge.models.protocol import DepthModel, Model, State
 
 LEVEL = 0.9
@@ -126,11 +129,25 @@ class Intervals:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        # Models of the first versions name no strata: they have one width a gene.
-        strata, facts = None, {key: value for key, value in config.items() if key != "depth_strata"}
-        if config.get("depth_strata", 1) > 1:
-            strata = DepthStrata(state[f"{PREFIX}depth_edge"], state[f"{PREFIX}half_width_by_depth"])
-        return cls(state[f"{PREFIX}half_width"], state[f"{PREFIX}trust"], **facts, strata=strata)
+        facts, strata = convert(config, _Config, "the configuration", at="calibration"), None
+        half_width = take(state, f"{PREFIX}half_width", None)
+        n_genes = len(half_width)
+        if facts.depth_strata > 1:
+            strata = DepthStrata(
+                take(state, f"{PREFIX}depth_edge", facts.depth_strata - 1),
+                take(state, f"{PREFIX}half_width_by_depth", facts.depth_strata, n_genes),
+            )
+        trust = take(state, f"{PREFIX}trust", n_genes)
+        return cls(half_width, trust, facts.level, facts.n_spots, facts.held_out, strata)
+
+
+class _Config(msgspec.Struct):
+    """What `Intervals.config` wrote. Models of the first versions name no strata: they have one width a gene."""
+
+    level: Annotated[float, msgspec.Meta(gt=0, lt=1)]
+    n_spots: Annotated[int, msgspec.Meta(ge=0)]
+    held_out: str
+    depth_strata: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
 
 
 def coverage(

@@ -17,6 +17,7 @@ from histosge.errors import ExpressionError
 GeneSource = int | str | Path | Sequence[str]
 """A number, ``N``, ``all``, ``N+A,B``, a file with one gene a line, or gene names."""
 ALL = "all"
+MOST_DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class GeneChoice:
         text = str(genes)
         if text == ALL:
             return cls(None)
+        number = text.partition("+")[0]
+        # Nobody's genome has a billion genes, and Python refuses to read numbers of 4,300 digits.
+        if number.isdecimal() and len(number) > MOST_DIGITS:
+            raise ExpressionError(f"cannot choose a number of genes of {len(number)} digits; ask for fewer")
         if text.isdecimal():
             return cls.parse(int(text))
         if both := re.fullmatch(r"(\d+)\+(.+)", text):

@@ -4,6 +4,7 @@ Genes are chosen on the spots that are handed in, and on nothing else: for held-
 training part only. Counts stay sparse.
 """
 
+import codecs
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,11 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from featurestore.input_file import kind_of, shown
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
 SCALE = 1e4
 """Counts per 10,000: the default of Seurat, and usual in the field."""
+MOST_LIST_BYTES = 16 << 20
+"""Of a list of genes. All 60,000 of a genome with their Ensembl ids take 2 MB."""
 MIN_COUNTS = 200
 """Spots with fewer counts are left out: at 200 counts one molecule is log1p 3.9, more than most genes ever vary."""
 
@@ -182,23 +186,53 @@ def read_gene_list(path: str | Path, sections: Sequence[Spots]) -> tuple[str, ..
 
 
 def read_gene_names(path: str | Path) -> tuple[str, ...]:
-    """Read gene names, one a line, each once; ``#`` begins a remark.
+    """Read gene names, one a line, each once; ``#`` begins a remark, and quotes around a name are left out.
 
     Raises
     ------
     ExpressionError
-        If the file is missing or empty.
+        If the file is missing, empty or no text.
     """
-    file = Path(path)
-    if not file.is_file():
+    if kind_of(path) != "file":
         raise ExpressionError(
-            f"--genes {path}: neither a number, all, N+A,B, nor a file with one gene a line"
+            f"--genes {shown(path)}: neither a number, all, N+A,B, nor a file with one gene a line"
         )
-    lines = (line.partition("#")[0].strip() for line in file.read_text().splitlines())
-    genes = tuple(dict.fromkeys(line for line in lines if line))
+    lines = (line.partition("#")[0].strip() for line in _read_text(Path(path)).splitlines())
+    genes = tuple(
+        dict.fromkeys(name for line in lines if (name := line.rstrip(",;\t ").strip("\"'").strip()))
+    )
     if not genes:
         raise ExpressionError(f"{path} names no gene; write one a line")
     return genes
+
+
+def _read_text(file: Path) -> str:
+    """Return the text of a list, in UTF-8, UTF-16 or, if it is in no UTF-8, Latin-1."""
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MOST_LIST_BYTES + 1)
+    except OSError as error:
+        raise ExpressionError(f"{shown(file)} cannot be read: {error.strerror or error}") from error
+    if len(data) > MOST_LIST_BYTES:
+        raise ExpressionError(
+            f"{shown(file)} is no list of genes: it has more than {MOST_LIST_BYTES >> 20} MB"
+        )
+    # Excel's "Unicode text" is UTF-16. Windows PowerShell writes it, too, always with a mark at the start.
+    is_utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    # Latin-1 last: it decodes anything. A gene's name has no letters beyond ASCII, only remarks have.
+    for encoding in ("utf-16",) if is_utf16 else ("utf-8-sig", "latin-1"):
+        try:
+            text = data.decode(encoding)
+            break
+        except UnicodeDecodeError:
+            continue
+    else:
+        raise ExpressionError(f"{shown(file)} is no list of genes: it is cut in the middle of a letter")
+    if "\0" in text:
+        raise ExpressionError(
+            f"{shown(file)} is no list of genes: it holds binary data; write one a line as text"
+        )
+    return text
 
 
 def check_measured(genes: Sequence[str], measured: Sequence[str], origin: str) -> None:

@@ -56,18 +56,24 @@ def load_section(
     encoder_key: str | None,
     *,
     min_counts: int = MIN_COUNTS,
+    force: bool = False,
 ) -> LoadedSection:
     """Join a slide's embedding with its measured expression.
+
+    Parameters
+    ----------
+    force
+        Take spots that do not fit the slide, with a warning.
 
     Raises
     ------
     ExpressionError
-        If the sample names no expression, it does not fit the slide, or no spot is usable.
+        If the sample names no expression, it does not fit the slide (unless `force`), or no spot is usable.
     """
     require_expression(sample)
     slide = open_embedded(store, sample.slide_id, grid_key, encoder_key)
     # Before the embeddings: spots that do not belong to the slide are refused without reading gigabytes.
-    measured = load_spots(sample, store, slide.stored, min_counts=min_counts)
+    measured = load_spots(sample, store, slide.stored, min_counts=min_counts, force=force)
     covered = cover(measured.spots, load_patches(slide), min_counts)
     return LoadedSection(
         Section(covered.patches, covered.spots, covered.overlap, slide.stored.rgb),
@@ -97,9 +103,19 @@ class Selection:
 
 
 def load_sections(
-    samples: str, store_url: str, selection: Selection, *, on_message: OnMessage = ignore_message
+    samples: str,
+    store_url: str,
+    selection: Selection,
+    *,
+    force: bool = False,
+    on_message: OnMessage = ignore_message,
 ) -> list[LoadedSection]:
     """Load every section of a sample sheet, and check that all embeddings are of one kind.
+
+    Parameters
+    ----------
+    force
+        Take spots that do not fit their slide, with a warning.
 
     Raises
     ------
@@ -111,7 +127,8 @@ def load_sections(
     loaded: list[LoadedSection] = []
     distinct = DistinctSpots()
     for sample in read_samples(samples):
-        item = load_section(sample, store, selection.grid, selection.encoder)
+        item = load_section(sample, store, selection.grid, selection.encoder, force=force)
+        # Also of a section that is left out below: the sheet is wrong, whatever its spots are worth.
         distinct.add(sample, item.marks)
         on_message(f"{sample.slide_id}: {item.description}")
         on_message(

@@ -8,7 +8,7 @@ from scipy import sparse
 
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store, StoredGrid
-from histosge.data.alignment_check import AlignmentReport, TissueMap, check_alignment, check_scale
+from histosge.data.alignment_check import AlignmentReport, check_alignment, check_scale
 from histosge.data.distinct_spots import spot_marks
 from histosge.data.expression.find_expression import find_expression
 from histosge.data.expression.loaded_expression import SlideFrame
@@ -16,6 +16,7 @@ from histosge.data.expression.pseudo_spots import needs_pooling, pool_spots
 from histosge.data.genes import MIN_COUNTS, usable
 from histosge.data.sections import Patches, Spots
 from histosge.data.spot_overlap import spot_overlap
+from histosge.data.tissue_map import TissueMap
 from histosge.errors import ExpressionError
 
 
@@ -28,7 +29,7 @@ class LoadedSpots:
     spots
         All of the file's, pooled into squares where single ones hold too few counts.
     alignment
-        How well spots and slide fit; never a refusal.
+        How well spots and slide agree; never a refusal.
     description
         What the expression's reader found, in one line.
     marks
@@ -57,21 +58,33 @@ def require_expression(sample: Sample) -> str:
 
 
 def load_spots(
-    sample: Sample, store: Store, stored: StoredGrid, *, min_counts: int = MIN_COUNTS
+    sample: Sample,
+    store: Store,
+    stored: StoredGrid,
+    *,
+    min_counts: int = MIN_COUNTS,
+    force: bool = False,
 ) -> LoadedSpots:
-    """Read a sample's spots, and compare them with the tissue of its slide.
+    """Read a sample's spots, and compare them with the tissue and the stain of its slide.
+
+    Parameters
+    ----------
+    force
+        Take spots that do not fit the slide, with a warning.
 
     Raises
     ------
     ExpressionError
-        If the sample names no expression, it cannot be read, or it does not fit the slide.
+        If the sample names no expression, it cannot be read, or it does not fit the slide (unless `force`).
     """
     record, grid = store.slide(sample.slide_id), stored.grid
     frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
     found = find_expression(require_expression(sample), frame)
     # The slide's own size, not the grid's: the grid ends before the slide by up to one patch.
     size_um = (record.size_px[0] * record.mpp, record.size_px[1] * record.mpp)
-    alignment = check_alignment(found.spots, TissueMap(stored.is_tissue, grid.y_um, grid.x_um, size_um))
+    alignment = check_alignment(found.spots, TissueMap.from_grid(stored, size_um), record.mpp)
+    if force:
+        alignment = alignment.forced()
     if alignment.verdict == "refuse":
         raise ExpressionError(alignment.message)
     # Positions in pixels land on tissue under any mpp, so the scale is compared on its own.

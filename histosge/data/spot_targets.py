@@ -138,6 +138,7 @@ class SpotTargets:
         *,
         selection: Selection | None = None,
         min_counts: int = MIN_COUNTS,
+        force: bool = False,
         on_message: OnMessage = ignore_message,
     ) -> "SpotTargets":
         """Read the expression of every row of a sample sheet; embeddings are not read.
@@ -159,6 +160,8 @@ class SpotTargets:
             Grid and encoder, needed where the store holds several.
         min_counts
             Spots with fewer counts are left out.
+        force
+            Take spots that do not fit their slide, with a warning.
         on_message
             Called with what was found in each section.
 
@@ -168,7 +171,7 @@ class SpotTargets:
             If a section cannot be used, lacks a gene, or no section is left.
         """
         choice = GeneChoice.parse(genes)
-        reader = _Reader(Store.open(str(store)), selection or Selection(), min_counts)
+        reader = _Reader(Store.open(str(store)), selection or Selection(), min_counts, force)
         rows = read_samples(str(samples))
         usable_rows, sections = [], []
         variance = GeneVariance()
@@ -222,8 +225,9 @@ def section_targets(covered: CoveredSpots, genes: Sequence[str]) -> SectionTarge
 class _Reader:
     """Reads one sample after the other; the grid must be the same for all."""
 
-    def __init__(self, store: Store, selection: Selection, min_counts: int) -> None:
+    def __init__(self, store: Store, selection: Selection, min_counts: int, force: bool) -> None:
         self._store, self.selection, self._min_counts = store, selection, min_counts
+        self._force = force
         self.grid_key = ""
 
     def read(self, sample: Sample) -> tuple[LoadedSpots, CoveredSpots]:
@@ -236,7 +240,7 @@ class _Reader:
             )
         self.grid_key = grid_key
         stored = self._store.grid(sample.slide_id, grid_key)
-        loaded = load_spots(sample, self._store, stored, min_counts=self._min_counts)
+        loaded = load_spots(sample, self._store, stored, min_counts=self._min_counts, force=self._force)
         return loaded, cover(loaded.spots, _tissue_patches(stored), self._min_counts)
 
 

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
-from featurestore.whole_file import check_output
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
@@ -15,17 +15,30 @@ from histosge.evaluation.ablation import needs_slides
 from histosge.evaluation.encoder_comparison import keep_common_spots, merge_encoders, with_encoder
 from histosge.evaluation.hest_protocol import hest_split, score_hest
 from histosge.evaluation.method_choice import find_methods
-from histosge.evaluation.report_files import write_evaluation
+from histosge.evaluation.report_files import (
+    check_report_place,
+    has_evaluation,
+    read_evaluation,
+    write_evaluation,
+)
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import evaluate_sections
 from histosge.heldout.splits import SPLITS
-from histosge.models.estimators import ModelSource
+from histosge.models.estimators import ModelSource, check_numbers
 from histosge.reporting.page import Block
+from histosge.training.made_with import (
+    describe_genes,
+    describe_preset,
+    describe_sections,
+    describe_settings,
+)
 from histosge.training.reencoding import Reencoder
 
 # What knows nothing, what the field quotes, and the default: together they take seconds.
 DEFAULT_PRESETS = ("mean", "ridge", "dense")
 PROTOCOLS = ("hest",)
+MAX_SEEDS = 1000
+"""Each repeats every fit: a spread is known to 2 % by then."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +99,12 @@ class EvaluateSettings:
             If the protocol or a preset is unknown, or epochs or genes are none.
         """
         if self.split not in (None, *SPLITS):
-            raise SplitError(f"unknown split {self.split!r}: choose one of {', '.join(SPLITS)}")
-        if self.seeds < 1:
-            raise SplitError(f"an evaluation needs at least 1 seed, not {self.seeds}")
-        if self.epochs is not None and self.epochs < 1:
-            raise HistosgeError(
-                f"cannot train for {self.epochs} epochs; give at least 1, or none for each model's own"
+            raise SplitError(f"unknown split {self.split[:100]!r}: choose one of {', '.join(SPLITS)}")
+        if not 1 <= self.seeds <= MAX_SEEDS:
+            raise SplitError(
+                f"an evaluation needs at least 1 seed and at most {MAX_SEEDS:,}, not {self.seeds}"
             )
+        check_numbers(self.epochs, 0)
         if self.protocol not in (None, *PROTOCOLS):
             raise HistosgeError(f"unknown protocol {self.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
         GeneChoice.parse(self.genes)
@@ -108,10 +120,14 @@ def evaluate(
     report_dir: str | Path,
     settings: EvaluateSettings | None = None,
     *,
+    force: bool = False,
+    overwrite: bool = False,
     on_message: OnMessage = ignore_message,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Score models on held-out spots and write report.html, scores.csv, genes.csv and differences.csv.
+
+    An evaluation that is there, made with the same settings and inputs, is returned as it is, without its maps.
 
     Parameters
     ----------
@@ -123,11 +139,17 @@ def evaluate(
         Folder to write.
     settings
         Split, presets, genes, seeds, grid and encoder.
+    force
+        Score also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
+    overwrite
+        Evaluate in any case, and replace an evaluation that is there.
     on_message, on_progress
         Called with one line on what was found, and before each fit.
 
     Raises
     ------
+    EarlierResultError
+        If an evaluation is there that was made with something else, and `overwrite` is not set.
     SplitError
         If the sections cannot give the split.
     FeatureStoreError
@@ -135,15 +157,19 @@ def evaluate(
     """
     settings = settings or EvaluateSettings()
     settings.check()
-    # Before any data is loaded: fits may take hours.
-    check_output(report_dir, folder=True)
+    folder, made_with = check_report_place(report_dir), _made_with(samples, store, settings)
+    if not overwrite and has_evaluation(folder):
+        earlier, there = read_evaluation(folder) or (None, None)
+        if is_same_result(folder, earlier, made_with, overwrite=overwrite) and there is not None:
+            return replace(there, was_there=True)
     # Each once: an encoder that is named twice would be compared with itself.
     keys: list[str | None] = list(dict.fromkeys(settings.encoders)) or [settings.selection.encoder]
     loaded: dict[str, list[LoadedSection]] = {}
     for key in keys:
-        sections = load_sections(
-            str(samples), str(store), Selection(settings.selection.grid, key), on_message=on_message
-        )
+        selection = Selection(settings.selection.grid, key)
+        sections = load_sections(str(samples), str(store), selection, force=force, on_message=on_message)
+        # By id, as in training: the order of the sheet's rows decides nothing.
+        sections.sort(key=lambda item: item.section.slide_id)
         loaded[sections[0].slide.identity.key] = sections
     reencoders: dict[str, Reencoder | None] = {}
     # Only where something encodes patches again: it opens every slide and loads the encoder.
@@ -154,7 +180,12 @@ def evaluate(
     if len(loaded) == 1:
         ((key, sections),) = loaded.items()
         return score_sections(
-            sections, report_dir, settings, reencoder=reencoders.get(key), on_progress=on_progress
+            sections,
+            report_dir,
+            settings,
+            reencoder=reencoders.get(key),
+            made_with=made_with,
+            on_progress=on_progress,
         )
     loaded = keep_common_spots(loaded)
     found = {
@@ -163,7 +194,7 @@ def evaluate(
     }
     scores = merge_encoders(found)
     notes = dict.fromkeys(note for sections in loaded.values() for note in _notes(sections))
-    write_evaluation(scores, report_dir, notes=list(notes))
+    write_evaluation(scores, report_dir, notes=list(notes), made_with=made_with)
     return scores
 
 
@@ -177,6 +208,20 @@ def _part_of(on_progress: OnProgress, number: int, total: int, encoder: str) -> 
     return report
 
 
+def _made_with(samples: str | Path, store: str | Path, settings: EvaluateSettings) -> MadeWith:
+    presets = [describe_preset(p) if not isinstance(p, str) else p for p in settings.presets]
+    own = {"presets": presets, "genes": describe_genes(settings.genes)}
+    described = dict(describe_settings(settings, **own))
+    keys: list[str | None] = list(dict.fromkeys(settings.encoders)) or [settings.selection.encoder]
+    for key in keys:
+        found = describe_sections(samples, store, Selection(settings.selection.grid, key))
+        # One encoder is described as ever; of several, each under its key.
+        described |= (
+            found if len(settings.encoders) < 2 else {f"{name} of {key}": v for name, v in found.items()}
+        )
+    return described
+
+
 def score_sections(
     loaded: Sequence[LoadedSection],
     report_dir: str | Path,
@@ -184,16 +229,17 @@ def score_sections(
     *,
     extra: Sequence[Block] = (),
     reencoder: Reencoder | None = None,
+    made_with: MadeWith | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
-    """Score loaded sections and write the report; `extra` blocks are shown below the scores.
+    """Score loaded sections and write the report, in the place of an earlier one; `extra` blocks stand below the scores.
 
     Without a `reencoder` the defects that concern how patches are encoded are left out of an ablation.
     """
     # Again: the demo, and notebooks, come here without `evaluate`.
     settings.check()
     scores = with_encoder(_score(loaded, settings, reencoder, on_progress), loaded[0].slide.identity.key)
-    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra)
+    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
     return scores
 
 

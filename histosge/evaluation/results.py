@@ -126,6 +126,8 @@ class Scores:
         Name in `presets` -> preset and encoder, where there are several encoders.
     bootstrap
         Values of all presets in all draws, to compare them with those of another encoder.
+    was_there
+        Whether `histosge.evaluate` found them finished, so that nothing was fitted.
     """
 
     scores: pl.DataFrame
@@ -146,6 +148,7 @@ class Scores:
     encoders: tuple[str, ...] = ()
     entries: Mapping[str, Entry] = field(default_factory=dict)
     bootstrap: PairedBootstrap | None = field(default=None, repr=False, compare=False)
+    was_there: bool = False
 
     # Named by their kind, so that whoever shows scores need know no oracle by name.
     @property

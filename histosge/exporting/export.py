@@ -1,12 +1,15 @@
 """One call for every format: what lies in a store -> files of other tools, one per slide unless the format says otherwise.
 
-A single file that exists is replaced once the new one is complete. Zarr folders are never overwritten.
+What is there with the same content stays as it is; other content is replaced only where that is wanted, once the new
+output is complete.
 """
 
+import json
 import math
 from contextlib import ExitStack
 from pathlib import Path
 
+from featurestore.earlier_results import staged_result
 from featurestore.events import OnMessage, ignore_message
 from featurestore.whole_file import check_output
 from histosge.errors import ExportError
@@ -23,6 +26,7 @@ def export(
     selection: ExportSelection | None = None,
     settings: ExportSettings | None = None,
     *,
+    overwrite: bool = False,
     on_message: OnMessage = ignore_message,
 ) -> list[str]:
     """Write a feature store's embeddings or an expression store's maps in another tool's format.
@@ -36,6 +40,8 @@ def export(
         all slides in one.
     to
         Name of a registered format: one of `FORMATS.names()`.
+    overwrite
+        Replace outputs of other content that are there; each stays until the new one is complete.
     on_message
         Called with remarks, such as on a slide that cannot be reached.
 
@@ -65,12 +71,14 @@ def export(
     # As with the tables: the last place must not be refused after an hour.
     for path in paths:
         check_output(path, folder=chosen.is_folder or path.suffix == ".zarr")
-        _check_free(path, chosen)
+        _check_replaceable(path, chosen)
     lines = []
     for path, part in zip(paths, parts, strict=True):
         with ExitStack() as opened:
             items = [_item(table, url, chosen, settings, opened, on_message) for table in part]
-            lines.append(f"{path}: {chosen.write(items, path, settings)}")
+            with staged_result(path, overwrite=overwrite) as staged:
+                written = chosen.write(items, staged.path, settings)
+            lines.append(f"{path}: {'nothing to do, ' if staged.was_there else ''}{written}")
     return lines
 
 
@@ -116,8 +124,21 @@ def _place(out: Path, chosen: ExportFormat, table: PatchTable, n_tables: int) ->
     return out / f"{table.slide_id}{chosen.suffix}"
 
 
-def _check_free(path: Path, chosen: ExportFormat) -> None:
-    """Refuse to overwrite a folder that holds something."""
+def _check_replaceable(path: Path, chosen: ExportFormat) -> None:
+    """Refuse a folder that holds something else than a Zarr: it is never replaced, also if it is to be overwritten."""
     is_zarr = chosen.is_zarr or path.suffix == ".zarr"
-    if is_zarr and path.is_dir() and any(path.iterdir()):
-        raise ExportError(f"{path} exists and is not overwritten; remove it, or give another OUT")
+    documents = ("zarr.json", ".zgroup", ".zarray")
+    if is_zarr and path.is_dir() and any(path.iterdir()) and not any((path / n).exists() for n in documents):
+        raise ExportError(f"{path} holds something that is no Zarr; remove it, or give another OUT")
+    # A store of ours is a Zarr, too, and holds what took hours.
+    if is_zarr and (found := _store_at(path)):
+        raise ExportError(f"{path} is {found}, which no export replaces; give another OUT")
+
+
+def _store_at(path: Path) -> str:
+    try:
+        document = json.loads((path / "zarr.json").read_bytes())
+        spec = str(document["attributes"]["spec"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f"a store ({spec})" if spec.startswith("histosge-") else ""

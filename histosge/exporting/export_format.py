@@ -13,6 +13,9 @@ from featurestore.slides.protocol import Slide
 from histosge.errors import ExportError
 from histosge.exporting.patch_table import PatchTable
 
+MAX_DOMAINS = 1000
+"""Of one slide, found by k-means in a pass over all centres for each patch: more would be single patches."""
+
 
 @dataclass(frozen=True)
 class ExportSettings:
@@ -34,6 +37,17 @@ class ExportSettings:
     picture_mpp: float = 2.0  # enough to see glands; a section of 20 mm is then 10,000 pixels wide
     domains: int | Path = 7
     ngff: str = "0.4"
+
+    def __post_init__(self) -> None:
+        # Not below: a picture is never finer than its slide, and mistyped units give values like 1e-6.
+        if not 0.01 <= self.picture_mpp <= 1000:
+            raise ExportError(
+                f"--picture-mpp {self.picture_mpp:g} is no scale; give microns per pixel from 0.01 to 1000, such as 2"
+            )
+        if isinstance(self.domains, int) and not 1 <= self.domains <= MAX_DOMAINS:
+            raise ExportError(
+                f"{self.domains} domains cannot be told apart; give 1 to {MAX_DOMAINS}, or a folder with tables of labels"
+            )
 
 
 @dataclass(frozen=True)

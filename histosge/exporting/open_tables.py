@@ -6,7 +6,6 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from featurestore.errors import StoreError, StoreNotFoundError
@@ -14,7 +13,8 @@ from featurestore.location import Location
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.layout import SPEC_NAME as FEATURE_SPEC
 from featurestore.storage.store import Store
-from featurestore.storage.zarr_metadata import read_attrs
+from featurestore.storage.zarr_metadata import document_label, read_array, read_attrs
+from featurestore.zarr_documents import ArrayDocument, check_node
 from histosge.calibration.conformal import TRUSTED
 from histosge.errors import ExportError
 from histosge.exporting.patch_table import PatchTable
@@ -96,7 +96,8 @@ def _maps(url: str, selection: ExportSelection) -> list[PatchTable]:
             )
         stored = store.map(slide_id, grids[0])
         # An expression store may hold arrays that a later version or a user has added: they go along.
-        others = _other_arrays(store.location, f"{slide_id}/{grids[0]}")
+        sizes = {"y": stored.grid.n_rows, "x": stored.grid.n_cols, "gene": len(stored.genes)}
+        others = _other_arrays(store.location, f"{slide_id}/{grids[0]}", sizes)
         tables.append(table_of_map(stored, selection.genes, others))
     if not tables:
         raise ExportError(f"{store.location.label} holds no map; make one with: histosge predict")
@@ -158,18 +159,22 @@ def _facts(stored: StoredMap) -> dict[str, str]:
     return facts
 
 
-def _other_arrays(location: Location, path: str) -> MapArrays:
+def _other_arrays(location: Location, path: str, sizes: Mapping[str, int]) -> MapArrays:
     """Read arrays of a map that this version does not know, with a value for each patch or for each gene."""
     found: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {}
     for name in location.folders(path):
-        document = location.read_json(f"{path}/{name}/zarr.json") or {}
-        dims = tuple(document.get("dimension_names") or ())
+        document = location.read_json(f"{path}/{name}/zarr.json")
+        if document is None:
+            continue
+        node = check_node(document, document_label(location, f"{path}/{name}"))
+        dims = tuple(node.dimension_names or ()) if isinstance(node, ArrayDocument) else ()
         # By dimension names: anything else (x, y, expression itself) is no value of a patch or of a gene.
         if name not in ("tissue", "gene") and dims in (("y", "x"), ("gene",)):
-            array = zarr.open_array(
-                location.zarr(read_only=True), path=f"{path}/{name}", mode="r", zarr_format=3
+            # The shape first: a lone array of another size belongs to nothing in the table, and may be of any size.
+            found[name] = (
+                dims,
+                read_array(location, f"{path}/{name}", tuple(sizes[d] for d in dims), "fiubTOU"),
             )
-            found[name] = (dims, np.asarray(array[...]))
     return found
 
 

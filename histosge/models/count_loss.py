@@ -20,6 +20,7 @@ from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
 from histosge.models.empirical_bayes import dispersion
 from histosge.models.linear_algebra import Floats
+from histosge.models.nested_state import take
 from histosge.models.protocol import State
 
 LOSSES = ("mse", "poisson", "nb")
@@ -100,7 +101,8 @@ class CountHead:
     @classmethod
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
-        return cls(state["counts.weight"], state["counts.offset"])
+        offset = take(state, "counts.offset", None)
+        return cls(take(state, "counts.weight", None, len(offset)), offset)
 
 
 def _solve(loss: str, Z: Floats, counts: Floats, exposure: Floats, level: Floats) -> Floats:

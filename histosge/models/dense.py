@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +22,7 @@ from histosge.models.count_loss import LOSSES, CountHead
 from histosge.models.earlier_dense import MomentProjection
 from histosge.models.linear_algebra import Floats, Indices, spatial_groups
 from histosge.models.low_rank_targets import LowRankTargets
+from histosge.models.nested_state import read_config, take
 from histosge.models.protocol import SQUARED_ERROR, State
 from histosge.models.scale_ridges import Outputs, ScaleRidges, fit_scale_ridges
 from histosge.models.stain_invariance import STRENGTH
@@ -157,16 +159,32 @@ class DenseModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        is_earlier = "views" in config
-        linear = (MomentProjection if is_earlier else ScaleRidges).from_state(config, state)
+        targets = LowRankTargets.from_state(state)
+        n_genes, n_patterns = targets.axes.shape
+        if "counts.weight" in state:
+            take(state, "counts.weight", n_patterns, n_genes)
+        # The key of the moments stands in the models of earlier versions alone.
+        linear: ScaleRidges | MomentProjection
+        if "views" in config:
+            linear = MomentProjection.from_state(config, state, n_patterns)
+            has_depth = linear.depth is not None
+        else:
+            has_depth = read_config(config, _Config).has_depth
+            linear = ScaleRidges.from_state(config, state, n_patterns + has_depth)
         return cls(
             linear,
-            LowRankTargets.from_state(state),
-            "depth.weight" in state if is_earlier else config["has_depth"],
+            targets,
+            has_depth,
             CountHead.from_state(state) if "counts.weight" in state else None,
-            # Models of the first versions have no stain penalty.
-            config.get("stain_penalty", 0.0),
+            read_config(config, _Config).stain_penalty,
         )
+
+
+class _Config(msgspec.Struct):
+    """What `DenseModel.config` wrote beside its linear part. Models of earlier versions say nothing of depth."""
+
+    has_depth: bool = False
+    stain_penalty: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,29 @@ change of error that is reported is slightly too good: the true gain is measured
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import spot_embeddings
-from histosge.models.attention import EPOCHS, RADIUS_UM, AttentionNetwork, TrainingWindows, Windows, fit
+from histosge.models.attention import (
+    EPOCHS,
+    RADIUS_UM,
+    WIDTH,
+    AttentionNetwork,
+    TrainingWindows,
+    Windows,
+    fit,
+)
 from histosge.models.dense import DenseModel, LinearFit
 from histosge.models.earlier_dense import MomentProjection
 from histosge.models.linear_algebra import Floats, Indices, Standardiser, spatial_groups
 from histosge.models.multiscale import MultiscaleFeatures
-from histosge.models.nested_state import nest, unnest
+from histosge.models.nested_state import nest, read_config, take, unnest
 from histosge.models.protocol import State
 from histosge.models.residual_kriging import choose_blend
 
@@ -200,7 +209,8 @@ class DenseAttentionModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        dense, attention = DenseModel.from_state(config["image"], unnest("image", state)), None
+        chosen = read_config(config, _Config)
+        dense, attention = DenseModel.from_state(chosen.image, unnest("image", state)), None
         # In models of earlier versions the linear part sees the same components.
         earlier = dense.linear
         features = (
@@ -208,18 +218,48 @@ class DenseAttentionModel:
             if isinstance(earlier, MomentProjection)
             else MultiscaleFeatures.from_state(unnest("window", state))
         )
-        if kept := config["attention"]:
-            networks = tuple(_rebuild(unnest(f"network{k}", state)) for k in range(kept["networks"]))
-            standardiser = Standardiser(state["components.mean"], state["components.scale"])
-            attention = AttentionEnsemble(standardiser, networks, kept["radius_um"])
-        return cls(dense, features, attention, config["tried"])
+        if chosen.attention is not None:
+            n_components, n_patterns = len(features.centre), dense.targets.axes.shape[1]
+            networks = tuple(
+                _rebuild(unnest(f"network{k}", state), n_components, n_patterns)
+                for k in range(chosen.attention.networks)
+            )
+            standardiser = Standardiser.from_state(state, "components")
+            attention = AttentionEnsemble(standardiser, networks, chosen.attention.radius_um)
+        if chosen.tried:
+            read_config(chosen.tried, _Tried)
+        return cls(dense, features, attention, chosen.tried)
 
 
-def _rebuild(state: State) -> AttentionNetwork:
+class _Attention(msgspec.Struct):
+    """Networks that are averaged, and half the side of a window. Bounds are far above what training makes."""
+
+    networks: Annotated[int, msgspec.Meta(ge=1, le=64)]
+    radius_um: Annotated[float, msgspec.Meta(ge=0, le=5000)]
+
+
+class _Config(msgspec.Struct):
+    """What `DenseAttentionModel.config` wrote."""
+
+    image: dict[str, Any]
+    attention: _Attention | None
+    tried: dict[str, Any]
+
+
+class _Tried(msgspec.Struct):
+    """What `remark` shows of the trial."""
+
+    error_change: list[float]
+
+
+def _rebuild(state: State, n_components: int, n_patterns: int) -> AttentionNetwork:
+    # Before a network of these sizes is made: torch would take the memory for any.
+    take(state, "tokens.weight", WIDTH, n_components)
+    take(state, "out.weight", n_patterns, WIDTH)
     weights = {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
     # Making a network draws weights, although they are replaced: the global generator is given back as it was.
     with torch.random.fork_rng(devices=[]):
-        network = AttentionNetwork(weights["tokens.weight"].shape[1], weights["out.weight"].shape[0])
+        network = AttentionNetwork(n_components, n_patterns)
     network.load_state_dict(weights)
     return network.eval()
 

@@ -7,13 +7,14 @@ ridge regressions and a Gaussian process.
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+import msgspec
 import numpy as np
 
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches
 from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.multiscale import HALO_UM, MOMENTS, MultiscaleFeatures
-from histosge.models.nested_state import nest, unnest
+from histosge.models.nested_state import nest, read_config, take, unnest
 from histosge.models.protocol import State
 
 
@@ -74,14 +75,25 @@ class MomentProjection:
         return {**self.features.state(), **nest("linear", self.affine.state()), **depth}
 
     @classmethod
-    def from_state(cls, config: dict[str, Any], state: State) -> Self:
-        """Rebuild."""
-        depth = unnest("depth", state)
+    def from_state(cls, config: dict[str, Any], state: State, n_patterns: int) -> Self:
+        """Rebuild, after the arrays' shapes were compared."""
+        chosen, depth = read_config(config, _Config), unnest("depth", state)
+        features = MultiscaleFeatures.from_state(state)
+        n_features = len(features.centre) * len(MOMENTS)
+        take(state, "linear.weight", n_features, n_patterns)
+        if depth:
+            take(state, "depth.weight", n_features, 1)
         return cls(
-            MultiscaleFeatures.from_state(state),
+            features,
             Affine.from_state(unnest("linear", state)),
             Affine.from_state(depth) if depth else None,
-            tuple(map(tuple, config["penalties"])),
-            # Models of the first versions have no weights.
-            tuple(config.get("weights", ())),
+            chosen.penalties,
+            chosen.weights,
         )
+
+
+class _Config(msgspec.Struct):
+    """What `config` wrote. Models of the first versions have no weights."""
+
+    penalties: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...] = ()

@@ -93,6 +93,28 @@ class NamedEstimator:
         return self.name if self.is_named else class_name(type(fitted))
 
 
+MAX_EPOCHS = 1_000_000
+"""A mistyped number: at a millisecond an epoch, which nothing reaches, this takes 17 minutes a fit."""
+MAX_SEED = 2**63 - 1
+"""torch takes no larger one, numpy no negative one."""
+
+
+def check_numbers(epochs: int | None, seed: int) -> None:
+    """Refuse epochs and seeds that no model can take.
+
+    Raises
+    ------
+    ModelError
+        With the range.
+    """
+    if epochs is not None and not 1 <= epochs <= MAX_EPOCHS:
+        raise ModelError(
+            f"cannot train for {epochs} epochs; give 1 to {MAX_EPOCHS:,}, or none for the model's own"
+        )
+    if not 0 <= seed <= MAX_SEED:
+        raise ModelError(f"seed {seed} is outside 0..{MAX_SEED}; any number in it will do")
+
+
 def find_estimator(model: ModelSource) -> NamedEstimator:
     """Return what fits a model.
 

@@ -23,7 +23,9 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
 
 from histosge.data.spot_overlap import spot_pitch_um
+from histosge.errors import ModelError
 from histosge.models.linear_algebra import Affine, Floats, symmetric_eigen
+from histosge.models.nested_state import take
 from histosge.models.protocol import State
 from histosge.threads import one_blas_thread
 
@@ -166,12 +168,17 @@ class Kriging:
     @classmethod
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
-        slides = [int(number) for number in state["kriging.slides"]]
+        slides = [int(number) for number in take(state, "kriging.slides", None)]
+        if slides != sorted(set(slides)):
+            raise ModelError(f"tensor 'kriging.slides' names slides {slides[:10]}, not each once in order")
+        linear = take(state, "kriging.linear", None, None)
+        n_outputs = linear.shape[1]
+        centres = {i: take(state, f"kriging.anchors.{i}", None, 2) for i in slides}
         return cls(
-            {i: state[f"kriging.anchors.{i}"] for i in slides},
-            {i: state[f"kriging.weights.{i}"] for i in slides},
-            tuple(Kernel(*map(float, row)) for row in state["kriging.kernels"]),
-            state["kriging.linear"],
+            centres,
+            {i: take(state, f"kriging.weights.{i}", len(centres[i]), n_outputs) for i in slides},
+            tuple(Kernel(*map(float, row)) for row in take(state, "kriging.kernels", n_outputs, 3)),
+            linear,
         )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.sections import TrainingSection
+from histosge.models.nested_state import take
 from histosge.models.protocol import State
 from histosge.threads import one_blas_thread
 
@@ -46,6 +47,12 @@ class Standardiser:
         mean, sd = values.mean(axis=0), values.std(axis=0)
         # A spread that is only rounding would blow noise up to size 1 on the next slide.
         return cls(mean, np.where(sd > 1e-6 * np.maximum(np.abs(mean), 1e-6), sd, np.inf))
+
+    @classmethod
+    def from_state(cls, state: State, prefix: str) -> Self:
+        """Rebuild from the arrays ``prefix.mean`` and ``prefix.scale``."""
+        mean = take(state, f"{prefix}.mean", None)
+        return cls(mean, take(state, f"{prefix}.scale", len(mean)))
 
     def apply(self, values: NDArray[np.floating]) -> Floats:
         """Return standardised values, of the same shape."""
@@ -81,7 +88,8 @@ class Affine:
     @classmethod
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
-        return cls(state["weight"], state["offset"])
+        weight = take(state, "weight", None, None)
+        return cls(weight, take(state, "offset", weight.shape[1]))
 
 
 def symmetric_eigen(matrix: Floats) -> tuple[Floats, Floats]:

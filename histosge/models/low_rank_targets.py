@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from histosge.data.sections import TrainingSection
 from histosge.models.linear_algebra import Floats, fix_signs, symmetric_eigen
+from histosge.models.nested_state import take
 from histosge.models.protocol import State
 
 FLOOR_SHARE = 0.1
@@ -87,7 +88,8 @@ class LowRankTargets:
     @classmethod
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
-        return cls(state["targets.mean"], state["targets.sd"], state["targets.axes"])
+        mean = take(state, "targets.mean", None)
+        return cls(mean, take(state, "targets.sd", len(mean)), take(state, "targets.axes", len(mean), None))
 
 
 def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:

@@ -20,7 +20,7 @@ from histosge.data.gaussian_pooling import TRUNCATE, Moment, Values, pool_moment
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.kriging import SpotFeatures
 from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, principal_axes
-from histosge.models.nested_state import nest, unnest
+from histosge.models.nested_state import nest, take, unnest
 from histosge.models.protocol import State
 
 # Means at 80 and 160 um and the spread at 160 um were the best single set of several hundred tried on the public sections.
@@ -135,8 +135,10 @@ class MultiscaleFeatures:
     @classmethod
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
-        reduce = unnest("reduce", state)
-        return cls(Affine.from_state(reduce) if reduce else None, state["views.centre"])
+        centre, reduce = take(state, "views.centre", None), unnest("reduce", state)
+        if reduce:
+            take(state, "reduce.offset", len(centre))
+        return cls(Affine.from_state(reduce) if reduce else None, centre)
 
 
 def moment_columns(moments: Sequence[Moment], dim: int) -> Indices:

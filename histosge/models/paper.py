@@ -12,8 +12,9 @@ Terms
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,8 +24,8 @@ from histosge.data.spot_overlap import spot_embeddings, spot_pitch_um
 from histosge.errors import ModelError
 from histosge.models.checkpoint import Checkpoint
 from histosge.models.linear_algebra import Floats, Indices, Standardiser
-from histosge.models.nested_state import nest, unnest
-from histosge.models.paper_network import POSITIONS, PaperNetwork
+from histosge.models.nested_state import nest, read_config, take, unnest
+from histosge.models.paper_network import GENE_DIM, POSITIONS, PaperNetwork
 from histosge.models.protocol import State
 
 # The released code runs 1,000. On the public sections that gains 0.007 of Pearson at ten times the cost.
@@ -177,27 +178,39 @@ class PaperModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
+        # Before a network of these sizes is made: torch would take the memory for any.
+        dim = take(state, "network.row.weight", POSITIONS, None).shape[1]
+        n_genes = take(state, "network.head.3.weight", None, GENE_DIM).shape[0]
         weights = {name: torch.from_numpy(np.array(v)) for name, v in unnest("network", state).items()}
         # Making a network draws weights, although they are replaced: the global generator is given back as it was.
         with torch.random.fork_rng(devices=[]):
-            network = PaperNetwork(weights["row.weight"].shape[1], weights["head.3.weight"].shape[0])
+            network = PaperNetwork(dim, n_genes)
         network.load_state_dict(weights)
-        standardiser = Standardiser(state["embedding.mean"], state["embedding.scale"])
+        standardiser = Standardiser.from_state(state, "embedding")
         # Models of the first versions rounded positions to whole lattice steps: these would predict something else here.
         if "switches" not in config:
             raise ModelError(
                 "this model of preset paper was saved by an older version that encoded positions differently; "
                 "train it again with: histosge train --preset paper"
             )
-        switches = PaperSwitches(**config["switches"])
+        chosen = read_config(config, _Config)
         return cls(
             network.eval(),
             standardiser,
-            config["pitch_um"],
-            config["stride_um"],
-            config["epochs"],
-            switches,
+            chosen.pitch_um,
+            chosen.stride_um,
+            chosen.epochs,
+            chosen.switches,
         )
+
+
+class _Config(msgspec.Struct):
+    """What `PaperModel.config` wrote. Bounds of the pitch are far beyond any assay's."""
+
+    pitch_um: Annotated[float, msgspec.Meta(ge=0.1, le=1000)]
+    stride_um: Annotated[float, msgspec.Meta(ge=0.1, le=1000)]
+    epochs: int
+    switches: PaperSwitches
 
 
 Group = tuple[torch.Tensor, torch.Tensor, torch.Tensor]

@@ -16,8 +16,8 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.models.kriging import MAX_EXACT_SPOTS, Kriging, SpotFeatures, leave_one_out
 from histosge.models.linear_algebra import Floats, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import MultiscaleFeatures, standardised_spot_features
-from histosge.models.nested_state import nest, unnest
+from histosge.models.multiscale import MOMENTS, MultiscaleFeatures, standardised_spot_features
+from histosge.models.nested_state import KnownSlides, nest, read_config, take, unnest
 from histosge.models.protocol import State
 
 N_PATTERNS = 10
@@ -127,15 +127,19 @@ class ResidualKriging:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        own = unnest(STORED_NAME, state)
+        own, slides = unnest(STORED_NAME, state), read_config(config, KnownSlides).slides
+        features, targets = MultiscaleFeatures.from_state(own), LowRankTargets.from_state(own)
+        n_genes, n_patterns = targets.axes.shape
+        take(own, "kriging.slides", len(slides))
+        take(own, "kriging.linear", len(features.centre) * len(MOMENTS), n_patterns)
         return cls(
-            MultiscaleFeatures.from_state(own),
-            Standardiser(own["features.mean"], own["features.scale"]),
-            LowRankTargets.from_state(own),
+            features,
+            Standardiser.from_state(own, "features"),
+            targets,
             Kriging.from_state(own),
-            own["blend"],
-            tuple(config["slides"]),
-            own["means"],
+            take(own, "blend", n_patterns),
+            slides,
+            take(own, "means", len(slides), n_genes),
         )
 
 

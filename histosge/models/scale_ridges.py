@@ -8,8 +8,9 @@ projects each patch on the outputs of all scales first and pools those few numbe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
@@ -18,6 +19,7 @@ from histosge.data.embedded_slide import Reduce
 from histosge.data.gaussian_pooling import TRUNCATE, Values, gaussian_pool, sum_pooled
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, symmetric_eigen
+from histosge.models.nested_state import read_config, take
 from histosge.models.protocol import State
 from histosge.models.ridge_sums import RidgeSolver, RidgeSums, choose_penalties, total
 from histosge.models.stain_invariance import stain_covariance
@@ -93,15 +95,29 @@ class ScaleRidges:
         return {"scales.weight": self.weight, "scales.offset": self.offset}
 
     @classmethod
-    def from_state(cls, config: dict[str, Any], state: State) -> Self:
-        """Rebuild."""
+    def from_state(cls, config: dict[str, Any], state: State, n_outputs: int) -> Self:
+        """Rebuild, after the arrays' shapes were compared."""
+        chosen = read_config(config, _Config)
+        n_scales = len(chosen.sigmas_um)
         return cls(
-            state["scales.weight"],
-            state["scales.offset"],
-            tuple(config["sigmas_um"]),
-            tuple(map(tuple, config["penalties"])),
-            tuple(config["weights"]),
+            take(state, "scales.weight", None, n_scales * n_outputs),
+            take(state, "scales.offset", n_outputs),
+            chosen.sigmas_um,
+            chosen.penalties,
+            chosen.weights,
         )
+
+
+# 2 mm: far above what training makes; a wider Gaussian would make prediction read a slide for each block.
+_Sigma = Annotated[float, msgspec.Meta(ge=0, le=2000)]
+
+
+class _Config(msgspec.Struct):
+    """What `ScaleRidges.config` wrote."""
+
+    sigmas_um: Annotated[tuple[_Sigma, ...], msgspec.Meta(min_length=1, max_length=64)]
+    penalties: tuple[tuple[float, ...], ...]
+    weights: tuple[float, ...]
 
 
 @dataclass(frozen=True)

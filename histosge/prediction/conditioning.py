@@ -165,6 +165,8 @@ def load_conditioned(
     sample: Sample,
     selection: tuple[str | None, str | None],
     on_message: Callable[[str], None],
+    *,
+    force: bool = False,
 ) -> ConditionedModel:
     """Read a slide's spots and condition a model on them.
 
@@ -175,16 +177,20 @@ def load_conditioned(
     selection
         Grid and encoder; None where the store holds only one.
     on_message
-        Called with one line on the spots, and one if the model was trained on the slide.
+        Called with one line on the spots, one if they may not fit the slide, and one if the model was trained on it.
+    force
+        Take spots that do not fit the slide, with a warning.
 
     Raises
     ------
     ExpressionError
-        If the spots cannot be read, or do not fit the slide.
+        If the spots cannot be read, or do not fit the slide (unless `force`).
     ModelError
         If there are too few of them, or they measured none of the model's genes.
     """
-    loaded = load_section(sample, store, *selection)
+    loaded = load_section(sample, store, *selection, force=force)
+    if loaded.alignment.verdict == "warn":
+        on_message(f"{sample.slide_id}: {loaded.alignment.message}")
     model = ConditionedModel.fit(saved, loaded.section)
     if saved.was_trained_on(loaded.slide.fingerprint):
         on_message(

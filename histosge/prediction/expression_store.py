@@ -4,9 +4,12 @@ The same shape and commit rules as the feature store: one object per block and g
 objects exist. Readable by plain zarr and xarray.
 """
 
+import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,27 @@ from zarr.codecs import Crc32cCodec
 from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
 
 from featurestore.blocks import Block, planned_blocks
+from featurestore.documents import DocumentError
 from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
 from featurestore.grid import PatchGrid
-from featurestore.location import Location
+from featurestore.location import Location, PathOrUrl
+from featurestore.names import is_segment
 from featurestore.storage.block_array import BlockArray
+from featurestore.storage.layout import grid_path
 from featurestore.storage.store import StoredGrid
-from featurestore.storage.zarr_metadata import check_root, consolidate, create_root, read_attrs, write_group
+from featurestore.storage.stored_documents import check_on_grid, parse_grid
+from featurestore.storage.zarr_metadata import (
+    check_root,
+    consolidate,
+    create_root,
+    document_label,
+    open_array,
+    read_array,
+    read_attrs,
+    write_group,
+)
 from featurestore.tissue.threshold import is_tissue
+from featurestore.whole_file import is_partial, whole_folder
 from histosge.calibration.conformal import Intervals
 from histosge.calibration.depth_strata import DepthStrata, interval_bounds
 
@@ -115,7 +132,12 @@ class StoredMap:
 
     def planned(self) -> list[Block]:
         """Return the blocks with tissue: those that exist once the map is complete."""
-        return planned_blocks(is_tissue(self.tissue), self.array.block_shape)
+        return planned_blocks(self.is_tissue, self.array.block_shape)
+
+    @property
+    def is_tissue(self) -> NDArray[np.bool_]:
+        """Which patches hold enough tissue to be predicted, ``(n_rows, n_cols)``."""
+        return is_tissue(self.tissue)
 
 
 class ExpressionStore:
@@ -152,8 +174,10 @@ class ExpressionStore:
 
     def maps(self) -> Iterator[tuple[str, str]]:
         """Yield ``(slide id, grid key)`` of every map."""
-        for slide_id in self.location.folders():
-            for grid_key in self.location.folders(slide_id):
+        for slide_id in filter(is_segment, self.location.folders()):
+            for grid_key in filter(is_segment, self.location.folders(slide_id)):
+                if is_partial(grid_key):
+                    continue
                 # A folder without it is a map whose creation was interrupted.
                 if self.location.exists(f"{slide_id}/{grid_key}/expression/zarr.json"):
                     yield slide_id, grid_key
@@ -194,20 +218,21 @@ class ExpressionStore:
             If the slide has a map by another model, of other embeddings or of other genes.
         """
         slide_id, grid = stored.slide_id, stored.grid
-        path = f"{slide_id}/{grid.spec.key}"
+        path = grid_path(slide_id, grid.spec.key)
         attrs = read_attrs(self.location, f"{path}/expression")
         if attrs:
             # Blocks of two models would be indistinguishable in one array.
-            if attrs["made_by"] != made_by:
+            if attrs.get("made_by") != made_by:
                 raise IdentityMismatchError(
-                    f"{self.location.label}/{path} was predicted by {_brief(attrs['made_by'])}, this prediction is by "
-                    f"{_brief(made_by)}; give another OUT or remove that folder"
+                    f"{self.location.label}/{path} was predicted by {_brief(attrs.get('made_by'))}, this prediction is by "
+                    f"{_brief(made_by)}; give another OUT, or replace the map with --overwrite"
                 )
             found = self.map(slide_id, grid.spec.key, read_only=False)
             if found.genes != genes:
                 raise IdentityMismatchError(
                     f"{self.location.label}/{path} holds {len(found.genes)} genes {found.genes[0]}..{found.genes[-1]}, "
-                    f"this prediction is of {len(genes)}, {genes[0]}..{genes[-1]}; give another OUT or remove that folder"
+                    f"this prediction is of {len(genes)}, {genes[0]}..{genes[-1]}; give another OUT, or replace the map "
+                    "with --overwrite"
                 )
             return found
         # Coordinates before the arrays that they describe: whoever finds a map can place it on the slide.
@@ -240,6 +265,41 @@ class ExpressionStore:
         )
         consolidate(self.location, slide_id)
         return self.map(slide_id, grid.spec.key, read_only=False)
+
+    def holds_other(
+        self, slide_id: str, grid_key: str, genes: tuple[str, ...], made_by: dict[str, Any]
+    ) -> bool:
+        """Tell whether a slide has a map that `add_map` would refuse to go on with."""
+        attrs = read_attrs(self.location, f"{slide_id}/{grid_key}/expression")
+        return bool(attrs) and (attrs["made_by"] != made_by or self.map(slide_id, grid_key).genes != genes)
+
+    @contextmanager
+    def replacing(self, slide_id: str, grid_key: str) -> "Iterator[ExpressionStore]":
+        """Yield an empty store; the map that is written into it takes the place of the one here when the block ends.
+
+        Until then the old map stays as it is, also if the process is killed.
+
+        Raises
+        ------
+        StoreError
+            If the store is not on this machine: object stores rename nothing.
+        """
+        if not self.location.is_local:
+            raise StoreError(
+                f"{self.location.label} is not on this machine, where a map could be replaced in one step; give another "
+                f"OUT, or remove {slide_id}/{grid_key}"
+            )
+        with whole_folder(Path(self.location.path(f"{slide_id}/{grid_key}"))) as work:
+            work.mkdir()
+            # One level deeper than a map, so that nobody who lists maps meanwhile takes it for one.
+            fresh = work / "new"
+            yield ExpressionStore.open_or_create(str(fresh))
+            for part in (fresh / slide_id / grid_key).iterdir():
+                part.rename(work / part.name)
+            shutil.rmtree(fresh)
+            # Its copy of the metadata is the old map's, and a kill must not leave it beside the new one.
+            write_group(self.location, slide_id, {})
+        consolidate(self.location, slide_id)
 
     def _write_coordinates(
         self, path: str, stored: StoredGrid, genes: tuple[str, ...], intervals: Intervals | None
@@ -278,24 +338,58 @@ class ExpressionStore:
                 )
 
     def map(self, slide_id: str, grid_key: str, *, read_only: bool = True) -> StoredMap:
-        """Open one slide's map."""
-        path = f"{slide_id}/{grid_key}"
+        """Open one slide's map.
+
+        Raises
+        ------
+        StoreError
+            If there is none.
+        DocumentError
+            If what describes it is damaged, or its parts do not fit each other.
+        """
+        path = grid_path(slide_id, grid_key)
         attrs = read_attrs(self.location, path).get("grid")
         if not attrs:
             raise StoreError(f"{self.location.label} holds no map {path}")
-        genes = tuple(str(gene) for gene in self._read(f"{path}/gene"))
-        tissue, rgb = (self._read(f"{path}/{name}") for name in ("tissue", "rgb"))
-        array = BlockArray.open(self.location, f"{path}/expression", read_only=read_only)
-        half_width, trust, edges, widths = (
-            # Optional: a model need not be calibrated, nor have strata.
-            self._read(f"{path}/{name}") if self.location.exists(f"{path}/{name}/zarr.json") else None
-            for name in ("half_width", "trust", "depth_edge", "half_width_by_depth")
-        )
-        strata = DepthStrata(edges, widths) if edges is not None and widths is not None else None
+        grid = parse_grid(attrs, document_label(self.location, path))
+        array = self._open_on_grid(f"{path}/expression", grid, read_only)
+        if not isinstance(array.attrs.get("made_by", {}), dict):
+            raise DocumentError(
+                f"{self.location.label}/{path}/expression is damaged: attributes.made_by is no object"
+            )
+        n_genes = array.shape[2]
+        genes = tuple(str(gene) for gene in self._read(f"{path}/gene", (n_genes,), "TOU"))
+        tissue, rgb = self._read(f"{path}/tissue", grid.shape), self._read(f"{path}/rgb", (*grid.shape, 3))
+        # Optional: a model need not be calibrated, nor have strata.
+        shapes = {
+            "half_width": (n_genes,),
+            "trust": (n_genes,),
+            "depth_edge": (None,),
+            "half_width_by_depth": (None, n_genes),
+        }
+        optional = {
+            name: self._read(f"{path}/{name}", shape, "f")
+            if self.location.exists(f"{path}/{name}/zarr.json")
+            else None
+            for name, shape in shapes.items()
+        }
+        edges, widths = optional["depth_edge"], optional["half_width_by_depth"]
+        strata = None
+        if edges is not None and widths is not None:
+            if len(widths) != len(edges) + 1:
+                raise DocumentError(
+                    f"{self.location.label}/{path} is damaged: half_width_by_depth has {len(widths)} strata for "
+                    f"{len(edges)} edges"
+                )
+            strata = DepthStrata(edges, widths)
         depth = None
         if self.location.exists(f"{path}/depth/zarr.json"):
-            depth = BlockArray.open(self.location, f"{path}/depth", read_only=read_only)
-        grid = PatchGrid.from_attrs(attrs)
+            depth = self._open_on_grid(f"{path}/depth", grid, read_only)
+            if depth.block_shape != array.block_shape or depth.shape[2] != 1:
+                raise DocumentError(
+                    f"{self.location.label}/{path}/depth is damaged: its shape is {depth.shape} in blocks of "
+                    f"{depth.block_shape}, those of expression are {array.block_shape}"
+                )
         level = read_attrs(self.location, f"{path}/half_width").get("coverage")
         trained_on = array.attrs.get("trained_on")
         return StoredMap(
@@ -305,8 +399,8 @@ class ExpressionStore:
             tissue,
             rgb,
             array,
-            half_width,
-            trust,
+            optional["half_width"],
+            optional["trust"],
             depth,
             strata,
             # A store from elsewhere may hold anything under these names.
@@ -314,16 +408,27 @@ class ExpressionStore:
             trained_on if isinstance(trained_on, bool) else None,
         )
 
-    def _read(self, path: str) -> NDArray[Any]:
-        """Read a whole array; for those of one object."""
+    def _open_on_grid(self, path: str, grid: PatchGrid, read_only: bool) -> BlockArray:
+        array = BlockArray.open(self.location, path, read_only=read_only)
+        check_on_grid(f"{self.location.label}/{path}", array.shape, grid)
+        return array
+
+    def _read(self, path: str, shape: tuple[int | None, ...], kinds: str = "u") -> NDArray[Any]:
+        """Read a whole array of one object, after its shape and dtype were compared."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
-            return np.asarray(
-                zarr.open_array(self.location.zarr(read_only=True), path=path, mode="r", zarr_format=3)[...]
-            )
+            return read_array(self.location, path, shape, kinds)
 
 
-def _brief(made_by: dict[str, Any]) -> str:
+def is_expression_store(url: PathOrUrl) -> bool:
+    """Tell whether there is an expression store; False where there is nothing, or something else."""
+    location = Location(url)
+    return location.exists() and read_attrs(location, "").get("spec") == SPEC_NAME
+
+
+def _brief(made_by: Any) -> str:
+    if not isinstance(made_by, dict):
+        return "nobody that its attributes name"
     return ", ".join(f"{key} {str(value)[:16]}" for key, value in sorted(made_by.items()))
 
 
@@ -333,4 +438,4 @@ def open_optional(location: Location, path: str) -> "zarr.Array[Any] | None":
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=ZarrUserWarning)
-        return zarr.open_array(location.zarr(read_only=True), path=path, mode="r", zarr_format=3)
+        return open_array(location, path)

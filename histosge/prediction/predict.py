@@ -9,12 +9,15 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.embedding.limits import check_workers
+from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
+from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
@@ -31,6 +34,8 @@ from histosge.training.saved_model import SavedModel, describe_fitted, load_mode
 
 _MAX_WORKING_BYTES = 1 << 30
 """Memory of all predictions that are computed at once, about."""
+# Of names in a message, which is one line whatever is in the store.
+_SHOWN_SLIDES, _SHOWN_LETTERS = 10, 100
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class PredictSettings:
     Parameters
     ----------
     selection
-        Grid and encoder: needed where the store holds several.
+        Grid and encoder; of several in the store, those of the saved model where they are not named.
     workers
         Processes that share the slides out among themselves; the maps are the same.
     preset
@@ -83,10 +88,12 @@ def predict(
     slide_ids: Sequence[str] = (),
     genes: Sequence[str] = (),
     condition_on: str | Path | None = None,
+    force: bool = False,
+    overwrite: bool = False,
     on_progress: OnProgress = ignore_progress,
     on_message: OnMessage = ignore_message,
 ) -> list[PredictResult]:
-    """Predict a dense map for slides of a store.
+    """Predict a dense map for slides of a store; of a map that the same model began, the missing blocks.
 
     Parameters
     ----------
@@ -105,6 +112,11 @@ def predict(
         Genes to predict; all of the model if empty. Of a fitted model: the names of its outputs, in order.
     condition_on
         Spots measured on the one slide that is predicted: an ``.h5ad`` or a Space Ranger folder.
+    force
+        Condition also on spots that do not fit the slide, with a warning, see `histosge.data.alignment_check`.
+    overwrite
+        Replace maps of these slides that another model made, or that hold other genes; each stays until the new one is
+        complete.
     on_progress, on_message
         Called after each block, and with one line on the spots that a model is conditioned on.
 
@@ -112,23 +124,23 @@ def predict(
     ------
     ModelError
         If the model does not fit the store, or does not predict one of the genes.
+    IdentityMismatchError
+        If a slide has a map by another model or of other genes, and `overwrite` is not set.
     StoreError
         If blocks of a slide are missing.
     AmbiguousSelectionError
         If the store holds several grids or encoders and none is named.
     """
     settings = settings or PredictSettings()
-    grid, encoder = settings.selection.grid, settings.selection.encoder
+    check_workers(settings.workers)
     source = Store.open(str(store))
     folder = model if isinstance(model, str | Path) else None
     saved = model if isinstance(model, SavedModel) else None
     if folder is not None:
         saved = load_model(folder, settings.preset)
-    ids = list(slide_ids) or source.slide_ids()
-    if not ids:
-        raise ModelError(f"{source.location.label} holds no slide; fill it with: histosge embed")
+    ids = _check_slides(source, slide_ids)
     # All slides are checked before the first is predicted, so that hours are not spent before a refusal.
-    slides = [open_embedded(source, slide_id, grid, encoder) for slide_id in ids]
+    slides = [_open(source, slide_id, settings.selection, saved) for slide_id in ids]
     if saved is None:
         saved = describe_fitted(cast(Model, model), genes, slides[0].identity, slides[0].stored.grid)
     columns = _gene_columns(saved, genes)
@@ -140,7 +152,8 @@ def predict(
         if len(ids) != 1:
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
         sample = Sample(ids[0], "", str(condition_on))
-        conditioned = load_conditioned(source, saved, sample, (grid, encoder), on_message)
+        chosen = (slides[0].stored.grid.spec.key, slides[0].identity.key)
+        conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     is_shared_out = settings.workers > 1 and len(ids) > 1
     if is_shared_out and folder is None:
@@ -151,14 +164,45 @@ def predict(
     target = ExpressionStore.open_or_create(str(out))
     # A conditioned model never gets here: it has one slide, and is not sent to workers.
     if is_shared_out and folder is not None:
-        run = partial(_predict_one, str(store), folder, str(out), replace(settings, workers=1), tuple(genes))
+        run = partial(
+            _predict_one, str(store), folder, str(out), replace(settings, workers=1), tuple(genes), overwrite
+        )
         return map_slides(
             run,
             ids,
             settings.workers,
             lambda slide_id, result: on_progress(Progress(result.planned, result.planned, slide_id)),
         )
-    return [_predict_slide(slide, task, target, on_progress) for slide in slides]
+    return [_predict_slide(slide, task, target, on_progress, overwrite=overwrite) for slide in slides]
+
+
+def _check_slides(source: Store, slide_ids: Sequence[str]) -> list[str]:
+    """Return the slides to predict, each once."""
+    known = source.slide_ids()
+    if not known:
+        raise ModelError(f"{source.location.label} holds no slide; fill it with: histosge embed")
+    for slide_id in slide_ids:
+        if slide_id not in known:
+            near = get_close_matches(slide_id, known, n=3, cutoff=0.5)
+            shown = ", ".join(known[:_SHOWN_SLIDES]) + (", ..." if len(known) > _SHOWN_SLIDES else "")
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it holds {shown}"
+            raise ModelError(
+                f"{source.location.label} holds no slide {slide_id[:_SHOWN_LETTERS]!r}: {hint} "
+                "(all of them: histosge ls)"
+            )
+    return list(dict.fromkeys(slide_ids)) or known
+
+
+def _open(source: Store, slide_id: str, selection: Selection, saved: SavedModel | None) -> EmbeddedSlide:
+    """Open a slide's embedding: the only one, or of several the one that the model was trained on."""
+    try:
+        return open_embedded(source, slide_id, selection.grid, selection.encoder)
+    except AmbiguousSelectionError:
+        if saved is None:
+            raise
+        # By name here; whether it is the same encoder, with the same weights, is checked afterwards.
+        grid = selection.grid or GridSpec(**saved.card.grid).key
+        return open_embedded(source, slide_id, grid, selection.encoder or str(saved.card.encoder["key"]))
 
 
 @dataclass(frozen=True)
@@ -213,11 +257,17 @@ class _Task:
 
 
 def _predict_one(
-    store: str, model: str | Path, out: str, settings: PredictSettings, genes: tuple[str, ...], slide_id: str
+    store: str,
+    model: str | Path,
+    out: str,
+    settings: PredictSettings,
+    genes: tuple[str, ...],
+    overwrite: bool,
+    slide_id: str,
 ) -> PredictResult:
     """Predict one slide in a worker."""
     # Opened again here: neither stores nor models are sent between processes.
-    (result,) = predict(store, model, out, settings, slide_ids=[slide_id], genes=genes)
+    (result,) = predict(store, model, out, settings, slide_ids=[slide_id], genes=genes, overwrite=overwrite)
     return result
 
 
@@ -238,13 +288,21 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
 
 
 def _predict_slide(
-    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, on_progress: OnProgress
+    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, on_progress: OnProgress, *, overwrite: bool
 ) -> PredictResult:
-    planned = slide.stored.planned(slide.array.block_shape)
+    made_by, genes = _made_by(slide, task)
+    grid_key = slide.stored.grid.spec.key
+    if overwrite and target.holds_other(slide.slide_id, grid_key, genes, made_by):
+        with target.replacing(slide.slide_id, grid_key) as fresh:
+            return _write_map(slide, task, fresh, on_progress)
+    return _write_map(slide, task, target, on_progress)
+
+
+def _made_by(slide: EmbeddedSlide, task: _Task) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Return what decides a map's values, and its genes: a map of anything else is not mixed with this one."""
     saved = task.saved
     genes = tuple(saved.card.genes[i] for i in task.columns)
-    # All that decides the values: a map of anything else is refused instead of being mixed with this one.
-    made_by = {
+    made_by: dict[str, Any] = {
         "model": saved.fingerprint,
         "preset": saved.card.preset,
         "encoder": slide.identity.fingerprint,
@@ -253,6 +311,16 @@ def _predict_slide(
     }
     if task.spots is not None:
         made_by["spots"] = task.spots
+    return made_by, genes
+
+
+def _write_map(
+    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, on_progress: OnProgress
+) -> PredictResult:
+    """Predict the blocks of a slide that a store lacks."""
+    planned = slide.stored.planned(slide.array.block_shape)
+    saved = task.saved
+    made_by, genes = _made_by(slide, task)
     intervals = saved.intervals.take(task.columns) if saved.intervals else None
     stored_map = target.add_map(
         slide.stored,

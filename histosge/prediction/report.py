@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featurestore.earlier_results import MadeWith
 from histosge.calibration.wording import trained_on_sentence
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.reporting.page import Block, Picture, render_report, write_page
@@ -21,9 +22,13 @@ SHOWN_SLIDES = 8
 
 
 def write_prediction_report(
-    out: str, slides: Sequence[tuple[str, str]], saved: SavedModel, path: Path
+    out: str,
+    slides: Sequence[tuple[str, str]],
+    saved: SavedModel,
+    path: Path,
+    made_with: MadeWith | None = None,
 ) -> None:
-    """Write the page of predicted maps.
+    """Write the page of predicted maps; a file that is there is replaced.
 
     Parameters
     ----------
@@ -33,6 +38,8 @@ def write_prediction_report(
         (slide id, grid key) of the maps to show; the first few are drawn.
     path
         The HTML file; it is written whole or not at all.
+    made_with
+        Model, slides and genes, recorded in the page.
     """
     store = ExpressionStore.open(out)
     blocks = [_slide_block(store.map(*slide), saved) for slide in slides[:SHOWN_SLIDES]]
@@ -48,9 +55,11 @@ def write_prediction_report(
     subtitle = (
         f"{len(slides)} slides, {len(genes)} genes, {saved.card.preset}, encoder {saved.card.encoder['key']}"
     )
-    write_page(
-        path, render_report("Prediction", blocks, subtitle=subtitle, footer=f"model {saved.fingerprint}")
+    record = {"made_with": made_with} if made_with else None
+    page = render_report(
+        "Prediction", blocks, subtitle=subtitle, footer=f"model {saved.fingerprint}", record=record
     )
+    write_page(path, page)
 
 
 def _slide_block(stored: StoredMap, saved: SavedModel) -> Block:

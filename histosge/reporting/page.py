@@ -4,13 +4,20 @@
 """
 
 import base64
-from collections.abc import Sequence
+import html
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from featurestore.whole_file import whole_file
+from featurestore.earlier_results import MadeWith, is_same_result
+from featurestore.whole_file import check_output, whole_file
+
+_RECORD = re.compile(rb'<meta name="record" content="([^"]*)">')
 
 
 @dataclass(frozen=True)
@@ -82,10 +89,18 @@ class Block:
     status_text: str = ""
 
 
-def render_report(title: str, blocks: Sequence[Block], *, subtitle: str = "", footer: str = "") -> str:
+def render_report(
+    title: str,
+    blocks: Sequence[Block],
+    *,
+    subtitle: str = "",
+    footer: str = "",
+    record: Mapping[str, Any] | None = None,
+) -> str:
     """Lay out blocks as one self-contained HTML page, readable on light and dark screens.
 
-    Everything is escaped; nothing is loaded from anywhere.
+    Everything is escaped; nothing is loaded from anywhere. A `record`, JSON for programs, stands in the page's head; its
+    entry ``made_with`` is what `is_page_there` compares.
     """
     # Names, paths and gene lists come from users' files: everything is escaped. A missing value is an error, not a gap.
     environment = Environment(
@@ -96,10 +111,45 @@ def render_report(title: str, blocks: Sequence[Block], *, subtitle: str = "", fo
         lstrip_blocks=True,
     )
     template = environment.get_template("report.html.j2")
-    return template.render(title=title, blocks=list(blocks), subtitle=subtitle, footer=footer)
+    return template.render(
+        title=title,
+        blocks=list(blocks),
+        subtitle=subtitle,
+        footer=footer,
+        record=json.dumps(record) if record else "",
+    )
 
 
 def write_page(path: Path, page: str) -> None:
     """Write a page, whole or not at all."""
     with whole_file(path) as partial:
         partial.write_text(page, encoding="utf-8")
+
+
+def is_page_there(path: Path, made_with: MadeWith, *, overwrite: bool) -> bool:
+    """Tell whether a page is there that was made with the same; called before the work that it shows.
+
+    Raises
+    ------
+    EarlierResultError
+        If the file was made with something else, and `overwrite` is not set.
+    OutputError
+        If no page can be written there.
+    """
+    check_output(path)
+    if not path.exists():
+        return False
+    return is_same_result(path, read_record(path).get("made_with"), made_with, overwrite=overwrite)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record of a page; empty if it has none."""
+    # It stands in the page's head, but a cohort's is long, and pictures make any page large.
+    found = _RECORD.search(path.read_bytes())
+    if found is None:
+        return {}
+    try:
+        record = json.loads(html.unescape(found[1].decode()))
+    except (ValueError, RecursionError):  # somebody else's page
+        return {}
+    return record if isinstance(record, dict) else {}

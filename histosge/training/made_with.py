@@ -15,6 +15,7 @@ from featurestore.location import strip_credentials
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import open_embedded
+from histosge.data.expression.section_choice import split_section
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.section_loading import Selection
 from histosge.data.spot_loading import require_expression
@@ -95,4 +96,7 @@ def _row(sample: Sample) -> dict[str, Any]:
 
 def _expression_fingerprint(expression: str) -> str:
     # What lies behind a URL is known by its address alone: it may be large, and far away.
-    return strip_credentials(expression) if "://" in expression else content_fingerprint(expression)
+    if "://" in expression:
+        return strip_credentials(expression)
+    file, section = split_section(expression)
+    return content_fingerprint(file) + (f" {section}" if section else "")

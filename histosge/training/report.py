@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featurestore.earlier_results import MadeWith
 from histosge.calibration.conformal import TRUSTED, Intervals
 from histosge.calibration.wording import SCORES, half_width_text, interval_name, trust_sentence
 from histosge.reporting.page import Block, Picture, Table, render_report, write_page
@@ -15,20 +16,24 @@ from histosge.reporting.plots import trust_plot
 from histosge.training.saved_model import ModelCard, SavedModel
 
 
-def write_training_report(saved: SavedModel, path: Path) -> None:
-    """Write the page of a trained model.
+def write_training_report(saved: SavedModel, path: Path, made_with: MadeWith | None = None) -> None:
+    """Write the page of a trained model; a file that is there is replaced.
 
     Parameters
     ----------
     path
         The HTML file; it appears whole.
+    made_with
+        Settings and inputs of the training, recorded in the page.
     """
     card = saved.card
     subtitle = f"{card.preset}, {len(card.genes)} genes, encoder {card.encoder['key']}"
     blocks = [trust_block(saved.intervals, card.genes), _section_block(card)]
-    write_page(
-        path, render_report("Training", blocks, subtitle=subtitle, footer=f"model {saved.fingerprint}")
+    record = {"made_with": made_with} if made_with else None
+    page = render_report(
+        "Training", blocks, subtitle=subtitle, footer=f"model {saved.fingerprint}", record=record
     )
+    write_page(path, page)
 
 
 def _by_depth(intervals: Intervals) -> str:

@@ -8,33 +8,82 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from featurestore.documents import MAX_DOCUMENT_BYTES, DocumentError, convert, parse_json
 from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.errors import first_line
+from featurestore.errors import FeatureStoreError, first_line
 from featurestore.grid import PatchGrid
 from featurestore.storage.store import identity_attrs
+from featurestore.storage.stored_documents import MAX_CHANNELS, Key, Microns, Pixels, Text
 from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches
 from histosge.errors import ModelError
 from histosge.models.estimators import ModelSource, class_name, load_saved_class
-from histosge.models.protocol import Model
+from histosge.models.protocol import Model, State
 from histosge.models.registry import offered_by
 
 FORMAT = 1
+MAX_HALO_UM = 50_000
+"""A halo wider than any slide: a window of it would be all of the slide, for every block."""
+MAX_LENGTH = 2**26
+"""Of one dimension of a tensor."""
+# What numpy, torch and a model's own code raise for tensors that do not fit each other.
+REBUILD_ERRORS = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    RuntimeError,
+    ArithmeticError,
+    AssertionError,
+)
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 SPEC_NAME = "histosge-model"
+
+
+class _EncoderCard(msgspec.Struct, frozen=True):
+    key: Key
+    dim: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHANNELS)]
+    facts: dict[str, Any]
+    fingerprint: Text
+
+
+class _GridCard(msgspec.Struct, frozen=True):
+    mpp: Microns
+    patch_px: Pixels
+    stride_px: Pixels
+
+
+class _Card(msgspec.Struct, frozen=True):
+    preset: Key
+    genes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=MAX_CHANNELS)]
+    encoder: _EncoderCard
+    grid: _GridCard
+    normalisation: dict[str, Any]
+    sections: tuple[dict[str, Any], ...]
+    seed: int
+
+
+class ModelDocument(msgspec.Struct, frozen=True):
+    """``config.json`` of a model, as far as every model has the same."""
+
+    card: _Card
+    model: dict[str, Any]
+    fingerprint: Text
+    calibration: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -220,6 +269,11 @@ def read_made_with(folder: str | Path) -> Mapping[str, Any] | None:
     return made_with if isinstance(made_with, dict) else None
 
 
+def read_fingerprint(folder: str | Path) -> str:
+    """Return the fingerprint that a saved model records, without loading it; `load_model` compares it."""
+    return str(_document(Path(folder)).get("fingerprint"))
+
+
 def describe_fitted(
     model: Model, genes: Sequence[str], identity: EncoderIdentity, grid: PatchGrid
 ) -> SavedModel:
@@ -276,17 +330,14 @@ def load_model(folder: str | Path, preset: ModelSource | None = None) -> SavedMo
     path = Path(folder)
     restore_replaced(path)
     document = _document(path)
-    try:
-        saved_name = str(document["card"]["preset"])
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{path / CONFIG} names no preset ({error}); train again") from error
+    saved_name = _parse(document, path).card.preset
     return _read(path, load_saved_class(saved_name, preset, str(path), _made_with(document)))
 
 
 def _document(path: Path) -> dict[str, Any]:
     if not _is_model(path):
         raise ModelError(f"{path} is no saved model (no {CONFIG} of one); make one with: histosge train")
-    document: dict[str, Any] = json.loads((path / CONFIG).read_text())
+    document: dict[str, Any] = _read_json(path / CONFIG)
     found = document.get("format")
     if not isinstance(found, int) or found > FORMAT:
         raise ModelError(
@@ -307,23 +358,89 @@ def _made_with(document: dict[str, Any]) -> str:
 
 def _read(path: Path, cls: type[Model]) -> SavedModel:
     document = _document(path)
+    facts, state = _parse(document, path), _read_tensors(path / WEIGHTS)
+    # The values as they stand in the document, whose types are known now; entries of later versions are left out.
+    card: dict[str, Any] = {field.name: document["card"][field.name] for field in fields(ModelCard)}
+    card = card | {"genes": facts.card.genes, "sections": facts.card.sections}
     try:
-        state = load_file(path / WEIGHTS)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(f"{path / WEIGHTS} cannot be read ({error}); train again") from error
-    try:
-        card = document["card"]
-        card = ModelCard(**{**card, "genes": tuple(card["genes"]), "sections": tuple(card["sections"])})
         model = cls.from_state(document["model"], state)
-        calibration = document.get("calibration")
-        intervals = Intervals.from_state(calibration, state) if calibration else None
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{path / CONFIG} does not go with its weights ({error}); train again") from error
+        intervals = Intervals.from_state(document["calibration"], state) if facts.calibration else None
+        _check_predicts(model, intervals, facts, path)
+    except REBUILD_ERRORS as error:
+        # Of our own errors the text is enough; of a library's also the kind, since "0" says nothing.
+        what = first_line(error) if isinstance(error, FeatureStoreError) else repr(error)
+        raise ModelError(
+            f"{path / CONFIG} does not go with its weights ({' '.join(what.split())[:300]}); train again"
+        ) from error
     # After the model is rebuilt: a file that does not fit its config has a message of its own.
     fingerprint = _fingerprint(path / WEIGHTS, document)
     if document.get("fingerprint") != fingerprint:
         raise ModelError(f"{path} was changed after it was trained: its fingerprint is another; train again")
-    return SavedModel(model, card, fingerprint, intervals)
+    return SavedModel(model, ModelCard(**card), fingerprint, intervals)
+
+
+def _parse(document: dict[str, Any], path: Path) -> ModelDocument:
+    try:
+        return convert(document, ModelDocument, str(path / CONFIG))
+    except DocumentError as error:
+        raise ModelError(f"{error}; train again") from error
+
+
+def _read_json(file: Path) -> Any:
+    if file.stat().st_size > MAX_DOCUMENT_BYTES:
+        raise ModelError(
+            f"{file} has {file.stat().st_size} bytes; a model's has {MAX_DOCUMENT_BYTES} at most"
+        )
+    try:
+        return parse_json(file.read_bytes(), str(file))
+    except DocumentError as error:
+        raise ModelError(f"{error}; train again") from error
+
+
+def _read_tensors(file: Path) -> State:
+    """Read a model's arrays: no more bytes than the file has, whatever its header claims."""
+    # Not is_file() alone: a fifo would be waited for.
+    if not file.is_file():
+        raise ModelError(f"{file} cannot be read (it is not there, or no file); train again")
+    try:
+        state: State = load_file(file)
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        SafetensorError,
+    ) as error:  # KeyError: a dtype that numpy lacks
+        raise ModelError(f"{file} cannot be read ({first_line(error)}); train again") from error
+    for name, array in state.items():
+        # Infinity is allowed: it is the scale of a column that does not vary.
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise ModelError(f"{file}: tensor {name[:60]!r} holds NaN; train again")
+        # An array without elements takes no bytes in a file, whatever its other lengths.
+        if max(array.shape, default=0) > MAX_LENGTH:
+            raise ModelError(f"{file}: tensor {name[:60]!r} has shape {array.shape}; train again")
+    return state
+
+
+def _check_predicts(model: Model, intervals: Intervals | None, facts: ModelDocument, path: Path) -> None:
+    """Predict one made patch on a new slide and on each that the model was trained on, and compare with the card."""
+    card, n_genes = facts.card, len(facts.card.genes)
+    halo_um = float(model.halo_um)
+    if not 0 <= halo_um <= MAX_HALO_UM:
+        raise ModelError(f"it looks {halo_um:g} microns beyond a patch; at most {MAX_HALO_UM} are read")
+    stride_um, patch_um = card.grid.stride_px * card.grid.mpp, card.grid.patch_px * card.grid.mpp
+    nothing, first = np.zeros((1, card.encoder.dim), np.float32), np.zeros(1, np.int64)
+    known = {str(section.get("slide_id", "")) for section in card.sections}
+    for slide_id in ["", *sorted(known)]:
+        with np.errstate(all="ignore"):
+            patches = Patches(slide_id, first, first, nothing, stride_um, patch_um)
+            values, depth = predict_patches(model, patches)
+        if values.shape != (1, n_genes) or (depth is not None and depth.shape != (1,)):
+            raise ModelError(f"it predicts {values.shape[-1]} genes, its card names {n_genes}")
+        if not np.isfinite(values).all():
+            raise ModelError("it predicts no finite numbers")
+    if intervals is not None and len(intervals.half_width) != n_genes:
+        raise ModelError(f"its intervals are of {len(intervals.half_width)} genes, its card names {n_genes}")
 
 
 def _fingerprint(weights: Path, document: dict[str, Any]) -> str:
@@ -339,10 +456,11 @@ def _fingerprint(weights: Path, document: dict[str, Any]) -> str:
 
 def _is_model(path: Path) -> bool:
     config = path / CONFIG
-    if not config.is_file():
-        return False
     try:
-        document = json.loads(config.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError):
+        # A name with NUL, or longer than the file system allows, is no model.
+        if not config.is_file():
+            return False
+        document = _read_json(config)
+    except (ModelError, OSError, ValueError):
         return False
     return isinstance(document, dict) and document.get("spec") == SPEC_NAME

@@ -22,15 +22,17 @@ from histosge.data.section_loading import (
 from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
 from histosge.models.checkpoint import Checkpoint, training_key
-from histosge.models.estimators import ModelSource, NamedEstimator, find_estimator
+from histosge.models.estimators import ModelSource, NamedEstimator, check_numbers, find_estimator
 from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET
+from histosge.reporting.page import is_page_there
 from histosge.training.made_with import (
     describe_genes,
     describe_preset,
     describe_sections,
     describe_settings,
 )
+from histosge.training.report import write_training_report
 from histosge.training.saved_model import (
     ModelCard,
     SavedModel,
@@ -88,7 +90,9 @@ def train(
     model: str | Path,
     settings: TrainSettings | None = None,
     *,
+    report: str | Path | None = None,
     overwrite: bool = False,
+    force: bool = False,
     on_message: OnMessage = ignore_message,
 ) -> SavedModel:
     """Train a model on the sections of a sample sheet and save it.
@@ -106,26 +110,50 @@ def train(
         Folder to write.
     settings
         Preset, genes, epochs, seed.
+    report
+        A page (HTML) to write on the model; None for none.
     overwrite
-        Train in any case, and replace a model that is there; it stays until the new one is complete.
+        Train in any case, and replace a model and a page that are there; they stay until the new ones are complete.
+    force
+        Train also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     on_message
         Called with one line on what was found.
 
     Raises
     ------
     EarlierResultError
-        If a model is there that was made with something else, and `overwrite` is not set.
+        If a model or a page is there that was made with something else, and `overwrite` is not set.
     FeatureStoreError
         If the sections, the store or the settings are unusable; nothing is written then.
     """
     settings = settings or TrainSettings()
     # All that can be refused is refused here: loading a cohort takes minutes.
-    estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
+    _checked(settings)
     check_model_place(model)
     made_with = describe_training(samples, store, settings)
-    if (finished := _find_finished(model, made_with, settings, overwrite=overwrite)) is not None:
-        return finished
-    loaded = load_sections(str(samples), str(store), settings.selection, on_message=on_message)
+    page = None if report is None else Path(report)
+    if page is not None and is_page_there(page, made_with, overwrite=overwrite):
+        page = None  # whole already, of this very model
+    saved = _find_finished(model, made_with, settings, overwrite=overwrite)
+    if saved is None:
+        saved = _train(samples, store, model, settings, made_with, on_message, force=force)
+    if page is not None:
+        write_training_report(saved, page, made_with)
+    return saved
+
+
+def _train(
+    samples: str | Path,
+    store: str | Path,
+    model: str | Path,
+    settings: TrainSettings,
+    made_with: MadeWith,
+    on_message: OnMessage,
+    *,
+    force: bool,
+) -> SavedModel:
+    estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
+    loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
     # By id: sums over sections are rounded, so that another order of the sheet's rows would change the last bits.
     loaded.sort(key=lambda item: item.section.slide_id)
     sections = [item.section for item in loaded]
@@ -189,10 +217,7 @@ def _checked(settings: TrainSettings) -> NamedEstimator:
     estimator.check_loss(settings.loss)
     if settings.stains and not estimator.capabilities.takes_stain_pairs:
         raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
-    if settings.epochs is not None and settings.epochs < 1:
-        raise ModelError(
-            f"cannot train for {settings.epochs} epochs; give at least 1, or none for the model's own"
-        )
+    check_numbers(settings.epochs, settings.seed)
     return estimator
 
 

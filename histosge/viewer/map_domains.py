@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
+from featurestore.storage.zarr_metadata import read_values
 from histosge.errors import ExportError, ViewError
 from histosge.exporting.domain_labels import MAX_LABEL, read_label_table
 from histosge.prediction.expression_store import open_optional
@@ -19,7 +20,8 @@ def stored_domains(location: Location, path: str, grid: PatchGrid) -> Labels | N
     array = open_optional(location, f"{path}/domain")
     if array is None or array.shape != grid.shape:
         return None
-    values = np.asarray(array[...], dtype=np.float64)  # floats with NaN, or integers with -1
+    # Floats with NaN, or integers with -1.
+    values = read_values(array, f"{location.label}/{path}/domain", grid.shape, "fiu").astype(np.float64)
     known = np.isfinite(values) & (values >= 0) & (values <= MAX_LABEL)
     return np.where(known, values, -1).astype(np.int16)
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from featurestore.slides.sample_sheet import Sample
-from histosge.data.expression.find_expression import read_expression
+from histosge.data.expression.find_expression import find_expression
+from histosge.data.expression.loaded_expression import SlideFrame
 from histosge.data.genes import log_cp10k
 from histosge.data.sections import Spots
 
@@ -24,12 +25,13 @@ class MeasuredSpots:
     ----------
     sample
         A row of a sample sheet that names expression.
-    mpp
-        Of the slide, microns per pixel at level 0.
+    mpp, size_px
+        Of the slide at level 0: microns per pixel, and ``(width, height)``.
     """
 
-    def __init__(self, sample: Sample, mpp: float) -> None:
-        self._sample, self._mpp = sample, mpp
+    def __init__(self, sample: Sample, mpp: float, size_px: tuple[int, int] | None = None) -> None:
+        self._sample = sample
+        self._frame = SlideFrame(sample.slide_id, sample.donor, mpp, size_px)
         self._lock = threading.Lock()
 
     @property
@@ -41,8 +43,7 @@ class MeasuredSpots:
 
     @cached_property
     def _spots(self) -> Spots:
-        sample = self._sample
-        return read_expression(str(sample.expression), sample.slide_id, sample.donor, self._mpp)
+        return find_expression(str(self._sample.expression), self._frame).spots
 
     @cached_property
     def _columns(self) -> sparse.csc_matrix:

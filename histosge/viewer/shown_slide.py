@@ -137,7 +137,8 @@ class ShownSlide:
     @cached_property
     def _measured(self) -> MeasuredSpots | None:
         sample = self._sources.samples.get(self.slide_id)
-        return MeasuredSpots(sample, self.record.mpp) if sample and sample.expression else None
+        record = self.record
+        return MeasuredSpots(sample, record.mpp, record.size_px) if sample and sample.expression else None
 
     def describe(self) -> dict[str, Any]:
         """Return what the page needs first; only metadata is read."""

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from featurestore.earlier_results import staged_result
 from featurestore.errors import SlideError
 from featurestore.events import OnMessage
-from featurestore.whole_file import check_output, restore_replaced, whole_folder
+from featurestore.whole_file import check_output, restore_replaced
 from histosge.errors import ViewError
 from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
@@ -32,16 +33,22 @@ UNREADABLE = "it could not be read when this page was written"
 
 @dataclass(frozen=True)
 class WrittenPage:
-    """What was written."""
+    """What was written; nothing if `was_there`: the same page, complete."""
 
     slides: int
     tiles: int
     genes: int
     n_bytes: int
+    was_there: bool = False
 
 
 def export_page(
-    collection: Collection, out: Path, genes: Sequence[str] = (), on_message: OnMessage = lambda _: None
+    collection: Collection,
+    out: Path,
+    genes: Sequence[str] = (),
+    on_message: OnMessage = lambda _: None,
+    *,
+    overwrite: bool = False,
 ) -> WrittenPage:
     """Write a page into a folder.
 
@@ -50,19 +57,23 @@ def export_page(
     collection
         What to show; its `finest_mpp` bounds the tiles.
     out
-        A new or empty folder, or one of an earlier export, which is replaced when the new page is complete.
+        A new or empty folder, or one of an earlier export.
     genes
         Which; all predicted ones if empty, as long as they are at most `MAX_ALL_GENES`.
+    overwrite
+        Replace a page of other content, when the new one is complete.
 
     Raises
     ------
+    EarlierResultError
+        If a page of other content is there, and `overwrite` is not set.
     ViewError
         If the folder holds something else, a gene is unknown, or too many would be written.
     """
     _check_folder(out)
     chosen = _choose_genes(collection, genes)
-    with whole_folder(out) as partial:
-        writer = _Writer(partial)
+    with staged_result(out, overwrite=overwrite) as staged:
+        writer = _Writer(staged.path)
         tiles = 0
         for number, slide in enumerate(collection.slides):
             on_message(f"{slide.slide_id}: maps and spots")
@@ -71,7 +82,7 @@ def export_page(
         for name, asset in assets().items():
             writer.write(name, asset.content)
         writer.json("data/index.json", collection.describe())
-    return WrittenPage(len(collection.slides), tiles, len(chosen), writer.n_bytes)
+    return WrittenPage(len(collection.slides), tiles, len(chosen), writer.n_bytes, staged.was_there)
 
 
 @dataclass

@@ -126,7 +126,7 @@ def test_what_cannot_be_answered_is_one_line_with_the_fix(
         ("summary", *MORPHOLOGY, "--slide", "S7"): "no slide 'S7'",
         ("summary", "--encoder", "uni"): "it has: --grid",
         ("summary", *MORPHOLOGY, "--out", "s3://bucket/x.parquet"): "on this machine",
-        ("summary", *MORPHOLOGY, "--out", str(tmp_path / "file" / "x.parquet")): "is a file",
+        ("summary", *MORPHOLOGY, "--out", str(tmp_path / "file" / "x.parquet")): "Not a directory",
         ("summary", *MORPHOLOGY, "--out", str(tmp_path)): "is a folder",
         ("clusters", *MORPHOLOGY, "--labels", str(tmp_path / "file")): "is a file",
         ("clusters", *MORPHOLOGY, "--k", "0"): "at least 1 cluster",

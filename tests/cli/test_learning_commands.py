@@ -1,6 +1,7 @@
 """Train, predict and evaluate as a user types them: presets, models of their own, and every option once."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import anndata as ad
 import own_model
 import polars as pl
 import pytest
@@ -306,3 +308,70 @@ def test_the_first_help_page_loads_no_model() -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "Train and predict" in ran.stdout
     assert ran.stderr.strip() == "[]"
+
+
+@pytest.fixture(scope="module")
+def shifted(cohort: Cohort) -> Path:
+    """The sheet of the cohort with the first section's spots shifted by 600 pixels to the right and down."""
+    data = ad.read_h5ad(cohort.sheet.parent / "S1.h5ad")
+    data.obsm["spatial"] = data.obsm["spatial"] + [600, 600]
+    data.write_h5ad(cohort.sheet.parent / "shifted.h5ad")
+    sheet = cohort.sheet.parent / "shifted.csv"
+    sheet.write_text(cohort.sheet.read_text().replace("S1.h5ad", "shifted.h5ad"))
+    return sheet
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_misplaced_spots_are_refused_with_the_correction_and_forced(
+    histosge: Histosge, cohort: Cohort, shifted: Path, tmp_path: Path, command: str
+) -> None:
+    options = {"train": ("--preset", "ridge"), "evaluate": ("--presets", "ridge", "--split", "section")}[
+        command
+    ]
+    arguments = (command, shifted, cohort.store, tmp_path / "out", *options, "--genes", GENES)
+    refused = histosge(*arguments)
+    assert (refused.code, refused.out) == (2, "")
+    x, y = re.findall(r"\(x, y\) -> \(x - (\d+), y - (\d+)\) in pixels", _last_line(refused.err))[0]
+    assert abs(int(x) - 600) < 40
+    assert abs(int(y) - 600) < 40
+    assert not (tmp_path / "out").exists()
+    forced = histosge(*arguments, "--force")
+    assert forced.code == 0, forced.err
+    assert "taken all the same" in forced.err
+    assert (tmp_path / "out").exists()
+
+
+def test_a_model_is_not_conditioned_on_misplaced_spots_unless_forced(
+    histosge: Histosge, cohort: Cohort, shifted: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    trained = histosge("train", cohort.sheet, cohort.store, model, "--preset", "ridge", "--genes", GENES)
+    assert trained.code == 0, trained.err
+    spots = shifted.with_suffix(".h5ad")
+    arguments = ("predict", cohort.store, model, tmp_path / "maps", "--slide", "S1", "--condition-on", spots)
+    refused = histosge(*arguments)
+    assert refused.code == 2
+    assert "shifting them by" in refused.err
+    forced = histosge(*arguments, "--force")
+    assert forced.code == 0, forced.err
+    assert "taken all the same" in forced.err
+
+
+def test_in_python_force_is_an_argument(cohort: Cohort, shifted: Path, tmp_path: Path) -> None:
+    settings = histosge.TrainSettings(preset="ridge", genes=GENES)
+    with pytest.raises(HistosgeError, match="shifting them by"):
+        histosge.train(shifted, cohort.store, tmp_path / "model", settings)
+    with pytest.raises(HistosgeError, match="shifting them by"):
+        histosge.SpotTargets.from_samples(shifted, cohort.store, GENES)
+    messages: list[str] = []
+    saved = histosge.train(
+        shifted, cohort.store, tmp_path / "model", settings, force=True, on_message=messages.append
+    )
+    assert len(saved.card.sections) == 2
+    assert any("taken all the same" in message for message in messages)
+    targets = histosge.SpotTargets.from_samples(shifted, cohort.store, GENES, force=True)
+    assert targets.slide_ids == ("S1", "S2")
+
+
+def _last_line(text: str) -> str:
+    return text.strip().splitlines()[-1]

@@ -28,6 +28,7 @@ from featurestore.storage.validation import validate
 from featurestore.zarr_documents import check_document
 from histosge.data.expression.find_expression import find_expression
 from histosge.data.expression.loaded_expression import SlideFrame
+from histosge.exporting.open_tables import ExportSelection, open_tables
 from histosge.prediction.expression_store import ExpressionStore
 
 # Of anndata's and zarr's releases to come, when they write what is read here.
@@ -162,6 +163,17 @@ def test_an_expression_store(old: Path, mark: Path) -> None:
     with pytest.raises((StoreError, FileNotFoundError)):
         ExpressionStore.open(str(old / "maps.zarr")).map("S1", GRID)
     assert not mark.exists()
+
+
+def test_an_array_that_a_user_added_to_a_map_is_read_only_in_the_map_s_shape(old: Path) -> None:
+    extra = old / "maps.zarr" / "S1" / GRID / "extra"
+    shutil.copytree(old / "maps.zarr" / "S1" / GRID / "tissue", extra)
+    for name, values in (("shape", [10**9, 10**9]), ("data_type", "object")):
+        document = json.loads((extra / "zarr.json").read_text())
+        document[name] = values
+        (extra / "zarr.json").write_text(json.dumps(document))
+        with pytest.raises(StoreError, match=r"^[^\n]*extra[^\n]*$"):
+            open_tables(str(old / "maps.zarr"), ExportSelection())
 
 
 def test_a_linked_folder_is_part_of_the_tree_and_a_circle_ends(tmp_path: Path, mark: Path) -> None:

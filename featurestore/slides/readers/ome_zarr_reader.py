@@ -107,6 +107,10 @@ def _find_image(path: str, label: str) -> tuple[Any, dict[str, Any]]:
             multiscales = attrs.get("ome", attrs).get("multiscales")
             if multiscales:
                 return group, multiscales[0]
+    if isinstance(pictures := root.get("images"), zarr.Group) and (names := sorted(pictures.group_keys())):
+        # SpatialData. Not opened by itself where there is just one: the identity of a slide is that of its own group.
+        listing = ", ".join(f"{label}/images/{name}" for name in names[:8])
+        raise SlideError(f"{label} is a SpatialData, of which a slide is one picture; name it: {listing}")
     raise SlideError(f"{label} holds no OME-Zarr image (no multiscales in its attributes)")
 
 

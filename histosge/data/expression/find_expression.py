@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from featurestore.errors import SlideError
+from featurestore.errors import SlideError, SlideNotFoundError
 from featurestore.input_file import kind_of, shown
 from featurestore.location import strip_credentials
 from featurestore.slides.download_cache import fetch, is_remote
@@ -55,7 +55,15 @@ def find_expression(path: str | Path, frame: SlideFrame) -> LoadedExpression:
         raise ExpressionError(
             f"{shown(text)} is {layout.help}, of one section; leave out {MARK}{frame.section}"
         )
-    return layout.read(place, frame)
+    if not is_remote(text):
+        return layout.read(place, frame)
+    try:
+        return layout.read(place, frame)
+    except ExpressionError as error:
+        # The copy's name says nothing to the user, and is another one tomorrow.
+        label = strip_credentials(text)
+        message = str(error).replace(str(place), label).replace(place.name, label)
+        raise ExpressionError(message) from error
 
 
 def read_expression(path: str | Path, slide_id: str, donor: str, slide_mpp: float) -> Spots:
@@ -85,24 +93,26 @@ def _local(place: str) -> Path:
     """Return a path on this machine: what is behind a URL is fetched."""
     if not is_remote(place):
         return Path(place)
-    if place.rstrip("/").lower().endswith(".zarr"):
+    label = strip_credentials(place)
+    # A folder, or one file of several that belong together.
+    if Path(label).suffix.lower() in ("", ".zarr", ".h5", ".json", ".parquet", ".xenium"):
         raise ExpressionError(
-            f"{strip_credentials(place)} is a folder behind a URL, of which only single files are fetched; copy it to "
-            "this machine, or give an .h5ad"
+            f"{label} is not read from a URL, of which single files are fetched; copy the whole output folder to this "
+            "machine, or give the URL of an .h5ad"
         )
     try:
         return fetch(place)
+    except SlideNotFoundError as error:
+        raise ExpressionError(f"there is no expression at {label}; give the URL of an .h5ad") from error
     except SlideError as error:
-        raise ExpressionError(
-            f"{error}; give the URL of an .h5ad, or copy a whole output folder to this machine"
-        ) from error
+        raise ExpressionError(f"{error}; check the URL and your access to it") from error
 
 
 def _sections_below(place: Path) -> str:
-    """Return the folders in a folder that are each read as a section, as the first half of a fix."""
+    """Return what in a folder is read as a section, as the first half of a fix."""
     if kind_of(place) != "folder":
         return ""
-    folders = [child for child in sorted(place.iterdir()) if kind_of(child) == "folder"]
-    # A few hundred at most: a folder of ten thousand patients need not be searched for a hint.
-    found = [child.name for child in folders[:200] if _recognise(child) is not None]
+    children = [child for child in sorted(place.iterdir()) if kind_of(child) in ("folder", "file")]
+    # A few hundred at most: a folder of ten thousand patients is not searched for a hint.
+    found = [child.name for child in children[:200] if _recognise(child) is not None]
     return f"in it are {listed(found)}, name the section's own; or " if found else ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import polars as pl
 
 from featurestore.errors import FeatureStoreError, first_line
 from featurestore.input_file import kind_of, shown
@@ -40,9 +41,9 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except FeatureStoreError:
         raise
-    except Exception as error:
-        # Not a list of classes: anndata raises its private IORegistryError (0.12), and on damaged files h5py, zarr and
-        # pandas raise almost any builtin.
+    except (Exception, pl.exceptions.PanicException) as error:
+        # A panic of polars is no Exception (2.1). Not a list of classes: anndata raises its private IORegistryError
+        # (0.12), and on damaged files h5py, zarr and pandas raise almost any builtin.
         raise ExpressionError(f"{shown(path)} cannot be read as {what}: {first_line(error)}") from error
 
 
@@ -105,4 +106,5 @@ def check_hdf5(path: Path) -> frozenset[str]:
                         f"{shown(path)} claims {claimed:.3g} bytes in {path.stat().st_size} of its own ({item.name}); "
                         "it is damaged or made to fill the memory"
                     )
+        # Names only: reading values, and attributes, is left to the library that knows what it needs.
         return frozenset(h5)

@@ -5,6 +5,7 @@ Terms
                   the chip, or from what they state
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,14 @@ from scipy import sparse
 
 from featurestore.documents import DocumentError, parse_json
 from featurestore.errors import first_line
+from featurestore.input_file import kind_of
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
 VISIUM_SPOT_UM = 55.0
 """Diameter of a Visium spot: assumed where a file does not give its own."""
-SPOT_UM = (0.1, 10_000.0)
-"""Least and most of a spot's diameter: a bin of Stereo-seq is 0.5 µm wide, and the largest capture area 11 mm."""
+SPOT_UM = (0.1, 1_000.0)
+"""Least and most of a spot's diameter: a bin of Stereo-seq is 0.5 µm wide, a region of GeoMx up to 800 µm."""
 FARTHEST_UM = 1e6
 """A position farther than 1 m from the slide's corner is none."""
 MOST_JSON_BYTES = 64 << 20
@@ -131,6 +133,11 @@ def make_spots(
         raise ExpressionError(
             f"{path}: a spot would be {diameter_um:.4g} µm wide; give a diameter of {SPOT_UM[0]:g} to {SPOT_UM[1]:g} µm"
         )
+    counted = tuple(getattr(counts, "shape", ()))
+    if counted != (len(barcodes), len(genes)) or len(xy_um) != len(barcodes):
+        raise ExpressionError(
+            f"{path}: counts are {counted}, of {len(barcodes)} barcodes, {len(genes)} genes and {len(xy_um)} positions"
+        )
     wanted = is_placed(xy_um)
     if keep is not None:
         wanted &= keep
@@ -158,6 +165,7 @@ def make_spots(
 
 def is_placed(xy_um: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell which spots, ``(n_spots, 2)``, have a position that can be one."""
+    # NaN compares as false, so a spot without coordinates is not placed either.
     return np.asarray((np.abs(xy_um) <= FARTHEST_UM).all(axis=1))
 
 
@@ -182,6 +190,7 @@ def parse_flags(values: Any, path: Path) -> NDArray[np.bool_]:
     array = np.asarray(values)
     if array.dtype.kind in "biuf":
         return np.asarray(array > 0)
+    # Words come from tables that pandas, R or a spreadsheet wrote again.
     words = np.array([_word(value) for value in array.ravel().tolist()], dtype=np.str_)
     unknown = ~np.isin(words, (*_YES, *_NO))
     if unknown.any():
@@ -301,13 +310,18 @@ def zarr_attributes(path: Path) -> dict[str, Any]:
 
 
 def check_zarr_folder(path: Path) -> None:
-    """Check the metadata of a Zarr folder before a library that takes its path reads it.
+    """Check a Zarr folder before a library that takes its path reads it.
 
     Raises
     ------
     ExpressionError
-        If an array may not be opened, see `featurestore.zarr_documents`.
+        If an array may not be opened, see `featurestore.zarr_documents`, or something in it is no regular file.
     """
+    for folder, _, names in os.walk(path):
+        for name in names:
+            # A library that opens a pipe waits for whoever writes into it.
+            if kind_of(os.path.join(folder, name)) == "other":  # noqa: PTH118  # a hundred thousand chunks
+                raise ExpressionError(f"{path} is not read: {name} in it is a pipe or a device")
     # Here, since only readers of Zarr need zarr.
     from featurestore.checked_zarr import check_tree
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.dense import DenseModel
 from histosge.models.low_rank_targets import soft_floor
-from histosge.models.nested_state import nest, unnest
+from histosge.models.nested_state import nest, read_config, unnest
 from histosge.models.presets.gp import GaussianProcessModel
 from histosge.models.protocol import State
 from histosge.models.registry import ModelRecord
@@ -81,10 +81,11 @@ class DenseSpotsModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
+        parts = read_config(config, dict[str, dict[str, Any]])
         return cls(
-            DenseModel.from_state(config["image"], unnest("image", state)),
-            ResidualKriging.from_state(config[STORED_NAME], state),
-            GaussianProcessModel.from_state(config["joint"], unnest("joint", state)),
+            DenseModel.from_state(parts["image"], unnest("image", state)),
+            ResidualKriging.from_state(parts[STORED_NAME], state),
+            GaussianProcessModel.from_state(parts["joint"], unnest("joint", state)),
         )
 
 

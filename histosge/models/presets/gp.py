@@ -15,7 +15,8 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.models.kriging import Kriging
 from histosge.models.linear_algebra import Floats, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.multiscale import HALO_UM, MultiscaleFeatures, standardised_spot_features
+from histosge.models.multiscale import HALO_UM, MOMENTS, MultiscaleFeatures, standardised_spot_features
+from histosge.models.nested_state import KnownSlides, read_config, take
 from histosge.models.protocol import State
 from histosge.models.registry import ModelRecord
 
@@ -86,12 +87,18 @@ class GaussianProcessModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
+        features, targets = MultiscaleFeatures.from_state(state), LowRankTargets.from_state(state)
+        slides = read_config(config, KnownSlides).slides
+        n_genes, n_patterns = targets.axes.shape
+        take(state, "kriging.slides", len(slides))
+        take(state, "kriging.linear", len(features.centre) * len(MOMENTS), n_patterns)
+        means = take(state, "slides.mean", len(slides), n_genes)
         return cls(
-            MultiscaleFeatures.from_state(state),
-            Standardiser(state["features.mean"], state["features.scale"]),
-            LowRankTargets.from_state(state),
+            features,
+            Standardiser.from_state(state, "features"),
+            targets,
             Kriging.from_state(state),
-            {name: (i, state["slides.mean"][i]) for i, name in enumerate(config["slides"])},
+            {name: (i, means[i]) for i, name in enumerate(slides)},
         )
 
 

@@ -13,6 +13,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from histosge.data.sections import Patches, TrainingSection
+from histosge.models.nested_state import KnownSlides, read_config, take
 from histosge.models.presets.mean import MeanModel
 from histosge.models.protocol import State
 from histosge.models.registry import ModelRecord
@@ -81,10 +82,11 @@ class NeighbourModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        slides = {
-            name: (state[f"xy_um.{i}"], state[f"target.{i}"]) for i, name in enumerate(config["slides"])
-        }
-        return cls(state["mean"], slides)
+        mean, slides = take(state, "mean", None), {}
+        for i, name in enumerate(read_config(config, KnownSlides).slides):
+            xy_um = take(state, f"xy_um.{i}", None, 2)
+            slides[name] = xy_um, take(state, f"target.{i}", len(xy_um), len(mean))
+        return cls(mean, slides)
 
 
 RECORD = ModelRecord(

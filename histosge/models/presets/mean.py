@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.sections import Patches, TrainingSection
+from histosge.models.nested_state import take
 from histosge.models.protocol import State
 from histosge.models.registry import ModelRecord
 
@@ -53,7 +54,7 @@ class MeanModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        return cls(state["mean"])
+        return cls(take(state, "mean", None))
 
 
 RECORD = ModelRecord("mean", "baseline: the mean of the training spots", lambda: MeanModel)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,6 +21,7 @@ from histosge.models.linear_algebra import (
     principal_axes,
     spatial_groups,
 )
+from histosge.models.nested_state import read_config
 from histosge.models.protocol import State
 from histosge.models.registry import ModelRecord
 
@@ -86,7 +88,15 @@ class RidgeModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        return cls(Affine.from_state(state), config["penalty"], config["n_components"])
+        chosen = read_config(config, _Config)
+        return cls(Affine.from_state(state), chosen.penalty, chosen.n_components)
+
+
+class _Config(msgspec.Struct):
+    """What `RidgeModel.config` wrote."""
+
+    penalty: float
+    n_components: int
 
 
 RECORD = ModelRecord(

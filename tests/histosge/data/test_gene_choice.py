@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from histosge.data.genes import (
     choose_genes,
     library_size,
     read_gene_list,
+    read_gene_names,
     select_target,
     shared_genes,
     usable,
@@ -83,6 +85,40 @@ def test_a_gene_list_is_read_and_misspelt_genes_get_their_neighbours(tmp_path: P
         read_gene_list(str(file), [SPOTS])
     with pytest.raises(ExpressionError, match="nor a file with one gene a line"):
         read_gene_list(str(tmp_path / "none"), [SPOTS])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+@pytest.mark.parametrize("text", ["A # für später\nB\n", '"A"\r\n"B"\r\n', "'A',\n\n B ;\n", "A\tB"])
+def test_a_gene_list_may_be_in_any_usual_encoding_with_quotes(
+    tmp_path: Path, encoding: str, text: str
+) -> None:
+    file = tmp_path / "genes.txt"
+    file.write_bytes(text.encode(encoding))
+    if encoding == "utf-16-le":  # without the mark at its start
+        with pytest.raises(ExpressionError, match="holds binary data"):
+            read_gene_names(file)
+        return
+    assert read_gene_names(file) == (("A\tB",) if "\t" in text else ("A", "B"))
+
+
+def test_a_gene_list_that_is_no_file_of_text_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "cut").write_bytes("AB".encode("utf-16")[:-1])
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(17 << 20)
+    for name, message in (
+        ("pipe", "nor a file"),
+        ("cut", "in the middle of a letter"),
+        ("large", "more than 16 MB"),
+        ("a\0b", "nor a file"),
+        ("x" * 5000, "nor a file"),
+        ("9" * 5000, "5000 digits"),
+        ("9" * 5000 + "+A", "5000 digits"),
+    ):
+        given = name if name[0] in "9x" else str(tmp_path / name)
+        with pytest.raises(ExpressionError, match=message) as refused:
+            GeneChoice.parse(given)
+        assert len(str(refused.value)) < 500
 
 
 def test_a_gene_that_was_not_measured_is_named() -> None:

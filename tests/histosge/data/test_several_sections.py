@@ -19,6 +19,7 @@ from histosge.data.section_loading import Selection, load_sections
 from histosge.data.sections import Spots
 from histosge.data.spot_targets import SpotTargets
 from histosge.errors import ExpressionError
+from histosge.training.made_with import describe_sections
 
 N = {"S1": 31, "S2": 23}
 """Spots of each section."""
@@ -188,3 +189,17 @@ def test_a_sheet_names_a_section_behind_its_file(tmp_path: Path) -> None:
     for given in ("a.h5ad#C 2", "a#b.h5ad", "a#b.h5ad#C"):
         (sample,) = read_samples(_sheet(tmp_path, given))
         assert sample.expression == str(tmp_path / given)
+
+
+def test_a_record_of_what_a_model_is_made_with_knows_the_section_and_the_file(made: Path) -> None:
+    def described(expression: str) -> object:
+        sheet = _sheet(made, expression, "cohort.h5ad#S2")
+        return describe_sections(sheet, made / "store", Selection())["sections"]["S1"]["expression"]
+
+    first = described("cohort.h5ad#S1")
+    assert described("cohort.h5ad#S1") == first
+    assert described("cohort.h5ad#library_id=S1") != first
+    data = anndata.read_h5ad(made / "cohort.h5ad")
+    data.X[0, 0] += 1
+    data.write_h5ad(made / "cohort.h5ad")
+    assert described("cohort.h5ad#S1") != first

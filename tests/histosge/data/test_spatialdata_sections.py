@@ -212,3 +212,25 @@ def test_without_a_unit_the_pitch_of_a_chip_tells_it(tmp_path: Path) -> None:
         found = find(tmp_path / f"{name}.zarr", size=(9000, 9000))
         np.testing.assert_allclose(found.spots.xy_um, xy_um)
         assert found.spots.diameter_um == pytest.approx(55)
+
+
+def test_a_picture_of_spatialdata_is_a_slide_and_the_whole_is_refused_with_the_list(tmp_path: Path) -> None:
+    from featurestore.errors import SlideError
+    from featurestore.slides.open_slide import open_slide
+    from featurestore.slides.sample_sheet import read_samples
+
+    path = make(tmp_path / "c.zarr")
+    with pytest.raises(
+        SlideError, match=r"c\.zarr is a SpatialData.*c\.zarr/images/A_he, .*c\.zarr/images/B_he"
+    ):
+        open_slide(path, MPP)
+    slide = open_slide(path / "images" / "A_he", MPP)
+    assert slide.size_px == SIZE
+    slide.close()
+    (sample,) = read_samples(path / "images" / "B_he")
+    assert (sample.slide_id, sample.slide) == ("B_he", str(path / "images" / "B_he"))
+    (tmp_path / "s.csv").write_text("slide_id,slide,expression\nB,c.zarr/images/B_he,c.zarr\n")
+    (row,) = read_samples(tmp_path / "s.csv")
+    assert len(find(str(row.expression), row.slide_id).spots) == N["B"]
+    with pytest.raises(SlideError, match="holds no OME-Zarr image"):
+        open_slide(path / "shapes" / "A", MPP)

@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,10 +11,11 @@ import pytest
 from make_sections import GRID, N_GENES, PATCH_UM, make_section
 from scipy import sparse
 
+from featurestore.errors import OutputError
 from featurestore.events import Progress
 from histosge.data.sections import Section
 from histosge.errors import HistosgeError, SplitError
-from histosge.evaluation.report_files import write_evaluation
+from histosge.evaluation.report_files import read_evaluation, write_evaluation
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import NOISE_DRAWS, evaluate_sections
 from histosge.evaluation.tasks import Plan
@@ -296,8 +299,95 @@ def test_after_a_failure_there_is_no_page_and_no_half_written_file(
     assert not list(tmp_path.glob("*.partial"))
 
 
+def _same(found: Scores | None, scores: Scores) -> bool:
+    if found is None:
+        return False
+    tables = ("scores", "genes", "differences")
+    return (
+        all(getattr(found, name).equals(getattr(scores, name)) for name in tables)
+        and replace(found, maps=scores.maps, **{name: getattr(scores, name) for name in tables}) == scores
+    )
+
+
+def test_scores_are_read_back_as_they_were_written(by_section: Scores, tmp_path: Path) -> None:
+    write_evaluation(by_section, tmp_path, made_with={"seeds": 2, "sections": {"A": {"donor": '"<&>'}}})
+    made_with, scores = read_evaluation(tmp_path) or (None, None)
+    assert made_with == {"seeds": 2, "sections": {"A": {"donor": '"<&>'}}}
+    assert _same(scores, by_section)
+
+
+KILLED = """
+import os, shutil, signal, sys
+from pathlib import Path
+
+from featurestore import whole_file
+from histosge.evaluation.report_files import TABLES, read_evaluation, write_texts
+
+folder, at, steps, in_child = Path(sys.argv[1]), 0, 0, False
+names = [*(f"{name}.csv" for name in TABLES), "report.html"]
+old, new = ({name: (Path(place) / name).read_text() for name in names} for place in sys.argv[2:])
+
+
+def counted(module, name):
+    usual = getattr(module, name)
+
+    def step(*arguments, **options):
+        global steps
+        steps += in_child
+        if in_child and steps == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return usual(*arguments, **options)
+
+    setattr(module, name, step)
+
+
+for module, names in ((os, ("rename", "replace", "unlink", "rmdir")), (shutil, ("rmtree",))):
+    for name in names:
+        counted(module, name)
+counted(whole_file, "_swap")
+while True:
+    at += 1
+    write_texts(folder, old)
+    child = os.fork()
+    if not child:
+        in_child = True
+        write_texts(folder, new)
+        os._exit(0)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    found = read_evaluation(folder)
+    if found is None:
+        print("no page", int(killed))
+    else:
+        seed = found[0]["seed"]
+        assert all((folder / name).read_text() == text for name, text in {1: old, 2: new}[seed].items())
+        print(seed, int(killed))
+    if not killed:
+        break
+"""
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_kill_while_an_evaluation_is_replaced_never_leaves_a_page_with_tables_of_another(
+    by_section: Scores, tmp_path: Path, beside: bool
+) -> None:
+    folder = tmp_path / "report"
+    folder.mkdir()
+    if beside:
+        (folder / "mine.txt").write_text("mine")
+    halved = by_section.scores.with_columns(value=pl.col("value") / 2)
+    write_evaluation(by_section, tmp_path / "old", made_with={"seed": 1})
+    write_evaluation(replace(by_section, scores=halved), tmp_path / "new", made_with={"seed": 2})
+    command = [sys.executable, "-c", KILLED, folder, tmp_path / "old", tmp_path / "new"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *killed, finished = done.stdout.splitlines()
+    assert finished == "2 0"
+    # A folder of other things cannot be replaced as a whole: there the page goes before the tables.
+    assert set(killed) == ({"1 1", "no page 1", "2 1"} - ({"2 1"} if beside else {"no page 1"}))
+    assert (folder / "mine.txt").exists() == beside
+
+
 def test_a_file_in_the_place_of_the_folder_is_refused(by_section: Scores, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(HistosgeError, match="it is a file; name a folder"):
+    with pytest.raises(OutputError, match="is a file, where a folder would go"):
         write_evaluation(by_section, tmp_path / "out")
     assert (tmp_path / "out").read_text() == "mine"

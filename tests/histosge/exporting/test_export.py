@@ -19,7 +19,7 @@ from shapely.geometry import Polygon
 from third_party import install
 
 from featurestore.embedding.embed import EmbedSettings, embed
-from featurestore.errors import OutputError, StoreError
+from featurestore.errors import EarlierResultError, OutputError, StoreError
 from featurestore.extensions import Registry
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import Store
@@ -525,13 +525,44 @@ def test_a_slide_without_values_is_refused_before_anything_is_written_but_by_for
     assert lines[1] == f"{tmp_path}/out/B.h5: 0 patches"
 
 
-def test_folders_are_never_overwritten(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_folders_of_something_else_are_never_replaced(made: Made, tmp_path: Path, overwrite: bool) -> None:
     out = tmp_path / "mine"
     out.mkdir()
     (out / "thesis.txt").write_text("x")
-    with pytest.raises(ExportError, match="exists and is not overwritten"):
-        export(made.maps, out, "ome-zarr", ExportSelection(["A"]))
+    shutil.copytree(made.maps, tmp_path / "maps")
+    for place, reason in ((out, "is no Zarr"), (tmp_path / "maps", "is a store")):
+        with pytest.raises(ExportError, match=reason):
+            export(made.maps, place, "ome-zarr", ExportSelection(["A"]), overwrite=overwrite)
     assert (out / "thesis.txt").is_file()
+    assert ExpressionStore.open(str(tmp_path / "maps"))
+
+
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("h5ad", "a.h5ad"), ("h5ad", "a.zarr"), ("geojson", "a.geojson"), ("ome-zarr", "a"), ("tiff", "folder")],
+)
+def test_the_same_export_is_nothing_to_do_and_another_is_refused_or_replaced(
+    made: Made, tmp_path: Path, to: str, name: str
+) -> None:
+    def run(slide_id: str, *, overwrite: bool = False) -> str:
+        selection = ExportSelection((slide_id,))
+        return export(
+            made.maps, tmp_path / name, to, selection, ExportSettings(domains=2), overwrite=overwrite
+        )[0]
+
+    first = run("A")
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    assert run("A") == first.replace(": ", ": nothing to do, ", 1)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
+    if name == "folder":  # a file or folder a slide: another slide is beside it
+        return
+    with pytest.raises(EarlierResultError, match="replace it with --overwrite"):
+        run("B")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == files
+    assert "nothing to do" not in run("B", overwrite=True)
+    assert "nothing to do" in run("B")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_missing_extra_is_named_in_one_line(

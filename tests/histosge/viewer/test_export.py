@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from viewer_world import GENES, Get, World
 
+from featurestore.errors import EarlierResultError
 from histosge.errors import ViewError
 from histosge.viewer.collection import Collection
 from histosge.viewer.static_page import export_page
@@ -72,7 +73,11 @@ def test_an_older_page_stays_until_the_new_one_is_whole(world: World, tmp_path: 
         export_page(_open(world, 4.0), page, ["ZZZ5"], killed)
     killed("")
     assert [path.name for path in tmp_path.iterdir()] == ["page"]
-    export_page(_open(world, 4.0), page, ["ZZZ5"])
+    with pytest.raises(EarlierResultError, match="replace it with --overwrite"):
+        export_page(_open(world, 4.0), page, ["ZZZ5"])
+    killed("")
+    assert export_page(_open(world, 4.0), page, ["AAA1"]).was_there
+    export_page(_open(world, 4.0), page, ["ZZZ5"], overwrite=True)
     layers = [json.loads(file.read_text())["genes"] for file in page.glob("data/*/layers/0/layer.json")]
     assert ["ZZZ5"] in layers
     assert ["AAA1"] not in layers

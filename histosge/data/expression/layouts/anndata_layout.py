@@ -56,6 +56,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     if not chosen.all():  # a copy of a large matrix is not made for nothing
         matrix = matrix[chosen]
     keep = parse_flags(obs["in_tissue"], path) if "in_tissue" in obs else None
+    # Where the names of obs and uns differ, all libraries must state the same.
     scales = [libraries[library]] if library in libraries else list(libraries.values())
     diameter, note = _spot_diameter(scales, frame.mpp, path)
     # Of a Visium run that scanpy or squidpy wrote, the chip tells more than the file's own scale factors.

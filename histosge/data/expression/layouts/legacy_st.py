@@ -9,24 +9,36 @@ Terms
 
 import gzip
 import re
+import zlib
+from collections.abc import Iterator
+from io import TextIOWrapper
 from itertools import islice
 from pathlib import Path
+from typing import BinaryIO, TextIO, cast
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from featurestore.errors import first_line
 from histosge.data.expression.expression_layout import ExpressionLayout
-from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, implied_mpp, make_spots
+from histosge.data.expression.foreign_files import reading
+from histosge.data.expression.loaded_expression import (
+    LoadedExpression,
+    SlideFrame,
+    implied_mpp,
+    make_spots,
+    parse_flags,
+)
 from histosge.errors import ExpressionError
 
 # Of the arrays of the first ST protocol: 100 µm spots, centre to centre 200 µm.
 SPOT_UM, PITCH_UM = 100.0, 200.0
 SUFFIXES = (".tsv", ".tsv.gz", ".txt", ".txt.gz", ".csv", ".csv.gz")
+MOST_LINE = 1 << 24
+"""Letters of a line: a table of all genes has lines of 300,000, one of 10,000 spots some 100,000."""
 _WORD = re.compile(r"[._-]+")
-_SPOT = re.compile(r"([\d.]+)x([\d.]+)")
+_SPOT = re.compile(r"(\d{1,6}(?:\.\d*)?)x(\d{1,6}(?:\.\d*)?)")
 _MISNAMED = "give a folder with one counts table and one spot file, or name the table"
 
 
@@ -42,6 +54,9 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
         listed = ", ".join(table.name for table in tables[:5])
         raise ExpressionError(f"{path} holds {len(tables)} counts tables ({listed}); name one in the sheet")
     names, genes, counts = _read_counts(tables[0])
+    if len(set(names)) != len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ExpressionError(f"{tables[0]} has spot {twice!r} twice; give each section a table of its own")
     array = np.array([_place(name) for name in names])
     xy_px, source = _pixels(tables[0], array)
     spots = make_spots(frame, tables[0], names, xy_px * frame.mpp, counts, genes, diameter_um=SPOT_UM)
@@ -76,25 +91,34 @@ def _head(path: Path) -> list[list[str]]:
         return []
     try:
         return _lines(path, 2)
-    except (OSError, UnicodeDecodeError):
+    # A cut or damaged .gz ends in one of the last two.
+    except (OSError, UnicodeDecodeError, EOFError, zlib.error):
         return []
 
 
 def _lines(path: Path, most: int | None = None) -> list[list[str]]:
     separator = "," if ".csv" in path.name.lower() else "\t"
-    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as stream:
-        lines = (line.rstrip("\n\r") for line in islice(stream, most))
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as binary:
+        stream = TextIOWrapper(cast(BinaryIO, binary), encoding="utf-8-sig")
+        lines = (line.rstrip("\n\r") for line in islice(_bounded(stream), most))
         return [[cell.strip('"') for cell in line.split(separator)] for line in lines if line]
+
+
+def _bounded(stream: TextIO) -> Iterator[str]:
+    # Not by iterating over the stream: a file of another kind may be one line of gigabytes.
+    while line := stream.readline(MOST_LINE):
+        yield line
 
 
 def _read_counts(path: Path) -> tuple[list[str], list[str], sparse.csr_matrix]:
     """Return the spots' names, the genes' names and counts ``(n_spots, n_genes)``."""
-    rows = _lines(path)
+    with reading(path, "a table of counts"):
+        rows = _lines(path)
     width = len(rows[1])
     # The header may have a cell for the column of names, or not.
-    columns = rows[0][-(width - 1) :]
+    columns = rows[0][1:] if len(rows[0]) == width else rows[0]
     try:
-        if any(len(row) != width for row in rows[1:]):
+        if any(len(row) != width for row in rows[1:]) or len(columns) != width - 1 or not all(columns):
             raise ValueError("its rows differ in length")
         values = sparse.csr_matrix(np.array([row[1:] for row in rows[1:]], dtype=np.float32))
     except ValueError as error:
@@ -138,19 +162,19 @@ def _best_matches(paths: list[Path], counts: Path) -> list[Path]:
 
 def _by_spot_file(path: Path, array: NDArray[np.float64]) -> NDArray[np.float64]:
     separator = "," if ".csv" in path.name.lower() else "\t"
-    try:
+    with reading(path, "a spot file"):
         frame = pl.read_csv(path, separator=separator, infer_schema=False)
-        frame = frame.with_columns(pl.all().cast(pl.Float64, strict=False))
         if "selected" in frame.columns:
-            frame = frame.filter(pl.col("selected") > 0)
-        pixels = frame.select("pixel_x", "pixel_y").to_numpy()
+            frame = frame.filter(pl.Series(parse_flags(frame["selected"].to_numpy(), path)))
+        frame = frame.with_columns(pl.all().cast(pl.Float64, strict=False))
+        pixels = frame.select("pixel_x", "pixel_y").fill_null(np.nan).to_numpy()
         placed = {_key(row): xy for row, xy in zip(frame.select("x", "y").iter_rows(), pixels, strict=True)}
+        if len(placed) < len(frame):
+            raise ExpressionError(f"{path} places a spot twice; give each section a spot file of its own")
         if {"new_x", "new_y"} <= set(frame.columns):
             # A counts table names its spots by nominal or by corrected places. Where both fit, the nominal one is meant.
             finer = zip(frame.select("new_x", "new_y").iter_rows(), pixels, strict=True)
             placed = {**{_key(row): xy for row, xy in finer}, **placed}
-    except pl.exceptions.PolarsError as error:
-        raise ExpressionError(f"{path} is no spot file: {first_line(error)}") from error
     unplaced = np.full(2, np.nan)
     return np.array([placed.get(_key(place), unplaced) for place in array.tolist()])
 

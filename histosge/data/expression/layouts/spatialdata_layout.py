@@ -155,7 +155,14 @@ def _choose_region(data: Any, path: Path, frame: SlideFrame) -> _Region:
     size = DEFAULT_BIN_UM if DEFAULT_BIN_UM in bins else min(um or 0 for um in bins)
     first = bins.get(size) or ours[0]
     others = listed(region.name for region in ours if region.name != first.name)
-    return replace(first, note=f"{first.name} taken, of others there: {others}" if others else "")
+    tables = listed(
+        region.table for region in ours if region.name == first.name and region.table != first.table
+    )
+    notes = (
+        *([f"{first.name} taken, of others there: {others}"] if others else []),
+        *([f"table {first.table} taken, of others on {first.name}: {tables}"] if tables else []),
+    )
+    return replace(first, note="; ".join(notes))
 
 
 def _regions(data: Any) -> list[_Region]:

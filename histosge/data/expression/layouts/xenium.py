@@ -5,28 +5,45 @@ The H&E is stained and scanned after the run. What ties it to the run is an alig
 
 Terms
     pixel size   microns per pixel of the morphology picture, in ``experiment.xenium``
+    prefix       the sample's name in front of every file's, as downloads have it
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from featurestore.errors import first_line
 from histosge.data.expression.expression_layout import ExpressionLayout
-from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame, make_spots, read_json
-from histosge.data.expression.tenx import find_matrix, read_matrix
+from histosge.data.expression.foreign_files import reading, require_file
+from histosge.data.expression.loaded_expression import (
+    LoadedExpression,
+    SlideFrame,
+    left_out,
+    make_spots,
+    parse_number,
+    read_json,
+)
+from histosge.data.expression.section_choice import MARK, is_named, listed
+from histosge.data.expression.tenx import TenxMatrix, choose_matrix, find_matrices, read_matrix
 from histosge.errors import ExpressionError
 
 MATRIX = "cell_feature_matrix"
+EXPERIMENT = "experiment.xenium"
 CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
 PIXEL_UM = 0.2125
 """Of every Xenium instrument so far: assumed where ``experiment.xenium`` is missing."""
 CELL_UM = 10.0
 """Diameter of a cell where the areas are not given."""
-# The H&E's own first: a folder may hold the alignment of another picture, too.
-ALIGNMENTS = ("*he_imagealignment.csv", "*imagealignment.csv", "*alignment*.csv", "matrix.csv")
+ALIGNMENTS = ("*alignment*.csv", "*matrix.csv", "*alignment*/*matrix.csv")
+"""As 10x and Xenium Explorer name them: ``X_he_imagealignment.csv``, ``X_matrix.csv``, ``X_alignment_files/matrix.csv``."""
+MOST_ALIGNMENT_BYTES = 1 << 16
+MPP_RANGE = (0.01, 100.0)
+"""Of the H&E by an alignment: beyond these a matrix is no alignment of two microscopes' pictures."""
+_HE = {"he", "hne", "hematoxylin", "haematoxylin", "eosin"}
+_IF = {"if", "dapi", "immunofluorescence", "fluorescence", "morphology"}
+_ENDS = re.compile(r"[_.-]*(image)?(alignment)?([_-]?files)?([/_-]*matrix)?(\.csv)?$", re.IGNORECASE)
 
 
 def recognises(path: Path) -> bool:
@@ -37,86 +54,172 @@ def recognises(path: Path) -> bool:
 def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     """Read cells: centroids in microns, through the alignment matrix if there is one."""
     home = _home(path)
-    place = find_matrix(home, (MATRIX,)) if home else None
-    if home is None or place is None:
+    if home is None:
         raise ExpressionError(f"{path} has no {MATRIX}.h5; give a whole Xenium output folder")
-    matrix = read_matrix(place)
-    cells = _cells(home)
-    # The table of cells may be in another order than the matrix, and lack cells.
-    joined = pl.DataFrame({"cell_id": matrix.barcodes}).join(
-        cells, on="cell_id", how="left", maintain_order="left"
+    several = find_matrices(home, (MATRIX,))
+    place = (
+        path
+        if path.is_file() and path.name.endswith(f"{MATRIX}.h5")
+        else choose_matrix(home, (MATRIX,), frame)
     )
-    run_um = joined.select("x_centroid", "y_centroid").to_numpy().astype(np.float64)
-    xy_px, mpp, note = _on_slide(home, run_um, frame.mpp)
-    notes = [note, *([f"{matrix.other_features} control features left out"] if matrix.other_features else [])]
+    assert place is not None
+    prefix = next((name for name, found in several.items() if found == place), "")
+    matrix = read_matrix(place)
+    cells = _cells(home, prefix, matrix)
+    run_um = cells.select("x_centroid", "y_centroid").to_numpy().astype(np.float64)
+    xy_px, mpp, note = _on_slide(home, prefix, run_um, frame)
+    xy_um = xy_px * frame.mpp
     spots = make_spots(
         frame,
         home,
         matrix.barcodes,
-        xy_px * frame.mpp,
+        xy_um,
         matrix.counts,
         matrix.genes,
-        diameter_um=_diameter(joined),
+        diameter_um=_diameter(cells),
     )
-    return LoadedExpression(spots, "Xenium, one spot a cell", mpp, tuple(notes))
+    notes = [note, *([f"{matrix.other_features} control features left out"] if matrix.other_features else [])]
+    return LoadedExpression(spots, "Xenium, one spot a cell", mpp, (*notes, *left_out(xy_um)))
 
 
 def _home(path: Path) -> Path | None:
-    start = path.parent if path.is_file() and path.name in (f"{MATRIX}.h5", "experiment.xenium") else path
+    start = path.parent if path.is_file() and path.name.endswith((f"{MATRIX}.h5", EXPERIMENT)) else path
     for folder in (start, start / "outs"):
-        if folder.is_dir() and any((folder / name).exists() for name in (f"{MATRIX}.h5", MATRIX)):
+        if folder.is_dir() and find_matrices(folder, (MATRIX,)):
             return folder
     return None
 
 
-def _cells(home: Path) -> pl.DataFrame:
-    file = next((home / name for name in CELLS if (home / name).is_file()), None)
+def _file(home: Path, prefix: str, names: tuple[str, ...]) -> Path | None:
+    """Return the first file of these names, that with the sample's prefix before others."""
+    places = [home / f"{prefix}_{name}" for name in names if prefix] + [home / name for name in names]
+    found = [place for place in places if place.is_file()]
+    if not found:
+        # The matrix may have been renamed alone, or the others: of one sample there is just one of each.
+        found = [place for name in names for place in sorted(home.glob(f"*_{name}")) if place.is_file()]
+        found = found if len(found) == 1 else []
+    return found[0] if found else None
+
+
+def _cells(home: Path, prefix: str, matrix: TenxMatrix) -> pl.DataFrame:
+    """Return the cells of the matrix, in its order; null where a cell is not in the table."""
+    file = _file(home, prefix, CELLS)
     if file is None:
         raise ExpressionError(
             f"{home} has no cells.parquet or cells.csv.gz; give a whole Xenium output folder"
         )
-    try:
+    with reading(file, "a table of cells"):
         frame = pl.read_parquet(file) if file.suffix == ".parquet" else pl.read_csv(file)
-        return frame.with_columns(pl.col("cell_id").cast(pl.String))
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise ExpressionError(f"{file} cannot be read: {first_line(error)}") from error
+        areas = [name for name in ("cell_area",) if name in frame.columns]
+        frame = frame.select(
+            pl.col("cell_id").cast(pl.String),
+            *(pl.col(name).cast(pl.Float64, strict=False) for name in ("x_centroid", "y_centroid", *areas)),
+        )
+    if frame["cell_id"].is_duplicated().any():
+        raise ExpressionError(f"{file} names a cell twice; give the table of one run")
+    ids = pl.DataFrame({"cell_id": matrix.barcodes}, schema={"cell_id": pl.String})
+    if not ids["cell_id"].is_in(frame["cell_id"].implode()).any():
+        raise ExpressionError(
+            f"none of {len(ids)} cells of {matrix.file}, such as {matrix.barcodes[:1]}, is in {file}, which has such as "
+            f"{frame['cell_id'][:1].to_list()}; give the files of one run"
+        )
+    # The table of cells may be in another order than the matrix, and lack cells.
+    return ids.join(frame, on="cell_id", how="left", maintain_order="left")
 
 
 def _diameter(cells: pl.DataFrame) -> float:
-    # The median: a few badly segmented cells of any size do not move it.
     areas = cells["cell_area"].drop_nulls().to_numpy() if "cell_area" in cells.columns else np.empty(0)
+    areas = areas[np.isfinite(areas) & (areas > 0)]
+    # The median: a few badly segmented cells of any size do not move it.
     return 2 * float(np.sqrt(np.median(areas) / np.pi)) if len(areas) else CELL_UM
 
 
 def _on_slide(
-    home: Path, run_um: NDArray[np.float64], slide_mpp: float
+    home: Path, prefix: str, run_um: NDArray[np.float64], frame: SlideFrame
 ) -> tuple[NDArray[np.float64], float | None, str]:
     """Return positions in level-0 pixels of the H&E, the mpp that the alignment implies, and a note."""
-    file = next((f for pattern in ALIGNMENTS for f in sorted(home.glob(pattern))), None)
+    file, note = _alignment(home, prefix, frame)
     if file is None:
-        return (
-            run_um / slide_mpp,
-            None,
-            "no alignment matrix (*alignment.csv): the slide is taken as registered already",
-        )
+        return run_um / frame.mpp, None, note
+    matrix = _read_alignment(file)
+    pixel_um = _pixel_um(home, prefix)
+    mpp = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2])))) * pixel_um
+    if not MPP_RANGE[0] <= mpp <= MPP_RANGE[1]:
+        raise ExpressionError(f"{file} would make the H&E {mpp:.3g} µm/px: it is no alignment matrix")
+    morphology = np.column_stack([run_um / pixel_um, np.ones(len(run_um))])
+    placed = morphology @ np.linalg.inv(matrix).T
+    # Homogeneous coordinates: the third is 1 for an affine, and another number for a projective matrix.
+    return placed[:, :2] / placed[:, 2:], mpp, note
+
+
+def _read_alignment(file: Path) -> NDArray[np.float64]:
+    require_file(file)
     try:
-        matrix = np.loadtxt(file, delimiter=",", dtype=np.float64)
+        if file.stat().st_size > MOST_ALIGNMENT_BYTES:
+            raise ValueError(f"it has {file.stat().st_size} bytes")
+        if not file.read_bytes().strip():
+            raise ValueError("it is empty")
+        matrix = np.loadtxt(file, delimiter=",", dtype=np.float64, encoding="utf-8-sig", ndmin=2)
         if matrix.shape != (3, 3):
             raise ValueError(f"it is {matrix.shape}, not 3 x 3")
-        inverse = np.linalg.inv(matrix)
-    except (ValueError, np.linalg.LinAlgError) as error:
+        if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix) < 3:
+            raise ValueError("it has no inverse")
+    except ValueError as error:
         raise ExpressionError(f"{file} is no alignment matrix: {error}") from error
-    pixel_um = _pixel_um(home)
-    morphology = np.column_stack([run_um / pixel_um, np.ones(len(run_um))])
-    placed = morphology @ inverse.T
-    mpp = float(np.sqrt(abs(np.linalg.det(matrix[:2, :2])))) * pixel_um
-    # Homogeneous coordinates: the third is 1 for an affine, and another number for a projective matrix.
-    return placed[:, :2] / placed[:, 2:], mpp, f"placed by {file.name}"
+    return matrix
 
 
-def _pixel_um(home: Path) -> float:
-    file = home / "experiment.xenium"
-    return float(read_json(file).get("pixel_size", PIXEL_UM)) if file.is_file() else PIXEL_UM
+def _alignment(home: Path, prefix: str, frame: SlideFrame) -> tuple[Path | None, str]:
+    """Return the file that aligns the row's H&E with the run, and a note; None if there is none."""
+    found = {
+        str(file.relative_to(home)): file for pattern in ALIGNMENTS for file in sorted(home.glob(pattern))
+    }
+    found = {
+        name: file for name, file in found.items() if "keypoint" not in file.name.lower() and file.is_file()
+    }
+    named = {name: file for name, file in found.items() if frame.section in (name, _picture(name))}
+    if frame.section is not None and frame.section != prefix:
+        if len(named) == 1:
+            return next(iter(named.values())), f"placed by {next(iter(named))}"
+        raise ExpressionError(
+            f"{home} has no alignment {frame.section!r} (there are: {listed(found) or 'none'}); name one of them"
+        )
+    # Xenium Explorer names them after the picture, as the slide is by default.
+    ours = {name: file for name, file in found.items() if is_named(_picture(name), frame)}
+    he = {name: file for name, file in found.items() if _words(name) & _HE}
+    others = {name: file for name, file in found.items() if not _words(name) & _IF}
+    # By what is certain first: a slide's own name, then a stain's; a picture of neither kind may be any.
+    candidates = ours or he or others
+    if not candidates:
+        unused = f"; {listed(found)} is of a fluorescence picture and not used" if found else ""
+        return (
+            None,
+            f"no alignment matrix (*alignment.csv, *matrix.csv): the slide is taken as registered already{unused}",
+        )
+    matrices = [_read_alignment(file) for file in candidates.values()]
+    if any((matrix != matrices[0]).any() for matrix in matrices):
+        first = next(iter(candidates))
+        raise ExpressionError(
+            f"{home} has several alignments that may be the slide's ({listed(candidates)}); name its own in the sheet's "
+            f"expression column, such as {home.name}{MARK}{first}"
+        )
+    return next(iter(candidates.values())), f"placed by {next(iter(candidates))}"
 
 
-RECORD = ExpressionLayout("xenium", "a Xenium output folder", recognises, read, order=30)
+def _picture(name: str) -> str:
+    """Return the picture that an alignment's path names: ``slide1`` of ``slide1_alignment_files/matrix.csv``."""
+    return _ENDS.sub("", name)
+
+
+def _words(name: str) -> set[str]:
+    # Whole words, since "if" is also in "specific" and "he" in "sheet". "H&E" is one.
+    return set(re.split(r"[^a-z0-9]+", name.lower().replace("h&e", "he")))
+
+
+def _pixel_um(home: Path, prefix: str) -> float:
+    file = _file(home, prefix, (EXPERIMENT,))
+    stated = parse_number(read_json(file).get("pixel_size"), "pixel_size", file) if file else None
+    return stated or PIXEL_UM
+
+
+RECORD = ExpressionLayout("xenium", "a Xenium output folder", recognises, read, order=30, has_sections=True)
