@@ -39,7 +39,7 @@ def _run(
         (lambda w, t: (w.store, "--static", t / "o", "--tiles-mpp", 0), "give microns per pixel"),
         (lambda w, t: (w.store, "--static", t / "o", "--tiles-mpp", "nan"), "give microns per pixel"),
         (lambda w, t: (w.store, "--static", "/dev/null"), "is a file, where a folder would go"),
-        (lambda w, t: (w.store, "--static", t / ("a" * 300)), "File name too long"),
+        (lambda w, t: (w.store, "--static", t / ("a" * 300)), "300"),
         (lambda w, t: (w.store, "--static", w.sheet / "below"), "Not a directory"),
         (lambda w, t: (w.store, "--log", t), "cannot write the log to"),
         (lambda w, t: (w.store, "--log", t / "none" / "log"), "cannot write the log to"),
