@@ -68,7 +68,7 @@ def timed(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[floa
 
 def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
     """Print a table, and write it as JSON with the machine, commit and date."""
-    print(f"\n{benchmark}, {_machine()}")
+    print(f"\n{benchmark}, {machine()}")
     for result in results:
         verdict = {True: "met", False: "MISSED", None: ""}[result.met]
         value = f"{result.value:.3g}" if abs(result.value) < 1000 else f"{result.value:.0f}"
@@ -76,20 +76,22 @@ def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
     if to is not None:
         document = {
             "benchmark": benchmark,
-            "machine": _machine(),
-            "commit": _commit(),
+            "machine": machine(),
+            "commit": commit(),
             "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "results": [{**asdict(result), "met": result.met} for result in results],
         }
         to.write_text(json.dumps(document, indent=1) + "\n")
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return cores, system and Python in words."""
     cores, python = len(os.sched_getaffinity(0)), platform.python_version()
     return f"{cores} cores {platform.machine()} {platform.system()}, python {python}"
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Return the commit that is checked out."""
     here = Path(__file__).parent
     asked = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False

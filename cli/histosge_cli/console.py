@@ -13,6 +13,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 from featurestore.credentials import redact
+from featurestore.errors import OutputError
 from featurestore.events import OnProgress, Progress
 
 # A table that is piped is for a program or a log: nothing may be cut.
@@ -47,6 +48,17 @@ class Console:
 
     quiet: bool = False
     log: Path | None = None
+
+    def __post_init__(self) -> None:
+        # Now, not at the first message, which may come after an hour. A device, such as /dev/stderr, is fine for a log.
+        if self.log is not None:
+            try:
+                self.log.open("a").close()
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                raise OutputError(
+                    f"cannot write the log to {self.log}: {reason}; give a file with --log"
+                ) from error
 
     def message(self, message: str, **facts: Any) -> None:
         """Print a message and log it."""

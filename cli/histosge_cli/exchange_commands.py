@@ -122,7 +122,7 @@ def export(
     names = [g.strip() for g in genes.split(",") if g.strip()] if genes else []
     selection = ExportSelection(tuple(slide or ()), tuple(names), grid, encoder)
     # One option for both: a folder that is called like a number is given as ./7.
-    wanted = int(domains) if domains.isdecimal() and int(domains) else Path(domains)
+    wanted = int(domains) if domains.isdecimal() and len(domains) < 10 else Path(domains)
     settings = ExportSettings(slides_of, picture_mpp, wanted, ngff)
     message = Console(quiet).message
     for line in run(store, out_path, to, selection, settings, overwrite=overwrite, on_message=message):

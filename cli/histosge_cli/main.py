@@ -30,6 +30,7 @@ from histosge_cli import (
 from histosge_cli.anonymous_option import add_anonymous_option
 from histosge_cli.console import out
 from histosge_cli.places import refuse_empty
+from histosge_cli.repeated_options import refusing_repeats
 
 PANELS = {
     "Start here": ("demo", "doctor"),
@@ -66,8 +67,14 @@ def _in_order(app: typer.Typer) -> None:
     infos: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
     for info in infos:
         info.rich_help_panel = panel_of.get(_name(info), info.rich_help_panel)
+        for command in [info] if isinstance(info, CommandInfo) else _commands_of(info):
+            command.cls = refusing_repeats(command.cls)
     # typer prints panels in the order of their first commands, so sorting the commands orders both.
     app.registered_commands.sort(key=lambda info: order.get(_name(info), len(order)))
+
+
+def _commands_of(group: TyperInfo) -> list[CommandInfo]:
+    return group.typer_instance.registered_commands if group.typer_instance is not None else []
 
 
 def _name(info: CommandInfo | TyperInfo) -> str:

@@ -157,12 +157,15 @@ def train(
     Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
     """
     # Inside the function, as everywhere here: `histosge ls` must not wait for what training imports.
+    from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
     console = Console(quiet, log)
     find_own_class(preset)
+    if report is not None:
+        check_output(report)
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
     settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
     saved = run(
@@ -256,6 +259,7 @@ def predict(
     Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
     """
     from featurestore.earlier_results import staged_result
+    from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
     from histosge.errors import ModelError
     from histosge.exporting.formats.anndata_files import write_h5ad
@@ -268,6 +272,9 @@ def predict(
     # Before anything is predicted: a store of a thousand slides takes hours.
     if h5ad is not None and len(slide or []) != 1:
         raise ModelError("--h5ad writes one slide; name it with --slide ID")
+    for path in (h5ad, report):
+        if path is not None:
+            check_output(path, folder=path == h5ad and path.suffix == ".zarr")
     selection, names = Selection(grid, encoder), split_names(genes)
     made_with: dict[str, Any] = {}
     if report is not None:
@@ -364,7 +371,15 @@ def evaluate(
     overwrite: Overwrite = False,
     force: Force = False,
     grid: Grid = None,
-    encoder: EncoderKey = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder",
+            metavar="K",
+            help="Needed when the store holds several; repeat to score each preset on each.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -389,7 +404,8 @@ def evaluate(
         epochs=epochs,
         ablate=ablate,
         protocol=protocol,
-        selection=Selection(grid, encoder),
+        selection=Selection(grid),
+        encoders=tuple(encoder or ()),
     )
     with console.steps("fits") as on_progress:
         scores = run(

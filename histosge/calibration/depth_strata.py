@@ -68,7 +68,11 @@ class DepthStrata:
 
     def half_width_at(self, depth: NDArray[np.floating]) -> Values:
         """Return the half widths at predicted depths, ``(*depth.shape, n_genes)``."""
-        return self.half_width[np.searchsorted(self.edges, to_stored_precision(depth))]
+        return self.half_width[self.stratum_at(depth)]
+
+    def stratum_at(self, depth: NDArray[np.floating]) -> NDArray[np.int64]:
+        """Return the stratum of each predicted depth, 0 for the lowest, ``(*depth.shape,)``."""
+        return np.searchsorted(self.edges, to_stored_precision(depth))
 
     def take(self, columns: list[int]) -> "DepthStrata":
         """Return the half widths of some genes."""

@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featurestore.earlier_results import MadeWith, is_same_result
-from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
+from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
 from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.ablation import needs_slides
+from histosge.evaluation.encoder_comparison import keep_common_spots, merge_encoders, with_encoder
 from histosge.evaluation.hest_protocol import hest_split, score_hest
 from histosge.evaluation.method_choice import find_methods
 from histosge.evaluation.report_files import (
@@ -66,6 +67,9 @@ class EvaluateSettings:
         ``hest``: HEST-Benchmark's models, genes and targets in place of the presets; None: ours.
     selection
         Grid and encoder: needed where the store holds several.
+    encoders
+        Several encoders to compare: each preset is scored on each, on the same held-out spots. Empty: that of
+        `selection`.
     """
 
     split: str | None = None
@@ -77,6 +81,7 @@ class EvaluateSettings:
     ablate: bool = False
     protocol: str | None = None
     selection: Selection = field(default_factory=Selection)
+    encoders: Sequence[str] = ()
 
     @property
     def default_split(self) -> str:
@@ -154,25 +159,67 @@ def evaluate(
     settings.check()
     folder, made_with = check_report_place(report_dir), _made_with(samples, store, settings)
     if not overwrite and has_evaluation(folder):
-        earlier, scores = read_evaluation(folder) or (None, None)
-        if is_same_result(folder, earlier, made_with, overwrite=overwrite) and scores is not None:
-            return replace(scores, was_there=True)
-    loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
-    # By id, as in training: the order of the sheet's rows decides nothing.
-    loaded.sort(key=lambda item: item.section.slide_id)
+        earlier, there = read_evaluation(folder) or (None, None)
+        if is_same_result(folder, earlier, made_with, overwrite=overwrite) and there is not None:
+            return replace(there, was_there=True)
+    # Each once: an encoder that is named twice would be compared with itself.
+    keys: list[str | None] = list(dict.fromkeys(settings.encoders)) or [settings.selection.encoder]
+    loaded: dict[str, list[LoadedSection]] = {}
+    for key in keys:
+        selection = Selection(settings.selection.grid, key)
+        sections = load_sections(str(samples), str(store), selection, force=force, on_message=on_message)
+        # By id, as in training: the order of the sheet's rows decides nothing.
+        sections.sort(key=lambda item: item.section.slide_id)
+        loaded[sections[0].slide.identity.key] = sections
+    reencoders: dict[str, Reencoder | None] = {}
     # Only where something encodes patches again: it opens every slide and loads the encoder.
-    reencoder = (
-        Reencoder.for_sections(read_samples(str(samples)), loaded) if _encodes_anew(settings) else None
-    )
-    return score_sections(
-        loaded, report_dir, settings, reencoder=reencoder, made_with=made_with, on_progress=on_progress
-    )
+    if _encodes_anew(settings):
+        reencoders = {
+            key: Reencoder.for_sections(read_samples(str(samples)), item) for key, item in loaded.items()
+        }
+    if len(loaded) == 1:
+        ((key, sections),) = loaded.items()
+        return score_sections(
+            sections,
+            report_dir,
+            settings,
+            reencoder=reencoders.get(key),
+            made_with=made_with,
+            on_progress=on_progress,
+        )
+    loaded = keep_common_spots(loaded)
+    found = {
+        key: _score(sections, settings, reencoders.get(key), _part_of(on_progress, i, len(loaded), key))
+        for i, (key, sections) in enumerate(loaded.items())
+    }
+    scores = merge_encoders(found)
+    notes = dict.fromkeys(note for sections in loaded.values() for note in _notes(sections))
+    write_evaluation(scores, report_dir, notes=list(notes), made_with=made_with)
+    return scores
+
+
+def _part_of(on_progress: OnProgress, number: int, total: int, encoder: str) -> OnProgress:
+    """Return a callback for one of several evaluations of the same length."""
+
+    def report(progress: Progress) -> None:
+        done, every = number * progress.total + progress.done, total * progress.total
+        on_progress(replace(progress, done=done, total=every, label=f"{progress.label}, {encoder}"))
+
+    return report
 
 
 def _made_with(samples: str | Path, store: str | Path, settings: EvaluateSettings) -> MadeWith:
     presets = [describe_preset(p) if not isinstance(p, str) else p for p in settings.presets]
     own = {"presets": presets, "genes": describe_genes(settings.genes)}
-    return describe_settings(settings, **own) | describe_sections(samples, store, settings.selection)
+    described = dict(describe_settings(settings, **own))
+    keys: list[str | None] = list(dict.fromkeys(settings.encoders)) or [settings.selection.encoder]
+    for key in keys:
+        found = describe_sections(samples, store, Selection(settings.selection.grid, key))
+        # One encoder is described as ever; of several, each under its key.
+        described |= (
+            found if len(settings.encoders) < 2 else {f"{name} of {key}": v for name, v in found.items()}
+        )
+    return described
 
 
 def score_sections(
@@ -191,12 +238,21 @@ def score_sections(
     """
     # Again: the demo, and notebooks, come here without `evaluate`.
     settings.check()
+    scores = with_encoder(_score(loaded, settings, reencoder, on_progress), loaded[0].slide.identity.key)
+    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
+    return scores
+
+
+def _score(
+    loaded: Sequence[LoadedSection],
+    settings: EvaluateSettings,
+    reencoder: Reencoder | None,
+    on_progress: OnProgress,
+) -> Scores:
     sections = [item.section for item in loaded]
     if settings.protocol == "hest":
-        scores = score_hest(sections, settings.split or hest_split(sections), on_progress=on_progress)
-        write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
-        return scores
-    scores = evaluate_sections(
+        return score_hest(sections, settings.split or hest_split(sections), on_progress=on_progress)
+    return evaluate_sections(
         sections,
         settings.presets,
         split=settings.split or settings.default_split,
@@ -207,8 +263,6 @@ def score_sections(
         reencode=reencoder,
         on_progress=on_progress,
     )
-    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
-    return scores
 
 
 def _encodes_anew(settings: EvaluateSettings) -> bool:

@@ -9,7 +9,7 @@ Terms
     value   a preset's mean correlation in one draw, mean over genes, then over folds and seeds
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -108,6 +108,22 @@ class PairedBootstrap:
                 mean += (self._correlate(true, guess, held_out) * weight[:, part]).sum(axis=1)
             means.append(mean)
         self._values.setdefault(preset, {})[held_out.fold, held_out.seed] = np.stack(means)
+
+    def take(self, other: "PairedBootstrap", names: Mapping[str, str]) -> None:
+        """Add the values of another bootstrap of the same sections, presets under new names.
+
+        Draws depend on the sections, their numbers of spots and the genes' names alone, so values stay paired.
+
+        Raises
+        ------
+        ValueError
+            If the other one is of other sections, or of other numbers of spots or draws.
+        """
+        if not self._values:
+            self.spots, self.draws, self.seed = dict(other.spots), other.draws, other.seed
+        if (self.spots, self.draws, self.seed) != (other.spots, other.draws, other.seed):
+            raise ValueError(f"draws over spots {other.spots} are not paired with draws over {self.spots}")
+        self._values |= {names[preset]: values for preset, values in other._values.items()}
 
     def table(self, pairs: Sequence[tuple[str, str]], split: str) -> pl.DataFrame:
         """Return a row per pair ``(a, b)`` and metric: a - b with its interval."""

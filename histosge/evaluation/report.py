@@ -103,9 +103,10 @@ def _map_block(scores: Scores) -> Block:
 
 def _score_block(scores: Scores) -> Block:
     # The control stands above the scores: if it is off, none of them can be read.
-    noise = scores.mean(NOISE, "pearson_mean")
+    noise = scores.noise_means()
     draws = len(scores.values(NOISE, "pearson_mean"))
-    verdict = f"Noise control: {noise:.4f}, mean over {draws} draws of random embeddings"
+    found = ", ".join(f"{mean:.4f}{f' ({name})' if len(noise) > 1 else ''}" for name, mean in noise.items())
+    verdict = f"Noise control: {found}, mean over {draws} draws of random embeddings"
     if scores.noise_is_zero:
         status, verdict = "good", f"{verdict}; within 0 ± {NOISE_LIMIT}, as expected without leakage."
     else:
@@ -190,7 +191,7 @@ def _ablation_block(scores: Scores) -> Block:
         "The published network with none of the released code's defects, with each alone, and with all. The score"
         f" that the code reports, paper_all_spots, includes training spots{reach}."
     )
-    parts = dict.fromkeys(part for name in names for part in name.split("+")[1:])
+    parts = dict.fromkeys(part for name in names for part in scores.plain_name(name).split("+")[1:])
     points = tuple(f"{part}: {DEFECTS[part]}." for part in parts if part in DEFECTS)
     return Block("What the published code's defects do", text, (picture,), (table,), points)
 
@@ -201,13 +202,14 @@ def _difference_block(scores: Scores) -> list[Block]:
     if not rows:
         return []
     # In an ablation, against the variant without a defect: that is what each switch changes.
-    base = "paper+spots" if "paper+spots" in scores.presets else scores.default_preset
+    base = next((p for p in scores.presets if scores.plain_name(p) == "paper+spots"), scores.default_preset)
     differences, cells = [], []
     for row in rows:
-        sign = 1 if row["preset_a"] == base else -1
-        if base not in (row["preset_a"], row["preset_b"]):
+        pair = [_entry_name(scores, row, side) for side in "ab"]
+        if base not in pair:
             continue
-        other = row["preset_b"] if sign == 1 else row["preset_a"]
+        sign = 1 if pair[0] == base else -1
+        other = pair[1] if sign == 1 else pair[0]
         # Turning a difference round swaps the ends of its interval.
         low, high = sorted((sign * row["low"], sign * row["high"]))
         gap = Difference(f"{base} - {other}", sign * row["difference"], low, high)
@@ -226,6 +228,12 @@ def _difference_block(scores: Scores) -> list[Block]:
     )
     table = Table(("difference", "metric", "value", "interval"), tuple(cells), f"{about}.", folded=True)
     return [Block("Differences between presets", text, (picture,), (table,))]
+
+
+def _entry_name(scores: Scores, row: Mapping[str, object], side: str) -> str:
+    """Return the name in `Scores.presets` of one side of a difference."""
+    preset = str(row[f"preset_{side}"])
+    return f"{preset} on {row[f'encoder_{side}']}" if scores.entries else preset
 
 
 _TITLES = {"pearson_mean": "Pearson", "pearson_depth_adjusted": "depth-adjusted"}
@@ -250,9 +258,12 @@ def _fold_table(scores: Scores) -> Table:
 
 def _spread_block(scores: Scores) -> Block:
     # Means over folds and seeds first: one dot a gene, else seeds would pass for more genes.
-    per_gene = scores.genes.group_by("preset", "gene").agg(pl.col("pearson").mean()).sort("gene")
     values = {
-        preset: per_gene.filter(pl.col("preset") == preset)["pearson"].to_numpy()
+        preset: scores.rows_of(scores.genes, preset)
+        .group_by("gene")
+        .agg(pl.col("pearson").mean())
+        .sort("gene")["pearson"]
+        .to_numpy()
         for preset in _by_score(scores)
     }
     picture = Picture(

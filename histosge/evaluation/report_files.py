@@ -13,7 +13,7 @@ from featurestore.errors import first_line
 from featurestore.whole_file import check_output, is_partial, restore_replaced, whole_file, whole_folder
 from histosge.errors import HistosgeError
 from histosge.evaluation.report import evaluation_blocks
-from histosge.evaluation.results import FoldCount, Scores
+from histosge.evaluation.results import Entry, FoldCount, Scores
 from histosge.reporting.page import Block, read_record, render_report
 
 PAGE = "report.html"
@@ -74,9 +74,10 @@ def write_evaluation(
     folder = check_report_place(out_dir)
     # What a caller adds stands below the scores and above the limitations, which close every page.
     maps, *rest = evaluation_blocks(scores, notes)
-    subtitle = (
-        f"split {scores.split}, {len(scores.presets)} presets, seeds {', '.join(map(str, scores.seeds))}"
-    )
+    presets = dict.fromkeys(scores.plain_name(preset) for preset in scores.presets)
+    subtitle = f"split {scores.split}, {len(presets)} presets, seeds {', '.join(map(str, scores.seeds))}"
+    if scores.encoders:
+        subtitle += f", encoder{'s' * (len(scores.encoders) > 1)} {', '.join(scores.encoders)}"
     tables = {name: getattr(scores, name) for name in TABLES}
     texts = {
         **{f"{name}.csv": "" if table is None else table.write_csv() for name, table in tables.items()},
@@ -144,6 +145,7 @@ def read_evaluation(out_dir: str | Path) -> tuple[MadeWith, Scores] | None:
             name: _read_table(folder / f"{name}.csv", facts.pop(name)) for name in TABLES
         }
         facts["folds"] = tuple(FoldCount(**fold) for fold in facts["folds"])
+        facts["entries"] = {name: Entry(**entry) for name, entry in facts.get("entries", {}).items()}
         # JSON knows no tuples.
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
         scores = Scores(**tables, **plain)
@@ -162,10 +164,17 @@ def has_evaluation(folder: Path) -> bool:
 def _facts(scores: Scores) -> dict[str, Any]:
     """Return what is known of scores beside their tables and maps, JSON-ready; of the tables their types."""
     facts = {
-        name: getattr(scores, name) for name in scores.__dataclass_fields__ if name not in (*TABLES, "maps")
+        name: getattr(scores, name)
+        for name in scores.__dataclass_fields__
+        if name not in (*TABLES, "maps", "bootstrap")
     }
     schemas = {name: _schema(getattr(scores, name)) for name in TABLES}
-    return facts | schemas | {"folds": [asdict(fold) for fold in scores.folds], "kinds": dict(scores.kinds)}
+    plain = {
+        "folds": [asdict(fold) for fold in scores.folds],
+        "kinds": dict(scores.kinds),
+        "entries": {name: asdict(entry) for name, entry in scores.entries.items()},
+    }
+    return facts | schemas | plain
 
 
 def _schema(table: pl.DataFrame | None) -> dict[str, str] | None:

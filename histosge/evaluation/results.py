@@ -15,6 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from histosge.evaluation.paired_bootstrap import PairedBootstrap
+
 NOISE = "noise"
 MODEL, BASELINE, ORACLE, VARIANT = "model", "baseline", "oracle", "variant"
 """What the kind of a preset begins with; an oracle knows something of the held-out spots' counts."""
@@ -75,18 +77,26 @@ class GeneMap:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """A preset on one encoder's embeddings."""
+
+    preset: str
+    encoder: str
+
+
+@dataclass(frozen=True)
 class Scores:
     """All scores of one evaluation.
 
     Parameters
     ----------
     scores
-        Columns ``preset, split, fold, seed, metric, value``.
+        Columns ``preset, split, fold, seed, metric, value``, and ``encoder`` where the embeddings are of a store.
     genes
         Columns ``preset, split, fold, seed, gene, pearson, pearson_depth_adjusted, pearson_undefined``, one for each
-        registered metric, and ``top50``.
+        registered metric, ``top50``, and ``encoder`` as in `scores`.
     presets
-        In the order asked for, without the control.
+        In the order asked for, without the control. With several encoders: names of `entries`.
     default_preset
         Whose maps are shown.
     split, seeds
@@ -104,11 +114,18 @@ class Scores:
     left_out
         One sentence for each preset that was asked for and not scored.
     differences
-        Columns ``preset_a, preset_b, split, metric, difference, low, high, confidence, draws``.
+        Columns ``preset_a, preset_b, split, metric, difference, low, high, confidence, draws``, and ``encoder_a,
+        encoder_b`` as in `scores`.
     protocol
         ``hest``, or empty for our own.
     kinds
         Preset -> what it is, for tables: `MODEL`, or text that begins with `BASELINE`, `ORACLE` or `VARIANT`.
+    encoders
+        Keys of the encoders whose embeddings were scored; empty where sections came without a store.
+    entries
+        Name in `presets` -> preset and encoder, where there are several encoders.
+    bootstrap
+        Values of all presets in all draws, to compare them with those of another encoder.
     was_there
         Whether `histosge.evaluate` found them finished, so that nothing was fitted.
     """
@@ -128,6 +145,9 @@ class Scores:
     differences: pl.DataFrame | None = None
     protocol: str = ""
     kinds: Mapping[str, str] = field(default_factory=dict)
+    encoders: tuple[str, ...] = ()
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    bootstrap: PairedBootstrap | None = field(default=None, repr=False, compare=False)
     was_there: bool = False
 
     # Named by their kind, so that whoever shows scores need know no oracle by name.
@@ -136,9 +156,20 @@ class Scores:
         """Presets that know something of the held-out spots' counts."""
         return frozenset(name for name, kind in self.kinds.items() if kind.startswith(ORACLE))
 
+    def plain_name(self, preset: str) -> str:
+        """Return a preset's own name, without its encoder."""
+        return self.entries[preset].preset if preset in self.entries else preset
+
+    def rows_of(self, table: pl.DataFrame, preset: str) -> pl.DataFrame:
+        """Return the rows of `scores` or `genes` that belong to one of `presets`, or to the control on all encoders."""
+        rows = table.filter(pl.col("preset") == self.plain_name(preset))
+        if preset in self.entries:
+            rows = rows.filter(pl.col("encoder") == self.entries[preset].encoder)
+        return rows
+
     def values(self, preset: str, metric: str, fold: str | None = None) -> NDArray[np.float64]:
         """Return one value per seed, mean over folds (or of one fold), in the order of the seeds."""
-        rows = self.scores.filter((pl.col("preset") == preset) & (pl.col("metric") == metric))
+        rows = self.rows_of(self.scores, preset).filter(pl.col("metric") == metric)
         if fold is not None:
             rows = rows.filter(pl.col("fold") == fold)
         # Folds first: a spread over seeds must not contain that folds are unequally hard.
@@ -150,5 +181,17 @@ class Scores:
 
     @property
     def noise_is_zero(self) -> bool:
-        """True if the control scores within 0 +- `NOISE_LIMIT`, as it must."""
-        return abs(self.mean(NOISE, "pearson_mean")) <= NOISE_LIMIT
+        """True if the control scores within 0 +- `NOISE_LIMIT` on every encoder, as it must."""
+        return all(abs(mean) <= NOISE_LIMIT for mean in self.noise_means().values())
+
+    def noise_means(self) -> dict[str, float]:
+        """Return encoder -> mean score of the control; one entry with an empty name where encoders are not named."""
+        rows = self.scores.filter((pl.col("preset") == NOISE) & (pl.col("metric") == "pearson_mean"))
+        if not self.encoders:
+            return {"": self.mean(NOISE, "pearson_mean")}
+        parts = {encoder: rows.filter(pl.col("encoder") == encoder) for encoder in self.encoders}
+        # Over folds and then over draws, as all means are.
+        return {
+            encoder: float(part.group_by("seed").agg(pl.col("value").mean())["value"].to_numpy().mean())
+            for encoder, part in parts.items()
+        }

@@ -181,6 +181,7 @@ def score_plan(
         notes=_notes(plan, table.halo_um),
         differences=table.bootstrap.table(ordered_pairs(names, shown), plan.split),
         kinds={method.name: method.kind for method in methods},
+        bootstrap=table.bootstrap,
     )
 
 

@@ -51,7 +51,8 @@ def difference_plot(differences: Sequence[Difference], label: str) -> bytes:
             fontsize=8,
         )
     axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
-    axes.set_yticks(places, [gap.name for gap in differences])
+    # Names of presets and encoders are text, never formulas.
+    axes.set_yticks(places, [gap.name for gap in differences], parse_math=False)
     axes.set_ylim(-0.6, len(differences) - 0.3)
     axes.set_xlabel(label, fontsize=9)
     hide_spines(axes)
@@ -93,7 +94,7 @@ def defect_plot(defects: Sequence[Defect]) -> bytes:
         face = colour if filled else "none"
         axes.plot(values, places, marker, color=colour, markerfacecolor=face, markersize=7, label=label)
     axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
-    axes.set_yticks(places, [d.name for d in defects])
+    axes.set_yticks(places, [d.name for d in defects], parse_math=False)
     axes.set_ylim(-0.6, len(defects) - 0.4)
     axes.set_xlabel("Pearson, mean over genes", fontsize=9)
     axes.grid(axis="y", linewidth=0.4, alpha=0.6)
@@ -142,7 +143,7 @@ def score_distributions(pearson: Mapping[str, NDArray[np.float64]]) -> bytes:
         height = place + rng.uniform(-0.22, 0.22, len(values))
         axes.scatter(values, height, s=5, color=NEUTRAL, alpha=0.55, linewidths=0, zorder=3)
     axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
-    axes.set_yticks(places, list(pearson))
+    axes.set_yticks(places, list(pearson), parse_math=False)
     axes.set_xlabel("held-out Pearson of a gene (box: quartiles; whiskers: 5 % and 95 %)", fontsize=9)
     hide_spines(axes)
     return to_png(figure)

@@ -7,6 +7,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy.cluster.vq import kmeans2, vq
 
+from featurestore.errors import first_line
 from featurestore.grid import PatchGrid
 from histosge.errors import ExportError
 from histosge.exporting.patch_table import PatchTable
@@ -18,6 +19,14 @@ COLUMNS = ("domain", "cluster")
 # Patches that components and centres are computed from: 80 MB of 1,000 genes, however large the map is.
 SAMPLE = 20_000
 COMPONENTS = 20
+MAX_LABEL = int(np.iinfo(np.int16).max)
+MAX_DOMAINS = 1000
+"""Far beyond what is told apart by eye; k-means takes time and memory in proportion to it."""
+
+
+def domain_name(label: int) -> str:
+    """Name a domain as viewer, exports and tables do: by its label, which counts from 0."""
+    return f"domain {label}"
 
 
 def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[np.int64]:
@@ -25,7 +34,14 @@ def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[n
 
     Components and centres come from a sample of patches; all are then assigned band by band. Label 0 is the
     largest domain. A map that holds domains gives its own.
+
+    Raises
+    ------
+    ExportError
+        If `n_domains` is not in 1 .. `MAX_DOMAINS`.
     """
+    if not 1 <= n_domains <= MAX_DOMAINS:
+        raise ExportError(f"cannot cut a map into {n_domains} domains: give a number from 1 to {MAX_DOMAINS}")
     labels = np.full(table.grid.shape, -1, dtype=np.int64)
     if STORED in table.per_patch:
         stored = np.asarray(table.per_patch[STORED], dtype=np.float64)
@@ -78,19 +94,36 @@ def read_label_table(file: Path, grid: PatchGrid) -> NDArray[np.int64]:
     Raises
     ------
     ExportError
-        If the table lacks `row`, `col` and one of `COLUMNS`, or is of another grid.
+        If it is no table with whole numbers in `row`, `col` and one of `COLUMNS`, or is of another grid.
     """
-    frame = pl.read_parquet(file)
+    try:
+        frame = pl.read_parquet(file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise ExportError(f"{file} cannot be read as parquet: {first_line(error)}") from error
     name = next((name for name in COLUMNS if name in frame.columns), None)
     if name is None or not {"row", "col"} <= set(frame.columns):
         held = ", ".join(frame.columns)
         raise ExportError(f"{file} needs columns row, col and one of {', '.join(COLUMNS)}; it has {held}")
-    rows, cols = frame["row"].to_numpy(), frame["col"].to_numpy()
-    inside = len(rows) == 0 or (rows.max() < grid.n_rows and cols.max() < grid.n_cols)
+    for column in ("row", "col", name):
+        if not frame[column].dtype.is_integer():
+            raise ExportError(
+                f"column {column} of {file} holds {frame[column].dtype}; give whole numbers, domains from 0 on"
+            )
+    if frame["row"].null_count() or frame["col"].null_count():
+        raise ExportError(f"{file} has a row without a place: fill in its columns row and col")
+    rows, cols = (frame[axis].to_numpy().astype(np.int64) for axis in ("row", "col"))
+    inside = all(
+        not len(axis) or (axis.min() >= 0 and axis.max() < n)
+        for axis, n in ((rows, grid.n_rows), (cols, grid.n_cols))
+    )
     if not inside or not _same_places(frame, grid):
         raise ExportError(f"{file} is of another grid than {grid.spec.key}; make it on that grid")
+    found = frame[name].cast(pl.Int64).fill_null(-1).to_numpy()
+    # Viewer and files of other tools hold labels in 16 bits.
+    if len(found) and found.max() > MAX_LABEL:
+        raise ExportError(f"{file} has the label {found.max()}; labels go from 0 to {MAX_LABEL}, -1 is none")
     labels = np.full(grid.shape, -1, dtype=np.int64)
-    labels[rows, cols] = frame[name].cast(pl.Int64).fill_null(-1).to_numpy()
+    labels[rows, cols] = np.maximum(found, -1)
     return labels
 
 

@@ -5,6 +5,7 @@ output is complete.
 """
 
 import json
+import math
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -59,6 +60,10 @@ def export(
     selection, settings = selection or ExportSelection(), settings or ExportSettings()
     chosen = FORMATS.get(to)
     _check(url, out, chosen)
+    if not 0 < settings.picture_mpp < math.inf:
+        raise ExportError(
+            f"{settings.picture_mpp} microns per pixel is no scale for a picture; give a positive number, such as 2"
+        )
     # All of them before the first is written: a slide that is missing or half done is refused while nothing is there yet.
     tables = open_tables(url, selection, allow_empty=chosen.takes_empty)
     parts = [tables] if chosen.one_for_all else [[table] for table in tables]

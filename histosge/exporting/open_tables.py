@@ -122,7 +122,7 @@ def table_of_map(stored: StoredMap, genes: Sequence[str] = (), others: MapArrays
         tuple(stored.genes[i] for i in columns),
         columns,
         "expression",
-        {key: str(value) for key, value in made_by.items()} | _edges(stored),
+        {key: str(value) for key, value in made_by.items()} | _facts(stored),
         {name: values for name, (dims, values) in extras.items() if dims == ("y", "x")},
         {name: values[list(columns)] for name, (dims, values) in extras.items() if dims == ("gene",)},
     )
@@ -146,11 +146,17 @@ def _own_arrays(stored: StoredMap) -> dict[str, tuple[tuple[str, ...], NDArray[A
     return found
 
 
-def _edges(stored: StoredMap) -> dict[str, str]:
-    """Return where one half width by depth ends and the next begins, on the scale of `log_total_counts`."""
-    if stored.strata is None:
-        return {}
-    return {"half_width_depth_edges": " ".join(f"{edge:.9g}" for edge in stored.strata.edges)}
+def _facts(stored: StoredMap) -> dict[str, str]:
+    """Return what a reader of the values has to know: the intervals' level, their edges, and what was trained on."""
+    facts = {}
+    if stored.strata is not None:
+        # Where one half width by depth ends and the next begins, on the scale of `log_total_counts`.
+        facts["half_width_depth_edges"] = " ".join(f"{edge:.9g}" for edge in stored.strata.edges)
+    if stored.half_width is not None and stored.level is not None:
+        facts["half_width_level"] = f"{stored.level:.9g}"
+    if stored.trained_on is not None:
+        facts["trained_on_this_slide"] = "yes" if stored.trained_on else "no"
+    return facts
 
 
 def _other_arrays(location: Location, path: str, sizes: Mapping[str, int]) -> MapArrays:

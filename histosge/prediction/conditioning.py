@@ -16,6 +16,7 @@ from scipy import sparse
 
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
+from histosge.calibration.wording import trained_on_sentence
 from histosge.data.genes import SCALE, library_size, select_target
 from histosge.data.section_loading import load_section
 from histosge.data.sections import Patches, Section, TrainingSection
@@ -191,12 +192,10 @@ def load_conditioned(
     if loaded.alignment.verdict == "warn":
         on_message(f"{sample.slide_id}: {loaded.alignment.message}")
     model = ConditionedModel.fit(saved, loaded.section)
-    # By fingerprint of the slide's file: ids may be reused or renamed.
-    trained_on = {section["slide_fingerprint"] for section in saved.card.sections}
-    if loaded.slide.fingerprint in trained_on:
+    if saved.was_trained_on(loaded.slide.fingerprint):
         on_message(
-            f"{sample.slide_id}: the model was trained on this slide, so its residuals here are smaller than on a new "
-            "slide, and less is added than would be right"
+            f"{sample.slide_id}: {trained_on_sentence(True)} Its residuals are smaller than on a new slide, and less of "
+            "the spots is added than would be right."
         )
     shares = ", ".join(f"{share:.2f}" for share in model.residual.blend)
     on_message(

@@ -71,6 +71,10 @@ class StoredMap:
         Half widths by predicted depth; None where one for all depths was as good.
     depth
         ``(y, x, 1)``, log of the total counts that a spot there would have; None if it was not predicted.
+    level
+        Share of spots that the intervals cover; None where it is not recorded.
+    trained_on
+        Whether the model was trained on spots of this slide; None where it is not recorded.
     """
 
     slide_id: str
@@ -83,6 +87,27 @@ class StoredMap:
     trust: NDArray[np.float32] | None = None
     depth: BlockArray | None = None
     strata: DepthStrata | None = None
+    level: float | None = None
+    trained_on: bool | None = None
+
+    def half_widths(self, gene: int) -> list[float]:
+        """Return a gene's half width in each stratum of depth, from low to high; one where there are no strata."""
+        if self.strata is not None:
+            return [float(width) for width in self.strata.half_width[:, gene]]
+        return [] if self.half_width is None else [float(self.half_width[gene])]
+
+    def read_strata(self) -> NDArray[np.int16]:
+        """Return each patch's stratum of predicted depth, ``(n_rows, n_cols)``; -1 where no depth is predicted.
+
+        Raises
+        ------
+        StoreError
+            If the map has no strata.
+        """
+        if self.strata is None or self.depth is None:
+            raise StoreError(f"the map of {self.slide_id!r} has no half widths by depth")
+        depth = self.depth.read((0, self.grid.n_rows), (0, self.grid.n_cols))[..., 0]
+        return np.where(np.isfinite(depth), self.strata.stratum_at(depth), -1).astype(np.int16)
 
     def read_with_bounds(
         self, rows: tuple[int, int], cols: tuple[int, int]
@@ -166,6 +191,7 @@ class ExpressionStore:
         *,
         intervals: Intervals | None = None,
         depth: bool = False,
+        trained_on: bool | None = None,
     ) -> StoredMap:
         """Create a slide's map, or open the one that the same model began.
 
@@ -183,6 +209,8 @@ class ExpressionStore:
             Of these genes: their half widths and trust are written beside the expression.
         depth
             Whether the model predicts depth, and the map gets an array for it.
+        trained_on
+            Whether the model was trained on spots of this slide; None where that is not known.
 
         Raises
         ------
@@ -231,7 +259,9 @@ class ExpressionStore:
             # Steps of 0.004 at most below 8, far less than the noise of counts, at half the size.
             dtype="float16",
             dims=("y", "x", "gene"),
-            attrs={"made_by": made_by, "units": "log1p of counts per 10,000"},
+            # Beside `made_by`, not in it: maps that were begun without it are still of the same model.
+            attrs={"made_by": made_by, "units": "log1p of counts per 10,000"}
+            | ({} if trained_on is None else {"trained_on": trained_on}),
         )
         consolidate(self.location, slide_id)
         return self.map(slide_id, grid.spec.key, read_only=False)
@@ -277,6 +307,7 @@ class ExpressionStore:
         self, path: str, stored: StoredGrid, genes: tuple[str, ...], intervals: Intervals | None
     ) -> None:
         grid = stored.grid
+        attrs: dict[str, dict[str, Any]] = {name: {"units": "micrometer"} for name in ("y", "x")}
         values: dict[str, tuple[tuple[str, ...], NDArray[Any]]] = {
             "y": (("y",), grid.y_um),
             "x": (("x",), grid.x_um),
@@ -290,6 +321,7 @@ class ExpressionStore:
             if intervals.strata is not None:
                 values["depth_edge"] = (("edge",), intervals.strata.edges)
                 values["half_width_by_depth"] = (("stratum", "gene"), intervals.strata.half_width)
+            attrs |= {name: {"coverage": intervals.level} for name in ("half_width", "half_width_by_depth")}
         with warnings.catch_warnings():
             # zarr 3.1 warns that variable-length strings are not yet part of the format's specification.
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
@@ -302,7 +334,7 @@ class ExpressionStore:
                     # A checksum: without one a flipped bit is read as a value.
                     compressors=[Crc32cCodec()],
                     dimension_names=dims,
-                    attributes={"units": "micrometer"} if name in ("y", "x") else {},
+                    attributes=attrs.get(name, {}),
                     # Creating the map may have been interrupted after some of these.
                     overwrite=True,
                 )
@@ -364,6 +396,8 @@ class ExpressionStore:
                     f"{self.location.label}/{path}/depth is damaged: its shape is {depth.shape} in blocks of "
                     f"{depth.block_shape}, those of expression are {array.block_shape}"
                 )
+        level = read_attrs(self.location, f"{path}/half_width").get("coverage")
+        trained_on = array.attrs.get("trained_on")
         return StoredMap(
             slide_id,
             grid,
@@ -375,6 +409,9 @@ class ExpressionStore:
             optional["trust"],
             depth,
             strata,
+            # A store from elsewhere may hold anything under these names.
+            level if isinstance(level, float) and 0 < level < 1 else None,
+            trained_on if isinstance(trained_on, bool) else None,
         )
 
     def _open_on_grid(self, path: str, grid: PatchGrid, read_only: bool) -> BlockArray:

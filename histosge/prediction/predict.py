@@ -329,6 +329,7 @@ def _write_map(
         made_by,
         intervals=intervals,
         depth=task.predicts_depth,
+        trained_on=saved.was_trained_on(slide.fingerprint),
     )
     missing = stored_map.array.missing(planned)
     windows = stream_windows(slide, missing, task.model.halo_um, task.reduce)

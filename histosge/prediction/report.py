@@ -1,6 +1,6 @@
 """The report page of a prediction: maps beside the slide, then which genes can be trusted.
 
-It holds no scores: those are on the page of an evaluation (`histosge.evaluation.report`).
+It holds no scores of the maps: those are on the page of an evaluation (`histosge.evaluation.report`).
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featurestore.earlier_results import MadeWith
+from histosge.calibration.wording import trained_on_sentence
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.reporting.page import Block, Picture, render_report, write_page
 from histosge.reporting.plots import slide_maps
@@ -41,8 +42,7 @@ def write_prediction_report(
         Model, slides and genes, recorded in the page.
     """
     store = ExpressionStore.open(out)
-    trained = {section["slide_id"] for section in saved.card.sections}
-    blocks = [_slide_block(store.map(*slide), slide[0] in trained) for slide in slides[:SHOWN_SLIDES]]
+    blocks = [_slide_block(store.map(*slide), saved) for slide in slides[:SHOWN_SLIDES]]
     if len(slides) > SHOWN_SLIDES:
         blocks.append(Block("Further slides", ", ".join(slide_id for slide_id, _ in slides[SHOWN_SLIDES:])))
     # One model predicted all slides, so all maps have the same genes.
@@ -62,7 +62,7 @@ def write_prediction_report(
     write_page(path, page)
 
 
-def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
+def _slide_block(stored: StoredMap, saved: SavedModel) -> Block:
     rows, cols = stored.grid.shape
     # Chosen by trust, not by how a map looks: whoever picks by eye picks noise that resembles tissue.
     genes = _most_trusted(stored)
@@ -72,21 +72,25 @@ def _slide_block(stored: StoredMap, was_trained_on: bool) -> Block:
     }
     if stored.depth is not None:
         maps["log total counts"] = stored.depth.read((0, rows), (0, cols))[..., 0].astype(np.float32)
+    grid = stored.grid
+    x, y = (start + (grid.patch_um - grid.stride_um) / 2 for start in grid.origin_um)
+    corner = x, y
     picture = Picture(
-        slide_maps(stored.rgb, maps, stored.grid.stride_um),
+        slide_maps(stored.rgb, maps, grid.stride_um, corner),
         f"Slide {stored.slide_id} beside predicted maps of {', '.join(maps)}.",
         "Predicted log1p(CP10k), each map on its own colour scale. Shown are the genes with the highest trust.",
         stored.slide_id,
     )
     patches = int(np.isfinite(next(iter(maps.values()))).sum()) if maps else 0
-    # Shown with every slide: a map of a training slide looks better than the model is.
-    status = "The model was trained on spots of this slide, so its map is better here than on new tissue."
+    # Asked of the model: a map that was begun by an earlier version does not record it.
+    made_by = stored.array.attrs.get("made_by", {})
+    trained_on = saved.was_trained_on(str(made_by.get("slide", "")))
     return Block(
         stored.slide_id,
         f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
         pictures=(picture,),
-        points=(status,) if was_trained_on else ("The model was trained without spots of this slide.",),
+        points=(trained_on_sentence(trained_on),),
     )
 
 

@@ -41,14 +41,19 @@ def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
     axes.hist(trust[trust >= threshold], edges, color="#35608d", label="trusted")
     axes.hist(trust[trust < threshold], edges, color="#c9ccd1", label="abstained from")
     axes.axvline(threshold, color="black", linewidth=0.9, linestyle="--")
-    axes.set_xlabel("trust: lower limit of a gene's held-out Pearson", fontsize=9)
+    axes.set_xlabel("trust: lower 99 % confidence limit of a gene's held-out Pearson", fontsize=9)
     axes.set_ylabel("genes", fontsize=9)
     axes.legend(frameon=False, fontsize=9)
     hide_spines(axes)
     return to_png(figure)
 
 
-def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]], stride_um: float) -> bytes:
+def slide_maps(
+    thumbnail: NDArray[np.uint8],
+    maps: dict[str, NDArray[np.float32]],
+    stride_um: float,
+    corner_um: tuple[float, float],
+) -> bytes:
     """Draw a slide's mean colours and some maps beside them, each on a scale of its own.
 
     Parameters
@@ -59,6 +64,9 @@ def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]
         Title -> values, ``(n_rows, n_cols)``; NaN where nothing was predicted.
     stride_um
         Step between patches.
+    corner_um
+        ``(x, y)`` of the first pixel's corner, from the slide's top-left: a pixel is the square of one stride around a
+        patch's centre.
     """
     n_rows, n_cols, _ = thumbnail.shape
     panels = 1 + len(maps)
@@ -66,7 +74,8 @@ def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]
     height = float(np.clip(11 / panels * n_rows / n_cols + 0.6, 1.8, 6))
     figure = Figure(figsize=(11, height), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    extent = (0.0, n_cols * stride_um / 1000, n_rows * stride_um / 1000, 0.0)
+    left, top, step = corner_um[0] / 1000, corner_um[1] / 1000, stride_um / 1000  # in mm
+    extent = (left, left + n_cols * step, top + n_rows * step, top)
     axes[0].imshow(thumbnail, extent=extent, interpolation="nearest")
     axes[0].set_title("H&E, a pixel a patch", fontsize=10)
     axes[0].set_xlabel("mm", fontsize=8)
@@ -77,7 +86,8 @@ def slide_maps(thumbnail: NDArray[np.uint8], maps: dict[str, NDArray[np.float32]
         drawn = place.imshow(
             values, extent=extent, cmap=COLOURS, vmin=low, vmax=high, interpolation="nearest"
         )
-        place.set_title(title, fontsize=10)
+        # A gene's name may hold dollars, which matplotlib would take for a formula and may refuse.
+        place.set_title(title, fontsize=10, parse_math=False)
         place.set_axis_off()
         figure.colorbar(drawn, ax=place, shrink=0.7, pad=0.02)
     return to_png(figure)

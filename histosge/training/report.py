@@ -1,6 +1,6 @@
 """The page of a trained model: its training data, and which genes to trust.
 
-It holds no scores: those are on the page of an evaluation.
+Trust is measured on held-out spots of the training data. Scores by metric and split are on the page of an evaluation.
 """
 
 from collections.abc import Sequence
@@ -10,11 +10,10 @@ import numpy as np
 
 from featurestore.earlier_results import MadeWith
 from histosge.calibration.conformal import TRUSTED, Intervals
+from histosge.calibration.wording import SCORES, half_width_text, interval_name, trust_sentence
 from histosge.reporting.page import Block, Picture, Table, render_report, write_page
 from histosge.reporting.plots import trust_plot
 from histosge.training.saved_model import ModelCard, SavedModel
-
-UNSCORED = "This page holds no scores on held-out tissue: run histosge evaluate for those."
 
 
 def write_training_report(saved: SavedModel, path: Path, made_with: MadeWith | None = None) -> None:
@@ -38,7 +37,7 @@ def write_training_report(saved: SavedModel, path: Path, made_with: MadeWith | N
 
 
 def _by_depth(intervals: Intervals) -> str:
-    """Describe how intervals differ by predicted library size, where they do: the table holds one width a gene."""
+    """Describe how intervals differ by predicted library size, where they do."""
     if intervals.strata is None:
         return ""
     # The median gene: the mean would be that of the few whose counts are largest.
@@ -59,11 +58,12 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
         )
     # Stable: genes of equal trust stay in the order of the model.
     order = np.argsort(-intervals.trust, kind="stable")
+    widths = intervals.strata.half_width if intervals.strata is not None else intervals.half_width[None]
     rows = tuple(
         (
             genes[i],
             f"{intervals.trust[i]:.2f}",
-            f"± {intervals.half_width[i]:.2f}",
+            half_width_text(widths[:, i].tolist()),
             "yes" if intervals.trusted[i] else "no",
         )
         for i in order
@@ -71,20 +71,19 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
     picture = Picture(
         trust_plot(intervals.trust, TRUSTED),
         f"Histogram of trust over {len(genes)} genes.",
-        f"Cross-validated on {intervals.n_spots} spots of the training sections, holding out {intervals.held_out}s."
-        f"{_by_depth(intervals)}",
+        f"{trust_sentence(intervals.n_spots, intervals.scope)}{_by_depth(intervals)}",
         "Trust",
     )
     good = int(intervals.trusted.sum())
     return Block(
         "Which genes to trust",
-        f"{good} of {len(genes)} genes can be trusted; do not interpret the others. {UNSCORED}",
+        f"{good} of {len(genes)} genes can be trusted; do not interpret the others. {SCORES}",
         pictures=(picture,),
         tables=(
             Table(
-                ("gene", "trust", f"{round(100 * intervals.level)} % interval, log1p(CP10k)", "trusted"),
+                ("gene", "trust", f"{interval_name(intervals.level)}, log1p(CP10k)", "trusted"),
                 rows,
-                "Every gene, the most trusted first. Trust is the lower confidence limit of its Pearson on held-out parts.",
+                "Every gene, the most trusted first.",
                 # A table of a thousand genes would push everything else off the page.
                 folded=len(rows) > 20,
             ),

@@ -153,6 +153,15 @@ class SavedModel:
         values, depth = predict_patches(self.model, patches)
         return Prediction(values, *self.intervals.bounds(values, depth))
 
+    def was_trained_on(self, slide_fingerprint: str) -> bool | None:
+        """Tell whether spots of a slide were trained on; None for a fitted model that was never saved.
+
+        By the fingerprint of the slide's file, since ids may be reused or renamed.
+        """
+        if not self.card.sections:
+            return None
+        return slide_fingerprint in {section.get("slide_fingerprint") for section in self.card.sections}
+
     def check_fits(self, identity: EncoderIdentity, grid: PatchGrid) -> None:
         """Refuse embeddings of another encoder or grid.
 

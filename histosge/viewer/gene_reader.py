@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.byte_cache import ByteCache
-from featurestore.location import Location
-from featurestore.storage.zarr_metadata import read_values
-from histosge.prediction.expression_store import GENE_GROUP, StoredMap, open_optional
+from histosge.calibration.wording import half_width_text, interval_name
+from histosge.prediction.expression_store import GENE_GROUP, StoredMap
 
 GridValues = NDArray[np.float16]
 """Values of one gene, or of a group, over a grid: ``(n_rows, n_cols)`` or ``(n_rows, n_cols, n_genes)``."""
@@ -71,23 +70,40 @@ class GeneReader:
         return np.concatenate(strips).astype(np.float16, copy=False)
 
 
-def per_gene(location: Location, path: str, n_genes: int) -> dict[str, Any]:
-    """Return what an expression store holds of each gene beside its map.
+def per_gene(stored: StoredMap) -> dict[str, Any]:
+    """Return what a map holds of each gene beside its values, as far as it has it.
 
     Returns
     -------
     dict
-        ``half_width`` (of the calibrated interval) and ``trust``, lists with None where unknown, and ``coverage`` of
-        the interval, as far as the store has them.
+        ``trust``, a number a gene, None where unknown; ``half_widths``, per gene a list with one for each stratum of
+        predicted depth, or a single one, and None where unknown; ``half_width_texts``, the same in words; ``interval``,
+        the interval's name with its level; ``strata``, whether half widths differ by depth.
     """
     found: dict[str, Any] = {}
-    for name in ("half_width", "trust"):
-        array = open_optional(location, f"{path}/{name}")
-        # A store from elsewhere may hold anything under this name.
-        if array is None or array.shape != (n_genes,):
-            continue
-        values = read_values(array, f"{location.label}/{path}/{name}", (n_genes,), "fiu").astype(np.float64)
-        found[name] = [round(float(v), 4) if np.isfinite(v) else None for v in values]
-        if "coverage" in array.attrs:
-            found["coverage"] = array.attrs["coverage"]
+    n_genes = len(stored.genes)
+    # A store from elsewhere may hold arrays of any shape under these names.
+    if stored.trust is not None and stored.trust.shape == (n_genes,):
+        found["trust"] = [round(float(v), 4) if np.isfinite(v) else None for v in stored.trust]
+    has_strata = has_depth_strata(stored)
+    if has_strata or (stored.half_width is not None and stored.half_width.shape == (n_genes,)):
+        widths = [stored.half_widths(gene) for gene in range(n_genes)]
+        known = [bool(np.isfinite(each).all()) for each in widths]
+        found["half_widths"] = [
+            [round(w, 4) for w in each] if ok else None for each, ok in zip(widths, known, strict=True)
+        ]
+        found["half_width_texts"] = [
+            half_width_text(each) if ok else None for each, ok in zip(widths, known, strict=True)
+        ]
+        found["interval"] = interval_name(stored.level)
+        found["strata"] = has_strata
     return found
+
+
+def has_depth_strata(stored: StoredMap) -> bool:
+    """Tell whether a map has half widths by predicted depth, and the depth that selects them."""
+    strata, depth = stored.strata, stored.depth
+    if strata is None or depth is None:
+        return False
+    fits = strata.half_width.shape == (len(strata.edges) + 1, len(stored.genes))
+    return fits and tuple(depth.shape) == (*stored.grid.shape, 1)

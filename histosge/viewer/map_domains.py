@@ -9,7 +9,7 @@ from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.storage.zarr_metadata import read_values
 from histosge.errors import ExportError, ViewError
-from histosge.exporting.domain_labels import read_label_table
+from histosge.exporting.domain_labels import MAX_LABEL, read_label_table
 from histosge.prediction.expression_store import open_optional
 
 Labels = NDArray[np.int16]
@@ -22,7 +22,8 @@ def stored_domains(location: Location, path: str, grid: PatchGrid) -> Labels | N
         return None
     # Floats with NaN, or integers with -1.
     values = read_values(array, f"{location.label}/{path}/domain", grid.shape, "fiu").astype(np.float64)
-    return np.where(np.isfinite(values) & (values >= 0), values, -1).astype(np.int16)
+    known = np.isfinite(values) & (values >= 0) & (values <= MAX_LABEL)
+    return np.where(known, values, -1).astype(np.int16)
 
 
 def table_domains(folder: Path, slide_id: str, grid: PatchGrid) -> Labels | None:

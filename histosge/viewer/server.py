@@ -144,6 +144,7 @@ def _endpoints(collection: Collection) -> "dict[str, Callable[[Request], Respons
         f"{one}/tiles/{{level:int}}/{{col:int}}_{{row:int}}.jpg": tile,
         f"{layer}/layer.json": lambda r: JSONResponse(slide(r).describe_layer(r.path_params["layer"])),
         f"{layer}/domains.i16": labels,
+        f"{layer}/strata.i16": lambda r: raw(slide(r).strata(r.path_params["layer"]), "<i2"),
         f"{layer}/genes/{{gene:int}}.f16": lambda r: raw(
             slide(r).gene_values(r.path_params["layer"], r.path_params["gene"]), "<f2"
         ),

@@ -20,9 +20,10 @@ from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import SlideRecord, Store
+from histosge.calibration.wording import CONDITIONED, SCORES, trained_on_sentence
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.viewer.gene_reader import GeneReader, GridValues, per_gene
+from histosge.viewer.gene_reader import GeneReader, GridValues, has_depth_strata, per_gene
 from histosge.viewer.map_domains import Labels, stored_domains, table_domains
 from histosge.viewer.measured_spots import MeasuredSpots
 from histosge.viewer.slide_tiles import SlideTiles
@@ -180,8 +181,6 @@ class ShownSlide:
         layer = self._layer(number)
         found: dict[str, Any] = {"key": layer.key, **_grid_placement(layer.grid), "genes": []}
         if layer.stored is not None:
-            expression = self._sources.expression
-            assert expression is not None
             found["genes"] = list(layer.stored.genes)
             found["unit"] = layer.stored.array.attrs.get("units", "")
             found["made_by"] = {
@@ -189,7 +188,8 @@ class ShownSlide:
                 k: str(v)[:16]
                 for k, v in layer.stored.array.attrs.get("made_by", {}).items()
             }
-            found |= per_gene(expression.location, f"{self.slide_id}/{layer.key}", len(layer.stored.genes))
+            found |= per_gene(layer.stored)
+            found["caveat"] = f"{_training_sentence(layer.stored)} {SCORES}"
         # A table that does not fit is a note on the page: the genes of the layer are still of use.
         try:
             labels = self.labels(number)
@@ -215,6 +215,19 @@ class ShownSlide:
         if labels is None and sources.domains is not None:
             labels = table_domains(sources.domains, self.slide_id, layer.grid)
         return labels
+
+    def strata(self, number: int) -> NDArray[np.int16]:
+        """Return each patch's stratum of predicted depth, which selects its half width; -1 where there is none.
+
+        Raises
+        ------
+        LookupError
+            If the layer has no half widths by depth.
+        """
+        stored = self._layer(number).stored
+        if stored is None or not has_depth_strata(stored):
+            raise LookupError(f"layer {number} has no half widths by depth")
+        return stored.read_strata()
 
     def gene_values(self, number: int, gene: int) -> GridValues:
         """Return a predicted gene over a layer, ``(n_rows, n_cols)``.
@@ -244,6 +257,12 @@ class ShownSlide:
             return self.measured.describe()
         except FeatureStoreError as error:
             return {"error": str(error)}
+
+
+def _training_sentence(stored: StoredMap) -> str:
+    if "spots" in stored.array.attrs.get("made_by", {}):
+        return CONDITIONED
+    return trained_on_sentence(stored.trained_on)
 
 
 def _grid_placement(grid: PatchGrid) -> dict[str, Any]:

@@ -176,12 +176,14 @@ def _write_layer(writer: _Writer, base: str, slide: ShownSlide, number: int, cho
         found["note"] = f"Domains: {UNREADABLE}."
     column = {gene: i for i, gene in enumerate(found["genes"])}
     kept = [gene for gene in chosen if gene in column]
-    for name in ("half_width", "trust"):
+    for name in ("half_widths", "half_width_texts", "trust"):
         if name in found:
             found[name] = [found[name][column[gene]] for gene in kept]
     writer.json(f"{base}/layer.json", {**found, "genes": kept})
     for i, gene in enumerate(kept):
         writer.raw(f"{base}/genes/{i}.f16", slide.gene_values(number, column[gene]), "<f2")
+    if found.get("strata"):
+        writer.raw(f"{base}/strata.i16", slide.strata(number), "<i2")
     labels = slide.labels(number) if found["domains"] else None
     if labels is not None:
         writer.raw(f"{base}/domains.i16", labels, "<i2")

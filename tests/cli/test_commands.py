@@ -171,3 +171,15 @@ def test_the_demo_on_a_small_slide(tmp_path: Path) -> None:
     assert all(path.exists() for path in result.paths.values())
     page = result.paths["report"].read_text()
     assert "Against the dense truth" in page
+
+
+@pytest.mark.parametrize("command", [("predict", "store", "model", "out"), ("analyse", "store", "pca")])
+def test_an_option_that_takes_one_value_is_not_taken_twice(
+    histosge: Histosge, command: tuple[str, ...]
+) -> None:
+    ran = histosge(*command, "--encoder", "colour", "--encoder", "uni")
+    assert ran.code == 2
+    assert ran.err.strip() == "error: --encoder is given 2 times and takes one value; give it once"
+    # Options that take several, and switches, are as they were.
+    ran = histosge("predict", "store", "model", "out", "--slide", "A", "--slide", "B", "--quiet", "--quiet")
+    assert "there is no store" in ran.err

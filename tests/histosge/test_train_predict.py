@@ -32,6 +32,7 @@ from histosge.data.sections import Patches
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ExpressionError, ModelError
 from histosge.exporting.formats.anndata_files import write_h5ad
+from histosge.exporting.open_tables import table_of_map
 from histosge.models.registry import load_preset
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.prediction.predict import PredictSettings, predict
@@ -570,6 +571,9 @@ def test_a_map_carries_half_widths_trust_and_bounds(chain: Chain) -> None:
     assert saved.intervals is not None
     assert saved.intervals.held_out == "block"
     np.testing.assert_array_equal(stored.half_width, saved.intervals.half_width)
+    assert (stored.level, stored.trained_on) == (saved.intervals.level, True)
+    made_by = table_of_map(stored).made_by
+    assert (made_by["half_width_level"], made_by["trained_on_this_slide"]) == ("0.9", "yes")
     np.testing.assert_array_equal(stored.trust, saved.intervals.trust)
     values, lower, upper = stored.read_with_bounds((5, 20), (3, 30))
     there = np.isfinite(values)
@@ -616,7 +620,7 @@ def test_a_map_conditioned_on_spots_is_nearer_to_them_and_is_not_mixed_with_anot
     out = str(tmp_path / "conditioned")
     predict(chain.store, model, out, slide_ids=["S1"], condition_on=expression, on_message=said.append)
     assert any(f"conditioned on {len(section.spots)} spots" in line for line in said)
-    assert any("trained on this slide" in line for line in said)
+    assert any("trained on spots of this slide" in line for line in said)
     target = training_section(section, load_model(model).card.genes).target
 
     def off(url: str) -> float:

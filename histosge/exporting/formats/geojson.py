@@ -20,7 +20,7 @@ from shapely.geometry.polygon import orient
 
 from featurestore.grid import PatchGrid
 from featurestore.whole_file import whole_file
-from histosge.exporting.domain_labels import domain_labels, read_labels
+from histosge.exporting.domain_labels import domain_labels, domain_name, read_labels
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 
 # Inverse of the golden ratio: steps of it round a circle stay far from all earlier ones.
@@ -40,12 +40,12 @@ def write_geojson(
     labels
         ``(n_rows, n_cols)``; -1 belongs to no domain.
     names
-        Of the domains, by label; ``domain 1`` and so on where there is none.
+        Of the domains, by label; `histosge.exporting.domain_labels.domain_name` where there is none.
     """
     given = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
     features: list[dict[str, Any]] = []
     for label in np.unique(labels[labels >= 0]).tolist():
-        name = given.get(label, f"domain {label + 1}")
+        name = given.get(label, domain_name(label))
         features.extend(_feature(piece, grid, name, _colour(label)) for piece in polygons(labels == label))
     with whole_file(path) as partial:
         partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))

@@ -51,7 +51,12 @@ def write_tiffs(table: PatchTable, folder: Path) -> int:
             description = f"{table.slide_id} {name}: {table.kind}, colours from {low:.4g} to {high:.4g}, {mpp:.6g} um/px"
             picture = on_slide(_coloured(plane, float(low), float(high)), table.grid, 255)
             # Without metadata=None tifffile adds a description of its own, in JSON.
-            options: dict[str, Any] = {"photometric": "rgb", "description": description, "metadata": None}
+            # As bytes: tifffile takes text of 7 bits only, and a gene's name may hold a Greek letter.
+            options: dict[str, Any] = {
+                "photometric": "rgb",
+                "description": description.encode(),
+                "metadata": None,
+            }
             partial = stack.enter_context(whole_file(folder / f"{file}.tif", sweep=True))
             _write_tiff(partial, picture, mpp, options)
         whole = np.stack([on_slide(plane, table.grid, np.nan) for plane in values])

@@ -8,6 +8,7 @@ import polars as pl
 from polars.io.plugins import register_io_source
 
 from featurestore.whole_file import whole_file
+from histosge.data.expression.loaded_expression import unique_names
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
 
@@ -23,10 +24,11 @@ PLACE = {
 def write_parquet(table: PatchTable, path: Path) -> int:
     """Write one slide's table; return the number of rows.
 
-    A gene called like a column of `PLACE` gets ``gene_`` before its name.
+    A gene called like a column of `PLACE` gets ``gene_`` before its name, and a name that comes twice a number behind it.
     """
     # A gene may be called "row" or "col"; two columns of one name no reader of parquet takes.
     names = [f"gene_{name}" if name in PLACE or name in table.per_patch else name for name in table.names]
+    names = list(unique_names([*PLACE, *table.per_patch, *names]))[-len(table.names) :]
     extra = {name: values[table.kept] for name, values in table.per_patch.items()}
     xy_um = table.xy_um
 

@@ -9,7 +9,7 @@ export class PatchLayer {
    * @param grid {shape: [rows, cols], origin_um: [x, y], step_um}
    * @param values one per patch, row-major; NaN, or a negative label, is left empty
    * @param colour value -> [red, green, blue]
-   * @param say value -> words
+   * @param say (value, number of the patch) -> words
    */
   constructor(grid, values, colour, say) {
     this.grid = grid;
@@ -48,9 +48,10 @@ export class PatchLayer {
     const { shape, origin_um, step_um } = this.grid;
     const [row, col] = [Math.floor((y - origin_um[1]) / step_um), Math.floor((x - origin_um[0]) / step_um)];
     if (row < 0 || col < 0 || row >= shape[0] || col >= shape[1]) return null;
-    const value = this.values[row * shape[1] + col];
+    const patch = row * shape[1] + col;
+    const value = this.values[patch];
     const box = [origin_um[0] + col * step_um, origin_um[1] + row * step_um, step_um, step_um];
-    return { words: `patch row ${row}, column ${col}: ${this.say(value)}`, value, box };
+    return { words: `patch row ${row}, column ${col}: ${this.say(value, patch)}`, value, box };
   }
 }
 

@@ -8,7 +8,7 @@ export function number(value) {
 }
 
 /** Fill a figure with the legend of a colour map. */
-export function scaleLegend(figure, { map, range, unit, title, caveat = "" }) {
+export function scaleLegend(figure, { map, range, unit, title }) {
   const bar = document.createElement("canvas");
   bar.width = 256;
   bar.height = 1;
@@ -21,7 +21,7 @@ export function scaleLegend(figure, { map, range, unit, title, caveat = "" }) {
   context.putImageData(pixels, 0, 0);
   const middle = (range[0] + range[1]) / 2;
   const ends = element("div", "ends", ...[`≤ ${number(range[0])}`, number(middle), `≥ ${number(range[1])}`].map(span));
-  figure.replaceChildren(bar, ends, element("figcaption", "", `${title}, ${unit}. ${caveat}`));
+  figure.replaceChildren(bar, ends, element("figcaption", "", `${title}, ${unit}.`));
 }
 
 /** Fill a figure with the legend of domains. */

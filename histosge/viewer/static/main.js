@@ -28,7 +28,8 @@ async function begin() {
   find("slide").replaceChildren(...index.slides.map((id, i) => new Option(id, i)));
   const first = Math.max(0, index.slides.indexOf(wanted.get("slide")));
   find("slide").value = first;
-  await openSlide(first, wanted.get("gene"));
+  const missing = wanted.has("slide") && !index.slides.includes(wanted.get("slide"));
+  await openSlide(first, wanted.get("gene"), missing ? wanted.get("slide") : null);
 }
 
 function listen() {
@@ -55,7 +56,8 @@ function guarded(work) {
 
 // ---------------------------------------------------------------- a slide
 
-async function openSlide(n, gene) {
+/** @param missing the slide that a link names and that is not here, if so */
+async function openSlide(n, gene, missing = null) {
   const opened = ++shown.opened;
   const base = `data/${n}`;
   document.body.dataset.state = "loading";
@@ -64,6 +66,7 @@ async function openSlide(n, gene) {
   if (opened !== shown.opened) return;
   Object.assign(shown, { slide, base, layer: null, spots: null, gene: null, wanted: gene, chosen: false });
   slide.notes.forEach((text, i) => note(`slide ${i}`, text));
+  if (missing !== null) note("link", `The link names slide ${missing}, which is not in this store; ${slide.id} is shown.`);
   for (const panel of Object.values(panels)) panel.setLayer(null);
   const thumbnails = Promise.all(Object.values(panels).map((panel) => panel.open(slide, base)));
   thumbnails.then(() => mark("thumbnail"));
@@ -81,8 +84,14 @@ async function openSlide(n, gene) {
   listGenes();
   await thumbnails;
   const start = shown.names.includes(gene) ? gene : shown.names[0];
+  // While spots are still read, they may have it.
+  if (gene && !shown.names.includes(gene) && !(slide.spots && !shown.spots)) noteGene(gene);
   if (start) await chooseGene(start);
   else await draw();
+}
+
+function noteGene(gene) {
+  note("gene", `${gene} is neither predicted nor measured on this slide.`);
 }
 
 /** Lay the H&E's tiles over the thumbnail as soon as the slide is open; say so where it cannot be. */
@@ -123,6 +132,7 @@ async function openSpots(opened, base) {
   listGenes();
   // A gene that was asked for before it was known: only the spots have it.
   const late = !shown.chosen && shown.wanted !== shown.gene && spots.column.has(shown.wanted);
+  if (shown.wanted && !shown.names.includes(shown.wanted)) noteGene(shown.wanted);
   if (late) await chooseGene(shown.wanted);
   else if (shown.gene) await draw();
   else if (shown.names.length && !shown.slide.layers.length) await chooseGene(shown.names[0]);
@@ -137,6 +147,7 @@ async function openLayer(n) {
   layer.column = new Map(layer.genes.map((name, i) => [name, i]));
   shown.layer = layer;
   note("layer", layer.note ?? "");
+  note("training", layer.caveat ?? "");
   find("predicted-title").textContent = layer.genes.length ? "Predicted, every patch" : "Slide";
   find("show").querySelector("[value=domains]").disabled = !layer.domains;
   if (!layer.domains) find("show").value = "gene";
@@ -174,6 +185,7 @@ function pick(name) {
 
 function chooseGene(name) {
   mark("gene-asked");
+  if (name === shown.wanted || shown.chosen) note("gene", "");
   if (shown.gene !== null && find("show").value === "domains" && shown.layer?.genes.length) find("show").value = "gene";
   shown.gene = name;
   search.show(name);
@@ -185,17 +197,18 @@ async function draw() {
   const ask = ++shown.ask;
   const { gene, layer, spots, base } = shown;
   document.body.dataset.state = "loading";
-  const [predicted, measured, domains] = await Promise.all([
+  const [predicted, measured, domains, strata] = await Promise.all([
     layer?.column.has(gene) ? values(`${layer.base}/genes/${layer.column.get(gene)}.f16`) : null,
     spots?.column.has(gene) ? values(`${base}/spots/${spots.column.get(gene)}.f16`) : null,
     layer && find("show").value === "domains" ? labels(`${layer.base}/domains.i16`) : null,
+    layer?.strata ? labels(`${layer.base}/strata.i16`) : null,
   ]);
   if (ask !== shown.ask) return;
   const own = { measured: measured && robustRange(measured), predicted: predicted && robustRange(predicted) };
   const shared = find("scale").value === "shared" ? (own.measured ?? own.predicted) : null;
   drawMeasured(measured, shared ?? own.measured);
   if (domains) drawDomains(domains);
-  else drawPredicted(predicted, shared ?? own.predicted);
+  else drawPredicted(predicted, strata, shared ?? own.predicted);
   describeGene();
   remember();
   document.body.dataset.gene = gene ?? "";
@@ -216,7 +229,7 @@ function drawMeasured(found, range) {
   scaleLegend(legend, { map, range, unit: shown.spots.unit, title: `${shown.gene} measured in ${found.length} spots` });
 }
 
-function drawPredicted(found, range) {
+function drawPredicted(found, strata, range) {
   const legend = find("predicted-legend");
   if (!found || !range) {
     panels.predicted.setLayer(null);
@@ -224,13 +237,15 @@ function drawPredicted(found, range) {
     return;
   }
   const map = find("map").value;
-  const half = shown.layer.half_width?.[shown.layer.column.get(shown.gene)];
-  const about = half == null ? "" : ` ± ${number(half)}`;
-  const say = (value) => (Number.isNaN(value) ? "no prediction" : `${shown.gene} ${number(value)}${about}`);
+  const widths = shown.layer.half_widths?.[shown.layer.column.get(shown.gene)];
+  const say = (value, patch) => {
+    if (Number.isNaN(value)) return "no prediction";
+    const half = widths?.[strata ? strata[patch] : 0];
+    return `${shown.gene} ${number(value)}${half === undefined ? "" : ` ± ${number(half)} (${shown.layer.interval})`}`;
+  };
   panels.predicted.setLayer(new PatchLayer(shown.layer, found, scaleColour(map, range), say));
   const by = shown.layer.made_by?.preset ? ` by ${shown.layer.made_by.preset}` : "";
-  const caveat = shown.spots ? "The model may have been trained on these spots. Scores on held-out spots are in its evaluation report." : "";
-  scaleLegend(legend, { map, range, unit: shown.layer.unit, title: `${shown.gene} predicted${by}`, caveat });
+  scaleLegend(legend, { map, range, unit: shown.layer.unit, title: `${shown.gene} predicted${by}` });
 }
 
 function drawDomains(found) {
@@ -243,12 +258,9 @@ function describeGene() {
   const { gene, layer } = shown;
   const i = layer?.column.get(gene);
   const words = [];
-  const half = i === undefined ? null : layer.half_width?.[i];
   const trust = i === undefined ? null : layer.trust?.[i];
-  if (half != null) {
-    const share = layer.coverage ? `${Math.round(100 * layer.coverage)} % ` : "";
-    words.push(`${share}interval of the prediction ± ${number(half)}`);
-  }
+  const widths = i === undefined ? null : layer.half_width_texts?.[i];
+  if (widths != null) words.push(`${layer.interval} ${widths}${layer.strata ? ", by predicted library size" : ""}`);
   if (trust != null) words.push(`trust ${number(trust)}`);
   find("about-gene").textContent = gene && words.length ? `${gene}: ${words.join("; ")}` : "";
 }

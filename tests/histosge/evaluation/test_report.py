@@ -14,8 +14,15 @@ from PIL import Image
 from histosge.evaluation.map_plots import gene_map
 from histosge.evaluation.report import evaluation_blocks
 from histosge.evaluation.results import FoldCount, GeneMap, Scores
-from histosge.evaluation.score_plots import score_distributions
+from histosge.evaluation.score_plots import (
+    Defect,
+    Difference,
+    defect_plot,
+    difference_plot,
+    score_distributions,
+)
 from histosge.reporting.page import Block, Picture, Table, render_report
+from histosge.reporting.plots import slide_maps
 
 GRID = (17, 13)
 VOID = {"meta", "img", "br", "hr", "link"}
@@ -243,3 +250,17 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone() -> None:
         [sys.executable, "-c", DRAWING], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
     )
     assert ran.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("name", ["$\\frac{", "a$b$c_{", "<script>alert(1)</script>"])
+def test_any_name_is_text_in_pictures_and_tables(name: str) -> None:
+    assert difference_plot([Difference(name, 0.1, 0.0, 0.2)], "difference")
+    assert defect_plot([Defect(name, 0.1, 0.2, 0.3, 0.4)])
+    assert score_distributions({name: np.arange(5.0)})
+    assert gene_map(make_map(name))
+    maps = {name: np.ones((3, 5), np.float32)}
+    assert slide_maps(np.zeros((3, 5, 3), np.uint8), maps, 50.0, (25.0, 31.0))
+    text = render_report(
+        "Title", [Block(name, name, tables=(Table((name,), ((name,),), name),), points=(name,))]
+    )
+    assert "<script>" not in text

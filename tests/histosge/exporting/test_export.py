@@ -26,7 +26,7 @@ from featurestore.storage.store import Store
 from histosge.errors import ExportError, MissingExtraError
 from histosge.exporting.domain_labels import domain_labels, read_labels
 from histosge.exporting.export import export
-from histosge.exporting.export_format import FORMATS, ExportFormat, ExportSettings
+from histosge.exporting.export_format import FORMATS, ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.geojson import polygons, write_geojson
 from histosge.exporting.formats.heat_map_tiff import write_tiffs
 from histosge.exporting.formats.ome_zarr import write_ome_zarr
@@ -356,7 +356,7 @@ def test_geojson_is_in_level_0_pixels_with_qupath_s_fields(tmp_path: Path) -> No
     ]
     assert first["properties"]["classification"]["name"] == "tumour"
     assert first["properties"]["objectType"] == "annotation"
-    assert second["properties"]["name"] == "domain 2"
+    assert second["properties"]["name"] == "domain 1"
     assert len(first["properties"]["classification"]["color"]) == 3
 
 
@@ -385,7 +385,11 @@ def test_labels_come_from_a_table_per_slide(made: Made, table: PatchTable, tmp_p
     settings = ExportSettings(domains=tmp_path)
     export(made.maps, tmp_path / "A.geojson", "geojson", ExportSelection(["A"]), settings)
     features = json.loads((tmp_path / "A.geojson").read_text())["features"]
-    assert {f["properties"]["name"] for f in features} == {"domain 1", "domain 2", "domain 3"}
+    assert {f["properties"]["name"] for f in features} == {
+        "domain 0",
+        "domain 1",
+        "domain 2",
+    }  # as in the table
     assert len(features) >= len(np.unique(table.rows))  # stripes
     with pytest.raises(ExportError, match=r"there is no .*B\.parquet"):
         export(made.maps, tmp_path / "x", "geojson", settings=settings)
@@ -412,6 +416,36 @@ def test_labels_of_another_grid_are_refused_by_place_or_by_position(
     frame.write_parquet(tmp_path / "A.parquet")
     with pytest.raises(ExportError, match=rf"A\.parquet is of another grid than {GRID.key}"):
         read_labels(table, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("cluster", ["tumour"], "holds String; give whole numbers"),
+        ("cluster", [0.5], "holds Float64; give whole numbers"),
+        ("cluster", [40_000], "has the label 40000; labels go from 0 to 32767"),
+        ("row", [-1], "is of another grid"),
+        ("row", [None], "has a row without a place"),
+    ],
+)
+def test_a_table_that_holds_no_labels_of_patches_is_refused(
+    made: Made, table: PatchTable, tmp_path: Path, column: str, values: list[object], message: str
+) -> None:
+    place = {"row": table.rows[:1], "col": table.cols[:1], "cluster": np.array([3])}
+    dtype = pl.Int64 if values == [None] else None
+    frame = pl.DataFrame(place).with_columns(pl.Series(column, values, dtype=dtype))
+    frame.write_parquet(tmp_path / "A.parquet")
+    with pytest.raises(ExportError, match=message):
+        read_labels(table, tmp_path)
+    (tmp_path / "A.parquet").write_text("no parquet")
+    with pytest.raises(ExportError, match="cannot be read as parquet"):
+        read_labels(table, tmp_path)
+
+
+@pytest.mark.parametrize("n_domains", [0, 1001, 1_000_000])
+def test_a_number_of_domains_that_no_eye_tells_apart_is_refused(table: PatchTable, n_domains: int) -> None:
+    with pytest.raises(ExportError, match=f"into {n_domains} domains: give a number from 1 to 1000"):
+        domain_labels(table, n_domains)
 
 
 # ---------------------------------------------------------------- embeddings, refusals
@@ -708,3 +742,39 @@ def test_a_grid_with_an_origin_is_drawn_where_its_patches_are(tmp_path: Path) ->
         (feature,) = json.loads((tmp_path / f"{number}.geojson").read_text())["features"]
         corners.append(np.asarray(feature["geometry"]["coordinates"][0]))
     np.testing.assert_array_equal(corners[1] - corners[0], np.broadcast_to([16.0, 48.0], corners[0].shape))
+
+
+HOSTILE = (
+    "<img src=x onerror=alert(1)>",
+    "$\\frac{",
+    "Aβ42 样本",
+    "a\"b'c&d;",
+    "../../etc/passwd",
+    "row",
+    "gene_row",
+    "row",
+)
+
+
+@pytest.mark.parametrize("to", ["h5ad", "parquet", "geojson", "tiff", "ome-zarr"])
+def test_any_name_of_a_gene_is_text_in_every_format(table: PatchTable, tmp_path: Path, to: str) -> None:
+    hostile = replace(table, names=HOSTILE, columns=tuple(i % len(GENES) for i in range(len(HOSTILE))))
+    chosen = FORMATS.get(to)
+    out = tmp_path / "deep" / "down" / f"out{chosen.suffix}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        chosen.write([ExportItem(hostile, "")], out, ExportSettings())
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["down"]
+    if to == "h5ad":
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert tuple(anndata.read_h5ad(out).var_names) == HOSTILE
+    if to == "parquet":
+        columns = pl.read_parquet_schema(out)
+        assert len(columns) == 5 + len(HOSTILE)
+        assert {*HOSTILE[:5]} <= set(columns)
+    if to == "tiff":
+        assert len(list(out.iterdir())) == len(HOSTILE) + 1
+        with tifffile.TiffFile(out / "values.ome.tif") as file:
+            assert file.is_ome

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
-from viewer_world import GENES, World, serving
+from viewer_world import GENES, GRID, HALF_WIDTHS, World, serving
 
+from histosge.prediction.expression_store import ExpressionStore
 from histosge.viewer.collection import Collection
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def test_a_gene_is_searched_by_keyboard_and_only_the_views_change(page: "Page", 
     assert page.locator("#genes").is_hidden()
     assert "BBB2 measured" in page.locator("#measured-legend").inner_text()
     assert "BBB2 predicted, log1p of counts per 10,000" in page.locator("#predicted-legend").inner_text()
-    assert "90 % interval of the prediction ± 0.25; trust 0.50" in page.locator("#about-gene").inner_text()
+    assert "90 % prediction interval ± 0.25; trust 0.50" in page.locator("#about-gene").inner_text()
     for name, pixels in before.items():
         now = _pixels(page, name)
         assert _change(_middle(pixels), _middle(now)) > 0.1
@@ -161,6 +162,46 @@ def test_pointing_at_a_patch_reads_its_value_and_the_spots(page: "Page", address
     assert float(value) == pytest.approx(int(column) / 8, abs=0.006)
     page.mouse.move(box["x"] + 8, box["y"] + 8)
     assert "AAA1" not in _readout(page)
+
+
+def test_the_half_width_at_a_patch_is_that_of_its_depth(page: "Page", address: str, world: World) -> None:
+    _open(page, address, "gone")
+    box = page.locator(PREDICTED).bounding_box()
+    assert box is not None
+    assert (
+        "80 % prediction interval ± 0.10 to ± 0.40, by predicted library size"
+        in page.locator("#about-gene").inner_text()
+    )
+    assert "was trained without spots of this slide" in page.locator("#notes").inner_text()
+    stored = ExpressionStore.open(str(world.maps)).map("gone", GRID.key)
+    strata = stored.read_strata()
+    seen = set()
+    for share in np.linspace(0.05, 0.95, 19):  # depth grows from top to bottom
+        page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * share)
+        found = re.search(
+            r"row (\d+), column (\d+): AAA1 [\d.]+ ± ([\d.]+) \(80 % prediction interval\)", _readout(page)
+        )
+        if found is not None:  # on tissue
+            stratum = strata[int(found[1]), int(found[2])]
+            assert float(found[3]) == pytest.approx(HALF_WIDTHS[stratum, 0])
+            seen.add(stratum)
+    assert len(seen) > 1
+
+
+def test_a_link_that_names_what_is_not_there_says_so_as_text(page: "Page", address: str) -> None:
+    hostile = "<img src=x onerror=document.title=1>"
+    page.goto(f"{address}/#slide={hostile}&gene={hostile}")
+    page.locator("#notes", has_text=f"The link names slide {hostile}, which is not in this store").wait_for()
+    assert page.locator("#notes img").count() == 0
+
+
+def test_a_link_that_names_an_unknown_gene_says_so_until_one_is_chosen(page: "Page", address: str) -> None:
+    page.goto(f"{address}/#slide=here&gene=NOSUCH1")
+    _settled(page, GENES[0])
+    page.locator("#notes", has_text="NOSUCH1 is neither predicted nor measured on this slide").wait_for()
+    page.get_by_role("button", name="Next gene").click()
+    page.wait_for_timeout(300)
+    assert "NOSUCH1" not in page.locator("#notes").inner_text()
 
 
 def test_everything_is_reached_and_worked_by_keyboard(page: "Page", address: str) -> None:

@@ -67,9 +67,33 @@ def test_patches_are_placed_around_their_centres(get: Get, world: World) -> None
 
 def test_what_is_known_of_a_gene_comes_with_it_and_unknown_is_null(get: Get) -> None:
     layer = _json(get, f"data/{HERE}/layers/0/layer.json")
-    assert layer["half_width"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert layer["half_widths"] == [[0.0], [0.25], [0.5], [0.75], [1.0]]
+    assert layer["half_width_texts"][1] == "± 0.25"
     assert layer["trust"] == [0.9, 0.5, None, 0.1, 0.0]
-    assert layer["coverage"] == 0.9
+    assert layer["interval"] == "90 % prediction interval"
+    assert not layer["strata"]
+    assert get(f"data/{HERE}/layers/0/strata.i16").status == 404
+
+
+def test_half_widths_are_those_of_each_patch_s_predicted_depth(get: Get, world: World) -> None:
+    layer = _json(get, f"data/{GONE}/layers/0/layer.json")
+    assert layer["interval"] == "80 % prediction interval"
+    assert layer["half_width_texts"][2] == "± 0.30 to ± 1.20"
+    strata = np.frombuffer(get(f"data/{GONE}/layers/0/strata.i16").body, "<i2").reshape(layer["shape"])
+    stored = ExpressionStore.open(str(world.maps)).map("gone", GRID.key)
+    size = stored.grid.n_rows, stored.grid.n_cols
+    values, _, upper = stored.read_with_bounds((0, size[0]), (0, size[1]))
+    known = np.isfinite(values[..., 2])
+    assert set(np.unique(strata[known])) == {0, 1, 2}
+    assert (strata[~known] == -1).all()
+    shown = np.array(layer["half_widths"][2])[strata[known]]
+    np.testing.assert_allclose(shown, (upper - values)[known][:, 2], atol=2e-3)
+
+
+def test_the_page_states_whether_the_model_was_trained_on_the_slide(get: Get) -> None:
+    trained, untrained = (_json(get, f"data/{n}/layers/0/layer.json")["caveat"] for n in (HERE, GONE))
+    assert trained.startswith("The model was trained on spots of this slide")
+    assert untrained.startswith("The model was trained without spots of this slide.")
 
 
 def test_spots_come_with_places_in_microns_and_values_as_models_see_them(get: Get, world: World) -> None:

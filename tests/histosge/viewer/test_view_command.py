@@ -35,7 +35,15 @@ def _run(
         (lambda w, t: (w.store, "--domains", t / "none"), "there is no folder of domains"),
         (lambda w, t: (w.store, "--genes", "A"), "--static"),
         (lambda w, t: (w.store, "--port", "70000"), "--port"),
+        (lambda w, t: (w.store, "--port", "-1"), "--port"),
         (lambda w, t: (w.store, "--static", t / "o", "--tiles-mpp", 0), "give microns per pixel"),
+        (lambda w, t: (w.store, "--static", t / "o", "--tiles-mpp", "nan"), "give microns per pixel"),
+        (lambda w, t: (w.store, "--static", "/dev/null"), "is a file, where a folder would go"),
+        (lambda w, t: (w.store, "--static", t / ("a" * 300)), "300"),
+        (lambda w, t: (w.store, "--static", w.sheet / "below"), "Not a directory"),
+        (lambda w, t: (w.store, "--log", t), "log"),
+        (lambda w, t: (w.store, "--log", t / "none" / "log"), "log"),
+        (lambda w, t: (w.store, "--log", t / ("a" * 300)), "log"),
     ],
 )
 def test_what_is_not_there_or_makes_no_sense_is_refused(

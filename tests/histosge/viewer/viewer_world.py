@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import uvicorn
-import zarr
 from make_slides import tissue_like, write_pyramid
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
 from featurestore.storage.store import Store
+from histosge.calibration.conformal import Intervals
+from histosge.calibration.depth_strata import DepthStrata
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.viewer.collection import Collection
 from histosge.viewer.server import HOST, listen, make_app
@@ -60,21 +61,44 @@ def make_world(folder: Path) -> World:
     return made
 
 
+HALF_WIDTHS = np.array(
+    [[0.4, 0.8, 1.2, 1.6, 2.0], [0.2, 0.4, 0.6, 0.8, 1.0], [0.1, 0.2, 0.3, 0.4, 0.5]], np.float32
+)
+"""By predicted depth, from low to high, of the map of `gone`; that of `here` has one half width a gene."""
+DEPTH_EDGES = np.array([7.0, 8.0], np.float32)
+_TRUST = np.array([0.9, 0.5, np.nan, 0.1, 0.0], np.float32)
+
+
 def _write_map(store: Store, maps: ExpressionStore, name: str) -> None:
     """Gene 0 grows from left to right, gene 1 from top to bottom, the others are 2, 3 and 4."""
     stored = store.grid(name, GRID.key)
-    opened = maps.add_map(stored, GENES, (8, 8), {"model": "test"})
+    has_strata = name == "gone"
+    intervals = Intervals(
+        np.arange(5, dtype=np.float32) / 4,
+        _TRUST,
+        0.8 if has_strata else 0.9,
+        100,
+        "section",
+        DepthStrata(DEPTH_EDGES, HALF_WIDTHS) if has_strata else None,
+    )
+    opened = maps.add_map(
+        stored,
+        GENES,
+        (8, 8),
+        {"model": "test"},
+        intervals=intervals,
+        depth=has_strata,
+        trained_on=not has_strata,
+    )
     rows, cols = np.mgrid[: stored.grid.n_rows, : stored.grid.n_cols]
     values = np.stack([cols / 8, rows / 8, *(np.full(rows.shape, g) for g in (2.0, 3.0, 4.0))], axis=2)
+    # From 6 at the top to 9 at the bottom: all strata occur.
+    depth = np.where(stored.is_tissue, 6 + 3 * rows / rows.max(), np.nan)[..., None]
     values[~stored.is_tissue] = np.nan
     for block in opened.planned():
+        if opened.depth is not None:
+            opened.depth.write(block, depth[block.slices].astype(np.float16))
         opened.array.write(block, values[block.slices].astype(np.float16))
-    beside = {"half_width": np.arange(5) / 4, "trust": np.array([0.9, 0.5, np.nan, 0.1, 0.0])}
-    for key, data in beside.items():
-        array = zarr.create_array(
-            maps.location.zarr(), name=f"{name}/{GRID.key}/{key}", data=data, dimension_names=("gene",)
-        )
-        array.attrs["coverage"] = 0.9
 
 
 def _write_domains(store: Store, folder: Path) -> None:

@@ -1,0 +1,280 @@
+"""The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
+
+python benchmarks/results.py [--parts demo,sections,paper] [--render] [--quick] [--json FILE]
+
+Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
+commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
+the pages anew. --render writes the pages from the record alone. --quick runs the demo's slide at a quarter of its size
+and writes nothing.
+
+Parts
+    demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
+    sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
+    paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
+              has run
+"""
+
+import argparse
+import datetime as dt
+import json
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from _common import Result, commit, machine, report
+from _public import SPEC, public_sheet
+
+from featurestore.embedding.embed import EmbedSettings, embed
+from histosge.demo import run_demo
+from histosge.evaluation.evaluate import EvaluateSettings, evaluate
+from histosge.evaluation.results import NOISE, Scores
+from histosge.synthetic import SyntheticSpec
+
+ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "benchmarks" / "results.json"
+PAGES = ("README.md", "docs/results.md", "docs/morphology.md")
+ENCODERS = ("morphology", "colour")
+METRICS = ("pearson_mean", "pearson_depth_adjusted", "mse")
+GENES, SEEDS = 250, 3
+
+Values = dict[str, float]
+Record = Mapping[str, Mapping[str, Any]]
+
+
+def main() -> None:
+    """Run parts, and write record and pages."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, separated by commas")
+    parser.add_argument("--render", action="store_true", help="write the pages from the record; run nothing")
+    parser.add_argument("--quick", action="store_true", help="a small demo; write neither record nor pages")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures of this run here")
+    given = parser.parse_args()
+    record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+    if given.render:
+        write_pages(record)
+        return
+    names = ["demo"] if given.quick else given.parts.split(",")
+    results = []
+    for name in names:
+        # One folder a part: a store of the sections is 20 MB.
+        with tempfile.TemporaryDirectory() as folder:
+            values = PARTS[name](Path(folder), given.quick)
+        results += [Result(f"{name}: {what}", value) for what, value in values.items()]
+        # Read again: parts may run side by side.
+        record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
+        record[name] = {
+            "command": f"python benchmarks/results.py --parts {name}",
+            "commit": commit(),
+            "date": dt.datetime.now(dt.UTC).date().isoformat(),
+            "machine": machine(),
+            "values": {what: round(value, 6) for what, value in values.items()},
+        }
+        # After each part: a run of all takes most of an hour.
+        if not given.quick:
+            RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    report("results", results, given.json)
+    if not given.quick:
+        write_pages(record)
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def run_the_demo(folder: Path, quick: bool) -> Values:
+    """Run `histosge demo`: held-out scores by preset and, of `dense`, by gene family; the map against the truth."""
+    spec = SyntheticSpec(size_px=(4400, 4200)) if quick else None
+    found = run_demo(folder / "demo", spec)
+    values = {f"held out, {preset}": value for preset, value in found.held_out.items()}
+    values |= {f"truth, {family}": value for family, value in found.truth.items()}
+    genes = pl.read_csv(found.paths["report"].parent / "genes.csv").filter(pl.col("preset") == "dense")
+    # Families are known by their genes' names: GRAD01, MORPH01 ...
+    gradients = genes.filter(pl.col("gene").str.starts_with("GRAD"))["pearson"].mean()
+    return values | {"held out, dense, gradient": float(str(gradients))}
+
+
+def run_the_sections(folder: Path, quick: bool) -> Values:
+    """Score the fast presets on the public sections with both encoders."""
+    scores = _evaluate_public(folder, ENCODERS, ("mean", "depth", "ridge", "dense"))
+    return _values(scores)
+
+
+def run_the_paper(folder: Path, quick: bool) -> Values:
+    """Score the published network on the public sections."""
+    return _values(_evaluate_public(folder, ENCODERS[:1], ("paper",)))
+
+
+def _evaluate_public(folder: Path, encoders: tuple[str, ...], presets: tuple[str, ...]) -> Scores:
+    sheet = public_sheet()
+    if sheet is None:
+        raise SystemExit("the public sections are absent: name their folder in HISTOSGE_DATA")
+    embed(str(sheet), f"{folder}/store", EmbedSettings(encoders=encoders, spec=SPEC))
+    settings = EvaluateSettings(split="section", presets=presets, genes=GENES, seeds=SEEDS, encoders=encoders)
+    return evaluate(sheet, f"{folder}/store", folder / "report", settings)
+
+
+def _values(scores: Scores) -> Values:
+    found: Values = {}
+    single = scores.encoders[0]
+    for name in (*scores.presets, NOISE):
+        # The control of all encoders together has no encoder in its name.
+        label = name if scores.entries or name == NOISE else f"{name} on {single}"
+        for metric in METRICS:
+            found[f"{label}, {metric}"] = scores.mean(name, metric)
+        spread = scores.values(name, "pearson_mean")
+        found[f"{label}, sd"] = float(spread.std(ddof=1)) if len(spread) > 1 else 0.0
+        if name != NOISE:
+            for fold in sorted({count.name for count in scores.folds}):
+                found[f"{label}, fold {fold}"] = float(scores.values(name, "pearson_mean", fold).mean())
+    return found
+
+
+PARTS: dict[str, Callable[[Path, bool], Values]] = {
+    "demo": run_the_demo,
+    "sections": run_the_sections,
+    "paper": run_the_paper,
+}
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def demo_block(record: Record) -> str:
+    """The demo's scores."""
+    value = record["demo"]["values"]
+    held_out = ", ".join(
+        f"`{preset}` {value[f'held out, {preset}']:.3f}" for preset in ("dense", "ridge", "knn")
+    )
+    on_blocks = value["held out, dense, gradient"]
+    gradients = f"on the slide that was trained on; {on_blocks:.2f} on held-out blocks"
+    rows = [
+        "| gene family | Pearson | |",
+        "|---|---|---|",
+        f"| tied to morphology | {value['truth, morphology']:.2f} | |",
+        f"| slow gradients that the image does not show | {value['truth, gradient']:.2f} | {gradients} |",
+        f"| noise | {value['truth, noise']:z.3f} | must be 0 |",
+        "",
+        f"Held-out blocks of spots, all 60 genes: {held_out}, noise {value['held out, noise']:z.3f}.",
+        "",
+        _source(record, "demo"),
+    ]
+    return "\n".join(rows)
+
+
+def sections_block(record: Record) -> str:
+    """The three sections, `morphology` and `colour`."""
+    value = record["sections"]["values"] | (record["paper"]["values"] if "paper" in record else {})
+    rows = [
+        ("`dense`", "dense", False),
+        ("`depth` (oracle: uses the measured library sizes of the held-out spots)", "depth", False),
+        ("`ridge`", "ridge", False),
+        ("`paper`, 100 epochs", "paper", True),
+    ]
+    lines = [
+        "| `morphology`, 164 numbers | Pearson | C2 / C3 / C4 | depth-adjusted | MSE |",
+        "|---|---|---|---|---|",
+    ]
+    for title, preset, has_spread in rows:
+        name = f"{preset} on morphology"
+        if f"{name}, pearson_mean" not in value:
+            continue
+        folds = " / ".join(f"{value[f'{name}, fold {fold}']:.3f}".lstrip("0") for fold in ("C2", "C3", "C4"))
+        pearson = f"{value[f'{name}, pearson_mean']:.3f}" + (
+            f" ± {value[f'{name}, sd']:.3f}" if has_spread else ""
+        )
+        lines.append(
+            f"| {title} | {pearson} | {folds} | {value[f'{name}, pearson_depth_adjusted']:z.3f} "
+            f"| {value[f'{name}, mse']:.3f} |"
+        )
+    lines.append(f"| `mean` | 0 | | 0 | {value['mean on morphology, mse']:.3f} |")
+    lines.append(
+        f"| noise control (`ridge` on random embeddings, 20 draws, both encoders) | {value['noise, pearson_mean']:z.3f} ± "
+        f"{value['noise, sd']:.3f} | | {value['noise, pearson_depth_adjusted']:z.3f} | {value['noise, mse']:.3f} |"
+    )
+    lines += ["", "| `colour`, 6 numbers | Pearson | depth-adjusted |", "|---|---|---|"]
+    lines += [
+        f"| `{preset}` | {value[f'{preset} on colour, pearson_mean']:.3f} | "
+        f"{value[f'{preset} on colour, pearson_depth_adjusted']:.3f} |"
+        for preset in ("dense", "ridge")
+    ]
+    sources = " ".join(_source(record, part) for part in ("sections", "paper") if part in record)
+    return "\n".join([*lines, "", sources])
+
+
+def readme_block(record: Record) -> str:
+    """The same sections in a sentence."""
+    value = record["sections"]["values"]
+    dense, ridge = (value[f"{name} on morphology, pearson_mean"] for name in ("dense", "ridge"))
+    adjusted = value["dense on morphology, pearson_depth_adjusted"]
+    paper = ""
+    if "paper" in record:
+        found = record["paper"]["values"]["paper on morphology, pearson_mean"]
+        paper = f"the published HisToSGE network {found:.3f}, "
+    return (
+        "Three public sections of one breast tumour, each held out in turn, 250 genes, mean Pearson correlation per gene: "
+        f"`dense` {dense:.3f},\n`ridge` {ridge:.3f}, {paper}noise "
+        f"{value['noise, pearson_mean']:z.3f}. A large part of each figure is sequencing depth: after depth is\n"
+        f"regressed out, `dense` scores {adjusted:.3f}."
+    )
+
+
+def encoders_block(record: Record) -> str:
+    """The same sections by encoder."""
+    value = record["sections"]["values"]
+
+    def row(title: str, encoder: str) -> str:
+        dense, ridge = (value[f"{preset} on {encoder}, pearson_mean"] for preset in ("dense", "ridge"))
+        return f"| {title} | {dense:.3f} | {ridge:.3f} | {value[f'ridge on {encoder}, pearson_depth_adjusted']:.3f} |"
+
+    return "\n".join(
+        [
+            "| | `dense` | `ridge` | `ridge`, depth-adjusted |",
+            "|---|---|---|---|",
+            row("`morphology`, 164 numbers", "morphology"),
+            row("`colour`, 6 numbers", "colour"),
+            f"| random numbers | | {value['noise, pearson_mean']:z.3f} | {value['noise, pearson_depth_adjusted']:z.3f} |",
+        ]
+    )
+
+
+def _source(record: Record, part: str) -> str:
+    entry = record[part]
+    return f"`{entry['command']}`, commit {entry['commit'][:7]}, {entry['date']}."
+
+
+BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
+    "demo": (("demo",), demo_block),
+    "sections": (("sections",), sections_block),
+    "readme": (("sections",), readme_block),
+    "encoders": (("sections",), encoders_block),
+}
+"""Name of a block -> parts of the record that it is made of, and what writes it."""
+_BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
+
+
+def rendered(text: str, record: Record) -> str:
+    """Return a page with its blocks written from a record; a block with a part that was never run stays as it is."""
+
+    def block(found: re.Match[str]) -> str:
+        parts, write = BLOCKS[found[2]]
+        # Empty lines around it: not every Markdown reader ends a comment at the end of its line.
+        return (
+            f"{found[1]}\n{write(record)}\n{found[3]}" if all(part in record for part in parts) else found[0]
+        )
+
+    return _BLOCK.sub(block, text)
+
+
+def write_pages(record: Record) -> None:
+    """Write the blocks of all pages."""
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(rendered(page.read_text(), record))
+
+
+if __name__ == "__main__":
+    main()
