@@ -1,6 +1,6 @@
 """The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
 
-python benchmarks/results.py [--parts demo,sections,paper] [--render] [--quick] [--json FILE]
+python benchmarks/results.py [--parts demo,sections,ideas,paper] [--render] [--quick] [--json FILE]
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
@@ -10,6 +10,7 @@ and writes nothing.
 Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
     sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
+    ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
 """
@@ -23,6 +24,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import ideas
 import polars as pl
 from _common import Result, commit, machine, report
 from _public import SPEC, public_sheet
@@ -103,6 +105,13 @@ def run_the_sections(folder: Path, quick: bool) -> Values:
     return _values(scores)
 
 
+def run_the_ideas(folder: Path, quick: bool) -> Values:
+    """Score the variants of `dense` on the public sections, for every encoder at hand."""
+    found = [ideas.score(encoded, quick=quick) for encoded in ideas.load(folder, quick=quick)]
+    values = {result.what: result.value for results, _ in found for result in results}
+    return values | {"worst_fold": min(gain for _, gains in found for gain in gains)}
+
+
 def run_the_paper(folder: Path, quick: bool) -> Values:
     """Score the published network on the public sections."""
     return _values(_evaluate_public(folder, ENCODERS[:1], ("paper",)))
@@ -136,6 +145,7 @@ def _values(scores: Scores) -> Values:
 PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "demo": run_the_demo,
     "sections": run_the_sections,
+    "ideas": run_the_ideas,
     "paper": run_the_paper,
 }
 
@@ -241,6 +251,46 @@ def encoders_block(record: Record) -> str:
     )
 
 
+def ideas_block(record: Record) -> str:
+    """What each part of `dense` gives, by encoder."""
+    value = record["ideas"]["values"]
+    titles = {
+        "colour": "`colour`, 6 numbers",
+        "morphology": "`morphology`, 164 numbers",
+        "pretrained": "EfficientNet-Lite0 (ImageNet), 1,280 numbers",
+    }
+    encoders = [name for name in titles if f"{name}, dense: Pearson" in value]
+    lines = [
+        "| Pearson / depth-adjusted | " + " | ".join(titles[name] for name in encoders) + " |",
+        "|---|" + "---|" * len(encoders),
+    ]
+    methods = [
+        what.removeprefix(f"{encoders[0]}, ").removesuffix(": Pearson")
+        for what in value
+        if what.startswith(f"{encoders[0]}, ") and what.endswith(": Pearson")
+    ]
+    for method in sorted(methods, key=_IDEAS.index):
+        cells = [
+            f"{value[f'{name}, {method}: Pearson']:z.3f} / {value[f'{name}, {method}: after depth']:z.3f}"
+            for name in encoders
+        ]
+        title = f"`{method}`" if method in ("ridge", "dense") else method
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    gains = [f"{value[f'gain_{name}']:+.3f}" for name in encoders]
+    lines.append(f"| `dense` - `ridge` | {' | '.join(gains)} |")
+    lines += [
+        "",
+        f"The least gain of `dense` over `ridge` on a section is {value['worst_fold']:+.3f}.",
+        "",
+        _source(record, "ideas"),
+    ]
+    return "\n".join(lines)
+
+
+_IDEAS = ("ridge", *(variant.name for variant in ideas.VARIANTS), NOISE)
+"""Rows of that table, in its order."""
+
+
 def _source(record: Record, part: str) -> str:
     entry = record[part]
     return f"`{entry['command']}`, commit {entry['commit'][:7]}, {entry['date']}."
@@ -251,6 +301,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "sections": (("sections",), sections_block),
     "readme": (("sections",), readme_block),
     "encoders": (("sections",), encoders_block),
+    "ideas": (("ideas",), ideas_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""
 _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
