@@ -64,7 +64,9 @@ def model_place(context: typer.Context, value: Path) -> Path:
 
 def new_store(context: typer.Context, value: str) -> str:
     """Refuse a place where no store can be made, or that is a file or a model."""
-    return _checked_kind(context, output_folder(value) or value, ("file", "model"))
+    # A store on a read-only disk that is complete needs no write: running again says so.
+    is_there = _kind(Path(value)) in ("feature store", "expression store")
+    return _checked_kind(context, value if is_there else output_folder(value) or value, ("file", "model"))
 
 
 def new_model(context: typer.Context, value: Path) -> Path:

@@ -14,11 +14,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.data.genes import SCALE
 from histosge.data.sections import TrainingSection
 from histosge.models.linear_algebra import Floats, fix_signs, symmetric_eigen
 from histosge.models.nested_state import take
 from histosge.models.protocol import State
 
+MAX_LOG = np.float32(np.log1p(SCALE))
+"""No gene has more than all counts of a spot. Far from the training embeddings a linear map has no other bound."""
 FLOOR_SHARE = 0.1
 """Below this share of a gene's mean, predictions approach 0 exponentially instead of reaching it."""
 
@@ -74,6 +77,7 @@ class LowRankTargets:
             part = values[start : start + rows]
             np.matmul(inputs[start : start + rows], weight, out=part)
             soft_floor(part, self.floor)
+            np.minimum(part, MAX_LOG, out=part)
         return values
 
     @property

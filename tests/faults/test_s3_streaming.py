@@ -24,7 +24,9 @@ def test_a_block_costs_one_get_and_then_none(s3: S3, tmp_path: Path, monkeypatch
     fsspec.filesystem("s3").clear_instance_cache()
     settings = LoadSettings(batch=50, seed=1)
     expected = [batch.embedding for batch in Loader(store.location.url, settings=settings).epoch(0)]
-    s3.proxy.fault = lambda number, method, path: "503" if "/c/" in path and number % 5 == 0 else None
+    s3.proxy.fault = lambda number, method, path: (
+        "503" if "/embedding/c/" in path and number % 5 == 0 else None
+    )
     loader = Loader(URL, settings=settings)
 
     def stream() -> int:

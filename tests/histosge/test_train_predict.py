@@ -35,7 +35,7 @@ from histosge.exporting.formats.anndata_files import write_h5ad
 from histosge.exporting.open_tables import table_of_map
 from histosge.models.registry import load_preset
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.prediction.predict import PredictSettings, predict
+from histosge.prediction.predict import predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
 from histosge.training.train import TrainSettings, train
@@ -244,18 +244,19 @@ def test_a_model_of_another_grid_is_refused_and_nothing_is_written(chain: Chain,
     assert "embed with --mpp 1.0 --patch 48 --stride 24 or train again" in message
 
 
-def test_a_store_with_several_grids_is_refused_until_one_is_named(chain: Chain, tmp_path: Path) -> None:
+def test_of_several_grids_training_needs_one_named_and_predicting_takes_the_models_own(
+    chain: Chain, tmp_path: Path
+) -> None:
     both = tmp_path / "store"
     shutil.copytree(chain.store, both)
     other = GridSpec(1.0, 48, 29)
     embed(chain.sheet, str(both), EmbedSettings(encoders=("colour",), spec=other))
     with pytest.raises(AmbiguousSelectionError) as refused:
-        predict(str(both), chain.model("ridge"), str(tmp_path / "out"))
+        train(chain.sheet, str(both), tmp_path / "model", _settings("ridge"))
     assert f"--grid {GRID.key} --encoder colour" in str(refused.value)
     assert f"--grid {other.key} --encoder colour" in str(refused.value)
-    assert not (tmp_path / "out").exists()
-    chosen = PredictSettings(Selection(grid=GRID.key))
-    predict(str(both), chain.model("ridge"), str(tmp_path / "out"), chosen)
+    assert not (tmp_path / "model").exists()
+    predict(str(both), chain.model("ridge"), str(tmp_path / "out"))
     np.testing.assert_array_equal(_values(str(tmp_path / "out")), _values(chain.out("ridge")))
 
 
@@ -393,7 +394,7 @@ def test_a_map_of_another_model_is_refused_and_left_as_it_is(chain: Chain, tmp_p
     message = str(refused.value)
     for preset in ("ridge", "dense"):
         assert load_model(chain.model(preset)).fingerprint[:16] in message
-    assert "give another OUT or remove that folder" in message
+    assert "give another OUT, or replace the map with --overwrite" in message
     assert _contents(out) == before
 
 
@@ -403,7 +404,9 @@ def test_a_map_of_other_genes_is_refused_and_left_as_it_is(chain: Chain, tmp_pat
     predict(chain.store, chain.model("ridge"), out, genes=(first, second))
     before = _contents(out)
     for others in ((second, first), (first, third), (first,), ()):
-        with pytest.raises(IdentityMismatchError, match="give another OUT or remove that folder"):
+        with pytest.raises(
+            IdentityMismatchError, match="give another OUT, or replace the map with --overwrite"
+        ):
             predict(chain.store, chain.model("ridge"), out, genes=others)
     assert _contents(out) == before
 

@@ -43,7 +43,7 @@ def _run(
         (lambda w, t: (w.store, "--static", w.sheet / "below"), "Not a directory"),
         (lambda w, t: (w.store, "--log", t), "log"),
         (lambda w, t: (w.store, "--log", t / "none" / "log"), "log"),
-        (lambda w, t: (w.store, "--log", t / ("a" * 300)), "log"),
+        (lambda w, t: (w.store, "--log", t / ("a" * 300)), "300"),
     ],
 )
 def test_what_is_not_there_or_makes_no_sense_is_refused(
