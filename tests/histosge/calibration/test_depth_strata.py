@@ -108,7 +108,8 @@ def _section(seed: int, side: int = 14) -> TrainingSection:
     embedding = rng.standard_normal((side * side, 4)).astype(np.float32)
     patches = Patches(f"S{seed}", rows, cols, embedding, 100.0, 100.0)
     noise = rng.standard_normal((side * side, GENES)) * np.exp(-0.7 * embedding[:, :1])
-    target = (20 + embedding[:, 1:2] + noise).astype(np.float32)
+    # Small beside the mean: far from 0 and from the largest value that a gene can have.
+    target = (5 + 0.1 * (embedding[:, 1:2] + noise)).astype(np.float32)
     overlap = disc_overlap(patches.xy_um, 55.0, patches)
     return TrainingSection(patches, overlap, patches.xy_um, target, np.exp(8 + embedding[:, 0].astype(float)))
 
