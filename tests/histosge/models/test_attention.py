@@ -30,7 +30,7 @@ def _section(seed: int, *, curved: float) -> TrainingSection:
     embedding = rng.standard_normal((SIDE * SIDE, DIM)).astype(np.float32)
     first = embedding[:, :1].astype(float)
     bump = (np.abs(first) < 0.7) - 0.5
-    target = 9 + (0.5 * first + curved * bump) * np.linspace(0.5, 1.5, GENES)
+    target = 5 + (0.5 * first + curved * bump) * np.linspace(0.5, 1.5, GENES)
     target += 0.3 * rng.standard_normal(target.shape)
     patches = Patches(f"S{seed}", rows, cols, embedding, STRIDE, STRIDE)
     overlap = disc_overlap(patches.xy_um, 40.0, patches)

@@ -57,7 +57,7 @@ def _section(seed: int, side: int = 13) -> TrainingSection:
     noise = rng.standard_normal((side * side, 3))
     embedding = np.column_stack([tissue + 0.6 * noise[:, 0], tissue + 0.3 * noise[:, 1], noise[:, 2]])
     patches = Patches(f"S{seed}", rows, cols, embedding.astype(np.float32), 100.0, 100.0)
-    target = 8 + tissue[:, None] * np.ones(6) + 0.3 * rng.standard_normal((side * side, 6))
+    target = 5 + tissue[:, None] * np.ones(6) + 0.3 * rng.standard_normal((side * side, 6))
     library = np.exp(8 + 0.3 * tissue)
     overlap = disc_overlap(patches.xy_um, 55.0, patches)
     return TrainingSection(patches, overlap, patches.xy_um, target.astype(np.float32), library)
