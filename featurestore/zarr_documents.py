@@ -296,7 +296,8 @@ def _item_bytes_3(data_type: str | Named | Any, label: str, depth: int = 0) -> i
             return _checked_length(about.get("length_bytes"), name, label)
         if name in _STRUCTURED and depth < MAX_NESTING:
             fields = convert(about, _Fields, label, at="data_type.configuration").fields
-            return sum(_item_bytes_3(field, label, depth + 1) for _, field in fields)
+            types = (field.data_type if isinstance(field, _Field) else field[1] for field in fields)
+            return sum(_item_bytes_3(data_type, label, depth + 1) for data_type in types)
     elif (
         match := re.fullmatch(r"r(\d{1,9})", name)
     ) is not None:  # raw bits, as the format's specification has them
@@ -304,10 +305,17 @@ def _item_bytes_3(data_type: str | Named | Any, label: str, depth: int = 0) -> i
     raise DocumentError(f"{label}: dtype {name[:60]!r} is not opened, only numbers and text are")
 
 
+class _Field(msgspec.Struct, frozen=True):
+    """A field of the dtype ``structured`` as newer releases of zarr-python write it; older ones write a pair."""
+
+    name: str
+    data_type: str | Named
+
+
 class _Fields(msgspec.Struct, frozen=True):
     """Configuration of the dtype ``structured``: names and dtypes."""
 
-    fields: Annotated[list[tuple[str, str | Named]], msgspec.Meta(max_length=1000)]
+    fields: Annotated[list[tuple[str, str | Named] | _Field], msgspec.Meta(max_length=1000)]
 
 
 def _item_bytes_2(dtype: Any, label: str, depth: int = 0) -> int:
