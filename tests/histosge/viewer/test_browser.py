@@ -145,8 +145,13 @@ def test_views_zoom_and_move_together_and_tiles_sharpen(page: "Page", address: s
         said.append([int(n) for n in re.findall(r"[xy] (-?\d+) µm", _readout(page))])
     assert np.abs(np.subtract(*said)).max() <= 2
     page.get_by_role("button", name="Whole slide").click()
-    page.wait_for_timeout(1200)
-    assert _change(whole[PREDICTED][5:-40, 5:-5], _pixels(page, PREDICTED)[5:-40, 5:-5]) < 0.02
+    # Polled: on a busy machine tiles and the end of the animation come later than a fixed wait.
+    for _ in range(20):
+        page.wait_for_timeout(600)
+        changed = _change(whole[PREDICTED][5:-40, 5:-5], _pixels(page, PREDICTED)[5:-40, 5:-5])
+        if changed < 0.02:
+            break
+    assert changed < 0.02
 
 
 def test_pointing_at_a_patch_reads_its_value_and_the_spots(page: "Page", address: str) -> None:
