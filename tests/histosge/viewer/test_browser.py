@@ -124,6 +124,9 @@ def test_a_gene_is_searched_by_keyboard_and_only_the_views_change(page: "Page", 
 
 def test_views_zoom_and_move_together_and_tiles_sharpen(page: "Page", address: str) -> None:
     _open(page, address)
+    # Tiles of the first view arrive one after another: what is compared with at the end is the view with all of them.
+    page.wait_for_load_state("networkidle")
+    page.wait_for_timeout(1200)
     whole = {name: _pixels(page, name) for name in (MEASURED, PREDICTED)}
     box = page.locator(MEASURED).bounding_box()
     assert box is not None
