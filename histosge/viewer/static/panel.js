@@ -18,6 +18,7 @@ export class Panel {
     this.opacity = 1;
     this.spotlight = null;
     this.followers = [];
+    this.isHome = false; // the whole slide is shown, and nobody has looked closer since
     this.viewer = OpenSeadragon({
       element: host,
       drawer: "canvas",
@@ -46,7 +47,10 @@ export class Panel {
     this.viewer.addHandler("update-viewport", () => this.paint());
     this.viewer.addHandler("viewport-change", () => this.moved());
     this.viewer.addHandler("animation-finish", () => this.keyboard && this.look(this.centre()));
-    this.viewer.addHandler("resize", () => requestAnimationFrame(() => this.paint()));
+    this.viewer.addHandler("resize", () => requestAnimationFrame(() => this.resized()));
+    for (const kind of ["canvas-scroll", "canvas-drag", "canvas-pinch", "canvas-double-click", "canvas-key"]) {
+      this.viewer.addHandler(kind, () => this.setHome(false));
+    }
     for (const kind of ["pointerenter", "pointerdown", "wheel", "keydown"]) {
       this.host.addEventListener(kind, () => this.lead(), { capture: true, passive: true });
     }
@@ -148,8 +152,20 @@ export class Panel {
   home(immediately = false) {
     if (!this.slide) return;
     if (!immediately) this.lead();
+    this.setHome(true);
     const [width, height] = this.slide.size_um;
     this.viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, 1, height / width), immediately);
+  }
+
+  setHome(isHome) {
+    for (const panel of [this, ...this.followers]) panel.isHome = isHome;
+  }
+
+  /** Notes and legends come while a slide is read, and take room from the views: the whole slide stays in sight. */
+  resized() {
+    const leading = this.following ? this.followers[0] : this;
+    if (leading.isHome && leading.host.clientWidth) leading.home(true);
+    this.paint();
   }
 
   /** From now on the other view follows this one: it was touched last. */
@@ -160,6 +176,7 @@ export class Panel {
 
   zoom(factor) {
     this.lead();
+    this.setHome(false);
     this.viewer.viewport.zoomBy(factor);
     this.viewer.viewport.applyConstraints();
   }
