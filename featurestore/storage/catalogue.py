@@ -25,7 +25,7 @@ from featurestore.storage.stored_documents import (
     check_on_grid,
     parse_grid,
 )
-from featurestore.storage.zarr_metadata import consolidated_documents, document_label, read_array
+from featurestore.storage.zarr_metadata import document_label, documents_below, read_array
 from featurestore.tissue.threshold import is_tissue
 from featurestore.zarr_documents import ArrayDocument, GroupDocument, check_node
 
@@ -178,7 +178,10 @@ class _Documents:
 
     def __init__(self, location: Location, slide_id: str, entries: dict[str, Entry]) -> None:
         self._location, self._slide_id, self._entries = location, slide_id, entries
-        self._consolidated = consolidated_documents(location, slide_id)
+        # Read once: a request costs more than all else of a row.
+        own = location.read_json(f"{slide_id}/zarr.json")
+        below = {} if own is None else documents_below(own, document_label(location, slide_id))
+        self._consolidated = below if own is None else {"": own, **below}
 
     def read(self, path: str) -> ArrayDocument | GroupDocument | None:
         """Return a group or array below the slide, or the slide itself; None where there is none."""

@@ -22,7 +22,6 @@ from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import (
     IdentityMismatchError,
     StoreError,
-    StoreNotFoundError,
 )
 from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
@@ -50,12 +49,12 @@ from featurestore.storage.stored_documents import (
     parse_grid,
 )
 from featurestore.storage.zarr_metadata import (
-    check_root,
     consolidate,
     consolidated_documents,
     create_root,
     document_label,
     open_array,
+    open_root,
     read_array,
     read_attrs,
     write_group,
@@ -146,10 +145,8 @@ class Store:
             If there is something else, or a store of a newer version.
         """
         location = Location(url)
-        # The document first: a public bucket may serve objects and refuse to say whether a folder is there.
-        if location.read_json("zarr.json") is None and not location.exists():
-            raise StoreNotFoundError(f"there is no store at {location.label}; make one with: histosge embed")
-        check_root(location, SPEC_NAME, SPEC_VERSION, "feature store")
+        absent = f"there is no store at {location.label}; make one with: histosge embed"
+        open_root(location, SPEC_NAME, SPEC_VERSION, "feature store", absent)
         return cls(location)
 
     @classmethod

@@ -14,7 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from featurestore.documents import DocumentError, convert
-from featurestore.errors import StoreError, first_line
+from featurestore.errors import StoreError, StoreNotFoundError, first_line
 from featurestore.location import Location
 from featurestore.storage.stored_documents import RootAttrs
 from featurestore.whole_file import is_partial
@@ -165,9 +165,12 @@ def consolidated_documents(location: Location, path: str) -> dict[str, dict[str,
         If the group's document is damaged.
     """
     document = location.read_json(f"{path}/zarr.json")
-    if document is None:
-        return {}
-    group = check_node(document, document_label(location, path))
+    return {} if document is None else documents_below(document, document_label(location, path))
+
+
+def documents_below(document: dict[str, Any], label: str) -> dict[str, dict[str, Any]]:
+    """Return what `consolidated_documents` does, of a group's document that is read already."""
+    group = check_node(document, label)
     found = group.consolidated_metadata if isinstance(group, GroupDocument) else None
     return found.metadata if found else {}
 
@@ -187,7 +190,7 @@ def create_root(location: Location, spec: str, version: int, what: str) -> None:
     # Looked for again after the listing. Another run that starts at this moment writes the root's document first, so if
     # the listing shows anything of that run, the document exists by now.
     if has_document or location.exists("zarr.json"):
-        check_root(location, spec, version, what)
+        _check_root(read_attrs(location, ""), location, spec, version, what)
     elif others:
         raise StoreError(
             f"{location.label} holds something that is not a {what}; nothing was written, give an empty or new path"
@@ -196,15 +199,30 @@ def create_root(location: Location, spec: str, version: int, what: str) -> None:
         write_group(location, "", {"spec": spec, "version": version})
 
 
-def check_root(location: Location, spec: str, version: int, what: str) -> None:
-    """Check that a location holds a store of a version that we know.
+def open_root(location: Location, spec: str, version: int, what: str, if_absent: str) -> None:
+    """Check that a location holds a store of a version that we know, and that there is anything at all.
+
+    Parameters
+    ----------
+    if_absent
+        The message where there is nothing: it says how to make one.
 
     Raises
     ------
+    StoreNotFoundError
+        If there is nothing.
     StoreError
-        If it does not, with what was found.
+        If there is something else, with what was found.
     """
-    attrs = convert(read_attrs(location, ""), RootAttrs, document_label(location, ""), at="attributes")
+    # The document first, and once: a public bucket may serve objects and refuse to say whether a folder is there.
+    attributes = read_attrs(location, "")
+    if not attributes and not location.exists():
+        raise StoreNotFoundError(if_absent)
+    _check_root(attributes, location, spec, version, what)
+
+
+def _check_root(attributes: dict[str, Any], location: Location, spec: str, version: int, what: str) -> None:
+    attrs = convert(attributes, RootAttrs, document_label(location, ""), at="attributes")
     if attrs.spec != spec:
         found = f"spec {attrs.spec[:60]!r}" if attrs.spec else "no histosge store"
         raise StoreError(f"{location.label} holds {found}, not a {what} ({spec!r})")

@@ -20,7 +20,7 @@ from zarr.errors import UnstableSpecificationWarning, ZarrUserWarning
 
 from featurestore.blocks import Block, planned_blocks
 from featurestore.documents import DocumentError
-from featurestore.errors import IdentityMismatchError, StoreError, StoreNotFoundError
+from featurestore.errors import IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment
@@ -29,11 +29,11 @@ from featurestore.storage.layout import grid_path
 from featurestore.storage.store import StoredGrid
 from featurestore.storage.stored_documents import check_on_grid, parse_grid
 from featurestore.storage.zarr_metadata import (
-    check_root,
     consolidate,
     create_root,
     document_label,
     open_array,
+    open_root,
     read_array,
     read_attrs,
     write_group,
@@ -158,11 +158,8 @@ class ExpressionStore:
             If it is no expression store, or of a newer version.
         """
         location = Location(url)
-        if not location.exists():
-            raise StoreNotFoundError(
-                f"there is no expression store at {location.label}; make one with: histosge predict"
-            )
-        check_root(location, SPEC_NAME, SPEC_VERSION, "expression store")
+        absent = f"there is no expression store at {location.label}; make one with: histosge predict"
+        open_root(location, SPEC_NAME, SPEC_VERSION, "expression store", absent)
         return cls(location)
 
     @classmethod

@@ -67,9 +67,8 @@ def test_reading_costs_the_gets_of_the_blocks_and_a_constant(start: Start, sheet
     s3.proxy.reset()
     frame = catalogue(URL)
     assert frame["state"].to_list() == ["done"] * 3
-    # Of the store its document (which kind it is, and its attributes), its slides, and three for failures that are not
-    # there; of a slide one listing, its document and its arrays.
-    assert sum(s3.proxy.requests.values()) <= 6 + 3 * 5
+    # Of the store its document, its slides and its failures; of a slide one listing, its document and its tissue.
+    assert sum(s3.proxy.requests.values()) <= 4 + 3 * 5
     assert validate(URL, deep=True) == []
 
 
