@@ -22,6 +22,8 @@ from histosge.models.protocol import State
 
 MAX_LOG = np.float32(np.log1p(SCALE))
 """No gene has more than all counts of a spot. Far from the training embeddings a linear map has no other bound."""
+CEILING_START = np.float32(0.9) * MAX_LOG
+"""Above it, 4,000 of 10,000 counts in one gene, predictions approach `MAX_LOG` exponentially instead of passing it."""
 FLOOR_SHARE = 0.1
 """Below this share of a gene's mean, predictions approach 0 exponentially instead of reaching it."""
 
@@ -77,7 +79,7 @@ class LowRankTargets:
             part = values[start : start + rows]
             np.matmul(inputs[start : start + rows], weight, out=part)
             soft_floor(part, self.floor)
-            np.minimum(part, MAX_LOG, out=part)
+            _soft_ceiling(part)
         return values
 
     @property
@@ -178,3 +180,12 @@ def soft_floor(values: NDArray[np.float32], floor: NDArray[np.float32]) -> NDArr
     # exp(-80) is still a positive float32; without the limit it would underflow to 0.
     flat[low] = f * np.exp(np.maximum(flat[low] / f - 1, -80))
     return values
+
+
+def _soft_ceiling(values: NDArray[np.float32]) -> None:
+    """Let values above `CEILING_START` approach `MAX_LOG`, in place: smooth and increasing, as `soft_floor` is."""
+    high = values > CEILING_START
+    # Hardly any map has one: nothing more is computed then.
+    if high.any():
+        room = MAX_LOG - CEILING_START
+        values[high] = CEILING_START - room * np.expm1((CEILING_START - values[high]) / room)

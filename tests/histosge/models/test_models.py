@@ -207,14 +207,13 @@ def test_dense_never_goes_flat_where_it_is_low() -> None:
     predicted = _fitted("dense", 1).predict(low)
     for gene in range(GENES):
         values = np.sort(predicted[:, gene])
-        values = values[values < MAX_LOG]
         assert len(np.unique(values)) > 0.9 * len(values)
 
 
 def test_no_gene_is_predicted_to_have_more_than_all_counts() -> None:
     section = _section(1)
     far = section.patches.with_embedding(section.patches.embedding * 1000)
-    assert _fitted("dense", 1).predict(far).max() == MAX_LOG
+    assert _fitted("dense", 1).predict(far).max() == pytest.approx(MAX_LOG)
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
