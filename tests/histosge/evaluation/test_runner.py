@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from killed_steps import COUNT_STEPS
 from make_sections import GRID, N_GENES, PATCH_UM, make_section
 from scipy import sparse
 
@@ -316,35 +317,15 @@ def test_scores_are_read_back_as_they_were_written(by_section: Scores, tmp_path:
     assert _same(scores, by_section)
 
 
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-
-from featurestore import whole_file
+KILLED = (
+    COUNT_STEPS
+    + """
 from histosge.evaluation.report_files import TABLES, read_evaluation, write_texts
 
-folder, at, steps, in_child = Path(sys.argv[1]), 0, 0, False
+folder = Path(sys.argv[1])
 names = [*(f"{name}.csv" for name in TABLES), "report.html"]
 old, new = ({name: (Path(place) / name).read_text() for name in names} for place in sys.argv[2:])
 
-
-def counted(module, name):
-    usual = getattr(module, name)
-
-    def step(*arguments, **options):
-        global steps
-        steps += in_child
-        if in_child and steps == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return usual(*arguments, **options)
-
-    setattr(module, name, step)
-
-
-for module, names in ((os, ("rename", "replace", "unlink", "rmdir")), (shutil, ("rmtree",))):
-    for name in names:
-        counted(module, name)
-counted(whole_file, "_swap")
 while True:
     at += 1
     write_texts(folder, old)
@@ -364,6 +345,7 @@ while True:
     if not killed:
         break
 """
+)
 
 
 @pytest.mark.parametrize("beside", [False, True])

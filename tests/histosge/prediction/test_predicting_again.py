@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import xarray as xr
+from killed_steps import COUNT_STEPS
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
@@ -113,35 +114,14 @@ def test_a_map_of_an_object_store_is_not_replaced(world: World) -> None:
         predict(world.store, world.other, out, slide_ids=["S1"], overwrite=True)
 
 
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-
-from featurestore import whole_file
+KILLED = (
+    COUNT_STEPS
+    + """
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.predict import predict
 
 store, old, new, out, grid = *map(Path, sys.argv[1:5]), sys.argv[5]
-at, steps, in_child = 0, 0, False
 
-
-def counted(module, name):
-    usual = getattr(module, name)
-
-    def step(*arguments, **options):
-        global steps
-        steps += in_child
-        if in_child and steps == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return usual(*arguments, **options)
-
-    setattr(module, name, step)
-
-
-for module, names in ((os, ("rename", "replace", "unlink", "rmdir")), (shutil, ("rmtree",))):
-    for name in names:
-        counted(module, name)
-counted(whole_file, "_swap")
 predict(store, old, out, slide_ids=["S1"])
 first = out.with_name("first")
 shutil.copytree(out, first)
@@ -164,6 +144,7 @@ while True:
     if not killed:
         break
 """
+)
 
 
 def test_a_kill_at_any_step_of_replacing_a_map_leaves_the_old_or_the_new_one(

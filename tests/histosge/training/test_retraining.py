@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from killed_steps import COUNT_STEPS
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import EarlierResultError
@@ -161,34 +162,15 @@ def test_files_of_a_model_can_be_read_by_whom_the_umask_allows(model: Path) -> N
     assert modes == {stat.S_IMODE(probe.stat().st_mode)}
 
 
-KILLED = """
-import os, shutil, signal, sys
-from pathlib import Path
-
-from featurestore import whole_file
+KILLED = (
+    COUNT_STEPS
+    + """
 from histosge.training import saved_model
 
 old, new, target = (Path(text) for text in sys.argv[1:4])
-loaded, at, steps, in_child = saved_model.load_model(new), 0, 0, False
+loaded = saved_model.load_model(new)
 
-
-def counted(module, name):
-    usual = getattr(module, name)
-
-    def step(*arguments, **options):
-        global steps
-        steps += in_child
-        if in_child and steps == at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return usual(*arguments, **options)
-
-    setattr(module, name, step)
-
-
-for module, names in ((os, ("rename", "replace", "unlink", "rmdir", "chmod")), (shutil, ("rmtree",))):
-    for name in names:
-        counted(module, name)
-counted(whole_file, "_swap")
+counted(os, "chmod")
 if sys.argv[4] == "two renames":
     whole_file._swap = lambda one, other: False
 while True:
@@ -205,6 +187,7 @@ while True:
     if not killed:
         break
 """
+)
 
 
 @pytest.mark.parametrize("way", ["swap", "two renames"])
