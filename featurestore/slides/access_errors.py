@@ -1,5 +1,8 @@
 """Errors of disks, servers and their client libraries, as one line about one slide."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from featurestore.credentials import strip_credentials
 from featurestore.errors import (
     AccessError,
@@ -43,6 +46,17 @@ def access_error(url: str, error: BaseException, what: str) -> SlideError:
     reason = access_reason(error, url, is_anonymous=is_anonymous(url))
     kind = SlideAccessError if "://" in url else SlideError
     return kind(f"{strip_credentials(url)} {what}: {reason}")
+
+
+@contextmanager
+def access_as_slide_error(url: str, what: str) -> Iterator[None]:
+    """Raise the `SlideError` of `access_error` for an error for which `is_access_error` holds; others go through."""
+    try:
+        yield
+    except Exception as error:
+        if not is_access_error(error):
+            raise
+        raise access_error(url, error, what) from error
 
 
 def check_slide_url(url: str) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from featurestore.credentials import strip_credentials
 from featurestore.errors import SlideError, SlideWarning
 from featurestore.file_systems import open_file_system
-from featurestore.slides.access_errors import access_error, is_access_error
+from featurestore.slides.access_errors import access_as_slide_error
 from featurestore.whole_file import is_partial, whole_file
 
 ENV_FOLDER, ENV_GB = "HISTOSGE_CACHE", "HISTOSGE_CACHE_GB"
@@ -58,7 +58,7 @@ def fetch(url: str) -> Path:
         raise SlideError(
             f"{label}: a {suffix[1:].upper()} slide is several files; copy it to this machine first"
         )
-    try:
+    with access_as_slide_error(url, "cannot be fetched"):
         fs, path = open_file_system(url)
         info = fs.info(path)
         target = _local_path(label, info, suffix)
@@ -69,10 +69,6 @@ def fetch(url: str) -> Path:
         # Eviction goes by the time of last use. Access times will not do: under relatime they change once a day.
         os.utime(target)
         _evict(target)
-    except Exception as error:
-        if not is_access_error(error):
-            raise
-        raise access_error(url, error, "cannot be fetched") from error
     return target
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from featurestore.errors import SlideError, SlideNotFoundError
 from featurestore.location import Location
-from featurestore.slides.access_errors import access_error, check_slide_url, is_access_error
+from featurestore.slides.access_errors import access_as_slide_error, check_slide_url
 from featurestore.slides.download_cache import fetch, is_remote
 from featurestore.slides.range_reader import RangedFile
 from featurestore.slides.slide_reader import is_folder_slide
@@ -53,14 +53,8 @@ def slide_fingerprint(path: str) -> str:
         If the slide is not there, or cannot be read.
     """
     check_slide_url(path)
-    try:
+    with access_as_slide_error(path, "cannot be read"):
         return _fingerprint(path)
-    except SlideError:
-        raise
-    except Exception as error:
-        if not is_access_error(error):
-            raise
-        raise access_error(path, error, "cannot be read") from error
 
 
 def _fingerprint(path: str) -> str:

@@ -18,7 +18,7 @@ from featurestore.credentials import strip_credentials
 from featurestore.errors import SlideAccessError, SlideError, first_line
 from featurestore.file_systems import open_file_system
 from featurestore.server_errors import is_transient
-from featurestore.slides.access_errors import access_error, is_access_error
+from featurestore.slides.access_errors import access_as_slide_error, access_error
 
 # A request takes tens of milliseconds to answer, in which a link of 10 MB/s carries a few hundred kilobytes.
 MAX_GAP = 64 << 10
@@ -54,13 +54,9 @@ class RangedFile:
 
     def __init__(self, url: str) -> None:
         self._url, self.label = url, strip_credentials(url)
-        try:
+        with access_as_slide_error(url, "cannot be reached"):
             self._fs, self._path = open_file_system(url)
             info: dict[str, Any] = self._fs.info(self._path)
-        except Exception as error:
-            if not is_access_error(error):
-                raise
-            raise access_error(url, error, "cannot be reached") from error
         self.size = int(info.get("size") or 0)
         # Object stores always serve ranges; of a web server only its reply to a range request tells.
         if not self.size or (self._path.startswith("http") and not _serves_ranges(url)):
@@ -95,12 +91,8 @@ class RangedFile:
 
     def _fetch(self, runs: list[tuple[int, int]]) -> list[bytes]:
         starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
-        try:
+        with access_as_slide_error(self._url, "cannot be read"):
             found = self._fs.cat_ranges([self._path] * len(runs), starts, ends, on_error="raise")
-        except Exception as error:
-            if not is_access_error(error):
-                raise
-            raise access_error(self._url, error, "cannot be read") from error
         for (start, stop), data in zip(runs, found, strict=True):
             if isinstance(data, Exception):  # fsspec up to 2026.1 returns what it is told to raise
                 raise access_error(self._url, data, "cannot be read") from data
