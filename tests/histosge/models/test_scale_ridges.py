@@ -90,7 +90,8 @@ def test_out_of_fold_predictions_did_not_see_the_spot() -> None:
 def test_an_output_beside_the_stacked_ones_has_a_penalty_of_its_own() -> None:
     sections, outputs = zip(*(_section(seed, noise=0.0) for seed in range(3)), strict=True)
     values = np.concatenate(outputs)
-    noise = np.random.default_rng(5).standard_normal((len(values), 1))
+    # Far larger: if its error counted for the others' penalty, it would decide it.
+    noise = 100 * np.random.default_rng(5).standard_normal((len(values), 1))
     both = fit_scale_ridges(sections, Outputs(np.hstack([values, noise]), _labels(list(outputs)), 2))
     alone = fit_scale_ridges(sections, Outputs(values, _labels(list(outputs)), 2))
     assert [of_scale[0] for of_scale in both.ridges.penalties] == [p for (p,) in alone.ridges.penalties]
