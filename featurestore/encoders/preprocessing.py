@@ -57,7 +57,9 @@ class Preprocess:
             # As the usual transforms do: an odd margin is rounded half to even.
             edge = round((side - wanted) / 2)
             pixels = pixels[..., edge : edge + wanted, edge : edge + wanted]
-        return torch.addcmul(self._shift, pixels.float(), self._scale)
+        # In place: a second array of floats would cost as much as the arithmetic. `pixels` are bytes, or floats made here.
+        floats = pixels.float()
+        return torch.addcmul(self._shift, floats, self._scale, out=floats)
 
     def _resize(self, pixels: Tensor) -> Tensor:
         side = self._how.resize_px
