@@ -25,6 +25,7 @@ from distributed.comm import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from featurestore.blocks import Block
+from featurestore.cores import count_cores
 from featurestore.embedding.block_task import BlockResult, check_written
 from featurestore.embedding.limits import check_address, check_workers
 from featurestore.embedding.plan import EmbedSettings, show_remark
@@ -91,7 +92,8 @@ def local_client(workers: int, threads: int = THREADS_PER_WORKER) -> Iterator[Cl
     check_workers(workers)
     _mute_library_logs()
     # Otherwise every process computes with as many threads as there are cores, and they get in each other's way.
-    cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    counted = count_cores()
+    cores = str(max(1, min(counted.cores // workers, counted.threads)))
     settings = {
         "distributed.scheduler.allowed-failures": ALLOWED_WORKER_DEATHS,
         "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores},
