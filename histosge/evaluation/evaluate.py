@@ -7,6 +7,7 @@ from pathlib import Path
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
+from featurestore.threads import keep_to_own_cores
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
@@ -156,6 +157,7 @@ def evaluate(
         If the sections or the store are unusable.
     """
     settings = settings or EvaluateSettings()
+    keep_to_own_cores()
     settings.check()
     folder, made_with = check_report_place(report_dir), _made_with(samples, store, settings)
     if not overwrite and has_evaluation(folder):
