@@ -25,6 +25,7 @@ from distributed.comm import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from featurestore.blocks import Block
+from featurestore.cores import count_cores
 from featurestore.embedding.block_task import BlockResult, check_written
 from featurestore.embedding.gpu_sharing import (
     MAX_GPU_THREADS,
@@ -107,7 +108,8 @@ def local_client(
     """
     check_workers(workers)
     _mute_library_logs()
-    cores = max(1, len(os.sched_getaffinity(0)) // workers)
+    counted = count_cores()
+    cores = max(1, min(counted.cores // workers, counted.threads))
     if threads is None:
         threads = max(THREADS_PER_WORKER, min(cores, MAX_GPU_THREADS)) if gpus else THREADS_PER_WORKER
     # Otherwise every process computes with as many threads as there are cores, and they get in each other's way.
@@ -178,7 +180,7 @@ def gpu_client(
         check_dashboard(dashboard)
     gpus = () if device == "cpu" else visible_gpus()
     if workers == "auto":
-        workers = auto_workers(gpus, len(os.sched_getaffinity(0)))
+        workers = auto_workers(gpus, count_cores().cores)
     return local_client(workers, gpus=gpus, dashboard=dashboard)
 
 

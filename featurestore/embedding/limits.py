@@ -1,11 +1,11 @@
 """What a run may be: refused with numbers before a slide is opened, since a mistyped stride takes gigabytes."""
 
 import math
-import os
 import socket
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from featurestore.cores import count_cores
 from featurestore.errors import ClusterError, StoreError
 from featurestore.grid import GridSpec
 
@@ -63,11 +63,11 @@ def check_workers(workers: int) -> None:
     ClusterError
         With the number of cores.
     """
-    cores = os.cpu_count() or 1
+    cores = count_cores().cores
     most = max(MIN_MAX_WORKERS, WORKERS_PER_CORE * cores)
     if not 1 <= workers <= most:
         raise ClusterError(
-            f"{workers} worker processes on this machine of {cores} cores: give 1 to {most}, one a core is best"
+            f"{workers} worker processes for the {cores} cores of this process: give 1 to {most}, one a core is best"
         )
 
 
