@@ -79,6 +79,23 @@ def embed(
             help="Step between patches, pixels at --mpp (default: --patch, no overlap).", rich_help_panel=GRID
         ),
     ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|K+cls",
+            help="Write K x K positions of each patch, means of the encoder's tokens: a grid K times as fine from one "
+            "pass. +cls joins each with the patch's own vector.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    token_overlap: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="With --tokens: overlap of the patches, pixels at --mpp; half of it is cut off at each edge.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
     tissue: Annotated[
         str,
         typer.Option(
@@ -174,18 +191,15 @@ def embed(
     from featurestore.encoders.loading import DEFAULT_ENCODER
     from featurestore.encoders.protocol import EncoderOptions
     from featurestore.errors import StoreError
-    from featurestore.grid import GridSpec
     from featurestore.slides.sample_sheet import read_samples
+    from histosge_cli.grid_options import grid_spec
 
     console = Console(quiet, log)
     if workers and scheduler:
         raise StoreError(
             "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
         )
-    try:
-        spec = GridSpec(mpp, patch, patch if stride is None else stride)
-    except ValueError as error:
-        raise StoreError(f"{error}; see --mpp, --patch, --stride") from error
+    spec = grid_spec(mpp, patch, stride, tokens, token_overlap)
     keys = tuple(encoder or [DEFAULT_ENCODER])
     settings = EmbedSettings(
         encoders=keys,
