@@ -19,7 +19,7 @@ from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.positions import patches_to_read
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder, takes_weights
-from featurestore.encoders.protocol import Encoder, EncoderOptions
+from featurestore.encoders.protocol import BATCH, Encoder, EncoderOptions, patches_at_once
 from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, SlideWarning, StoreError
 from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec
 from featurestore.names import slug
@@ -37,8 +37,6 @@ from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 MAX_GRID_PATCHES = 50_000_000
 """Patches of one slide. A process that plans holds some 15 bytes for each. A slide of 100,000 x 100,000 px at 0.25
 microns has 39 million patches at --mpp 0.5 --stride 8, and with 1,024 features these are 80 GB of embeddings."""
-BATCH = 64
-"""Patches that are passed to an encoder at once; encoders split or pad as they need."""
 
 
 @dataclass(frozen=True)
@@ -353,7 +351,7 @@ def dry_run_slide(
             grid,
             [encoder.identity.dim for encoder in encoders.values()],
             threads=1,
-            batch=BATCH,
+            batch=patches_at_once(encoders.values()),
             block_shape=block_shape,
             open_slides=1,
         ),

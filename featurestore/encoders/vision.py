@@ -75,7 +75,7 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         identity = groups.identity(identity, token_dim(record))
     preprocess = Preprocess(record.preprocessing, device)
     casts = options.engine == "torch"
-    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts)
+    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts, batch=options.batch)
 
 
 def _check_engine(record: EncoderRecord, options: EncoderOptions, device: torch.device) -> None:
