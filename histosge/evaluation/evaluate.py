@@ -56,8 +56,8 @@ class EvaluateSettings:
         ``fit(sections, *, seed, epochs)`` returns a fitted model, and the oracle ``depth``. The noise control is
         always added.
     genes
-        How many of the most variable genes of each training part, ``all``, ``N+A,B`` (the N most variable and the
-        named ones), a file with one gene a line, or gene names.
+        How many of the most variable genes of each training part, ``all``, ``seurat_v3:N``, ``N+A,B`` (the N most
+        variable and the named ones), a file with one gene a line, or gene names.
     seeds
         Repeat with seeds 0 .. seeds - 1.
     epochs

@@ -56,8 +56,8 @@ class TrainSettings:
         A registered name, ``module:Class``, a model class, or an object whose ``fit(sections, *, seed, epochs)``
         returns a fitted model; see `histosge.models.protocol.Model`.
     genes
-        How many of the most variable genes, ``all``, ``N+A,B`` (the N most variable and the named ones), a file with
-        one gene a line, or gene names.
+        How many of the most variable genes, ``all``, ``seurat_v3:N`` (the N most variable in excess of the trend over
+        the mean), ``N+A,B`` (the N most variable and the named ones), a file with one gene a line, or gene names.
     epochs
         For models that iterate; None means the model's own.
     seed
