@@ -4,6 +4,7 @@ Resumable like the embedding: a block is done when its objects exist. Memory hol
 predicted, never a slide.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -359,17 +360,32 @@ def _threads(block_shape: tuple[int, int], n_genes: int) -> int:
 def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
     """Predict one block and write it."""
     shape = window.block.shape
-    # NaN stays where there is no tissue.
-    values = np.full((*shape, len(task.columns)), np.nan, stored_map.array.dtype)
-    depths = np.full((*shape, 1), np.nan, np.float32)
-    if window.own.any():
+    rows = window.patches.rows[window.own] - window.block.rows[0]
+    cols = window.patches.cols[window.own] - window.block.cols[0]
+    places = rows * shape[1] + cols
+    predicted, depth = np.empty((0, len(task.columns)), np.float32), None
+    if len(places):
         predicted, depth = task.predict(window)
-        rows = window.patches.rows[window.own] - window.block.rows[0]
-        cols = window.patches.cols[window.own] - window.block.cols[0]
-        values[rows, cols] = predicted.astype(values.dtype)
-        if depth is not None:
-            depths[rows, cols, 0] = depth
     # Expression last: a block counts as done when that exists, so an interruption in between computes it again.
     if stored_map.depth is not None:
-        stored_map.depth.write(window.block, depths)
-    stored_map.array.write(window.block, values)
+        column = np.full((len(places), 1), np.nan, np.float32) if depth is None else depth.reshape(-1, 1)
+        stored_map.depth.write(window.block, _lay_out(column, places, shape, column.dtype))
+    stored_map.array.write(window.block, _lay_out(predicted, places, shape, stored_map.array.dtype))
+
+
+def _lay_out(
+    values: NDArray[np.float32], places: NDArray[np.int64], shape: tuple[int, int], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return ``(n, n_channels)`` values on a block, ``(*shape, n_channels)``; NaN where there is no patch.
+
+    Parameters
+    ----------
+    places
+        Of the patches in the block, counted row by row.
+    """
+    if len(places) == math.prod(shape) and bool((np.diff(places) == 1).all()):
+        # Inside the tissue there are no gaps: the largest array there is, is not copied once more.
+        return values.astype(dtype).reshape(*shape, -1)
+    block = np.full((math.prod(shape), values.shape[1]), np.nan, dtype)
+    block[places] = values.astype(dtype)
+    return block.reshape(*shape, -1)
