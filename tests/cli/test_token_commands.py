@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from featurestore.grid import GridSpec, TokenGridSpec
+from featurestore.grid import TokenGridSpec
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.prediction.expression_store import ExpressionStore
@@ -52,7 +52,9 @@ def test_a_token_grid_goes_the_whole_way(histosge: Histosge, sheet: Path, tmp_pa
         assert run.code == 0, run.err
     run = histosge("evaluate", sheet, store, tmp_path / "report", "--split", "section", "--presets", "ridge")
     assert run.code == 0, run.err
-    assert "16 µm groups of tokens, 5 x 5 of each 80 µm patch" in (tmp_path / "report/report.html").read_text()
+    assert (
+        "16 µm groups of tokens, 5 x 5 of each 80 µm patch" in (tmp_path / "report/report.html").read_text()
+    )
     # Another grid of the same encoder: the options that make the model's own are named.
     assert histosge("embed", sheet, tmp_path / "other", *NETWORK, *GRID).code == 0
     run = histosge("predict", tmp_path / "other", model, tmp_path / "more")
@@ -64,7 +66,9 @@ def test_a_token_grid_goes_the_whole_way(histosge: Histosge, sheet: Path, tmp_pa
     assert "nothing to do" in (run := histosge("predict", store, model, maps)).out + run.err
 
 
-def test_spots_lie_on_the_positions_under_their_discs(sheet: Path, histosge: Histosge, tmp_path: Path) -> None:
+def test_spots_lie_on_the_positions_under_their_discs(
+    sheet: Path, histosge: Histosge, tmp_path: Path
+) -> None:
     """Held-out spots are kept apart by what a token sees, which is its whole patch, not by the side of a position."""
     store = tmp_path / "store"
     assert histosge("embed", sheet, store, *NETWORK, *GRID, "--tokens", 5, "--tissue", "none").code == 0
@@ -79,12 +83,24 @@ def test_spots_lie_on_the_positions_under_their_discs(sheet: Path, histosge: His
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--tokens", "four"), "--tokens 'four' is no number of positions along a patch; give it such as 4, or 4+cls"),
+        (
+            ("--tokens", "four"),
+            "--tokens 'four' is no number of positions along a patch; give it such as 4, or 4+cls",
+        ),
         (("--tokens", "4+mean"), "--tokens '4+mean' is no number"),
-        (("--tokens", 4), "has a map of 5 x 5 tokens of a patch of 160 px, which --tokens 4 does not divide; give --tokens 1 or 5"),
+        (
+            ("--tokens", 4),
+            "5 x 5 tokens of a patch of 160 px, which --tokens 4 does not divide; give --tokens 1 or 5",
+        ),
         (("--tokens", 7), "7 x 7 positions do not divide a patch of 160 px; give one of 1, 2, 4, 5, 8"),
-        (("--tokens", 5, "--stride", 80), "--stride 80 does not go with --tokens, whose patches lie edge to edge"),
-        (("--tokens", 4, "--token-overlap", 32), "--token-overlap 32 does not cut off whole tokens; give --token-overlap 0 or 64"),
+        (
+            ("--tokens", 5, "--stride", 80),
+            "--stride 80 does not go with --tokens, whose patches lie edge to edge",
+        ),
+        (
+            ("--tokens", 4, "--token-overlap", 32),
+            "32 does not cut off whole tokens; give --token-overlap 0 or 64",
+        ),
         (("--token-overlap", 32), "--token-overlap is the overlap of patches with --tokens"),
         (("--tokens", 5, "--encoder", "morphology"), "morphology has no map of tokens"),
     ],
