@@ -17,7 +17,7 @@ accuracy.
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,12 +36,11 @@ from featurestore.grid import GridSpec, TokenGridSpec
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
-from histosge.data.section_loading import Selection, load_sections
+from histosge.data.section_loading import LoadedSection, Selection, load_sections
 from histosge.evaluation.encoder_comparison import keep_common_spots
 from histosge.evaluation.methods import ModelMethod
 from histosge.evaluation.paired_bootstrap import PairedBootstrap
-from histosge.evaluation.results import Scores
-from histosge.evaluation.runner import noise_control, score_plan
+from histosge.evaluation.runner import _TaskScorer
 from histosge.evaluation.tasks import Plan
 from histosge.models.estimators import find_estimator
 from histosge.synthetic import SyntheticSpec, make_cohort
@@ -50,6 +49,7 @@ MPP, PATCH, GENES = 0.5, 224, 250
 PATCHES_A_BLOCK = 4
 """Along each side of a block: 16 patches are one forward pass on a CPU, so neither side pads."""
 MODELS = ("ridge", "dense")
+METRICS = {"pearson_mean": "Pearson", "pearson_depth_adjusted": "after depth"}
 
 
 @dataclass(frozen=True)
@@ -155,27 +155,35 @@ def accuracy(folder: Path, *, quick: bool) -> list[Result]:
         label: load_sections(str(sheet), store, Selection(spec.key, PRETRAINED))
         for label, spec in chosen.items()
     }
-    methods = [ModelMethod(find_estimator(name), name) for name in MODELS]
-    scores: dict[str, Scores] = {}
-    for label, items in keep_common_spots(loaded).items():
-        plan = Plan.from_sections([item.section for item in items], "section", GENES)
-        scores[label] = score_plan(plan, methods, noise_control(), seeds=(0,))
-    return _compare(scores)
+    return score(keep_common_spots(loaded))
 
 
-def _compare(scores: dict[str, Scores]) -> list[Result]:
+def score(loaded: Mapping[str, Sequence[LoadedSection]]) -> list[Result]:
+    """Score the models on every grid, and compare each with the first: on the same spots, with the same draws."""
     results, paired = [], PairedBootstrap({})
-    for label, found in scores.items():
-        for model in MODELS:
-            for metric, name in (("pearson_mean", "Pearson"), ("pearson_depth_adjusted", "after depth")):
-                results.append(Result(f"{label}, {model}: {name}", found.mean(model, metric)))
-        assert found.bootstrap is not None
-        paired.take(found.bootstrap, {name: f"{label}, {name}" for name in MODELS})
-    _, *others = scores
+    for label, items in loaded.items():
+        plan = Plan.from_sections([item.section for item in items], "section", GENES)
+        drawn = PairedBootstrap({item.section.slide_id: len(item.section.spots) for item in items})
+        values: dict[tuple[str, str], list[float]] = {}
+        for task in plan.tasks((0,)):
+            # The scorer of `histosge evaluate`, without its 25 fits on random embeddings for each fold.
+            scorer = _TaskScorer(task, None, with_all_spots=False)
+            for model in MODELS:
+                found = scorer.score(ModelMethod(find_estimator(model), model))
+                drawn.add(model, found.held_out, found.predicted)
+                summary = found.genes.summary(task.top_genes())
+                for metric, name in METRICS.items():
+                    values.setdefault((model, name), []).append(summary[metric])
+        results += [
+            Result(f"{label}, {model}: {name}", float(np.mean(folds)))
+            for (model, name), folds in values.items()
+        ]
+        paired.take(drawn, {model: f"{label}, {model}" for model in MODELS})
+    first, *others = loaded
     for number, label in enumerate(others):
-        row = paired.table([(f"{label}, dense", f"{OVERLAPPING}, dense")], "section").row(0, named=True)
+        row = paired.table([(f"{label}, dense", f"{first}, dense")], "section").row(0, named=True)
+        # Of the plain tokens alone: variants are reported, not chosen from.
         key = "pearson_difference" if number == 0 else f"pearson_difference, {label}"
-        # Of the first alone: variants are reported, not chosen from.
         results.append(Result(key, row["difference"], "", ">= -0.01" if number == 0 else ""))
         results += [Result(f"{key}, {end}", row[end]) for end in ("low", "high")]
     return results

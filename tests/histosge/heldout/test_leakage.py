@@ -176,7 +176,9 @@ def test_no_patch_gives_tokens_to_training_and_to_held_out_spots(overlap_px: int
 
     def encoded(seen: Patches) -> np.ndarray:
         canvas = np.zeros((2200, 2200), dtype=bool)
-        for row, col in {(r // 4, c // 4) for r, c in zip(seen.rows.tolist(), seen.cols.tolist(), strict=True)}:
+        for row, col in {
+            (r // 4, c // 4) for r, c in zip(seen.rows.tolist(), seen.cols.tolist(), strict=True)
+        }:
             y, x = row * spec.encoded.stride_px, col * spec.encoded.stride_px
             canvas[y : y + spec.encoded.patch_px, x : x + spec.encoded.patch_px] = True
         return canvas
