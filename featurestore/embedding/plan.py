@@ -208,12 +208,13 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
         )
     # Before anything is allocated: a stride of 1 px on a whole slide would take the machine's memory.
     if grid.n_rows * grid.n_cols > MAX_GRID_PATCHES:
-        is_tokens = isinstance(spec, TokenGridSpec)
-        fix = "fewer --tokens" if is_tokens else f"--stride {_least_stride(slide, spec)} or more"
-        raise SlideError(
+        too_many = (
             f"{strip_credentials(sample.slide)} would have {grid.n_rows} x {grid.n_cols} patches, and a slide may have "
-            f"{MAX_GRID_PATCHES // 10**6} million; give {fix}"
+            f"{MAX_GRID_PATCHES // 10**6} million"
         )
+        if isinstance(spec, TokenGridSpec):
+            raise SlideError(f"{too_many}; give fewer --tokens, or a coarser --mpp")
+        raise SlideError(f"{too_many}; give --stride {_least_stride(slide, spec)} or more")
     return grid
 
 

@@ -179,14 +179,16 @@ class SavedModel:
         ModelError
             With both values side by side.
         """
-        if identity.fingerprint != self.card.encoder["fingerprint"]:
+        trained_on, found = self.card.grid, asdict(grid.spec)
+        # Of one encoder, tokens and patches have two fingerprints: then the grid is what differs.
+        is_grid = identity.key == self.card.encoder["key"] and trained_on.get("tokens") != found.get("tokens")
+        if identity.fingerprint != self.card.encoder["fingerprint"] and not is_grid:
             raise ModelError(
                 f"the model was trained on encoder {self.card.encoder['key']!r} "
                 f"({self.card.encoder['fingerprint'][:16]}), the store holds {identity.key!r} "
                 f"({identity.fingerprint[:16]}); embed with --encoder {self.card.encoder['key']} or train again"
             )
         # The stride, too: what a model gathers from around a patch depends on how dense the grid is.
-        trained_on, found = self.card.grid, asdict(grid.spec)
         if trained_on != found:
             raise ModelError(
                 f"the model was trained on grid {trained_on}, the store's is {found}; embed with "
