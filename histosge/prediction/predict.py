@@ -21,6 +21,7 @@ from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
+from featurestore.threads import keep_to_own_cores
 from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
@@ -132,6 +133,7 @@ def predict(
         If the store holds several grids or encoders and none is named.
     """
     settings = settings or PredictSettings()
+    keep_to_own_cores()
     check_workers(settings.workers)
     source = Store.open(str(store))
     folder = model if isinstance(model, str | Path) else None
