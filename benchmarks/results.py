@@ -333,8 +333,10 @@ def trust_block(record: Record) -> str:
         lines += ["", *table("on the spots and `morphology` embeddings of", ("C2", "C2-C4"), public)]
     lines += [
         "",
-        f"90 % intervals of `dense` cover {value['coverage_sections']:.3f} of the spots of synthetic sections that took no part, "
-        f"and {value['coverage_donors']:.3f} where limits are taken over donors.",
+        (
+            f"90 % intervals of `dense` cover {value['coverage_sections']:.3f} of the spots of synthetic sections that took "
+            f"no part, and {value['coverage_donors']:.3f} where limits are taken over donors."
+        ),
         "",
         _source(record, "trust"),
     ]
