@@ -337,7 +337,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="S",
-            help="What is held out: block (default), section, donor, or random (default of --ablate).",
+            help="What is held out: block (default), section, donor, checkerboard (between spots), or random (default of "
+            "--ablate).",
             rich_help_panel=DATA,
         ),
     ] = None,

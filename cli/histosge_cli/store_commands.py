@@ -80,6 +80,23 @@ def embed(
             help="Step between patches, pixels at --mpp (default: --patch, no overlap).", rich_help_panel=GRID
         ),
     ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|K+cls",
+            help="Write K x K positions of each patch, means of the encoder's tokens: a grid K times as fine from one "
+            "pass. +cls joins each with the patch's own vector.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    token_overlap: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="With --tokens: overlap of the patches, pixels at --mpp; half of it is cut off at each edge.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
     tissue: Annotated[
         str,
         typer.Option(
@@ -185,8 +202,8 @@ def embed(
     from featurestore.encoders.loading import DEFAULT_ENCODER
     from featurestore.encoders.protocol import EncoderOptions
     from featurestore.errors import StoreError
-    from featurestore.grid import GridSpec
     from featurestore.slides.sample_sheet import read_samples
+    from histosge_cli.grid_options import grid_spec
 
     console = Console(quiet, log)
     processes = worker_count(workers)
@@ -198,10 +215,7 @@ def embed(
         raise StoreError(
             "--dashboard shows the worker processes of this machine; give --workers with it (a running cluster has its own)"
         )
-    try:
-        spec = GridSpec(mpp, patch, patch if stride is None else stride)
-    except ValueError as error:
-        raise StoreError(f"{error}; see --mpp, --patch, --stride") from error
+    spec = grid_spec(mpp, patch, stride, tokens, token_overlap)
     keys = tuple(encoder or [DEFAULT_ENCODER])
     settings = EmbedSettings(
         encoders=keys,

@@ -147,7 +147,7 @@ def similar(
         )
     grid = stream.slide(query.slide_id).grid
     # Slightly less than a side: patches that only touch the query stay, whatever rounding does.
-    radius_um = grid.patch_um * (1 - 1e-9) if exclude_um is None else exclude_um
+    radius_um = grid.receptive_um * (1 - 1e-9) if exclude_um is None else exclude_um
     slides = {slide.slide_id: slide for slide in stream.slides}
     nothing = np.empty(0, np.int64)
     best = patch_positions("", grid, nothing, nothing).with_columns(pl.Series("distance", [], pl.Float64))

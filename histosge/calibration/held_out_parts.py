@@ -78,7 +78,7 @@ def held_out_parts(
 
 def _blocks(section: TrainingSection, spot_um: float) -> Iterator[HeldOutPart]:
     patches, xy_um = section.patches, section.spot_xy_um
-    buffer_um = window_buffer_um(spot_um, patches.patch_um, patches.stride_um)
+    buffer_um = window_buffer_um(spot_um, patches.receptive_um, patches.stride_um)
     block = cut_into_blocks(xy_um, min(N_BLOCKS, max(1, len(xy_um))))
     for k in np.unique(block):
         held_out = block == k

@@ -280,7 +280,7 @@ def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
     notes = [
         f"{used} spots used; {few} with fewer than {MIN_COUNTS} counts and {off} without an embedded patch left out.",
         f"{identity.key} embeddings ({identity.dim} dims, fingerprint {identity.fingerprint[:16]}).",
-        f"{grid.patch_um:.0f} µm patches every {grid.stride_um:.0f} µm.",
+        f"{grid.description}.",
     ]
     return notes + [
         f"{item.section.slide_id}: {item.alignment.message}"

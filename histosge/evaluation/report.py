@@ -20,7 +20,7 @@ from histosge.evaluation.score_plots import (
     score_distributions,
 )
 from histosge.heldout.metric_registry import METRICS
-from histosge.heldout.splits import WITHIN_SECTION
+from histosge.heldout.splits import INTERLEAVED, WITHIN_SECTION
 from histosge.reporting.page import Block, Picture, Table
 
 CORRELATIONS = {
@@ -59,6 +59,7 @@ HELD_OUT = {
     "section": "each fold holds out one whole section",
     "donor": "each fold holds out all sections of one donor",
     "random": "a random half of every section's spots is held out",
+    "checkerboard": "each fold holds out every second spot of every section's lattice (the published generation task)",
 }
 """Split -> what it holds out."""
 
@@ -97,7 +98,7 @@ def _map_block(scores: Scores) -> Block:
         f" {first.slide_id}, seed {scores.seeds[0]}. Measured and predicted share one colour scale. Each patch"
         " is predicted by the model that holds out the nearest held-out spot."
     )
-    if scores.split == "random":
+    if scores.split in INTERLEAVED:
         text += " The spots between those shown are training spots."
     return Block("Maps: best, median and worst gene", text, pictures)
 

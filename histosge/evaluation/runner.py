@@ -33,7 +33,7 @@ from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps
 from histosge.evaluation.tasks import Plan, Task
 from histosge.heldout.metric_registry import METRICS, ScoredSpots
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
-from histosge.heldout.splits import Fold
+from histosge.heldout.splits import INTERLEAVED, Fold
 from histosge.models.estimators import ModelSource, find_estimator
 
 NOISE_DRAWS = 20
@@ -446,7 +446,7 @@ def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
         )
     # Whoever compares presets must know that some use image patches beyond the spot and others do not.
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
-    if wide and plan.split == "random":
+    if wide and plan.split in INTERLEAVED:
         notes.append(
             f"Some presets look beyond a patch ({', '.join(wide)}), so training uses image patches around"
             " held-out spots, but never their counts."

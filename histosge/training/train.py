@@ -266,7 +266,7 @@ def _card(
         preset=preset,
         genes=genes,
         encoder=identity_attrs(identity),
-        grid={"mpp": spec.mpp, "patch_px": spec.patch_px, "stride_px": spec.stride_px},
+        grid=asdict(spec),
         normalisation={
             "target": "log1p of counts per 10,000",
             "library": "all genes",
