@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from featurestore.documents import convert
 from histosge.calibration.depth_strata import DepthStrata, choose_strata, interval_bounds
+from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.calibration.held_out_parts import BLOCK, held_out_parts, what_is_held_out
 from histosge.calibration.neighbour_prediction import predict_from_neighbours
 from histosge.calibration.trust import OutOfFold, measure_trust
@@ -71,6 +72,8 @@ class Intervals:
         Of the training sections; empty where they are not known.
     donor_coverage
         Donor -> share of its spots that one half width a gene covers which was measured on the other donors.
+    reference
+        Where the training sections' embeddings lie, to compare those of other slides with; None in earlier versions.
     """
 
     half_width: Values
@@ -82,6 +85,7 @@ class Intervals:
     method: str = ""
     donors: tuple[str, ...] = ()
     donor_coverage: Mapping[str, float] = field(default_factory=dict)
+    reference: EmbeddingReference | None = None
 
     @property
     def trusted(self) -> NDArray[np.bool_]:
@@ -135,6 +139,7 @@ class Intervals:
             "method": self.method,
             "donors": list(self.donors),
             "donor_coverage": dict(self.donor_coverage),
+            "distance_among_sections": self.reference.among_sections if self.reference else None,
             # In words, for whoever reads the file; made anew from the entries above when it is loaded.
             "scope": self.scope,
         }
@@ -144,6 +149,8 @@ class Intervals:
         arrays = {"half_width": self.half_width, "trust": self.trust}
         if self.strata is not None:
             arrays |= {"depth_edge": self.strata.edges, "half_width_by_depth": self.strata.half_width}
+        if self.reference is not None:
+            arrays |= {"embedding_mean": self.reference.mean, "embedding_sd": self.reference.sd}
         return {f"{PREFIX}{name}": array for name, array in arrays.items()}
 
     @classmethod
@@ -158,6 +165,11 @@ class Intervals:
                 take(state, f"{PREFIX}half_width_by_depth", facts.depth_strata, n_genes),
             )
         trust = take(state, f"{PREFIX}trust", n_genes)
+        reference = None
+        if f"{PREFIX}embedding_mean" in state:
+            mean = take(state, f"{PREFIX}embedding_mean", None)
+            sd = take(state, f"{PREFIX}embedding_sd", len(mean))
+            reference = EmbeddingReference(mean, sd, facts.distance_among_sections)
         return cls(
             half_width,
             trust,
@@ -168,6 +180,7 @@ class Intervals:
             facts.method,
             facts.donors,
             facts.donor_coverage,
+            reference,
         )
 
 
@@ -184,6 +197,7 @@ class _Config(msgspec.Struct):
     method: str = ""
     donors: tuple[str, ...] = ()
     donor_coverage: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]] = {}
+    distance_among_sections: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 def coverage(
@@ -242,6 +256,7 @@ def calibrate(
         width_method(len(names), level),
         names,
         {names[donor]: share for donor, share in covered.items()},
+        EmbeddingReference.fit(sections),
     )
 
 

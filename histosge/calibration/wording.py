@@ -102,6 +102,31 @@ def method_sentence(method: str, level: float, donor_coverage: Mapping[str, floa
     )
 
 
+def distance_sentence(distance: float, among_sections: float | None) -> str:
+    """State how far a slide's embeddings lie from those of training, which nothing else is known of.
+
+    Parameters
+    ----------
+    distance
+        `histosge.calibration.embedding_distance.EmbeddingReference.distance`.
+    among_sections
+        The largest such distance of a training section from the others; None for a lone section.
+    """
+    if among_sections is None:
+        compared = "how far two sections of the training data would lie apart is not known from one"
+    else:
+        compared = f"the training sections lie up to {among_sections:.2f} from each other"
+    far = (
+        " It lies further out than they do: intervals may be too narrow here, and trusted genes may fail."
+        if among_sections is not None and distance > among_sections
+        else ""
+    )
+    lies = (
+        f"The slide's embeddings lie {distance:.2f} standard deviations from those of the training sections"
+    )
+    return f"{lies}; {compared}.{far}"
+
+
 def _within(donors: Sequence[str]) -> str:
     if len(donors) == 1:
         return f"within donor {_one_line(donors[0])} only"
