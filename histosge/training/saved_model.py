@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -84,6 +84,7 @@ class _Card(msgspec.Struct, frozen=True):
     normalisation: dict[str, Any]
     sections: tuple[dict[str, Any], ...]
     seed: int
+    trusted: dict[str, Any] | None = None
 
 
 class ModelDocument(msgspec.Struct, frozen=True):
@@ -115,6 +116,9 @@ class ModelCard:
         Per training section: slide id, donor, fingerprint of the slide, spots used and left out.
     seed
         Of the training.
+    trusted
+        How many genes are trusted, of how many, and the scope of that; None where the model was not calibrated, and in
+        models of earlier versions.
     """
 
     preset: str
@@ -124,6 +128,7 @@ class ModelCard:
     normalisation: dict[str, Any]
     sections: tuple[dict[str, Any], ...]
     seed: int
+    trusted: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -253,6 +258,9 @@ def save_model(
         If `folder` holds something that is no model.
     """
     target = check_model_place(folder)
+    if intervals is not None:
+        trusted = {"genes": int(intervals.trusted.sum()), "of": len(card.genes), "scope": intervals.scope}
+        card = replace(card, trusted=trusted)
     with whole_folder(target) as work:
         work.mkdir()
         arrays = model.state() | (intervals.state() if intervals else {})
@@ -380,7 +388,10 @@ def _read(path: Path, cls: type[Model]) -> SavedModel:
     document = _document(path)
     facts, state = _parse(document, path), _read_tensors(path / WEIGHTS)
     # The values as they stand in the document, whose types are known now; entries of later versions are left out.
-    card: dict[str, Any] = {field.name: document["card"][field.name] for field in fields(ModelCard)}
+    found = document["card"]
+    card: dict[str, Any] = {
+        field.name: found[field.name] for field in fields(ModelCard) if field.name in found
+    }
     card = card | {"genes": facts.card.genes, "sections": facts.card.sections}
     try:
         model = cls.from_state(document["model"], state)
