@@ -13,12 +13,16 @@ from histosge_cli.console import Console, err, out, resumable, table
 from histosge_cli.model_commands import EncoderKey, Grid
 from histosge_cli.places import output_file, output_folder
 from histosge_cli.store_commands import OUTPUT, Json, Log, Overwrite, Quiet, StoreArg
+from histosge_cli.worker_count import worker_count
 
 if TYPE_CHECKING:
     import polars as pl
 
     from featurestore.analysis.patch_stream import PatchStream
+    from featurestore.analysis.slide_source import SlideSource
+    from featurestore.events import OnProgress
 
+WHERE = "Where it runs"
 Slides = Annotated[
     list[str] | None, typer.Option("--slide", metavar="ID", help="Only this slide; repeat for several.")
 ]
@@ -30,6 +34,24 @@ OutFile = Annotated[
         callback=output_file,
         help="Also write the table with all columns, as parquet.",
         rich_help_panel=OUTPUT,
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|auto",
+        help="Share the reading and adding out among N processes of this machine; auto: one per core.",
+        rich_help_panel=WHERE,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Use the workers of a running dask cluster, such as tcp://host:8786; they must see the same store.",
+        rich_help_panel=WHERE,
     ),
 ]
 
@@ -63,25 +85,27 @@ def _open_stream(
     quiet: bool,
     log: Path | None,
     out_file: Path | None,
+    run_on: tuple[str | None, str | None],
     folder: Path | None = None,
 ) -> "Iterator[PatchStream]":
-    """Open the store, and afterwards report what was left out; check first that the results can be written."""
-    from featurestore.analysis.patch_stream import open_stream
+    """Open the store, and afterwards report what was left out; check first that the results can be written.
+
+    `run_on` is what was typed as --workers and --scheduler.
+    """
     from featurestore.analysis.patch_tables import check_file, check_folder
+    from featurestore.analysis.slide_source import EmbeddingSource
 
     if out_file is not None:
         check_file(out_file)
     if folder is not None:
         check_folder(folder)
     console = Console(quiet, log)
-    with resumable(), console.bars("slides") as bars:
-        stream = open_stream(
-            context.obj,
-            slides or None,
-            grid=grid,
-            encoder=encoder,
-            on_progress=bars.update,
-        )
+    source = EmbeddingSource(context.obj, slides or None, grid, encoder)
+    with (
+        resumable(),
+        console.bars("slides") as bars,
+        _stream(source, *run_on, bars.update) as stream,
+    ):
         yield stream
     if stream.skipped:
         console.message(
@@ -94,6 +118,29 @@ def _open_stream(
             f"{absent.total()} tissue patches have no embedding (unreadable, or not embedded yet) and are left out: "
             f"{_first_few(affected)}; see: histosge ls"
         )
+
+
+@contextmanager
+def _stream(
+    source: "SlideSource", workers: str | None, scheduler: str | None, on_progress: "OnProgress"
+) -> "Iterator[PatchStream]":
+    """Open a stream whose passes are made here, by worker processes, or by a running cluster."""
+    from featurestore.analysis.patch_stream import PatchStream
+    from featurestore.errors import ClusterError
+
+    processes = worker_count(workers)
+    if processes is None and scheduler is None:
+        yield PatchStream(source, on_progress)
+        return
+    if processes is not None and scheduler is not None:
+        raise ClusterError(
+            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
+        )
+    from featurestore.analysis.cluster_stream import ClusterStream, connect
+
+    source.names()  # a store that is not there is refused before processes are started
+    with connect(processes, scheduler) as client:
+        yield ClusterStream(client, source, on_progress)
 
 
 def _first_few(names: "list[str] | tuple[str, ...]") -> str:
@@ -155,6 +202,8 @@ def summary(
     slide: Slides = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -167,7 +216,16 @@ def summary(
     """
     from featurestore.analysis.summary import summarise
 
-    with _open_stream(context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
+    with _open_stream(
+        context,
+        slide,
+        grid,
+        encoder,
+        quiet=quiet,
+        log=log,
+        out_file=out_file,
+        run_on=(workers, scheduler),
+    ) as stream:
         frame = summarise(stream)
     _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite)
 
@@ -190,6 +248,8 @@ def pca(
     slide: Slides = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -203,7 +263,15 @@ def pca(
     from featurestore.analysis.pca import fit_pca, write_scores
 
     with _open_stream(
-        context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=scores
+        context,
+        slide,
+        grid,
+        encoder,
+        quiet=quiet,
+        log=log,
+        out_file=out_file,
+        run_on=(workers, scheduler),
+        folder=scores,
     ) as stream:
         fitted = fit_pca(stream, components)
         with _staged_folder(scores, overwrite=overwrite) as staged:
@@ -239,6 +307,8 @@ def clusters(
     slide: Slides = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -250,11 +320,25 @@ def clusters(
     Example: histosge analyse store.zarr clusters --k 12 --labels clusters
     """
     from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
+    from featurestore.errors import StoreError
 
+    if mini_batch and (workers or scheduler):
+        raise StoreError(
+            "--mini-batch moves the centres after each block, so one process reads them all; leave out --workers and "
+            "--scheduler, or --mini-batch"
+        )
     settings = KMeansSettings(k, seed, passes, mini_batch=mini_batch)
     with (
         _open_stream(
-            context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels
+            context,
+            slide,
+            grid,
+            encoder,
+            quiet=quiet,
+            log=log,
+            out_file=out_file,
+            run_on=(workers, scheduler),
+            folder=labels,
         ) as stream,
         _staged_folder(labels, overwrite=overwrite) as staged,
     ):
@@ -285,6 +369,8 @@ def similar(
     ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -298,7 +384,16 @@ def similar(
     from featurestore.analysis import neighbours
     from featurestore.errors import StoreError
 
-    with _open_stream(context, None, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
+    with _open_stream(
+        context,
+        None,
+        grid,
+        encoder,
+        quiet=quiet,
+        log=log,
+        out_file=out_file,
+        run_on=(workers, scheduler),
+    ) as stream:
         if row is not None and col is not None and x_um is None and y_um is None:
             query = neighbours.patch_at(stream, slide, row, col)
         elif x_um is not None and y_um is not None and row is None and col is None:
