@@ -3,7 +3,6 @@
 import argparse
 import datetime as dt
 import json
-import os
 import platform
 import subprocess
 import time
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from featurestore.cores import count_cores
 from histosge.synthetic import SyntheticSection, SyntheticSpec, make_section
 
 P = ParamSpec("P")
@@ -86,7 +86,7 @@ def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
 
 def machine() -> str:
     """Return cores, system and Python in words."""
-    cores, python = len(os.sched_getaffinity(0)), platform.python_version()
+    cores, python = count_cores().cores, platform.python_version()
     return f"{cores} cores {platform.machine()} {platform.system()}, python {python}"
 
 

@@ -32,7 +32,7 @@ from _public import SPEC, public_sheet
 from featurestore.embedding.embed import EmbedSettings, embed
 from histosge.demo import run_demo
 from histosge.evaluation.evaluate import EvaluateSettings, evaluate
-from histosge.evaluation.results import NOISE, Scores
+from histosge.evaluation.results import CONTROLS, NOISE, SMOOTH_NOISE, Scores
 from histosge.synthetic import SyntheticSpec
 
 ROOT = Path(__file__).parents[1]
@@ -129,14 +129,14 @@ def _evaluate_public(folder: Path, encoders: tuple[str, ...], presets: tuple[str
 def _values(scores: Scores) -> Values:
     found: Values = {}
     single = scores.encoders[0]
-    for name in (*scores.presets, NOISE):
+    for name in (*scores.presets, *scores.controls):
         # The control of all encoders together has no encoder in its name.
-        label = name if scores.entries or name == NOISE else f"{name} on {single}"
+        label = name if scores.entries or name in CONTROLS else f"{name} on {single}"
         for metric in METRICS:
             found[f"{label}, {metric}"] = scores.mean(name, metric)
         spread = scores.values(name, "pearson_mean")
         found[f"{label}, sd"] = float(spread.std(ddof=1)) if len(spread) > 1 else 0.0
-        if name != NOISE:
+        if name not in CONTROLS:
             for fold in sorted({count.name for count in scores.folds}):
                 found[f"{label}, fold {fold}"] = float(scores.values(name, "pearson_mean", fold).mean())
     return found
@@ -205,6 +205,16 @@ def sections_block(record: Record) -> str:
         f"| noise control (`ridge` on random embeddings, 20 draws, both encoders) | {value['noise, pearson_mean']:z.3f} ± "
         f"{value['noise, sd']:.3f} | | {value['noise, pearson_depth_adjusted']:z.3f} | {value['noise, mse']:.3f} |"
     )
+    # Records of before this control have no such row.
+    if f"{SMOOTH_NOISE}, pearson_mean" in value:
+        pearson, sd, adjusted, mse = (
+            value[f"{SMOOTH_NOISE}, {what}"]
+            for what in ("pearson_mean", "sd", "pearson_depth_adjusted", "mse")
+        )
+        lines.append(
+            f"| smooth-noise control (random embeddings that are smooth in space) | {pearson:z.3f} ± {sd:.3f} | | "
+            f"{adjusted:z.3f} | {mse:.3f} |"
+        )
     lines += ["", "| `colour`, 6 numbers | Pearson | depth-adjusted |", "|---|---|---|"]
     lines += [
         f"| `{preset}` | {value[f'{preset} on colour, pearson_mean']:.3f} | "

@@ -46,7 +46,8 @@ Genes = Annotated[
     typer.Option(
         "--genes",
         metavar="GENES",
-        help="N: the N most variable genes; all; N+A,B: the N and the named ones; or a file, one gene a line.",
+        help="N: the N most variable genes; seurat_v3:N: by excess over the mean's trend; all; N+A,B: the N and the "
+        "named ones; or a file, one gene a line.",
         rich_help_panel=DATA,
     ),
 ]
@@ -336,7 +337,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="S",
-            help="What is held out: block (default), section, donor, or random (default of --ablate).",
+            help="What is held out: block (default), section, donor, checkerboard (between spots), or random (default of "
+            "--ablate).",
             rich_help_panel=DATA,
         ),
     ] = None,

@@ -28,7 +28,7 @@ def print_scores(scores: Scores) -> None:
     """Print one line a preset, mean and standard deviation over seeds, and a warning where the noise control fails."""
     rows = [
         [_label(scores, preset), *(_cell(scores, preset, metric) for metric in COLUMNS)]
-        for preset in (*scores.presets, NOISE)
+        for preset in (*scores.presets, *scores.controls)
     ]
     table([f"held out by {scores.split}", *COLUMNS.values()], rows)
     variants = [p for p in scores.presets if len(scores.values(p, "as_reported"))]

@@ -25,6 +25,7 @@ from typing import Any, Generic, Literal
 import numpy as np
 from distributed import Client, Future, KilledWorker
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from featurestore.analysis.patch_stream import (
     PassCounts,
@@ -33,6 +34,7 @@ from featurestore.analysis.patch_stream import (
     read_ahead,
 )
 from featurestore.analysis.slide_source import SlideArray, SlideSource
+from featurestore.cores import count_cores
 from featurestore.embedding.dask_cluster import local_client, remote_client, scheduler_loss_as_error
 from featurestore.errors import ClusterError
 from featurestore.events import OnProgress, ignore_progress
@@ -191,10 +193,9 @@ def connect(workers: int | Literal["auto"] | None, scheduler: str | None) -> Abs
     """
     if scheduler is not None:
         return remote_client(scheduler)
-    # One thread each: products of matrices, which take most of the time, use what cores a process has.
-    return local_client(
-        len(os.sched_getaffinity(0)) if workers in ("auto", None) else int(workers), threads=1
-    )
+    # One thread each, since each adds up with one, see `_add_up`.
+    processes = count_cores().cores if workers in ("auto", None) else int(workers)
+    return local_client(processes, threads=1)
 
 
 def check_versions(client: Client) -> None:
@@ -293,11 +294,13 @@ def _add_up(job: _Job, make: Callable[[], Sum], piece: _Piece) -> _Part[Sum]:
         (slide, block, is_tissue[block.slices]) for block in slide.planned(is_tissue) if block.index in wanted
     )
     part = _Part(make(), PassCounts())
-    for patches, absent in read_ahead(tasks):
-        part.counts.blocks += 1
-        part.counts.patches += len(patches.rows)
-        part.counts.absent[piece.slide_id] += absent
-        part.total.add(patches)
+    # A product of matrices by two threads has other bits than one by one, and workers have different numbers of cores.
+    with ThreadpoolController().limit(limits=1, user_api="blas"):
+        for patches, absent in read_ahead(tasks):
+            part.counts.blocks += 1
+            part.counts.patches += len(patches.rows)
+            part.counts.absent[piece.slide_id] += absent
+            part.total.add(patches)
     return part
 
 

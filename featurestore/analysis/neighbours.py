@@ -147,7 +147,7 @@ def similar(
         )
     grid = stream.slide(query.slide_id).grid
     # Slightly less than a side: patches that only touch the query stay, whatever rounding does.
-    radius_um = grid.patch_um * (1 - 1e-9) if exclude_um is None else exclude_um
+    radius_um = grid.receptive_um * (1 - 1e-9) if exclude_um is None else exclude_um
     best = stream.fold(partial(_Nearest, query, n, metric, grid, radius_um))
     grids = {slide_id: stream.slide(slide_id).grid for slide_id in set(best.slide_ids)}
     placed = list(zip(best.slide_ids, best.rows, best.cols, strict=True))

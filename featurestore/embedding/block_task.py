@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.embedding.plan import BATCH
+from featurestore.embedding.positions import PatchFailure, failed_positions, patches_to_read, positions_of
 from featurestore.encoders.protocol import Encoder
 from featurestore.errors import StoreError
 from featurestore.names import slug
@@ -25,9 +26,6 @@ from featurestore.storage.store import Store, StoredGrid
 
 PROBE_BATCHES = 3
 """Batches that are timed for a dry run's estimate, besides a first one that is not counted."""
-
-PatchFailure = tuple[int, int, str]
-"""``(row, col, reason)``: a patch's position in the grid, and why it has no vector."""
 
 
 class ThroughputProbe:
@@ -47,8 +45,9 @@ class ThroughputProbe:
         """Return the measured value, measuring it first if necessary; 0 as long as no slide had tissue."""
         if self._seconds is None and blocks:
             middle = blocks[len(blocks) // 2]  # the first one may hold little but the edge of the tissue
-            wanted = stored.is_tissue[middle.slices]
-            batches = read_batches(slide, stored.grid, middle, wanted, BATCH)
+            grid = stored.grid
+            wanted = patches_to_read(stored.is_tissue[middle.slices], grid)
+            batches = read_batches(slide, grid.encoded, middle.coarser(grid.tokens), wanted, BATCH)
             self._encode(next(batches).pixels)  # not timed: buffers and kernels are set up here
             begun, patches = time.perf_counter(), 0
             for batch in islice(batches, PROBE_BATCHES):
@@ -112,9 +111,13 @@ def embed_blocks(
         for key in {key for keys in blocks.values() for key in keys}
     }
 
+    whole = grid.encoded
+    # What is read are whole patches; on a token grid they hold several positions of the block.
+    of_patches = {block.coarser(grid.tokens): block for block in blocks}
+
     def batches() -> Iterator[PatchBatch]:
-        for block in blocks:
-            yield from read_batches(slide, grid, block, tissue[block.slices], BATCH)
+        for patches, block in of_patches.items():
+            yield from read_batches(slide, whole, patches, patches_to_read(tissue[block.slices], grid), BATCH)
 
     buffers: dict[str, NDArray[np.float16]] = {}
     failures: list[PatchFailure] = []
@@ -123,33 +126,33 @@ def embed_blocks(
     # Across blocks: the first batch of the next block is read while the last one of this block is encoded.
     with closing(read_ahead(batches)) as pixels:
         for batch in pixels:
-            keys = blocks[batch.block]
+            block = of_patches[batch.block]
+            keys = blocks[block]
+            rows, cols = positions_of(batch, grid)
+            # A patch with tissue at one position may have background at others: there the store holds NaN.
+            kept = tissue[rows, cols]
+            rows, cols = rows[kept], cols[kept]
             for key in keys:
-                shape = (*batch.block.shape, encoders[key].identity.dim)
-                buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float16))
-                vectors, unusable = to_float16(encoders[key].encode(batch.pixels))
-                buffer[batch.rows, batch.cols] = vectors
-                corner = batch.block.rows[0], batch.block.cols[0]
+                dim = encoders[key].identity.dim
+                buffer = buffers.setdefault(key, np.full((*block.shape, dim), np.nan, np.float16))
+                found = encoders[key].encode(batch.pixels).reshape(-1, dim)
+                vectors, unusable = to_float16(found[kept])
+                buffer[rows - block.rows[0], cols - block.cols[0]] = vectors
                 not_finite.setdefault(key, []).extend(
-                    (
-                        corner[0] + int(batch.rows[i]),
-                        corner[1] + int(batch.cols[i]),
-                        "the encoder gave no finite vector",
-                    )
-                    for i in unusable
+                    (int(rows[i]), int(cols[i]), "the encoder gave no finite vector") for i in unusable
                 )
-            patches += len(batch.rows)
-            failures += batch.failures
+            patches += len(rows)
+            failures += failed_positions(batch.failures, tissue, grid)
             if batch.last:
                 check_slide()
                 for key in keys:
                     failed = [*failures, *not_finite.get(key, [])]
-                    _commit(store, arrays[key], stored, batch.block, key, buffers[key], failed)
+                    _commit(store, arrays[key], stored, block, key, buffers[key], failed)
                     if retried and not failed:
-                        store.location.remove(failure_path(slide_id, grid.spec.key, key, batch.block.index))
+                        store.location.remove(failure_path(slide_id, grid.spec.key, key, block.index))
                 # As a set, since a patch without a vector from two encoders is one patch.
                 nan = len({(row, col) for rows in not_finite.values() for row, col, _ in rows})
-                yield BlockResult(batch.block, len(keys), patches, len(failures) + nan)
+                yield BlockResult(block, len(keys), patches, len(failures) + nan)
                 buffers, failures, not_finite, patches = {}, [], {}, 0
 
 

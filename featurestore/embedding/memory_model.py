@@ -50,10 +50,11 @@ def worker_bytes(
     open_slides
         Slides that stay open at once, at most.
     """
-    patch_px = grid.spec.patch_px
+    patches = grid.encoded  # what is read; vectors are as many as the positions of `grid`
+    patch_px = patches.spec.patch_px
     rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
-    batch = min(batch, rows * cols)
-    block_width_px = grid.region_px((0, 1), (0, cols))[2]
+    batch = min(batch, rows * cols // grid.tokens**2)
+    block_width_px = patches.region_px((0, 1), (0, cols // grid.tokens))[2]
     # A strip is at least one row of patches. It is there twice: the next one is read before the last is dropped.
     strips = 2 * RGB_BYTES * max(patch_reader.MAX_STRIP_PX, block_width_px * patch_px)
     # Source pixels as float32 RGB, and the two products of averaging them down and across.

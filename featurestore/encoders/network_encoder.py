@@ -35,7 +35,7 @@ class NetworkEncoder:
     identity
         What it is.
     network
-        Normalised images ``(n, 3, side, side)`` -> float32 vectors ``(n, dim)``.
+        Normalised images ``(n, 3, side, side)`` -> float32 vectors ``(n, dim)``, or ``(n, K, K, dim)`` of tokens.
     preprocess
         Patches -> images.
     device
@@ -60,6 +60,9 @@ class NetworkEncoder:
         self._network, self._preprocess = network, preprocess
         self._device, self._precision = device, precision
         self._casts = casts
+        tokens = identity.facts.get("tokens")
+        k = () if tokens is None else (int(tokens["groups"]),) * 2
+        self._shape = (*k, identity.dim)  # of what a patch gives
         self._chunk = CPU_CHUNK if device.type == "cpu" else 0
 
     @property
@@ -74,7 +77,7 @@ class NetworkEncoder:
 
     @torch.inference_mode()
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Encode a batch, ``(n, side, side, 3)`` -> ``(n, dim)``; n may be 0.
+        """Encode a batch, ``(n, side, side, 3)`` -> ``(n, dim)``, or ``(n, K, K, dim)`` of tokens; n may be 0.
 
         Raises
         ------
@@ -82,7 +85,7 @@ class NetworkEncoder:
             If the patches are not square, or not even one of them fits into memory.
         """
         if len(patches) == 0:
-            return np.empty((0, self._identity.dim), np.float32)
+            return np.empty((0, *self._shape), np.float32)
         if not self._chunk:
             self._chunk = self._chunk_that_fits(patches)
         while True:
@@ -99,7 +102,7 @@ class NetworkEncoder:
             # One copy back at the end: the device is never waited for in between.
             parts = [self._forward(torch.from_numpy(patches[s : s + self._chunk])) for s in starts]
             return torch.cat(parts).cpu().numpy()
-        out = np.empty((len(patches), self._identity.dim), np.float32)
+        out = np.empty((len(patches), *self._shape), np.float32)
         for start in starts:
             chunk = patches[start : start + self._chunk]
             # Padded to the full chunk: matrix products of another size round differently.

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from featurestore.grid import TokenGridSpec
+
 
 @dataclass(frozen=True)
 class EncoderIdentity:
@@ -61,14 +63,15 @@ class Encoder(Protocol):
         Returns
         -------
         numpy.ndarray
-            Embeddings, shape ``(n, dim)``. A patch's row does not depend on the others in the batch.
+            Embeddings, shape ``(n, dim)``, or ``(n, K, K, dim)`` of an encoder that was loaded for a token grid. A
+            patch's row does not depend on the others in the batch.
         """
         ...
 
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """How to load an encoder. `weights` and `precision` change what the vectors mean, and so the fingerprint.
+    """How to load an encoder. `weights`, `precision`, `tokens` change what the vectors mean, and so the fingerprint.
 
     Parameters
     ----------
@@ -84,6 +87,8 @@ class EncoderOptions:
         Compile the network with torch: minutes at the start, faster after.
     engine
         ``torch``, or ``openvino`` on a CPU.
+    tokens
+        Give the K x K vectors of each patch that this grid has; None for one vector a patch.
     """
 
     weights: str | None = None
@@ -92,6 +97,7 @@ class EncoderOptions:
     precision: str = "auto"
     compile: bool = False
     engine: str = "torch"
+    tokens: TokenGridSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The pixels of many patches: read in strips, cut into batches, read ahead in a thread.
 
-Overlapping patches share their pixels, so a strip of patch rows is read once and cut; what cannot be
-read is tried patch by patch, and comes out marked.
+Where a slide is a file of tiles, patches are cut from the decoded tiles, one copy a patch. Elsewhere a strip of patch
+rows is read once and cut, since overlapping patches share their pixels. What cannot be read is tried patch by patch, and
+comes out marked.
 """
 
 import queue
@@ -72,22 +73,66 @@ def read_batches(
         At least one, the last one marked.
     """
     positions = np.argwhere(wanted)
-    strips = list(_strips(grid, block, positions))
-    pieces = [(strip, i) for strip in strips for i in range(0, len(strip), batch)]
-    if not pieces:
+    side = grid.spec.patch_px
+    if not len(positions):
         none = np.empty(0, np.int64)
-        side = grid.spec.patch_px
         yield PatchBatch(block, none, none, np.empty((0, side, side, 3), np.uint8), (), last=True)
-    region: NDArray[np.uint8] | None = None
-    origin = (0, 0)
-    for number, (strip, start) in enumerate(pieces):
-        if start == 0:
-            region, origin = _read_strip(slide, grid, block, strip)
-        chosen = strip[start : start + batch]
-        pixels, ok, failures = _cut_patches(slide, grid, block, chosen, region, origin)
+    cuts = getattr(slide, "cuts_patches", None)  # a reader of another package need not have it
+    read = _cut_from_tiles if cuts is not None and cuts(grid.effective_mpp) else _cut_from_strips
+    done = 0
+    for chosen, pixels in read(slide, grid, block, positions, batch):
+        failures: list[tuple[int, int, str]] = []
+        ok = np.ones(len(chosen), bool)
+        if pixels is None:
+            pixels, ok, failures = _read_singly(slide, grid, block, chosen)
+        done += len(chosen)
         yield PatchBatch(
-            block, chosen[ok, 0], chosen[ok, 1], pixels, tuple(failures), last=number == len(pieces) - 1
+            block, chosen[ok, 0], chosen[ok, 1], pixels, tuple(failures), last=done == len(positions)
         )
+
+
+_Cut = Iterator[tuple[NDArray[np.int64], NDArray[np.uint8] | None]]
+"""Some positions and their pixels; None where some of them cannot be read."""
+
+
+def _cut_from_tiles(
+    slide: Any, grid: PatchGrid, block: Block, positions: NDArray[np.int64], batch: int
+) -> _Cut:
+    """Cut patches straight from the slide's tiles: every batch but a block's last is full."""
+    side, stride = grid.spec.patch_px, grid.spec.stride_px
+    x, y, _, _ = grid.region_px(block.rows, block.cols)
+    # Several batches at once where they are small: fewer tiles are kept for the next call.
+    size = batch * max(1, MAX_STRIP_PX // (side * side * batch))
+    for start in range(0, len(positions), size):
+        run = positions[start : start + size]
+        corners = np.stack([x + run[:, 1] * stride, y + run[:, 0] * stride], axis=1)
+        try:
+            pixels = slide.read_patches(corners, side, grid.effective_mpp)
+        except SlideAccessError:
+            raise
+        except SlideError:
+            pixels = None
+        for i in range(0, len(run), batch):
+            yield run[i : i + batch], None if pixels is None else pixels[i : i + batch]
+
+
+def _cut_from_strips(
+    slide: Slide, grid: PatchGrid, block: Block, positions: NDArray[np.int64], batch: int
+) -> _Cut:
+    """Read strips of patch rows, and cut patches from them."""
+    side, stride = grid.spec.patch_px, grid.spec.stride_px
+    for strip in _strips(grid, block, positions):
+        region, (row0, col0) = _read_strip(slide, grid, block, strip)
+        for start in range(0, len(strip), batch):
+            chosen = strip[start : start + batch]
+            if region is None:
+                yield chosen, None
+                continue
+            pixels = np.empty((len(chosen), side, side, 3), np.uint8)
+            for i, (row, col) in enumerate(chosen):
+                y, x = (row - row0) * stride, (col - col0) * stride
+                pixels[i] = region[y : y + side, x : x + side]
+            yield chosen, pixels
 
 
 def _strips(grid: PatchGrid, block: Block, positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -115,26 +160,18 @@ def _read_strip(
     except SlideAccessError:
         raise
     except SlideError:
-        return None, (0, 0)  # some patch of it cannot be read; `_cut_patches` finds out which
+        return None, (0, 0)  # some patch of it cannot be read; `_read_singly` finds out which
 
 
-def _cut_patches(
-    slide: Slide,
-    grid: PatchGrid,
-    block: Block,
-    chosen: NDArray[np.int64],
-    region: NDArray[np.uint8] | None,
-    origin: tuple[int, int],
+def _read_singly(
+    slide: Slide, grid: PatchGrid, block: Block, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[tuple[int, int, str]]]:
-    side, stride = grid.spec.patch_px, grid.spec.stride_px
+    """Read patch by patch: the pixels of those that can be read, which they are, and why the others cannot."""
+    side = grid.spec.patch_px
     pixels = np.empty((len(chosen), side, side, 3), np.uint8)
     ok = np.ones(len(chosen), dtype=bool)
     failures: list[tuple[int, int, str]] = []
     for i, (row, col) in enumerate(chosen):
-        if region is not None:
-            y, x = (row - origin[0]) * stride, (col - origin[1]) * stride
-            pixels[i] = region[y : y + side, x : x + side]
-            continue
         at = (block.rows[0] + int(row), block.cols[0] + int(col))
         px, py, width, height = grid.region_px((at[0], at[0] + 1), (at[1], at[1] + 1))
         try:

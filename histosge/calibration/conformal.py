@@ -249,7 +249,7 @@ def held_out_parts(
         return
     (lone,) = sections
     # Training spots near a held-out one see the same tissue: they are left out of that fit.
-    buffer_um = default_buffer_um(spot_um, lone.patches.patch_um)
+    buffer_um = default_buffer_um(spot_um, lone.patches.receptive_um)
     stripe = spatial_groups(sections, MAX_FOLDS)
     for k in np.unique(stripe):
         held_out = stripe == k

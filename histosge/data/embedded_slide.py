@@ -122,8 +122,7 @@ def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
     dim = parts[0][2].shape[1] if parts else slide.array.shape[2]
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32))
     rows, cols, embedding = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
-    grid = slide.stored.grid
-    return Patches(slide.slide_id, rows, cols, embedding, grid.stride_um, grid.patch_um, grid.origin_um)
+    return Patches.on_grid(slide.slide_id, slide.stored.grid, rows, cols, embedding)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from featurestore.grid import PatchGrid
+
 
 @dataclass(frozen=True)
 class Patches:
@@ -29,6 +31,9 @@ class Patches:
         The grid's step, and the side of a patch, in microns.
     origin_um
         Corner ``(x, y)`` of patch (0, 0), from the slide's top-left.
+    token_um
+        On a grid of tokens, the distance from which on two patches share no pixel, see
+        `featurestore.grid.PatchGrid.receptive_um`; None where that is `patch_um`.
     """
 
     slide_id: str
@@ -38,9 +43,28 @@ class Patches:
     stride_um: float
     patch_um: float
     origin_um: tuple[float, float] = (0.0, 0.0)
+    token_um: float | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @classmethod
+    def on_grid(
+        cls,
+        slide_id: str,
+        grid: PatchGrid,
+        rows: NDArray[np.int64],
+        cols: NDArray[np.int64],
+        embedding: NDArray[np.float32],
+    ) -> "Patches":
+        """Return patches of a grid."""
+        token_um = grid.receptive_um if grid.encoded is not grid else None
+        return cls(slide_id, rows, cols, embedding, grid.stride_um, grid.patch_um, grid.origin_um, token_um)
+
+    @property
+    def receptive_um(self) -> float:
+        """Distance along an axis from which on two patches share no pixel, in microns."""
+        return self.patch_um if self.token_um is None else self.token_um
 
     @property
     def xy_um(self) -> NDArray[np.float64]:

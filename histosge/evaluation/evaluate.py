@@ -7,6 +7,7 @@ from pathlib import Path
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
+from featurestore.threads import keep_to_own_cores
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
@@ -55,8 +56,8 @@ class EvaluateSettings:
         ``fit(sections, *, seed, epochs)`` returns a fitted model, and the oracle ``depth``. The noise control is
         always added.
     genes
-        How many of the most variable genes of each training part, ``all``, ``N+A,B`` (the N most variable and the
-        named ones), a file with one gene a line, or gene names.
+        How many of the most variable genes of each training part, ``all``, ``seurat_v3:N``, ``N+A,B`` (the N most
+        variable and the named ones), a file with one gene a line, or gene names.
     seeds
         Repeat with seeds 0 .. seeds - 1.
     epochs
@@ -156,6 +157,7 @@ def evaluate(
         If the sections or the store are unusable.
     """
     settings = settings or EvaluateSettings()
+    keep_to_own_cores()
     settings.check()
     folder, made_with = check_report_place(report_dir), _made_with(samples, store, settings)
     if not overwrite and has_evaluation(folder):
@@ -278,7 +280,7 @@ def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
     notes = [
         f"{used} spots used; {few} with fewer than {MIN_COUNTS} counts and {off} without an embedded patch left out.",
         f"{identity.key} embeddings ({identity.dim} dims, fingerprint {identity.fingerprint[:16]}).",
-        f"{grid.patch_um:.0f} µm patches every {grid.stride_um:.0f} µm.",
+        f"{grid.description}.",
     ]
     return notes + [
         f"{item.section.slide_id}: {item.alignment.message}"

@@ -3,7 +3,7 @@
 Plain values, no arithmetic beyond means: `runner` fills them, `report` shows them.
 
 Terms
-    preset   a model's name; `noise` is the control: `ridge` on random embeddings
+    preset   a model's name, or a control: `noise` and `smooth_noise` are `ridge` on random embeddings
     kind     what a preset is: a model, a baseline, an oracle, or a variant of the published code
     row      one number: preset, split, fold, seed, metric, value
 """
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from histosge.evaluation.paired_bootstrap import PairedBootstrap
 
 NOISE = "noise"
+SMOOTH_NOISE = "smooth_noise"
+"""Random embeddings that are smooth in space: what smoothness alone scores. By section it must be 0, too; where part of a
+section is trained on, neighbouring tissue predicts the rest, and a model has to score more than this."""
+CONTROLS = (NOISE, SMOOTH_NOISE)
 MODEL, BASELINE, ORACLE, VARIANT = "model", "baseline", "oracle", "variant"
 """What the kind of a preset begins with; an oracle knows something of the held-out spots' counts."""
 NOISE_LIMIT = 0.01
@@ -149,6 +153,11 @@ class Scores:
     entries: Mapping[str, Entry] = field(default_factory=dict)
     bootstrap: PairedBootstrap | None = field(default=None, repr=False, compare=False)
     was_there: bool = False
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Return the controls that were scored: evaluations of version 1.0 have no `SMOOTH_NOISE`."""
+        return tuple(name for name in CONTROLS if (self.scores["preset"] == name).any())
 
     # Named by their kind, so that whoever shows scores need know no oracle by name.
     @property

@@ -2,7 +2,8 @@
 
 Every number comes from held-out spots. Genes are chosen on the training part of each fold, and a
 noise control (`ridge` on random embeddings) goes through exactly the same code: if it scores, the
-evaluation leaks. Its rows bear the number of the draw as their seed. The one figure that looks at
+evaluation leaks. A second control, `smooth_noise`, has embeddings that are smooth in space: what it scores is not due to
+the picture. Rows of both bear the number of the draw as their seed. The one figure that looks at
 training spots bears its own name, `paper_all_spots`; it is given for the `random` split, and for the
 published code in an ablation.
 
@@ -27,16 +28,19 @@ from histosge.evaluation.ablation import Reencode, ablation_names
 from histosge.evaluation.method_choice import choose_shown, find_methods
 from histosge.evaluation.methods import AblationMethod, FittedMethod, MapModel, Method, ModelMethod
 from histosge.evaluation.paired_bootstrap import HeldOutSpots, PairedBootstrap, ordered_pairs
-from histosge.evaluation.results import NOISE, FoldCount, Scores
+from histosge.evaluation.results import NOISE, SMOOTH_NOISE, FoldCount, Scores
 from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps
 from histosge.evaluation.tasks import Plan, Task
 from histosge.heldout.metric_registry import METRICS, ScoredSpots
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
-from histosge.heldout.splits import Fold
+from histosge.heldout.splits import INTERLEAVED, Fold
 from histosge.models.estimators import ModelSource, find_estimator
 
 NOISE_DRAWS = 20
 """Draws of the noise control, at least. With 10, chance alone would raise a false alarm once in fifty."""
+SMOOTH_DRAWS = 5
+"""Draws of the smooth control, at least: the mean over a draw's features hardly differs from draw to draw, and drawing
+smooth fields costs several times what white noise does."""
 # It takes a tenth of a second a fit, so that 20 draws on every fold are affordable.
 NOISE_PRESET = "ridge"
 DEFAULT_GENES = 250
@@ -123,7 +127,7 @@ def score_plan(
     ablate: bool = False,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
-    """Run methods over a plan, and the control on random embeddings.
+    """Run methods over a plan, and the control on random embeddings, white and smooth.
 
     Raises
     ------
@@ -140,8 +144,9 @@ def score_plan(
     folds = plan.folds(seeds[0])
     # Of the first seed: folds of a block split differ from seed to seed, and a map is of one set of folds.
     maps = HeldOutMaps.for_sections(plan.sections, folds)
-    draws = _noise_draws(seeds)
-    n_fits = len(folds) * (len(names) * len(seeds) + sum(len(some) for some in draws.values()))
+    draws, smooth_draws = _noise_draws(seeds, NOISE_DRAWS), _noise_draws(seeds, SMOOTH_DRAWS)
+    n_control = sum(len(some) for some in (*draws.values(), *smooth_draws.values()))
+    n_fits = len(folds) * (len(names) * len(seeds) + n_control)
     spots = {section.slide_id: len(section.spots) for section in plan.sections}
     table = _ScoreTable(plan.split, n_fits, on_progress, PairedBootstrap(spots))
     for task in plan.tasks(seeds):
@@ -166,6 +171,14 @@ def score_plan(
             table.report_progress(NOISE, noise)
             # Through the same scorer as the methods: a leak in it must show in the control, too.
             table.add(NOISE, replace(scorer, task=noise, fitted={}).score(control))
+        for number, draw in enumerate(smooth_draws[task.seed]):
+            smooth = task.with_smooth_embeddings(draw)
+            table.report_progress(SMOOTH_NOISE, smooth)
+            result = replace(scorer, task=smooth, fitted={}).score(control)
+            table.add(SMOOTH_NOISE, result)
+            # How many genes would be trusted that were predicted from nothing; once a fold and seed, as of the model.
+            if number == 0:
+                table.add_rows(SMOOTH_NOISE, result.task, _check_intervals(control, result, epochs))
     table.report_progress("", None)
     return Scores(
         scores=pl.DataFrame(table.rows, schema=SCORE_SCHEMA, orient="row"),
@@ -400,10 +413,10 @@ def _gene_rows(
     return pl.DataFrame(columns).select(*labels, pl.all())
 
 
-def _noise_draws(seeds: tuple[int, ...]) -> dict[int, list[int]]:
-    """Return seed -> numbers of the draws that are scored on that seed's folds, in turn."""
+def _noise_draws(seeds: tuple[int, ...], n_draws: int) -> dict[int, list[int]]:
+    """Return seed -> numbers of the draws, `n_draws` at least, that are scored on that seed's folds, in turn."""
     # Shared out among the seeds, so that more seeds do not mean more draws; each seed has one at least.
-    draws = range(max(NOISE_DRAWS, len(seeds)))
+    draws = range(max(n_draws, len(seeds)))
     return {seed: list(draws[i :: len(seeds)]) for i, seed in enumerate(seeds)}
 
 
@@ -425,7 +438,7 @@ def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
         notes.append("Training and held-out spots share donors: accuracy on another donor may be lower.")
     # Whoever compares presets must know that some use image patches beyond the spot and others do not.
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
-    if wide and plan.split == "random":
+    if wide and plan.split in INTERLEAVED:
         notes.append(
             f"Some presets look beyond a patch ({', '.join(wide)}), so training uses image patches around"
             " held-out spots, but never their counts."

@@ -6,7 +6,8 @@ background beyond them, so windows of any width stay apart. Arithmetic only.
 
 Terms
     part    training spots or held-out spots, and the patches that belong to them
-    margin  sqrt(2) x patch: a patch belongs to a part if it is nearer to that part's spots by at least this
+    margin  sqrt(2) x the distance from which on patches share no pixel: a patch belongs to a part if it is nearer to that
+            part's spots by at least this
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +32,8 @@ def window_buffer_um(spot_um: float, patch_um: float, stride_um: float, shape: s
     Parameters
     ----------
     spot_um, patch_um, stride_um
-        Diameter of a spot (the side of a square one), side of a patch, and step of the grid.
+        Diameter of a spot (the side of a square one), side of a patch (on a grid of tokens, of what a token sees), and
+        step of the grid.
     shape
         Of the spots: ``disc`` or ``square``, see `histosge.data.sections.Spots`.
     """
@@ -43,7 +45,7 @@ def window_buffer_um(spot_um: float, patch_um: float, stride_um: float, shape: s
 def section_buffer_um(section: Section) -> float:
     """Return `window_buffer_um` of a section's spots and patches."""
     spots, patches = section.spots, section.patches
-    return window_buffer_um(spots.diameter_um, patches.patch_um, patches.stride_um, spots.shape)
+    return window_buffer_um(spots.diameter_um, patches.receptive_um, patches.stride_um, spots.shape)
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class PatchSplit:
         to_train, to_test = (cKDTree(spots[part]).query(at)[0] for part in (train, test))
         nearer = to_test - to_train
         # A little less, so that rounding takes no patch away from a spot: what must hold is checked on the squares.
-        margin = np.sqrt(2) * section.patches.patch_um * (1 - 1e-9)
+        margin = np.sqrt(2) * section.patches.receptive_um * (1 - 1e-9)
         return cls(nearer >= margin, nearer <= -margin)
 
 
@@ -93,7 +95,7 @@ def check_windows_apart(section: Section, split: PatchSplit, train: Mask, test: 
         return
     # The maximum norm: two squares overlap where they are less than a side apart along both axes.
     reach, _ = cKDTree(patches.xy_um[split.test]).query(patches.xy_um[split.train], p=np.inf)
-    overlapping = int((np.asarray(reach) < patches.patch_um * (1 - 1e-6)).sum())
+    overlapping = int((np.asarray(reach) < patches.receptive_um * (1 - 1e-6)).sum())
     if overlapping:
         raise SplitError(
             f"{where}: {overlapping} patches that training sees overlap patches of held-out spots: widen the buffer"

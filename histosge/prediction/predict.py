@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from featurestore.embedding.limits import check_workers
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
-from featurestore.grid import GridSpec
+from featurestore.grid import spec_from_values
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
+from featurestore.threads import keep_to_own_cores
 from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
@@ -132,6 +133,7 @@ def predict(
         If the store holds several grids or encoders and none is named.
     """
     settings = settings or PredictSettings()
+    keep_to_own_cores()
     check_workers(settings.workers)
     source = Store.open(str(store))
     folder = model if isinstance(model, str | Path) else None
@@ -201,7 +203,7 @@ def _open(source: Store, slide_id: str, selection: Selection, saved: SavedModel 
         if saved is None:
             raise
         # By name here; whether it is the same encoder, with the same weights, is checked afterwards.
-        grid = selection.grid or GridSpec(**saved.card.grid).key
+        grid = selection.grid or spec_from_values(saved.card.grid).key
         return open_embedded(source, slide_id, grid, selection.encoder or str(saved.card.encoder["key"]))
 
 

@@ -16,7 +16,7 @@ from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import open_embedded
 from histosge.data.expression.section_choice import split_section
-from histosge.data.gene_choice import GeneChoice, GeneSource
+from histosge.data.gene_choice import SEURAT, GeneChoice, GeneSource
 from histosge.data.section_loading import Selection
 from histosge.data.spot_loading import require_expression
 from histosge.models.estimators import ModelSource, find_estimator
@@ -45,7 +45,9 @@ def describe_genes(genes: GeneSource) -> str | int | list[str]:
     choice = GeneChoice.parse(genes)
     if choice.is_given:
         return list(choice.named)
-    number = "all" if choice.n_variable is None else choice.n_variable
+    number: str | int = "all" if choice.n_variable is None else choice.n_variable
+    if choice.by_seurat:
+        number = f"{SEURAT}:{number}"
     return f"{number}+{','.join(choice.named)}" if choice.named else number
 
 

@@ -115,7 +115,8 @@ def _section_block(card: ModelCard) -> Block:
     return Block(
         "Training data",
         f"Targets: {card.normalisation['target']}. Grid: {card.grid['patch_px']} px patches every "
-        f"{card.grid['stride_px']} px at {card.grid['mpp']:g} µm per pixel.",
+        f"{card.grid['stride_px']} px at {card.grid['mpp']:g} µm per pixel"
+        + (f", groups of tokens, {k} x {k} of each patch." if (k := card.grid.get("tokens")) else "."),
         tables=(Table(header, rows, "Sections and their spots."),),
         points=caveat,
     )

@@ -23,9 +23,9 @@ from featurestore.documents import MAX_DOCUMENT_BYTES, DocumentError, convert, p
 from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import FeatureStoreError, first_line
-from featurestore.grid import PatchGrid
+from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec, spec_from_values
 from featurestore.storage.store import identity_attrs
-from featurestore.storage.stored_documents import MAX_CHANNELS, Key, Microns, Pixels, Text
+from featurestore.storage.stored_documents import MAX_CHANNELS, Count, Key, Microns, Pixels, Text, Tokens
 from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches
@@ -65,6 +65,15 @@ class _GridCard(msgspec.Struct, frozen=True):
     mpp: Microns
     patch_px: Pixels
     stride_px: Pixels
+    tokens: Tokens | msgspec.UnsetType = msgspec.UNSET
+    token_overlap_px: Count = 0
+    token_cls: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tokens is not msgspec.UNSET:
+            spec_from_values(
+                msgspec.to_builtins(self)
+            )  # fields that are right alone may contradict each other
 
 
 class _Card(msgspec.Struct, frozen=True):
@@ -181,9 +190,18 @@ class SavedModel:
         if trained_on != found:
             raise ModelError(
                 f"the model was trained on grid {trained_on}, the store's is {found}; embed with "
-                f"--mpp {trained_on['mpp']} --patch {trained_on['patch_px']} --stride {trained_on['stride_px']} or train "
-                "again"
+                f"{_embed_options(spec_from_values(trained_on))} or train again"
             )
+
+
+def _embed_options(spec: GridSpec) -> str:
+    """Return the options of `histosge embed` that make a grid."""
+    patches = spec.encoded
+    options = f"--mpp {patches.mpp} --patch {patches.patch_px}"
+    if not isinstance(spec, TokenGridSpec):
+        return f"{options} --stride {patches.stride_px}"
+    options += f" --tokens {spec.tokens}{'+cls' if spec.token_cls else ''}"
+    return options + (f" --token-overlap {spec.token_overlap_px}" if spec.token_overlap_px else "")
 
 
 def check_model_place(folder: str | Path) -> Path:
@@ -296,7 +314,7 @@ def describe_fitted(
     # One made patch tells how many genes it predicts, before anything is written.
     nothing = np.zeros((1, identity.dim), np.float32)
     first = np.zeros(1, np.int64)
-    found = model.predict(Patches("", first, first, nothing, grid.stride_um, grid.patch_um)).shape[1]
+    found = model.predict(Patches.on_grid("", grid, first, first, nothing)).shape[1]
     if found != len(genes):
         raise ModelError(
             f"the fitted model predicts {found} genes, and {len(genes)} names were given; name all of them in genes="

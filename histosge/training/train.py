@@ -10,6 +10,7 @@ from featurestore.events import OnMessage, ignore_message
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import identity_attrs
+from featurestore.threads import keep_to_own_cores
 from histosge.calibration.conformal import Intervals, calibrate
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
@@ -55,8 +56,8 @@ class TrainSettings:
         A registered name, ``module:Class``, a model class, or an object whose ``fit(sections, *, seed, epochs)``
         returns a fitted model; see `histosge.models.protocol.Model`.
     genes
-        How many of the most variable genes, ``all``, ``N+A,B`` (the N most variable and the named ones), a file with
-        one gene a line, or gene names.
+        How many of the most variable genes, ``all``, ``seurat_v3:N`` (the N most variable in excess of the trend over
+        the mean), ``N+A,B`` (the N most variable and the named ones), a file with one gene a line, or gene names.
     epochs
         For models that iterate; None means the model's own.
     seed
@@ -127,6 +128,7 @@ def train(
         If the sections, the store or the settings are unusable; nothing is written then.
     """
     settings = settings or TrainSettings()
+    keep_to_own_cores()
     # All that can be refused is refused here: loading a cohort takes minutes.
     _checked(settings)
     check_model_place(model)
@@ -263,7 +265,7 @@ def _card(
         preset=preset,
         genes=genes,
         encoder=identity_attrs(identity),
-        grid={"mpp": spec.mpp, "patch_px": spec.patch_px, "stride_px": spec.stride_px},
+        grid=asdict(spec),
         normalisation={
             "target": "log1p of counts per 10,000",
             "library": "all genes",

@@ -12,7 +12,7 @@ from featurestore.grid import GridSpec
 from histosge.data.section_loading import Selection, load_sections
 from histosge.evaluation.encoder_comparison import keep_common_spots
 from histosge.evaluation.evaluate import EvaluateSettings, evaluate
-from histosge.evaluation.results import NOISE
+from histosge.evaluation.results import CONTROLS
 from histosge.heldout.leakage import select_spots
 from histosge.synthetic import SyntheticSpec, make_section
 
@@ -38,7 +38,7 @@ def test_every_preset_is_scored_on_every_encoder_as_it_is_alone(
     assert both.presets == ("mean on colour", "ridge on colour", "mean on morphology", "ridge on morphology")
     scores = pl.read_csv(tmp_path / "both" / "scores.csv")
     assert scores.columns == ["preset", "split", "fold", "seed", "metric", "value", "encoder"]
-    assert set(scores["preset"]) == {"mean", "ridge", NOISE}
+    assert set(scores["preset"]) == {"mean", "ridge", *CONTROLS}
     for encoder in ENCODERS:
         alone = evaluate(
             *made, tmp_path / encoder, EvaluateSettings(selection=Selection(None, encoder), **settings)
