@@ -1,4 +1,4 @@
-"""Commands that analyse a feature store: analyse summary, pca, clusters, similar."""
+"""Commands that analyse a feature store or expression maps: analyse summary, pca, clusters, similar."""
 
 import json
 from collections.abc import Iterator
@@ -68,6 +68,8 @@ def register(app: typer.Typer) -> None:
 def analyse(context: typer.Context, store: StoreArg) -> None:
     """Analyse all slides of a feature store: summary, principal components, clusters, similar patches.
 
+    An expression store, as predict writes it, is analysed in the same way: genes take the place of the embedding's features.
+
     The store is read where it is, local or on S3; each block is read once a pass, and memory does not grow with the slides.
 
     Example: histosge analyse s3://bucket/store clusters --k 8
@@ -93,31 +95,47 @@ def _open_stream(
     `run_on` is what was typed as --workers and --scheduler.
     """
     from featurestore.analysis.patch_tables import check_file, check_folder
-    from featurestore.analysis.slide_source import EmbeddingSource
 
     if out_file is not None:
         check_file(out_file)
     if folder is not None:
         check_folder(folder)
     console = Console(quiet, log)
-    source = EmbeddingSource(context.obj, slides or None, grid, encoder)
+    source = _source(context.obj, slides or None, grid, encoder)
     with (
         resumable(),
         console.bars("slides") as bars,
         _stream(source, *run_on, bars.update) as stream,
     ):
         yield stream
+    what = "embedding" if stream.columns is None else "map"
     if stream.skipped:
         console.message(
-            f"{len(stream.skipped)} slides do not have this embedding and are left out: {_first_few(stream.skipped)}"
+            f"{len(stream.skipped)} slides do not have this {what} and are left out: {_first_few(stream.skipped)}"
         )
     absent = stream.counts.absent
     if absent.total():
         affected = [name for name, count in absent.items() if count]
+        why = "no embedding (unreadable, or not embedded yet)" if stream.columns is None else "no prediction"
         console.message(
-            f"{absent.total()} tissue patches have no embedding (unreadable, or not embedded yet) and are left out: "
-            f"{_first_few(affected)}; see: histosge ls"
+            f"{absent.total()} tissue patches have {why} and are left out: {_first_few(affected)}; see: histosge ls"
         )
+
+
+def _source(url: str, slides: list[str] | None, grid: str | None, encoder: str | None) -> "SlideSource":
+    """Return the embeddings of a feature store, or the maps of an expression store: whichever is there."""
+    from featurestore.analysis.slide_source import EmbeddingSource
+    from featurestore.errors import StoreError
+    from histosge.prediction.expression_source import ExpressionSource
+    from histosge.prediction.expression_store import is_expression_store
+
+    if not is_expression_store(url):
+        return EmbeddingSource(url, slides, grid, encoder)
+    if encoder is not None:
+        raise StoreError(
+            f"{url} holds expression maps, which have no encoder to choose: leave out --encoder {encoder[:60]}"
+        )
+    return ExpressionSource(url, slides, grid)
 
 
 @contextmanager
@@ -169,10 +187,19 @@ def _staged_folder(folder: Path | None, *, overwrite: bool) -> "Iterator[Path | 
             put_in_place(table_file, place)
 
 
+MAX_PRINTED_GENES = 8
+"""Columns of genes that a table on a terminal has room for."""
+
+
 def _print_table(
-    frame: "pl.DataFrame", *, as_json: bool, out_file: Path | None, overwrite: bool = False
+    frame: "pl.DataFrame",
+    *,
+    as_json: bool,
+    out_file: Path | None,
+    overwrite: bool = False,
+    genes: "tuple[str, ...] | None" = None,
 ) -> None:
-    """Print a table without its columns of vectors; the file has all columns."""
+    """Print a table without its columns of vectors, and of genes if they are many; the file has all columns."""
     import polars as pl
 
     from featurestore.analysis.patch_tables import write_table
@@ -186,7 +213,10 @@ def _print_table(
         named = (
             {**row, "slide": row["slide"] or "(all)"} if "slide" in row else row for row in plain.to_dicts()
         )
-        table(plain.columns, (list(map(_as_text, row.values())) for row in named))
+        hidden = set() if genes is None else {f"sd_{gene}" for gene in genes}
+        hidden |= set(genes or ()) if len(genes or ()) > MAX_PRINTED_GENES else set()
+        shown = [name for name in plain.columns if name not in hidden]
+        table(shown, ([_as_text(row[name]) for name in shown] for row in named))
     if out_file is not None:
         with staged_result(out_file, overwrite=overwrite) as staged:
             write_table(frame, staged.path)
@@ -212,6 +242,8 @@ def summary(
 ) -> None:
     """Count patches, and measure how far each slide's mean is from the cohort's; --out adds mean and sd of every feature.
 
+    Of expression maps it adds the mean of each gene, in a column of its name.
+
     Example: histosge analyse store.zarr summary --out summary.parquet
     """
     from featurestore.analysis.summary import summarise
@@ -227,7 +259,7 @@ def summary(
         run_on=(workers, scheduler),
     ) as stream:
         frame = summarise(stream)
-    _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite)
+    _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite, genes=stream.columns)
 
 
 def pca(
@@ -277,7 +309,9 @@ def pca(
         with _staged_folder(scores, overwrite=overwrite) as staged:
             if staged is not None:
                 write_scores(fitted, stream, staged)
-    _print_table(fitted.to_frame(), as_json=as_json, out_file=out_file, overwrite=overwrite)
+    _print_table(
+        fitted.to_frame(), as_json=as_json, out_file=out_file, overwrite=overwrite, genes=fitted.columns
+    )
 
 
 def clusters(

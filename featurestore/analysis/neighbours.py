@@ -80,6 +80,8 @@ def patch_at(stream: PatchStream, slide_id: str, row: int, col: int) -> Query:
 
 def _why_no_embedding(slide: SlideArray, row: int, col: int) -> str:
     is_tissue = slide.read_tissue()
+    if is_tissue[row, col] and slide.columns is not None:
+        return f"patch ({row}, {col}) of slide {slide.slide_id!r} has no prediction; run the same histosge predict again"
     if is_tissue[row, col]:
         return (
             f"patch ({row}, {col}) of slide {slide.slide_id!r} has no embedding: unreadable, or not embedded yet; "

@@ -31,6 +31,7 @@ from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import SlideRecord, Store
 from featurestore.storage.tree import open_store
 from featurestore.tissue.survey import Survey
+from histosge.prediction.expression_store import ExpressionStore
 
 SPEC = GridSpec(0.5, 224, 112)
 UNI = EncoderIdentity("hf:uni", 7, {"version": 1})
@@ -723,6 +724,18 @@ def test_on_s3_a_tree_costs_a_constant_number_of_requests_a_slide(s3: Proxy) -> 
     assert _gets(s3, "/embedding/c/").total() == _gets(s3).total() == 1
 
 
+def _write_maps(url: str, out: str, spec: GridSpec) -> None:
+    """Maps of two made-up genes on the grids of a store."""
+    store, maps, rng = Store.open(url), ExpressionStore.open_or_create(out), np.random.default_rng(3)
+    for slide_id in store.slide_ids():
+        stored = store.grid(slide_id, spec.key)
+        array = maps.add_map(stored, ("ERBB2", "CD3E"), (16, 16), {"model": "m", "encoder": "e"}).array
+        for block in stored.planned((16, 16)):
+            values = rng.gamma(2, 0.5, (*block.shape, 2))
+            values[~stored.is_tissue[block.slices]] = np.nan
+            array.write(block, values)
+
+
 @pytest.mark.s3
 @pytest.mark.slow
 def test_every_block_of_the_guide_runs(s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -731,6 +744,7 @@ def test_every_block_of_the_guide_runs(s3: Proxy, tmp_path: Path, monkeypatch: p
     make_store(
         "s3://test/cohort", {"C1": (20, 31), "C2": (23, 37), "C4": (19, 29)}, identity, (16, 16), spec=spec
     )
+    _write_maps("s3://test/cohort", "s3://test/maps", spec)
     text = (
         (Path(__file__).parents[3] / "docs" / "analysis.md").read_text().replace("s3://bucket/", "s3://test/")
     )
