@@ -25,6 +25,7 @@ from featurestore.encoders.preprocessing import Preprocess
 from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocessing, Published
 from featurestore.encoders.timm_import import import_timm
+from featurestore.encoders.variants import other_variant
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
 
@@ -64,6 +65,8 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         "prefix_tokens": record.prefix_tokens,
         "steps": record.preprocessing.steps(),
         "dtype": precision,
+        # Left out where the table is that of the input, as in the first fingerprints.
+        **({} if record.positions is None else {"positions": record.positions.facts()}),
         # Left out for torch, the only engine when the first fingerprints were stored.
         **({} if options.engine == "torch" else {"engine": options.engine}),
     }
@@ -145,7 +148,7 @@ def _fill(model: Any, record: EncoderRecord, options: EncoderOptions) -> str:
     if options.random_weights and options.weights is None:
         return f"random seed {RANDOM_SEED}"
     path, weights = _weights(record, options)
-    load_weights(model, path, record.state)
+    load_weights(model, path, record.state, record.positions, other_variant)
     return weights
 
 
