@@ -27,6 +27,7 @@ from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocess
 from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.token_network import encode_groups, fit_groups, token_dim
 from featurestore.encoders.tokens import Groups
+from featurestore.encoders.uninitialised import without_initialisation
 from featurestore.encoders.variants import other_variant
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
@@ -50,7 +51,7 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
     _check_engine(record, options, device)
     groups = None if options.tokens is None else fit_groups(record, options.tokens)
     if record.package == "timm":
-        model = _build_random(record)
+        model = _build(record, options)
         check_against(record, model)  # before the download of gigabytes
         weights = _fill(model, record, options)
         network = _pooled(model.eval().to(device), record, options, groups)
@@ -128,7 +129,7 @@ def timm_record(key: str) -> EncoderRecord:
         raise EncoderError(f"timm has no model {name!r}; near: {', '.join(near) or 'see timm.list_models()'}")
     try:
         # On the meta device: its shapes are needed, not its weights.
-        with torch.device("meta"):
+        with torch.device("meta"), without_initialisation():
             model = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
         raise EncoderError(f"timm has no weights called {name!r}: {first_line(error)}") from error
@@ -156,6 +157,14 @@ def timm_record(key: str) -> EncoderRecord:
         published=Published(hub, None, "model.safetensors", None, gated=False) if hub else None,
         source=f"timm {version('timm')}",
     )
+
+
+def _build(record: EncoderRecord, options: EncoderOptions) -> Any:
+    if options.random_weights and options.weights is None:
+        return _build_random(record)
+    # A file fills every weight: one that leaves any out is refused.
+    with without_initialisation():
+        return build(record)
 
 
 def _build_random(record: EncoderRecord) -> Any:
