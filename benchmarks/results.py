@@ -290,6 +290,7 @@ def ideas_block(record: Record) -> str:
     titles = {
         "colour": "`colour`, 6 numbers",
         "morphology": "`morphology`, 164 numbers",
+        "random": "ResNet-18 with random weights, 512 numbers",
         "pretrained": "EfficientNet-Lite0 (ImageNet), 1,280 numbers",
     }
     encoders = [name for name in titles if f"{name}, dense: Pearson" in value]
@@ -307,10 +308,18 @@ def ideas_block(record: Record) -> str:
             f"{value[f'{name}, {method}: Pearson']:z.3f} / {value[f'{name}, {method}: after depth']:z.3f}"
             for name in encoders
         ]
-        title = f"`{method}`" if method in ("ridge", "dense") else method
+        title = " ".join(f"`{word}`" if word in _QUOTED else word for word in method.split(" "))
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    gains = [f"{value[f'gain_{name}']:+.3f}" for name in encoders]
-    lines.append(f"| `dense` - `ridge` | {' | '.join(gains)} |")
+    for key, title in (("", ""), ("_seurat_v3", "`seurat_v3` ")):
+        if f"gain_{encoders[0]}{key}" in value:
+            gains = [f"{value[f'gain_{name}{key}']:+.3f}" for name in encoders]
+            lines.append(f"| {title}`dense` - `ridge` | {' | '.join(gains)} |")
+    if (both := "two encoders, dense: Pearson") in value:
+        adjusted = value["two encoders, dense: after depth"]
+        lines += [
+            "",
+            f"`dense` on the pretrained network and `morphology` averaged: {value[both]:z.3f} / {adjusted:z.3f}.",
+        ]
     lines += [
         "",
         f"The least gain of `dense` over `ridge` on a section is {value['worst_fold']:+.3f}.",
@@ -397,8 +406,13 @@ def token_accuracy_block(record: Record) -> str:
     return "\n".join([*lines, "", _source(record, "tokens_accuracy")])
 
 
-_IDEAS = ("ridge", *(variant.name for variant in ideas.VARIANTS), NOISE)
+_IDEAS = tuple(
+    f"{prefix}{name}"
+    for prefix in ideas.CHOICES
+    for name in ("ridge", *(variant.name for variant in ideas.VARIANTS), NOISE)
+)
 """Rows of that table, in its order."""
+_QUOTED = ("ridge", "dense", "seurat_v3")
 
 
 def _source(record: Record, part: str) -> str:
