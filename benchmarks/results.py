@@ -1,6 +1,6 @@
 """The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
 
-python benchmarks/results.py [--parts demo,sections,ideas,paper] [--render] [--quick] [--json FILE]
+python benchmarks/results.py [--parts demo,sections,ideas,codings,paper] [--render] [--quick] [--json FILE]
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
@@ -11,6 +11,7 @@ Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
     sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
+    codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 import ideas
 import polars as pl
+from _codings import CODINGS, codings
 from _common import Result, commit, machine, report
 from _public import SPEC, public_sheet
 
@@ -117,6 +119,11 @@ def run_the_paper(folder: Path, quick: bool) -> Values:
     return _values(_evaluate_public(folder, ENCODERS[:1], ("paper",)))
 
 
+def run_the_codings(folder: Path, quick: bool) -> Values:
+    """Write the public sections' store in each coding, and score `dense` on it."""
+    return {result.what: result.value for result in codings(folder, quick=quick)}
+
+
 def _evaluate_public(folder: Path, encoders: tuple[str, ...], presets: tuple[str, ...]) -> Scores:
     sheet = public_sheet()
     if sheet is None:
@@ -146,6 +153,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "demo": run_the_demo,
     "sections": run_the_sections,
     "ideas": run_the_ideas,
+    "codings": run_the_codings,
     "paper": run_the_paper,
 }
 
@@ -297,6 +305,23 @@ def ideas_block(record: Record) -> str:
     return "\n".join(lines)
 
 
+def codings_block(record: Record) -> str:
+    """What each coding of embeddings takes, and what it loses."""
+    value = record["codings"]["values"]
+    lines = [
+        "| `--store-as` | size | write MB/s | read MB/s | 1 - cosine, mean / largest | held-out Pearson of `dense` |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {value[f'{name}: size']:.2f} | {value[f'{name}: write']:.0f} | {value[f'{name}: read']:.0f} | "
+        f"{abs(value[f'{name}: 1 - cosine, mean']):.1g} / {abs(value[f'{name}: 1 - cosine, largest']):.1g} | "
+        f"{value[f'{name}: held-out Pearson of dense']:.4f} |"
+        for name in CODINGS
+        if f"{name}: size" in value
+    ]
+    return "\n".join([*lines, "", _source(record, "codings")])
+
+
 _IDEAS = ("ridge", *(variant.name for variant in ideas.VARIANTS), NOISE)
 """Rows of that table, in its order."""
 
@@ -312,6 +337,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "readme": (("sections",), readme_block),
     "encoders": (("sections",), encoders_block),
     "ideas": (("ideas",), ideas_block),
+    "codings": (("codings",), codings_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""
 _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
