@@ -20,7 +20,8 @@ from featurestore.errors import StoreError
 
 FRACTION_BITS = 10
 ZSTD_LEVEL = 3
-"""Higher levels of zstd save less than one more percent of embeddings, and write half as fast."""
+"""Of `morphology` rounded to 7 bits, level 3 leaves 0.246 of the bytes; level 5 leaves 0.243 and writes at 0.65 of the speed,
+level 1 leaves 0.269."""
 _INFINITE = 0x7C00
 _BITROUND = re.compile(r"bitround:(\d{1,3})(\+zstd)?")
 
@@ -52,7 +53,8 @@ class Coding:
         """Codecs of an array, after the one that makes bytes. The checksum comes last: over what is stored."""
         if not self.compressed:
             return [Crc32cCodec()]
-        # Bit by bit, so that the bits that rounding made zero lie beside each other: without it zstd saves half as much.
+        # Bits of one position lie beside each other, those that rounding made zero among them: of `morphology` rounded to
+        # 7 bits 0.246 of the bytes are left, and 0.302 by zstd alone.
         return [
             BloscCodec(cname="zstd", clevel=ZSTD_LEVEL, shuffle="bitshuffle", typesize=2),
             Crc32cCodec(),
