@@ -50,10 +50,15 @@ class Result:
 
 def options(about: str | None) -> argparse.Namespace:
     """Read --quick and --json."""
+    return parser_of(about).parse_args()
+
+
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """Return a parser of --quick and --json, for a benchmark that has options of its own."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small case, in about half a minute")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
-    return parser.parse_args()
+    return parser
 
 
 def section(folder: Path, *, quick: bool) -> SyntheticSection:

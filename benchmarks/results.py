@@ -1,5 +1,6 @@
 """The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
 
+python benchmarks/results.py [--parts demo,sections,ideas,codings,paper] [--render] [--quick] [--json FILE]
 python benchmarks/results.py [--parts demo,sections,ideas,trust,paper] [--render] [--quick] [--json FILE]
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
@@ -13,6 +14,7 @@ Parts
     tokens    `python benchmarks/tokens.py`: positions per second of tokens and of overlapping patches
     tokens_accuracy  the same command's held-out scores; 20 minutes, most of them for the overlapping patches
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
+    codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
     trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
@@ -31,6 +33,7 @@ import calibration
 import ideas
 import polars as pl
 import tokens
+from _codings import CODINGS, codings
 from _common import Result, commit, machine, report
 from _public import SPEC, public_sheet
 
@@ -137,6 +140,11 @@ def run_the_paper(folder: Path, quick: bool) -> Values:
     return _values(_evaluate_public(folder, ENCODERS[:1], ("paper",)))
 
 
+def run_the_codings(folder: Path, quick: bool) -> Values:
+    """Write the public sections' store in each coding, and score `dense` on it."""
+    return {result.what: result.value for result in codings(folder, quick=quick)}
+
+
 def _evaluate_public(folder: Path, encoders: tuple[str, ...], presets: tuple[str, ...]) -> Scores:
     sheet = public_sheet()
     if sheet is None:
@@ -168,6 +176,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "ideas": run_the_ideas,
     "tokens": run_the_tokens,
     "tokens_accuracy": run_the_token_accuracy,
+    "codings": run_the_codings,
     "trust": run_the_trust,
     "paper": run_the_paper,
 }
@@ -329,6 +338,23 @@ def ideas_block(record: Record) -> str:
     return "\n".join(lines)
 
 
+def codings_block(record: Record) -> str:
+    """What each coding of embeddings takes, and what it loses."""
+    value = record["codings"]["values"]
+    lines = [
+        "| `--store-as` | size | write MB/s | read MB/s | 1 - cosine, mean / largest | held-out Pearson of `dense` |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {value[f'{name}: size']:.2f} | {value[f'{name}: write']:.0f} | {value[f'{name}: read']:.0f} | "
+        f"{abs(value[f'{name}: 1 - cosine, mean']):.1g} / {abs(value[f'{name}: 1 - cosine, largest']):.1g} | "
+        f"{value[f'{name}: held-out Pearson of dense']:.4f} |"
+        for name in CODINGS
+        if f"{name}: size" in value
+    ]
+    return "\n".join([*lines, "", _source(record, "codings")])
+
+
 def trust_block(record: Record) -> str:
     """How often smooth fields, and genes tied to morphology, are called trusted; what intervals cover."""
     value = record["trust"]["values"]
@@ -428,6 +454,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "ideas": (("ideas",), ideas_block),
     "tokens": (("tokens",), tokens_block),
     "tokens_accuracy": (("tokens_accuracy",), token_accuracy_block),
+    "codings": (("codings",), codings_block),
     "trust": (("trust",), trust_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""

@@ -185,6 +185,15 @@ def embed(
             rich_help_panel=DEVICE,
         ),
     ] = None,
+    store_as: Annotated[
+        str | None,
+        typer.Option(
+            "--store-as",
+            metavar="CODING",
+            help="How values are stored: float16 (default), or rounded to N bits: bitround:N or bitround:N+zstd.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -234,6 +243,7 @@ def embed(
         tissue="none" if no_tissue else tissue,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
+        store_as=store_as,
     )
     for remark in scale_remarks(keys, spec):
         console.message(remark)
