@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 # What initialisers do with a parameter; everything else, such as the computation of buffers, is done as ever.
 _IN_PLACE = frozenset(
-    {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_", "div_", "trunc_normal_"}
+    {"uniform_", "normal_", "erfinv_", "mul_", "add_", "div_", "clamp_", "zero_", "fill_"}
+    | {"constant_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"}
 )
 
 
@@ -28,8 +29,10 @@ class _NoInitialisation(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Return the parameter untouched, or call the function."""
-        if args and isinstance(args[0], nn.Parameter) and getattr(func, "__name__", "") in _IN_PLACE:
-            return args[0]
+        # Tensors' own methods are called with the parameter first, functions of torch.nn.init by its name.
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        if isinstance(target, nn.Parameter) and getattr(func, "__name__", "") in _IN_PLACE:
+            return target
         return func(*args, **(kwargs or {}))
 
 
