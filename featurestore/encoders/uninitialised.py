@@ -19,7 +19,7 @@ _IN_PLACE = frozenset(
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves parameters as they are wherever they would be changed in place."""
+    """Sets parameters to zero wherever they would be initialised in place."""
 
     def __torch_function__(
         self,
@@ -28,16 +28,19 @@ class _NoInitialisation(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return the parameter untouched, or call the function."""
+        """Return the parameter, or call the function."""
         # Tensors' own methods are called with the parameter first, functions of torch.nn.init by its name.
         target = args[0] if args else (kwargs or {}).get("tensor")
         if isinstance(target, nn.Parameter) and getattr(func, "__name__", "") in _IN_PLACE:
+            # Not left as it is: `trunc_normal_` of torch 2.13 draws again until no number lies beyond its limits.
+            if not target.is_meta:
+                target.detach().zero_()
             return target
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def without_initialisation() -> Iterator[None]:
-    """Leave the parameters of networks that are built in this context undefined; their buffers are right."""
+    """Build networks in this context with zeros, or undefined numbers, for parameters; their buffers are right."""
     with _NoInitialisation():
         yield
