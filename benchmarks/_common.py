@@ -105,9 +105,12 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Return the commit that is checked out."""
+    """Return the commit that is checked out; empty where that cannot be told."""
     here = Path(__file__).parent
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""  # a machine without git
     return asked.stdout.strip()
