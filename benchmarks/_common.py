@@ -24,19 +24,21 @@ class Result:
 
     Parameters
     ----------
+    value
+        None where this machine cannot measure it; `unit` then holds the reason.
     target
         What it should reach, such as ``>= 0.95``; empty if it only informs.
     """
 
     what: str
-    value: float
+    value: float | None
     unit: str = ""
     target: str = ""
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without one."""
-        if not self.target:
+        """Whether the target is met; None without one, and where nothing was measured."""
+        if not self.target or self.value is None:
             return None
         sign, _, bound = self.target.partition(" ")
         return {
@@ -71,8 +73,9 @@ def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
     print(f"\n{benchmark}, {machine()}")
     for result in results:
         verdict = {True: "met", False: "MISSED", None: ""}[result.met]
-        value = f"{result.value:.3g}" if abs(result.value) < 1000 else f"{result.value:.0f}"
-        print(f"  {result.what:42} {value:>9} {result.unit:14} {result.target:10} {verdict}".rstrip())
+        print(
+            f"  {result.what:42} {_shown(result.value):>9} {result.unit:14} {result.target:10} {verdict}".rstrip()
+        )
     if to is not None:
         document = {
             "benchmark": benchmark,
@@ -82,6 +85,12 @@ def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
             "results": [{**asdict(result), "met": result.met} for result in results],
         }
         to.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def machine() -> str:

@@ -1,6 +1,6 @@
 """The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
 
-python benchmarks/results.py [--parts demo,sections,ideas,paper] [--render] [--quick] [--json FILE]
+python benchmarks/results.py [--parts demo,sections,ideas,trust,paper] [--render] [--quick] [--json FILE]
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
@@ -11,6 +11,7 @@ Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
     sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
+    trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
 """
@@ -24,6 +25,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import calibration
 import ideas
 import polars as pl
 from _common import Result, commit, machine, report
@@ -112,6 +114,11 @@ def run_the_ideas(folder: Path, quick: bool) -> Values:
     return values | {"worst_fold": min(gain for _, gains in found for gain in gains)}
 
 
+def run_the_trust(folder: Path, quick: bool) -> Values:
+    """Measure how often smooth fields are called trusted, and what intervals cover."""
+    return {result.what: result.value for result in calibration.measure(quick=quick)}
+
+
 def run_the_paper(folder: Path, quick: bool) -> Values:
     """Score the published network on the public sections."""
     return _values(_evaluate_public(folder, ENCODERS[:1], ("paper",)))
@@ -146,6 +153,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "demo": run_the_demo,
     "sections": run_the_sections,
     "ideas": run_the_ideas,
+    "trust": run_the_trust,
     "paper": run_the_paper,
 }
 
@@ -306,6 +314,44 @@ def ideas_block(record: Record) -> str:
     return "\n".join(lines)
 
 
+def trust_block(record: Record) -> str:
+    """How often smooth fields, and genes tied to morphology, are called trusted; what intervals cover."""
+    value = record["trust"]["values"]
+
+    def table(title: str, columns: tuple[str, ...], rows: Mapping[str, str]) -> list[str]:
+        """Make a table with a column for each part and preset; rows are title -> name with {part} and {preset}."""
+        cells = [(part, preset) for part in columns for preset in calibration.PRESETS]
+        lines = [
+            f"| {title} | {' | '.join(f'{part}, `{preset}`' for part, preset in cells)} |",
+            "|---|" + "---|" * len(cells),
+        ]
+        for label, name in rows.items():
+            shares = [value[name.format(part=part, preset=preset)] for part, preset in cells]
+            lines.append(f"| {label} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+        return lines
+
+    lengths = {
+        f"smooth fields, length {length:g} spots": f"length {length}: trusted"
+        for length in calibration.LENGTHS
+    }
+    made = {label: f"fields, {{part}}, {{preset}}, {name}" for label, name in lengths.items()}
+    tied = {"genes tied to morphology": "tied to morphology, {part}, {preset}: trusted"}
+    lines = table("called trusted, synthetic cohort", ("1 section", "3 sections"), made | tied)
+    if any(name.startswith("fields on") for name in value):
+        public = {label: f"fields on {{part}}, {{preset}}, {name}" for label, name in lengths.items()}
+        lines += ["", *table("on the spots and `morphology` embeddings of", ("C2", "C2-C4"), public)]
+    lines += [
+        "",
+        (
+            f"90 % intervals of `dense` cover {value['coverage_sections']:.3f} of the spots of synthetic sections that took "
+            f"no part, and {value['coverage_donors']:.3f} where limits are taken over donors."
+        ),
+        "",
+        _source(record, "trust"),
+    ]
+    return "\n".join(lines)
+
+
 _IDEAS = tuple(
     f"{prefix}{name}"
     for prefix in ideas.CHOICES
@@ -326,6 +372,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "readme": (("sections",), readme_block),
     "encoders": (("sections",), encoders_block),
     "ideas": (("ideas",), ideas_block),
+    "trust": (("trust",), trust_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""
 _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(\n<!-- /results -->)", re.DOTALL)

@@ -87,6 +87,7 @@ def _record_facts(record: EncoderRecord) -> dict[str, Any]:
         "arguments": record.arguments,
         "parameters": record.parameters,
         "prefix tokens": record.prefix_tokens,
+        **({} if record.positions is None else {"positions": record.positions.facts()}),
         "steps": record.preprocessing.steps(),
         "microns/px": list(record.mpp),
         "dtype on a GPU": record.dtype,
@@ -98,12 +99,17 @@ def _record_facts(record: EncoderRecord) -> dict[str, Any]:
         facts |= {
             "hub": published.repository,
             "revision": published.revision or "the newest; its sha256 enters the fingerprint",
+            "revision read in": _sources(published.pin_sources),
             "file": published.file,
             "sha256": f"{published.sha256}..." if published.sha256 else "not known",
             "gated": "yes: accept the licence on its page, then `hf auth login`" if published.gated else "no",
         }
     variants = [other.key for other in records().values() if other.name == record.name]
     return {**facts, "variants": ", ".join(variants)}
+
+
+def _sources(count: int) -> str:
+    return "no source" if count == 0 else f"{count} independent source{'s' if count > 1 else ''}"
 
 
 def golden(key: str, options: EncoderOptions) -> None:

@@ -381,6 +381,15 @@ def evaluate(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    annotation: Annotated[
+        str | None,
+        typer.Option(
+            "--annotation",
+            metavar="COLUMN",
+            help="Column of obs with a class for each spot (a pathologist's, layers): compare domains with it.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     force: Force = False,
     grid: Grid = None,
@@ -419,6 +428,7 @@ def evaluate(
         protocol=protocol,
         selection=Selection(grid),
         encoders=tuple(encoder or ()),
+        annotation=annotation,
     )
     with console.steps("fits") as on_progress:
         scores = run(
@@ -437,5 +447,6 @@ def evaluate(
         )
     # On standard output, tables first and paths last: scripts take the last lines.
     print_scores(scores)
-    for name in ("report.html", "scores.csv", "genes.csv", "differences.csv"):
+    tables = ["scores.csv", "genes.csv", "differences.csv"]
+    for name in ("report.html", *tables, *(["domains.csv"] if scores.domains is not None else [])):
         out.print(str(report_dir / name), markup=False)

@@ -151,6 +151,16 @@ def embed(
     engine: Annotated[
         str, typer.Option(help="torch, or openvino: faster on a CPU.", rich_help_panel=ENCODER)
     ] = "torch",
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=4096,
+            help="Patches that a network takes at once (default: 16 on a CPU, what fits into free memory on a GPU).",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -220,7 +230,7 @@ def embed(
     settings = EmbedSettings(
         encoders=keys,
         spec=spec,
-        options=EncoderOptions(None, random_weights, device, precision, compile_network, engine),
+        options=EncoderOptions(None, random_weights, device, precision, compile_network, engine, batch=batch),
         tissue="none" if no_tissue else tissue,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),

@@ -19,7 +19,7 @@ from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.positions import patches_to_read
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder, takes_weights
-from featurestore.encoders.protocol import Encoder, EncoderOptions
+from featurestore.encoders.protocol import BATCH, Encoder, EncoderOptions, patches_at_once
 from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, SlideWarning, StoreError
 from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec
 from featurestore.names import slug
@@ -37,8 +37,6 @@ from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 MAX_GRID_PATCHES = 50_000_000
 """Patches of one slide. A process that plans holds some 15 bytes for each. A slide of 100,000 x 100,000 px at 0.25
 microns has 39 million patches at --mpp 0.5 --stride 8, and with 1,024 features these are 80 GB of embeddings."""
-BATCH = 64
-"""Patches that are passed to an encoder at once; encoders split or pad as they need."""
 
 
 @dataclass(frozen=True)
@@ -210,12 +208,13 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
         )
     # Before anything is allocated: a stride of 1 px on a whole slide would take the machine's memory.
     if grid.n_rows * grid.n_cols > MAX_GRID_PATCHES:
-        is_tokens = isinstance(spec, TokenGridSpec)
-        fix = "fewer --tokens" if is_tokens else f"--stride {_least_stride(slide, spec)} or more"
-        raise SlideError(
+        too_many = (
             f"{strip_credentials(sample.slide)} would have {grid.n_rows} x {grid.n_cols} patches, and a slide may have "
-            f"{MAX_GRID_PATCHES // 10**6} million; give {fix}"
+            f"{MAX_GRID_PATCHES // 10**6} million"
         )
+        if isinstance(spec, TokenGridSpec):
+            raise SlideError(f"{too_many}; give fewer --tokens, or a coarser --mpp")
+        raise SlideError(f"{too_many}; give --stride {_least_stride(slide, spec)} or more")
     return grid
 
 
@@ -353,7 +352,7 @@ def dry_run_slide(
             grid,
             [encoder.identity.dim for encoder in encoders.values()],
             threads=1,
-            batch=BATCH,
+            batch=patches_at_once(encoders.values()),
             block_shape=block_shape,
             open_slides=1,
         ),

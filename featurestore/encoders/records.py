@@ -54,6 +54,26 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """A table of position embeddings that was trained for another input than the record's.
+
+    Parameters
+    ----------
+    grid
+        Side of the published table, in tokens.
+    antialias
+        Of the bicubic resampling: timm resamples with it, transformers without.
+    """
+
+    grid: int
+    antialias: bool
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides the vectors, JSON-ready: the two ways of resampling differ by several per cent."""
+        return {"grid": self.grid, "interpolation": "bicubic", "antialias": self.antialias}
+
+
+@dataclass(frozen=True)
 class Published:
     """Where an encoder's weights are published.
 
@@ -69,6 +89,8 @@ class Published:
         First 16 hex digits of the file's sha256; None where it is not known.
     gated
         Its licence has to be accepted by an account first.
+    pin_sources
+        Independent public sources in which the revision was read, at least.
     """
 
     repository: str
@@ -76,6 +98,7 @@ class Published:
     file: str
     sha256: str | None
     gated: bool
+    pin_sources: int = 0
 
 
 @dataclass(frozen=True)
@@ -103,9 +126,11 @@ class EncoderRecord:
     dtype
         That they advise on a GPU: ``fp32``, ``fp16`` or ``bf16``.
     state
-        Names of tensors in the weights file: ``timm``, ``hf-vit`` or ``hf-dinov2``.
+        Names of tensors in the weights file, one of `state_layouts.LAYOUTS`.
     published
         Where the weights are; None if they are not published.
+    positions
+        Of the published table of positions, where it is not that of the input.
     config_norm
         Mean and std that the repository's own config is known to give wrongly.
     title, licence, source
@@ -127,6 +152,7 @@ class EncoderRecord:
     dtype: str
     state: str
     published: Published | None
+    positions: Positions | None = None
     config_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     title: str = ""
     licence: str = ""
@@ -185,8 +211,14 @@ def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: st
         dtype=entry["dtype"],
         state=entry.get("state", "timm"),
         published=Published(
-            entry["hub"], entry.get("revision"), entry["file"], entry.get("sha256"), entry["gated"]
+            entry["hub"],
+            entry.get("revision"),
+            entry["file"],
+            entry.get("sha256"),
+            entry["gated"],
+            entry.get("pin_sources", 0),
         ),
+        positions=Positions(**entry["positions"]) if "positions" in entry else None,
         config_norm=norm(entry["config_norm"]) if "config_norm" in entry else None,
         title=entry["title"],
         licence=entry["licence"],

@@ -27,6 +27,7 @@ from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocess
 from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.token_network import encode_groups, fit_groups, token_dim
 from featurestore.encoders.tokens import Groups
+from featurestore.encoders.variants import other_variant
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
 
@@ -67,6 +68,8 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         "prefix_tokens": record.prefix_tokens,
         "steps": record.preprocessing.steps(),
         "dtype": precision,
+        # Left out where the table is that of the input, as in the first fingerprints.
+        **({} if record.positions is None else {"positions": record.positions.facts()}),
         # Left out for torch, the only engine when the first fingerprints were stored.
         **({} if options.engine == "torch" else {"engine": options.engine}),
     }
@@ -75,7 +78,7 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         identity = groups.identity(identity, token_dim(record))
     preprocess = Preprocess(record.preprocessing, device)
     casts = options.engine == "torch"
-    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts)
+    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts, batch=options.batch)
 
 
 def _check_engine(record: EncoderRecord, options: EncoderOptions, device: torch.device) -> None:
@@ -150,7 +153,7 @@ def _fill(model: Any, record: EncoderRecord, options: EncoderOptions) -> str:
     if options.random_weights and options.weights is None:
         return f"random seed {RANDOM_SEED}"
     path, weights = _weights(record, options)
-    load_weights(model, path, record.state)
+    load_weights(model, path, record.state, record.positions, other_variant)
     return weights
 
 

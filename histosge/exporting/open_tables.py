@@ -147,13 +147,19 @@ def _own_arrays(stored: StoredMap) -> dict[str, tuple[tuple[str, ...], NDArray[A
 
 
 def _facts(stored: StoredMap) -> dict[str, str]:
-    """Return what a reader of the values has to know: the intervals' level, their edges, and what was trained on."""
+    """Return what a reader has to know: the intervals' level, edges and whom they hold for, and what was trained on."""
     facts = {}
     if stored.strata is not None:
         # Where one half width by depth ends and the next begins, on the scale of `log_total_counts`.
         facts["half_width_depth_edges"] = " ".join(f"{edge:.9g}" for edge in stored.strata.edges)
     if stored.half_width is not None and stored.level is not None:
         facts["half_width_level"] = f"{stored.level:.9g}"
+    if stored.claim:
+        facts["half_width_claim"] = stored.claim
+    if stored.scope:
+        facts["trust_scope"] = stored.scope
+    if stored.embedding_distance is not None:
+        facts["embedding_distance"] = f"{stored.embedding_distance:.9g}"
     if stored.trained_on is not None:
         facts["trained_on_this_slide"] = "yes" if stored.trained_on else "no"
     return facts

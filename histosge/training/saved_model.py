@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,6 +86,7 @@ class _Card(msgspec.Struct, frozen=True):
     normalisation: dict[str, Any]
     sections: tuple[dict[str, Any], ...]
     seed: int
+    trusted: dict[str, Any] | None = None
 
 
 class ModelDocument(msgspec.Struct, frozen=True):
@@ -117,6 +118,9 @@ class ModelCard:
         Per training section: slide id, donor, fingerprint of the slide, spots used and left out.
     seed
         Of the training.
+    trusted
+        How many genes are trusted, of how many, and the scope of that; None where the model was not calibrated, and in
+        models of earlier versions.
     """
 
     preset: str
@@ -126,6 +130,7 @@ class ModelCard:
     normalisation: dict[str, Any]
     sections: tuple[dict[str, Any], ...]
     seed: int
+    trusted: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -187,14 +192,16 @@ class SavedModel:
         ModelError
             With both values side by side.
         """
-        if identity.fingerprint != self.card.encoder["fingerprint"]:
+        trained_on, found = self.card.grid, asdict(grid.spec)
+        # Of one encoder, tokens and patches have two fingerprints: then the grid is what differs.
+        is_grid = identity.key == self.card.encoder["key"] and trained_on.get("tokens") != found.get("tokens")
+        if identity.fingerprint != self.card.encoder["fingerprint"] and not is_grid:
             raise ModelError(
                 f"the model was trained on encoder {self.card.encoder['key']!r} "
                 f"({self.card.encoder['fingerprint'][:16]}), the store holds {identity.key!r} "
                 f"({identity.fingerprint[:16]}); embed with --encoder {self.card.encoder['key']} or train again"
             )
         # The stride, too: what a model gathers from around a patch depends on how dense the grid is.
-        trained_on, found = self.card.grid, asdict(grid.spec)
         if trained_on != found:
             raise ModelError(
                 f"the model was trained on grid {trained_on}, the store's is {found}; embed with "
@@ -259,6 +266,9 @@ def save_model(
         If `folder` holds something that is no model.
     """
     target = check_model_place(folder)
+    if intervals is not None:
+        trusted = {"genes": int(intervals.trusted.sum()), "of": len(card.genes), "scope": intervals.scope}
+        card = replace(card, trusted=trusted)
     with whole_folder(target) as work:
         work.mkdir()
         arrays = model.state() | (intervals.state() if intervals else {})
@@ -386,7 +396,10 @@ def _read(path: Path, cls: type[Model]) -> SavedModel:
     document = _document(path)
     facts, state = _parse(document, path), _read_tensors(path / WEIGHTS)
     # The values as they stand in the document, whose types are known now; entries of later versions are left out.
-    card: dict[str, Any] = {field.name: document["card"][field.name] for field in fields(ModelCard)}
+    found = document["card"]
+    card: dict[str, Any] = {
+        field.name: found[field.name] for field in fields(ModelCard) if field.name in found
+    }
     card = card | {"genes": facts.card.genes, "sections": facts.card.sections}
     try:
         model = _rebuild(cls, facts, document["model"], state)

@@ -12,7 +12,7 @@ from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import identity_attrs
 from featurestore.threads import keep_to_own_cores
-from histosge.calibration.conformal import Intervals, calibrate
+from histosge.calibration.conformal import Intervals, calibrate, named_donors, widest_spot_um
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import (
@@ -184,8 +184,9 @@ def _train(
 
     intervals, by_default = None, estimator.capabilities.calibrated_by_default
     if settings.intervals if settings.intervals is not None else by_default:
+        spots = [s.spots for s in sections]
         # A buffer as wide as the widest spot: held-out discs of no section may touch those trained on.
-        intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
+        intervals = calibrate(fit, training, widest_spot_um(spots), donors=named_donors(spots))
         on_message(_calibrated(intervals))
     card, unfinished = _card(settings, estimator.name, genes, loaded), checkpoint_path(model)
     # What decides the result beside the data: with any of it changed, a checkpoint must not be gone on from.
@@ -276,7 +277,7 @@ def _calibrated(intervals: Intervals | None) -> str:
         return "no prediction intervals: too few spots to hold some out"
     level, strata = round(100 * intervals.level), intervals.strata
     by_size = f" ({len(strata.half_width)} strata by predicted library size)" if strata else ""
-    return f"{level} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{by_size}"
+    return f"{level} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{by_size}; {intervals.claim}"
 
 
 def _card(

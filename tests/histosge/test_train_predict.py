@@ -6,7 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -584,6 +584,42 @@ def test_a_map_carries_half_widths_trust_and_bounds(chain: Chain) -> None:
     assert (lower[there] >= 0).all()
     assert ((lower < values) & (values < upper))[there].mean() > 0.99
     np.testing.assert_allclose((upper - values)[there.all(axis=2)][0], saved.intervals.half_width, rtol=1e-3)
+
+
+def test_card_map_and_export_say_for_whom_intervals_and_trust_hold(chain: Chain) -> None:
+    intervals = load_model(chain.model("dense")).intervals
+    assert intervals is not None
+    scope, claim = "held-out blocks of one section, within donor D1 only", "within donor D1 only"
+    config = json.loads((chain.model("dense") / "config.json").read_text())
+    n_trusted = int(intervals.trusted.sum())
+    assert config["card"]["trusted"] == {"genes": n_trusted, "of": N_GENES, "scope": scope}
+    assert (config["calibration"]["scope"], config["calibration"]["method"]) == (scope, "cross-conformal")
+    stored = _map(chain.out("dense"))
+    assert (stored.scope, stored.claim, stored.embedding_distance) == (scope, claim, None)
+    made_by = table_of_map(stored).made_by
+    assert (made_by["half_width_claim"], made_by["trust_scope"]) == (claim, scope)
+
+
+def test_a_slide_of_another_donor_gets_no_claim_but_how_far_its_embeddings_lie(
+    chain: Chain, tmp_path: Path
+) -> None:
+    (other,) = make_cohort(tmp_path / "data", replace(SPEC, seed=17), 1).sections
+    shutil.move(other.slide, tmp_path / "other.tif")
+    store, out, messages = str(tmp_path / "store"), str(tmp_path / "map"), list[str]()
+    embed(str(tmp_path / "other.tif"), store, EMBEDDED)
+    (result,) = predict(store, chain.model("dense"), out, on_message=messages.append)
+    assert messages == [f"other: {result.note}"]
+    assert "within donor D1 only" in result.note
+    stored = ExpressionStore.open(out).map("other", GRID.key)
+    reference = load_model(chain.model("dense")).intervals.reference  # type: ignore[union-attr]
+    patches = load_patches(open_embedded(Store.open(store), "other", None, None))
+    own, sd = patches.embedding.mean(axis=0, dtype=np.float64), reference.sd  # type: ignore[union-attr]
+    wanted = float(np.sqrt(np.mean(((own - reference.mean) / sd) ** 2)))  # type: ignore[union-attr]
+    # A sample of its blocks is read for it.
+    assert stored.embedding_distance == pytest.approx(wanted, rel=0.3)
+    assert f"{stored.embedding_distance:.2f} standard deviations" in result.note
+    # The slide that was trained on needs no such evidence.
+    assert predict(chain.store, chain.model("dense"), chain.out("dense"))[0].note == ""
 
 
 def test_python_gives_bounds_beside_every_prediction(chain: Chain, patches: Patches) -> None:

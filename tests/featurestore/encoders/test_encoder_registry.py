@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -144,3 +145,21 @@ def test_the_variants_of_an_encoder_have_fingerprints_of_their_own() -> None:
     one, other = (load_encoder(key, options).identity for key in ("h0-mini", "h0-mini@cls+mean"))
     assert (one.dim, other.dim) == (768, 1536)
     assert one.fingerprint != other.fingerprint
+
+
+def test_a_file_of_another_variant_names_the_record_that_it_fits(tmp_path: Path) -> None:
+    hibou = find("hibou-b")
+    assert hibou is not None
+    with torch.device("meta"):
+        shapes = build(hibou).state_dict()
+    # Zeros of one element each, stretched: a file of the published shapes without their bytes in memory.
+    path = tmp_path / "hibou.pth"
+    torch.save({name: torch.zeros(()).expand(tensor.shape) for name, tensor in shapes.items()}, path)
+    with pytest.raises(EncoderError) as refused:
+        load_encoder("phikon", EncoderOptions(weights=str(path), device="cpu"))
+    message = str(refused.value)
+    assert "\n" not in message
+    assert re.search(r"blocks\.0\.ls1\.gamma is absent here and \(768,\) in the file", message), message
+    assert "hibou-b" in message.partition("the file fits --encoder ")[2]
+    assert "h0-mini" in message.partition("the file fits --encoder ")[2]  # the same shapes, named alike
+    assert "phikon" not in message.partition("the file fits --encoder ")[2]
