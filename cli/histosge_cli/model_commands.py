@@ -149,7 +149,15 @@ def train(
     report: Page = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
-    encoder: EncoderKey = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder",
+            metavar="K",
+            help="Needed when the store holds several; repeat to average the models of several.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -168,7 +176,10 @@ def train(
     if report is not None:
         check_output(report)
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
-    settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
+    # Each once: an average of a model with itself is that model.
+    first, *others = dict.fromkeys(encoder) if encoder else (None,)
+    selection = Selection(grid, first, tuple(name for name in others if name is not None))
+    settings = TrainSettings(preset, genes, epochs, seed, selection, loss=loss, stains=stains)
     saved = run(
         samples,
         store,
@@ -370,6 +381,15 @@ def evaluate(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    annotation: Annotated[
+        str | None,
+        typer.Option(
+            "--annotation",
+            metavar="COLUMN",
+            help="Column of obs with a class for each spot (a pathologist's, layers): compare domains with it.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     force: Force = False,
     grid: Grid = None,
@@ -408,6 +428,7 @@ def evaluate(
         protocol=protocol,
         selection=Selection(grid),
         encoders=tuple(encoder or ()),
+        annotation=annotation,
     )
     with console.steps("fits") as on_progress:
         scores = run(
@@ -426,5 +447,6 @@ def evaluate(
         )
     # On standard output, tables first and paths last: scripts take the last lines.
     print_scores(scores)
-    for name in ("report.html", "scores.csv", "genes.csv", "differences.csv"):
+    tables = ["scores.csv", "genes.csv", "differences.csv"]
+    for name in ("report.html", *tables, *(["domains.csv"] if scores.domains is not None else [])):
         out.print(str(report_dir / name), markup=False)

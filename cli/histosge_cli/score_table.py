@@ -37,6 +37,12 @@ def print_scores(scores: Scores) -> None:
             ["published code", *ABLATION.values()],
             [[name, *(_cell(scores, name, metric) for metric in ABLATION)] for name in variants],
         )
+    means = scores.domain_means()
+    if means:
+        table(
+            ["domains from", "ARI", "NMI"],
+            [[name, f"{ari:z.3f} ± {sd:.3f}", f"{nmi:z.3f}"] for name, ari, sd, nmi in means],
+        )
     for sentence in scores.left_out:
         out.print(f"note: {sentence}", markup=False)
     # After the table, where the eye is, since it overrules every figure in it.

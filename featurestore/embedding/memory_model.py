@@ -14,6 +14,8 @@ from featurestore.grid import PatchGrid
 from featurestore.slides import patch_reader, pyramid_slide
 
 RGB_BYTES = 3
+WRITERS = 2
+"""Blocks that are written while the next ones are encoded: a write to S3 takes as long as encoding some batches."""
 ENCODER_BYTES = 250_000_000
 """What an encoder works in, on a CPU, besides its weights: a margin, held against the peak of a real run by a test."""
 
@@ -62,8 +64,8 @@ def worker_bytes(
     # Beside those in the queue: one that waits for a place in it, one that is encoded, and its copy when an encoder
     # joins the batches of several threads.
     batches = (patch_reader.READ_AHEAD + 3) * batch * RGB_BYTES * patch_px**2
-    # Vectors as the encoder's float32, as float16, and as the float16 that is being written.
-    vectors = rows * cols * sum(dims) * (4 + 2 + 2)
+    # Vectors as the encoder's float32, as float16, and as the float16 of the blocks that are being written.
+    vectors = rows * cols * sum(dims) * (4 + 2 + 2 * WRITERS)
     per_thread = strips + scaling + batches + vectors
     return base_bytes + threads * per_thread + open_slides * _tiles_bytes() + ENCODER_BYTES
 

@@ -16,6 +16,7 @@ from make_slides import painted, tissue_like, write_pyramid
 
 from featurestore import EmbedSettings, GridSpec, TokenGridSpec, catalogue, embed, open_store, validate
 from featurestore.analysis.patch_stream import open_stream
+from featurestore.embedding.positions import failed_positions, patches_to_read
 from featurestore.encoders.loading import ENCODERS
 from featurestore.errors import EncoderError
 from featurestore.events import Progress
@@ -273,3 +274,11 @@ def test_positions_further_apart_than_their_reach_share_no_pixel(overlap: int, e
     apart = np.abs(grid.x_um[:, None] - grid.x_um)
     assert not share[apart >= grid.receptive_um].any()
     assert share[(apart > grid.receptive_um - 1.5 * grid.stride_um) & (apart < grid.receptive_um)].any()
+
+
+def test_background_of_a_patch_that_cannot_be_read_is_no_failure() -> None:
+    grid = PatchGrid(EVERYWHERE.spec, MPP, MPP, 6, 9)
+    tissue = np.zeros((6, 9), dtype=bool)
+    tissue[4, 6:8] = tissue[0, 0] = True
+    assert failed_positions(((1, 2, "torn"),), tissue, grid) == [(4, 6, "torn"), (4, 7, "torn")]
+    assert patches_to_read(tissue, grid).tolist() == [[True, False, False], [False, False, True]]

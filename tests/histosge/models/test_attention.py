@@ -54,7 +54,7 @@ def _straight(seed: int) -> TrainingSection:
 
 
 def test_two_sections_that_a_line_explains_are_not_explained_twice() -> None:
-    model, unseen = DenseAttentionModel.fit([_straight(11), _straight(12)], epochs=30), _straight(13)
+    model, unseen = DenseAttentionModel.fit([_straight(11), _straight(12)], epochs=12), _straight(13)
 
     def error(one: DenseAttentionModel) -> float:
         guess = spots_from_patches(unseen.overlap, one.predict(unseen.patches))
@@ -65,7 +65,7 @@ def test_two_sections_that_a_line_explains_are_not_explained_twice() -> None:
 
 @pytest.fixture(scope="module")
 def curved() -> DenseAttentionModel:
-    return DenseAttentionModel.fit([_section(seed, curved=2.0) for seed in range(3)], epochs=25)
+    return DenseAttentionModel.fit([_section(seed, curved=2.0) for seed in range(3)], epochs=15)
 
 
 def test_what_no_line_can_follow_is_learned_and_carries_over(curved: DenseAttentionModel) -> None:
