@@ -38,6 +38,7 @@ from histosge.evaluation.results import NOISE, VARIANT, Scores
 from histosge.evaluation.runner import score_plan
 from histosge.evaluation.tasks import Plan, Task
 from histosge.models.linear_algebra import Standardiser, principal_axes
+from histosge.threads import one_blas_thread
 
 GENES, COMPONENTS, ALPHA = 50, 256, 100.0
 TOLERANCE, ITERATIONS = 1e-4, 1000
@@ -146,6 +147,7 @@ def _stopped_ridge(Z: NDArray[np.float64], Y: NDArray[np.float64], alpha: float)
     return np.asarray(ridge.fit(single, Y.astype(np.float32)).coef_.T, dtype=np.float64)
 
 
+@one_blas_thread()
 def score_hest(
     sections: Sequence[Section], split: str, *, on_progress: OnProgress = ignore_progress
 ) -> Scores:
