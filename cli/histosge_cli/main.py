@@ -25,6 +25,7 @@ from histosge_cli import (
     demo_command,
     exchange_commands,
     model_commands,
+    samples_command,
     store_commands,
     view_command,
 )
@@ -35,7 +36,7 @@ from histosge_cli.repeated_options import refusing_repeats
 
 PANELS = {
     "Start here": ("demo", "doctor"),
-    "1. Encode slides once": ("encoders", "embed", "import"),
+    "1. Encode slides once": ("samples", "encoders", "embed", "import"),
     "2. Train and predict": ("train", "predict"),
     "3. Know how good it is": ("evaluate",),
     "4. Look, and take it elsewhere": ("view", "analyse", "export"),
@@ -114,6 +115,7 @@ def _root(
 
 for module in (
     demo_command,
+    samples_command,
     store_commands,
     model_commands,
     analyse_commands,

@@ -118,7 +118,7 @@ class Groups:
             left = f", {kept} x {kept} without its rim" if rim else ""
             more = ""
             if len(fitting) < sum(kept % k == 0 for k in range(1, kept + 1)):
-                more = f", or --patch {max(1, round(patch_px / side)) * side} for any K that divides {kept}"
+                more = f", or --patch {_near(patch_px, token_map)} for any K that divides {kept}"
             raise EncoderError(
                 f"{about}{left}, which --tokens {spec.tokens} does not divide; give --tokens {_either(fitting)}{more}"
             )
@@ -144,6 +144,16 @@ def _overlaps(patch_px: int, token_map: TokenMap) -> dict[int, int]:
         if abs(patch_px - overlap - kept_px) < 1e-6 and overlap % 2 == 0 and overlap <= patch_px / 2:
             found[overlap] = rim
     return found
+
+
+def _near(patch_px: int, token_map: TokenMap) -> int:
+    """Return the side of a patch, near to `patch_px`, whose tokens are whole pixels: every K that divides the map fits."""
+    fitting = []
+    for token_px in range(1, 2 * max(1, patch_px // token_map.side) + 2):
+        side_px = token_px * token_map.side / token_map.visible
+        if abs(side_px - round(side_px)) < 1e-6 and round(side_px - token_px * token_map.side) % 2 == 0:
+            fitting.append(round(side_px))
+    return min(fitting, key=lambda side_px: abs(side_px - patch_px), default=patch_px)
 
 
 def _either(values: list[int]) -> str:

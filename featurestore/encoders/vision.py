@@ -28,6 +28,7 @@ from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.token_network import encode_groups, fit_groups, token_dim
 from featurestore.encoders.tokens import Groups
 from featurestore.encoders.uninitialised import without_initialisation
+from featurestore.encoders.variants import other_variant
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
 
@@ -59,8 +60,31 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
     else:
         path, weights = _weights(record, options)
         network = load_package(record, path, device)
+    facts = identity_facts(record, weights, precision, options.engine)
+    identity = EncoderIdentity(record.key, record.dim, facts)
+    if groups is not None:
+        identity = groups.identity(identity, token_dim(record))
+    preprocess = Preprocess(record.preprocessing, device)
+    casts = options.engine == "torch"
+    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts, batch=options.batch)
+
+
+def identity_facts(
+    record: EncoderRecord, weights: str, precision: str, engine: str = "torch"
+) -> dict[str, Any]:
+    """Return what decides the vectors of a record's encoder.
+
+    Parameters
+    ----------
+    record
+        What it is.
+    weights
+        What they are: ``sha256 ...`` of a file, or the seed of random ones.
+    precision, engine
+        Of the arithmetic, as they were chosen.
+    """
     # These names and values are hashed into the fingerprints that stores hold: none may change.
-    facts = {
+    return {
         "architecture": record.architecture or record.package,
         "arguments": record.arguments,
         "weights": weights,
@@ -68,15 +92,11 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         "prefix_tokens": record.prefix_tokens,
         "steps": record.preprocessing.steps(),
         "dtype": precision,
+        # Left out where the table is that of the input, as in the first fingerprints.
+        **({} if record.positions is None else {"positions": record.positions.facts()}),
         # Left out for torch, the only engine when the first fingerprints were stored.
-        **({} if options.engine == "torch" else {"engine": options.engine}),
+        **({} if engine == "torch" else {"engine": engine}),
     }
-    identity = EncoderIdentity(record.key, record.dim, facts)
-    if groups is not None:
-        identity = groups.identity(identity, token_dim(record))
-    preprocess = Preprocess(record.preprocessing, device)
-    casts = options.engine == "torch"
-    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts, batch=options.batch)
 
 
 def _check_engine(record: EncoderRecord, options: EncoderOptions, device: torch.device) -> None:
@@ -159,7 +179,7 @@ def _fill(model: Any, record: EncoderRecord, options: EncoderOptions) -> str:
     if options.random_weights and options.weights is None:
         return f"random seed {RANDOM_SEED}"
     path, weights = _weights(record, options)
-    load_weights(model, path, record.state)
+    load_weights(model, path, record.state, record.positions, other_variant)
     return weights
 
 

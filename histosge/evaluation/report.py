@@ -20,7 +20,7 @@ from histosge.evaluation.score_plots import (
     score_distributions,
 )
 from histosge.heldout.metric_registry import METRICS
-from histosge.heldout.splits import WITHIN_SECTION
+from histosge.heldout.splits import INTERLEAVED, WITHIN_SECTION
 from histosge.reporting.page import Block, Picture, Table
 
 CORRELATIONS = {
@@ -59,6 +59,7 @@ HELD_OUT = {
     "section": "each fold holds out one whole section",
     "donor": "each fold holds out all sections of one donor",
     "random": "a random half of every section's spots is held out",
+    "checkerboard": "each fold holds out every second spot of every section's lattice (the published generation task)",
 }
 """Split -> what it holds out."""
 
@@ -76,7 +77,7 @@ def evaluation_blocks(scores: Scores, notes: Sequence[str] = ()) -> list[Block]:
     ablation = [_ablation_block(scores)] if _variants(scores) else []
     # Maps first: whoever reads on to the tables has seen what a correlation of 0.3 looks like.
     plots = [_map_block(scores), _spread_block(scores), *_difference_block(scores), *ablation]
-    return [*plots, _score_block(scores), _limitation_block(scores, notes)]
+    return [*plots, _score_block(scores), *_domain_block(scores), _limitation_block(scores, notes)]
 
 
 def _map_block(scores: Scores) -> Block:
@@ -97,7 +98,7 @@ def _map_block(scores: Scores) -> Block:
         f" {first.slide_id}, seed {scores.seeds[0]}. Measured and predicted share one colour scale. Each patch"
         " is predicted by the model that holds out the nearest held-out spot."
     )
-    if scores.split == "random":
+    if scores.split in INTERLEAVED:
         text += " The spots between those shown are training spots."
     return Block("Maps: best, median and worst gene", text, pictures)
 
@@ -160,6 +161,23 @@ def _smooth_verdict(scores: Scores) -> str:
         text += " Tissue near the held-out spots was trained on, so smoothness alone may score; a model must score more."
     trusted = scores.values(SMOOTH_NOISE, "trusted_share")
     return f"{text} With them {trusted.mean():.1%} of the genes would be trusted." if len(trusted) else text
+
+
+def _domain_block(scores: Scores) -> list[Block]:
+    """Return how well domains agree with an annotation, where one was given."""
+    means = scores.domain_means()
+    if not means:
+        return []
+    table = Table(
+        ("domains from", "ARI", "NMI"),
+        tuple((name, f"{ari:z.3f} ± {sd:.3f}", f"{nmi:z.3f}") for name, ari, sd, nmi in means),
+        "Agreement with the annotation, mean over sections and seeds of k-means (±: standard deviation over these seeds)",
+    )
+    text = (
+        "ARI is 0 by chance and 1 for equal partitions. Predictions are of held-out spots. No seed is selected and no label"
+        " is used to find domains; every value is in domains.csv."
+    )
+    return [Block("Domains against the annotation", text, tables=(table,))]
 
 
 def _further_metrics() -> dict[str, str]:

@@ -120,6 +120,9 @@ class Scores:
     differences
         Columns ``preset_a, preset_b, split, metric, difference, low, high, confidence, draws``, and ``encoder_a,
         encoder_b`` as in `scores`.
+    domains
+        Columns ``preset, split, section, seed, kmeans_seed, ari, nmi, n_domains, n_labelled, n_unlabelled``, and ``encoder``
+        as in `scores`: domains against an annotation; None where none was given.
     protocol
         ``hest``, or empty for our own.
     kinds
@@ -147,6 +150,7 @@ class Scores:
     notes: tuple[str, ...] = field(default=())
     left_out: tuple[str, ...] = ()
     differences: pl.DataFrame | None = None
+    domains: pl.DataFrame | None = None
     protocol: str = ""
     kinds: Mapping[str, str] = field(default_factory=dict)
     encoders: tuple[str, ...] = ()
@@ -187,6 +191,29 @@ class Scores:
     def mean(self, preset: str, metric: str) -> float:
         """Return the mean over folds and seeds."""
         return float(self.values(preset, metric).mean())
+
+    def domain_means(self) -> list[tuple[str, float, float, float]]:
+        """Return name, ARI, its standard deviation over seeds of k-means, and NMI of each row of the domains."""
+        if self.domains is None or self.domains.is_empty():
+            return []
+        key = ["preset", "encoder"] if "encoder" in self.domains.columns else ["preset"]
+        # Sections first: the spread is that of the rule's seeds, not of unequally hard sections.
+        by_seed = self.domains.group_by(*key, "kmeans_seed", maintain_order=True).agg(
+            pl.col("ari", "nmi").mean()
+        )
+        table = by_seed.group_by(*key, maintain_order=True).agg(
+            pl.col("ari").mean(), pl.col("ari").std().alias("sd"), pl.col("nmi").mean()
+        )
+        several = len(self.encoders) > 1
+        return [
+            (
+                f"{row['preset']} on {row['encoder']}" if several else row["preset"],
+                row["ari"],
+                row["sd"] or 0.0,
+                row["nmi"],
+            )
+            for row in table.iter_rows(named=True)
+        ]
 
     @property
     def noise_is_zero(self) -> bool:
