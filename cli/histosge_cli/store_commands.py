@@ -80,6 +80,23 @@ def embed(
             help="Step between patches, pixels at --mpp (default: --patch, no overlap).", rich_help_panel=GRID
         ),
     ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|K+cls",
+            help="Write K x K positions of each patch, means of the encoder's tokens: a grid K times as fine from one "
+            "pass. +cls joins each with the patch's own vector.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    token_overlap: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="With --tokens: overlap of the patches, pixels at --mpp; half of it is cut off at each edge.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
     tissue: Annotated[
         str,
         typer.Option(
@@ -134,6 +151,16 @@ def embed(
     engine: Annotated[
         str, typer.Option(help="torch, or openvino: faster on a CPU.", rich_help_panel=ENCODER)
     ] = "torch",
+    batch: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=4096,
+            help="Patches that a network takes at once (default: 16 on a CPU, what fits into free memory on a GPU).",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(
@@ -156,6 +183,15 @@ def embed(
             metavar="PORT",
             help="With --workers: show dask's dashboard on this port, to this machine only.",
             rich_help_panel=DEVICE,
+        ),
+    ] = None,
+    store_as: Annotated[
+        str | None,
+        typer.Option(
+            "--store-as",
+            metavar="CODING",
+            help="How values are stored: float16 (default), or rounded to N bits: bitround:N or bitround:N+zstd.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     retry_failed: Annotated[
@@ -185,8 +221,8 @@ def embed(
     from featurestore.encoders.loading import DEFAULT_ENCODER
     from featurestore.encoders.protocol import EncoderOptions
     from featurestore.errors import StoreError
-    from featurestore.grid import GridSpec
     from featurestore.slides.sample_sheet import read_samples
+    from histosge_cli.grid_options import grid_spec
 
     console = Console(quiet, log)
     processes = worker_count(workers)
@@ -198,18 +234,16 @@ def embed(
         raise StoreError(
             "--dashboard shows the worker processes of this machine; give --workers with it (a running cluster has its own)"
         )
-    try:
-        spec = GridSpec(mpp, patch, patch if stride is None else stride)
-    except ValueError as error:
-        raise StoreError(f"{error}; see --mpp, --patch, --stride") from error
+    spec = grid_spec(mpp, patch, stride, tokens, token_overlap)
     keys = tuple(encoder or [DEFAULT_ENCODER])
     settings = EmbedSettings(
         encoders=keys,
         spec=spec,
-        options=EncoderOptions(None, random_weights, device, precision, compile_network, engine),
+        options=EncoderOptions(None, random_weights, device, precision, compile_network, engine, batch=batch),
         tissue="none" if no_tissue else tissue,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
+        store_as=store_as,
     )
     for remark in scale_remarks(keys, spec):
         console.message(remark)
@@ -387,6 +421,14 @@ def encoders(
             help="Embed a fixed image and print a short digest: equal on two machines if they agree.",
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Compare the records, or the one named, with the published networks, by stand-in files and other "
+            "implementations: minutes, no weights and no network needed.",
+        ),
+    ] = False,
     download: Annotated[
         Path | None,
         typer.Option("--download", metavar="DIR", help="Download the published weights into this folder."),
@@ -408,7 +450,10 @@ def encoders(
     from featurestore.encoders.protocol import EncoderOptions
     from histosge_cli import encoder_tables as show
 
-    if key is None:
+    if check:
+        if not show.check(key, as_json=as_json):
+            raise typer.Exit(1)
+    elif key is None:
         if golden or download is not None:
             raise typer.BadParameter("name the encoder: histosge encoders KEY --golden, or --download DIR")
         show.list_all(as_json=as_json)

@@ -338,8 +338,13 @@ def embed_on_cluster(
 
 
 @contextmanager
-def scheduler_loss_as_error(client: Client) -> Iterator[None]:
+def scheduler_loss_as_error(client: Client, message: str = SCHEDULER_LOST) -> Iterator[None]:
     """Raise a `ClusterError` for each of the errors that a client raises once its scheduler is lost.
+
+    Parameters
+    ----------
+    message
+        Of the error: what happened, and what to do.
 
     Raises
     ------
@@ -349,12 +354,12 @@ def scheduler_loss_as_error(client: Client) -> Iterator[None]:
     try:
         yield
     except (CancelledError, FutureCancelledError, CommClosedError) as error:
-        raise ClusterError(SCHEDULER_LOST) from error
+        raise ClusterError(message) from error
     except OSError as error:
         # A scheduler that dies while a result is fetched shows as an OSError, and so does a worker's full disk.
         if client.status == "running":
             raise
-        raise ClusterError(SCHEDULER_LOST) from error
+        raise ClusterError(message) from error
 
 
 class _Run:

@@ -30,6 +30,7 @@ def check_spec(spec: GridSpec) -> None:
     StoreError
         With the value, the limit, and the option.
     """
+    spec = spec.encoded  # of a token grid, what an encoder sees
     lowest, highest = MPP_LIMITS
     if not lowest <= spec.mpp <= highest:
         raise StoreError(

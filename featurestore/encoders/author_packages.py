@@ -72,9 +72,18 @@ def _conch_v1_5(module: Any, record: EncoderRecord, weights: Path, device: torch
             f"its code takes {record.published.file} from its own repository; leave --weights out"
         )
     # Its code is in the repository and loads the file beside it; the pinned revision fixes both.
-    whole = module.AutoModel.from_pretrained(
-        record.published.repository, revision=record.published.revision, trust_remote_code=True
+    whole, report = module.AutoModel.from_pretrained(
+        record.published.repository,
+        revision=record.published.revision,
+        trust_remote_code=True,
+        output_loading_info=True,
     )
+    # transformers warns about these and gives them random numbers.
+    unfilled = sorted(report["missing_keys"])
+    if unfilled:
+        raise EncoderError(
+            f"{len(unfilled)} tensors have no weights in its files, the first is {unfilled[0]}"
+        )
     model, _ = whole.return_conch()
     network: Network = model.eval().to(device)
     return network

@@ -8,6 +8,7 @@ from typing import Any
 
 from featurestore.encoders.protocol import Encoder, EncoderExtension, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, find, records
+from featurestore.encoders.tokens import group_tokens
 from featurestore.errors import EncoderError, FeatureStoreError
 from featurestore.extensions import Registry
 from featurestore.threads import keep_to_own_cores
@@ -65,9 +66,8 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
     if key not in ENCODERS.names():
         raise EncoderError(f"unknown encoder {key!r}: {ENCODERS.suggest(key)}")
     extension = ENCODERS.get(key)
-    if key in ENCODERS.own:
-        return extension.load(key, options)
-    return _load_foreign(extension, options)
+    encoder = extension.load(key, options) if key in ENCODERS.own else _load_foreign(extension, options)
+    return encoder if options.tokens is None else group_tokens(encoder, options.tokens)
 
 
 def _load_foreign(extension: EncoderExtension, options: EncoderOptions) -> Encoder:

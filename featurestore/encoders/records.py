@@ -54,6 +54,26 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """A table of position embeddings that was trained for another input than the record's.
+
+    Parameters
+    ----------
+    grid
+        Side of the published table, in tokens.
+    antialias
+        Of the bicubic resampling: timm resamples with it, transformers without.
+    """
+
+    grid: int
+    antialias: bool
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides the vectors, JSON-ready: the two ways of resampling differ by several per cent."""
+        return {"grid": self.grid, "interpolation": "bicubic", "antialias": self.antialias}
+
+
+@dataclass(frozen=True)
 class Published:
     """Where an encoder's weights are published.
 
@@ -69,6 +89,8 @@ class Published:
         First 16 hex digits of the file's sha256; None where it is not known.
     gated
         Its licence has to be accepted by an account first.
+    pin_sources
+        Independent public sources in which the revision was read, at least.
     """
 
     repository: str
@@ -76,6 +98,48 @@ class Published:
     file: str
     sha256: str | None
     gated: bool
+    pin_sources: int = 0
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """The network as it was published, in figures of its own, not in timm's arguments.
+
+    Parameters
+    ----------
+    image_px, patch_px
+        Sides of the input of its training, and of one token.
+    width, depth, heads
+        Of the tokens; blocks; attention heads of a block.
+    mlp
+        Width of the MLP's first matrix; of both parts together where it is SwiGLU.
+    swiglu, layer_scale
+        Whether it has them.
+    registers
+        Tokens besides class and patches.
+    positions
+        Rows of the table of positions.
+    eps
+        Of its layer norms.
+    parameters
+        In millions, without classifier, pooler and mask token; None if unknown.
+    source
+        Where this was read.
+    """
+
+    image_px: int
+    patch_px: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    swiglu: bool = False
+    layer_scale: bool = False
+    registers: int = 0
+    positions: int = 0
+    eps: float = 1e-6
+    parameters: float | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,11 +167,17 @@ class EncoderRecord:
     dtype
         That they advise on a GPU: ``fp32``, ``fp16`` or ``bf16``.
     state
-        Names of tensors in the weights file: ``timm``, ``hf-vit`` or ``hf-dinov2``.
+        Names of tensors in the weights file, one of `state_layouts.LAYOUTS`.
     published
         Where the weights are; None if they are not published.
+    positions
+        Of the published table of positions, where it is not that of the input.
     config_norm
         Mean and std that the repository's own config is known to give wrongly.
+    config
+        The published network in figures; None for a network that has no record of its own.
+    oracle
+        What `verification` compares the record with; empty where there is no other implementation at hand.
     title, licence, source
         For listings: what it is called and whose it is, its licence, and where these facts were read.
     is_default
@@ -127,7 +197,10 @@ class EncoderRecord:
     dtype: str
     state: str
     published: Published | None
+    positions: Positions | None = None
     config_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    config: PublishedConfig | None = None
+    oracle: str = ""
     title: str = ""
     licence: str = ""
     source: str = ""
@@ -185,9 +258,17 @@ def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: st
         dtype=entry["dtype"],
         state=entry.get("state", "timm"),
         published=Published(
-            entry["hub"], entry.get("revision"), entry["file"], entry.get("sha256"), entry["gated"]
+            entry["hub"],
+            entry.get("revision"),
+            entry["file"],
+            entry.get("sha256"),
+            entry["gated"],
+            entry.get("pin_sources", 0),
         ),
+        positions=Positions(**entry["positions"]) if "positions" in entry else None,
         config_norm=norm(entry["config_norm"]) if "config_norm" in entry else None,
+        config=PublishedConfig(**entry["config"], source=entry["config_source"]),
+        oracle=entry.get("oracle", ""),
         title=entry["title"],
         licence=entry["licence"],
         source=entry["source"],

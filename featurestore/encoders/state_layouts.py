@@ -1,7 +1,8 @@
-"""Names of tensors in weights files that transformers wrote, turned into timm's names for the same network.
+"""Names of tensors in published weights files, turned into timm's names for the same network.
 
 transformers keeps query, key and value apart, timm in one matrix; DINOv2 with registers adds the class token's
-position to the class token itself. Equal to transformers' own result, by a test on small networks.
+position to the class token itself; Swin of timm before 0.9 has its downsampling one stage earlier. Equal to the
+results of other implementations, by `histosge encoders --check`.
 """
 
 import re
@@ -50,9 +51,9 @@ def to_timm(state: State, layout: str) -> State:
     state
         As it was read.
     layout
-        ``timm`` (returned as it is), ``hf-vit`` or ``hf-dinov2``.
+        One of `LAYOUTS`; ``timm`` is returned as it is.
     """
-    return _LAYOUTS[layout](state)
+    return LAYOUTS[layout](state)
 
 
 def _from_transformers(state: State) -> State:
@@ -83,7 +84,7 @@ def _from_transformers(state: State) -> State:
 
 def _from_dinov2(state: State) -> State:
     found = _from_transformers(state)
-    if "reg_token" in found and "pos_embed" in found:
+    if "reg_token" in found and any(name.endswith("embeddings.position_embeddings") for name in state):
         # timm adds positions to patch tokens only; the class token's own is a constant, so it goes into the token.
         place = found["pos_embed"]
         found["cls_token"] = found["cls_token"] + place[:, :1]
@@ -91,8 +92,26 @@ def _from_dinov2(state: State) -> State:
     return found
 
 
-_LAYOUTS: dict[str, Callable[[State], State]] = {
+# Constants that follow from the window's size; timm 0.9 and later no longer keeps them in files.
+_SWIN_CONSTANTS = ("relative_position_index", "attn_mask")
+
+
+def _from_swin(state: State) -> State:
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith(_SWIN_CONSTANTS)}
+    if not any(name.startswith("layers.0.downsample.") for name in kept):
+        return kept
+    # Before 0.9 it closed a stage, now it opens the next one. timm renames it when it downloads, and is silent about
+    # what it did not find; a file of the present layout has none in stage 0.
+    return {
+        re.sub(r"^layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) + 1}.downsample", name): tensor
+        for name, tensor in kept.items()
+    }
+
+
+LAYOUTS: dict[str, Callable[[State], State]] = {
     "timm": lambda state: state,
     "hf-vit": _from_transformers,
     "hf-dinov2": _from_dinov2,
+    "swin": _from_swin,
 }
+"""What turns the tensors of a file into timm's, by the name of the file's layout."""

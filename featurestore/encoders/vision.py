@@ -25,6 +25,10 @@ from featurestore.encoders.preprocessing import Preprocess
 from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocessing, Published
 from featurestore.encoders.timm_import import import_timm
+from featurestore.encoders.token_network import encode_groups, fit_groups, token_dim
+from featurestore.encoders.tokens import Groups
+from featurestore.encoders.uninitialised import without_initialisation
+from featurestore.encoders.variants import other_variant
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
 
@@ -45,18 +49,42 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
     device = pick_device(options.device)
     precision = pick_precision(options.precision, record.dtype, device)
     _check_engine(record, options, device)
+    groups = None if options.tokens is None else fit_groups(record, options.tokens)
     if record.package == "timm":
-        model = _build_random(record)
+        model = _build(record, options)
         check_against(record, model)  # before the download of gigabytes
         weights = _fill(model, record, options)
-        network = _pooled(model.eval().to(device), record, options)
+        network = _pooled(model.eval().to(device), record, options, groups)
         if options.engine == "openvino":
             network = compile_with_openvino(model, network, record.preprocessing.input_px, precision)
     else:
         path, weights = _weights(record, options)
         network = load_package(record, path, device)
+    facts = identity_facts(record, weights, precision, options.engine)
+    identity = EncoderIdentity(record.key, record.dim, facts)
+    if groups is not None:
+        identity = groups.identity(identity, token_dim(record))
+    preprocess = Preprocess(record.preprocessing, device)
+    casts = options.engine == "torch"
+    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts, batch=options.batch)
+
+
+def identity_facts(
+    record: EncoderRecord, weights: str, precision: str, engine: str = "torch"
+) -> dict[str, Any]:
+    """Return what decides the vectors of a record's encoder.
+
+    Parameters
+    ----------
+    record
+        What it is.
+    weights
+        What they are: ``sha256 ...`` of a file, or the seed of random ones.
+    precision, engine
+        Of the arithmetic, as they were chosen.
+    """
     # These names and values are hashed into the fingerprints that stores hold: none may change.
-    facts = {
+    return {
         "architecture": record.architecture or record.package,
         "arguments": record.arguments,
         "weights": weights,
@@ -64,13 +92,11 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         "prefix_tokens": record.prefix_tokens,
         "steps": record.preprocessing.steps(),
         "dtype": precision,
+        # Left out where the table is that of the input, as in the first fingerprints.
+        **({} if record.positions is None else {"positions": record.positions.facts()}),
         # Left out for torch, the only engine when the first fingerprints were stored.
-        **({} if options.engine == "torch" else {"engine": options.engine}),
+        **({} if engine == "torch" else {"engine": engine}),
     }
-    identity = EncoderIdentity(record.key, record.dim, facts)
-    preprocess = Preprocess(record.preprocessing, device)
-    casts = options.engine == "torch"
-    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts)
 
 
 def _check_engine(record: EncoderRecord, options: EncoderOptions, device: torch.device) -> None:
@@ -103,7 +129,7 @@ def timm_record(key: str) -> EncoderRecord:
         raise EncoderError(f"timm has no model {name!r}; near: {', '.join(near) or 'see timm.list_models()'}")
     try:
         # On the meta device: its shapes are needed, not its weights.
-        with torch.device("meta"):
+        with torch.device("meta"), without_initialisation():
             model = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
         raise EncoderError(f"timm has no weights called {name!r}: {first_line(error)}") from error
@@ -133,6 +159,14 @@ def timm_record(key: str) -> EncoderRecord:
     )
 
 
+def _build(record: EncoderRecord, options: EncoderOptions) -> Any:
+    if options.random_weights and options.weights is None:
+        return _build_random(record)
+    # A file fills every weight: one that leaves any out is refused.
+    with without_initialisation():
+        return build(record)
+
+
 def _build_random(record: EncoderRecord) -> Any:
     # Seeds on a fork of torch's generator: loading an encoder must not reseed a training run.
     with torch.random.fork_rng(devices=[]):
@@ -145,7 +179,7 @@ def _fill(model: Any, record: EncoderRecord, options: EncoderOptions) -> str:
     if options.random_weights and options.weights is None:
         return f"random seed {RANDOM_SEED}"
     path, weights = _weights(record, options)
-    load_weights(model, path, record.state)
+    load_weights(model, path, record.state, record.positions, other_variant)
     return weights
 
 
@@ -168,13 +202,18 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def _pooled(model: Any, record: EncoderRecord, options: EncoderOptions) -> Callable[[Tensor], Tensor]:
+def _pooled(
+    model: Any, record: EncoderRecord, options: EncoderOptions, groups: Groups | None
+) -> Callable[[Tensor], Tensor]:
     # Channels last makes convolutions on a CPU half as fast again; transformers gain nothing.
     layout = torch.preserve_format if hasattr(model, "patch_embed") else torch.channels_last
     model = model.to(memory_format=layout)
 
     def network(images: Tensor) -> Tensor:
-        return pool(model, images.to(memory_format=layout), record.pooling, record.prefix_tokens)
+        images = images.to(memory_format=layout)
+        if groups is not None:
+            return encode_groups(model, images, record, groups)
+        return pool(model, images, record.pooling, record.prefix_tokens)
 
     if not options.compile:
         return network

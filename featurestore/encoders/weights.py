@@ -1,11 +1,15 @@
 """Weights files: read without running anything in them, hashed, and fitted into a network or refused."""
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from featurestore.encoders.positions import published_shape, resample_positions
+from featurestore.encoders.records import Positions
 from featurestore.encoders.state_layouts import State, to_timm
 from featurestore.errors import EncoderError, first_line
 
@@ -76,15 +80,45 @@ def _is_zip(path: Path) -> bool:
         return stream.read(2) == b"PK"
 
 
-def load_weights(model: Any, path: Path, layout: str = "timm") -> None:
-    """Put a file's weights into a network that timm built without a classifier.
+@dataclass(frozen=True)
+class Misfit:
+    """The first tensor, by name, that is not the same in a network and in a file.
 
-    Raises
-    ------
-    EncoderError
-        If they do not fit; the first tensor that differs is named, with both shapes.
+    Parameters
+    ----------
+    name
+        Of the tensor, as the network calls it.
+    here, there
+        Shapes in the network as it is published, and in the file; None where it is absent.
     """
-    state = to_timm(_without_wrapper(read_state(path)), layout)
+
+    name: str
+    here: tuple[int, ...] | None
+    there: tuple[int, ...] | None
+
+
+def fit_state(
+    model: Any, raw: State, layout: str = "timm", positions: Positions | None = None
+) -> tuple[State, Misfit | None]:
+    """Bring a file's tensors into a network's names and shapes.
+
+    Parameters
+    ----------
+    model
+        That timm built without a classifier; on the meta device, too.
+    raw
+        Of the file.
+    layout
+        One of `state_layouts.LAYOUTS`.
+    positions
+        Of the published table of positions, where it is not that of the network.
+
+    Returns
+    -------
+    tuple
+        The tensors, and the first that does not fit; None if all of them do, and none is missing.
+    """
+    state = to_timm(_without_wrapper(raw), layout)
     own = model.state_dict()
     # The network has no classifier; a file of the whole model still has one, and DINO's training heads.
     config = getattr(model, "default_cfg", {})
@@ -93,14 +127,50 @@ def load_weights(model: Any, path: Path, layout: str = "timm") -> None:
     )
     unused = ("mask_token", *heads)
     state = {key: value for key, value in state.items() if key in own or not key.startswith(unused)}
+    # Files of torch before 0.4.1 lack these counters, as do converted ones; evaluation does not read them.
+    state |= {key: own[key] for key in own.keys() - state.keys() if key.endswith(".num_batches_tracked")}
+    shapes = {key: tuple(tensor.shape) for key, tensor in own.items()}
+    if positions is not None and "pos_embed" in shapes:
+        shapes["pos_embed"] = published_shape(shapes["pos_embed"], positions)
     # By hand, not by `load_state_dict(strict=True)`, whose message lists every tensor of a foreign file.
-    for key in sorted(set(own) | set(state)):
-        mine, theirs = own.get(key), state.get(key)
-        if mine is None or theirs is None or mine.shape != theirs.shape:
-            shapes = [tuple(t.shape) if t is not None else "absent" for t in (mine, theirs)]
-            raise EncoderError(
-                f"{path.name} does not fit {type(model).__name__}: {key} is {shapes[0]} here and {shapes[1]} in the file"
-            )
+    for key in sorted(set(shapes) | set(state)):
+        found = Misfit(key, shapes.get(key), tuple(state[key].shape) if key in state else None)
+        if found.here != found.there:
+            return state, found
+    if positions is not None and "pos_embed" in own:
+        state["pos_embed"] = resample_positions(state["pos_embed"], own["pos_embed"].shape[1], positions)
+    return state, None
+
+
+def load_weights(
+    model: Any,
+    path: Path,
+    layout: str = "timm",
+    positions: Positions | None = None,
+    hint: Callable[[State], str] = lambda raw: "",
+) -> None:
+    """Put a file's weights into a network: all of its tensors, or none.
+
+    Parameters
+    ----------
+    hint
+        Called with the file's tensors when they do not fit; what it returns ends the message.
+    model, path, layout, positions
+        As of `fit_state`, and the file.
+
+    Raises
+    ------
+    EncoderError
+        If they do not fit; the first tensor that differs is named, with both shapes.
+    """
+    raw = read_state(path)
+    state, misfit = fit_state(model, raw, layout, positions)
+    if misfit is not None:
+        here, there = ("absent" if shape is None else shape for shape in (misfit.here, misfit.there))
+        raise EncoderError(
+            f"{path.name} does not fit {type(model).__name__}: {misfit.name} is {here} here and {there} in the file"
+            f"{hint(raw)}"
+        )
     model.load_state_dict(state)
 
 

@@ -248,8 +248,7 @@ def _tissue_patches(stored: StoredGrid) -> Patches:
     """Return where a slide's tissue patches are, without their embeddings."""
     rows, cols = np.nonzero(stored.is_tissue)
     nothing = np.empty((len(rows), 0), np.float32)  # overlap is a matter of positions alone
-    grid = stored.grid
-    return Patches(stored.slide_id, rows, cols, nothing, grid.stride_um, grid.patch_um, grid.origin_um)
+    return Patches.on_grid(stored.slide_id, stored.grid, rows, cols, nothing)
 
 
 def _describe(

@@ -28,6 +28,7 @@ from histosge.evaluation.runner import evaluate_sections
 from histosge.heldout.splits import SPLITS
 from histosge.models.estimators import ModelSource, check_numbers
 from histosge.reporting.page import Block
+from histosge.threads import one_blas_thread
 from histosge.training.made_with import (
     describe_genes,
     describe_preset,
@@ -123,6 +124,7 @@ class EvaluateSettings:
             find_methods(self.presets, self.split or self.default_split, lambda sections, _: tuple(sections))
 
 
+@one_blas_thread()
 def evaluate(
     samples: str | Path,
     store: str | Path,
@@ -306,7 +308,7 @@ def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
     notes = [
         f"{used} spots used; {few} with fewer than {MIN_COUNTS} counts and {off} without an embedded patch left out.",
         f"{identity.key} embeddings ({identity.dim} dims, fingerprint {identity.fingerprint[:16]}).",
-        f"{grid.patch_um:.0f} µm patches every {grid.stride_um:.0f} µm.",
+        f"{grid.description}.",
     ]
     return notes + [
         f"{item.section.slide_id}: {item.alignment.message}"

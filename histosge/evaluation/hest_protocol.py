@@ -40,6 +40,7 @@ from histosge.evaluation.runner import score_plan
 from histosge.evaluation.tasks import Plan, Task
 from histosge.heldout.splits import Fold, check_no_leak
 from histosge.models.linear_algebra import Standardiser, principal_axes
+from histosge.threads import one_blas_thread
 
 Parts = tuple[NDArray[np.floating], NDArray[np.floating]]
 """Training and held-out rows."""
@@ -220,6 +221,7 @@ def _stopped_ridge(Z: NDArray[np.float64], Y: NDArray[np.float64], alpha: float)
     return np.asarray(ridge.fit(single, Y.astype(np.float32)).coef_.T, dtype=np.float64)
 
 
+@one_blas_thread()
 def score_hest(
     sections: Sequence[Section], split: str, *, on_progress: OnProgress = ignore_progress
 ) -> Scores:

@@ -19,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from featurestore.events import OnProgress, Progress, ignore_progress
-from histosge.calibration.conformal import calibrate
+from histosge.calibration.conformal import calibrate, named_donors, widest_spot_um
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import library_size
 from histosge.data.sections import Section
@@ -301,9 +301,12 @@ def _check_intervals(method: Method, result: _MethodScore, epochs: int | None) -
         return {}
     # On the fold's training part: intervals are measured as `histosge train` would, then met with held-out spots.
     task = result.task
-    spot_um = max(section.spots.diameter_um for section in task.sections)
+    spots = task.training_spots()
     intervals = calibrate(
-        lambda parts: method.fit_sections(parts, task.seed, epochs), task.training(), spot_um
+        lambda parts: method.fit_sections(parts, task.seed, epochs),
+        task.training(),
+        widest_spot_um(spots),
+        donors=named_donors(spots),
     )
     if intervals is None:
         return {}
@@ -478,6 +481,11 @@ def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
     # With one section a donor, leaving out a section leaves out its donor.
     if plan.split != "donor" and not (plan.split == "section" and len(donors) == n_sections):
         notes.append("Training and held-out spots share donors: accuracy on another donor may be lower.")
+    # The sections of a fold's training part are of no more donors than all are.
+    if len(donors) == 1:
+        notes.append(
+            f"Intervals and trust (coverage_90, trusted_share) are measured within donor {' '.join(donors)} only."
+        )
     # Whoever compares presets must know that some use image patches beyond the spot and others do not.
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
     if wide and plan.split in INTERLEAVED:

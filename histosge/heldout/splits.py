@@ -147,7 +147,7 @@ def block_folds(
         # A quarter turn brings straight cuts back onto themselves: no larger angle is needed.
         turned = part.xy_um @ _rotation(rng.uniform(0, np.pi / 2))
         # Labels are shuffled, so that one fold does not hold out the same corner of every section.
-        labels[part.slide_id] = rng.permutation(n_blocks)[_bisect(turned, n_blocks)]
+        labels[part.slide_id] = rng.permutation(n_blocks)[cut_into_blocks(turned, n_blocks)]
     folds = []
     for k in range(n_blocks):
         test = {part.slide_id: labels[part.slide_id] == k for part in spots}
@@ -335,8 +335,11 @@ def _rotation(angle: float) -> NDArray[np.float64]:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-def _bisect(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
-    """Label points 0..n_blocks-1 by cutting the longer side again and again, shape ``(n_points,)``."""
+def cut_into_blocks(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
+    """Label points 0..n_blocks-1 by cutting the longer side again and again, shape ``(n_points,)``.
+
+    Blocks hold nearly equal numbers of points, and each is connected.
+    """
     labels = np.zeros(len(xy), dtype=np.int64)
     if n_blocks == 1:
         return labels
@@ -345,6 +348,6 @@ def _bisect(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
     order = np.argsort(xy[:, int(np.argmax(np.ptp(xy, axis=0)))], kind="stable")
     cut = round(len(xy) * first / n_blocks)
     low, high = order[:cut], order[cut:]
-    labels[low] = _bisect(xy[low], first)
-    labels[high] = first + _bisect(xy[high], n_blocks - first)
+    labels[low] = cut_into_blocks(xy[low], first)
+    labels[high] = first + cut_into_blocks(xy[high], n_blocks - first)
     return labels

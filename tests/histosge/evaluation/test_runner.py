@@ -373,18 +373,25 @@ while True:
 )
 
 
+@pytest.fixture(scope="module")
+def old_and_new(by_section: Scores, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two evaluations, in folders of their own."""
+    old, new = tmp_path_factory.mktemp("old"), tmp_path_factory.mktemp("new")
+    write_evaluation(by_section, old, made_with={"seed": 1})
+    halved = by_section.scores.with_columns(pl.col("value") / 2)
+    write_evaluation(replace(by_section, scores=halved), new, made_with={"seed": 2})
+    return old, new
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_kill_while_an_evaluation_is_replaced_never_leaves_a_page_with_tables_of_another(
-    by_section: Scores, tmp_path: Path, beside: bool
+    old_and_new: tuple[Path, Path], tmp_path: Path, beside: bool
 ) -> None:
     folder = tmp_path / "report"
     folder.mkdir()
     if beside:
         (folder / "mine.txt").write_text("mine")
-    halved = by_section.scores.with_columns(value=pl.col("value") / 2)
-    write_evaluation(by_section, tmp_path / "old", made_with={"seed": 1})
-    write_evaluation(replace(by_section, scores=halved), tmp_path / "new", made_with={"seed": 2})
-    command = [sys.executable, "-c", KILLED, folder, tmp_path / "old", tmp_path / "new"]
+    command = [sys.executable, "-c", KILLED, folder, *old_and_new]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *killed, finished = done.stdout.splitlines()
     assert finished == "2 0"
