@@ -11,6 +11,8 @@ and writes nothing.
 Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
     sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
+    tokens    `python benchmarks/tokens.py`: positions per second of tokens and of overlapping patches
+    tokens_accuracy  the same command's held-out scores; 20 minutes, most of them for the overlapping patches
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
     codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
     trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
@@ -30,6 +32,7 @@ from typing import Any
 import calibration
 import ideas
 import polars as pl
+import tokens
 from _codings import CODINGS, codings
 from _common import Result, commit, machine, report
 from _public import SPEC, public_sheet
@@ -122,6 +125,16 @@ def run_the_trust(folder: Path, quick: bool) -> Values:
     return {result.what: result.value for result in calibration.measure(quick=quick)}
 
 
+def run_the_tokens(folder: Path, quick: bool) -> Values:
+    """Time a grid of tokens beside overlapping patches."""
+    return {result.what: result.value for result in tokens.speedups(folder, quick=quick)}
+
+
+def run_the_token_accuracy(folder: Path, quick: bool) -> Values:
+    """Score a grid of tokens beside overlapping patches, on the public sections."""
+    return {result.what: result.value for result in tokens.accuracy(folder, quick=quick)}
+
+
 def run_the_paper(folder: Path, quick: bool) -> Values:
     """Score the published network on the public sections."""
     return _values(_evaluate_public(folder, ENCODERS[:1], ("paper",)))
@@ -162,6 +175,8 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "sections": run_the_sections,
     "ideas": run_the_ideas,
     "codings": run_the_codings,
+    "tokens": run_the_tokens,
+    "tokens_accuracy": run_the_token_accuracy,
     "trust": run_the_trust,
     "paper": run_the_paper,
 }
@@ -284,6 +299,7 @@ def ideas_block(record: Record) -> str:
     titles = {
         "colour": "`colour`, 6 numbers",
         "morphology": "`morphology`, 164 numbers",
+        "random": "ResNet-18 with random weights, 512 numbers",
         "pretrained": "EfficientNet-Lite0 (ImageNet), 1,280 numbers",
     }
     encoders = [name for name in titles if f"{name}, dense: Pearson" in value]
@@ -301,10 +317,18 @@ def ideas_block(record: Record) -> str:
             f"{value[f'{name}, {method}: Pearson']:z.3f} / {value[f'{name}, {method}: after depth']:z.3f}"
             for name in encoders
         ]
-        title = f"`{method}`" if method in ("ridge", "dense") else method
+        title = " ".join(f"`{word}`" if word in _QUOTED else word for word in method.split(" "))
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    gains = [f"{value[f'gain_{name}']:+.3f}" for name in encoders]
-    lines.append(f"| `dense` - `ridge` | {' | '.join(gains)} |")
+    for key, title in (("", ""), ("_seurat_v3", "`seurat_v3` ")):
+        if f"gain_{encoders[0]}{key}" in value:
+            gains = [f"{value[f'gain_{name}{key}']:+.3f}" for name in encoders]
+            lines.append(f"| {title}`dense` - `ridge` | {' | '.join(gains)} |")
+    if (both := "two encoders, dense: Pearson") in value:
+        adjusted = value["two encoders, dense: after depth"]
+        lines += [
+            "",
+            f"`dense` on the pretrained network and `morphology` averaged: {value[both]:z.3f} / {adjusted:z.3f}.",
+        ]
     lines += [
         "",
         f"The least gain of `dense` over `ridge` on a section is {value['worst_fold']:+.3f}.",
@@ -369,8 +393,52 @@ def trust_block(record: Record) -> str:
     return "\n".join(lines)
 
 
-_IDEAS = ("ridge", *(variant.name for variant in ideas.VARIANTS), NOISE)
+def tokens_block(record: Record) -> str:
+    """Positions per second of tokens and of overlapping patches."""
+    value = record["tokens"]["values"]
+    lines = [
+        "| network, K | tokens, positions/s | overlapping patches, positions/s | ratio | target | limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in tokens.SPEEDS:
+        name = f"{case.network.removeprefix('timm:')}, K = {case.k}"
+        fine, overlap = value[f"{name}: tokens"], value[f"{name}: overlapping patches"]
+        lines.append(
+            f"| {name} | {fine:.1f} | {overlap:.2f} | {value[case.key]:.1f} | {case.target.removeprefix('>= ')} | "
+            f"{case.k**2} |"
+        )
+    return "\n".join([*lines, "", _source(record, "tokens")])
+
+
+def token_accuracy_block(record: Record) -> str:
+    """Held-out scores of tokens and of overlapping patches, by grid."""
+    value = record["tokens_accuracy"]["values"]
+    lines = [
+        "| Pearson / depth-adjusted | `ridge` | `dense` | `dense` - `dense` on overlapping patches |",
+        "|---|---|---|---|",
+    ]
+    for number, label in enumerate(tokens.grids(quick=False)):
+        cells = [
+            f"{value[f'{label}, {model}: Pearson']:z.3f} / {value[f'{label}, {model}: after depth']:z.3f}"
+            for model in tokens.MODELS
+        ]
+        key = "pearson_difference" if number == 1 else f"pearson_difference, {label}"
+        gap = (
+            ""
+            if number == 0
+            else f"{value[key]:+.3f} [{value[f'{key}, low']:+.3f}, {value[f'{key}, high']:+.3f}]"
+        )
+        lines.append(f"| {label} | {' | '.join(cells)} | {gap} |")
+    return "\n".join([*lines, "", _source(record, "tokens_accuracy")])
+
+
+_IDEAS = tuple(
+    f"{prefix}{name}"
+    for prefix in ideas.CHOICES
+    for name in ("ridge", *(variant.name for variant in ideas.VARIANTS), NOISE)
+)
 """Rows of that table, in its order."""
+_QUOTED = ("ridge", "dense", "seurat_v3")
 
 
 def _source(record: Record, part: str) -> str:
@@ -385,6 +453,8 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "encoders": (("sections",), encoders_block),
     "ideas": (("ideas",), ideas_block),
     "codings": (("codings",), codings_block),
+    "tokens": (("tokens",), tokens_block),
+    "tokens_accuracy": (("tokens_accuracy",), token_accuracy_block),
     "trust": (("trust",), trust_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""

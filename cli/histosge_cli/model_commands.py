@@ -149,7 +149,15 @@ def train(
     report: Page = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
-    encoder: EncoderKey = None,
+    encoder: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--encoder",
+            metavar="K",
+            help="Needed when the store holds several; repeat to average the models of several.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -168,7 +176,10 @@ def train(
     if report is not None:
         check_output(report)
     # Text is handed on as it was typed; what it means, and whether it is allowed, is the library's to say.
-    settings = TrainSettings(preset, genes, epochs, seed, Selection(grid, encoder), loss=loss, stains=stains)
+    # Each once: an average of a model with itself is that model.
+    first, *others = dict.fromkeys(encoder) if encoder else (None,)
+    selection = Selection(grid, first, tuple(name for name in others if name is not None))
+    settings = TrainSettings(preset, genes, epochs, seed, selection, loss=loss, stains=stains)
     saved = run(
         samples,
         store,

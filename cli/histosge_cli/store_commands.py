@@ -421,6 +421,14 @@ def encoders(
             help="Embed a fixed image and print a short digest: equal on two machines if they agree.",
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Compare the records, or the one named, with the published networks, by stand-in files and other "
+            "implementations: minutes, no weights and no network needed.",
+        ),
+    ] = False,
     download: Annotated[
         Path | None,
         typer.Option("--download", metavar="DIR", help="Download the published weights into this folder."),
@@ -442,7 +450,10 @@ def encoders(
     from featurestore.encoders.protocol import EncoderOptions
     from histosge_cli import encoder_tables as show
 
-    if key is None:
+    if check:
+        if not show.check(key, as_json=as_json):
+            raise typer.Exit(1)
+    elif key is None:
         if golden or download is not None:
             raise typer.BadParameter("name the encoder: histosge encoders KEY --golden, or --download DIR")
         show.list_all(as_json=as_json)

@@ -19,11 +19,18 @@ from featurestore.embedding.limits import check_workers
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.grid import spec_from_values
+from featurestore.names import slug
 from featurestore.slides.sample_sheet import Sample
-from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
 from featurestore.threads import keep_to_own_cores
-from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
+from histosge.data.embedded_slide import (
+    EmbeddedSlide,
+    Reduce,
+    Window,
+    check_complete,
+    open_embedded,
+    stream_windows,
+)
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
 from histosge.models.estimators import ModelSource
@@ -33,7 +40,7 @@ from histosge.prediction.embedding_evidence import distance_from_training, evide
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.prediction.slide_tasks import map_slides
 from histosge.threads import side_by_side, usable_cores
-from histosge.training.saved_model import SavedModel, describe_fitted, load_model
+from histosge.training.saved_model import SavedModel, describe_fitted, embed_options, load_model
 
 _MAX_WORKING_BYTES = 1 << 30
 """Memory of all predictions that are computed at once, about."""
@@ -154,9 +161,11 @@ def predict(
     columns = _gene_columns(saved, genes)
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
-        check_whole(slide.array, slide.stored.planned(slide.array.block_shape), slide.slide_id)
+        check_complete(slide)
     task = _Task.from_saved(saved, columns)
     if condition_on is not None:
+        if len(saved.encoders) > 1:
+            raise ModelError("--condition-on takes a model of one encoder; train one with a single --encoder")
         if len(ids) != 1:
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
         sample = Sample(ids[0], "", str(condition_on))
@@ -208,14 +217,31 @@ def _check_slides(source: Store, slide_ids: Sequence[str]) -> list[str]:
 
 def _open(source: Store, slide_id: str, selection: Selection, saved: SavedModel | None) -> EmbeddedSlide:
     """Open a slide's embedding: the only one, or of several the one that the model was trained on."""
+    if saved is not None and len(saved.encoders) > 1:
+        return _open_several(source, slide_id, saved)
     try:
-        return open_embedded(source, slide_id, selection.grid, selection.encoder)
+        return selection.open(source, slide_id)
     except AmbiguousSelectionError:
         if saved is None:
             raise
         # By name here; whether it is the same encoder, with the same weights, is checked afterwards.
         grid = selection.grid or spec_from_values(saved.card.grid).key
         return open_embedded(source, slide_id, grid, selection.encoder or str(saved.card.encoder["key"]))
+
+
+def _open_several(source: Store, slide_id: str, saved: SavedModel) -> EmbeddedSlide:
+    """Open the embeddings of all encoders that a model was trained on, each on its grid of the training."""
+    names = [(str(encoder["grid"]["key"]), str(encoder["key"])) for encoder in saved.encoders]
+    for (grid, encoder), needed in zip(names, saved.encoders, strict=True):
+        how = embed_options(spec_from_values(needed["grid"]))
+        there = grid in source.grid_keys(slide_id) and slug(encoder) in source.encoder_slugs(slide_id, grid)
+        if not there:
+            raise ModelError(
+                f"slide {slide_id!r} has no embedding by {encoder!r} on grid {grid}, one of {len(names)} encoders that the "
+                f"model needs; make it with: histosge embed SLIDES {source.location.label} --encoder {encoder} {how}"
+            )
+    first, *others = names
+    return open_embedded(source, slide_id, *first, others)
 
 
 @dataclass(frozen=True)

@@ -30,11 +30,13 @@ from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches
 from histosge.errors import ModelError
+from histosge.models.encoder_average import EncoderAverage
 from histosge.models.estimators import ModelSource, class_name, load_saved_class
 from histosge.models.protocol import Model, State
 from histosge.models.registry import offered_by
 
-FORMAT = 1
+FORMAT = 2
+"""Written as 1 where the model has one encoder: nothing changed for those."""
 MAX_HALO_UM = 50_000
 """A halo wider than any slide: a window of it would be all of the slide, for every block."""
 MAX_LENGTH = 2**26
@@ -176,6 +178,12 @@ class SavedModel:
             return None
         return slide_fingerprint in {section.get("slide_fingerprint") for section in self.card.sections}
 
+    @property
+    def encoders(self) -> list[dict[str, Any]]:
+        """Return key, dim, facts, fingerprint and grid key of each encoder that it needs, the first's grid left out."""
+        first = self.card.encoder
+        return list(first["facts"].get("encoders", [first]))
+
     def check_fits(self, identity: EncoderIdentity, grid: PatchGrid) -> None:
         """Refuse embeddings of another encoder or grid.
 
@@ -197,11 +205,11 @@ class SavedModel:
         if trained_on != found:
             raise ModelError(
                 f"the model was trained on grid {trained_on}, the store's is {found}; embed with "
-                f"{_embed_options(spec_from_values(trained_on))} or train again"
+                f"{embed_options(spec_from_values(trained_on))} or train again"
             )
 
 
-def _embed_options(spec: GridSpec) -> str:
+def embed_options(spec: GridSpec) -> str:
     """Return the options of `histosge embed` that make a grid."""
     patches = spec.encoded
     options = f"--mpp {patches.mpp} --patch {patches.patch_px}"
@@ -272,7 +280,7 @@ def save_model(
             raise ModelError(f"cannot write {target}: {first_line(error)}") from error
         document = {
             "spec": SPEC_NAME,
-            "format": FORMAT,
+            "format": FORMAT if isinstance(model, EncoderAverage) else 1,
             "card": asdict(card),
             "model": model.config(),
             "calibration": intervals.config() if intervals else None,
@@ -288,7 +296,7 @@ def save_model(
         # safetensors makes a file that only its owner can read; the other one has what the umask allows.
         os.chmod(work / WEIGHTS, (work / CONFIG).stat().st_mode & 0o777)  # noqa: PTH101
     # Read back: what cannot be loaded is found now, not when it is needed.
-    return _read(target, type(model))
+    return _read(target, type(model.models[0] if isinstance(model, EncoderAverage) else model))
 
 
 def read_made_with(folder: str | Path) -> Mapping[str, Any] | None:
@@ -394,7 +402,7 @@ def _read(path: Path, cls: type[Model]) -> SavedModel:
     }
     card = card | {"genes": facts.card.genes, "sections": facts.card.sections}
     try:
-        model = cls.from_state(document["model"], state)
+        model = _rebuild(cls, facts, document["model"], state)
         intervals = Intervals.from_state(document["calibration"], state) if facts.calibration else None
         _check_predicts(model, intervals, facts, path)
     except REBUILD_ERRORS as error:
@@ -408,6 +416,12 @@ def _read(path: Path, cls: type[Model]) -> SavedModel:
     if document.get("fingerprint") != fingerprint:
         raise ModelError(f"{path} was changed after it was trained: its fingerprint is another; train again")
     return SavedModel(model, ModelCard(**card), fingerprint, intervals)
+
+
+def _rebuild(cls: type[Model], facts: ModelDocument, config: dict[str, Any], state: State) -> Model:
+    if "encoders" in facts.card.encoder.facts:
+        return EncoderAverage.from_parts(cls, config, state, facts.card.encoder.dim)
+    return cls.from_state(config, state)
 
 
 def _parse(document: dict[str, Any], path: Path) -> ModelDocument:

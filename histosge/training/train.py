@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from featurestore.earlier_results import MadeWith, is_same_result
@@ -23,6 +24,7 @@ from histosge.data.section_loading import (
 from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
 from histosge.models.checkpoint import Checkpoint, training_key
+from histosge.models.encoder_average import EncoderAverage
 from histosge.models.estimators import ModelSource, NamedEstimator, check_numbers, find_estimator
 from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET
@@ -63,7 +65,8 @@ class TrainSettings:
     seed
         Same seed, same machine: the same model.
     selection
-        Grid and encoder.
+        Grid and encoder. With further encoders in `Selection.others`, a model is fitted to each and their predictions
+        are averaged.
     intervals
         Whether to calibrate intervals, at the cost of up to four more fits; None means as the model says: all of
         ours but `paper`, which takes minutes a fit.
@@ -164,9 +167,19 @@ def _train(
     if settings.stains:
         training = _with_stain_pairs(str(samples), settings, loaded, training, on_message)
 
+    first = loaded[0].slide
+    dims = [first.identity.dim - sum(s.identity.dim for s in first.others)]
+    dims += [slide.identity.dim for slide in first.others]
+
     def fit(some: Sequence[TrainingSection], checkpoint: Checkpoint | None = None) -> Model:
-        return estimator.fit(
-            some, seed=settings.seed, epochs=settings.epochs, loss=settings.loss, checkpoint=checkpoint
+        fit_any = partial(EncoderAverage.fit_each, dims=dims) if len(dims) > 1 else NamedEstimator.fit
+        return fit_any(
+            estimator,
+            some,
+            seed=settings.seed,
+            epochs=settings.epochs,
+            loss=settings.loss,
+            checkpoint=checkpoint,
         )
 
     intervals, by_default = None, estimator.capabilities.calibrated_by_default
@@ -179,15 +192,24 @@ def _train(
     # What decides the result beside the data: with any of it changed, a checkpoint must not be gone on from.
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
     # Only for the final fit: those of the calibration see other sections.
-    fitted = fit(training, Checkpoint(unfinished, training_key(facts, training)))
+    checkpoint = Checkpoint(unfinished, training_key(facts, training))
+    fitted = fit(training, checkpoint)
     # A model may have decided something by itself, such as leaving a part of it out.
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
     # The checkpoint goes only now: a crash while saving must not lose the training.
     saved = save_model(
-        model, fitted, replace(card, preset=estimator.saved_name(fitted)), intervals, made_with=made_with
+        model,
+        fitted,
+        replace(
+            card,
+            preset=estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted),
+        ),
+        intervals,
+        made_with=made_with,
     )
-    unfinished.unlink(missing_ok=True)
+    for path in (unfinished, *(checkpoint.numbered(i).path for i in range(len(dims)))):
+        path.unlink(missing_ok=True)
     return saved
 
 
@@ -218,6 +240,8 @@ def _checked(settings: TrainSettings) -> NamedEstimator:
     """Return what fits the model; refuse what it cannot do, before any data is loaded."""
     estimator = find_estimator(settings.preset)
     estimator.check_loss(settings.loss)
+    if settings.stains and settings.selection.others:
+        raise ModelError("--stains takes one encoder; leave it out, or name one --encoder")
     if settings.stains and not estimator.capabilities.takes_stain_pairs:
         raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
     check_numbers(settings.epochs, settings.seed)
