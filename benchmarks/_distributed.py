@@ -86,7 +86,7 @@ def analyse(url: str, *, repeats: int, quick: bool) -> list[Result]:
 def _dask_seconds(stream: ClusterStream, passes: int) -> float:
     begun = time.perf_counter()
     for _ in range(passes):
-        stream.fold(partial(Scatter, DIM))
+        stream.fold(partial(Scatter, stream.dim))
     return time.perf_counter() - begun
 
 
@@ -101,7 +101,8 @@ def _plain_seconds(
 
 
 def _add_up(url: str, names: Sequence[str]) -> int:
-    return PatchStream(EmbeddingSource(url, names)).fold(partial(Scatter, DIM)).n
+    stream = PatchStream(EmbeddingSource(url, names))
+    return stream.fold(partial(Scatter, stream.dim)).n
 
 
 if __name__ == "__main__":
