@@ -13,12 +13,13 @@ from torch.overrides import TorchFunctionMode
 
 # What initialisers do with a parameter; everything else, such as the computation of buffers, is done as ever.
 _IN_PLACE = frozenset(
-    {"uniform_", "normal_", "erfinv_", "mul_", "add_", "clamp_", "zero_", "fill_", "div_", "trunc_normal_"}
+    {"uniform_", "normal_", "erfinv_", "mul_", "add_", "div_", "clamp_", "zero_", "fill_"}
+    | {"constant_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_"}
 )
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves parameters as they are wherever they would be changed in place."""
+    """Sets parameters to zero wherever they would be initialised in place."""
 
     def __torch_function__(
         self,
@@ -27,14 +28,19 @@ class _NoInitialisation(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Return the parameter untouched, or call the function."""
-        if args and isinstance(args[0], nn.Parameter) and getattr(func, "__name__", "") in _IN_PLACE:
-            return args[0]
+        """Return the parameter, or call the function."""
+        # Tensors' own methods are called with the parameter first, functions of torch.nn.init by its name.
+        target = args[0] if args else (kwargs or {}).get("tensor")
+        if isinstance(target, nn.Parameter) and getattr(func, "__name__", "") in _IN_PLACE:
+            # Not left as it is: `trunc_normal_` of torch 2.13 draws again until no number lies beyond its limits.
+            if not target.is_meta:
+                target.detach().zero_()
+            return target
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def without_initialisation() -> Iterator[None]:
-    """Leave the parameters of networks that are built in this context undefined; their buffers are right."""
+    """Build networks in this context with zeros, or undefined numbers, for parameters; their buffers are right."""
     with _NoInitialisation():
         yield
