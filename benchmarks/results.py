@@ -11,7 +11,7 @@ Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
     sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
     tokens    `python benchmarks/tokens.py`: positions per second of tokens and of overlapping patches
-    tokens_accuracy  the same command's held-out scores; 20 minutes, most of them for the overlapping patches
+    tokens_accuracy  the same command's held-out scores; ten minutes, most of them for the overlapping patches
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
     codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
     donors    `python benchmarks/donors.py`: every preset on synthetic donors that training has not seen; about 20 minutes
