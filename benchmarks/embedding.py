@@ -5,27 +5,42 @@
 - share_of_bare_encoder: the whole of `embed` beside the encoder alone on patches that are already in memory,
   in turn, best of three (ViT-S/16 with random weights; morphology beside it)
 - puts_per_block, gets_while_writing: counted by a proxy in front of a real S3 server
+- share_of_decoding: the pipeline without a network (read, decode, cut, batch, write), beside bare decoding of the JPEG
+  tiles that it needs, in CPU-seconds, in turn; the same with an encoder's preprocessing to floats, with `colour` and
+  with `morphology`; and where the time goes. Start-up is left out: a first run loads what is loaded once
 - two_workers_speedup: one worker process against two, one thread each, with an encoder so light that reading
   dominates; beside it what two processes gain that only decode
 """
 
+import cProfile
 import os
+import pstats
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
+import tifffile
+import torch
 from _common import Result, options, report, section, timed
 from _s3 import Proxy, environment, serving
+from reading import MPP, aperio_like
 
+from featurestore.embedding import embed as embedding
 from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.encoders.loading import load_encoder
-from featurestore.encoders.protocol import EncoderOptions
+from featurestore.encoders.network_encoder import NetworkEncoder
+from featurestore.encoders.preprocessing import Preprocess
+from featurestore.encoders.protocol import Encoder, EncoderIdentity, EncoderOptions
+from featurestore.encoders.records import Preprocessing
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.patch_reader import read_batches
@@ -35,6 +50,18 @@ from featurestore.storage.store import Store
 SPEC = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 VIT = "timm:vit_small_patch16_224"
 BATCH = 64
+TILE_SPEC = GridSpec(mpp=MPP, patch_px=256, stride_px=256)
+"""Of `share_of_decoding`: patches as large as the slide's tiles (256 px, quality 85), at its own level, edge to edge."""
+NULL_DIM = 384
+"""Numbers in a vector of the encoder without a network: those of a ViT-S."""
+PARTS = {
+    "decoding": ("_decode_stream",),
+    "cutting patches": ("read_patches",),
+    "reading the file": ("pread", "_compressed"),
+    "arithmetic of torch": ("torch",),
+    "writing and metadata": ("open", "fsync", "rename", "posix", "zarr", "json"),
+}
+"""Of the profile: a part's name, and what the names of its functions or files hold."""
 
 
 def main() -> None:
@@ -46,6 +73,7 @@ def main() -> None:
         results = [
             *share_of_bare(VIT, "share_of_bare_encoder", slide, folder, 1, quick=asked.quick),
             *share_of_bare("morphology", "share_of_bare_morphology", slide, folder, 3, quick=asked.quick),
+            *share_of_decoding(folder, times=2 if asked.quick else 4, repeats=3),
             *requests(slide, folder),
             *two_workers(slide, folder, 1 if asked.quick else 3),
         ]
@@ -89,6 +117,120 @@ def in_memory(slide: Path, store: str, spec: GridSpec, limit: int = 8) -> list[n
             if len(batches) == limit:
                 return batches
     return batches
+
+
+class NullEncoder:
+    """An encoder without a network: it takes bytes, as a device does, and gives zeros."""
+
+    identity = EncoderIdentity("null", NULL_DIM, {})
+
+    def encode(self, patches: np.ndarray) -> np.ndarray:
+        """Return zeros."""
+        return np.zeros((len(patches), NULL_DIM), np.float32)
+
+
+def _preprocessing_only() -> NetworkEncoder:
+    """Return an encoder that makes floats of a patch on the CPU and takes its first pixel for a vector."""
+    how = Preprocessing(TILE_SPEC.patch_px, None, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    cpu = torch.device("cpu")
+    return NetworkEncoder(
+        EncoderIdentity("null", NULL_DIM, {"floats": True}),
+        lambda images: images[:, 0, 0, :1].repeat(1, NULL_DIM),
+        Preprocess(how, cpu),
+        cpu,
+        "fp32",
+    )
+
+
+def share_of_decoding(folder: Path, times: int, repeats: int) -> list[Result]:
+    """Compare `embed` with bare decoding of the slide's tiles; every patch counts as tissue, so both decode all tiles."""
+    slide = aperio_like(folder, times)
+    encoders: dict[str, Encoder] = {
+        "no network": NullEncoder(),
+        "preprocessing": _preprocessing_only(),
+        "colour": load_encoder("colour"),
+        "morphology": load_encoder("morphology"),
+    }
+    runs = {name: [_cpu_seconds(slide, folder, encoder)] for name, encoder in encoders.items()}  # warm
+    bare = [_decode_tiles(slide)]
+    for _ in range(repeats):
+        bare.append(_decode_tiles(slide))
+        for name, encoder in encoders.items():
+            if name != "morphology":  # it takes twenty times as long as the others
+                runs[name].append(_cpu_seconds(slide, folder, encoder))
+    patches = (times * 4096 // TILE_SPEC.patch_px) ** 2
+    rate = {name: patches / min(seconds) for name, seconds in runs.items()}
+    decoding = patches / min(bare)
+    return [
+        Result("bare decoding of JPEG tiles", decoding, "tiles per CPU-second"),
+        *(Result(f"embed, {name}", found, "patches per CPU-second") for name, found in rate.items()),
+        Result("share_of_decoding", rate["no network"] / decoding, "", ">= 0.35"),
+        Result("share_of_decoding_with_floats", rate["preprocessing"] / decoding),
+        Result("colour_share_of_null", rate["colour"] / rate["no network"], "", ">= 0.8"),
+        *_where_time_goes(slide, folder),
+    ]
+
+
+def _cpu_seconds(slide: Path, folder: Path, encoder: Encoder) -> float:
+    """Embed the slide with an encoder that is loaded already; return the CPU-seconds of this process."""
+    loading, embedding.load_encoders = (
+        embedding.load_encoders,
+        lambda settings: {encoder.identity.key: encoder},
+    )
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as store:
+            begun = time.process_time()
+            settings = EmbedSettings(("colour",), TILE_SPEC, tissue="none")
+            (result,) = embed(slide, f"{store}/store", settings)
+            seconds = time.process_time() - begun
+    finally:
+        embedding.load_encoders = loading
+    assert result.state == "done", result.reason
+    return seconds
+
+
+def _decode_tiles(path: Path) -> float:
+    """Decode every tile of the finest level into one buffer; return the CPU-seconds. The streams are in memory."""
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        tables = page.jpegtables
+        streams = []
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+            file.filehandle.seek(offset)
+            data = file.filehandle.read(count)
+            streams.append(data if tables is None else tables[:-2] + data[2:])
+        buffer = np.empty((page.tilelength, page.tilewidth, 3), np.uint8)
+    begun = time.process_time()
+    for stream in streams:
+        simplejpeg.decode_jpeg(stream, buffer=buffer)
+    return time.process_time() - begun
+
+
+def _where_time_goes(slide: Path, folder: Path) -> list[Result]:
+    """Profile a run without a network, its reading thread included; return the parts as shares of the whole."""
+    profiles: list[cProfile.Profile] = []
+
+    def profiled(work: Callable[[], None]) -> None:
+        profile = cProfile.Profile(time.thread_time)
+        profiles.append(profile)
+        profile.runcall(work)
+
+    start = threading.Thread.run
+    threading.Thread.run = lambda thread: profiled(lambda: start(thread))  # type: ignore[method-assign]
+    try:
+        profiled(lambda: _cpu_seconds(slide, folder, _preprocessing_only()))
+    finally:
+        threading.Thread.run = start  # type: ignore[method-assign]
+    stats = pstats.Stats(*profiles).stats  # type: ignore[attr-defined]
+    seconds = dict.fromkeys([*PARTS, "everything else"], 0.0)
+    for (file, _, function), (_, _, own, _, _) in stats.items():
+        place = f"{file}:{function}"
+        part = next((name for name, words in PARTS.items() if any(w in place for w in words)), None)
+        seconds[part or "everything else"] += own
+    whole = sum(seconds.values())
+    return [
+        Result(f"profile: {name}", 100 * own / whole, "% of the CPU time") for name, own in seconds.items()
+    ]
 
 
 def requests(slide: Path, folder: Path) -> list[Result]:

@@ -6,9 +6,11 @@ Stores are made directly, with random embeddings of 1,024 dimensions, the width 
 on invented spots. The floor is what the model comes to in bare numpy on the same slide, in one pass: the objects read as
 bytes, one product with the weights of all scales, the Gaussian of each scale along rows and columns as dense products,
 patterns to genes, and the values written as bytes. It neither checks checksums nor knows background, and runs with the
-matrix library's threads. `share_of_floor` is its time over that of the whole prediction.
+matrix library's threads. `share_of_floor` is its time over that of the whole prediction; both run three times in turn in one
+process, and the shortest times count. `share_of_floor_cpu` is the same in CPU-seconds: it hardly depends on other work.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +29,7 @@ from featurestore.storage.store import Store
 from histosge.data.embedded_slide import open_embedded
 from histosge.models.dense import DenseModel
 from histosge.models.scale_ridges import ScaleRidges
+from histosge.prediction.predict import predict
 from histosge.training.saved_model import load_model
 
 DIMS, GENES = (1024, 128), 1000
@@ -43,14 +46,14 @@ def main() -> None:
             folder = Path(name)
             runs = [Run(folder / f"{side[0] * side[1]}", side, dim) for side in (small, large)]
             ratio = runs[1].seconds / runs[0].seconds
+            wall, cpu = shares_of_floor(runs[1])
             found = [
                 *(Result(f"{run.patches} patches: seconds", run.seconds, "s") for run in runs),
                 Result("patches a second", runs[1].patches / runs[1].seconds, "patches/s"),
                 Result("peak_gb", runs[1].peak_gb, "GB", "<= 2"),
                 Result("time_ratio_10x_patches", ratio, "x", "<= 11"),
-                Result(
-                    "share_of_floor", min(floor(runs[1]) for _ in range(3)) / runs[1].seconds, "", ">= 0.6"
-                ),
+                Result("share_of_floor", wall, "", ">= 0.6"),
+                Result("share_of_floor_cpu", cpu),
             ]
         results += found if wide else [replace(one, what=f"{dim} dims: {one.what}") for one in found]
     report("predicting", results, asked.json)
@@ -89,8 +92,21 @@ class Run:
         self.seconds, self.peak_gb = float(seconds), int(peak) / 2**20
 
 
-def floor(run: Run) -> float:
-    """Return the seconds of the same steps in bare numpy."""
+def shares_of_floor(run: Run, times: int = 3) -> tuple[float, float]:
+    """Return the floor's wall-clock and CPU time over those of the prediction."""
+    seconds: dict[str, list[tuple[float, float]]] = {"floor": [], "whole": []}
+    for _ in range(times):
+        seconds["floor"].append(floor(run))
+        shutil.rmtree(run.folder / "again", ignore_errors=True)
+        begun, used = time.perf_counter(), time.process_time()
+        predict(run.url, run.model, run.folder / "again")
+        seconds["whole"].append((time.perf_counter() - begun, time.process_time() - used))
+    floors, wholes = (np.min(seconds[which], axis=0) for which in ("floor", "whole"))
+    return float(floors[0] / wholes[0]), float(floors[1] / wholes[1])
+
+
+def floor(run: Run) -> tuple[float, float]:
+    """Return the seconds and CPU-seconds of the same steps in bare numpy."""
     slide = open_embedded(Store.open(run.url), "S00", None, None)
     model = load_model(run.model).model
     assert isinstance(model, DenseModel)
@@ -110,7 +126,7 @@ def floor(run: Run) -> float:
         if sigma_um > 0
     ]
     objects = sorted((run.folder / "store" / slide.array.path / "c").glob("*/*/0"))
-    begun = time.perf_counter()
+    begun, used = time.perf_counter(), time.process_time()
     grid = np.zeros(
         (-(-n_rows // rows) * rows + 2 * halo, -(-n_cols // cols) * cols + 2 * halo, weight.shape[1]),
         np.float32,
@@ -133,7 +149,7 @@ def floor(run: Run) -> float:
             genes = patterns @ to_genes
             genes += mean
             out.write(np.maximum(genes, 0, out=genes).astype(np.float16).tobytes())
-    return time.perf_counter() - begun
+    return time.perf_counter() - begun, time.process_time() - used
 
 
 def _band(n: int, halo: int, sigma: float) -> NDArray[np.float32]:

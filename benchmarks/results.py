@@ -1,6 +1,7 @@
 """The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
 
-python benchmarks/results.py [--parts demo,sections,ideas,paper] [--render] [--quick] [--json FILE]
+python benchmarks/results.py [--parts demo,sections,ideas,codings,paper] [--render] [--quick] [--json FILE]
+python benchmarks/results.py [--parts demo,sections,ideas,trust,paper] [--render] [--quick] [--json FILE]
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
@@ -10,7 +11,11 @@ and writes nothing.
 Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
     sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
+    tokens    `python benchmarks/tokens.py`: positions per second of tokens and of overlapping patches
+    tokens_accuracy  the same command's held-out scores; 20 minutes, most of them for the overlapping patches
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
+    codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
+    trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
 """
@@ -24,15 +29,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import calibration
 import ideas
 import polars as pl
+import tokens
+from _codings import CODINGS, codings
 from _common import Result, commit, machine, report
 from _public import SPEC, public_sheet
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from histosge.demo import run_demo
 from histosge.evaluation.evaluate import EvaluateSettings, evaluate
-from histosge.evaluation.results import NOISE, Scores
+from histosge.evaluation.results import CONTROLS, NOISE, SMOOTH_NOISE, Scores
 from histosge.synthetic import SyntheticSpec
 
 ROOT = Path(__file__).parents[1]
@@ -112,9 +120,29 @@ def run_the_ideas(folder: Path, quick: bool) -> Values:
     return values | {"worst_fold": min(gain for _, gains in found for gain in gains)}
 
 
+def run_the_trust(folder: Path, quick: bool) -> Values:
+    """Measure how often smooth fields are called trusted, and what intervals cover."""
+    return {result.what: result.value for result in calibration.measure(quick=quick)}
+
+
+def run_the_tokens(folder: Path, quick: bool) -> Values:
+    """Time a grid of tokens beside overlapping patches."""
+    return {result.what: result.value for result in tokens.speedups(folder, quick=quick)}
+
+
+def run_the_token_accuracy(folder: Path, quick: bool) -> Values:
+    """Score a grid of tokens beside overlapping patches, on the public sections."""
+    return {result.what: result.value for result in tokens.accuracy(folder, quick=quick)}
+
+
 def run_the_paper(folder: Path, quick: bool) -> Values:
     """Score the published network on the public sections."""
     return _values(_evaluate_public(folder, ENCODERS[:1], ("paper",)))
+
+
+def run_the_codings(folder: Path, quick: bool) -> Values:
+    """Write the public sections' store in each coding, and score `dense` on it."""
+    return {result.what: result.value for result in codings(folder, quick=quick)}
 
 
 def _evaluate_public(folder: Path, encoders: tuple[str, ...], presets: tuple[str, ...]) -> Scores:
@@ -129,14 +157,14 @@ def _evaluate_public(folder: Path, encoders: tuple[str, ...], presets: tuple[str
 def _values(scores: Scores) -> Values:
     found: Values = {}
     single = scores.encoders[0]
-    for name in (*scores.presets, NOISE):
+    for name in (*scores.presets, *scores.controls):
         # The control of all encoders together has no encoder in its name.
-        label = name if scores.entries or name == NOISE else f"{name} on {single}"
+        label = name if scores.entries or name in CONTROLS else f"{name} on {single}"
         for metric in METRICS:
             found[f"{label}, {metric}"] = scores.mean(name, metric)
         spread = scores.values(name, "pearson_mean")
         found[f"{label}, sd"] = float(spread.std(ddof=1)) if len(spread) > 1 else 0.0
-        if name != NOISE:
+        if name not in CONTROLS:
             for fold in sorted({count.name for count in scores.folds}):
                 found[f"{label}, fold {fold}"] = float(scores.values(name, "pearson_mean", fold).mean())
     return found
@@ -146,6 +174,10 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "demo": run_the_demo,
     "sections": run_the_sections,
     "ideas": run_the_ideas,
+    "tokens": run_the_tokens,
+    "tokens_accuracy": run_the_token_accuracy,
+    "codings": run_the_codings,
+    "trust": run_the_trust,
     "paper": run_the_paper,
 }
 
@@ -205,6 +237,16 @@ def sections_block(record: Record) -> str:
         f"| noise control (`ridge` on random embeddings, 20 draws, both encoders) | {value['noise, pearson_mean']:z.3f} ± "
         f"{value['noise, sd']:.3f} | | {value['noise, pearson_depth_adjusted']:z.3f} | {value['noise, mse']:.3f} |"
     )
+    # Records of before this control have no such row.
+    if f"{SMOOTH_NOISE}, pearson_mean" in value:
+        pearson, sd, adjusted, mse = (
+            value[f"{SMOOTH_NOISE}, {what}"]
+            for what in ("pearson_mean", "sd", "pearson_depth_adjusted", "mse")
+        )
+        lines.append(
+            f"| smooth-noise control (random embeddings that are smooth in space) | {pearson:z.3f} ± {sd:.3f} | | "
+            f"{adjusted:z.3f} | {mse:.3f} |"
+        )
     lines += ["", "| `colour`, 6 numbers | Pearson | depth-adjusted |", "|---|---|---|"]
     lines += [
         f"| `{preset}` | {value[f'{preset} on colour, pearson_mean']:.3f} | "
@@ -257,6 +299,7 @@ def ideas_block(record: Record) -> str:
     titles = {
         "colour": "`colour`, 6 numbers",
         "morphology": "`morphology`, 164 numbers",
+        "random": "ResNet-18 with random weights, 512 numbers",
         "pretrained": "EfficientNet-Lite0 (ImageNet), 1,280 numbers",
     }
     encoders = [name for name in titles if f"{name}, dense: Pearson" in value]
@@ -274,10 +317,18 @@ def ideas_block(record: Record) -> str:
             f"{value[f'{name}, {method}: Pearson']:z.3f} / {value[f'{name}, {method}: after depth']:z.3f}"
             for name in encoders
         ]
-        title = f"`{method}`" if method in ("ridge", "dense") else method
+        title = " ".join(f"`{word}`" if word in _QUOTED else word for word in method.split(" "))
         lines.append(f"| {title} | {' | '.join(cells)} |")
-    gains = [f"{value[f'gain_{name}']:+.3f}" for name in encoders]
-    lines.append(f"| `dense` - `ridge` | {' | '.join(gains)} |")
+    for key, title in (("", ""), ("_seurat_v3", "`seurat_v3` ")):
+        if f"gain_{encoders[0]}{key}" in value:
+            gains = [f"{value[f'gain_{name}{key}']:+.3f}" for name in encoders]
+            lines.append(f"| {title}`dense` - `ridge` | {' | '.join(gains)} |")
+    if (both := "two encoders, dense: Pearson") in value:
+        adjusted = value["two encoders, dense: after depth"]
+        lines += [
+            "",
+            f"`dense` on the pretrained network and `morphology` averaged: {value[both]:z.3f} / {adjusted:z.3f}.",
+        ]
     lines += [
         "",
         f"The least gain of `dense` over `ridge` on a section is {value['worst_fold']:+.3f}.",
@@ -287,8 +338,123 @@ def ideas_block(record: Record) -> str:
     return "\n".join(lines)
 
 
-_IDEAS = ("ridge", *(variant.name for variant in ideas.VARIANTS), NOISE)
+def codings_block(record: Record) -> str:
+    """What each coding of embeddings takes, and what it loses."""
+    value = record["codings"]["values"]
+    lines = [
+        "| `--store-as` | size | write MB/s | read MB/s | 1 - cosine, mean / largest | held-out Pearson of `dense` |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {value[f'{name}: size']:.2f} | {value[f'{name}: write']:.0f} | {value[f'{name}: read']:.0f} | "
+        f"{abs(value[f'{name}: 1 - cosine, mean']):.1g} / {abs(value[f'{name}: 1 - cosine, largest']):.1g} | "
+        f"{value[f'{name}: held-out Pearson of dense']:.4f} |"
+        for name in CODINGS
+        if f"{name}: size" in value
+    ]
+    return "\n".join([*lines, "", _source(record, "codings")])
+
+
+def trust_block(record: Record) -> str:
+    """How often smooth fields, and genes tied to morphology, are called trusted; what intervals cover."""
+    value = record["trust"]["values"]
+
+    def table(title: str, columns: tuple[str, ...], rows: Mapping[str, str]) -> list[str]:
+        """Make a table with a column for each part and preset; rows are title -> name with {part} and {preset}."""
+        cells = [(part, preset) for part in columns for preset in calibration.PRESETS]
+        lines = [
+            f"| {title} | {' | '.join(f'{part}, `{preset}`' for part, preset in cells)} |",
+            "|---|" + "---|" * len(cells),
+        ]
+        for label, name in rows.items():
+            shares = [value[name.format(part=part, preset=preset)] for part, preset in cells]
+            lines.append(f"| {label} | {' | '.join(f'{share:.1%}' for share in shares)} |")
+        return lines
+
+    lengths = {
+        f"smooth fields, length {length:g} spots": f"length {length}: trusted"
+        for length in calibration.LENGTHS
+    }
+    made = {label: f"fields, {{part}}, {{preset}}, {name}" for label, name in lengths.items()}
+    tied = {"genes tied to morphology": "tied to morphology, {part}, {preset}: trusted"}
+    lines = table("called trusted, synthetic cohort", ("1 section", "3 sections"), made | tied)
+    if any(name.startswith("fields on") for name in value):
+        public = {label: f"fields on {{part}}, {{preset}}, {name}" for label, name in lengths.items()}
+        lines += ["", *table("on the spots and `morphology` embeddings of", ("C2", "C2-C4"), public)]
+    public = []
+    if "public, as chosen: coverage" in value:
+        thirds = ("low", "middle", "high")
+        chosen, one = (
+            " / ".join(f"{value[f'public, {name}: {third} predicted depth']:.3f}" for third in thirds)
+            for name in ("as chosen", "one width")
+        )
+        public = [
+            (
+                f"On C2-C4, each held out, they cover {value['public, as chosen: coverage']:.3f}; by thirds of predicted "
+                f"depth, from the lowest, {chosen} (with one width per gene for all depths {one}). Of the 250 genes, "
+                f"{value['public: genes trusted, mean of folds']:.0%} are trusted, within donor C only."
+            )
+        ]
+    lines += [
+        "",
+        (
+            f"90 % intervals of `dense` cover {value['coverage_sections']:.3f} of the spots of synthetic sections that took "
+            f"no part, and {value['coverage_donors']:.3f} with at least 9 donors in the training, by limits "
+            "that are taken over donors."
+        ),
+        *public,
+        "",
+        _source(record, "trust"),
+    ]
+    return "\n".join(lines)
+
+
+def tokens_block(record: Record) -> str:
+    """Positions per second of tokens and of overlapping patches."""
+    value = record["tokens"]["values"]
+    lines = [
+        "| network, K | tokens, positions/s | overlapping patches, positions/s | ratio | target | limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in tokens.SPEEDS:
+        name = f"{case.network.removeprefix('timm:')}, K = {case.k}"
+        fine, overlap = value[f"{name}: tokens"], value[f"{name}: overlapping patches"]
+        lines.append(
+            f"| {name} | {fine:.1f} | {overlap:.2f} | {value[case.key]:.1f} | {case.target.removeprefix('>= ')} | "
+            f"{case.k**2} |"
+        )
+    return "\n".join([*lines, "", _source(record, "tokens")])
+
+
+def token_accuracy_block(record: Record) -> str:
+    """Held-out scores of tokens and of overlapping patches, by grid."""
+    value = record["tokens_accuracy"]["values"]
+    lines = [
+        "| Pearson / depth-adjusted | `ridge` | `dense` | `dense` - `dense` on overlapping patches |",
+        "|---|---|---|---|",
+    ]
+    for number, label in enumerate(tokens.grids(quick=False)):
+        cells = [
+            f"{value[f'{label}, {model}: Pearson']:z.3f} / {value[f'{label}, {model}: after depth']:z.3f}"
+            for model in tokens.MODELS
+        ]
+        key = "pearson_difference" if number == 1 else f"pearson_difference, {label}"
+        gap = (
+            ""
+            if number == 0
+            else f"{value[key]:+.3f} [{value[f'{key}, low']:+.3f}, {value[f'{key}, high']:+.3f}]"
+        )
+        lines.append(f"| {label} | {' | '.join(cells)} | {gap} |")
+    return "\n".join([*lines, "", _source(record, "tokens_accuracy")])
+
+
+_IDEAS = tuple(
+    f"{prefix}{name}"
+    for prefix in ideas.CHOICES
+    for name in ("ridge", *(variant.name for variant in ideas.VARIANTS), NOISE)
+)
 """Rows of that table, in its order."""
+_QUOTED = ("ridge", "dense", "seurat_v3")
 
 
 def _source(record: Record, part: str) -> str:
@@ -302,6 +468,10 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "readme": (("sections",), readme_block),
     "encoders": (("sections",), encoders_block),
     "ideas": (("ideas",), ideas_block),
+    "tokens": (("tokens",), tokens_block),
+    "tokens_accuracy": (("tokens_accuracy",), token_accuracy_block),
+    "codings": (("codings",), codings_block),
+    "trust": (("trust",), trust_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""
 _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(\n<!-- /results -->)", re.DOTALL)

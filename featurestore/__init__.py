@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from featurestore.errors import FeatureStoreError as FeatureStoreError
     from featurestore.file_systems import anonymous_access as anonymous_access
     from featurestore.grid import GridSpec as GridSpec
+    from featurestore.grid import TokenGridSpec as TokenGridSpec
     from featurestore.slides.open_slide import open_slide as open_slide
     from featurestore.slides.sample_sheet import read_samples as read_samples
     from featurestore.storage.catalogue import catalogue as catalogue
@@ -26,6 +27,7 @@ _MODULES = {
     "EmbedSettings": "embedding.embed",
     "FeatureStoreError": "errors",
     "GridSpec": "grid",
+    "TokenGridSpec": "grid",
     "anonymous_access": "file_systems",
     "catalogue": "storage.catalogue",
     "embed": "embedding.embed",

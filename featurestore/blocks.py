@@ -42,6 +42,13 @@ class Block:
         """Patches in this block, ``(rows, cols)``."""
         return self.rows[1] - self.rows[0], self.cols[1] - self.cols[0]
 
+    def coarser(self, factor: int) -> "Block":
+        """Return the same rectangle on a grid `factor` times as coarse, of which it covers whole patches."""
+        if any(edge % factor for edge in (*self.rows, *self.cols)):
+            raise ValueError(f"rows {self.rows} and columns {self.cols} are no multiples of {factor}")
+        rows, cols = ((start // factor, stop // factor) for start, stop in (self.rows, self.cols))
+        return Block(self.index, rows, cols)
+
 
 def plan_blocks(grid_shape: tuple[int, int], block_shape: tuple[int, int]) -> Iterator[Block]:
     """Cover a grid with blocks, in row-major order.
@@ -72,6 +79,15 @@ def plan_blocks(grid_shape: tuple[int, int], block_shape: tuple[int, int]) -> It
     for i, row in enumerate(range(0, n_rows, block_rows)):
         for j, col in enumerate(range(0, n_cols, block_cols)):
             yield Block((i, j), (row, min(row + block_rows, n_rows)), (col, min(col + block_cols, n_cols)))
+
+
+def whole_patches(block_shape: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """Return a block shape for a token grid: rounded down to whole patches of `tokens` x `tokens` positions.
+
+    In positions, so an object keeps its size however fine the grid is.
+    """
+    rows, cols = (max(1, side // tokens) * tokens for side in block_shape)
+    return rows, cols
 
 
 def planned_blocks(is_tissue: NDArray[np.bool_], block_shape: tuple[int, int]) -> list[Block]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from featurestore.errors import StoreError
+from featurestore.errors import StoreError, shorten
 
 T = TypeVar("T")
 
@@ -131,12 +131,14 @@ def convert(value: Any, schema: type[T], label: str, *, at: str = "") -> T:
     try:
         return msgspec.convert(value, schema)
     except msgspec.ValidationError as error:
-        what, _, path = str(error).partition(" - at ")
+        text = str(error)
+        # From the end: what msgspec says may repeat a value that holds the same words.
+        what, path = text.rsplit(" - at ", 1) if " - at " in text else (text, "")
         field, found = _follow(value, path.strip("`").removeprefix("$"))
         field = ".".join(part for part in (at, field) if part).replace(".[", "[")
         raise DocumentError(
             f"{label} is damaged: {field or 'the document'} is {_shown(found)}: "
-            f"{what[:1].lower()}{what[1:].replace('`', '')}"
+            f"{shorten(what[:1].lower() + what[1:].replace('`', ''))}"
         ) from error
     except RecursionError as error:
         raise DocumentError(f"{label} is damaged: {at or 'it'} is nested too deeply") from error

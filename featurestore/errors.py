@@ -112,6 +112,9 @@ MAX_LINE = 600
 
 def first_line(error: BaseException) -> str:
     """Return the first line of another library's message, for a message of ours; its class if it says nothing."""
-    line = redact((str(error).strip().splitlines() or [type(error).__name__])[0])
-    # Some repeat what they were given, such as a name of a megabyte.
+    return shorten(redact((str(error).strip().splitlines() or [type(error).__name__])[0]))
+
+
+def shorten(line: str) -> str:
+    """Return another library's line at a length for a message: some repeat a value, such as a name of a megabyte."""
     return line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..."

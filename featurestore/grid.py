@@ -5,11 +5,13 @@ arithmetic alone: it opens no image and touches no store, so its tests run in mi
 
 Terms
     patch        (row, col) in the grid; row grows downwards
+    position     a patch of a token grid: one of the K x K groups of tokens of a patch that was encoded
     pixel        (x, y) at level 0 of the slide; origin top-left, y grows downwards
     mpp          microns per pixel: requested (`mpp`), of the slide's level 0 (`slide_mpp`),
                  and the one at which patches are read (`effective_mpp`)
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -19,6 +21,9 @@ from numpy.typing import NDArray
 # Scanners write 0.499 or 0.2525 for 20x and 40x, and pyramids round their sizes: such a level is the one meant.
 LEVEL_TOLERANCE = 0.05
 """A level whose mpp differs from the requested one by this share at most is read as it is, without resampling."""
+
+MOST_SUGGESTED = 64
+"""Positions along a patch's side that a message suggests at most: the finest map in use, 518 px by 8, has 64."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,11 @@ class GridSpec:
         # The requested mpp, not the effective one: slides of several scanners share one key.
         return f"mpp{self.mpp:.4f}_px{self.patch_px}_stride{self.stride_px}"
 
+    @property
+    def encoded(self) -> "GridSpec":
+        """Grid of the patches that are encoded: this one, except of a `TokenGridSpec`."""
+        return self
+
 
 class OffsetGridSpec(GridSpec):
     """A grid whose patch (0, 0) lies elsewhere than at the slide's corner: of imported embeddings.
@@ -64,10 +74,102 @@ class OffsetGridSpec(GridSpec):
 
 
 @dataclass(frozen=True)
+class TokenGridSpec(GridSpec):
+    """A grid K times as fine as its patches: each position is a group of tokens of a patch that was encoded whole.
+
+    `patch_px` and `stride_px` are those of a position, so that everything that reads a grid finds positions and microns
+    as on any other. `encoded` is the grid of the patches that the encoder sees. Make one with `from_patches`.
+
+    Parameters
+    ----------
+    tokens
+        K: a patch gives K x K positions.
+    token_overlap_px
+        By how much neighbouring patches overlap, in pixels at `mpp`. Half of it is cut off at each edge of a patch.
+    token_cls
+        Whether each position's vector is joined with the vector of its whole patch.
+    """
+
+    tokens: int = 1
+    token_overlap_px: int = 0
+    token_cls: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch_px != self.stride_px or self.tokens < 1:
+            raise ValueError(
+                f"positions of {self.patch_px} px every {self.stride_px} px, {self.tokens} a patch, are no token grid"
+            )
+        # Odd, the two rims would differ by a pixel, and positions would lie half a pixel off their tokens.
+        if self.token_overlap_px < 0 or self.token_overlap_px % 2:
+            raise ValueError(
+                f"patches cannot overlap by {self.token_overlap_px} px; give 0 or an even number of pixels, half of it "
+                "is cut off at each edge"
+            )
+
+    @classmethod
+    def from_patches(
+        cls, mpp: float, patch_px: int, tokens: int, *, overlap_px: int = 0, cls_token: bool = False
+    ) -> Self:
+        """Return the grid of K x K positions in each patch of `patch_px` pixels.
+
+        Raises
+        ------
+        ValueError
+            If K does not divide the pixels of a patch that are left between its rims; the values that do are given.
+        """
+        # More than half, and a pixel is encoded by three patches along an axis: an ordinary grid gives as much for that.
+        if not 0 <= overlap_px <= patch_px / 2:
+            raise ValueError(
+                f"patches of {patch_px} px cannot overlap by {overlap_px} px; give 0 to {patch_px // 2}"
+            )
+        kept = patch_px - overlap_px
+        if tokens < 1 or kept % tokens:
+            fitting = ", ".join(str(k) for k in range(1, min(kept, MOST_SUGGESTED) + 1) if kept % k == 0)
+            near = max(1, round(kept / max(tokens, 1))) * max(tokens, 1)
+            rims = f" without its rims of {overlap_px / 2:g} px" if overlap_px else ""
+            raise ValueError(
+                f"{tokens} x {tokens} positions do not divide a patch of {patch_px} px{rims}; give one of {fitting} that "
+                f"divides the encoder's map of tokens, too, or patches of {near + overlap_px} px"
+            )
+        side = kept // tokens
+        return cls(mpp, side, side, tokens, overlap_px, cls_token)
+
+    @property
+    def encoded(self) -> GridSpec:
+        """Grid of the patches that are encoded."""
+        kept = self.patch_px * self.tokens
+        return GridSpec(self.mpp, kept + self.token_overlap_px, kept)
+
+    @property
+    def key(self) -> str:
+        """The grid's label in a store, such as ``mpp0.5000_px224_stride224_tokens4``."""
+        # The stride tells the overlap. Vectors with and without the patch's own may be in one store.
+        return f"{self.encoded.key}_tokens{self.tokens}{'_cls' if self.token_cls else ''}"
+
+
+def spec_from_values(values: Mapping[str, Any]) -> GridSpec:
+    """Rebuild the specification of a grid from its fields, as a store's attributes or a model's card hold them.
+
+    An offset is no field: see `PatchGrid.from_attrs`.
+    """
+    side = float(values["mpp"]), int(values["patch_px"]), int(values["stride_px"])
+    if "tokens" not in values:
+        return GridSpec(*side)
+    return TokenGridSpec(
+        *side,
+        int(values["tokens"]),
+        int(values.get("token_overlap_px", 0)),
+        bool(values.get("token_cls", False)),
+    )
+
+
+@dataclass(frozen=True)
 class PatchGrid:
     """The regular lattice of patches over one slide.
 
-    The corner of patch (0, 0) is pixel `origin_px` of level 0, ``(x, y)``: (0, 0) unless the embeddings were imported.
+    The corner of patch (0, 0) is pixel `origin_px` of level 0, ``(x, y)``: (0, 0) unless the embeddings were imported, or
+    it is a position of a patch whose rim is cut off.
     Only whole patches are kept, unless the slide is smaller than one patch: then there is one, padded.
     """
 
@@ -80,8 +182,18 @@ class PatchGrid:
 
     def __post_init__(self) -> None:
         x, y = self.origin_px
-        if isinstance(self.spec, OffsetGridSpec) != any(self.origin_px) or not np.isfinite([x, y]).all():
+        is_offset = isinstance(self.spec, OffsetGridSpec) or self.rim_px > 0
+        if is_offset != any(self.origin_px) or not np.isfinite([x, y]).all():
             raise ValueError(f"a grid with key {self.spec.key} cannot begin at pixel {self.origin_px}")
+        rim = self.rim_px * self.effective_mpp / self.slide_mpp
+        if self.rim_px and not np.allclose(self.origin_px, rim, rtol=1e-9):
+            raise ValueError(
+                f"a grid with key {self.spec.key} begins at pixel ({rim:g}, {rim:g}), not at {self.origin_px}"
+            )
+        if self.n_rows % self.tokens or self.n_cols % self.tokens:
+            raise ValueError(
+                f"a grid of {self.n_rows} x {self.n_cols} positions does not hold {self.tokens} x {self.tokens} a patch"
+            )
 
     @classmethod
     def for_slide(
@@ -107,6 +219,9 @@ class PatchGrid:
         origin_px
             Corner ``(x, y)`` of patch (0, 0), at level 0.
         """
+        if isinstance(spec, TokenGridSpec):
+            whole = cls.for_slide(size_px, slide_mpp, level_mpps, spec.encoded)
+            return cls._of_tokens(whole, spec)
         nearest = min(level_mpps, key=lambda m: abs(m / spec.mpp - 1))
         effective = nearest if abs(nearest / spec.mpp - 1) <= LEVEL_TOLERANCE else spec.mpp
         # Rounding guards against 0.25 / 0.5 * 4000 = 1999.9999 losing a row of patches.
@@ -119,6 +234,43 @@ class PatchGrid:
             return max(1, (side - spec.patch_px) // spec.stride_px + 1)
 
         return cls(spec, slide_mpp, effective, count(height), count(width), origin_px)
+
+    @classmethod
+    def _of_tokens(cls, whole: "PatchGrid", spec: TokenGridSpec) -> Self:
+        """Return the positions of a grid of whole patches."""
+        rim = spec.token_overlap_px / 2 * whole.effective_mpp / whole.slide_mpp
+        shape = whole.n_rows * spec.tokens, whole.n_cols * spec.tokens
+        return cls(spec, whole.slide_mpp, whole.effective_mpp, *shape, (rim, rim))
+
+    @property
+    def tokens(self) -> int:
+        """Positions along the side of a patch that is encoded: 1, except on a token grid."""
+        return self.spec.tokens if isinstance(self.spec, TokenGridSpec) else 1
+
+    @property
+    def rim_px(self) -> float:
+        """What is cut off at each edge of a patch that is encoded, pixels at `effective_mpp`: 0 but on a token grid."""
+        return self.spec.token_overlap_px / 2 if isinstance(self.spec, TokenGridSpec) else 0.0
+
+    @property
+    def encoded(self) -> "PatchGrid":
+        """Grid of the patches that are read and encoded: this one, except on a token grid."""
+        if not isinstance(self.spec, TokenGridSpec):
+            return self
+        shape = self.n_rows // self.tokens, self.n_cols // self.tokens
+        return PatchGrid(self.spec.encoded, self.slide_mpp, self.effective_mpp, *shape)
+
+    @property
+    def receptive_um(self) -> float:
+        """Distance along an axis from which on the vectors of two patches depend on no common pixel, in microns.
+
+        The side of a patch. A token sees all of its patch, so on a token grid it is the side of what is encoded, and
+        twice that without the overlap where neighbouring patches overlap.
+        """
+        spec = self.encoded.spec
+        if spec is self.spec:
+            return self.patch_um
+        return -(-spec.patch_px // spec.stride_px) * spec.stride_px * self.effective_mpp
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -134,6 +286,17 @@ class PatchGrid:
     def stride_um(self) -> float:
         """Step from one patch to the next in microns."""
         return self.spec.stride_px * self.effective_mpp
+
+    @property
+    def description(self) -> str:
+        """What the patches are, such as ``112 µm patches every 56 µm``."""
+        if not isinstance(self.spec, TokenGridSpec):
+            return f"{self.patch_um:.0f} µm patches every {self.stride_um:.0f} µm"
+        own = ", each with the vector of its patch" if self.spec.token_cls else ""
+        return (
+            f"{self.patch_um:.0f} µm groups of tokens, {self.tokens} x {self.tokens} of each "
+            f"{self.encoded.patch_um:.0f} µm patch{own}"
+        )
 
     @property
     def y_um(self) -> NDArray[np.float64]:
@@ -184,8 +347,9 @@ class PatchGrid:
     def from_attrs(cls, attrs: dict[str, Any]) -> Self:
         """Rebuild a grid from what `to_attrs` returned."""
         x, y = (float(value) for value in attrs.get("origin_px", (0, 0)))
-        make = OffsetGridSpec if x or y else GridSpec
-        spec = make(float(attrs["mpp"]), int(attrs["patch_px"]), int(attrs["stride_px"]))
+        spec = spec_from_values(attrs)
+        if (x or y) and not isinstance(spec, TokenGridSpec):
+            spec = OffsetGridSpec(spec.mpp, spec.patch_px, spec.stride_px)
         n_rows, n_cols = attrs["shape"]
         scale = float(attrs["slide_mpp"]), float(attrs["effective_mpp"])
         return cls(spec, *scale, int(n_rows), int(n_cols), (x, y))

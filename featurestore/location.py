@@ -242,6 +242,12 @@ class Location:
         with whole_file(Path(self.path(relative))) as partial:
             partial.write_bytes(data)
 
+    def write_file(self, relative: str, *parts: bytes | memoryview) -> None:
+        """Write an object of a folder on this machine, whole or not at all; a part after another, without joining them."""
+        with whole_file(Path(self.path(relative))) as partial, partial.open("wb") as file:
+            for part in parts:
+                file.write(part)
+
     def remove(self, relative: str) -> None:
         """Remove an object, or everything below a folder; it is no error if there is neither."""
         if not self.exists(relative):

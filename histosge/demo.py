@@ -123,7 +123,7 @@ def run_demo(
     on_progress(Progress(4, len(STEPS), STEPS[4]))
     scores = _evaluate(str(sheet), paths, truth_scores, str(genes))
     on_progress(Progress(len(STEPS), len(STEPS), "done"))
-    held_out = {name: scores.mean(name, "pearson_mean") for name in (*EVALUATED, "noise")}
+    held_out = {name: scores.mean(name, "pearson_mean") for name in (*EVALUATED, *scores.controls)}
     return DemoResult(held_out, truth_scores, paths)
 
 

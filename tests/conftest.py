@@ -6,9 +6,12 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from threadpoolctl import threadpool_limits
+
+from featurestore.cores import count_cores
 
 # One thread for each library, here and in child processes: on cores that another process uses, too,
 # threads that spin for each other made three test files take 250 CPU-seconds instead of 13.
@@ -65,16 +68,32 @@ def _absent(config: pytest.Config) -> dict[str, str]:
 
 
 def _print(config: pytest.Config, line: str) -> None:
+    """Print a line; the processes of ``-n`` each collect all tests, and the first of them hands its lines over."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None:
         terminal.write_line(line)
+    elif getattr(config, "workerinput", {}).get("workerid") == "gw0":
+        config.workeroutput.setdefault("lines", []).append(line)  # type: ignore[attr-defined]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """Print what the first process of ``-n`` left out."""
+    for line in getattr(node, "workeroutput", {}).get("lines", ()):
+        _print(node.config, line)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Return the processes of ``-n auto``: one a core that is ours; xdist itself counts those of the machine."""
+    return count_cores().cores
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for marker, reason in _absent(config).items():
         gone = [item for item in items if item.get_closest_marker(marker)]
         if gone:
-            items[:] = [item for item in items if item not in gone]
+            items[:] = [item for item in items if not item.get_closest_marker(marker)]
             config.hook.pytest_deselected(items=gone)
             _print(config, f"{len(gone)} tests marked {marker} deselected: {reason}")
 

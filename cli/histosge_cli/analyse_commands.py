@@ -1,4 +1,4 @@
-"""Commands that analyse a feature store: analyse summary, pca, clusters, similar."""
+"""Commands that analyse a feature store or expression maps: analyse summary, pca, clusters, similar."""
 
 import json
 from collections.abc import Iterator
@@ -13,12 +13,16 @@ from histosge_cli.console import Console, err, out, resumable, table
 from histosge_cli.model_commands import EncoderKey, Grid
 from histosge_cli.places import output_file, output_folder
 from histosge_cli.store_commands import OUTPUT, Json, Log, Overwrite, Quiet, StoreArg
+from histosge_cli.worker_count import worker_count
 
 if TYPE_CHECKING:
     import polars as pl
 
     from featurestore.analysis.patch_stream import PatchStream
+    from featurestore.analysis.slide_source import SlideSource
+    from featurestore.events import OnProgress
 
+WHERE = "Where it runs"
 Slides = Annotated[
     list[str] | None, typer.Option("--slide", metavar="ID", help="Only this slide; repeat for several.")
 ]
@@ -30,6 +34,24 @@ OutFile = Annotated[
         callback=output_file,
         help="Also write the table with all columns, as parquet.",
         rich_help_panel=OUTPUT,
+    ),
+]
+Workers = Annotated[
+    str | None,
+    typer.Option(
+        "--workers",
+        metavar="N|auto",
+        help="Share the reading and adding out among N processes of this machine; auto: one per core.",
+        rich_help_panel=WHERE,
+    ),
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Use the workers of a running dask cluster, such as tcp://host:8786; they must see the same store.",
+        rich_help_panel=WHERE,
     ),
 ]
 
@@ -45,6 +67,8 @@ def register(app: typer.Typer) -> None:
 
 def analyse(context: typer.Context, store: StoreArg) -> None:
     """Analyse all slides of a feature store: summary, principal components, clusters, similar patches.
+
+    An expression store, as predict writes it, is analysed in the same way: genes take the place of the embedding's features.
 
     The store is read where it is, local or on S3; each block is read once a pass, and memory does not grow with the slides.
 
@@ -63,10 +87,13 @@ def _open_stream(
     quiet: bool,
     log: Path | None,
     out_file: Path | None,
+    run_on: tuple[str | None, str | None],
     folder: Path | None = None,
 ) -> "Iterator[PatchStream]":
-    """Open the store, and afterwards report what was left out; check first that the results can be written."""
-    from featurestore.analysis.patch_stream import open_stream
+    """Open the store, and afterwards report what was left out; check first that the results can be written.
+
+    `run_on` is what was typed as --workers and --scheduler.
+    """
     from featurestore.analysis.patch_tables import check_file, check_folder
 
     if out_file is not None:
@@ -74,26 +101,64 @@ def _open_stream(
     if folder is not None:
         check_folder(folder)
     console = Console(quiet, log)
-    with resumable(), console.bars("slides") as bars:
-        stream = open_stream(
-            context.obj,
-            slides or None,
-            grid=grid,
-            encoder=encoder,
-            on_progress=bars.update,
-        )
+    source = _source(context.obj, slides or None, grid, encoder)
+    with (
+        resumable(),
+        console.bars("slides") as bars,
+        _stream(source, *run_on, bars.update) as stream,
+    ):
         yield stream
+    what = "embedding" if stream.columns is None else "map"
     if stream.skipped:
         console.message(
-            f"{len(stream.skipped)} slides do not have this embedding and are left out: {_first_few(stream.skipped)}"
+            f"{len(stream.skipped)} slides do not have this {what} and are left out: {_first_few(stream.skipped)}"
         )
     absent = stream.counts.absent
     if absent.total():
         affected = [name for name, count in absent.items() if count]
+        why = "no embedding (unreadable, or not embedded yet)" if stream.columns is None else "no prediction"
         console.message(
-            f"{absent.total()} tissue patches have no embedding (unreadable, or not embedded yet) and are left out: "
-            f"{_first_few(affected)}; see: histosge ls"
+            f"{absent.total()} tissue patches have {why} and are left out: {_first_few(affected)}; see: histosge ls"
         )
+
+
+def _source(url: str, slides: list[str] | None, grid: str | None, encoder: str | None) -> "SlideSource":
+    """Return the embeddings of a feature store, or the maps of an expression store: whichever is there."""
+    from featurestore.analysis.slide_source import EmbeddingSource
+    from featurestore.errors import StoreError
+    from histosge.prediction.expression_source import ExpressionSource
+    from histosge.prediction.expression_store import is_expression_store
+
+    if not is_expression_store(url):
+        return EmbeddingSource(url, slides, grid, encoder)
+    if encoder is not None:
+        raise StoreError(
+            f"{url} holds expression maps, which have no encoder to choose: leave out --encoder {encoder[:60]}"
+        )
+    return ExpressionSource(url, slides, grid)
+
+
+@contextmanager
+def _stream(
+    source: "SlideSource", workers: str | None, scheduler: str | None, on_progress: "OnProgress"
+) -> "Iterator[PatchStream]":
+    """Open a stream whose passes are made here, by worker processes, or by a running cluster."""
+    from featurestore.analysis.patch_stream import PatchStream
+    from featurestore.errors import ClusterError
+
+    processes = worker_count(workers)
+    if processes is None and scheduler is None:
+        yield PatchStream(source, on_progress)
+        return
+    if processes is not None and scheduler is not None:
+        raise ClusterError(
+            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
+        )
+    from featurestore.analysis.cluster_stream import ClusterStream, connect
+
+    source.names()  # a store that is not there is refused before processes are started
+    with connect(processes, scheduler) as client:
+        yield ClusterStream(client, source, on_progress)
 
 
 def _first_few(names: "list[str] | tuple[str, ...]") -> str:
@@ -122,10 +187,19 @@ def _staged_folder(folder: Path | None, *, overwrite: bool) -> "Iterator[Path | 
             put_in_place(table_file, place)
 
 
+MAX_PRINTED_GENES = 8
+"""Columns of genes that a table on a terminal has room for."""
+
+
 def _print_table(
-    frame: "pl.DataFrame", *, as_json: bool, out_file: Path | None, overwrite: bool = False
+    frame: "pl.DataFrame",
+    *,
+    as_json: bool,
+    out_file: Path | None,
+    overwrite: bool = False,
+    genes: "tuple[str, ...] | None" = None,
 ) -> None:
-    """Print a table without its columns of vectors; the file has all columns."""
+    """Print a table without its columns of vectors, and of genes if they are many; the file has all columns."""
     import polars as pl
 
     from featurestore.analysis.patch_tables import write_table
@@ -139,7 +213,10 @@ def _print_table(
         named = (
             {**row, "slide": row["slide"] or "(all)"} if "slide" in row else row for row in plain.to_dicts()
         )
-        table(plain.columns, (list(map(_as_text, row.values())) for row in named))
+        hidden = set() if genes is None else {f"sd_{gene}" for gene in genes}
+        hidden |= set(genes or ()) if len(genes or ()) > MAX_PRINTED_GENES else set()
+        shown = [name for name in plain.columns if name not in hidden]
+        table(shown, ([_as_text(row[name]) for name in shown] for row in named))
     if out_file is not None:
         with staged_result(out_file, overwrite=overwrite) as staged:
             write_table(frame, staged.path)
@@ -155,6 +232,8 @@ def summary(
     slide: Slides = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -163,13 +242,24 @@ def summary(
 ) -> None:
     """Count patches, and measure how far each slide's mean is from the cohort's; --out adds mean and sd of every feature.
 
+    Of expression maps it adds the mean of each gene, in a column of its name.
+
     Example: histosge analyse store.zarr summary --out summary.parquet
     """
     from featurestore.analysis.summary import summarise
 
-    with _open_stream(context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
+    with _open_stream(
+        context,
+        slide,
+        grid,
+        encoder,
+        quiet=quiet,
+        log=log,
+        out_file=out_file,
+        run_on=(workers, scheduler),
+    ) as stream:
         frame = summarise(stream)
-    _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite)
+    _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite, genes=stream.columns)
 
 
 def pca(
@@ -190,6 +280,8 @@ def pca(
     slide: Slides = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -203,13 +295,23 @@ def pca(
     from featurestore.analysis.pca import fit_pca, write_scores
 
     with _open_stream(
-        context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=scores
+        context,
+        slide,
+        grid,
+        encoder,
+        quiet=quiet,
+        log=log,
+        out_file=out_file,
+        run_on=(workers, scheduler),
+        folder=scores,
     ) as stream:
         fitted = fit_pca(stream, components)
         with _staged_folder(scores, overwrite=overwrite) as staged:
             if staged is not None:
                 write_scores(fitted, stream, staged)
-    _print_table(fitted.to_frame(), as_json=as_json, out_file=out_file, overwrite=overwrite)
+    _print_table(
+        fitted.to_frame(), as_json=as_json, out_file=out_file, overwrite=overwrite, genes=fitted.columns
+    )
 
 
 def clusters(
@@ -239,6 +341,8 @@ def clusters(
     slide: Slides = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -250,11 +354,25 @@ def clusters(
     Example: histosge analyse store.zarr clusters --k 12 --labels clusters
     """
     from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
+    from featurestore.errors import StoreError
 
+    if mini_batch and (workers or scheduler):
+        raise StoreError(
+            "--mini-batch moves the centres after each block, so one process reads them all; leave out --workers and "
+            "--scheduler, or --mini-batch"
+        )
     settings = KMeansSettings(k, seed, passes, mini_batch=mini_batch)
     with (
         _open_stream(
-            context, slide, grid, encoder, quiet=quiet, log=log, out_file=out_file, folder=labels
+            context,
+            slide,
+            grid,
+            encoder,
+            quiet=quiet,
+            log=log,
+            out_file=out_file,
+            run_on=(workers, scheduler),
+            folder=labels,
         ) as stream,
         _staged_folder(labels, overwrite=overwrite) as staged,
     ):
@@ -285,6 +403,8 @@ def similar(
     ] = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -298,7 +418,16 @@ def similar(
     from featurestore.analysis import neighbours
     from featurestore.errors import StoreError
 
-    with _open_stream(context, None, grid, encoder, quiet=quiet, log=log, out_file=out_file) as stream:
+    with _open_stream(
+        context,
+        None,
+        grid,
+        encoder,
+        quiet=quiet,
+        log=log,
+        out_file=out_file,
+        run_on=(workers, scheduler),
+    ) as stream:
         if row is not None and col is not None and x_um is None and y_um is None:
             query = neighbours.patch_at(stream, slide, row, col)
         elif x_um is not None and y_um is not None and row is None and col is None:

@@ -1,10 +1,10 @@
 """What `histosge doctor` finds: versions, device, encoders, other packages' extensions, a store."""
 
-import os
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 
+from featurestore.cores import count_cores
 from featurestore.encoders.loading import ENCODERS, load_encoder
 from featurestore.encoders.records import records
 from featurestore.errors import FeatureStoreError
@@ -110,7 +110,10 @@ def _device() -> list[str]:
     from featurestore.encoders.precision import device_dtypes
 
     can = ", ".join(device_dtypes(torch.device("cpu")))
-    lines = [f"cpu          {os.cpu_count()} cores, {torch.get_num_threads()} torch threads, {can}"]
+    lines = [
+        f"cpu          {count_cores().describe()}",
+        f"threads      {torch.get_num_threads()} of torch, {can}",
+    ]
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         can = ", ".join(device_dtypes(torch.device("cuda")))

@@ -239,7 +239,7 @@ def scale_remarks(keys: Sequence[str], spec: GridSpec) -> list[str]:
         if record is None or not record.mpp:
             continue
         # The patch is resampled to the network's input, so this is the scale that the network sees.
-        seen = spec.mpp * spec.patch_px / record.preprocessing.resize_px
+        seen = spec.mpp * spec.encoded.patch_px / record.preprocessing.resize_px
         if all(abs(seen / mpp - 1) > SCALE_TOLERANCE for mpp in record.mpp):
             wanted = min(record.mpp, key=lambda mpp: abs(mpp - seen))
             found.append(

@@ -19,11 +19,13 @@ from typer.models import CommandInfo, TyperInfo
 from featurestore.credentials import redact
 from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning, first_line
 from featurestore.server_errors import access_reason, is_client_error
+from featurestore.threads import keep_to_own_cores
 from histosge_cli import (
     analyse_commands,
     demo_command,
     exchange_commands,
     model_commands,
+    samples_command,
     store_commands,
     view_command,
 )
@@ -34,7 +36,7 @@ from histosge_cli.repeated_options import refusing_repeats
 
 PANELS = {
     "Start here": ("demo", "doctor"),
-    "1. Encode slides once": ("encoders", "embed", "import"),
+    "1. Encode slides once": ("samples", "encoders", "embed", "import"),
     "2. Train and predict": ("train", "predict"),
     "3. Know how good it is": ("evaluate",),
     "4. Look, and take it elsewhere": ("view", "analyse", "export"),
@@ -113,6 +115,7 @@ def _root(
 
 for module in (
     demo_command,
+    samples_command,
     store_commands,
     model_commands,
     analyse_commands,
@@ -187,6 +190,7 @@ def main() -> None:
     try:
         with _short_warnings():
             refuse_empty(sys.argv[1:])
+            keep_to_own_cores()
             # Not standalone: a mistyped option is one line then, in place of a box of five.
             code = app(standalone_mode=False)
     except _UsageError as error:

@@ -1,5 +1,7 @@
 """Scores as a table on the terminal."""
 
+import polars as pl
+
 from histosge.evaluation.results import NOISE, NOISE_LIMIT, Scores
 from histosge_cli.console import out, table
 
@@ -28,7 +30,7 @@ def print_scores(scores: Scores) -> None:
     """Print one line a preset, mean and standard deviation over seeds, and a warning where the noise control fails."""
     rows = [
         [_label(scores, preset), *(_cell(scores, preset, metric) for metric in COLUMNS)]
-        for preset in (*scores.presets, NOISE)
+        for preset in (*scores.presets, *scores.controls)
     ]
     table([f"held out by {scores.split}", *COLUMNS.values()], rows)
     variants = [p for p in scores.presets if len(scores.values(p, "as_reported"))]
@@ -37,6 +39,12 @@ def print_scores(scores: Scores) -> None:
             ["published code", *ABLATION.values()],
             [[name, *(_cell(scores, name, metric) for metric in ABLATION)] for name in variants],
         )
+    means = scores.domain_means()
+    if means:
+        table(
+            ["domains from", "ARI", "NMI"],
+            [[name, f"{ari:z.3f} ± {sd:.3f}", f"{nmi:z.3f}"] for name, ari, sd, nmi in means],
+        )
     for sentence in scores.left_out:
         out.print(f"note: {sentence}", markup=False)
     # After the table, where the eye is, since it overrules every figure in it.
@@ -44,6 +52,18 @@ def print_scores(scores: Scores) -> None:
         found = scores.mean(NOISE, "pearson_mean")
         out.print(
             f"warning: the noise control scores {found:.3f}, beyond ±{NOISE_LIMIT}: do not trust these figures"
+        )
+
+
+def print_published(scores: Scores, task: str, metric: str) -> None:
+    """Print the number of a benchmark's own protocol for each encoder: mean and standard deviation over its splits."""
+    for encoder in scores.encoders:
+        rows = scores.scores.filter((pl.col("metric") == metric) & (pl.col("encoder") == encoder))
+        values = rows["value"].to_numpy()
+        out.print(
+            f"HEST-Benchmark {task}, {encoder}: {values.mean():.4f} ± {values.std():.4f} over {len(values)} splits (its own "
+            "protocol)",
+            markup=False,
         )
 
 

@@ -10,6 +10,7 @@ from histosge_cli.console import Console, duration, out, resumable, size, table
 from histosge_cli.encoder_tables import scale_remarks, weights_option
 from histosge_cli.places import log_file, new_store, samples_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
+from histosge_cli.worker_count import worker_count
 
 if TYPE_CHECKING:
     from featurestore.embedding.embed import SlideResult
@@ -79,6 +80,23 @@ def embed(
             help="Step between patches, pixels at --mpp (default: --patch, no overlap).", rich_help_panel=GRID
         ),
     ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K|K+cls",
+            help="Write K x K positions of each patch, means of the encoder's tokens: a grid K times as fine from one "
+            "pass. +cls joins each with the patch's own vector.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
+    token_overlap: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PX",
+            help="With --tokens: overlap of the patches, pixels at --mpp; half of it is cut off at each edge.",
+            rich_help_panel=GRID,
+        ),
+    ] = None,
     tissue: Annotated[
         str,
         typer.Option(
@@ -133,10 +151,22 @@ def embed(
     engine: Annotated[
         str, typer.Option(help="torch, or openvino: faster on a CPU.", rich_help_panel=ENCODER)
     ] = "torch",
-    workers: Annotated[
+    batch: Annotated[
         int | None,
         typer.Option(
-            metavar="N", min=1, help="Start N worker processes on this machine.", rich_help_panel=DEVICE
+            metavar="N",
+            min=1,
+            max=4096,
+            help="Patches that a network takes at once (default: 16 on a CPU, what fits into free memory on a GPU).",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Start N worker processes on this machine; auto: one per GPU, or one per two cores.",
+            rich_help_panel=DEVICE,
         ),
     ] = None,
     scheduler: Annotated[
@@ -145,6 +175,23 @@ def embed(
             metavar="ADDRESS",
             help="Use a running dask scheduler, such as tcp://host:8786.",
             rich_help_panel=DEVICE,
+        ),
+    ] = None,
+    dashboard: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT",
+            help="With --workers: show dask's dashboard on this port, to this machine only.",
+            rich_help_panel=DEVICE,
+        ),
+    ] = None,
+    store_as: Annotated[
+        str | None,
+        typer.Option(
+            "--store-as",
+            metavar="CODING",
+            help="How values are stored: float16 (default), or rounded to N bits: bitround:N or bitround:N+zstd.",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     retry_failed: Annotated[
@@ -174,29 +221,34 @@ def embed(
     from featurestore.encoders.loading import DEFAULT_ENCODER
     from featurestore.encoders.protocol import EncoderOptions
     from featurestore.errors import StoreError
-    from featurestore.grid import GridSpec
     from featurestore.slides.sample_sheet import read_samples
+    from histosge_cli.grid_options import grid_spec
 
     console = Console(quiet, log)
-    if workers and scheduler:
+    processes = worker_count(workers)
+    if processes and scheduler:
         raise StoreError(
             "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
         )
-    try:
-        spec = GridSpec(mpp, patch, patch if stride is None else stride)
-    except ValueError as error:
-        raise StoreError(f"{error}; see --mpp, --patch, --stride") from error
+    if dashboard is not None and not processes:
+        raise StoreError(
+            "--dashboard shows the worker processes of this machine; give --workers with it (a running cluster has its own)"
+        )
+    spec = grid_spec(mpp, patch, stride, tokens, token_overlap)
     keys = tuple(encoder or [DEFAULT_ENCODER])
     settings = EmbedSettings(
         encoders=keys,
         spec=spec,
-        options=EncoderOptions(None, random_weights, device, precision, compile_network, engine),
+        options=EncoderOptions(None, random_weights, device, precision, compile_network, engine, batch=batch),
         tissue="none" if no_tissue else tissue,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
+        store_as=store_as,
     )
     for remark in scale_remarks(keys, spec):
         console.message(remark)
+    if dashboard is not None and not dry_run:
+        console.message(f"dashboard, as long as this runs: http://127.0.0.1:{dashboard}/status")
     # Read here only to count them, for the bar over all slides.
     slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
     with resumable(), console.bars("blocks", slides) as bars:
@@ -206,8 +258,9 @@ def embed(
             settings,
             slide_mpp=slide_mpp,
             dry_run=dry_run,
-            workers=workers,
+            workers=processes,
             scheduler=scheduler,
+            dashboard=dashboard,
             on_progress=bars.update,
             on_result=lambda slide: bars.finish(
                 slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable

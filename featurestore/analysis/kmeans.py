@@ -5,15 +5,18 @@ centres. Lloyd passes then read the store until the centres converge, and a last
 give the same clusters. Memory holds the sample, the centres and a few blocks.
 """
 
+import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from featurestore.analysis.patch_stream import PatchStream
+from featurestore.analysis.patch_stream import PatchBlock, PatchStream
 from featurestore.analysis.patch_tables import check_folder, write_patches
 from featurestore.errors import StoreError
 
@@ -108,7 +111,7 @@ def fit_kmeans(
     if labels is not None:
         check_folder(labels)
     before, rng = stream.passes, np.random.default_rng(settings.seed)
-    sample = reservoir_sample(stream, max(settings.sample, SAMPLE_PER_CLUSTER * settings.k), rng)
+    sample = reservoir_sample(stream, max(settings.sample, SAMPLE_PER_CLUSTER * settings.k), settings.seed)
     if len(sample) < settings.k:
         raise StoreError(
             f"{len(sample)} patches cannot form {settings.k} clusters; give at most {len(sample)} for k"
@@ -138,24 +141,58 @@ def nearest_centre(values: NDArray[np.floating], centres: Matrix) -> tuple[NDArr
     return label, np.maximum(nearest, 0)  # the difference of two large numbers may come out slightly negative
 
 
-def reservoir_sample(stream: PatchStream, size: int, rng: np.random.Generator) -> Matrix:
+def reservoir_sample(stream: PatchStream, size: int, seed: int) -> Matrix:
     """Draw up to `size` patches in one pass, each with equal probability: those with the smallest random keys."""
-    keys = np.empty(0)
-    kept = np.empty((0, stream.dim), np.float32)
-    for patches in stream.blocks():
-        drawn = rng.random(len(patches.rows))
-        worst = (
-            keys.max() if len(keys) >= size else np.inf
-        )  # once the sample is full, only smaller keys enter
-        better = drawn < worst
-        if not better.any():
-            continue
-        keys = np.concatenate([keys, drawn[better]])
-        kept = np.concatenate([kept, patches.values[better]])
-        if len(keys) > size:
-            stay = np.sort(np.argsort(keys, kind="stable")[:size])
-            keys, kept = keys[stay], kept[stay]
-    return kept.astype(np.float64)
+    return stream.fold(partial(_Reservoir, stream.dim, size, seed)).kept.astype(np.float64)
+
+
+def patch_keys(
+    seed: int, slide_id: str, rows: NDArray[np.int64], cols: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """Return a random number for each patch, which depends on the seed and on the patch's place alone.
+
+    So the sample of a cohort is the same however its blocks are shared out among processes. It is the finaliser of
+    SplitMix64 (Steele, Lea & Flood, 2014, "Fast splittable pseudorandom number generators"), which maps a counter to
+    independent bits.
+    """
+    digest = hashlib.blake2b(f"{seed}/{slide_id}".encode(), digest_size=8).digest()
+    # Rows and columns are below 2**31, see `featurestore.storage.stored_documents`.
+    place = (rows.astype(np.uint64) << np.uint64(32)) | cols.astype(np.uint64)
+    keys = place * np.uint64(0x9E3779B97F4A7C15) + np.uint64(int.from_bytes(digest, "little"))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
+    mixed: NDArray[np.uint64] = keys ^ (keys >> np.uint64(31))
+    return mixed
+
+
+class _Reservoir:
+    """The patches with the smallest keys among those added so far, in the order of reading."""
+
+    def __init__(self, dim: int, size: int, seed: int) -> None:
+        self._size, self._seed = size, seed
+        self._keys = np.empty(0, np.uint64)
+        self.kept = np.empty((0, dim), np.float32)
+
+    def add(self, patches: PatchBlock) -> None:
+        """Add the patches of one block."""
+        keys = patch_keys(self._seed, patches.slide_id, patches.rows, patches.cols)
+        if len(self._keys) >= self._size:  # once the sample is full, only smaller keys enter
+            better = keys < self._keys.max()
+            if better.any():
+                self._keep(keys[better], patches.values[better])
+        else:
+            self._keep(keys, patches.values)
+
+    def merge(self, other: Self) -> None:
+        """Add the sample of other blocks."""
+        self._keep(other._keys, other.kept)
+
+    def _keep(self, keys: NDArray[np.uint64], values: NDArray[np.float32]) -> None:
+        self._keys = np.concatenate([self._keys, keys])
+        self.kept = np.concatenate([self.kept, values])
+        if len(self._keys) > self._size:
+            stay = np.sort(np.argsort(self._keys, kind="stable")[: self._size])
+            self._keys, self.kept = self._keys[stay], self.kept[stay]
 
 
 def plus_plus(sample: Matrix, k: int, rng: np.random.Generator) -> Matrix:
@@ -202,14 +239,29 @@ def _means(sums: Matrix, sizes: NDArray[np.int64], centres: Matrix) -> Matrix:
     return np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres)
 
 
+class _ClusterSums:
+    """Sum and number of the patches nearest to each centre."""
+
+    def __init__(self, centres: Matrix) -> None:
+        self._centres = centres
+        self.sums, self.sizes = np.zeros_like(centres), np.zeros(len(centres), np.int64)
+
+    def add(self, patches: PatchBlock) -> None:
+        """Add the patches of one block."""
+        label, _ = nearest_centre(patches.values, self._centres)
+        of_block, counted = _sums(patches.values, label, len(self._centres))
+        self.sums += of_block
+        self.sizes += counted
+
+    def merge(self, other: Self) -> None:
+        """Add the sums of other blocks."""
+        self.sums += other.sums
+        self.sizes += other.sizes
+
+
 def _lloyd_pass(stream: PatchStream, centres: Matrix) -> tuple[Matrix, NDArray[np.int64]]:
-    sums, sizes = np.zeros_like(centres), np.zeros(len(centres), np.int64)
-    for patches in stream.blocks():
-        label, _ = nearest_centre(patches.values, centres)
-        of_block, counted = _sums(patches.values, label, len(centres))
-        sums += of_block
-        sizes += counted
-    return _means(sums, sizes, centres), sizes
+    summed = stream.fold(partial(_ClusterSums, centres))
+    return _means(summed.sums, summed.sizes, centres), summed.sizes
 
 
 def _mini_batch_pass(stream: PatchStream, centres: Matrix) -> tuple[Matrix, NDArray[np.int64]]:
@@ -222,24 +274,47 @@ def _mini_batch_pass(stream: PatchStream, centres: Matrix) -> tuple[Matrix, NDAr
     return updated, sizes
 
 
+class _Labels:
+    """Number of patches of each cluster, the squared distances to the centres, and, if kept, each patch's cluster."""
+
+    def __init__(self, centres: Matrix, *, keep: bool) -> None:
+        self._centres, self._keep = centres, keep
+        self.counts = np.zeros(len(centres), np.int64)
+        self.distances: list[float] = []
+        self.placed: list[tuple[NDArray[np.int64], ...]] = []
+
+    def __getstate__(self) -> dict[str, object]:
+        # Labels travel to the process that writes them, without the centres.
+        return {**self.__dict__, "_centres": self._centres[:0]}
+
+    def add(self, patches: PatchBlock) -> None:
+        """Add the patches of one block."""
+        label, distance = nearest_centre(patches.values, self._centres)
+        # Block by block, so that the sum over the cohort is added in one order, whoever read the blocks.
+        self.distances.append(float(distance.sum()))
+        self.counts += np.bincount(label, minlength=len(self._centres))
+        if self._keep:
+            self.placed.append((patches.rows, patches.cols, label))
+
+    def merge(self, other: Self) -> None:
+        """Add the labels of other blocks."""
+        self.distances += other.distances
+        self.counts += other.counts
+        self.placed += other.placed
+
+
 def _assign_and_count(
     stream: PatchStream, centres: Matrix, labels: Path | None
 ) -> tuple[float, pl.DataFrame]:
     inertia = 0.0
     frames = []
-    for slide, blocks in stream.by_slide():
-        counts = np.zeros(len(centres), np.int64)
-        placed: list[tuple[NDArray[np.int64], ...]] = []
-        for patches in blocks:
-            label, distance = nearest_centre(patches.values, centres)
-            inertia += float(distance.sum())
-            counts += np.bincount(label, minlength=len(centres))
-            if labels is not None:
-                placed.append((patches.rows, patches.cols, label))
+    for slide, found in stream.fold_slides(partial(_Labels, centres, keep=labels is not None)):
+        for distance in found.distances:
+            inertia += distance
         if labels is not None:
-            rows, cols, cluster = _concatenated(placed)
+            rows, cols, cluster = _concatenated(found.placed)
             write_patches(labels, slide, rows, cols, {"cluster": cluster.astype(np.int32)})
-        frames.append(_counts_frame(slide.slide_id, counts))
+        frames.append(_counts_frame(slide.slide_id, found.counts))
     return inertia, pl.concat(frames)
 
 

@@ -4,17 +4,17 @@ The search is exact. Memory holds the best patches so far and a few blocks, howe
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal, Self, get_args
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from featurestore.analysis.patch_stream import PatchBlock, PatchStream
-from featurestore.analysis.patch_tables import patch_positions
+from featurestore.analysis.slide_source import SlideArray
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
-from featurestore.storage.selection import SlideEmbedding
 
 Metric = Literal["cosine", "euclidean"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -78,8 +78,10 @@ def patch_at(stream: PatchStream, slide_id: str, row: int, col: int) -> Query:
     return Query(slide_id, row, col, vector)
 
 
-def _why_no_embedding(slide: SlideEmbedding, row: int, col: int) -> str:
+def _why_no_embedding(slide: SlideArray, row: int, col: int) -> str:
     is_tissue = slide.read_tissue()
+    if is_tissue[row, col] and slide.columns is not None:
+        return f"patch ({row}, {col}) of slide {slide.slide_id!r} has no prediction; run the same histosge predict again"
     if is_tissue[row, col]:
         return (
             f"patch ({row}, {col}) of slide {slide.slide_id!r} has no embedding: unreadable, or not embedded yet; "
@@ -147,25 +149,65 @@ def similar(
         )
     grid = stream.slide(query.slide_id).grid
     # Slightly less than a side: patches that only touch the query stay, whatever rounding does.
-    radius_um = grid.patch_um * (1 - 1e-9) if exclude_um is None else exclude_um
-    slides = {slide.slide_id: slide for slide in stream.slides}
-    nothing = np.empty(0, np.int64)
-    best = patch_positions("", grid, nothing, nothing).with_columns(pl.Series("distance", [], pl.Float64))
-    for patches in stream.blocks():
-        distances = _distances(patches.values, query.vector, metric)
-        if patches.slide_id == query.slide_id:
-            distances[_excluded(patches, query, grid, radius_um)] = np.inf
+    radius_um = grid.receptive_um * (1 - 1e-9) if exclude_um is None else exclude_um
+    best = stream.fold(partial(_Nearest, query, n, metric, grid, radius_um))
+    grids = {slide_id: stream.slide(slide_id).grid for slide_id in set(best.slide_ids)}
+    placed = list(zip(best.slide_ids, best.rows, best.cols, strict=True))
+    return pl.DataFrame(
+        {
+            "slide": pl.Series(best.slide_ids, dtype=pl.String),
+            "row": best.rows.astype(np.int32),
+            "col": best.cols.astype(np.int32),
+            "x_um": pl.Series([grids[slide_id].x_um[col] for slide_id, _, col in placed], dtype=pl.Float64),
+            "y_um": pl.Series([grids[slide_id].y_um[row] for slide_id, row, _ in placed], dtype=pl.Float64),
+            "distance": best.distances,
+        }
+    )
+
+
+class _Nearest:
+    """The patches nearest to a query among those added so far, nearest first, ties in the order of reading."""
+
+    def __init__(self, query: Query, n: int, metric: Metric, grid: PatchGrid, radius_um: float) -> None:
+        self._query, self._n, self._metric = query, n, metric
+        self._grid, self._radius_um = grid, radius_um
+        self.slide_ids: list[str] = []
+        self.rows = np.empty(0, np.int64)
+        self.cols = np.empty(0, np.int64)
+        self.distances = np.empty(0)
+
+    def add(self, patches: PatchBlock) -> None:
+        """Add the patches of one block."""
+        distances = _distances(patches.values, self._query.vector, self._metric)
+        if patches.slide_id == self._query.slide_id:
+            distances[_excluded(patches, self._query, self._grid, self._radius_um)] = np.inf
         # Most blocks hold nothing that is better than what was found, and cost no sorting.
-        worst = best["distance"][-1] if best.height >= n else np.inf
+        worst = self.distances[-1] if len(self.distances) >= self._n else np.inf
         near = np.flatnonzero(distances < worst)
-        if not len(near):
-            continue
-        near = near[np.argsort(distances[near], kind="stable")[:n]]
-        found = patch_positions(
-            patches.slide_id, slides[patches.slide_id].grid, patches.rows[near], patches.cols[near]
-        ).with_columns(pl.Series("distance", distances[near]))
-        best = pl.concat([best, found]).sort("distance", maintain_order=True).head(n)
-    return best
+        if len(near):
+            near = near[np.argsort(distances[near], kind="stable")[: self._n]]
+            self._keep(
+                [patches.slide_id] * len(near), patches.rows[near], patches.cols[near], distances[near]
+            )
+
+    def merge(self, other: Self) -> None:
+        """Add the patches that another has kept."""
+        self._keep(other.slide_ids, other.rows, other.cols, other.distances)
+
+    def _keep(
+        self,
+        slide_ids: list[str],
+        rows: NDArray[np.int64],
+        cols: NDArray[np.int64],
+        distances: NDArray[np.float64],
+    ) -> None:
+        distances = np.concatenate([self.distances, distances])
+        order = np.argsort(distances, kind="stable")[: self._n]
+        both = [*self.slide_ids, *slide_ids]
+        self.slide_ids = [both[i] for i in order]
+        self.rows = np.concatenate([self.rows, rows])[order]
+        self.cols = np.concatenate([self.cols, cols])[order]
+        self.distances = distances[order]
 
 
 def _distances(

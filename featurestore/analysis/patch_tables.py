@@ -7,9 +7,9 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.analysis.slide_source import SlideArray
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
-from featurestore.storage.selection import SlideEmbedding
 from featurestore.whole_file import whole_file
 
 Columns = Mapping[str, NDArray[np.generic]]
@@ -66,7 +66,7 @@ def patch_positions(
 
 
 def write_patches(
-    folder: Path, slide: SlideEmbedding, rows: NDArray[np.int64], cols: NDArray[np.int64], columns: Columns
+    folder: Path, slide: SlideArray, rows: NDArray[np.int64], cols: NDArray[np.int64], columns: Columns
 ) -> Path:
     """Write a slide's table, whole or not at all; rows in row-major order of the grid."""
     frame = patch_positions(slide.slide_id, slide.grid, rows, cols).with_columns(

@@ -6,16 +6,18 @@ its products are added, so a large common mean costs no precision.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import dsyr, dsyrk
 
-from featurestore.analysis.patch_stream import PatchStream
+from featurestore.analysis.patch_stream import PatchBlock, PatchStream
 from featurestore.analysis.patch_tables import check_folder, write_patches
 from featurestore.errors import IdentityMismatchError, StoreError
 
@@ -41,6 +43,8 @@ class Pca:
         Number of patches that it was fitted on.
     encoder
         Fingerprint of the encoder of these embeddings.
+    columns
+        Names of the features, where they have names.
     """
 
     mean: NDArray[np.float64]
@@ -49,6 +53,7 @@ class Pca:
     explained_variance_ratio: NDArray[np.float64]
     n_patches: int
     encoder: str
+    columns: tuple[str, ...] | None = None
 
     def project(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the scores of patches, ``(n, dim) -> (n, k)``."""
@@ -64,10 +69,10 @@ class Pca:
             background or has no embedding.
         """
         self.check_fits(stream)
-        for slide, blocks in stream.by_slide():
+        for slide, placed in stream.fold_slides(partial(_PatchScores, self)):
             scores = np.full((*slide.grid.shape, len(self.components)), np.nan, np.float32)
-            for patches in blocks:
-                scores[patches.rows, patches.cols] = self.project(patches.values)
+            for rows, cols, projected in placed.parts:
+                scores[rows, cols] = projected
             coords = {"y": slide.grid.y_um, "x": slide.grid.x_um}
             yield (
                 slide.slide_id,
@@ -89,15 +94,22 @@ class Pca:
             )
 
     def to_frame(self) -> pl.DataFrame:
-        """Return one row per component: `component` (from 1), `variance`, `ratio`, `loadings`."""
-        dim = len(self.mean)
-        return pl.DataFrame(
+        """Return one row per component: `component` (from 1), `variance`, `ratio`, and its loadings.
+
+        They are one column `loadings` of vectors, or a column for each feature where these have names.
+        """
+        frame = pl.DataFrame(
             {
                 "component": np.arange(1, len(self.components) + 1),
                 "variance": self.explained_variance,
                 "ratio": self.explained_variance_ratio,
-                "loadings": pl.Series(self.components.tolist(), dtype=pl.Array(pl.Float64, dim)),
             }
+        )
+        if self.columns is None:
+            vectors = pl.Array(pl.Float64, len(self.mean))
+            return frame.with_columns(pl.Series("loadings", self.components.tolist(), dtype=vectors))
+        return frame.with_columns(
+            pl.Series(name, loadings) for name, loadings in zip(self.columns, self.components.T, strict=True)
         )
 
 
@@ -120,7 +132,8 @@ def fit_pca(stream: PatchStream, components: int | None = None) -> Pca:
             f"embeddings of {dim} features need {2 * 8 * dim**2 / 2**30:.1f} GiB for their covariance; "
             f"exact PCA is for {MAX_DIM} features at most"
         )
-    n, mean, scatter = _scatter(stream)
+    summed = stream.fold(partial(Scatter, dim))
+    n, mean, scatter = summed.n, summed.mean, summed.triangle
     most = min(dim, n - 1)
     k = min(DEFAULT_COMPONENTS, most) if components is None else components
     if most < 1 or not 1 <= k <= most:
@@ -133,30 +146,67 @@ def fit_pca(stream: PatchStream, components: int | None = None) -> Pca:
     # An eigenvector's sign is arbitrary: the entry of largest size is made positive, so that runs agree.
     largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1)[:, None], axis=1)
     ratio = sizes / total if total > 0 else np.zeros(k)
-    return Pca(mean, rows * np.where(largest < 0, -1.0, 1.0), sizes / (n - 1), ratio, n, stream.encoder)
+    principal_axes = rows * np.where(largest < 0, -1.0, 1.0)
+    return Pca(mean, principal_axes, sizes / (n - 1), ratio, n, stream.encoder, stream.columns)
 
 
-def _scatter(stream: PatchStream) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
-    """Return count, mean, and the sum of squared deviations as an upper triangle, ``(dim, dim)``."""
-    n, mean = 0, np.zeros(stream.dim)
-    scatter = np.zeros((stream.dim, stream.dim), order="F")  # in this order BLAS adds in place
-    for patches in stream.blocks():
+class Scatter:
+    """Count, mean, and sum of squared deviations, an upper triangle ``(dim, dim)``, of all patches added so far."""
+
+    def __init__(self, dim: int) -> None:
+        self.n = 0
+        self.mean = np.zeros(dim)
+        self.triangle = np.zeros((dim, dim), order="F")  # in this order BLAS adds in place
+
+    def add(self, patches: PatchBlock) -> None:
+        """Add the patches of one block."""
         m = len(patches.values)
         if not m:
-            continue
+            return
         # One more row than patches: the difference of the means, weighted as in Chan, Golub & LeVeque (1979). So one
         # product adds both terms.
-        rows = np.empty((m + 1, stream.dim))
+        rows = np.empty((m + 1, len(self.mean)))
         rows[:m] = patches.values
         step = rows[:m].mean(axis=0)
         rows[:m] -= step
-        step -= mean
-        rows[m] = step * np.sqrt(n * m / (n + m))
+        step -= self.mean
+        rows[m] = step * np.sqrt(self.n * m / (self.n + m))
         # One triangle: half the work of a product of matrices.
-        scatter = dsyrk(1.0, rows.T, beta=1.0, c=scatter, overwrite_c=True)
-        mean += step * (m / (n + m))
-        n += m
-    return n, mean, scatter
+        self.triangle = dsyrk(1.0, rows.T, beta=1.0, c=self.triangle, overwrite_c=True)
+        self.mean += step * (m / (self.n + m))
+        self.n += m
+
+    def merge(self, other: Self) -> None:
+        """Add the patches that another has added up."""
+        if not other.n:
+            return
+        step = other.mean - self.mean
+        self.triangle += other.triangle
+        weight = self.n * other.n / (self.n + other.n)
+        self.triangle = dsyr(weight, step, a=self.triangle, overwrite_a=True)
+        self.mean += step * (other.n / (self.n + other.n))
+        self.n += other.n
+
+
+class _PatchScores:
+    """Scores of patches, with their positions."""
+
+    def __init__(self, pca: Pca) -> None:
+        self.parts: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+        self._pca: Pca | None = pca
+
+    def __getstate__(self) -> dict[str, object]:
+        # Scores travel to the process that writes them, without the components that they were computed with.
+        return {**self.__dict__, "_pca": None}
+
+    def add(self, patches: PatchBlock) -> None:
+        """Add the patches of one block."""
+        assert self._pca is not None
+        self.parts.append((patches.rows, patches.cols, self._pca.project(patches.values)))
+
+    def merge(self, other: Self) -> None:
+        """Add the scores of other blocks."""
+        self.parts += other.parts
 
 
 def write_scores(pca: Pca, stream: PatchStream, folder: Path) -> None:

@@ -4,13 +4,15 @@ Moments are merged as in Chan, Golub & LeVeque (1979), "Updating formulae and a 
 sample variances", in float64: no two large sums of squares are subtracted from each other.
 """
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from featurestore.analysis.patch_stream import PatchStream
+from featurestore.analysis.patch_stream import PatchBlock, PatchStream
 
 
 class Moments:
@@ -21,7 +23,11 @@ class Moments:
         self.mean = np.zeros(dim)
         self.squares = np.zeros(dim)
 
-    def add(self, values: NDArray[Any]) -> None:
+    def add(self, patches: PatchBlock) -> None:
+        """Add the patches of one block; there may be none."""
+        self.add_rows(patches.values)
+
+    def add_rows(self, values: NDArray[Any]) -> None:
         """Add rows, ``(n, dim)``; n may be 0."""
         if not len(values):
             return
@@ -60,20 +66,18 @@ def summarise(stream: PatchStream) -> pl.DataFrame:
         One row per slide and, last, one with a null `slide` for the cohort. `patches`; `absent`, tissue patches
         without an embedding; `shift`, the distance of the slide's mean from the cohort's, in the cohort's standard
         deviations (root mean square over features: a large one means another stain, scanner or tissue);
-        `mean` and `sd` (n - 1) of each feature, null where there are too few patches.
+        `mean` and `sd` (n - 1) of each feature, null where there are too few patches. Where the features have names,
+        as the genes of expression maps, each has a column of its means and one, ``sd_<name>``, of its deviations.
     """
     cohort = Moments(stream.dim)
     slides: list[tuple[str, Moments]] = []
-    for slide, blocks in stream.by_slide():
-        moments = Moments(stream.dim)
-        for patches in blocks:
-            moments.add(patches.values)
+    for slide, moments in stream.fold_slides(partial(Moments, stream.dim)):
         cohort.merge(moments)
         slides.append((slide.slide_id, moments))
     absent = stream.counts.absent
     rows = [_row(name, moments, absent[name], cohort) for name, moments in slides]
     vector = pl.Array(pl.Float64, stream.dim)
-    return pl.DataFrame(
+    frame = pl.DataFrame(
         [*rows, _row(None, cohort, absent.total(), cohort)],
         schema={
             "slide": pl.String,
@@ -84,6 +88,15 @@ def summarise(stream: PatchStream) -> pl.DataFrame:
             "sd": vector,
         },
         orient="row",
+    )
+    return frame if stream.columns is None else _with_named_features(frame, stream.columns)
+
+
+def _with_named_features(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    return frame.drop("mean", "sd").with_columns(
+        frame[kind].arr.get(number, null_on_oob=True).alias(prefix + name)
+        for kind, prefix in (("mean", ""), ("sd", "sd_"))
+        for number, name in enumerate(names)
     )
 
 

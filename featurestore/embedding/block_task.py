@@ -4,20 +4,26 @@ It knows neither dask nor planning: the caller names the blocks.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.blocks import Block
-from featurestore.embedding.plan import BATCH
-from featurestore.encoders.protocol import Encoder
+from featurestore.embedding.memory_model import WRITERS
+from featurestore.embedding.positions import PatchFailure, failed_positions, patches_to_read, positions_of
+from featurestore.encoders.protocol import Encoder, PendingVectors, patches_at_once, start_encoding
 from featurestore.errors import StoreError
+from featurestore.grid import PatchGrid
 from featurestore.names import slug
-from featurestore.slides.patch_reader import PatchBatch, read_ahead, read_batches
+from featurestore.slides.patch_reader import PatchBatch, read_batches, read_in_turn
 from featurestore.slides.protocol import Slide
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import embedding_path, failure_path
@@ -26,8 +32,10 @@ from featurestore.storage.store import Store, StoredGrid
 PROBE_BATCHES = 3
 """Batches that are timed for a dry run's estimate, besides a first one that is not counted."""
 
-PatchFailure = tuple[int, int, str]
-"""``(row, col, reason)``: a patch's position in the grid, and why it has no vector."""
+BATCHES_AHEAD = 1
+"""Batches that a device is given before the vectors of the last one are waited for: it computes one while it copies one."""
+
+T = TypeVar("T")
 
 
 class ThroughputProbe:
@@ -47,8 +55,10 @@ class ThroughputProbe:
         """Return the measured value, measuring it first if necessary; 0 as long as no slide had tissue."""
         if self._seconds is None and blocks:
             middle = blocks[len(blocks) // 2]  # the first one may hold little but the edge of the tissue
-            wanted = stored.is_tissue[middle.slices]
-            batches = read_batches(slide, stored.grid, middle, wanted, BATCH)
+            grid = stored.grid
+            wanted = patches_to_read(stored.is_tissue[middle.slices], grid)
+            size = patches_at_once(self._encoders.values())
+            batches = read_batches(slide, grid.encoded, middle.coarser(grid.tokens), wanted, size)
             self._encode(next(batches).pixels)  # not timed: buffers and kernels are set up here
             begun, patches = time.perf_counter(), 0
             for batch in islice(batches, PROBE_BATCHES):
@@ -111,46 +121,112 @@ def embed_blocks(
         key: _open_array(store, slide_id, grid.spec.key, key)
         for key in {key for keys in blocks.values() for key in keys}
     }
+    size = patches_at_once(encoders.values())
+    # What is read are whole patches; on a token grid they hold several positions of the block.
+    of_patches = {block.coarser(grid.tokens): block for block in blocks}
 
-    def batches() -> Iterator[PatchBatch]:
-        for block in blocks:
-            yield from read_batches(slide, grid, block, tissue[block.slices], BATCH)
+    def read(patches: Block) -> Iterator[PatchBatch]:
+        wanted = patches_to_read(tissue[of_patches[patches].slices], grid)
+        return read_batches(slide, grid.encoded, patches, wanted, size)
 
-    buffers: dict[str, NDArray[np.float16]] = {}
-    failures: list[PatchFailure] = []
-    not_finite: dict[str, list[PatchFailure]] = {}
-    patches = 0
-    # Across blocks: the first batch of the next block is read while the last one of this block is encoded.
-    with closing(read_ahead(batches)) as pixels:
-        for batch in pixels:
-            keys = blocks[batch.block]
-            for key in keys:
-                shape = (*batch.block.shape, encoders[key].identity.dim)
-                buffer = buffers.setdefault(key, np.full(shape, np.nan, np.float16))
-                vectors, unusable = to_float16(encoders[key].encode(batch.pixels))
-                buffer[batch.rows, batch.cols] = vectors
-                corner = batch.block.rows[0], batch.block.cols[0]
-                not_finite.setdefault(key, []).extend(
-                    (
-                        corner[0] + int(batch.rows[i]),
-                        corner[1] + int(batch.cols[i]),
-                        "the encoder gave no finite vector",
-                    )
-                    for i in unusable
-                )
-            patches += len(batch.rows)
-            failures += batch.failures
+    def start(batch: PatchBatch) -> tuple[PatchBatch, dict[str, PendingVectors]]:
+        keys = blocks[of_patches[batch.block]]
+        started = {key: start_encoding(encoders[key], batch.pixels) for key in keys}
+        return replace(batch, pixels=batch.pixels[:0].copy()), started  # the pixels are not needed any more
+
+    def write(computed: _ComputedBlock) -> BlockResult:
+        for key, values in computed.buffers.items():
+            failed = [*computed.failures, *computed.not_finite.get(key, [])]
+            _commit(store, arrays[key], stored, computed.block, key, values, failed)
+            if retried and not failed:
+                store.location.remove(failure_path(slide_id, grid.spec.key, key, computed.block.index))
+        return computed.result()
+
+    threads = max((getattr(encoder, "reading_threads", 1) for encoder in encoders.values()), default=1)
+    writing: deque[Future[BlockResult]] = deque()
+    # Across blocks: the first batches of the next block are read and encoded while the last one of this block is
+    # computed, and a block is written meanwhile.
+    with (
+        ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers,
+        closing(read_in_turn([partial(read, patches) for patches in of_patches], threads)) as batches,
+    ):
+        computed = None
+        for batch, started in delayed(map(start, batches), BATCHES_AHEAD):
+            block = of_patches[batch.block]
+            computed = computed or _ComputedBlock(block, blocks[block])
+            computed.add(batch, started, tissue, grid, encoders)
             if batch.last:
                 check_slide()
-                for key in keys:
-                    failed = [*failures, *not_finite.get(key, [])]
-                    _commit(store, arrays[key], stored, batch.block, key, buffers[key], failed)
-                    if retried and not failed:
-                        store.location.remove(failure_path(slide_id, grid.spec.key, key, batch.block.index))
-                # As a set, since a patch without a vector from two encoders is one patch.
-                nan = len({(row, col) for rows in not_finite.values() for row, col, _ in rows})
-                yield BlockResult(batch.block, len(keys), patches, len(failures) + nan)
-                buffers, failures, not_finite, patches = {}, [], {}, 0
+                writing.append(writers.submit(write, computed))
+                computed = None
+                while writing and (writing[0].done() or len(writing) > WRITERS):
+                    yield writing.popleft().result()
+        while writing:
+            yield writing.popleft().result()
+
+
+def delayed(items: Iterable[T], n: int) -> Iterator[T]:
+    """Yield items as they come, each after `n` more were taken."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > n:
+            yield waiting.popleft()
+    yield from waiting
+
+
+@dataclass
+class _ComputedBlock:
+    """A block's vectors, as its batches come.
+
+    Parameters
+    ----------
+    buffers
+        Encoder key -> vectors, shape ``(*block.shape, dim)``; NaN where there is none.
+    failures, not_finite
+        Positions that could not be read; and by encoder key those without a finite vector.
+    patches
+        Positions with tissue that were read.
+    """
+
+    block: Block
+    keys: tuple[str, ...]
+    buffers: dict[str, NDArray[np.float16]] = field(default_factory=dict)
+    failures: list[PatchFailure] = field(default_factory=list)
+    not_finite: dict[str, list[PatchFailure]] = field(default_factory=dict)
+    patches: int = 0
+
+    def add(
+        self,
+        batch: PatchBatch,
+        started: dict[str, PendingVectors],
+        tissue: NDArray[np.bool_],
+        grid: PatchGrid,
+        encoders: Mapping[str, Encoder],
+    ) -> None:
+        """Take the vectors of a batch, waiting for the device."""
+        rows, cols = positions_of(batch, grid)
+        # A patch with tissue at one position may have background at others: there the store holds NaN.
+        kept = tissue[rows, cols]
+        rows, cols = rows[kept], cols[kept]
+        for key in self.keys:
+            dim = encoders[key].identity.dim
+            if key not in self.buffers:
+                self.buffers[key] = np.full((*self.block.shape, dim), np.nan, np.float16)
+            found = started[key]().reshape(-1, dim)
+            vectors, unusable = to_float16(found[kept])
+            self.buffers[key][rows - self.block.rows[0], cols - self.block.cols[0]] = vectors
+            self.not_finite.setdefault(key, []).extend(
+                (int(rows[i]), int(cols[i]), "the encoder gave no finite vector") for i in unusable
+            )
+        self.patches += len(rows)
+        self.failures += failed_positions(batch.failures, tissue, grid)
+
+    def result(self) -> BlockResult:
+        """Return the block's counts."""
+        # As a set, since a patch without a vector from two encoders is one patch.
+        nan = len({(row, col) for rows in self.not_finite.values() for row, col, _ in rows})
+        return BlockResult(self.block, len(self.keys), self.patches, len(self.failures) + nan)
 
 
 def check_written(

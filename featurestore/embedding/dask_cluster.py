@@ -12,21 +12,29 @@ Terms
 import logging
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
+from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
 from distributed.client import FutureCancelledError
 from distributed.comm import CommClosedError
 from distributed.diagnostics.plugin import WorkerPlugin
 
 from featurestore.blocks import Block
+from featurestore.cores import count_cores
 from featurestore.embedding.block_task import BlockResult, check_written
-from featurestore.embedding.limits import check_address, check_workers
+from featurestore.embedding.gpu_sharing import (
+    MAX_GPU_THREADS,
+    auto_workers,
+    visible_gpus,
+    worker_environments,
+)
+from featurestore.embedding.limits import check_address, check_dashboard, check_workers
+from featurestore.embedding.memory_model import memory_bytes
 from featurestore.embedding.plan import EmbedSettings, show_remark
 from featurestore.embedding.round_robin import RoundRobin
 from featurestore.embedding.slide_result import (
@@ -72,8 +80,13 @@ BlockWork = tuple[Block, tuple[str, ...]]
 """A block, and the keys of the encoders that lack it."""
 
 
+LOOPBACK = "127.0.0.1"
+
+
 @contextmanager
-def local_client(workers: int, threads: int = THREADS_PER_WORKER) -> Iterator[Client]:
+def local_client(
+    workers: int, threads: int | None = None, *, gpus: Sequence[str] = (), dashboard: int | None = None
+) -> Iterator[Client]:
     """Start worker processes on this machine; each gets an equal share of the cores.
 
     Parameters
@@ -81,7 +94,12 @@ def local_client(workers: int, threads: int = THREADS_PER_WORKER) -> Iterator[Cl
     workers
         Processes.
     threads
-        Tasks at once in each.
+        Tasks at once in each; by default `THREADS_PER_WORKER`, and with a GPU as many as the cores allow that read for it.
+    gpus
+        Names of the GPUs that the workers share, as `visible_gpus` returns them. Each worker sees one of them alone, also
+        after it died and was started again.
+    dashboard
+        Port of dask's dashboard, which only this machine can reach; None for no dashboard.
 
     Yields
     ------
@@ -90,28 +108,98 @@ def local_client(workers: int, threads: int = THREADS_PER_WORKER) -> Iterator[Cl
     """
     check_workers(workers)
     _mute_library_logs()
+    counted = count_cores()
+    cores = max(1, min(counted.cores // workers, counted.threads))
+    if threads is None:
+        threads = max(THREADS_PER_WORKER, min(cores, MAX_GPU_THREADS)) if gpus else THREADS_PER_WORKER
     # Otherwise every process computes with as many threads as there are cores, and they get in each other's way.
-    cores = str(max(1, len(os.sched_getaffinity(0)) // workers))
+    thread_limits = {"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores)}
     settings = {
         "distributed.scheduler.allowed-failures": ALLOWED_WORKER_DEATHS,
-        "distributed.nanny.pre-spawn-environ": {"OMP_NUM_THREADS": cores, "MKL_NUM_THREADS": cores},
+        "distributed.nanny.pre-spawn-environ": thread_limits,
         "distributed.admin.system-monitor.gil.enabled": False,
         # Files that are mapped into memory count as the process's own, and are no reason to kill it.
         "distributed.worker.memory.terminate": False,
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            dashboard_address=None,
-            silence_logs=50,
+    common = {
+        "host": LOOPBACK,
+        "protocol": "tcp://",
+        "nthreads": threads,
+        "memory_limit": memory_bytes() // workers,
+        "dashboard": False,
+        "silence_logs": 50,
+    }
+    # Not LocalCluster, whose workers all get the same options: a nanny passes its own environment to each process that
+    # it starts, the first and those after a death, before the process imports anything of ours.
+    specs = {
+        number: {"cls": Nanny, "options": {**common, "env": environment}}
+        for number, environment in enumerate(worker_environments(gpus, workers))
+    }
+    scheduler = {
+        "cls": Scheduler,
+        "options": {
+            "host": LOOPBACK,
+            "protocol": "tcp://",
+            "port": 0,
+            "dashboard": dashboard is not None,
             # Without a dashboard there is an HTTP server all the same: on any free port, and for this machine alone.
-            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
-        ) as cluster,
+            "dashboard_address": f"{LOOPBACK}:{dashboard or 0}",
+        },
+    }
+    with (
+        # A nanny sets them in this process, too, where they would stay.
+        _restored_environment(thread_limits),
+        dask.config.set(settings),
+        SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+def gpu_client(
+    workers: int | Literal["auto"], device: str = "auto", dashboard: int | None = None
+) -> AbstractContextManager[Client]:
+    """Start worker processes on this machine, each with a GPU of its own where there are GPUs; see `local_client`.
+
+    Parameters
+    ----------
+    workers
+        Processes; ``auto`` is one for each GPU that is visible, or one for every two cores. More than there are GPUs share
+        them.
+    device
+        ``cpu`` if no GPU is to be used.
+    dashboard
+        Port of dask's dashboard.
+
+    Raises
+    ------
+    ClusterError
+        If there would be too many processes, or the dashboard cannot be shown.
+    """
+    if dashboard is not None:
+        check_dashboard(dashboard)
+    gpus = () if device == "cpu" else visible_gpus()
+    if workers == "auto":
+        workers = auto_workers(gpus, count_cores().cores)
+    return local_client(workers, gpus=gpus, dashboard=dashboard)
+
+
+@contextmanager
+def _restored_environment(names: Iterable[str]) -> Iterator[None]:
+    """Give variables of this process their values back at the end."""
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 class _AnonymousAccess(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
@@ -133,11 +221,7 @@ class _AnonymousAccess(WorkerPlugin):  # type: ignore[misc]  # distributed has n
 
     def teardown(self, worker: Any) -> None:
         """Set them back."""
-        for name, value in self._before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set_environment(self._before)
 
 
 @contextmanager
@@ -254,8 +338,13 @@ def embed_on_cluster(
 
 
 @contextmanager
-def scheduler_loss_as_error(client: Client) -> Iterator[None]:
+def scheduler_loss_as_error(client: Client, message: str = SCHEDULER_LOST) -> Iterator[None]:
     """Raise a `ClusterError` for each of the errors that a client raises once its scheduler is lost.
+
+    Parameters
+    ----------
+    message
+        Of the error: what happened, and what to do.
 
     Raises
     ------
@@ -265,12 +354,12 @@ def scheduler_loss_as_error(client: Client) -> Iterator[None]:
     try:
         yield
     except (CancelledError, FutureCancelledError, CommClosedError) as error:
-        raise ClusterError(SCHEDULER_LOST) from error
+        raise ClusterError(message) from error
     except OSError as error:
         # A scheduler that dies while a result is fetched shows as an OSError, and so does a worker's full disk.
         if client.status == "running":
             raise
-        raise ClusterError(SCHEDULER_LOST) from error
+        raise ClusterError(message) from error
 
 
 class _Run:

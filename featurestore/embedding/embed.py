@@ -3,7 +3,9 @@
 Every run can be repeated safely: a block is done if its object exists, and only missing blocks are computed.
 """
 
+import warnings
 from contextlib import closing
+from typing import Literal
 
 from featurestore.embedding.block_task import ThroughputProbe, check_written, embed_blocks
 from featurestore.embedding.plan import (
@@ -28,6 +30,7 @@ from featurestore.embedding.slide_result import (
 from featurestore.embedding.slide_result import SlideResult as SlideResult
 from featurestore.embedding.slide_watch import SlideWatch
 from featurestore.encoders.protocol import Encoder
+from featurestore.errors import SlideWarning
 from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
@@ -43,8 +46,9 @@ def embed(
     *,
     slide_mpp: float | None = None,
     dry_run: bool = False,
-    workers: int | None = None,
+    workers: int | Literal["auto"] | None = None,
     scheduler: str | None = None,
+    dashboard: int | None = None,
     on_progress: OnProgress = ignore_progress,
     on_result: OnResult = ignore_result,
 ) -> list[SlideResult]:
@@ -63,9 +67,12 @@ def embed(
     dry_run
         Survey and plan only, in this process; nothing is written.
     workers
-        Number of processes to start on this machine for the work.
+        Number of processes to start on this machine for the work; ``auto`` is one for each GPU that is visible, or one for
+        every two cores. Each is shown one GPU; where they are more than the GPUs, they share them.
     scheduler
         Address of a running dask scheduler, whose workers see the same slides and store.
+    dashboard
+        Port of dask's dashboard on this machine, for `workers`; no other machine can reach it.
     on_progress
         Called after each block, labelled with its slide.
     on_result
@@ -86,12 +93,22 @@ def embed(
     """
     settings = settings or EmbedSettings()
     rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
+    if masks := sum(row.mask is not None for row in rows):
+        warnings.warn(
+            f"the sheet's column mask is ignored ({masks} of {len(rows)} rows have one): tissue is found by "
+            f"{settings.tissue!r}, see --tissue",
+            SlideWarning,
+            stacklevel=2,
+        )
     if (workers or scheduler) and not dry_run and rows:
         # Here, since a run in this process needs no dask.
-        from featurestore.embedding.dask_cluster import embed_on_cluster, local_client, remote_client
+        from featurestore.embedding.dask_cluster import embed_on_cluster, gpu_client, remote_client
 
-        connect = remote_client(scheduler) if scheduler else local_client(workers or 1)
-        with connect as client:
+        with (
+            remote_client(scheduler)
+            if scheduler
+            else gpu_client(workers or 1, settings.options.device, dashboard)
+        ) as client:
             return embed_on_cluster(client, rows, url, settings, on_progress, on_result)
     encoders = load_encoders(settings)
     if dry_run:

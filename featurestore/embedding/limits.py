@@ -1,9 +1,11 @@
 """What a run may be: refused with numbers before a slide is opened, since a mistyped stride takes gigabytes."""
 
 import math
-import os
+import socket
+from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from featurestore.cores import count_cores
 from featurestore.errors import ClusterError, StoreError
 from featurestore.grid import GridSpec
 
@@ -15,6 +17,7 @@ MAX_OVERLAP = 1024
 """How often a pixel may be encoded: 32 steps a patch in each direction. Dense grids in use have 2 to 16 steps."""
 WORKERS_PER_CORE, MIN_MAX_WORKERS = 4, 32
 """A process takes 300 MB with its libraries alone, and more than one a core gain only where reading waits."""
+MAX_PORT = 65535
 SCHEMES = ("tcp", "tls", "ws", "wss", "ucx")
 """Of dask's addresses, those with a host and a port; ``inproc`` reaches no other process."""
 
@@ -27,6 +30,7 @@ def check_spec(spec: GridSpec) -> None:
     StoreError
         With the value, the limit, and the option.
     """
+    spec = spec.encoded  # of a token grid, what an encoder sees
     lowest, highest = MPP_LIMITS
     if not lowest <= spec.mpp <= highest:
         raise StoreError(
@@ -60,12 +64,37 @@ def check_workers(workers: int) -> None:
     ClusterError
         With the number of cores.
     """
-    cores = os.cpu_count() or 1
+    cores = count_cores().cores
     most = max(MIN_MAX_WORKERS, WORKERS_PER_CORE * cores)
     if not 1 <= workers <= most:
         raise ClusterError(
-            f"{workers} worker processes on this machine of {cores} cores: give 1 to {most}, one a core is best"
+            f"{workers} worker processes for the {cores} cores of this process: give 1 to {most}, one a core is best"
         )
+
+
+def check_dashboard(port: int) -> None:
+    """Refuse a dashboard that cannot be shown.
+
+    Raises
+    ------
+    ClusterError
+        If the port cannot be had, or the package that draws the pages is missing.
+    """
+    if find_spec("bokeh") is None:
+        raise ClusterError(
+            "--dashboard needs a package that draws its pages; install it with: pip install 'histosge[dashboard]'"
+        )
+    if not 1 <= port <= MAX_PORT:
+        raise ClusterError(f"--dashboard {port} is no port; give 1 to {MAX_PORT}, such as 8787")
+    # Here, since dask would take another port and tell nobody.
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ClusterError(
+                f"--dashboard {port}: this port cannot be had ({error.strerror}); give another one"
+            ) from error
 
 
 def check_address(address: str) -> None:

@@ -14,6 +14,8 @@ from featurestore.grid import PatchGrid
 from featurestore.slides import patch_reader, pyramid_slide
 
 RGB_BYTES = 3
+WRITERS = 2
+"""Blocks that are written while the next ones are encoded: a write to S3 takes as long as encoding some batches."""
 ENCODER_BYTES = 250_000_000
 """What an encoder works in, on a CPU, besides its weights: a margin, held against the peak of a real run by a test."""
 
@@ -50,10 +52,11 @@ def worker_bytes(
     open_slides
         Slides that stay open at once, at most.
     """
-    patch_px = grid.spec.patch_px
+    patches = grid.encoded  # what is read; vectors are as many as the positions of `grid`
+    patch_px = patches.spec.patch_px
     rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
-    batch = min(batch, rows * cols)
-    block_width_px = grid.region_px((0, 1), (0, cols))[2]
+    batch = min(batch, rows * cols // grid.tokens**2)
+    block_width_px = patches.region_px((0, 1), (0, cols // grid.tokens))[2]
     # A strip is at least one row of patches. It is there twice: the next one is read before the last is dropped.
     strips = 2 * RGB_BYTES * max(patch_reader.MAX_STRIP_PX, block_width_px * patch_px)
     # Source pixels as float32 RGB, and the two products of averaging them down and across.
@@ -61,8 +64,8 @@ def worker_bytes(
     # Beside those in the queue: one that waits for a place in it, one that is encoded, and its copy when an encoder
     # joins the batches of several threads.
     batches = (patch_reader.READ_AHEAD + 3) * batch * RGB_BYTES * patch_px**2
-    # Vectors as the encoder's float32, as float16, and as the float16 that is being written.
-    vectors = rows * cols * sum(dims) * (4 + 2 + 2)
+    # Vectors as the encoder's float32, as float16, and as the float16 of the blocks that are being written.
+    vectors = rows * cols * sum(dims) * (4 + 2 + 2 * WRITERS)
     per_thread = strips + scaling + batches + vectors
     return base_bytes + threads * per_thread + open_slides * _tiles_bytes() + ENCODER_BYTES
 

@@ -12,21 +12,23 @@ from importlib.metadata import version
 
 import psutil
 
-from featurestore.blocks import DEFAULT_BLOCK, Block
+from featurestore.blocks import DEFAULT_BLOCK, Block, whole_patches
 from featurestore.credentials import strip_credentials
 from featurestore.embedding.limits import check_spec
 from featurestore.embedding.memory_model import memory_bytes, worker_bytes
+from featurestore.embedding.positions import patches_to_read
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder, takes_weights
-from featurestore.encoders.protocol import Encoder, EncoderOptions
+from featurestore.encoders.protocol import BATCH, Encoder, EncoderOptions, patches_at_once
 from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, SlideWarning, StoreError
-from featurestore.grid import GridSpec, PatchGrid
+from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import mpp_difference
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import BlockArray
+from featurestore.storage.coding import Coding, parse_coding
 from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
@@ -36,8 +38,6 @@ from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 MAX_GRID_PATCHES = 50_000_000
 """Patches of one slide. A process that plans holds some 15 bytes for each. A slide of 100,000 x 100,000 px at 0.25
 microns has 39 million patches at --mpp 0.5 --stride 8, and with 1,024 features these are 80 GB of embeddings."""
-BATCH = 64
-"""Patches that are passed to an encoder at once; encoders split or pad as they need."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,20 @@ class EmbedSettings:
     encoders
         Keys; all are fed from one pass over each slide.
     spec
-        The grid.
+        The grid; a `TokenGridSpec` for one of tokens.
     options
-        How to load the encoders.
+        How to load the encoders; their `tokens` are those of `spec`.
     tissue
         Name of the `TissueMethod` that tells which patches are encoded; ``none`` encodes every patch.
     retry_failed
         Compute blocks again in which a tissue patch has no vector, or which are damaged. Stored blocks are read to find
         them.
     block_shape
-        Patches in one stored object.
+        Patches in one stored object; on a token grid positions, rounded down to whole patches.
     weights
         ``(encoder key, file)`` of encoders that have files of their own; the others follow `options`.
+    store_as
+        How embeddings are coded, see `featurestore.storage.coding`; None for ``float16``, or as those that were begun.
     """
 
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
@@ -70,11 +72,20 @@ class EmbedSettings:
     retry_failed: bool = False
     block_shape: tuple[int, int] = DEFAULT_BLOCK
     weights: tuple[tuple[str, str], ...] = ()
+    store_as: str | None = None
+
+    @property
+    def coding(self) -> Coding | None:
+        """How embeddings are coded, if it is said."""
+        return None if self.store_as is None else parse_coding(self.store_as)
 
     def __post_init__(self) -> None:
         # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
         TISSUE_METHODS.get(self.tissue)
         check_spec(self.spec)
+        _ = self.coding  # refused here if there is none of that name
+        tokens = self.spec if isinstance(self.spec, TokenGridSpec) else None
+        object.__setattr__(self, "options", replace(self.options, tokens=tokens))
 
 
 @dataclass(frozen=True)
@@ -153,7 +164,13 @@ def plan_slide(
     _add_grid(store, slide, slide_id, grid, settings.tissue)
     stored = store.grid(slide_id, grid.spec.key)
     arrays = {
-        key: store.add_embedding(slide_id, grid, encoder.identity, settings.block_shape)
+        key: store.add_embedding(
+            slide_id,
+            grid,
+            encoder.identity,
+            whole_patches(settings.block_shape, grid.tokens),
+            coding=settings.coding,
+        )
         for key, encoder in encoders.items()
     }
     if not store.is_consolidated(slide_id, [array.path for array in arrays.values()]):
@@ -205,10 +222,13 @@ def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
         )
     # Before anything is allocated: a stride of 1 px on a whole slide would take the machine's memory.
     if grid.n_rows * grid.n_cols > MAX_GRID_PATCHES:
-        raise SlideError(
+        too_many = (
             f"{strip_credentials(sample.slide)} would have {grid.n_rows} x {grid.n_cols} patches, and a slide may have "
-            f"{MAX_GRID_PATCHES // 10**6} million; give --stride {_least_stride(slide, spec)} or more"
+            f"{MAX_GRID_PATCHES // 10**6} million"
         )
+        if isinstance(spec, TokenGridSpec):
+            raise SlideError(f"{too_many}; give fewer --tokens, or a coarser --mpp")
+        raise SlideError(f"{too_many}; give --stride {_least_stride(slide, spec)} or more")
     return grid
 
 
@@ -234,14 +254,16 @@ def check_block_fits(sample: Sample, grid: PatchGrid, dims: list[int], block_sha
     SlideError
         With both numbers.
     """
+    block_shape = whole_patches(block_shape, grid.tokens)
     needed = worker_bytes(
         resident_bytes(), grid, dims, threads=1, batch=BATCH, block_shape=block_shape, open_slides=1
     )
     there = memory_bytes()
     if needed > there:
-        rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
+        rows, cols = (min(pair) // grid.tokens for pair in zip(block_shape, grid.shape, strict=True))
+        patch_px = grid.encoded.spec.patch_px
         raise SlideError(
-            f"{strip_credentials(sample.slide)}: a block of {rows} x {cols} patches of {grid.spec.patch_px} px needs about "
+            f"{strip_credentials(sample.slide)}: a block of {rows} x {cols} patches of {patch_px} px needs about "
             f"{needed / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f}; use smaller patches (--patch), or from "
             "Python a smaller block_shape"
         )
@@ -325,9 +347,10 @@ def dry_run_slide(
     check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
     found: Survey = survey(slide, grid, settings.tissue)
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
-    blocks = stored.planned(settings.block_shape)
+    block_shape = whole_patches(settings.block_shape, grid.tokens)
+    blocks = stored.planned(block_shape)
     # Blocks at the edges are stored with their padding, so all objects have the same size.
-    patches_in_object = min(settings.block_shape[0], grid.n_rows) * min(settings.block_shape[1], grid.n_cols)
+    patches_in_object = min(block_shape[0], grid.n_rows) * min(block_shape[1], grid.n_cols)
     # float16, and a CRC-32C of 4 bytes after the values.
     object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())
     patches = int(stored.is_tissue.sum())
@@ -337,14 +360,14 @@ def dry_run_slide(
         planned=len(blocks) * len(encoders),
         patches=patches,
         bytes_to_store=object_bytes * len(blocks),
-        seconds=patches * seconds_per_patch(slide, stored, blocks),
+        seconds=int(patches_to_read(stored.is_tissue, grid).sum()) * seconds_per_patch(slide, stored, blocks),
         worker_bytes=worker_bytes(
             resident_bytes(),
             grid,
             [encoder.identity.dim for encoder in encoders.values()],
             threads=1,
-            batch=BATCH,
-            block_shape=settings.block_shape,
+            batch=patches_at_once(encoders.values()),
+            block_shape=block_shape,
             open_slides=1,
         ),
     )

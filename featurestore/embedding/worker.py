@@ -18,10 +18,16 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, embed_blocks
-from featurestore.embedding.plan import BATCH, EmbedSettings, blocks_to_read, load_encoders, plan_slide
+from featurestore.embedding.plan import EmbedSettings, blocks_to_read, load_encoders, plan_slide
 from featurestore.embedding.slide_result import ONE_SLIDE, SlideResult, fail_slide, is_of_one_slide
 from featurestore.embedding.slide_watch import SlideWatch
-from featurestore.encoders.protocol import Encoder, EncoderIdentity
+from featurestore.encoders.protocol import (
+    Encoder,
+    EncoderIdentity,
+    PendingVectors,
+    patches_at_once,
+    start_encoding,
+)
 from featurestore.errors import AccessError, FeatureStoreError
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
@@ -165,11 +171,12 @@ class SharedEncoder:
     encoder
         Called by one thread only.
     batch
-        Patches from which on a batch is full.
+        Patches from which on a batch is full; by default as many as the encoder asks for.
     """
 
-    def __init__(self, encoder: Encoder, batch: int = BATCH) -> None:
-        self._encoder, self._batch = encoder, batch
+    def __init__(self, encoder: Encoder, batch: int | None = None) -> None:
+        self._encoder, self.batch = encoder, batch or patches_at_once([encoder])
+        self._pending: tuple[list[_Request], PendingVectors] | None = None
         self._requests: SimpleQueue[_Request | None] = SimpleQueue()
         # A daemon, since a thread that waits for requests must not keep a worker from ending.
         self._thread = threading.Thread(
@@ -184,9 +191,13 @@ class SharedEncoder:
 
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode a batch ``(n, side, side, 3)``, perhaps joined with those of other threads; wait for the result."""
+        return self.start(patches)()
+
+    def start(self, patches: NDArray[np.uint8]) -> PendingVectors:
+        """Hand over a batch as `encode` does; what is returned waits for its vectors."""
         result: Future[NDArray[np.float32]] = Future()
         self._requests.put((patches, result))
-        return result.result()
+        return result.result
 
     def close(self) -> None:
         """End the thread, which holds the encoder in memory as long as it waits; nobody may call `encode` any more."""
@@ -197,7 +208,7 @@ class SharedEncoder:
         while (first := self._requests.get()) is not None:
             requests = [first]
             side, size = first[0].shape[1:], len(first[0])
-            while size < self._batch and not self._requests.empty():
+            while size < self.batch and not self._requests.empty():
                 request = self._requests.get()
                 if request is None:
                     self._requests.put(None)  # for the outer loop
@@ -208,12 +219,31 @@ class SharedEncoder:
                 requests.append(request)
                 size += len(request[0])
             self._encode_joined(requests)
+        self._deliver()
 
     def _encode_joined(self, requests: list[_Request]) -> None:
         try:
             together = requests[0][0] if len(requests) == 1 else np.concatenate([p for p, _ in requests])
-            vectors = self._encoder.encode(together)
+            pending = start_encoding(self._encoder, together)
         except BaseException as error:  # noqa: BLE001 -- the waiting threads must get it, whatever it is
+            for _, result in requests:
+                result.set_exception(error)
+            self._deliver()  # the batch before is not to wait for a next one
+            return
+        # The device has its next work before the vectors of the last are fetched; with nothing more to do, fetch these.
+        self._deliver()
+        self._pending = requests, pending
+        if self._requests.empty():
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Wait for the batch on the device, if there is one, and give each request its part."""
+        if self._pending is None:
+            return
+        (requests, pending), self._pending = self._pending, None
+        try:
+            vectors = pending()
+        except BaseException as error:  # noqa: BLE001 -- as above
             for _, result in requests:
                 result.set_exception(error)
             return

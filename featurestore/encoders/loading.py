@@ -8,8 +8,10 @@ from typing import Any
 
 from featurestore.encoders.protocol import Encoder, EncoderExtension, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, find, records
+from featurestore.encoders.tokens import group_tokens
 from featurestore.errors import EncoderError, FeatureStoreError
 from featurestore.extensions import Registry
+from featurestore.threads import keep_to_own_cores
 
 DEFAULT_ENCODER = "morphology"
 
@@ -54,6 +56,7 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
         If the key is unknown (the nearest names are given), the weights cannot be had or they do not fit.
     """
     options = options or EncoderOptions()
+    keep_to_own_cores()  # here, since every encoder is loaded before it computes, in whatever process
     key = canonical_key(key)
     # By their prefix, not as records: timm has more than a thousand models, and listing them imports torch.
     if key.startswith(TIMM_PREFIX):
@@ -63,9 +66,8 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
     if key not in ENCODERS.names():
         raise EncoderError(f"unknown encoder {key!r}: {ENCODERS.suggest(key)}")
     extension = ENCODERS.get(key)
-    if key in ENCODERS.own:
-        return extension.load(key, options)
-    return _load_foreign(extension, options)
+    encoder = extension.load(key, options) if key in ENCODERS.own else _load_foreign(extension, options)
+    return encoder if options.tokens is None else group_tokens(encoder, options.tokens)
 
 
 def _load_foreign(extension: EncoderExtension, options: EncoderOptions) -> Encoder:

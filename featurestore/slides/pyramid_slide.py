@@ -6,13 +6,16 @@ on the slide and its own position alone, never on how the request was cut.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from featurestore.errors import MppError, UpsamplingError
 from featurestore.slides.protocol import MPP_RANGE
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 # A level's mpp comes from rounded sizes, and a caller computes the one that it requests: their last bits differ.
 SAME_SCALE = 1e-6
@@ -190,20 +193,54 @@ class PyramidSlide(ABC):
         self, x: int, y: int, width: int, height: int, mpp: float, *, upsample: bool = False
     ) -> NDArray[np.uint8]:
         """Read a rectangle; see `featurestore.slides.protocol.Slide`."""
-        mpps = self.level_mpps
-        finer = [level for level, m in enumerate(mpps) if m <= mpp * (1 + SAME_SCALE)]
-        if not finer and not upsample:
+        level = self._level_for(mpp)
+        if level is None and not upsample:
+            finest = self.level_mpps[0]
             raise UpsamplingError(
-                f"{self._source} holds {mpps[0]:.4g} microns per pixel at best; {mpp:.4g} would invent detail, "
-                f"ask for {mpps[0]:.4g} or more"
+                f"{self._source} holds {finest:.4g} microns per pixel at best; {mpp:.4g} would invent detail, "
+                f"ask for {finest:.4g} or more"
             )
-        # The coarsest level that is fine enough: the fewest pixels to read, and averaging never has to invent any.
-        level = max(finer, key=lambda i: mpps[i]) if finer else 0
-        if abs(mpps[level] / mpp - 1) <= SAME_SCALE:
-            return self._read_native(level, x, y, width, height)
-        if not finer:
+        if self._is_native(level or 0, mpp):
+            return self._read_native(level or 0, x, y, width, height)
+        if level is None:
             return self._read_enlarged(x, y, width, height, mpp)
         return self._read_averaged(level, x, y, width, height, mpp)
+
+    def _level_for(self, mpp: float) -> int | None:
+        """Return the coarsest level that is fine enough; None if none is."""
+        mpps = self.level_mpps
+        finer = [level for level, m in enumerate(mpps) if m <= mpp * (1 + SAME_SCALE)]
+        # The coarsest: the fewest pixels to read, and averaging never has to invent any.
+        return max(finer, key=lambda i: mpps[i]) if finer else None
+
+    def _is_native(self, level: int, mpp: float) -> bool:
+        return abs(self.level_mpps[level] / mpp - 1) <= SAME_SCALE
+
+    def cuts_patches(self, mpp: float) -> bool:
+        """Whether `read_patches` is there for this scale, which then costs less than a region that is cut."""
+        return False
+
+    def read_patches(self, corners: NDArray[np.int64], side: int, mpp: float) -> NDArray[np.uint8]:
+        """Read squares, each pixel copied once; `read_region` of each gives the same.
+
+        Parameters
+        ----------
+        corners
+            ``(x, y)`` of each, in pixels at `mpp`, shape ``(n, 2)``; rows of squares downwards, left to right.
+        side
+            Of a square, pixels.
+
+        Returns
+        -------
+        numpy.ndarray
+            RGB, shape ``(n, side, side, 3)``.
+
+        Raises
+        ------
+        SlideError
+            If any of them cannot be read.
+        """
+        return np.stack([self.read_region(int(x), int(y), side, side, mpp) for x, y in corners])
 
     def _read_native(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return native pixels, white where the rectangle leaves the level."""
@@ -293,7 +330,7 @@ def bin_pixels(pixels: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
     return sums.astype(np.uint8)
 
 
-def area_weights(start: int, count: int, scale: float) -> tuple[sparse.csr_matrix, int]:
+def area_weights(start: int, count: int, scale: float) -> "tuple[sparse.csr_matrix, int]":
     """Weights that average source pixels under each output pixel, fractional edges included.
 
     Parameters
@@ -308,6 +345,9 @@ def area_weights(start: int, count: int, scale: float) -> tuple[sparse.csr_matri
     (scipy.sparse.csr_matrix, int)
         Shape ``(count, n_source)``, rows sum to 1; and the first source pixel.
     """
+    # Here, since most slides are read at a level's own scale, and scipy.sparse takes 0.2 s.
+    from scipy import sparse
+
     edges = (start + np.arange(count + 1)) * scale
     first = np.floor(edges[:-1]).astype(np.int64)
     # Without the 1e-9 an edge at 7.0000000001 would take in a whole further source pixel, at a weight of nearly 0.

@@ -1,7 +1,7 @@
 """Which slides a run is about: from one file, a folder, or a sample sheet.
 
 A sample sheet is a table with a header, separated by commas, semicolons or tabs; columns ``slide_id, slide, expression,
-mpp, donor``, all but `slide` optional. Paths are relative to the sheet. No slide is opened here: one that cannot be is
+mpp, donor, mask``, all but `slide` optional. Paths are relative to the sheet. No slide is opened here: one that cannot be is
 reported when its turn comes.
 """
 
@@ -24,7 +24,7 @@ from featurestore.slides.slide_folder import list_slides
 from featurestore.slides.slide_reader import is_folder_slide, slide_suffixes
 from featurestore.slides.units import parse_number, unit_microns
 
-COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor")
+COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor", "mask")
 MISSING = ("", "na", "n/a", "nan", "none", "null", "-", "#n/a")
 """How tables write that there is no value, in lower case."""
 MAX_ID = 180
@@ -51,6 +51,8 @@ class Sample:
         Whose tissue; by default the slide's own id.
     fallback_mpp
         Microns per pixel at level 0 if neither `mpp` nor the file gives them.
+    mask
+        A file with the outline of the tissue; None if there is none. `embed` does not use it and says so.
     """
 
     slide_id: str
@@ -59,6 +61,7 @@ class Sample:
     mpp: float | None = None
     donor: str = ""
     fallback_mpp: float | None = None
+    mask: str | None = None
 
 
 def read_samples(samples: str | os.PathLike[str], slide_mpp: float | None = None) -> list[Sample]:
@@ -158,11 +161,12 @@ def _sample(
     mpp: float | None = None,
     donor: str | None = None,
     fallback_mpp: float | None = None,
+    mask: str | None = None,
 ) -> Sample:
     name = name_slide(slide_id)
     if name in RESERVED:
         raise SampleSheetError(f"slide_id {name!r} cannot name a folder of a store; give the slide another")
-    return Sample(name, slide, expression, mpp, donor or name, fallback_mpp)
+    return Sample(name, slide, expression, mpp, donor or name, fallback_mpp, mask)
 
 
 def _refuse_repeated(rows: Sequence[Sample], samples: str) -> None:
@@ -207,8 +211,8 @@ def _row(values: dict[str, str], folder: Path, slide_mpp: float | None) -> Sampl
     if not values["slide"]:
         raise SampleSheetError("the slide's path is empty")
     # Tables that pandas wrote hold "nan" where nothing stood. Of paths only an empty one is none.
-    slide_id, mpp, donor, expression = (
-        values.get(name, "") for name in ("slide_id", "mpp", "donor", "expression")
+    slide_id, mpp, donor, expression, mask = (
+        values.get(name, "") for name in ("slide_id", "mpp", "donor", "expression", "mask")
     )
     return _sample(
         slide_id if slide_id.lower() not in MISSING else _stem(values["slide"]),
@@ -217,6 +221,7 @@ def _row(values: dict[str, str], folder: Path, slide_mpp: float | None) -> Sampl
         _parse_mpp(mpp) if mpp.lower() not in MISSING else None,
         donor if donor.lower() not in MISSING else None,
         slide_mpp,
+        _resolve(folder, "mask", mask) if mask.lower() not in MISSING else None,
     )
 
 

@@ -37,14 +37,25 @@ def choose_embedding(
             "slides with histosge embed"
         )
     names = sorted({name for of_slide in found.values() for name in of_slide})
-    matching = [(g, e) for g, e in names if grid in (None, g) and (encoder is None or slug(encoder) == e)]
+    matching = matching_embeddings(names, grid, encoder)
     if len(matching) == 1:
         return matching[0]
-    # As options that can be pasted into the command.
-    listed = "; ".join(f"--grid {g} --encoder {e}" for g, e in (matching or names))
+    listed = as_options(matching or names)
     if matching:
         raise AmbiguousSelectionError(f"{label} holds several embeddings; name one of: {listed}")
     raise StoreError(
         f"{label} holds no embedding for grid {grid or 'any'}, encoder {encoder or 'any'}; "
         f"it has: {listed or 'nothing yet, run histosge embed'}"
     )
+
+
+def matching_embeddings(
+    names: Iterable[EmbeddingName], grid: str | None, encoder: str | None
+) -> list[EmbeddingName]:
+    """Return the embeddings of a grid key and an encoder key or slug, sorted; None matches any."""
+    return [(g, e) for g, e in sorted(names) if grid in (None, g) and (encoder is None or slug(encoder) == e)]
+
+
+def as_options(names: Iterable[EmbeddingName]) -> str:
+    """Return embeddings as options that can be pasted into a command."""
+    return "; ".join(f"--grid {g} --encoder {e}" for g, e in names)

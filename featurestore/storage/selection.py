@@ -4,7 +4,6 @@ A slide's metadata costs one request, since it is consolidated in the slide's gr
 are never mixed: the fingerprints must agree.
 """
 
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,18 +12,18 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.errors import ZarrUserWarning
 
 from featurestore.blocks import Block, planned_blocks
-from featurestore.documents import DocumentError, convert
-from featurestore.errors import IdentityMismatchError, StoreError, first_line
+from featurestore.documents import convert
+from featurestore.errors import IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import EmbeddingName, choose_embedding
 from featurestore.storage.layout import EMBEDDING, SPOTS, embedding_path, grid_path
+from featurestore.storage.slide_group import SlideGroup, open_slide_group
 from featurestore.storage.store import Store
 from featurestore.storage.stored_documents import EncoderAttrs, check_on_grid, parse_grid
-from featurestore.storage.zarr_metadata import ZARR_ERRORS, document_label, read_values
+from featurestore.storage.zarr_metadata import document_label, read_values
 from featurestore.tissue.threshold import is_tissue
 
 METADATA_THREADS = 16
@@ -55,6 +54,22 @@ class SlideEmbedding:
     def dim(self) -> int:
         """Features of one patch."""
         return self.array.shape[2]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the encoder."""
+        return str(self.encoder["fingerprint"])
+
+    @property
+    def name(self) -> EmbeddingName:
+        """Grid key and encoder slug, as in the array's path."""
+        _, grid, encoder, _ = self.array.path.split("/")
+        return grid, encoder
+
+    @property
+    def columns(self) -> None:
+        """Features of an embedding have no names."""
+        return
 
     def read_tissue(self) -> NDArray[np.bool_]:
         """Read which patches are tissue, ``(n_rows, n_cols)``: one small object."""
@@ -92,18 +107,10 @@ def open_slides(
     StoreError
         If nothing matches, or a slide that was named does not.
     """
-    known = store.slide_ids()
-    unknown = sorted(set(slide_ids or []) - set(known))
-    if unknown:
-        raise StoreError(
-            f"{store.location.label} holds no slide {unknown[0]!r}; see: histosge ls {store.location.label}"
-        )
-    # Sorted by id: this order decides shuffles and clusters, so it must not depend on the caller's.
-    names = known if slide_ids is None else sorted(set(slide_ids))
+    names = selected_slides(store, slide_ids)
     zarr_store = store.location.zarr(read_only=True)
-    with warnings.catch_warnings(), ThreadPoolExecutor(METADATA_THREADS) as pool:
-        warnings.simplefilter("ignore", category=ZarrUserWarning)
-        opened = list(pool.map(lambda name: _embeddings(store, zarr_store, name), names))
+    with ThreadPoolExecutor(METADATA_THREADS) as pool:
+        opened = list(pool.map(lambda name: slide_embeddings(store, name, zarr_store), names))
     found = dict(zip(names, opened, strict=True))
     chosen = choose_embedding(found, grid, encoder, store.location.label)
     slides = [pairs[chosen] for pairs in found.values() if chosen in pairs]
@@ -113,72 +120,81 @@ def open_slides(
             f"slide {lacking[0]!r} has no embedding --grid {chosen[0]} --encoder {chosen[1]} "
             f"in {store.location.label}; leave it out, or embed it first"
         )
-    _check_one_encoder(slides)
+    for slide in slides[1:]:
+        check_one_encoder(slides[0], slide)
     return slides, lacking
 
 
-def _embeddings(store: Store, zarr_store: Any, slide_id: str) -> dict[EmbeddingName, SlideEmbedding]:
-    try:
-        group = zarr.open_group(zarr_store, path=slide_id, mode="r", zarr_format=3)
-    except FileNotFoundError:
-        return {}  # a folder that is no slide: of a remote store they are not looked for
-    except StoreError:
-        raise
-    except ZARR_ERRORS as error:
-        raise DocumentError(
-            f"{document_label(store.location, slide_id)} is damaged: {first_line(error)}"
-        ) from error
-    consolidated = group.metadata.consolidated_metadata
-    if consolidated is None:  # the run that planned the slide was killed before it consolidated the metadata
+def selected_slides(store: Store, slide_ids: Sequence[str] | None) -> list[str]:
+    """Return the ids of the named slides, or of all, sorted; one listing.
+
+    Raises
+    ------
+    StoreError
+        If the store holds no slide of a name.
+    """
+    known = store.slide_ids()
+    unknown = sorted(set(slide_ids or []) - set(known))
+    if unknown:
+        raise StoreError(
+            f"{store.location.label} holds no slide {unknown[0]!r}; see: histosge ls {store.location.label}"
+        )
+    # Sorted by id: this order decides shuffles and clusters, so it must not depend on the caller's.
+    return known if slide_ids is None else sorted(set(slide_ids))
+
+
+def slide_embeddings(
+    store: Store, slide_id: str, zarr_store: Any = None
+) -> dict[EmbeddingName, SlideEmbedding]:
+    """Open all embeddings of one slide, by one request; empty for a folder that is no slide.
+
+    Parameters
+    ----------
+    zarr_store
+        `Location.zarr` of the store, where many slides are opened.
+
+    Raises
+    ------
+    DocumentError
+        If its metadata are damaged.
+    """
+    group = open_slide_group(store.location, slide_id, zarr_store)
+    if group is None:
+        return {}
+    paths = group.paths()
+    if paths is None:  # the run that planned the slide was killed before it consolidated the metadata
         pairs = [(g, e) for g in store.grid_keys(slide_id) for e in store.encoder_slugs(slide_id, g)]
     else:
-        paths = (path.split("/") for path in consolidated.flattened_metadata)
-        pairs = [(parts[0], parts[1]) for parts in paths if parts[2:] == [EMBEDDING]]
+        parts = (path.split("/") for path in paths)
+        pairs = [(part[0], part[1]) for part in parts if part[2:] == [EMBEDDING]]
         # Patches at their own positions are no grid, and have no blocks.
         pairs = [pair for pair in pairs if not pair[0].startswith(SPOTS)]
     return {pair: _embedding(store, group, slide_id, pair) for pair in pairs}
 
 
-def _embedding(store: Store, group: zarr.Group, slide_id: str, pair: EmbeddingName) -> SlideEmbedding:
+def _embedding(store: Store, group: SlideGroup, slide_id: str, pair: EmbeddingName) -> SlideEmbedding:
     path, label = embedding_path(slide_id, *pair), store.location.label
-    array = BlockArray(store.location, path, _array(group, f"{pair[0]}/{pair[1]}/{EMBEDDING}", label))
-    attrs = dict(_node(group, pair[0], label).attrs).get("grid")
+    array = BlockArray(store.location, path, group.array(f"{pair[0]}/{pair[1]}/{EMBEDDING}"))
+    attrs = group.attrs(pair[0]).get("grid")
     grid = parse_grid(attrs, document_label(store.location, grid_path(slide_id, pair[0])))
     check_on_grid(f"{label}/{path}", array.shape, grid)
     encoder: Any = array.attrs.get("encoder")
     convert(encoder, EncoderAttrs, document_label(store.location, path), at="attributes.encoder")
-    return SlideEmbedding(slide_id, grid, array, encoder, _array(group, f"{pair[0]}/tissue", label))
+    return SlideEmbedding(slide_id, grid, array, encoder, group.array(f"{pair[0]}/tissue"))
 
 
-def _node(group: zarr.Group, path: str, label: str) -> "zarr.Array[Any] | zarr.Group":
-    try:
-        return group[path]
-    except KeyError as error:
-        raise StoreError(
-            f"{label}/{group.path}/{path} is not there; see: histosge validate {label}"
-        ) from error
-    except StoreError:
-        raise
-    except ZARR_ERRORS as error:
-        raise DocumentError(
-            f"{label}/{group.path}/{path}/zarr.json is damaged: {first_line(error)}"
-        ) from error
+def check_one_encoder(first: SlideEmbedding, slide: SlideEmbedding) -> None:
+    """Refuse to mix embeddings of two encoders.
 
-
-def _array(group: zarr.Group, path: str, label: str) -> "zarr.Array[Any]":
-    array = _node(group, path, label)
-    if not isinstance(array, zarr.Array):
-        raise StoreError(f"{label}/{group.path}/{path} is no array; see: histosge validate {label}")
-    return array
-
-
-def _check_one_encoder(slides: Sequence[SlideEmbedding]) -> None:
+    Raises
+    ------
+    IdentityMismatchError
+        With both slides and fingerprints.
+    """
     # By fingerprint, since one key may have been loaded with other weights on another day.
-    first = slides[0]
-    for slide in slides[1:]:
-        if slide.encoder["fingerprint"] != first.encoder["fingerprint"]:
-            raise IdentityMismatchError(
-                f"slides {first.slide_id!r} and {slide.slide_id!r} were embedded by different encoders "
-                f"{first.encoder['key']!r}: fingerprints {first.encoder['fingerprint'][:16]} and "
-                f"{slide.encoder['fingerprint'][:16]}; name slides of one of them"
-            )
+    if slide.fingerprint != first.fingerprint:
+        raise IdentityMismatchError(
+            f"slides {first.slide_id!r} and {slide.slide_id!r} were embedded by different encoders "
+            f"{first.encoder['key']!r}: fingerprints {first.fingerprint[:16]} and "
+            f"{slide.fingerprint[:16]}; name slides of one of them"
+        )

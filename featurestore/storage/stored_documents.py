@@ -25,6 +25,8 @@ MAX_BLOCKS = 2**20
 """Of one array: as many are planned in memory, about 300 MB. The largest grid has 130,000 blocks of 32 x 32 patches."""
 MAX_CHANNELS = 2**20
 """Features or genes of one patch."""
+MAX_TOKENS = 2**10
+"""Positions along the side of one patch; the finest maps in use have 64."""
 MAX_GROUPS = 2**12
 """Objects of one block, where its channels are split; each is a request."""
 
@@ -32,6 +34,7 @@ Microns = Annotated[float, msgspec.Meta(ge=1e-3, le=1e3)]
 Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Position = Annotated[float, msgspec.Meta(ge=-(2**31), le=2**31)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 # Without control characters: a message with a line break would not be one line, and a terminal would obey others.
 _PRINTABLE = r"\A[^\x00-\x1f\x7f-\x9f\u2028\u2029]*\Z"
 Text = Annotated[str, msgspec.Meta(max_length=4096, pattern=_PRINTABLE)]
@@ -64,6 +67,9 @@ class GridAttrs(msgspec.Struct, frozen=True):
     effective_mpp: Microns
     shape: tuple[Pixels, Pixels]
     origin_px: tuple[Position, Position] = (0.0, 0.0)
+    tokens: Tokens = 1
+    token_overlap_px: Count = 0
+    token_cls: bool = False
 
 
 class EncoderAttrs(msgspec.Struct, frozen=True):
@@ -111,7 +117,10 @@ def parse_grid(attrs: Any, label: str) -> PatchGrid:
             f"{label} is damaged: attributes.grid.effective_mpp is {found.effective_mpp:g}, more than "
             f"{LEVEL_TOLERANCE:.0%} off its mpp {found.mpp:g}"
         )
-    return PatchGrid.from_attrs(attrs)
+    try:
+        return PatchGrid.from_attrs(attrs)
+    except (ValueError, KeyError) as error:  # fields that are right alone, and contradict each other
+        raise DocumentError(f"{label} is damaged: attributes.grid: {error}") from error
 
 
 def check_bounds(

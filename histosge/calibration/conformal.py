@@ -1,48 +1,50 @@
 """Prediction intervals and trust per gene, measured on held-out spots of the training sections.
 
-Split-conformal prediction: the absolute errors at spots predicted by a model that was fitted without them; the width
-that covers 90 % of these errors is put around every prediction. Whole sections are left out in turn where there are two
-or more, else buffered stripes of the lone section. The intervals hold for spots of the training's size on tissue that
-differs from the training sections no more than those differ from each other.
+The absolute errors at spots predicted by fits without them give the width around every prediction that covers 90 % of
+them (`widths`). What is left out, whole donors, sections or blocks, is in `held_out_parts`; how trust is measured, in
+`trust`.
+
+This is cross-conformal prediction pooled over folds: errors are of fits to a part of the data, the interval is put
+around the prediction of the fit to all. It has no finite-sample guarantee of its own (CV+, which keeps the fits of all
+folds, guarantees 80 % for exchangeable spots; Barber et al., 2021), and spots are not exchangeable. What is claimed is
+what was measured on held-out sections and donors.
 
 A spot with few counts is noisier. Where the model predicts depth, and where that is better on folds left out, each
 stratum of predicted depth has half widths of its own (`depth_strata`).
 
 Terms
     half width  per gene, in log1p(CP10k): the interval is prediction +- half width, not below 0
-    trust       per gene, 0..1: a lower confidence limit (99 %) of the held-out Pearson within sections
+    trust       per gene, 0..1: a lower confidence limit (99 %) of the held-out Pearson within sections, see `trust`
     trusted     trust of at least `TRUSTED`; the predictions of other genes should not be used
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from featurestore.documents import convert
-from histosge.calibration.depth_strata import DepthStrata, choose_strata, conformal_width, interval_bounds
-from histosge.data.sections import Patches, TrainingSection
+from histosge.calibration.depth_strata import DepthStrata, choose_strata, interval_bounds
+from histosge.calibration.embedding_distance import EmbeddingReference
+from histosge.calibration.held_out_parts import BLOCK, held_out_parts, what_is_held_out
+from histosge.calibration.neighbour_prediction import predict_from_neighbours
+from histosge.calibration.trust import OutOfFold, measure_trust
+from histosge.calibration.widths import coverage_by_donor, half_width, width_method
+from histosge.calibration.wording import claim_text, scope_text
+from histosge.data.sections import Patches, Spots, TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
-from histosge.heldout.metrics import correlate
-from histosge.heldout.splits import default_buffer_um
-from histosge.models.linear_algebra import spatial_groups
 from histosge.models.nested_state import take
 from histosge.models.protocol import DepthModel, Model, State
 
 LEVEL = 0.9
 TRUSTED = 0.1
 """Trust from which on a gene counts as predictable."""
-# The one-sided 99 % quantile of the normal distribution.
-CONFIDENCE_Z = 2.33
-MAX_FOLDS = 4
-"""Fits that calibration costs, at most: more sections are left out several at a time."""
-MANY_SPOTS = 10_000
-"""Beyond, two folds are enough: two fits on half the sections each are cheap, and the errors hardly larger."""
 PREFIX = "calibration."
+MAX_GENES_OF_COVERAGE = 500
+"""Genes that the coverage of single donors is measured on, at most, spread evenly over all."""
 
 Fit = Callable[[Sequence[TrainingSection]], Model]
 Values = NDArray[np.float32]
@@ -61,9 +63,17 @@ class Intervals:
     n_spots
         Held-out spots that both were measured on.
     held_out
-        ``section``, or ``block`` for stripes of a lone section.
+        ``donor``, ``section``, or ``block`` for blocks of a lone section.
     strata
         Half widths by predicted depth, where they are better than one; `half_width` is that one.
+    method
+        Of the half widths, see `widths`; empty in models of earlier versions, whose trust took spots as independent.
+    donors
+        Of the training sections; empty where they are not known.
+    donor_coverage
+        Donor -> share of its spots that one half width a gene covers which was measured on the other donors.
+    reference
+        Where the training sections' embeddings lie, to compare those of other slides with; None in earlier versions.
     """
 
     half_width: Values
@@ -72,6 +82,10 @@ class Intervals:
     n_spots: int
     held_out: str
     strata: DepthStrata | None = None
+    method: str = ""
+    donors: tuple[str, ...] = ()
+    donor_coverage: Mapping[str, float] = field(default_factory=dict)
+    reference: EmbeddingReference | None = None
 
     @property
     def trusted(self) -> NDArray[np.bool_]:
@@ -81,7 +95,12 @@ class Intervals:
     @property
     def scope(self) -> str:
         """Return what was held out, in words: the tissue that intervals and trust hold for."""
-        return "held-out sections" if self.held_out == "section" else "held-out blocks of one section"
+        return scope_text(self.held_out, self.method, self.donors)
+
+    @property
+    def claim(self) -> str:
+        """Return for whom the intervals hold, in a few words that follow their name."""
+        return claim_text(self.method, self.donors)
 
     def bounds(self, values: Values, depth: NDArray[np.floating] | None = None) -> tuple[Values, Values]:
         """Return lower and upper ends for ``(..., n_genes)`` predictions; NaN stays NaN.
@@ -117,6 +136,12 @@ class Intervals:
             "n_spots": self.n_spots,
             "held_out": self.held_out,
             "depth_strata": strata,
+            "method": self.method,
+            "donors": list(self.donors),
+            "donor_coverage": dict(self.donor_coverage),
+            "distance_among_sections": self.reference.among_sections if self.reference else None,
+            # In words, for whoever reads the file; made anew from the entries above when it is loaded.
+            "scope": self.scope,
         }
 
     def state(self) -> State:
@@ -124,6 +149,8 @@ class Intervals:
         arrays = {"half_width": self.half_width, "trust": self.trust}
         if self.strata is not None:
             arrays |= {"depth_edge": self.strata.edges, "half_width_by_depth": self.strata.half_width}
+        if self.reference is not None:
+            arrays |= {"embedding_mean": self.reference.mean, "embedding_sd": self.reference.sd}
         return {f"{PREFIX}{name}": array for name, array in arrays.items()}
 
     @classmethod
@@ -138,16 +165,39 @@ class Intervals:
                 take(state, f"{PREFIX}half_width_by_depth", facts.depth_strata, n_genes),
             )
         trust = take(state, f"{PREFIX}trust", n_genes)
-        return cls(half_width, trust, facts.level, facts.n_spots, facts.held_out, strata)
+        reference = None
+        if f"{PREFIX}embedding_mean" in state:
+            mean = take(state, f"{PREFIX}embedding_mean", None)
+            sd = take(state, f"{PREFIX}embedding_sd", len(mean))
+            reference = EmbeddingReference(mean, sd, facts.distance_among_sections)
+        return cls(
+            half_width,
+            trust,
+            facts.level,
+            facts.n_spots,
+            facts.held_out,
+            strata,
+            facts.method,
+            facts.donors,
+            facts.donor_coverage,
+            reference,
+        )
 
 
 class _Config(msgspec.Struct):
-    """What `Intervals.config` wrote. Models of the first versions name no strata: they have one width a gene."""
+    """What `Intervals.config` wrote.
+
+    Models of the first versions name no strata: they have one width a gene. Those before version 0.1 name no method.
+    """
 
     level: Annotated[float, msgspec.Meta(gt=0, lt=1)]
     n_spots: Annotated[int, msgspec.Meta(ge=0)]
     held_out: str
     depth_strata: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    method: str = ""
+    donors: tuple[str, ...] = ()
+    donor_coverage: dict[str, Annotated[float, msgspec.Meta(ge=0, le=1)]] = {}
+    distance_among_sections: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 def coverage(
@@ -159,7 +209,12 @@ def coverage(
 
 
 def calibrate(
-    fit: Fit, sections: Sequence[TrainingSection], spot_um: float, *, level: float = LEVEL
+    fit: Fit,
+    sections: Sequence[TrainingSection],
+    spot_um: float,
+    *,
+    level: float = LEVEL,
+    donors: Sequence[str] = (),
 ) -> Intervals | None:
     """Measure a model's errors on held-out parts of its own training sections.
 
@@ -168,42 +223,95 @@ def calibrate(
     fit
         Sections -> model, with the settings of the final fit.
     spot_um
-        Diameter of a spot in microns, for the buffer within a lone section.
+        Width of a spot in microns, see `widest_spot_um`, for the buffer within a lone section.
     level
         Share of spots that the intervals must cover.
+    donors
+        Of each section; none where they are not known, which counts as one donor.
 
     Returns
     -------
     Intervals or None
         None where no part can be left out (too few spots, or the buffer leaves none to train on).
     """
-    truth, predictions, depths, label, fold = [], [], [], [], []
-    for number, (training, testing) in enumerate(held_out_parts(sections, spot_um)):
-        model = fit(training)
-        for place, section in enumerate(testing):
+    names = tuple(dict.fromkeys(donors))
+    spots = _out_of_fold(fit, sections, spot_um, donors or [""] * len(sections))
+    # With fewer, the conformal rank exceeds the number of errors: no width has the level.
+    if spots is None or len(spots.truth) < 1 / (1 - level):
+        return None
+    strata = None
+    # Strata are chosen on folds left out in turn, which takes two.
+    if spots.depth is not None and spots.fold.max() > spots.fold.min():
+        strata = choose_strata(spots.truth, spots.predicted, spots.depth, spots.fold, level, spots.donor)
+    error = np.abs(spots.truth - spots.predicted)
+    columns = np.unique(np.linspace(0, error.shape[1] - 1, MAX_GENES_OF_COVERAGE).round().astype(np.int64))
+    covered = coverage_by_donor(error[:, columns], spots.donor, level)
+    return Intervals(
+        half_width(error, spots.donor, level),
+        measure_trust(spots),
+        level,
+        len(spots.truth),
+        what_is_held_out(sections, donors),
+        strata,
+        width_method(len(names), level),
+        names,
+        {names[donor]: share for donor, share in covered.items()},
+        EmbeddingReference.fit(sections),
+    )
+
+
+def widest_spot_um(spots: Sequence[Spots]) -> float:
+    """Return the largest width of the spots of some sections, from corner to corner where they are squares, microns."""
+    return max(s.diameter_um * (np.sqrt(2) if s.shape == "square" else 1.0) for s in spots)
+
+
+def named_donors(spots: Sequence[Spots]) -> list[str]:
+    """Return each section's donor; none where a sample sheet names no donor of several sections.
+
+    A slide without a donor in the sheet bears its own id as donor. That several sections are of as many donors is not
+    concluded from that: they may be neighbours from one block.
+    """
+    if len(spots) > 1 and all(part.donor == part.slide_id for part in spots):
+        return []
+    return [part.donor for part in spots]
+
+
+def _out_of_fold(
+    fit: Fit, sections: Sequence[TrainingSection], spot_um: float, donors: Sequence[str]
+) -> OutOfFold | None:
+    """Predict the spots of each held-out part by a fit without it; None if nothing can be held out."""
+    truth, predictions, depths, at, label, fold, donor = [], [], [], [], [], [], []
+    neighbours = []
+    for number, part in enumerate(held_out_parts(sections, spot_um, donors)):
+        model = fit(part.training)
+        for place, (section, of) in enumerate(zip(part.held_out, part.donors, strict=True)):
             values, depth = predict_spots(model, section)
+            n_spots = len(section.target)
             truth.append(section.target)
             predictions.append(values)
             depths.append(depth)
+            at.append(section.spot_xy_um)
             # Sections have labels of their own within a fold: trust is measured within them.
-            label.append(np.full(len(section.target), number * len(sections) + place))
-            fold.append(np.full(len(section.target), number))
-    # With fewer, the conformal rank exceeds the number of errors: no width has the level.
-    if sum(map(len, truth)) < 1 / (1 - level):
+            label.append(np.full(n_spots, number * len(sections) + place))
+            fold.append(np.full(n_spots, number))
+            donor.append(np.full(n_spots, of))
+            if what_is_held_out(sections, donors) == BLOCK:
+                (beside,) = part.training
+                neighbours.append(
+                    predict_from_neighbours(beside.spot_xy_um, beside.target, section.spot_xy_um)
+                )
+    if not truth:
         return None
-    target, predicted, labels, folds = (np.concatenate(part) for part in (truth, predictions, label, fold))
     predicted_depths = [depth for depth in depths if depth is not None]
-    strata = None
-    # Strata are chosen on folds left out in turn, which takes two.
-    if len(predicted_depths) == len(depths) and folds.max() > folds.min():
-        strata = choose_strata(target, predicted, np.concatenate(predicted_depths), folds, level)
-    return Intervals(
-        conformal_width(np.abs(target - predicted), level),
-        pearson_lower_limit(target, predicted, labels),
-        level,
-        len(target),
-        "section" if len(sections) > 1 else "block",
-        strata,
+    return OutOfFold(
+        np.concatenate(truth),
+        np.concatenate(predictions),
+        np.concatenate(at),
+        np.concatenate(label),
+        np.concatenate(fold),
+        np.concatenate(donor),
+        np.concatenate(predicted_depths) if len(predicted_depths) == len(depths) else None,
+        [np.concatenate(parts) for parts in zip(*neighbours, strict=True)],
     )
 
 
@@ -219,42 +327,3 @@ def predict_patches(model: Model, patches: Patches) -> tuple[Values, Values | No
     if isinstance(model, DepthModel) and model.depth is not None:
         return model.predict_with_depth(patches, np.arange(len(patches)))
     return model.predict(patches), None
-
-
-def pearson_lower_limit(truth: Values, predicted: Values, labels: NDArray[np.int64]) -> Values:
-    """Return per gene a lower confidence limit (99 %) of the Pearson within labels, at least 0, ``(n_genes,)``.
-
-    By Fisher's transform, which takes spots as independent.
-    """
-    pearson, _ = correlate(truth.astype(np.float64), predicted.astype(np.float64), labels)
-    # A mean per label is removed before correlating, and costs a degree of freedom each.
-    freedom = max(len(truth) - len(np.unique(labels)) - 2, 1)
-    # arctanh(1) is infinite.
-    limit = np.tanh(np.arctanh(np.clip(pearson, -0.999999, 0.999999)) - CONFIDENCE_Z / np.sqrt(freedom))
-    return np.asarray(np.maximum(limit, 0.0), dtype=np.float32)
-
-
-def held_out_parts(
-    sections: Sequence[TrainingSection], spot_um: float
-) -> Iterator[tuple[list[TrainingSection], list[TrainingSection]]]:
-    """Yield training and held-out sections: whole ones, or buffered stripes of a lone one."""
-    if len(sections) > 1:
-        n_spots = sum(len(s.target) for s in sections)
-        fold = np.arange(len(sections)) % (MAX_FOLDS if n_spots <= MANY_SPOTS else 2)
-        for k in np.unique(fold):
-            yield (
-                [s for s, f in zip(sections, fold, strict=True) if f != k],
-                [s for s, f in zip(sections, fold, strict=True) if f == k],
-            )
-        return
-    (lone,) = sections
-    # Training spots near a held-out one see the same tissue: they are left out of that fit.
-    buffer_um = default_buffer_um(spot_um, lone.patches.patch_um)
-    stripe = spatial_groups(sections, MAX_FOLDS)
-    for k in np.unique(stripe):
-        held_out = stripe == k
-        distance = np.asarray(cKDTree(lone.spot_xy_um[held_out]).query(lone.spot_xy_um)[0])
-        training = ~held_out & (distance >= buffer_um)
-        # A small section may lie within the buffer altogether.
-        if training.sum() > 1:
-            yield [lone.subset(training)], [lone.subset(held_out)]

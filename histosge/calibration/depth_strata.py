@@ -1,7 +1,7 @@
 """Half widths of intervals by predicted depth: a spot with few expected counts is noisier, so its interval is wider.
 
 Mondrian conformal prediction: spots are put into strata by the depth that the model itself predicts, which is known
-wherever it predicts, and each stratum has the conformal width of its own held-out errors. Whether that is better than
+wherever it predicts, and each stratum has the width of its own held-out errors. Whether that is better than
 one width for all is decided on folds left out in turn, by the interval score (Gneiting and Raftery, 2007).
 
 Terms
@@ -15,6 +15,8 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from histosge.calibration.widths import Labels, half_width
 
 Values = NDArray[np.float32]
 
@@ -41,15 +43,15 @@ class DepthStrata:
     half_width: Values
 
     @classmethod
-    def fit(cls, error: Values, depth: NDArray[np.floating], level: float) -> Self | None:
-        """Take strata of equal numbers of spots, and the conformal width of each.
+    def fit(cls, error: Values, depth: NDArray[np.floating], donor: Labels, level: float) -> Self | None:
+        """Take strata of equal numbers of spots, and the half width of each.
 
         Parameters
         ----------
         error
             Absolute errors of held-out spots, ``(n_spots, n_genes)``.
-        depth
-            Predicted for them, ``(n_spots,)``.
+        depth, donor
+            Predicted for them, and their donor, ``(n_spots,)``.
         level
             Share of spots that the intervals must cover.
 
@@ -64,7 +66,8 @@ class DepthStrata:
         stratum = np.searchsorted(edges, depth)
         if np.bincount(stratum, minlength=N_STRATA).min() < MIN_SPOTS:
             return None
-        return cls(edges, np.stack([conformal_width(error[stratum == k], level) for k in range(N_STRATA)]))
+        parts = [stratum == k for k in range(N_STRATA)]
+        return cls(edges, np.stack([half_width(error[part], donor[part], level) for part in parts]))
 
     def half_width_at(self, depth: NDArray[np.floating]) -> Values:
         """Return the half widths at predicted depths, ``(*depth.shape, n_genes)``."""
@@ -84,16 +87,13 @@ def to_stored_precision(depth: NDArray[np.floating]) -> Values:
     return depth.astype(np.float16).astype(np.float32)
 
 
-def conformal_width(error: Values, level: float) -> Values:
-    """Return per gene the smallest width that covers ceil((n + 1) level) of ``(n, n_genes)`` errors, ``(n_genes,)``."""
-    # n + 1, for the new spot is one more among equals: with n alone, intervals cover less than the level (Vovk et al.,
-    # 2005). With few spots the rank may exceed n; the largest error is the best there is.
-    rank = min(int(np.ceil((len(error) + 1) * level)), len(error)) - 1
-    return np.asarray(np.partition(error, rank, axis=0)[rank], dtype=np.float32)
-
-
 def choose_strata(
-    truth: Values, predicted: Values, depth: NDArray[np.floating], fold: NDArray[np.int64], level: float
+    truth: Values,
+    predicted: Values,
+    depth: NDArray[np.floating],
+    fold: Labels,
+    level: float,
+    donor: Labels | None = None,
 ) -> DepthStrata | None:
     """Return strata if they have a better interval score than one width on folds left out in turn, else None.
 
@@ -105,7 +105,10 @@ def choose_strata(
         Predicted for them, ``(n_spots,)``.
     fold
         Which spots were held out together, ``(n_spots,)``.
+    donor
+        Of each spot; None for one donor.
     """
+    donor = np.zeros(len(truth), np.int64) if donor is None else donor
     columns = np.unique(np.linspace(0, truth.shape[1] - 1, MAX_GENES_OF_CHOICE).round().astype(np.int64))
     y, mean = truth[:, columns], predicted[:, columns]
     error = np.abs(y - mean)
@@ -113,8 +116,8 @@ def choose_strata(
     for k in np.unique(fold):
         # Widths from the other folds: on their own errors, three widths always score better than one.
         out = fold == k
-        pooled = conformal_width(error[~out], level)
-        strata = DepthStrata.fit(error[~out], depth[~out], level)
+        pooled = half_width(error[~out], donor[~out], level)
+        strata = DepthStrata.fit(error[~out], depth[~out], donor[~out], level)
         if strata is None:
             return None
         score_pooled += float(interval_score(y[out], mean[out], pooled, level).sum())
@@ -122,7 +125,7 @@ def choose_strata(
         score_by_depth += float(interval_score(y[out], mean[out], by_depth, level).sum())
     if score_by_depth >= score_pooled:
         return None
-    return DepthStrata.fit(np.abs(truth - predicted), depth, level)
+    return DepthStrata.fit(np.abs(truth - predicted), depth, donor, level)
 
 
 def interval_bounds(predicted: Values, half_width: Values) -> tuple[Values, Values]:

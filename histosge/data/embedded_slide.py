@@ -4,8 +4,8 @@ Stored blocks are read whole; patches without tissue or without an embedding (Na
 so that no model ever sees them.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -15,9 +15,11 @@ from featurestore.blocks import Block
 from featurestore.byte_cache import ByteCache
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import StoreError
+from featurestore.names import slug
 from featurestore.storage.block_array import BlockArray, check_whole
 from featurestore.storage.float16 import nan_rows, to_float32
 from featurestore.storage.store import Store, StoredGrid
+from histosge.data.joined_encoders import join_identities, read_at
 from histosge.data.sections import Patches
 
 Reduce = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -38,12 +40,15 @@ class EmbeddedSlide:
         Which encoder made it.
     fingerprint
         Of the slide's file.
+    others
+        The same slide by further encoders, whose embeddings are put beside this one's: `identity` is then that of all.
     """
 
     stored: StoredGrid
     array: BlockArray
     identity: EncoderIdentity
     fingerprint: str
+    others: tuple["EmbeddedSlide", ...] = ()
 
     @property
     def slide_id(self) -> str:
@@ -52,9 +57,19 @@ class EmbeddedSlide:
 
 
 def open_embedded(
-    store: Store, slide_id: str, grid_key: str | None, encoder_key: str | None
+    store: Store,
+    slide_id: str,
+    grid_key: str | None,
+    encoder_key: str | None,
+    others: Sequence[tuple[str | None, str]] = (),
 ) -> EmbeddedSlide:
     """Open a slide's embedding; grid and encoder may be left out where there is only one.
+
+    Parameters
+    ----------
+    others
+        Grid and encoder of further embeddings, which are put beside the first on its grid; see
+        `histosge.data.joined_encoders`. None as a grid: the first one's where it holds the encoder, else the only one.
 
     Raises
     ------
@@ -64,12 +79,37 @@ def open_embedded(
         If none fits.
     """
     grid, encoder = store.select(grid_key, encoder_key, slide_id)
-    return EmbeddedSlide(
+    first = EmbeddedSlide(
         store.grid(slide_id, grid),
         store.embedding(slide_id, grid, encoder),
         store.identity(slide_id, grid, encoder),
         store.slide(slide_id).fingerprint,
     )
+    if not others:
+        return first
+    found = tuple(
+        open_embedded(store, slide_id, other_grid or _grid_with(store, slide_id, grid, key), key)
+        for other_grid, key in others
+    )
+    identity = join_identities([(slide.identity, slide.stored.grid) for slide in (first, *found)])
+    return replace(first, identity=identity, others=found)
+
+
+def _grid_with(store: Store, slide_id: str, grid: str, encoder_key: str) -> str | None:
+    """Return the grid if it holds an encoder, else None."""
+    return grid if slug(encoder_key) in store.encoder_slugs(slide_id, grid) else None
+
+
+def check_complete(slide: EmbeddedSlide) -> None:
+    """Refuse a slide that lacks blocks, of any of its encoders.
+
+    Raises
+    ------
+    StoreError
+        With the number of blocks.
+    """
+    for each in (slide, *slide.others):
+        check_whole(each.array, each.stored.planned(each.array.block_shape), each.slide_id)
 
 
 def load_patches(slide: EmbeddedSlide) -> Patches:
@@ -81,7 +121,7 @@ def load_patches(slide: EmbeddedSlide) -> Patches:
         If blocks are missing: nothing would show later that a model was trained on half a slide.
     """
     planned = slide.stored.planned(slide.array.block_shape)
-    check_whole(slide.array, planned, slide.slide_id)
+    check_complete(slide)
     return _join(slide, [_tissue_part(slide, block) for block in planned])
 
 
@@ -108,7 +148,19 @@ def _tissue_part(slide: EmbeddedSlide, block: Block) -> Part:
                 "run histosge embed again"
             )
         rows, cols, values = rows[readable], cols[readable], values[readable]
-    return rows + block.rows[0], cols + block.cols[0], _as_float32(values)
+    rows, cols = rows + block.rows[0], cols + block.cols[0]
+    return _with_others(slide, (rows, cols, _as_float32(values)))
+
+
+def _with_others(slide: EmbeddedSlide, part: Part) -> Part:
+    """Put the embeddings of a slide's other encoders beside those of a part; patches that lack one are left out."""
+    if not slide.others:
+        return part
+    rows, cols, first = part
+    grid = slide.stored.grid
+    values = np.hstack([first, *(read_at(s.stored, s.array, grid, rows, cols) for s in slide.others)])
+    there = ~nan_rows(values)
+    return rows[there], cols[there], values[there]
 
 
 def _as_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
@@ -119,11 +171,11 @@ def _as_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
 
 
 def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
-    dim = parts[0][2].shape[1] if parts else slide.array.shape[2]
+    dim = parts[0][2].shape[1] if parts else slide.identity.dim
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32))
     rows, cols, embedding = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
-    grid = slide.stored.grid
-    return Patches(slide.slide_id, rows, cols, embedding, grid.stride_um, grid.patch_um, grid.origin_um)
+    share = (slide.stored.tissue[rows, cols] / np.float32(255)).astype(np.float32)
+    return Patches.on_grid(slide.slide_id, slide.stored.grid, rows, cols, embedding, share)
 
 
 @dataclass(frozen=True)
@@ -188,7 +240,7 @@ def _part_bytes(part: Part) -> int:
 
 def _block_bytes(slide: EmbeddedSlide, reduce: Reduce | None) -> int:
     """Return the bytes of a `Part` when all patches of its block are tissue."""
-    embedding = np.zeros((1, slide.array.shape[2]), np.float32)
+    embedding = np.zeros((1, slide.identity.dim), np.float32)
     place = np.zeros(2, np.int64)
     patch_bytes = place.nbytes + (embedding if reduce is None else reduce(embedding)).nbytes
     return int(np.prod(slide.array.block_shape)) * patch_bytes

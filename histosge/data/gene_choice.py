@@ -6,17 +6,20 @@ of each fold's training part.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
+from featurestore.input_file import shown
 from histosge.data.genes import GeneVariance, check_measured, read_gene_names, shared_genes
 from histosge.data.sections import Spots
+from histosge.data.seurat_ranks import SeuratRanks
 from histosge.errors import ExpressionError
 
 GeneSource = int | str | Path | Sequence[str]
-"""A number, ``N``, ``all``, ``N+A,B``, a file with one gene a line, or gene names."""
+"""A number, ``N``, ``all``, ``seurat_v3:N``, ``N+A,B``, a file with one gene a line, or gene names."""
 ALL = "all"
+SEURAT = "seurat_v3"
 MOST_DIGITS = 9
 
 
@@ -32,11 +35,14 @@ class GeneChoice:
         Genes that are taken in any case.
     origin
         What the user gave, for messages.
+    by_seurat
+        Whether variable means `histosge.data.seurat_ranks`; else it is the variance of log1p(CP10k).
     """
 
     n_variable: int | None
     named: tuple[str, ...] = ()
     origin: str = "--genes"
+    by_seurat: bool = False
 
     @classmethod
     def parse(cls, genes: GeneSource) -> Self:
@@ -59,15 +65,22 @@ class GeneChoice:
         text = str(genes)
         if text == ALL:
             return cls(None)
+        by_seurat, text = text.startswith(f"{SEURAT}:"), text.removeprefix(f"{SEURAT}:")
+        if by_seurat and not re.match(r"\d+(\+|$)", text):
+            raise ExpressionError(
+                f"--genes {shown(str(genes))}: how many? Write {SEURAT}:N, such as {SEURAT}:1000"
+            )
         number = text.partition("+")[0]
         # Nobody's genome has a billion genes, and Python refuses to read numbers of 4,300 digits.
         if number.isdecimal() and len(number) > MOST_DIGITS:
             raise ExpressionError(f"cannot choose a number of genes of {len(number)} digits; ask for fewer")
         if text.isdecimal():
-            return cls.parse(int(text))
+            return replace(cls.parse(int(text)), by_seurat=by_seurat)
         if both := re.fullmatch(r"(\d+)\+(.+)", text):
             names = tuple(dict.fromkeys(name.strip() for name in both[2].split(",") if name.strip()))
-            return cls(int(both[1]), names, f"--genes {text}")
+            return cls(int(both[1]), names, f"--genes {genes}", by_seurat)
+        if by_seurat:
+            raise ExpressionError(f"--genes {shown(str(genes))} names no gene after the +; leave the + out")
         return cls(0, read_gene_names(text), text)
 
     @property
@@ -95,19 +108,23 @@ class GeneChoice:
         check_measured(self.named, measured, self.origin)
         if self.is_given:
             return self.named
-        variance = GeneVariance(measured)
+        ranking = self.new_ranking(measured)
         for section in spots:
-            variance.add(section)
-        return self.choose_from(variance)
+            ranking.add(section)
+        return self.choose_from(ranking)
 
-    def choose_from(self, variance: GeneVariance) -> tuple[str, ...]:
-        """Return the genes by a variance that was gathered section by section; see `choose`."""
-        check_measured(self.named, variance.genes, self.origin)
+    def new_ranking(self, among: Sequence[str] | None = None) -> GeneVariance | SeuratRanks:
+        """Return what sections are handed to one after the other before `choose_from`."""
+        return SeuratRanks(among) if self.by_seurat else GeneVariance(among)
+
+    def choose_from(self, ranking: GeneVariance | SeuratRanks) -> tuple[str, ...]:
+        """Return the genes by a ranking that was gathered section by section; see `choose`."""
+        check_measured(self.named, ranking.genes, self.origin)
         if self.is_given:
             return self.named
         # All that vary: a gene that is constant over the training spots has no variance to explain.
-        n = len(variance.genes) if self.n_variable is None else self.n_variable
-        return tuple(dict.fromkeys((*variance.choose(n), *self.named)))
+        n = len(ranking.genes) if self.n_variable is None else self.n_variable
+        return tuple(dict.fromkeys((*ranking.choose(n), *self.named)))
 
     def describe(self, part: str) -> str:
         """Return the choice as a sentence for a report, without its full stop.
@@ -122,4 +139,6 @@ class GeneChoice:
         count = (
             "all genes that vary" if self.n_variable is None else f"the {self.n_variable} most variable genes"
         )
+        if self.by_seurat:
+            count += f" ({SEURAT})"
         return f"{count} of {part}" + (f", and {len(self.named)} given by the user" if self.named else "")

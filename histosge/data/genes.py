@@ -195,7 +195,7 @@ def read_gene_names(path: str | Path) -> tuple[str, ...]:
     """
     if kind_of(path) != "file":
         raise ExpressionError(
-            f"--genes {shown(path)}: neither a number, all, N+A,B, nor a file with one gene a line"
+            f"--genes {shown(path)}: neither a number, all, seurat_v3:N, N+A,B, nor a file with one gene a line"
         )
     lines = (line.partition("#")[0].strip() for line in _read_text(Path(path)).splitlines())
     genes = tuple(

@@ -55,6 +55,7 @@ def load_section(
     grid_key: str | None,
     encoder_key: str | None,
     *,
+    others: tuple[str, ...] = (),
     min_counts: int = MIN_COUNTS,
     force: bool = False,
 ) -> LoadedSection:
@@ -62,6 +63,8 @@ def load_section(
 
     Parameters
     ----------
+    others
+        Further encoders, see `Selection`.
     force
         Take spots that do not fit the slide, with a warning.
 
@@ -71,7 +74,7 @@ def load_section(
         If the sample names no expression, it does not fit the slide (unless `force`), or no spot is usable.
     """
     require_expression(sample)
-    slide = open_embedded(store, sample.slide_id, grid_key, encoder_key)
+    slide = Selection(grid_key, encoder_key, others).open(store, sample.slide_id)
     # Before the embeddings: spots that do not belong to the slide are refused without reading gigabytes.
     measured = load_spots(sample, store, slide.stored, min_counts=min_counts, force=force)
     covered = cover(measured.spots, load_patches(slide), min_counts)
@@ -96,10 +99,25 @@ NAMED_SPOTS = 5
 
 @dataclass(frozen=True)
 class Selection:
-    """Which of a store's embeddings to use; None where there is only one."""
+    """Which of a store's embeddings to use; None where there is only one.
+
+    Parameters
+    ----------
+    grid, encoder
+        Key of each.
+    others
+        Further encoders, whose embeddings a model gets beside the first one's, also where their grids differ.
+    """
 
     grid: str | None = None
     encoder: str | None = None
+    others: tuple[str, ...] = ()
+
+    def open(self, store: Store, slide_id: str) -> EmbeddedSlide:
+        """Open a slide's embeddings; see `open_embedded`."""
+        return open_embedded(
+            store, slide_id, self.grid, self.encoder, [(None, encoder) for encoder in self.others]
+        )
 
 
 def load_sections(
@@ -127,7 +145,9 @@ def load_sections(
     loaded: list[LoadedSection] = []
     distinct = DistinctSpots()
     for sample in read_samples(samples):
-        item = load_section(sample, store, selection.grid, selection.encoder, force=force)
+        item = load_section(
+            sample, store, selection.grid, selection.encoder, others=selection.others, force=force
+        )
         # Also of a section that is left out below: the sheet is wrong, whatever its spots are worth.
         distinct.add(sample, item.marks)
         on_message(f"{sample.slide_id}: {item.description}")

@@ -24,7 +24,7 @@ from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store, StoredGrid
 from histosge.data.distinct_spots import DistinctSpots
 from histosge.data.gene_choice import GeneChoice, GeneSource
-from histosge.data.genes import MIN_COUNTS, GeneVariance, gene_columns, library_size
+from histosge.data.genes import MIN_COUNTS, gene_columns, library_size
 from histosge.data.section_loading import MIN_SPOTS, Selection
 from histosge.data.sections import Patches
 from histosge.data.spot_loading import CoveredSpots, LoadedSpots, cover, load_spots
@@ -153,9 +153,9 @@ class SpotTargets:
         store
             Feature store with an embedding of every slide.
         genes
-            A number (the most variable ones over all these spots), ``all``, ``N+A,B``, a file with one gene a line, or
-            names. Unless genes are named, each expression file is read twice: the full counts of one section are kept
-            at a time.
+            A number (the most variable ones over all these spots), ``all``, ``seurat_v3:N``, ``N+A,B``, a file with one
+            gene a line, or names. Unless genes are named, each expression file is read twice: the full counts of one
+            section are kept at a time.
         selection
             Grid and encoder, needed where the store holds several.
         min_counts
@@ -174,7 +174,7 @@ class SpotTargets:
         reader = _Reader(Store.open(str(store)), selection or Selection(), min_counts, force)
         rows = read_samples(str(samples))
         usable_rows, sections = [], []
-        variance = GeneVariance()
+        ranking = choice.new_ranking()
         distinct = DistinctSpots()
         for sample in rows:
             loaded, covered = reader.read(sample)
@@ -186,7 +186,7 @@ class SpotTargets:
             if choice.is_given:
                 sections.append(section_targets(covered, choice.named))
             else:
-                variance.add(covered.spots)
+                ranking.add(covered.spots)
         if not usable_rows:
             raise ExpressionError(
                 f"no section of {samples} has the {MIN_SPOTS} usable spots that are needed; are counts raw, and spots "
@@ -194,8 +194,8 @@ class SpotTargets:
             )
         chosen = choice.named
         if not choice.is_given:
-            # The variance is known only now, and no section's full counts were kept: expression is read again.
-            chosen = choice.choose_from(variance)
+            # The ranking is known only now, and no section's full counts were kept: expression is read again.
+            chosen = choice.choose_from(ranking)
             sections = [section_targets(reader.read(sample)[1], chosen) for sample in usable_rows]
         return cls(chosen, reader.grid_key, reader.selection.encoder, tuple(sections))
 
@@ -248,8 +248,7 @@ def _tissue_patches(stored: StoredGrid) -> Patches:
     """Return where a slide's tissue patches are, without their embeddings."""
     rows, cols = np.nonzero(stored.is_tissue)
     nothing = np.empty((len(rows), 0), np.float32)  # overlap is a matter of positions alone
-    grid = stored.grid
-    return Patches(stored.slide_id, rows, cols, nothing, grid.stride_um, grid.patch_um, grid.origin_um)
+    return Patches.on_grid(stored.slide_id, stored.grid, rows, cols, nothing)
 
 
 def _describe(

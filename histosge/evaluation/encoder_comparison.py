@@ -71,6 +71,9 @@ def with_encoder(scores: Scores, encoder: str) -> Scores:
         scores=scores.scores.with_columns(pl.lit(encoder).alias("encoder")),
         genes=scores.genes.with_columns(pl.lit(encoder).alias("encoder")),
         differences=differences,
+        domains=None
+        if scores.domains is None
+        else scores.domains.with_columns(pl.lit(encoder).alias("encoder")),
         encoders=(encoder,),
     )
 
@@ -101,6 +104,9 @@ def merge_encoders(found: Mapping[str, Scores]) -> Scores:
         scores=pl.concat(scores.scores for scores in named),
         # Variants of the published code may score other genes, but the columns are the metrics', the same for all.
         genes=pl.concat(scores.genes for scores in named),
+        domains=None
+        if first.domains is None
+        else pl.concat(scores.domains for scores in named if scores.domains is not None),
         presets=tuple(entries),
         default_preset=shown,
         notes=tuple(dict.fromkeys(note for scores in named for note in scores.notes)),

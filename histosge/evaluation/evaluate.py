@@ -7,11 +7,13 @@ from pathlib import Path
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
+from featurestore.threads import keep_to_own_cores
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
 from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.ablation import needs_slides
+from histosge.evaluation.annotated_domains import Annotation
 from histosge.evaluation.encoder_comparison import keep_common_spots, merge_encoders, with_encoder
 from histosge.evaluation.hest_protocol import hest_split, score_hest
 from histosge.evaluation.method_choice import find_methods
@@ -26,6 +28,7 @@ from histosge.evaluation.runner import evaluate_sections
 from histosge.heldout.splits import SPLITS
 from histosge.models.estimators import ModelSource, check_numbers
 from histosge.reporting.page import Block
+from histosge.threads import one_blas_thread
 from histosge.training.made_with import (
     describe_genes,
     describe_preset,
@@ -55,8 +58,8 @@ class EvaluateSettings:
         ``fit(sections, *, seed, epochs)`` returns a fitted model, and the oracle ``depth``. The noise control is
         always added.
     genes
-        How many of the most variable genes of each training part, ``all``, ``N+A,B`` (the N most variable and the
-        named ones), a file with one gene a line, or gene names.
+        How many of the most variable genes of each training part, ``all``, ``seurat_v3:N``, ``N+A,B`` (the N most
+        variable and the named ones), a file with one gene a line, or gene names.
     seeds
         Repeat with seeds 0 .. seeds - 1.
     epochs
@@ -67,6 +70,8 @@ class EvaluateSettings:
         ``hest``: HEST-Benchmark's models, genes and targets in place of the presets; None: ours.
     selection
         Grid and encoder: needed where the store holds several.
+    annotation
+        A column of the expression files with a class for each spot: domains are compared with it. None: no domains.
     encoders
         Several encoders to compare: each preset is scored on each, on the same held-out spots. Empty: that of
         `selection`.
@@ -82,6 +87,7 @@ class EvaluateSettings:
     protocol: str | None = None
     selection: Selection = field(default_factory=Selection)
     encoders: Sequence[str] = ()
+    annotation: str | None = None
 
     @property
     def default_split(self) -> str:
@@ -107,6 +113,10 @@ class EvaluateSettings:
         check_numbers(self.epochs, 0)
         if self.protocol not in (None, *PROTOCOLS):
             raise HistosgeError(f"unknown protocol {self.protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+        if self.annotation is not None and self.protocol is not None:
+            raise HistosgeError(
+                f"an annotation belongs to presets, protocol {self.protocol} has none: leave out --annotation or --protocol"
+            )
         GeneChoice.parse(self.genes)
         # An ablation adds methods of its own, so that no preset need be named.
         if self.protocol is None and not self.ablate:
@@ -114,6 +124,7 @@ class EvaluateSettings:
             find_methods(self.presets, self.split or self.default_split, lambda sections, _: tuple(sections))
 
 
+@one_blas_thread()
 def evaluate(
     samples: str | Path,
     store: str | Path,
@@ -126,6 +137,8 @@ def evaluate(
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Score models on held-out spots and write report.html, scores.csv, genes.csv and differences.csv.
+
+    With an annotation also domains.csv.
 
     An evaluation that is there, made with the same settings and inputs, is returned as it is, without its maps.
 
@@ -156,6 +169,7 @@ def evaluate(
         If the sections or the store are unusable.
     """
     settings = settings or EvaluateSettings()
+    keep_to_own_cores()
     settings.check()
     folder, made_with = check_report_place(report_dir), _made_with(samples, store, settings)
     if not overwrite and has_evaluation(folder):
@@ -177,6 +191,12 @@ def evaluate(
         reencoders = {
             key: Reencoder.for_sections(read_samples(str(samples)), item) for key, item in loaded.items()
         }
+    if len(loaded) > 1:
+        loaded = keep_common_spots(loaded)
+    annotation = None
+    if settings.annotation is not None:
+        # Once: all encoders are scored on the same spots now.
+        annotation = Annotation.read(str(samples), next(iter(loaded.values())), settings.annotation)
     if len(loaded) == 1:
         ((key, sections),) = loaded.items()
         return score_sections(
@@ -184,12 +204,14 @@ def evaluate(
             report_dir,
             settings,
             reencoder=reencoders.get(key),
+            annotation=annotation,
             made_with=made_with,
             on_progress=on_progress,
         )
-    loaded = keep_common_spots(loaded)
     found = {
-        key: _score(sections, settings, reencoders.get(key), _part_of(on_progress, i, len(loaded), key))
+        key: _score(
+            sections, settings, reencoders.get(key), annotation, _part_of(on_progress, i, len(loaded), key)
+        )
         for i, (key, sections) in enumerate(loaded.items())
     }
     scores = merge_encoders(found)
@@ -212,6 +234,9 @@ def _made_with(samples: str | Path, store: str | Path, settings: EvaluateSetting
     presets = [describe_preset(p) if not isinstance(p, str) else p for p in settings.presets]
     own = {"presets": presets, "genes": describe_genes(settings.genes)}
     described = dict(describe_settings(settings, **own))
+    # Evaluations of earlier versions have no such entry.
+    if settings.annotation is None:
+        described.pop("annotation")
     keys: list[str | None] = list(dict.fromkeys(settings.encoders)) or [settings.selection.encoder]
     for key in keys:
         found = describe_sections(samples, store, Selection(settings.selection.grid, key))
@@ -229,6 +254,7 @@ def score_sections(
     *,
     extra: Sequence[Block] = (),
     reencoder: Reencoder | None = None,
+    annotation: Annotation | None = None,
     made_with: MadeWith | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
@@ -238,7 +264,9 @@ def score_sections(
     """
     # Again: the demo, and notebooks, come here without `evaluate`.
     settings.check()
-    scores = with_encoder(_score(loaded, settings, reencoder, on_progress), loaded[0].slide.identity.key)
+    scores = with_encoder(
+        _score(loaded, settings, reencoder, annotation, on_progress), loaded[0].slide.identity.key
+    )
     write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
     return scores
 
@@ -247,6 +275,7 @@ def _score(
     loaded: Sequence[LoadedSection],
     settings: EvaluateSettings,
     reencoder: Reencoder | None,
+    annotation: Annotation | None,
     on_progress: OnProgress,
 ) -> Scores:
     sections = [item.section for item in loaded]
@@ -261,6 +290,7 @@ def _score(
         epochs=settings.epochs,
         ablate=settings.ablate,
         reencode=reencoder,
+        annotation=annotation,
         on_progress=on_progress,
     )
 
@@ -278,7 +308,7 @@ def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
     notes = [
         f"{used} spots used; {few} with fewer than {MIN_COUNTS} counts and {off} without an embedded patch left out.",
         f"{identity.key} embeddings ({identity.dim} dims, fingerprint {identity.fingerprint[:16]}).",
-        f"{grid.patch_um:.0f} µm patches every {grid.stride_um:.0f} µm.",
+        f"{grid.description}.",
     ]
     return notes + [
         f"{item.section.slide_id}: {item.alignment.message}"

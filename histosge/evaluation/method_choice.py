@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from histosge.errors import HistosgeError, ModelError
 from histosge.evaluation.ablation import Reencode, is_variant, published_code
 from histosge.evaluation.methods import DEPTH, LibrarySizeMethod, Method, ModelMethod
-from histosge.evaluation.results import BASELINE, MODEL, NOISE
+from histosge.evaluation.results import BASELINE, CONTROLS, MODEL
 from histosge.heldout.splits import WITHIN_SECTION
 from histosge.models.estimators import ModelSource, NamedEstimator, find_estimator
 from histosge.models.registry import DEFAULT_PRESET, MODELS
@@ -20,7 +20,7 @@ def find_methods(
     ----------
     presets
         Registered names, ``module:Class``, ``depth``, ``paper+SWITCH``, model classes, or objects with `fit`. Names
-        that are repeated count once, and `noise` is always there anyway.
+        that are repeated count once, and the controls are always there anyway.
     split
         Models that know only slides they were trained on are left out where whole slides are held out.
     reencode
@@ -39,7 +39,7 @@ def find_methods(
     found: dict[str, Method] = {}
     left_out: list[str] = []
     for preset in presets:
-        if preset == NOISE or (isinstance(preset, str) and preset in found):
+        if isinstance(preset, str) and (preset in CONTROLS or preset in found):
             continue
         # Before the models: `depth` and variants are no models, and another package could offer one of that name.
         if preset == DEPTH:

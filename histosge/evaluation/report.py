@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from histosge.evaluation.map_plots import gene_map
-from histosge.evaluation.results import MODEL, NOISE, NOISE_LIMIT, Scores
+from histosge.evaluation.results import CONTROLS, MODEL, NOISE, NOISE_LIMIT, SMOOTH_NOISE, Scores
 from histosge.evaluation.score_plots import (
     Defect,
     Difference,
@@ -20,6 +20,7 @@ from histosge.evaluation.score_plots import (
     score_distributions,
 )
 from histosge.heldout.metric_registry import METRICS
+from histosge.heldout.splits import INTERLEAVED, WITHIN_SECTION
 from histosge.reporting.page import Block, Picture, Table
 
 CORRELATIONS = {
@@ -50,7 +51,7 @@ DEFECTS = {
     "all_spots_metric": "the reported score is over all spots, including training spots",
     "all": "all of these defects",
 }
-CONTROL = "control: must be 0"
+CONTROL_KINDS = {NOISE: "control: must be 0", SMOOTH_NOISE: "control: smooth in space, blind to the picture"}
 
 HELD_OUT = {
     "block": "each fold holds out one spatial block of every section; blocks are cut along straight lines, at an angle "
@@ -58,6 +59,7 @@ HELD_OUT = {
     "section": "each fold holds out one whole section",
     "donor": "each fold holds out all sections of one donor",
     "random": "a random half of every section's spots is held out",
+    "checkerboard": "each fold holds out every second spot of every section's lattice (the published generation task)",
 }
 """Split -> what it holds out."""
 
@@ -75,7 +77,7 @@ def evaluation_blocks(scores: Scores, notes: Sequence[str] = ()) -> list[Block]:
     ablation = [_ablation_block(scores)] if _variants(scores) else []
     # Maps first: whoever reads on to the tables has seen what a correlation of 0.3 looks like.
     plots = [_map_block(scores), _spread_block(scores), *_difference_block(scores), *ablation]
-    return [*plots, _score_block(scores), _limitation_block(scores, notes)]
+    return [*plots, _score_block(scores), *_domain_block(scores), _limitation_block(scores, notes)]
 
 
 def _map_block(scores: Scores) -> Block:
@@ -96,7 +98,7 @@ def _map_block(scores: Scores) -> Block:
         f" {first.slide_id}, seed {scores.seeds[0]}. Measured and predicted share one colour scale. Each patch"
         " is predicted by the model that holds out the nearest held-out spot."
     )
-    if scores.split == "random":
+    if scores.split in INTERLEAVED:
         text += " The spots between those shown are training spots."
     return Block("Maps: best, median and worst gene", text, pictures)
 
@@ -115,11 +117,12 @@ def _score_block(scores: Scores) -> Block:
             f"{verdict}; outside 0 ± {NOISE_LIMIT}: there are too few held-out spots, or information leaks."
         )
         verdict += " Differences of this size between presets are not meaningful."
+    verdict += _smooth_verdict(scores)
     shown, n_genes = scores.default_preset, scores.mean(scores.default_preset, "n_genes")
     pearson = _spread(scores.values(shown, "pearson_mean"), "pearson_mean")
     text = (
         f"{shown} predicts held-out spots with a Pearson of {pearson}, the mean over {n_genes:.0f} genes."
-        " All entries are means over folds, then mean ± standard deviation over seeds (noise: over draws)."
+        " All entries are means over folds, then mean ± standard deviation over seeds (controls: over draws)."
         " Depth-adjusted: log library size and its square are regressed out of truth and prediction first,"
         " so the score is about composition, not depth."
     )
@@ -145,6 +148,38 @@ def _score_block(scores: Scores) -> Block:
     return Block("Scores on held-out spots", text, tables=tuple(tables), status=status, status_text=verdict)
 
 
+def _smooth_verdict(scores: Scores) -> str:
+    """State what embeddings score that are smooth in space and random, and how many genes would be trusted with them."""
+    if SMOOTH_NOISE not in scores.controls:
+        return ""
+    draws = len(scores.values(SMOOTH_NOISE, "pearson_mean"))
+    text = (
+        f" Smooth-noise control: {scores.mean(SMOOTH_NOISE, 'pearson_mean'):z.4f}, mean over {_plural(draws, 'draw')} of"
+        " random embeddings that are smooth in space."
+    )
+    if scores.split in WITHIN_SECTION:
+        text += " Tissue near the held-out spots was trained on, so smoothness alone may score; a model must score more."
+    trusted = scores.values(SMOOTH_NOISE, "trusted_share")
+    return f"{text} With them {trusted.mean():.1%} of the genes would be trusted." if len(trusted) else text
+
+
+def _domain_block(scores: Scores) -> list[Block]:
+    """Return how well domains agree with an annotation, where one was given."""
+    means = scores.domain_means()
+    if not means:
+        return []
+    table = Table(
+        ("domains from", "ARI", "NMI"),
+        tuple((name, f"{ari:z.3f} ± {sd:.3f}", f"{nmi:z.3f}") for name, ari, sd, nmi in means),
+        "Agreement with the annotation, mean over sections and seeds of k-means (±: standard deviation over these seeds)",
+    )
+    text = (
+        "ARI is 0 by chance and 1 for equal partitions. Predictions are of held-out spots. No seed is selected and no label"
+        " is used to find domains; every value is in domains.csv."
+    )
+    return [Block("Domains against the annotation", text, tables=(table,))]
+
+
 def _further_metrics() -> dict[str, str]:
     return {m.summary_name: m.heading for m in METRICS.records() if m.summary_name not in CORRELATIONS}
 
@@ -154,12 +189,12 @@ def _preset_table(scores: Scores, columns: Mapping[str, str], caption: str, *, k
         (
             preset,
             *(_spread(scores.values(preset, metric), metric) for metric in columns),
-            *([CONTROL if preset == NOISE else scores.kinds.get(preset, MODEL)] if kinds else []),
+            *([CONTROL_KINDS.get(preset) or scores.kinds.get(preset, MODEL)] if kinds else []),
         )
         for preset in _by_score(scores)
     ]
     header = ("preset", *columns.values(), *(["what it is"] if kinds else []))
-    return Table(header, tuple(rows), caption, frozenset({NOISE, *scores.oracles}))
+    return Table(header, tuple(rows), caption, frozenset({*CONTROLS, *scores.oracles}))
 
 
 def _variants(scores: Scores) -> list[str]:
@@ -253,7 +288,7 @@ def _fold_table(scores: Scores) -> Table:
     caption = "Pearson per fold, named by what is held out."
     if scores.split == "block":
         caption += " Blocks differ from seed to seed."
-    return Table(("preset", *folds), tuple(rows), caption, frozenset({NOISE, *scores.oracles}))
+    return Table(("preset", *folds), tuple(rows), caption, frozenset({*CONTROLS, *scores.oracles}))
 
 
 def _spread_block(scores: Scores) -> Block:
@@ -314,9 +349,9 @@ def _limitation_block(scores: Scores, notes: Sequence[str]) -> Block:
 
 
 def _by_score(scores: Scores) -> list[str]:
-    """Return the presets, best first, and the control last."""
-    # The control last, whatever it scores: it is no competitor.
-    return [*sorted(scores.presets, key=lambda name: -scores.mean(name, "pearson_mean")), NOISE]
+    """Return the presets, best first, and the controls last."""
+    # Controls last, whatever they score: they are no competitors.
+    return [*sorted(scores.presets, key=lambda name: -scores.mean(name, "pearson_mean")), *scores.controls]
 
 
 def _spread(values: NDArray[np.float64], metric: str) -> str:

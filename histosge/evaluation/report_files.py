@@ -17,7 +17,9 @@ from histosge.evaluation.results import Entry, FoldCount, Scores
 from histosge.reporting.page import Block, read_record, render_report
 
 PAGE = "report.html"
-TABLES = ("scores", "genes", "differences")
+TABLES = ("scores", "genes", "differences", "domains")
+OPTIONAL = ("domains",)
+"""Tables that are written only where there is something in them; earlier versions do not know them."""
 FILES = frozenset({PAGE, *(f"{name}.csv" for name in TABLES)})
 # What a table of scores is made of; a record names no other type.
 _TYPES = {str(kind): kind for kind in (pl.String(), pl.Int64(), pl.Float64(), pl.Boolean())}
@@ -80,7 +82,11 @@ def write_evaluation(
         subtitle += f", encoder{'s' * (len(scores.encoders) > 1)} {', '.join(scores.encoders)}"
     tables = {name: getattr(scores, name) for name in TABLES}
     texts = {
-        **{f"{name}.csv": "" if table is None else table.write_csv() for name, table in tables.items()},
+        **{
+            f"{name}.csv": "" if table is None else table.write_csv()
+            for name, table in tables.items()
+            if table is not None or name not in OPTIONAL
+        },
         PAGE: render_report(
             "How well held-out spots are predicted",
             [maps, *rest[:-1], *extra, rest[-1]],
@@ -142,7 +148,10 @@ def read_evaluation(out_dir: str | Path) -> tuple[MadeWith, Scores] | None:
     try:
         facts: dict[str, Any] = record["scores"]
         tables: dict[str, Any] = {
-            name: _read_table(folder / f"{name}.csv", facts.pop(name)) for name in TABLES
+            name: _read_table(
+                folder / f"{name}.csv", facts.pop(name, None) if name in OPTIONAL else facts.pop(name)
+            )
+            for name in TABLES
         }
         facts["folds"] = tuple(FoldCount(**fold) for fold in facts["folds"])
         facts["entries"] = {name: Entry(**entry) for name, entry in facts.get("entries", {}).items()}

@@ -3,7 +3,7 @@
 Plain values, no arithmetic beyond means: `runner` fills them, `report` shows them.
 
 Terms
-    preset   a model's name; `noise` is the control: `ridge` on random embeddings
+    preset   a model's name, or a control: `noise` and `smooth_noise` are `ridge` on random embeddings
     kind     what a preset is: a model, a baseline, an oracle, or a variant of the published code
     row      one number: preset, split, fold, seed, metric, value
 """
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 from histosge.evaluation.paired_bootstrap import PairedBootstrap
 
 NOISE = "noise"
+SMOOTH_NOISE = "smooth_noise"
+"""Random embeddings that are smooth in space: what smoothness alone scores. By section it must be 0, too; where part of a
+section is trained on, neighbouring tissue predicts the rest, and a model has to score more than this."""
+CONTROLS = (NOISE, SMOOTH_NOISE)
 MODEL, BASELINE, ORACLE, VARIANT = "model", "baseline", "oracle", "variant"
 """What the kind of a preset begins with; an oracle knows something of the held-out spots' counts."""
 NOISE_LIMIT = 0.01
@@ -116,6 +120,9 @@ class Scores:
     differences
         Columns ``preset_a, preset_b, split, metric, difference, low, high, confidence, draws``, and ``encoder_a,
         encoder_b`` as in `scores`.
+    domains
+        Columns ``preset, split, section, seed, kmeans_seed, ari, nmi, n_domains, n_labelled, n_unlabelled``, and ``encoder``
+        as in `scores`: domains against an annotation; None where none was given.
     protocol
         ``hest``, or empty for our own.
     kinds
@@ -143,12 +150,18 @@ class Scores:
     notes: tuple[str, ...] = field(default=())
     left_out: tuple[str, ...] = ()
     differences: pl.DataFrame | None = None
+    domains: pl.DataFrame | None = None
     protocol: str = ""
     kinds: Mapping[str, str] = field(default_factory=dict)
     encoders: tuple[str, ...] = ()
     entries: Mapping[str, Entry] = field(default_factory=dict)
     bootstrap: PairedBootstrap | None = field(default=None, repr=False, compare=False)
     was_there: bool = False
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """Return the controls that were scored: evaluations of version 1.0 have no `SMOOTH_NOISE`."""
+        return tuple(name for name in CONTROLS if (self.scores["preset"] == name).any())
 
     # Named by their kind, so that whoever shows scores need know no oracle by name.
     @property
@@ -178,6 +191,29 @@ class Scores:
     def mean(self, preset: str, metric: str) -> float:
         """Return the mean over folds and seeds."""
         return float(self.values(preset, metric).mean())
+
+    def domain_means(self) -> list[tuple[str, float, float, float]]:
+        """Return name, ARI, its standard deviation over seeds of k-means, and NMI of each row of the domains."""
+        if self.domains is None or self.domains.is_empty():
+            return []
+        key = ["preset", "encoder"] if "encoder" in self.domains.columns else ["preset"]
+        # Sections first: the spread is that of the rule's seeds, not of unequally hard sections.
+        by_seed = self.domains.group_by(*key, "kmeans_seed", maintain_order=True).agg(
+            pl.col("ari", "nmi").mean()
+        )
+        table = by_seed.group_by(*key, maintain_order=True).agg(
+            pl.col("ari").mean(), pl.col("ari").std().alias("sd"), pl.col("nmi").mean()
+        )
+        several = len(self.encoders) > 1
+        return [
+            (
+                f"{row['preset']} on {row['encoder']}" if several else row["preset"],
+                row["ari"],
+                row["sd"] or 0.0,
+                row["nmi"],
+            )
+            for row in table.iter_rows(named=True)
+        ]
 
     @property
     def noise_is_zero(self) -> bool:

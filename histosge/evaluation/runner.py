@@ -2,7 +2,8 @@
 
 Every number comes from held-out spots. Genes are chosen on the training part of each fold, and a
 noise control (`ridge` on random embeddings) goes through exactly the same code: if it scores, the
-evaluation leaks. Its rows bear the number of the draw as their seed. The one figure that looks at
+evaluation leaks. A second control, `smooth_noise`, has embeddings that are smooth in space: what it scores is not due to
+the picture. Rows of both bear the number of the draw as their seed. The one figure that looks at
 training spots bears its own name, `paper_all_spots`; it is given for the `random` split, and for the
 published code in an ablation.
 
@@ -18,25 +19,29 @@ import polars as pl
 from numpy.typing import NDArray
 
 from featurestore.events import OnProgress, Progress, ignore_progress
-from histosge.calibration.conformal import calibrate
+from histosge.calibration.conformal import calibrate, named_donors, widest_spot_um
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import library_size
 from histosge.data.sections import Section
 from histosge.errors import HistosgeError, ModelError
 from histosge.evaluation.ablation import Reencode, ablation_names
+from histosge.evaluation.annotated_domains import Annotation, HeldOutDomains, domain_notes, domain_rows
 from histosge.evaluation.method_choice import choose_shown, find_methods
 from histosge.evaluation.methods import AblationMethod, FittedMethod, MapModel, Method, ModelMethod
 from histosge.evaluation.paired_bootstrap import HeldOutSpots, PairedBootstrap, ordered_pairs
-from histosge.evaluation.results import NOISE, FoldCount, Scores
+from histosge.evaluation.results import NOISE, SMOOTH_NOISE, FoldCount, Scores
 from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps
 from histosge.evaluation.tasks import Plan, Task
 from histosge.heldout.metric_registry import METRICS, ScoredSpots
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
-from histosge.heldout.splits import Fold
+from histosge.heldout.splits import INTERLEAVED, Fold
 from histosge.models.estimators import ModelSource, find_estimator
 
 NOISE_DRAWS = 20
 """Draws of the noise control, at least. With 10, chance alone would raise a false alarm once in fifty."""
+SMOOTH_DRAWS = 5
+"""Draws of the smooth control, at least: the mean over a draw's features hardly differs from draw to draw, and drawing
+smooth fields costs several times what white noise does."""
 # It takes a tenth of a second a fit, so that 20 draws on every fold are affordable.
 NOISE_PRESET = "ridge"
 DEFAULT_GENES = 250
@@ -61,6 +66,7 @@ def evaluate_sections(
     epochs: int | None = None,
     ablate: bool = False,
     reencode: Reencode | None = None,
+    annotation: Annotation | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Fit each preset on each fold for each seed, and score it on the held-out spots.
@@ -84,6 +90,8 @@ def evaluate_sections(
         Add the published code without a defect, with each alone and with all, also on random embeddings.
     reencode
         Encodes the patches under spots again, for the defects that lie there; None leaves those out.
+    annotation
+        Labels of spots, with which domains are compared; None: no domains are found.
     on_progress
         Called before each fit, and once at the end.
 
@@ -103,7 +111,14 @@ def evaluate_sections(
         )
     plan = Plan.from_sections(sections, split, genes)
     scores = score_plan(
-        plan, methods, noise_control(), seeds=seeds, epochs=epochs, ablate=ablate, on_progress=on_progress
+        plan,
+        methods,
+        noise_control(),
+        seeds=seeds,
+        epochs=epochs,
+        ablate=ablate,
+        annotation=annotation,
+        on_progress=on_progress,
     )
     return replace(scores, left_out=left_out)
 
@@ -121,9 +136,10 @@ def score_plan(
     seeds: Sequence[int],
     epochs: int | None = None,
     ablate: bool = False,
+    annotation: Annotation | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
-    """Run methods over a plan, and the control on random embeddings.
+    """Run methods over a plan, and the control on random embeddings, white and smooth.
 
     Raises
     ------
@@ -140,22 +156,25 @@ def score_plan(
     folds = plan.folds(seeds[0])
     # Of the first seed: folds of a block split differ from seed to seed, and a map is of one set of folds.
     maps = HeldOutMaps.for_sections(plan.sections, folds)
-    draws = _noise_draws(seeds)
-    n_fits = len(folds) * (len(names) * len(seeds) + sum(len(some) for some in draws.values()))
+    draws, smooth_draws = _noise_draws(seeds, NOISE_DRAWS), _noise_draws(seeds, SMOOTH_DRAWS)
+    n_control = sum(len(some) for some in (*draws.values(), *smooth_draws.values()))
+    n_fits = len(folds) * (len(names) * len(seeds) + n_control)
     spots = {section.slide_id: len(section.spots) for section in plan.sections}
     table = _ScoreTable(plan.split, n_fits, on_progress, PairedBootstrap(spots))
+    table.domains = HeldOutDomains(plan.sections, annotation, plan.split) if annotation else None
     for task in plan.tasks(seeds):
         # Half of every section is trained on in this split: then the published figure is given for all methods.
         scorer = _TaskScorer(task, epochs, with_all_spots=plan.split == "random")
         on_noise = None
         if ablate:
             on_noise = replace(scorer, task=task.with_random_embeddings(task.seed), fitted={})
-        for method in methods:
+        for number, method in enumerate(methods):
             table.report_progress(method.name, task)
             is_shown = method.name == shown
             result = scorer.score(method, maps if is_shown and task.seed == seeds[0] else None)
             table.add(method.name, result)
             table.bootstrap.add(method.name, result.held_out, result.predicted)
+            table.add_domains(method.name, result, with_measured=number == 0)
             # Of the shown method alone: each takes up to four more fits per fold and seed.
             if is_shown:
                 table.add_rows(method.name, result.task, _check_intervals(method, result, epochs))
@@ -165,8 +184,22 @@ def score_plan(
             noise = task.with_random_embeddings(draw)
             table.report_progress(NOISE, noise)
             # Through the same scorer as the methods: a leak in it must show in the control, too.
-            table.add(NOISE, replace(scorer, task=noise, fitted={}).score(control))
+            result = replace(scorer, task=noise, fitted={}).score(control)
+            table.add(NOISE, result)
+            # One draw a seed: k-means takes longer than the fit.
+            if draw == draws[task.seed][0]:
+                table.add_domains(NOISE, result)
+        for number, draw in enumerate(smooth_draws[task.seed]):
+            smooth = task.with_smooth_embeddings(draw)
+            table.report_progress(SMOOTH_NOISE, smooth)
+            result = replace(scorer, task=smooth, fitted={}).score(control)
+            table.add(SMOOTH_NOISE, result)
+            # How many genes would be trusted that were predicted from nothing; once a fold and seed, as of the model.
+            if number == 0:
+                table.add_domains(SMOOTH_NOISE, result)
+                table.add_rows(SMOOTH_NOISE, result.task, _check_intervals(control, result, epochs))
     table.report_progress("", None)
+    domains = table.score_domains()
     return Scores(
         scores=pl.DataFrame(table.rows, schema=SCORE_SCHEMA, orient="row"),
         genes=pl.concat(table.genes),
@@ -178,7 +211,11 @@ def score_plan(
         gene_rule=_gene_rule(plan.genes),
         folds=tuple(_count(seed, fold) for seed in seeds for fold in plan.folds(seed)),
         maps=maps.maps(),
-        notes=_notes(plan, table.halo_um),
+        notes=(
+            *_notes(plan, table.halo_um),
+            *domain_notes(annotation),
+        ),
+        domains=domains,
         differences=table.bootstrap.table(ordered_pairs(names, shown), plan.split),
         kinds={method.name: method.kind for method in methods},
         bootstrap=table.bootstrap,
@@ -264,9 +301,12 @@ def _check_intervals(method: Method, result: _MethodScore, epochs: int | None) -
         return {}
     # On the fold's training part: intervals are measured as `histosge train` would, then met with held-out spots.
     task = result.task
-    spot_um = max(section.spots.diameter_um for section in task.sections)
+    spots = task.training_spots()
     intervals = calibrate(
-        lambda parts: method.fit_sections(parts, task.seed, epochs), task.training(), spot_um
+        lambda parts: method.fit_sections(parts, task.seed, epochs),
+        task.training(),
+        widest_spot_um(spots),
+        donors=named_donors(spots),
     )
     if intervals is None:
         return {}
@@ -334,6 +374,7 @@ class _ScoreTable:
     genes: list[pl.DataFrame] = field(default_factory=list)
     halo_um: dict[str, float] = field(default_factory=dict)
     done: int = 0
+    domains: HeldOutDomains | None = None
 
     def report_progress(self, preset: str, task: Task | None) -> None:
         """Report how far it is, before a fit; without a task: at the end."""
@@ -351,6 +392,23 @@ class _ScoreTable:
         # It may differ from fold to fold: that of the published network follows the distance between spots.
         self.halo_um[preset] = max(result.fitted.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
+
+    def add_domains(self, preset: str, result: _MethodScore, *, with_measured: bool = False) -> None:
+        """Add held-out predictions to the domains, where an annotation was given; and what was measured there."""
+        if self.domains is None:
+            return
+        # The seed of a control is its draw, as in its other rows.
+        self.domains.add(preset, result.task.seed, result.held_out, result.predicted)
+        if with_measured:
+            self.domains.add_measured(result.task.seed, result.held_out)
+
+    def score_domains(self) -> pl.DataFrame | None:
+        """Return the table of domains, and add its means to the rows; None without an annotation."""
+        if self.domains is None:
+            return None
+        found = self.domains.table()
+        self.rows += domain_rows(found)
+        return found
 
     def add_ablation(
         self, method: AblationMethod, result: _MethodScore, on_noise: _MethodScore | None
@@ -400,10 +458,10 @@ def _gene_rows(
     return pl.DataFrame(columns).select(*labels, pl.all())
 
 
-def _noise_draws(seeds: tuple[int, ...]) -> dict[int, list[int]]:
-    """Return seed -> numbers of the draws that are scored on that seed's folds, in turn."""
+def _noise_draws(seeds: tuple[int, ...], n_draws: int) -> dict[int, list[int]]:
+    """Return seed -> numbers of the draws, `n_draws` at least, that are scored on that seed's folds, in turn."""
     # Shared out among the seeds, so that more seeds do not mean more draws; each seed has one at least.
-    draws = range(max(NOISE_DRAWS, len(seeds)))
+    draws = range(max(n_draws, len(seeds)))
     return {seed: list(draws[i :: len(seeds)]) for i, seed in enumerate(seeds)}
 
 
@@ -423,9 +481,14 @@ def _notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
     # With one section a donor, leaving out a section leaves out its donor.
     if plan.split != "donor" and not (plan.split == "section" and len(donors) == n_sections):
         notes.append("Training and held-out spots share donors: accuracy on another donor may be lower.")
+    # The sections of a fold's training part are of no more donors than all are.
+    if len(donors) == 1:
+        notes.append(
+            f"Intervals and trust (coverage_90, trusted_share) are measured within donor {' '.join(donors)} only."
+        )
     # Whoever compares presets must know that some use image patches beyond the spot and others do not.
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
-    if wide and plan.split == "random":
+    if wide and plan.split in INTERLEAVED:
         notes.append(
             f"Some presets look beyond a patch ({', '.join(wide)}), so training uses image patches around"
             " held-out spots, but never their counts."

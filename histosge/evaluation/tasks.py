@@ -21,6 +21,7 @@ from histosge.heldout.leakage import (
     select_spots,
 )
 from histosge.heldout.metrics import top_by_variance
+from histosge.heldout.smooth_fields import LENGTHS, smooth_fields_on_grid, spot_pitch_um
 from histosge.heldout.splits import WITHIN_SECTION, Fold, make_folds
 
 
@@ -112,6 +113,26 @@ class Task:
             random = rng.standard_normal(section.patches.embedding.shape, dtype=np.float32)
             noisy.append(replace(section, patches=section.patches.with_embedding(random)))
         return replace(self, seed=draw, sections=tuple(noisy), is_noise=True)
+
+    def with_smooth_embeddings(self, draw: int) -> "Task":
+        """Return the same fold on random embeddings that are smooth in space; the draw takes the seed's place.
+
+        Feature by feature the correlation lengths are `LENGTHS` in turn, in pitches of the section's spots.
+        """
+        # Another stream than `with_random_embeddings` draws from.
+        rng = np.random.default_rng([draw, len(self.sections), len(LENGTHS)])
+        smooth = []
+        for section in self.sections:
+            patches = section.patches
+            pitch = spot_pitch_um(section.spots.xy_um) / patches.stride_um
+            embedding = np.empty(patches.embedding.shape, np.float32)
+            for i, length in enumerate(LENGTHS):
+                mine = embedding[:, i :: len(LENGTHS)]
+                mine[:] = smooth_fields_on_grid(
+                    patches.rows, patches.cols, length * pitch, mine.shape[1], rng
+                )
+            smooth.append(replace(section, patches=patches.with_embedding(embedding)))
+        return replace(self, seed=draw, sections=tuple(smooth), is_noise=True)
 
     def with_genes(self, genes: Sequence[str]) -> "Task":
         """Return the same fold for other genes."""

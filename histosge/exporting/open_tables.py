@@ -125,6 +125,7 @@ def table_of_map(stored: StoredMap, genes: Sequence[str] = (), others: MapArrays
         {key: str(value) for key, value in made_by.items()} | _facts(stored),
         {name: values for name, (dims, values) in extras.items() if dims == ("y", "x")},
         {name: values[list(columns)] for name, (dims, values) in extras.items() if dims == ("gene",)},
+        stored.tissue,
     )
 
 
@@ -147,13 +148,19 @@ def _own_arrays(stored: StoredMap) -> dict[str, tuple[tuple[str, ...], NDArray[A
 
 
 def _facts(stored: StoredMap) -> dict[str, str]:
-    """Return what a reader of the values has to know: the intervals' level, their edges, and what was trained on."""
+    """Return what a reader has to know: the intervals' level, edges and whom they hold for, and what was trained on."""
     facts = {}
     if stored.strata is not None:
         # Where one half width by depth ends and the next begins, on the scale of `log_total_counts`.
         facts["half_width_depth_edges"] = " ".join(f"{edge:.9g}" for edge in stored.strata.edges)
     if stored.half_width is not None and stored.level is not None:
         facts["half_width_level"] = f"{stored.level:.9g}"
+    if stored.claim:
+        facts["half_width_claim"] = stored.claim
+    if stored.scope:
+        facts["trust_scope"] = stored.scope
+    if stored.embedding_distance is not None:
+        facts["embedding_distance"] = f"{stored.embedding_distance:.9g}"
     if stored.trained_on is not None:
         facts["trained_on_this_slide"] = "yes" if stored.trained_on else "no"
     return facts
@@ -169,7 +176,7 @@ def _other_arrays(location: Location, path: str, sizes: Mapping[str, int]) -> Ma
         node = check_node(document, document_label(location, f"{path}/{name}"))
         dims = tuple(node.dimension_names or ()) if isinstance(node, ArrayDocument) else ()
         # By dimension names: anything else (x, y, expression itself) is no value of a patch or of a gene.
-        if name not in ("tissue", "gene") and dims in (("y", "x"), ("gene",)):
+        if name not in ("tissue", "rim", "gene") and dims in (("y", "x"), ("gene",)):
             # The shape first: a lone array of another size belongs to nothing in the table, and may be of any size.
             found[name] = (
                 dims,
@@ -216,6 +223,7 @@ def _embeddings(url: str, selection: ExportSelection) -> list[PatchTable]:
                 {"encoder": identity.key, "fingerprint": identity.fingerprint},
                 {},
                 {},
+                stored.tissue,
             )
         )
     if not tables:

@@ -6,19 +6,22 @@ background beyond them, so windows of any width stay apart. Arithmetic only.
 
 Terms
     part    training spots or held-out spots, and the patches that belong to them
-    margin  sqrt(2) x patch: a patch belongs to a part if it is nearer to that part's spots by at least this
+    margin  sqrt(2) x the distance from which on patches share no pixel: a patch belongs to a part if it is nearer to that
+            part's spots by at least this
 """
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from histosge.data.sections import Patches, Section
+from histosge.data.sections import Patches, Section, TrainingSection
 from histosge.errors import SplitError
 
 Mask = NDArray[np.bool_]
+AnySection = TypeVar("AnySection", Section, TrainingSection)
 
 
 def window_buffer_um(spot_um: float, patch_um: float, stride_um: float, shape: str = "disc") -> float:
@@ -31,7 +34,8 @@ def window_buffer_um(spot_um: float, patch_um: float, stride_um: float, shape: s
     Parameters
     ----------
     spot_um, patch_um, stride_um
-        Diameter of a spot (the side of a square one), side of a patch, and step of the grid.
+        Diameter of a spot (the side of a square one), side of a patch (on a grid of tokens, of what a token sees), and
+        step of the grid.
     shape
         Of the spots: ``disc`` or ``square``, see `histosge.data.sections.Spots`.
     """
@@ -43,7 +47,7 @@ def window_buffer_um(spot_um: float, patch_um: float, stride_um: float, shape: s
 def section_buffer_um(section: Section) -> float:
     """Return `window_buffer_um` of a section's spots and patches."""
     spots, patches = section.spots, section.patches
-    return window_buffer_um(spots.diameter_um, patches.patch_um, patches.stride_um, spots.shape)
+    return window_buffer_um(spots.diameter_um, patches.receptive_um, patches.stride_um, spots.shape)
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,25 @@ class PatchSplit:
 
         Where a part has no spot in this section the other part sees all patches.
         """
-        all_patches = np.ones(len(section.patches), dtype=bool)
+        return cls.from_positions(section.patches, section.spots.xy_um, train, test)
+
+    @classmethod
+    def from_positions(
+        cls, patches: Patches, spots: NDArray[np.float64], train: Mask, test: Mask
+    ) -> "PatchSplit":
+        """Split patches as `from_spots` does, by the positions of spots, ``(n_spots, 2)`` microns."""
+        all_patches = np.ones(len(patches), dtype=bool)
         if not train.any() or not test.any():
             return cls(
                 all_patches if train.any() else ~all_patches, all_patches if test.any() else ~all_patches
             )
-        at, spots = section.patches.xy_um, section.spots.xy_um
+        at = patches.xy_um
         # From one patch to another each of these distances changes by no more than the patches are apart. So patches
         # of two parts are at least a margin apart, and squares whose centres are a diagonal apart cannot overlap.
         to_train, to_test = (cKDTree(spots[part]).query(at)[0] for part in (train, test))
         nearer = to_test - to_train
         # A little less, so that rounding takes no patch away from a spot: what must hold is checked on the squares.
-        margin = np.sqrt(2) * section.patches.patch_um * (1 - 1e-9)
+        margin = np.sqrt(2) * patches.receptive_um * (1 - 1e-9)
         return cls(nearer >= margin, nearer <= -margin)
 
 
@@ -93,7 +104,7 @@ def check_windows_apart(section: Section, split: PatchSplit, train: Mask, test: 
         return
     # The maximum norm: two squares overlap where they are less than a side apart along both axes.
     reach, _ = cKDTree(patches.xy_um[split.test]).query(patches.xy_um[split.train], p=np.inf)
-    overlapping = int((np.asarray(reach) < patches.patch_um * (1 - 1e-6)).sum())
+    overlapping = int((np.asarray(reach) < patches.receptive_um * (1 - 1e-6)).sum())
     if overlapping:
         raise SplitError(
             f"{where}: {overlapping} patches that training sees overlap patches of held-out spots: widen the buffer"
@@ -109,18 +120,12 @@ def check_windows_apart(section: Section, split: PatchSplit, train: Mask, test: 
             )
 
 
-def select_patches(section: Section, keep: Mask) -> Section:
+def select_patches(section: AnySection, keep: Mask) -> AnySection:
     """Return a section with only some of its patches; the spots stay."""
     # The usual case where whole slides are held out: nothing of a slide's size is copied.
     if keep.all():
         return section
-    patches: Patches = replace(
-        section.patches,
-        rows=section.patches.rows[keep],
-        cols=section.patches.cols[keep],
-        embedding=section.patches.embedding[keep],
-    )
-    return replace(section, patches=patches, overlap=section.overlap[:, keep])
+    return replace(section, patches=section.patches.take(keep), overlap=section.overlap[:, keep])
 
 
 def select_spots(section: Section, keep: Mask) -> Section:

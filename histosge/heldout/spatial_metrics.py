@@ -12,6 +12,7 @@ Terms
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
@@ -25,6 +26,8 @@ SIGMA_PITCHES, CUT_SIGMAS = 1.5, 3.5
 # Of a spot on the hexagonal lattice of Visium; on a square one it is four neighbours and two diagonal ones.
 NEIGHBOURS = 6
 RANGE_SHARE = (0.01, 0.03)
+# Of one section: the sparse matrices of as many take 10 MB.
+_MAX_KEPT_SPOTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class SpotLattice:
         """
         _, number = np.unique(section, return_inverse=True)
         spots_of = [np.flatnonzero(number == i) for i in range(int(number.max(initial=-1)) + 1)]
-        windows, neighbours = zip(*(_near(xy_um[spots]) for spots in spots_of), strict=True)
+        windows, neighbours = zip(*(_near_kept(xy_um[spots]) for spots in spots_of), strict=True)
         # Blocks were built section by section: bring rows and columns back into the order of the spots.
         order = np.argsort(np.concatenate(spots_of))
         return cls(
@@ -111,7 +114,23 @@ class SpotLattice:
         )
 
 
-def _near(xy_um: Floats) -> tuple[sparse.csr_matrix, sparse.csr_matrix]:
+_Near = tuple[sparse.csr_matrix, sparse.csr_matrix]
+
+
+def _near_kept(xy_um: Floats) -> _Near:
+    """Return `_near` of a section's spots: kept, as all methods and controls of a fold are scored at the same spots."""
+    if len(xy_um) > _MAX_KEPT_SPOTS:
+        return _near(xy_um)
+    return _near_of_bytes(np.ascontiguousarray(xy_um, np.float64).tobytes())
+
+
+@lru_cache(maxsize=8)
+def _near_of_bytes(xy_um: bytes) -> _Near:
+    # An array cannot be the key of a cache: its bytes can.
+    return _near(np.frombuffer(xy_um, np.float64).reshape(-1, 2))
+
+
+def _near(xy_um: Floats) -> _Near:
     """Return the window and the neighbours of one section's spots."""
     n = len(xy_um)
     if n < 2:

@@ -8,6 +8,7 @@ Terms
     buffer   in microns: training spots nearer than this to a held-out spot are dropped
     random   half of every section's spots: neighbours of a held-out spot are trained on, so it
              measures filling of gaps, not prediction of new tissue
+    checkerboard   every second spot of the lattice is held out, then the others: the published generation task
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,12 @@ from scipy.spatial import cKDTree
 
 from histosge.data.sections import Spots
 from histosge.errors import SplitError
+from histosge.heldout.lattice import lattice_parity
 
-SPLITS = ("block", "section", "donor", "random")
-WITHIN_SECTION = ("block", "random")
+SPLITS = ("block", "section", "donor", "random", "checkerboard")
+INTERLEAVED = ("random", "checkerboard")
+"""Splits whose held-out spots lie among training spots, so that both share patches."""
+WITHIN_SECTION = ("block", *INTERLEAVED)
 """Splits that leave part of every section to train on."""
 N_BLOCKS = 4
 """Folds of the block split: a section falls into this many blocks of equal counts of spots."""
@@ -73,7 +77,7 @@ def make_folds(
     spots
         One per section; slide ids are unique.
     seed
-        Moves the blocks, or draws the random half; without effect on sections and donors.
+        Moves the blocks, or draws the random half; without effect on sections, donors and checkerboards.
     buffer_um
         Of the block split; `histosge.heldout.leakage.window_buffer_um` gives one.
 
@@ -91,6 +95,8 @@ def make_folds(
         folds = donor_folds(spots)
     elif split == "random":
         folds = random_folds(spots, seed=seed)
+    elif split == "checkerboard":
+        folds = checkerboard_folds(spots)
     else:
         raise SplitError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
     # Folds are checked as if they came from elsewhere: a mistake in a split would make every score wrong, unseen.
@@ -141,7 +147,7 @@ def block_folds(
         # A quarter turn brings straight cuts back onto themselves: no larger angle is needed.
         turned = part.xy_um @ _rotation(rng.uniform(0, np.pi / 2))
         # Labels are shuffled, so that one fold does not hold out the same corner of every section.
-        labels[part.slide_id] = rng.permutation(n_blocks)[_bisect(turned, n_blocks)]
+        labels[part.slide_id] = rng.permutation(n_blocks)[cut_into_blocks(turned, n_blocks)]
     folds = []
     for k in range(n_blocks):
         test = {part.slide_id: labels[part.slide_id] == k for part in spots}
@@ -207,6 +213,33 @@ def random_folds(spots: Sequence[Spots], *, seed: int = 0) -> tuple[Fold, ...]:
         # Of an odd number the larger half is trained on.
         test[part.slide_id] = rng.permutation(len(part)) < len(part) // 2
     return (Fold("random", {slide_id: ~mask for slide_id, mask in test.items()}, test),)
+
+
+def checkerboard_folds(spots: Sequence[Spots]) -> tuple[Fold, ...]:
+    """Hold out every second spot of every section's lattice, and then the others: two folds.
+
+    On a square lattice all four nearest spots of a held-out spot are trained on, on a hexagonal one four of six.
+
+    Raises
+    ------
+    SplitError
+        If a section's spots lie on no lattice, or are fewer than 2.
+    """
+    odd = {}
+    for part in spots:
+        if len(part) < 2:
+            raise SplitError(
+                f"section {part.slide_id!r} has {len(part)} spots: no second one to hold out, leave it out"
+            )
+        parity = lattice_parity(part.xy_um)
+        if parity is None:
+            raise SplitError(
+                f"the spots of section {part.slide_id!r} lie on no square or hexagonal lattice, so there is no "
+                "checkerboard to hold out: use --split random, which holds out a random half"
+            )
+        odd[part.slide_id] = parity
+    even = {slide_id: ~mask for slide_id, mask in odd.items()}
+    return (Fold("checkerboard0", odd, even), Fold("checkerboard1", even, odd))
 
 
 def check_no_leak(folds: Sequence[Fold], spots: Sequence[Spots], *, buffer_um: float = 0.0) -> None:
@@ -302,8 +335,11 @@ def _rotation(angle: float) -> NDArray[np.float64]:
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-def _bisect(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
-    """Label points 0..n_blocks-1 by cutting the longer side again and again, shape ``(n_points,)``."""
+def cut_into_blocks(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
+    """Label points 0..n_blocks-1 by cutting the longer side again and again, shape ``(n_points,)``.
+
+    Blocks hold nearly equal numbers of points, and each is connected.
+    """
     labels = np.zeros(len(xy), dtype=np.int64)
     if n_blocks == 1:
         return labels
@@ -312,6 +348,6 @@ def _bisect(xy: NDArray[np.float64], n_blocks: int) -> NDArray[np.int64]:
     order = np.argsort(xy[:, int(np.argmax(np.ptp(xy, axis=0)))], kind="stable")
     cut = round(len(xy) * first / n_blocks)
     low, high = order[:cut], order[cut:]
-    labels[low] = _bisect(xy[low], first)
-    labels[high] = first + _bisect(xy[high], n_blocks - first)
+    labels[low] = cut_into_blocks(xy[low], first)
+    labels[high] = first + cut_into_blocks(xy[high], n_blocks - first)
     return labels

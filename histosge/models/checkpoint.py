@@ -46,6 +46,10 @@ class Checkpoint:
     _cost_s: float = field(default=0.0, init=False)
     _written: float = field(default=-np.inf, init=False)
 
+    def numbered(self, i: int) -> "Checkpoint":
+        """Return a checkpoint of one of several trainings, in a file of its own beside this one."""
+        return Checkpoint(self.path.with_name(f"{self.path.name}-{i}"), f"{self.key}-{i}")
+
     def restore(
         self, network: "torch.nn.Module", optimiser: "torch.optim.Optimizer", rng: np.random.Generator
     ) -> int:

@@ -42,9 +42,12 @@ from featurestore.tissue.threshold import is_tissue
 from featurestore.whole_file import is_partial, whole_folder
 from histosge.calibration.conformal import Intervals
 from histosge.calibration.depth_strata import DepthStrata, interval_bounds
+from histosge.calibration.wording import claim_text
+from histosge.data.gaussian_pooling import RIM_SHARE
 
 SPEC_NAME = "histosge-expression"
 SPEC_VERSION = 1
+_MAX_WORDS = 200
 GENE_GROUP = 256
 """Genes in one object: few objects to write, and not too much to read for a viewer that shows one gene."""
 
@@ -75,6 +78,12 @@ class StoredMap:
         Share of spots that the intervals cover; None where it is not recorded.
     trained_on
         Whether the model was trained on spots of this slide; None where it is not recorded.
+    claim, scope
+        For whom intervals and trust hold, in a few words, and what they were measured on, see
+        `histosge.calibration.conformal.Intervals`; maps of earlier versions claim nothing.
+    embedding_distance
+        How far the slide's embeddings lie from those of the training sections, see
+        `histosge.calibration.embedding_distance`; None where it was trained on, or that is not recorded.
     """
 
     slide_id: str
@@ -89,6 +98,9 @@ class StoredMap:
     strata: DepthStrata | None = None
     level: float | None = None
     trained_on: bool | None = None
+    claim: str = ""
+    scope: str = ""
+    embedding_distance: float | None = None
 
     def half_widths(self, gene: int) -> list[float]:
         """Return a gene's half width in each stratum of depth, from low to high; one where there are no strata."""
@@ -133,6 +145,14 @@ class StoredMap:
     def planned(self) -> list[Block]:
         """Return the blocks with tissue: those that exist once the map is complete."""
         return planned_blocks(self.is_tissue, self.array.block_shape)
+
+    @property
+    def is_rim(self) -> NDArray[np.bool_]:
+        """Which tissue patches lie at the rim: less than half of them is tissue, ``(n_rows, n_cols)``.
+
+        From `tissue`, so that it is known of maps of earlier versions, too.
+        """
+        return is_rim(self.tissue)
 
     @property
     def is_tissue(self) -> NDArray[np.bool_]:
@@ -189,6 +209,7 @@ class ExpressionStore:
         intervals: Intervals | None = None,
         depth: bool = False,
         trained_on: bool | None = None,
+        embedding_distance: float | None = None,
     ) -> StoredMap:
         """Create a slide's map, or open the one that the same model began.
 
@@ -208,6 +229,8 @@ class ExpressionStore:
             Whether the model predicts depth, and the map gets an array for it.
         trained_on
             Whether the model was trained on spots of this slide; None where that is not known.
+        embedding_distance
+            How far its embeddings lie from those of the training sections; None where that is not known.
 
         Raises
         ------
@@ -258,10 +281,15 @@ class ExpressionStore:
             dims=("y", "x", "gene"),
             # Beside `made_by`, not in it: maps that were begun without it are still of the same model.
             attrs={"made_by": made_by, "units": "log1p of counts per 10,000"}
-            | ({} if trained_on is None else {"trained_on": trained_on}),
+            | ({} if trained_on is None else {"trained_on": trained_on})
+            | ({} if embedding_distance is None else {"embedding_distance": embedding_distance}),
         )
         consolidate(self.location, slide_id)
         return self.map(slide_id, grid.spec.key, read_only=False)
+
+    def holds(self, slide_id: str, grid_key: str) -> bool:
+        """Tell whether a slide has a map, whole or begun."""
+        return self.location.exists(f"{slide_id}/{grid_key}/expression/zarr.json")
 
     def holds_other(
         self, slide_id: str, grid_key: str, genes: tuple[str, ...], made_by: dict[str, Any]
@@ -310,6 +338,8 @@ class ExpressionStore:
             "x": (("x",), grid.x_um),
             "tissue": (("y", "x"), stored.tissue),
             "rgb": (("y", "x", "channel"), stored.rgb),
+            # The flag beside the share, so that nobody has to look up the threshold.
+            "rim": (("y", "x"), is_rim(stored.tissue).astype(np.uint8)),
             "gene": (("gene",), np.array(genes, dtype=np.dtypes.StringDType())),
         }
         if intervals is not None:
@@ -318,7 +348,9 @@ class ExpressionStore:
             if intervals.strata is not None:
                 values["depth_edge"] = (("edge",), intervals.strata.edges)
                 values["half_width_by_depth"] = (("stratum", "gene"), intervals.strata.half_width)
-            attrs |= {name: {"coverage": intervals.level} for name in ("half_width", "half_width_by_depth")}
+            of_widths = {"coverage": intervals.level, "claim": intervals.claim, "method": intervals.method}
+            attrs |= dict.fromkeys(("half_width", "half_width_by_depth"), of_widths)
+            attrs["trust"] = {"claim": intervals.claim, "scope": intervals.scope}
         with warnings.catch_warnings():
             # zarr 3.1 warns that variable-length strings are not yet part of the format's specification.
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
@@ -393,8 +425,12 @@ class ExpressionStore:
                     f"{self.location.label}/{path}/depth is damaged: its shape is {depth.shape} in blocks of "
                     f"{depth.block_shape}, those of expression are {array.block_shape}"
                 )
-        level = read_attrs(self.location, f"{path}/half_width").get("coverage")
-        trained_on = array.attrs.get("trained_on")
+        of_widths = read_attrs(self.location, f"{path}/half_width")
+        level, trained_on = of_widths.get("coverage"), array.attrs.get("trained_on")
+        distance = array.attrs.get("embedding_distance")
+        claim = ""
+        if optional["half_width"] is not None:
+            claim = _words(of_widths.get("claim")) or claim_text("", ())
         return StoredMap(
             slide_id,
             grid,
@@ -409,6 +445,9 @@ class ExpressionStore:
             # A store from elsewhere may hold anything under these names.
             level if isinstance(level, float) and 0 < level < 1 else None,
             trained_on if isinstance(trained_on, bool) else None,
+            claim,
+            _words(read_attrs(self.location, f"{path}/trust").get("scope")),
+            distance if isinstance(distance, float) and 0 <= distance < float("inf") else None,
         )
 
     def _open_on_grid(self, path: str, grid: PatchGrid, read_only: bool) -> BlockArray:
@@ -423,10 +462,21 @@ class ExpressionStore:
             return read_array(self.location, path, shape, kinds)
 
 
+def is_rim(tissue: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which patches are tissue but less than half, from their shares 0..255; where models pool them differently."""
+    return np.asarray(is_tissue(tissue) & (tissue < RIM_SHARE * 255))
+
+
 def is_expression_store(url: PathOrUrl) -> bool:
     """Tell whether there is an expression store; False where there is nothing, or something else."""
     location = Location(url)
     return location.exists() and read_attrs(location, "").get("spec") == SPEC_NAME
+
+
+def _words(found: Any) -> str:
+    """Return text of a store as one short line; empty where it is no text."""
+    text = " ".join(found.split()) if isinstance(found, str) else ""
+    return "".join(letter for letter in text if letter.isprintable())[:_MAX_WORDS]
 
 
 def _brief(made_by: Any) -> str:

@@ -4,6 +4,7 @@ Resumable like the embedding: a block is done when its objects exist. Memory hol
 predicted, never a slide.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -17,20 +18,29 @@ from numpy.typing import NDArray
 from featurestore.embedding.limits import check_workers
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
-from featurestore.grid import GridSpec
+from featurestore.grid import spec_from_values
+from featurestore.names import slug
 from featurestore.slides.sample_sheet import Sample
-from featurestore.storage.block_array import check_whole
 from featurestore.storage.store import Store
-from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window, open_embedded, stream_windows
+from featurestore.threads import keep_to_own_cores
+from histosge.data.embedded_slide import (
+    EmbeddedSlide,
+    Reduce,
+    Window,
+    check_complete,
+    open_embedded,
+    stream_windows,
+)
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
 from histosge.models.estimators import ModelSource
 from histosge.models.protocol import DepthModel, Model, PartialModel, ReducingModel
 from histosge.prediction.conditioning import ConditionedModel, load_conditioned
+from histosge.prediction.embedding_evidence import distance_from_training, evidence_sentences
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.prediction.slide_tasks import map_slides
-from histosge.threads import side_by_side, usable_cores
-from histosge.training.saved_model import SavedModel, describe_fitted, load_model
+from histosge.threads import one_blas_thread, side_by_side, usable_cores
+from histosge.training.saved_model import SavedModel, describe_fitted, embed_options, load_model
 
 _MAX_WORKING_BYTES = 1 << 30
 """Memory of all predictions that are computed at once, about."""
@@ -70,6 +80,8 @@ class PredictResult:
         Blocks with tissue, and those that this run computed; the others existed.
     patches
         Patches with tissue.
+    note
+        For a slide that the model was not trained on: for whom its intervals and trust hold. Else empty.
     """
 
     slide_id: str
@@ -77,6 +89,7 @@ class PredictResult:
     planned: int
     computed: int
     patches: int
+    note: str = ""
 
 
 def predict(
@@ -118,7 +131,8 @@ def predict(
     force
         Condition also on spots that do not fit the slide, with a warning, see `histosge.data.alignment_check`.
     on_progress, on_message
-        Called after each block, and with one line on the spots that a model is conditioned on.
+        Called after each block, and with one line on the spots that a model is conditioned on, and on what is known of
+        slides that it was not trained on.
 
     Raises
     ------
@@ -132,6 +146,7 @@ def predict(
         If the store holds several grids or encoders and none is named.
     """
     settings = settings or PredictSettings()
+    keep_to_own_cores()
     check_workers(settings.workers)
     source = Store.open(str(store))
     folder = model if isinstance(model, str | Path) else None
@@ -146,14 +161,17 @@ def predict(
     columns = _gene_columns(saved, genes)
     for slide in slides:
         saved.check_fits(slide.identity, slide.stored.grid)
-        check_whole(slide.array, slide.stored.planned(slide.array.block_shape), slide.slide_id)
+        check_complete(slide)
     task = _Task.from_saved(saved, columns)
     if condition_on is not None:
+        if len(saved.encoders) > 1:
+            raise ModelError("--condition-on takes a model of one encoder; train one with a single --encoder")
         if len(ids) != 1:
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
         sample = Sample(ids[0], "", str(condition_on))
         chosen = (slides[0].stored.grid.spec.key, slides[0].identity.key)
-        conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
+        with one_blas_thread():
+            conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     is_shared_out = settings.workers > 1 and len(ids) > 1
     if is_shared_out and folder is None:
@@ -167,13 +185,18 @@ def predict(
         run = partial(
             _predict_one, str(store), folder, str(out), replace(settings, workers=1), tuple(genes), overwrite
         )
-        return map_slides(
+        results = map_slides(
             run,
             ids,
             settings.workers,
             lambda slide_id, result: on_progress(Progress(result.planned, result.planned, slide_id)),
         )
-    return [_predict_slide(slide, task, target, on_progress, overwrite=overwrite) for slide in slides]
+    else:
+        results = [_predict_slide(slide, task, target, on_progress, overwrite=overwrite) for slide in slides]
+    for result in results:
+        if result.note:
+            on_message(f"{result.slide_id}: {result.note}")
+    return results
 
 
 def _check_slides(source: Store, slide_ids: Sequence[str]) -> list[str]:
@@ -195,14 +218,31 @@ def _check_slides(source: Store, slide_ids: Sequence[str]) -> list[str]:
 
 def _open(source: Store, slide_id: str, selection: Selection, saved: SavedModel | None) -> EmbeddedSlide:
     """Open a slide's embedding: the only one, or of several the one that the model was trained on."""
+    if saved is not None and len(saved.encoders) > 1:
+        return _open_several(source, slide_id, saved)
     try:
-        return open_embedded(source, slide_id, selection.grid, selection.encoder)
+        return selection.open(source, slide_id)
     except AmbiguousSelectionError:
         if saved is None:
             raise
         # By name here; whether it is the same encoder, with the same weights, is checked afterwards.
-        grid = selection.grid or GridSpec(**saved.card.grid).key
+        grid = selection.grid or spec_from_values(saved.card.grid).key
         return open_embedded(source, slide_id, grid, selection.encoder or str(saved.card.encoder["key"]))
+
+
+def _open_several(source: Store, slide_id: str, saved: SavedModel) -> EmbeddedSlide:
+    """Open the embeddings of all encoders that a model was trained on, each on its grid of the training."""
+    names = [(str(encoder["grid"]["key"]), str(encoder["key"])) for encoder in saved.encoders]
+    for (grid, encoder), needed in zip(names, saved.encoders, strict=True):
+        how = embed_options(spec_from_values(needed["grid"]))
+        there = grid in source.grid_keys(slide_id) and slug(encoder) in source.encoder_slugs(slide_id, grid)
+        if not there:
+            raise ModelError(
+                f"slide {slide_id!r} has no embedding by {encoder!r} on grid {grid}, one of {len(names)} encoders that the "
+                f"model needs; make it with: histosge embed SLIDES {source.location.label} --encoder {encoder} {how}"
+            )
+    first, *others = names
+    return open_embedded(source, slide_id, *first, others)
 
 
 @dataclass(frozen=True)
@@ -321,6 +361,7 @@ def _write_map(
     planned = slide.stored.planned(slide.array.block_shape)
     saved = task.saved
     made_by, genes = _made_by(slide, task)
+    grid_key = slide.stored.grid.spec.key
     intervals = saved.intervals.take(task.columns) if saved.intervals else None
     stored_map = target.add_map(
         slide.stored,
@@ -330,6 +371,9 @@ def _write_map(
         intervals=intervals,
         depth=task.predicts_depth,
         trained_on=saved.was_trained_on(slide.fingerprint),
+        embedding_distance=None
+        if target.holds(slide.slide_id, grid_key)
+        else distance_from_training(slide, saved),
     )
     missing = stored_map.array.missing(planned)
     windows = stream_windows(slide, missing, task.model.halo_um, task.reduce)
@@ -340,10 +384,11 @@ def _write_map(
         on_progress(Progress(number, len(missing), slide.slide_id))
     return PredictResult(
         slide.slide_id,
-        slide.stored.grid.spec.key,
+        grid_key,
         len(planned),
         len(missing),
         int(slide.stored.is_tissue.sum()),
+        " ".join(evidence_sentences(saved, slide.fingerprint, stored_map.embedding_distance)),
     )
 
 
@@ -357,17 +402,32 @@ def _threads(block_shape: tuple[int, int], n_genes: int) -> int:
 def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
     """Predict one block and write it."""
     shape = window.block.shape
-    # NaN stays where there is no tissue.
-    values = np.full((*shape, len(task.columns)), np.nan, stored_map.array.dtype)
-    depths = np.full((*shape, 1), np.nan, np.float32)
-    if window.own.any():
+    rows = window.patches.rows[window.own] - window.block.rows[0]
+    cols = window.patches.cols[window.own] - window.block.cols[0]
+    places = rows * shape[1] + cols
+    predicted, depth = np.empty((0, len(task.columns)), np.float32), None
+    if len(places):
         predicted, depth = task.predict(window)
-        rows = window.patches.rows[window.own] - window.block.rows[0]
-        cols = window.patches.cols[window.own] - window.block.cols[0]
-        values[rows, cols] = predicted.astype(values.dtype)
-        if depth is not None:
-            depths[rows, cols, 0] = depth
     # Expression last: a block counts as done when that exists, so an interruption in between computes it again.
     if stored_map.depth is not None:
-        stored_map.depth.write(window.block, depths)
-    stored_map.array.write(window.block, values)
+        column = np.full((len(places), 1), np.nan, np.float32) if depth is None else depth.reshape(-1, 1)
+        stored_map.depth.write(window.block, _lay_out(column, places, shape, column.dtype))
+    stored_map.array.write(window.block, _lay_out(predicted, places, shape, stored_map.array.dtype))
+
+
+def _lay_out(
+    values: NDArray[np.float32], places: NDArray[np.int64], shape: tuple[int, int], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    """Return ``(n, n_channels)`` values on a block, ``(*shape, n_channels)``; NaN where there is no patch.
+
+    Parameters
+    ----------
+    places
+        Of the patches in the block, counted row by row.
+    """
+    if len(places) == math.prod(shape) and bool((np.diff(places) == 1).all()):
+        # Inside the tissue there are no gaps: the largest array there is, is not copied once more.
+        return values.astype(dtype).reshape(*shape, -1)
+    block = np.full((math.prod(shape), values.shape[1]), np.nan, dtype)
+    block[places] = values.astype(dtype)
+    return block.reshape(*shape, -1)

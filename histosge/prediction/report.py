@@ -10,6 +10,7 @@ import numpy as np
 
 from featurestore.earlier_results import MadeWith
 from histosge.calibration.wording import trained_on_sentence
+from histosge.prediction.embedding_evidence import evidence_sentences
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.reporting.page import Block, Picture, render_report, write_page
 from histosge.reporting.plots import slide_maps
@@ -84,13 +85,17 @@ def _slide_block(stored: StoredMap, saved: SavedModel) -> Block:
     patches = int(np.isfinite(next(iter(maps.values()))).sum()) if maps else 0
     # Asked of the model: a map that was begun by an earlier version does not record it.
     made_by = stored.array.attrs.get("made_by", {})
-    trained_on = saved.was_trained_on(str(made_by.get("slide", "")))
+    slide = str(made_by.get("slide", ""))
+    trained_on = saved.was_trained_on(slide)
     return Block(
         stored.slide_id,
         f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
         pictures=(picture,),
-        points=(trained_on_sentence(trained_on),),
+        points=(
+            trained_on_sentence(trained_on),
+            *evidence_sentences(saved, slide, stored.embedding_distance),
+        ),
     )
 
 

@@ -20,6 +20,10 @@ from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
 TISSUES = ("background", "tumour", "stroma", "immune", "gland", "fat", "necrosis")
 """Labels by their number; 0 is no tissue."""
 TUMOUR, STROMA, IMMUNE, GLAND, FAT, NECROSIS = range(1, 7)
+AREAS = (0.40, 0.12, 0.15, 0.12)
+"""Share of the tissue that tumour, fat, gland and immune tissue claim."""
+MAX_AREA = 0.9
+"""Of these together, whoever the donor: stroma gets the rest."""
 FINE = 4
 """Fine steps in one lattice step."""
 FINE_UM = LATTICE_UM / FINE
@@ -71,7 +75,10 @@ def draw_anatomy(spec: SyntheticSpec) -> Anatomy:
     length = spec.region_length_um / LATTICE_UM
     ragged = random_field((shape[0] * FINE, shape[1] * FINE), 9 / FINE_UM, rng)
     inside = _enlarged(_outline(spec, rng)) + 0.016 * ragged > 0
-    fine = np.where(inside, _types(shape, length, ragged, inside, rng), 0).astype(np.uint8)
+    factors = (1.0,) * 4 if spec.donor is None else spec.donor.shares
+    areas = np.array(AREAS) * factors
+    areas = areas * min(1.0, MAX_AREA / areas.sum())
+    fine = np.where(inside, _types(shape, length, ragged, inside, areas, rng), 0).astype(np.uint8)
     composition, label = _on_lattice(fine)
     return Anatomy(fine, label, composition, _warp(shape, length, rng), rng.uniform(0, np.pi))
 
@@ -102,8 +109,15 @@ def _outline(spec: SyntheticSpec, rng: np.random.Generator) -> Field:
 
 
 def _types(
-    shape: tuple[int, int], length: float, ragged: Field, inside: NDArray[np.bool_], rng: np.random.Generator
+    shape: tuple[int, int],
+    length: float,
+    ragged: Field,
+    inside: NDArray[np.bool_],
+    areas: NDArray[np.float64],
+    rng: np.random.Generator,
 ) -> NDArray[np.uint8]:
+    area_tumour, area_fat, area_gland, area_immune = (float(area) for area in areas)
+
     def field(scale: float) -> Field:
         return _enlarged(random_field(shape, length * scale, rng)) + 0.05 * ragged
 
@@ -122,17 +136,17 @@ def _types(
 
     # In this order: later tissues only get what earlier ones left. Stroma is what nothing has claimed.
     tumour = field(1.0)
-    edge = claim(tumour, 0.40, TUMOUR)
+    edge = claim(tumour, area_tumour, TUMOUR)
     core = tumour + 0.25 * field(0.5)
     dying = inside & (core > np.quantile(core[types == TUMOUR], 0.82) if (types == TUMOUR).any() else False)
     # Around the zero line of a random field: thin, branching septa.
     nests = np.abs(_enlarged(random_field(shape, min(9.0, length / 3), rng)) + 0.03 * ragged) < 0.10
     types[(types == TUMOUR) & nests] = STROMA
     types[(types != STROMA) & dying] = NECROSIS
-    claim(field(0.8), 0.12, FAT)
-    claim(field(0.8), 0.15, GLAND)
+    claim(field(0.8), area_fat, FAT)
+    claim(field(0.8), area_gland, GLAND)
     # Infiltrates gather at the tumour's edge.
-    claim(field(0.45) - 0.5 * np.abs(tumour - edge), 0.12, IMMUNE)
+    claim(field(0.45) - 0.5 * np.abs(tumour - edge), area_immune, IMMUNE)
     return types
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from histosge.errors import ExpressionError
 from histosge.synthetic.anatomy import draw_anatomy
 from histosge.synthetic.cells import density, place_cells
+from histosge.synthetic.donors import of_donor
 from histosge.synthetic.painting import Painter
 from histosge.synthetic.programme import rates
 from histosge.synthetic.pyramid_tiff import TILE_PX, write_pyramid
@@ -96,7 +97,12 @@ def make_section(out_dir: str | Path, spec: SyntheticSpec, slide_id: str = "demo
 
 
 def make_cohort(
-    out_dir: str | Path, spec: SyntheticSpec, n: int, *, sections_per_donor: int = 1
+    out_dir: str | Path,
+    spec: SyntheticSpec,
+    n: int,
+    *,
+    sections_per_donor: int = 1,
+    donors_differ: bool = False,
 ) -> SyntheticCohort:
     """Make several sections of one gene programme, each with its own anatomy, staining and counts.
 
@@ -108,6 +114,8 @@ def make_cohort(
         How many.
     sections_per_donor
         Neighbours in the sheet that share a donor.
+    donors_differ
+        Draw what a donor changes, see `histosge.synthetic.donors`; else donors are names only.
 
     Returns
     -------
@@ -119,15 +127,17 @@ def make_cohort(
             f"a cohort needs sections and donors, not {n} sections, {sections_per_donor} a donor"
         )
     folder = Path(out_dir)
-    sections = tuple(
-        make_section(folder, replace(spec, seed=spec.seed + i), slide_id=f"S{i + 1}") for i in range(n)
-    )
+    specs = [replace(spec, seed=spec.seed + i) for i in range(n)]
+    numbers = [i // sections_per_donor for i in range(n)]
+    if donors_differ:
+        specs = [of_donor(each, number) for each, number in zip(specs, numbers, strict=True)]
+    sections = tuple(make_section(folder, each, slide_id=f"S{i + 1}") for i, each in enumerate(specs))
     # Paths relative to the sheet, so that the folder can be moved.
     sheet = folder / "cohort.csv"
     with sheet.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("slide_id", "slide", "expression", "mpp", "donor"))
-        for i, section in enumerate(sections):
-            donor = f"D{i // sections_per_donor + 1}"
-            writer.writerow((section.slide_id, section.slide.name, section.expression.name, spec.mpp, donor))
+        for number, section in zip(numbers, sections, strict=True):
+            row = (section.slide_id, section.slide.name, section.expression.name, spec.mpp, f"D{number + 1}")
+            writer.writerow(row)
     return SyntheticCohort(sheet, sections)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from histosge.synthetic.anatomy import FINE_UM, Anatomy
 from histosge.synthetic.cells import Glands, Nuclei
 from histosge.synthetic.fields import Field, interpolate, random_field
-from histosge.synthetic.spec import LATTICE_UM, SyntheticSpec
+from histosge.synthetic.spec import LATTICE_UM, Donor, SyntheticSpec
 from histosge.synthetic.textures import (
     FULL_DENSITY,
     JITTER_PX,
@@ -66,21 +66,31 @@ def draw_staining(spec: SyntheticSpec, anatomy: Anatomy) -> Staining:
     strength = np.stack(
         [level * (1 + 0.07 * random_field(shape, side / 6, rng)) for level in rng.uniform(0.92, 1.08, 2)]
     )
+    if spec.donor is not None:
+        strength *= np.array(spec.donor.stain)[:, None, None]
     y, x = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
     at_y, at_x = (0.5 + 0.42 * np.sin(angle)) * shape[0], (0.5 + 0.42 * np.cos(angle)) * shape[1]
     halo = np.exp(-(((y - at_y) / (0.20 * side)) ** 2) - ((x - at_x) / (0.14 * side)) ** 2)
     slow = np.maximum(0, 0.02 + 0.012 * random_field(shape, side / 5, rng))
     haze = slow + 0.09 * halo * (1 + 0.3 * random_field(shape, side / 16, rng))
-    return Staining(strength.astype(np.float32), np.maximum(haze, 0).astype(np.float32), _colours(rng))
+    return Staining(
+        strength.astype(np.float32), np.maximum(haze, 0).astype(np.float32), _colours(rng, spec.donor)
+    )
 
 
-def _colours(rng: np.random.Generator) -> Bytes:
+def _colours(rng: np.random.Generator, donor: Donor | None) -> Bytes:
     dyes = np.array([HAEMATOXYLIN, EOSIN]) * rng.uniform(0.95, 1.05, (2, 3))
+    lamp, gamma = np.ones(3), 1.0
+    if donor is not None:
+        dyes, lamp, gamma = dyes * np.array(donor.hue), np.array(donor.lamp), donor.gamma
     # Beer-Lambert: densities of the stains add up, and light falls by a power of ten with them.
     pairs = np.stack(np.meshgrid(np.arange(256), np.arange(256), indexing="ij"), axis=-1).reshape(-1, 2)
     density = pairs * (FULL_DENSITY / 255) @ dyes
-    return np.asarray(np.floor(np.array(WHITE) * 10.0**-density + 0.5).astype(np.uint8))
+    light = np.array(WHITE) * lamp * 10.0**-density
+    # Without a donor nothing is raised to a power: 1.0 would change the last bit of some.
+    light = light if donor is None else 255 * (light / 255) ** gamma
+    return np.asarray(np.floor(light + 0.5).astype(np.uint8))
 
 
 class Painter:

@@ -14,14 +14,14 @@ Terms
     housekeeping genes  the remainder, in fixed proportions; falls where the morphology genes rise
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histosge.synthetic.anatomy import TISSUES, Anatomy
 from histosge.synthetic.fields import Field, random_field
-from histosge.synthetic.spec import GeneCounts, SyntheticSpec
+from histosge.synthetic.spec import Donor, GeneCounts, SyntheticSpec
 
 TOTAL = 10_000.0
 N_FIELDS = 3
@@ -121,6 +121,8 @@ def rates(spec: SyntheticSpec, anatomy: Anatomy, nuclei_mm2: Field) -> NDArray[n
         Shape ``(n_genes, n_tissue)``, families in the order of `spec.FAMILIES`; columns sum to 10,000.
     """
     programme = draw_programme(spec.programme_seed, spec.genes)
+    if spec.donor is not None:
+        programme = _of_donor(programme, spec.donor, spec.genes)
     genes, tissue = spec.genes, anatomy.tissue
     slow = slow_fields(spec, anatomy)
     n = int(tissue.sum())
@@ -132,9 +134,19 @@ def rates(spec: SyntheticSpec, anatomy: Anatomy, nuclei_mm2: Field) -> NDArray[n
     # Clipped and shifted to 2 standard deviations: no gene exceeds its share of the 10,000.
     white = np.clip(spec.rng(6).standard_normal((genes.noise, n), dtype=np.float32), -2, 2)
     out[stops[1] : stops[2]] = TOTAL / genes.total * np.exp(NOISE_SD * (white - 2))
+    if spec.donor is not None:
+        out[stops[0] : stops[2]] *= np.array(spec.donor.other_levels, np.float32)[:, None]
     left = TOTAL - out[: stops[2]].sum(axis=0, dtype=np.float64)
     out[stops[2] :] = programme.share[:, None] * left
     return out
+
+
+def _of_donor(programme: Programme, donor: Donor, genes: GeneCounts) -> Programme:
+    """Return the programme with a donor's levels of the morphology genes, which keep to their part of the 10,000."""
+    affinity = programme.affinity * np.array(donor.levels).reshape(programme.affinity.shape)
+    cap = TOTAL * genes.morphology / genes.total
+    excess = float(affinity.sum(axis=0).max(initial=0)) / max(cap, 1e-12)
+    return replace(programme, affinity=affinity / max(excess, 1.0))
 
 
 def _morphology(

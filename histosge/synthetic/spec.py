@@ -59,6 +59,38 @@ class GeneCounts:
 
 
 @dataclass(frozen=True)
+class Donor:
+    """What a donor changes, as factors: see `histosge.synthetic.donors`, which draws them.
+
+    Parameters
+    ----------
+    stain
+        Of the densities of haematoxylin and eosin.
+    hue
+        Of each dye's density in R, G, B.
+    lamp, gamma
+        Light through glass in R, G, B; and the power that the scanner applies to it.
+    shares
+        Of the area that tumour, fat, gland and immune tissue claim.
+    depth
+        Of the median counts of a spot.
+    levels
+        Of each morphology gene's rate in each of six tissues.
+    other_levels
+        Of the gradient genes' and then the noise genes' rates; at most 1.
+    """
+
+    stain: tuple[float, ...]
+    hue: tuple[tuple[float, ...], ...]
+    lamp: tuple[float, ...]
+    gamma: float
+    shares: tuple[float, ...]
+    depth: float
+    levels: tuple[tuple[float, ...], ...]
+    other_levels: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class SyntheticSpec:
     """One synthetic section: the same spec gives the same pixels, counts and truth.
 
@@ -80,6 +112,8 @@ class SyntheticSpec:
         Median library size of a spot.
     region_um
         Rough radius of a region of one tissue; smaller slides get smaller regions, so that all fit.
+    donor
+        Whose tissue it is; None for the one that all sections share otherwise.
     """
 
     size_px: tuple[int, int] = (8704, 8192)
@@ -91,6 +125,7 @@ class SyntheticSpec:
     spot_pitch_um: float = 100.0
     median_counts: float = 5000.0
     region_um: float = 330.0
+    donor: Donor | None = None
 
     def __post_init__(self) -> None:
         # Bad values would otherwise fail deep inside numpy, minutes later.
@@ -134,4 +169,8 @@ class SyntheticSpec:
 
     def to_json(self) -> str:
         """Return the spec as text that is equal for equal specs."""
-        return json.dumps(asdict(self), sort_keys=True)
+        facts = asdict(self)
+        # Left out where there is none, so that sections made before donors existed count as the same.
+        if self.donor is None:
+            del facts["donor"]
+        return json.dumps(facts, sort_keys=True)

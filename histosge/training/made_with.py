@@ -14,9 +14,8 @@ from featurestore.earlier_results import content_fingerprint, short_fingerprint
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
-from histosge.data.embedded_slide import open_embedded
 from histosge.data.expression.section_choice import split_section
-from histosge.data.gene_choice import GeneChoice, GeneSource
+from histosge.data.gene_choice import SEURAT, GeneChoice, GeneSource
 from histosge.data.section_loading import Selection
 from histosge.data.spot_loading import require_expression
 from histosge.models.estimators import ModelSource, find_estimator
@@ -45,7 +44,9 @@ def describe_genes(genes: GeneSource) -> str | int | list[str]:
     choice = GeneChoice.parse(genes)
     if choice.is_given:
         return list(choice.named)
-    number = "all" if choice.n_variable is None else choice.n_variable
+    number: str | int = "all" if choice.n_variable is None else choice.n_variable
+    if choice.by_seurat:
+        number = f"{SEURAT}:{number}"
     return f"{number}+{','.join(choice.named)}" if choice.named else number
 
 
@@ -71,7 +72,7 @@ def describe_sections(samples: str | Path, store: str | Path, selection: Selecti
     # By id: the order of the rows changes nothing.
     for sample in sorted(read_samples(str(samples)), key=lambda sample: sample.slide_id):
         expression = require_expression(sample)
-        slide = open_embedded(opened, sample.slide_id, selection.grid, selection.encoder)
+        slide = selection.open(opened, sample.slide_id)
         encoders.add(name_encoder(slide.identity))
         grids.add(slide.stored.grid.spec.key)
         sections[sample.slide_id] = {

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featurestore.encoders.loading import load_encoder
-from featurestore.encoders.protocol import Encoder
+from featurestore.encoders.protocol import Encoder, EncoderOptions
 from featurestore.errors import FeatureStoreError
-from featurestore.grid import PatchGrid
+from featurestore.grid import PatchGrid, TokenGridSpec
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
@@ -51,7 +51,12 @@ class Reencoder:
 
     @classmethod
     def for_sections(cls, samples: Sequence[Sample], loaded: Sequence[LoadedSection]) -> "Reencoder | None":
-        """Return one if the slides can be opened and the store's encoder is at hand, else None."""
+        """Return one if the slides can be opened and the store's encoder is at hand, else None.
+
+        None on a grid of tokens, too: the released code reads a crop for each patch, and has no tokens.
+        """
+        if loaded[0].slide.stored.grid.spec.encoded != loaded[0].slide.stored.grid.spec:
+            return None
         where = {sample.slide_id: sample for sample in samples}
         # Every slide is opened once: a variant that fails on the last of them would waste hours.
         identity = loaded[0].slide.identity
@@ -97,16 +102,37 @@ class Reencoder:
         return replace(section, patches=section.patches.with_embedding(embedding))
 
 
+def options_of(grid: PatchGrid) -> EncoderOptions:
+    """Return how to load the encoder that filled a grid."""
+    return EncoderOptions(tokens=grid.spec if isinstance(grid.spec, TokenGridSpec) else None)
+
+
+def encode_positions(
+    encoder: Encoder,
+    pixels: NDArray[np.uint8],
+    grid: PatchGrid,
+    patches: Patches,
+    chosen: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """Encode what `read_patches` returned, ``(n, dim)``: on a token grid, of each patch the position that was chosen."""
+    vectors = encoder.encode(pixels)
+    if vectors.ndim == 2:
+        return vectors
+    inside = (at[chosen] % grid.tokens for at in (patches.rows, patches.cols))
+    found: NDArray[np.float32] = vectors[np.arange(len(vectors)), *inside]
+    return found
+
+
 def read_patches(
     slide: Slide, grid: PatchGrid, patches: Patches, chosen: NDArray[np.int64]
 ) -> NDArray[np.uint8]:
-    """Read some patches' pixels, as the embedding read them, ``(n, side, side, 3)``."""
-    side = grid.spec.patch_px
+    """Read some patches' pixels, as the embedding read them, ``(n, side, side, 3)``; of a token grid, the whole patches."""
+    whole = grid.encoded
+    side = whole.spec.patch_px
     pixels = np.empty((len(chosen), side, side, 3), np.uint8)
-    for i, (row, col) in enumerate(
-        zip(patches.rows[chosen].tolist(), patches.cols[chosen].tolist(), strict=True)
-    ):
-        x, y, width, height = grid.region_px((row, row + 1), (col, col + 1))
+    rows, cols = (at[chosen] // grid.tokens for at in (patches.rows, patches.cols))
+    for i, (row, col) in enumerate(zip(rows.tolist(), cols.tolist(), strict=True)):
+        x, y, width, height = whole.region_px((row, row + 1), (col, col + 1))
         pixels[i] = slide.read_region(x, y, width, height, grid.effective_mpp)
     return pixels
 

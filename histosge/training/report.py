@@ -10,7 +10,13 @@ import numpy as np
 
 from featurestore.earlier_results import MadeWith
 from histosge.calibration.conformal import TRUSTED, Intervals
-from histosge.calibration.wording import SCORES, half_width_text, interval_name, trust_sentence
+from histosge.calibration.wording import (
+    SCORES,
+    half_width_text,
+    interval_name,
+    method_sentence,
+    trust_sentence,
+)
 from histosge.reporting.page import Block, Picture, Table, render_report, write_page
 from histosge.reporting.plots import trust_plot
 from histosge.training.saved_model import ModelCard, SavedModel
@@ -71,22 +77,31 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
     picture = Picture(
         trust_plot(intervals.trust, TRUSTED),
         f"Histogram of trust over {len(genes)} genes.",
-        f"{trust_sentence(intervals.n_spots, intervals.scope)}{_by_depth(intervals)}",
+        f"{trust_sentence(intervals.n_spots, intervals.scope, by_effective_spots=bool(intervals.method))}"
+        f"{_by_depth(intervals)}",
         "Trust",
     )
     good = int(intervals.trusted.sum())
     return Block(
         "Which genes to trust",
-        f"{good} of {len(genes)} genes can be trusted; do not interpret the others. {SCORES}",
+        f"{good} of {len(genes)} genes can be trusted ({intervals.scope}); do not interpret the others. {SCORES}",
         pictures=(picture,),
         tables=(
             Table(
-                ("gene", "trust", f"{interval_name(intervals.level)}, log1p(CP10k)", "trusted"),
+                (
+                    "gene",
+                    "trust",
+                    f"{interval_name(intervals.level, intervals.claim)}, log1p(CP10k)",
+                    "trusted",
+                ),
                 rows,
                 "Every gene, the most trusted first.",
                 # A table of a thousand genes would push everything else off the page.
                 folded=len(rows) > 20,
             ),
+        ),
+        points=tuple(
+            filter(None, [method_sentence(intervals.method, intervals.level, intervals.donor_coverage)])
         ),
     )
 
@@ -115,7 +130,8 @@ def _section_block(card: ModelCard) -> Block:
     return Block(
         "Training data",
         f"Targets: {card.normalisation['target']}. Grid: {card.grid['patch_px']} px patches every "
-        f"{card.grid['stride_px']} px at {card.grid['mpp']:g} µm per pixel.",
+        f"{card.grid['stride_px']} px at {card.grid['mpp']:g} µm per pixel"
+        + (f", groups of tokens, {k} x {k} of each patch." if (k := card.grid.get("tokens")) else "."),
         tables=(Table(header, rows, "Sections and their spots."),),
         points=caveat,
     )

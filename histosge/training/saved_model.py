@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,18 +23,20 @@ from featurestore.documents import MAX_DOCUMENT_BYTES, DocumentError, convert, p
 from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import FeatureStoreError, first_line
-from featurestore.grid import PatchGrid
+from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec, spec_from_values
 from featurestore.storage.store import identity_attrs
-from featurestore.storage.stored_documents import MAX_CHANNELS, Key, Microns, Pixels, Text
+from featurestore.storage.stored_documents import MAX_CHANNELS, Count, Key, Microns, Pixels, Text, Tokens
 from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches
 from histosge.errors import ModelError
+from histosge.models.encoder_average import EncoderAverage
 from histosge.models.estimators import ModelSource, class_name, load_saved_class
 from histosge.models.protocol import Model, State
 from histosge.models.registry import offered_by
 
-FORMAT = 1
+FORMAT = 2
+"""Written as 1 where the model has one encoder: nothing changed for those."""
 MAX_HALO_UM = 50_000
 """A halo wider than any slide: a window of it would be all of the slide, for every block."""
 MAX_LENGTH = 2**26
@@ -65,6 +67,15 @@ class _GridCard(msgspec.Struct, frozen=True):
     mpp: Microns
     patch_px: Pixels
     stride_px: Pixels
+    tokens: Tokens | msgspec.UnsetType = msgspec.UNSET
+    token_overlap_px: Count = 0
+    token_cls: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tokens is not msgspec.UNSET:
+            spec_from_values(
+                msgspec.to_builtins(self)
+            )  # fields that are right alone may contradict each other
 
 
 class _Card(msgspec.Struct, frozen=True):
@@ -75,6 +86,7 @@ class _Card(msgspec.Struct, frozen=True):
     normalisation: dict[str, Any]
     sections: tuple[dict[str, Any], ...]
     seed: int
+    trusted: dict[str, Any] | None = None
 
 
 class ModelDocument(msgspec.Struct, frozen=True):
@@ -106,6 +118,9 @@ class ModelCard:
         Per training section: slide id, donor, fingerprint of the slide, spots used and left out.
     seed
         Of the training.
+    trusted
+        How many genes are trusted, of how many, and the scope of that; None where the model was not calibrated, and in
+        models of earlier versions.
     """
 
     preset: str
@@ -115,6 +130,7 @@ class ModelCard:
     normalisation: dict[str, Any]
     sections: tuple[dict[str, Any], ...]
     seed: int
+    trusted: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +178,12 @@ class SavedModel:
             return None
         return slide_fingerprint in {section.get("slide_fingerprint") for section in self.card.sections}
 
+    @property
+    def encoders(self) -> list[dict[str, Any]]:
+        """Return key, dim, facts, fingerprint and grid key of each encoder that it needs, the first's grid left out."""
+        first = self.card.encoder
+        return list(first["facts"].get("encoders", [first]))
+
     def check_fits(self, identity: EncoderIdentity, grid: PatchGrid) -> None:
         """Refuse embeddings of another encoder or grid.
 
@@ -170,20 +192,31 @@ class SavedModel:
         ModelError
             With both values side by side.
         """
-        if identity.fingerprint != self.card.encoder["fingerprint"]:
+        trained_on, found = self.card.grid, asdict(grid.spec)
+        # Of one encoder, tokens and patches have two fingerprints: then the grid is what differs.
+        is_grid = identity.key == self.card.encoder["key"] and trained_on.get("tokens") != found.get("tokens")
+        if identity.fingerprint != self.card.encoder["fingerprint"] and not is_grid:
             raise ModelError(
                 f"the model was trained on encoder {self.card.encoder['key']!r} "
                 f"({self.card.encoder['fingerprint'][:16]}), the store holds {identity.key!r} "
                 f"({identity.fingerprint[:16]}); embed with --encoder {self.card.encoder['key']} or train again"
             )
         # The stride, too: what a model gathers from around a patch depends on how dense the grid is.
-        trained_on, found = self.card.grid, asdict(grid.spec)
         if trained_on != found:
             raise ModelError(
                 f"the model was trained on grid {trained_on}, the store's is {found}; embed with "
-                f"--mpp {trained_on['mpp']} --patch {trained_on['patch_px']} --stride {trained_on['stride_px']} or train "
-                "again"
+                f"{embed_options(spec_from_values(trained_on))} or train again"
             )
+
+
+def embed_options(spec: GridSpec) -> str:
+    """Return the options of `histosge embed` that make a grid."""
+    patches = spec.encoded
+    options = f"--mpp {patches.mpp} --patch {patches.patch_px}"
+    if not isinstance(spec, TokenGridSpec):
+        return f"{options} --stride {patches.stride_px}"
+    options += f" --tokens {spec.tokens}{'+cls' if spec.token_cls else ''}"
+    return options + (f" --token-overlap {spec.token_overlap_px}" if spec.token_overlap_px else "")
 
 
 def check_model_place(folder: str | Path) -> Path:
@@ -233,6 +266,9 @@ def save_model(
         If `folder` holds something that is no model.
     """
     target = check_model_place(folder)
+    if intervals is not None:
+        trusted = {"genes": int(intervals.trusted.sum()), "of": len(card.genes), "scope": intervals.scope}
+        card = replace(card, trusted=trusted)
     with whole_folder(target) as work:
         work.mkdir()
         arrays = model.state() | (intervals.state() if intervals else {})
@@ -244,7 +280,7 @@ def save_model(
             raise ModelError(f"cannot write {target}: {first_line(error)}") from error
         document = {
             "spec": SPEC_NAME,
-            "format": FORMAT,
+            "format": FORMAT if isinstance(model, EncoderAverage) else 1,
             "card": asdict(card),
             "model": model.config(),
             "calibration": intervals.config() if intervals else None,
@@ -260,7 +296,7 @@ def save_model(
         # safetensors makes a file that only its owner can read; the other one has what the umask allows.
         os.chmod(work / WEIGHTS, (work / CONFIG).stat().st_mode & 0o777)  # noqa: PTH101
     # Read back: what cannot be loaded is found now, not when it is needed.
-    return _read(target, type(model))
+    return _read(target, type(model.models[0] if isinstance(model, EncoderAverage) else model))
 
 
 def read_made_with(folder: str | Path) -> Mapping[str, Any] | None:
@@ -296,7 +332,7 @@ def describe_fitted(
     # One made patch tells how many genes it predicts, before anything is written.
     nothing = np.zeros((1, identity.dim), np.float32)
     first = np.zeros(1, np.int64)
-    found = model.predict(Patches("", first, first, nothing, grid.stride_um, grid.patch_um)).shape[1]
+    found = model.predict(Patches.on_grid("", grid, first, first, nothing)).shape[1]
     if found != len(genes):
         raise ModelError(
             f"the fitted model predicts {found} genes, and {len(genes)} names were given; name all of them in genes="
@@ -360,10 +396,13 @@ def _read(path: Path, cls: type[Model]) -> SavedModel:
     document = _document(path)
     facts, state = _parse(document, path), _read_tensors(path / WEIGHTS)
     # The values as they stand in the document, whose types are known now; entries of later versions are left out.
-    card: dict[str, Any] = {field.name: document["card"][field.name] for field in fields(ModelCard)}
+    found = document["card"]
+    card: dict[str, Any] = {
+        field.name: found[field.name] for field in fields(ModelCard) if field.name in found
+    }
     card = card | {"genes": facts.card.genes, "sections": facts.card.sections}
     try:
-        model = cls.from_state(document["model"], state)
+        model = _rebuild(cls, facts, document["model"], state)
         intervals = Intervals.from_state(document["calibration"], state) if facts.calibration else None
         _check_predicts(model, intervals, facts, path)
     except REBUILD_ERRORS as error:
@@ -377,6 +416,12 @@ def _read(path: Path, cls: type[Model]) -> SavedModel:
     if document.get("fingerprint") != fingerprint:
         raise ModelError(f"{path} was changed after it was trained: its fingerprint is another; train again")
     return SavedModel(model, ModelCard(**card), fingerprint, intervals)
+
+
+def _rebuild(cls: type[Model], facts: ModelDocument, config: dict[str, Any], state: State) -> Model:
+    if "encoders" in facts.card.encoder.facts:
+        return EncoderAverage.from_parts(cls, config, state, facts.card.encoder.dim)
+    return cls.from_state(config, state)
 
 
 def _parse(document: dict[str, Any], path: Path) -> ModelDocument:

@@ -24,7 +24,7 @@ from featurestore.slides.sample_sheet import Sample
 from histosge.data.section_loading import LoadedSection
 from histosge.data.sections import Section, StainPairs, TrainingSection
 from histosge.errors import ModelError
-from histosge.training.reencoding import read_patches
+from histosge.training.reencoding import encode_positions, options_of, read_patches
 
 PATCHES, STAINS = 64, 4
 """Per section: patches that are encoded again, each in so many stains."""
@@ -73,7 +73,7 @@ def augment_stains(
     """
     identity, where = loaded[0].slide.identity, {sample.slide_id: sample for sample in samples}
     try:
-        encoder = load_encoder(identity.key)
+        encoder = load_encoder(identity.key, options_of(loaded[0].slide.stored.grid))
     except FeatureStoreError as error:
         raise ModelError(f"stains need the store's encoder ({error}); leave --stains out") from error
     if encoder.identity.fingerprint != identity.fingerprint:
@@ -117,9 +117,11 @@ def encode_stained(
         out = np.empty((len(stains), len(chosen), section.patches.embedding.shape[1]), np.float32)
         for start in range(0, len(chosen), _BATCH):
             some = slice(start, start + _BATCH)
-            pixels = read_patches(slide, item.slide.stored.grid, section.patches, chosen[some])
+            grid, patches = item.slide.stored.grid, section.patches
+            pixels = read_patches(slide, grid, patches, chosen[some])
             for k, stain in enumerate(stains):
-                out[k, some] = encoder.encode(stain.apply(pixels)).astype(np.float16)
+                found = encode_positions(encoder, stain.apply(pixels), grid, patches, chosen[some])
+                out[k, some] = found.astype(np.float16)
     finally:
         slide.close()
     return out

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from featurestore.earlier_results import MadeWith, is_same_result
@@ -10,7 +11,8 @@ from featurestore.events import OnMessage, ignore_message
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import identity_attrs
-from histosge.calibration.conformal import Intervals, calibrate
+from featurestore.threads import keep_to_own_cores
+from histosge.calibration.conformal import Intervals, calibrate, named_donors, widest_spot_um
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import (
@@ -22,10 +24,12 @@ from histosge.data.section_loading import (
 from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
 from histosge.models.checkpoint import Checkpoint, training_key
+from histosge.models.encoder_average import EncoderAverage
 from histosge.models.estimators import ModelSource, NamedEstimator, check_numbers, find_estimator
 from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET
 from histosge.reporting.page import is_page_there
+from histosge.threads import one_blas_thread
 from histosge.training.made_with import (
     describe_genes,
     describe_preset,
@@ -55,14 +59,15 @@ class TrainSettings:
         A registered name, ``module:Class``, a model class, or an object whose ``fit(sections, *, seed, epochs)``
         returns a fitted model; see `histosge.models.protocol.Model`.
     genes
-        How many of the most variable genes, ``all``, ``N+A,B`` (the N most variable and the named ones), a file with
-        one gene a line, or gene names.
+        How many of the most variable genes, ``all``, ``seurat_v3:N`` (the N most variable in excess of the trend over
+        the mean), ``N+A,B`` (the N most variable and the named ones), a file with one gene a line, or gene names.
     epochs
         For models that iterate; None means the model's own.
     seed
         Same seed, same machine: the same model.
     selection
-        Grid and encoder.
+        Grid and encoder. With further encoders in `Selection.others`, a model is fitted to each and their predictions
+        are averaged.
     intervals
         Whether to calibrate intervals, at the cost of up to four more fits; None means as the model says: all of
         ours but `paper`, which takes minutes a fit.
@@ -84,6 +89,7 @@ class TrainSettings:
     stains: bool = False
 
 
+@one_blas_thread()
 def train(
     samples: str | Path,
     store: str | Path,
@@ -127,6 +133,7 @@ def train(
         If the sections, the store or the settings are unusable; nothing is written then.
     """
     settings = settings or TrainSettings()
+    keep_to_own_cores()
     # All that can be refused is refused here: loading a cohort takes minutes.
     _checked(settings)
     check_model_place(model)
@@ -162,29 +169,49 @@ def _train(
     if settings.stains:
         training = _with_stain_pairs(str(samples), settings, loaded, training, on_message)
 
+    first = loaded[0].slide
+    dims = [first.identity.dim - sum(s.identity.dim for s in first.others)]
+    dims += [slide.identity.dim for slide in first.others]
+
     def fit(some: Sequence[TrainingSection], checkpoint: Checkpoint | None = None) -> Model:
-        return estimator.fit(
-            some, seed=settings.seed, epochs=settings.epochs, loss=settings.loss, checkpoint=checkpoint
+        fit_any = partial(EncoderAverage.fit_each, dims=dims) if len(dims) > 1 else NamedEstimator.fit
+        return fit_any(
+            estimator,
+            some,
+            seed=settings.seed,
+            epochs=settings.epochs,
+            loss=settings.loss,
+            checkpoint=checkpoint,
         )
 
     intervals, by_default = None, estimator.capabilities.calibrated_by_default
     if settings.intervals if settings.intervals is not None else by_default:
+        spots = [s.spots for s in sections]
         # A buffer as wide as the widest spot: held-out discs of no section may touch those trained on.
-        intervals = calibrate(fit, training, max(s.spots.diameter_um for s in sections))
+        intervals = calibrate(fit, training, widest_spot_um(spots), donors=named_donors(spots))
         on_message(_calibrated(intervals))
     card, unfinished = _card(settings, estimator.name, genes, loaded), checkpoint_path(model)
     # What decides the result beside the data: with any of it changed, a checkpoint must not be gone on from.
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
     # Only for the final fit: those of the calibration see other sections.
-    fitted = fit(training, Checkpoint(unfinished, training_key(facts, training)))
+    checkpoint = Checkpoint(unfinished, training_key(facts, training))
+    fitted = fit(training, checkpoint)
     # A model may have decided something by itself, such as leaving a part of it out.
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
     # The checkpoint goes only now: a crash while saving must not lose the training.
     saved = save_model(
-        model, fitted, replace(card, preset=estimator.saved_name(fitted)), intervals, made_with=made_with
+        model,
+        fitted,
+        replace(
+            card,
+            preset=estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted),
+        ),
+        intervals,
+        made_with=made_with,
     )
-    unfinished.unlink(missing_ok=True)
+    for path in (unfinished, *(checkpoint.numbered(i).path for i in range(len(dims)))):
+        path.unlink(missing_ok=True)
     return saved
 
 
@@ -215,6 +242,8 @@ def _checked(settings: TrainSettings) -> NamedEstimator:
     """Return what fits the model; refuse what it cannot do, before any data is loaded."""
     estimator = find_estimator(settings.preset)
     estimator.check_loss(settings.loss)
+    if settings.stains and settings.selection.others:
+        raise ModelError("--stains takes one encoder; leave it out, or name one --encoder")
     if settings.stains and not estimator.capabilities.takes_stain_pairs:
         raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
     check_numbers(settings.epochs, settings.seed)
@@ -250,7 +279,7 @@ def _calibrated(intervals: Intervals | None) -> str:
         return "no prediction intervals: too few spots to hold some out"
     level, strata = round(100 * intervals.level), intervals.strata
     by_size = f" ({len(strata.half_width)} strata by predicted library size)" if strata else ""
-    return f"{level} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{by_size}"
+    return f"{level} % prediction intervals, calibrated on {intervals.n_spots} held-out spots{by_size}; {intervals.claim}"
 
 
 def _card(
@@ -263,7 +292,7 @@ def _card(
         preset=preset,
         genes=genes,
         encoder=identity_attrs(identity),
-        grid={"mpp": spec.mpp, "patch_px": spec.patch_px, "stride_px": spec.stride_px},
+        grid=asdict(spec),
         normalisation={
             "target": "log1p of counts per 10,000",
             "library": "all genes",

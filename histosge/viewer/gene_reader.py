@@ -76,14 +76,16 @@ def per_gene(stored: StoredMap) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``trust``, a number a gene, None where unknown; ``half_widths``, per gene a list with one for each stratum of
-        predicted depth, or a single one, and None where unknown; ``half_width_texts``, the same in words; ``interval``,
-        the interval's name with its level; ``strata``, whether half widths differ by depth.
+        ``trust``, a number a gene, None where unknown, and ``trust_scope``, on what it was measured; ``half_widths``, per
+        gene a list with one for each stratum of predicted depth, or a single one, and None where unknown;
+        ``half_width_texts``, the same in words; ``interval``, the interval's name with its level and for whom it holds;
+        ``strata``, whether half widths differ by depth.
     """
     found: dict[str, Any] = {}
     n_genes = len(stored.genes)
     # A store from elsewhere may hold arrays of any shape under these names.
     if stored.trust is not None and stored.trust.shape == (n_genes,):
+        found["trust_scope"] = stored.scope or stored.claim
         found["trust"] = [round(float(v), 4) if np.isfinite(v) else None for v in stored.trust]
     has_strata = has_depth_strata(stored)
     if has_strata or (stored.half_width is not None and stored.half_width.shape == (n_genes,)):
@@ -95,7 +97,7 @@ def per_gene(stored: StoredMap) -> dict[str, Any]:
         found["half_width_texts"] = [
             half_width_text(each) if ok else None for each, ok in zip(widths, known, strict=True)
         ]
-        found["interval"] = interval_name(stored.level)
+        found["interval"] = interval_name(stored.level, stored.claim)
         found["strata"] = has_strata
     return found
 

@@ -158,3 +158,38 @@ def test_missing_embeddings_are_remarked_upon(histosge: Histosge, store: str, tm
     assert f"{json.loads(ran.out)[1]['absent']} tissue patches have no embedding" in ran.err
     assert "S2" in ran.err
     assert histosge("analyse", copy, "summary", *MORPHOLOGY, "--json", "--quiet").err == ""
+
+
+def test_workers_print_what_one_process_prints(histosge: Histosge, store: str, tmp_path: Path) -> None:
+    commands = (
+        ("summary", *MORPHOLOGY),
+        ("clusters", *MORPHOLOGY, "--k", 3),
+        ("similar", *MORPHOLOGY, "--slide", "S1", "--row", 12, "--col", 15),
+    )
+    for command in commands:
+        alone = histosge("analyse", store, *command, "--json")
+        shared = histosge("analyse", store, *command, "--json", "--workers", 2)
+        assert (shared.code, shared.err.count("Traceback")) == (0, 0)
+        for row, same in zip(json.loads(shared.out), json.loads(alone.out), strict=True):
+            assert {k: v for k, v in row.items() if not isinstance(v, float)} == {
+                k: v for k, v in same.items() if not isinstance(v, float)
+            }
+            floats = {k: v for k, v in same.items() if isinstance(v, float)}
+            assert {k: row[k] for k in floats} == pytest.approx(floats, rel=1e-9)
+
+
+def test_ways_to_run_that_contradict_each_other_are_refused(histosge: Histosge, store: str) -> None:
+    wrong = {
+        ("summary", "--workers", "two"): "is no number of processes",
+        ("summary", "--workers", "2", "--scheduler", "tcp://localhost:1"): "give one of them",
+        ("summary", "--scheduler", "nowhere"): "names no host and port",
+        ("clusters", "--mini-batch", "--workers", "2"): "one process reads them all",
+        ("summary", "--workers", "9999"): "9999 worker processes for the",
+    }
+    for command, said in wrong.items():
+        ran = histosge("analyse", store, *command, *MORPHOLOGY)
+        assert (ran.code, ran.out) == (2, "")
+        assert said in ran.err
+        assert ran.err.count("\n") == 1
+    ran = histosge("analyse", f"{store}-absent", "summary", "--workers", "9999")
+    assert "there is no store" in ran.err

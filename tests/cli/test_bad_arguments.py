@@ -21,7 +21,9 @@ NUMBERS = [
         *(("--patch", value) for value in (1, 0, -5, 10**6, 10**12)),
         *(("--stride", value) for value in (1, 0, -1, 10**9)),
         *(("--slide-mpp", value) for value in ("inf", "nan", "1e-320", "-1", 0)),
-        *(("--workers", value) for value in (0, -1, 10**6)),
+        *(("--workers", value) for value in (0, -1, 10**6, "all", "1.5")),
+        ("--dashboard", 8787),
+        *(("--workers", 1, "--dashboard", value) for value in (0, -1, 70000, "text")),
         *(
             ("--scheduler", value)
             for value in ("tls://", "ucx://", "nonsense", "tcp://", "http://a:1", "a:99999")

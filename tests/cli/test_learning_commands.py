@@ -202,8 +202,8 @@ def test_two_models_of_one_name_are_refused(cohort: Cohort, own_folder: Path) ->
         ("train", ("--preset", "ridge", "--stains"), "takes no stain pairs; leave --stains out"),
         ("train", ("--epochs", 0), "at least 1"),
         ("train", ("--genes", 0), "ask for at least 1"),
-        ("train", ("--genes", "no_file"), "--genes no_file: neither a number, all, N+A,B"),
-        ("evaluate", ("--genes", "no_file"), "--genes no_file: neither a number, all, N+A,B"),
+        ("train", ("--genes", "no_file"), "--genes no_file: neither a number, all, seurat_v3:N, N+A,B"),
+        ("evaluate", ("--genes", "no_file"), "--genes no_file: neither a number, all, seurat_v3:N, N+A,B"),
         ("evaluate", ("--presets", "denze"), "unknown preset 'denze': did you mean dense"),
         ("evaluate", ("--presets", "paper+no"), "unknown switch 'no'"),
         ("evaluate", ("--split", "patient"), "unknown split 'patient': choose one of block, section"),
@@ -290,7 +290,10 @@ def test_genes_can_be_all_of_them_or_some_and_named_ones(
             "--overwrite",
         )
         assert ran.code == 0, ran.err
-        assert f"of {len(_card(tmp_path / 'm')['genes'])} genes (held-out sections)" in ran.out  # type: ignore[arg-type]
+        assert (
+            f"of {len(_card(tmp_path / 'm')['genes'])} genes (held-out donors, empirical, 2 donors)"
+            in ran.out
+        )  # type: ignore[arg-type]
         return tuple(_card(tmp_path / "m")["genes"])  # type: ignore[arg-type]
 
     every = trained_on("all")

@@ -1,6 +1,6 @@
 """Documents from elsewhere are parsed once, and refused in one line that names the field and its value."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pytest
@@ -78,3 +78,12 @@ def test_the_part_of_a_document_that_is_checked_is_named() -> None:
 
 def test_fields_that_a_later_version_added_are_no_error() -> None:
     assert convert({"mpp": 1, "shape": [2, 3], "later": 5}, Outer, "x") == Outer(1.0, (2, 3))
+
+
+def test_a_message_repeats_no_value_of_any_length() -> None:
+    class Named(msgspec.Struct):
+        kind: Literal["regular"]
+
+    with pytest.raises(DocumentError, match=r"^x is damaged: kind is .*invalid enum value") as refused:
+        convert({"kind": "long - at `$.other` " * 10_000}, Named, "x")
+    assert len(str(refused.value)) < 1000

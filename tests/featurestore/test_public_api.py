@@ -12,6 +12,7 @@ NAMES = {
     "EmbedSettings",
     "FeatureStoreError",
     "GridSpec",
+    "TokenGridSpec",
     "catalogue",
     "embed",
     "load_encoder",

@@ -6,13 +6,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import anndata
 import numpy as np
 import pytest
+import zarr
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import (
@@ -31,7 +32,8 @@ from histosge.data.section_loading import Selection, load_sections, training_sec
 from histosge.data.sections import Patches
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ExpressionError, ModelError
-from histosge.exporting.formats.anndata_files import write_h5ad
+from histosge.exporting.domain_labels import domain_labels
+from histosge.exporting.formats.anndata_files import annotated, write_h5ad
 from histosge.exporting.open_tables import table_of_map
 from histosge.models.registry import load_preset
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
@@ -306,7 +308,7 @@ def _flipped_weights(folder: Path) -> None:
         pytest.param(_without("config.json"), "is no saved model", id="no config"),
         pytest.param(_without("model.safetensors"), "cannot be read", id="no weights"),
         pytest.param(_cut("config.json"), "is no saved model", id="cut config"),
-        pytest.param(_edited(lambda d: d.update(format=2)), "newer version (format 2, known: 1)", id="newer"),
+        pytest.param(_edited(lambda d: d.update(format=3)), "newer version (format 3, known: 2)", id="newer"),
         pytest.param(_edited(lambda d: d.update(spec="other")), "is no saved model", id="other spec"),
         pytest.param(
             _edited(lambda d: d["card"].update(preset="nope")), "unknown preset 'nope'", id="other preset"
@@ -584,6 +586,61 @@ def test_a_map_carries_half_widths_trust_and_bounds(chain: Chain) -> None:
     assert (lower[there] >= 0).all()
     assert ((lower < values) & (values < upper))[there].mean() > 0.99
     np.testing.assert_allclose((upper - values)[there.all(axis=2)][0], saved.intervals.half_width, rtol=1e-3)
+
+
+def test_card_map_and_export_say_for_whom_intervals_and_trust_hold(chain: Chain) -> None:
+    intervals = load_model(chain.model("dense")).intervals
+    assert intervals is not None
+    scope, claim = "held-out blocks of one section, within donor D1 only", "within donor D1 only"
+    config = json.loads((chain.model("dense") / "config.json").read_text())
+    n_trusted = int(intervals.trusted.sum())
+    assert config["card"]["trusted"] == {"genes": n_trusted, "of": N_GENES, "scope": scope}
+    assert (config["calibration"]["scope"], config["calibration"]["method"]) == (scope, "cross-conformal")
+    stored = _map(chain.out("dense"))
+    assert (stored.scope, stored.claim, stored.embedding_distance) == (scope, claim, None)
+    made_by = table_of_map(stored).made_by
+    assert (made_by["half_width_claim"], made_by["trust_scope"]) == (claim, scope)
+
+
+def test_a_slide_of_another_donor_gets_no_claim_but_how_far_its_embeddings_lie(
+    chain: Chain, tmp_path: Path
+) -> None:
+    (other,) = make_cohort(tmp_path / "data", replace(SPEC, seed=17), 1).sections
+    shutil.move(other.slide, tmp_path / "other.tif")
+    store, out, messages = str(tmp_path / "store"), str(tmp_path / "map"), list[str]()
+    embed(str(tmp_path / "other.tif"), store, EMBEDDED)
+    (result,) = predict(store, chain.model("dense"), out, on_message=messages.append)
+    assert messages == [f"other: {result.note}"]
+    assert "within donor D1 only" in result.note
+    stored = ExpressionStore.open(out).map("other", GRID.key)
+    reference = load_model(chain.model("dense")).intervals.reference  # type: ignore[union-attr]
+    patches = load_patches(open_embedded(Store.open(store), "other", None, None))
+    own, sd = patches.embedding.mean(axis=0, dtype=np.float64), reference.sd  # type: ignore[union-attr]
+    wanted = float(np.sqrt(np.mean(((own - reference.mean) / sd) ** 2)))  # type: ignore[union-attr]
+    # A sample of its blocks is read for it.
+    assert stored.embedding_distance == pytest.approx(wanted, rel=0.3)
+    assert f"{stored.embedding_distance:.2f} standard deviations" in result.note
+    # The slide that was trained on needs no such evidence.
+    assert predict(chain.store, chain.model("dense"), chain.out("dense"))[0].note == ""
+
+
+def test_patches_with_less_than_half_tissue_are_flagged_in_the_map_and_left_out_of_domains(
+    chain: Chain,
+) -> None:
+    stored = _map(chain.out("dense"))
+    share = Store.open(chain.store).grid("S1", GRID.key).tissue / 255
+    wanted = (share >= 0.1) & (share < 0.5)
+    assert 0.02 < wanted.sum() / stored.is_tissue.sum() < 0.5
+    np.testing.assert_array_equal(stored.is_rim, wanted)
+    flag = zarr.open_array(f"{chain.out('dense')}/S1/{GRID.key}/rim", mode="r")[...]
+    np.testing.assert_array_equal(flag, wanted)
+    table = table_of_map(stored)
+    obs = annotated(table).obs
+    np.testing.assert_allclose(obs["tissue"], share[stored.is_tissue], rtol=1e-6)
+    np.testing.assert_array_equal(obs["rim"], wanted[stored.is_tissue])
+    labels = domain_labels(table, 3)
+    assert (labels[wanted] == -1).all()
+    assert set(labels[stored.is_tissue & ~wanted]) == {0, 1, 2}
 
 
 def test_python_gives_bounds_beside_every_prediction(chain: Chain, patches: Patches) -> None:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from featurestore.errors import MppError, SlideAccessError, SlideError, SlideNotFoundError, first_line
 from featurestore.slides.picture_bounds import check_layout
 from featurestore.slides.protocol import Slide
-from featurestore.slides.pyramid_slide import PyramidSlide, bin_pixels
+from featurestore.slides.pyramid_slide import BINARY_FACTORS, PyramidSlide, bin_pixels
 from featurestore.slides.range_reader import RangedFile, SparseCopy
 from featurestore.slides.readers.openslide_reader import handle_mpp, open_handle
 from featurestore.slides.readers.tiff_reader import PARSE_ERRORS, is_for_openslide, is_ome
@@ -49,6 +49,8 @@ CACHED_PX = 12_000_000
 # Patches overlap by less than their side, and sides are 224 or 256 px as a rule.
 OVERLAP_PX = 256
 """How far the next request, to the right or below, may reach back into this one: its tiles are kept."""
+LARGE_TILE_BYTES = 1 << 20
+"""Beyond it a tile's size is compared with the file's before it is read; a tile of 256 px has 10 to 40 kB."""
 _JPEG, _RGB, _YCBCR = 7, 2, 6
 _SOI = b"\xff\xd8"
 # libjpeg guesses a stream's colours from its markers; OpenSlide goes by the TIFF's tag. So the marker is set.
@@ -172,6 +174,58 @@ class JpegTileSlide(PyramidSlide):
                 out[y0 - y : y1 - y, x0 - x : x1 - x] = part if factor == 1 else bin_pixels(part, factor)
         return out
 
+    def cuts_patches(self, mpp: float) -> bool:
+        """Whether patches can be cut from the tiles: of a local file, at a level's own scale or binned squares of it."""
+        # Of a remote one regions are read, as large as possible: each is one round of requests.
+        return self._remote is None and self._binning(mpp) is not None
+
+    def _binning(self, mpp: float) -> tuple[int, int] | None:
+        """Return the level and the factor by which its tiles are binned for a scale; None if they cannot be."""
+        level = self._level_for(mpp)
+        if level is None:
+            return None
+        if self._is_native(level, mpp):
+            return level, 1
+        scale_x, scale_y = self._scale(level, mpp)
+        whole = not any(side % scale_x for side in self._levels[level].tile_px)
+        return (level, int(scale_x)) if scale_x == scale_y and scale_x in BINARY_FACTORS and whole else None
+
+    def read_patches(self, corners: NDArray[np.int64], side: int, mpp: float) -> NDArray[np.uint8]:
+        """Read squares: each tile is decoded and binned once, and each pixel copied once from its tile to its patch."""
+        binning = self._binning(mpp)
+        if binning is None or not len(corners):
+            return super().read_patches(corners, side, mpp)
+        level, factor = binning
+        layout = self._levels[level]
+        width, height = (size // factor for size in self._sizes[level])
+        tile_width, tile_height = layout.tile_px[0] // factor, layout.tile_px[1] // factor
+        out = np.empty((len(corners), side, side, 3), np.uint8)
+        users: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for number, (x, y) in enumerate(corners.tolist()):
+            if min(x, y) < 0 or x + side > width or y + side > height:
+                out[number] = self.read_region(x, y, side, side, mpp)
+                continue
+            for row in range(y // tile_height, (y + side - 1) // tile_height + 1):
+                for col in range(x // tile_width, (x + side - 1) // tile_width + 1):
+                    users.setdefault((row, col), []).append((number, x, y))
+        (first_x, first_y), (last_x, last_y) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        for (row, col), patches in sorted(users.items()):
+            top, left = row * tile_height, col * tile_width
+            # Later patches are to the right or below: each begins at `last_x` or `last_y` at the least, so what ends
+            # before these is not read again.
+            passed = first_y <= top and top + tile_height <= last_y
+            done = passed and first_x <= left and left + tile_width <= last_x
+            tile = self._tile(level, row * layout.across + col, keep=not done)
+            if factor > 1:
+                tile = bin_pixels(tile, factor)
+            for number, x, y in patches:
+                y0, y1 = max(y, top), min(y + side, top + tile_height)
+                x0, x1 = max(x, left), min(x + side, left + tile_width)
+                out[number, y0 - y : y1 - y, x0 - x : x1 - x] = tile[
+                    y0 - top : y1 - top, x0 - left : x1 - left
+                ]
+        return out
+
     def _tile(self, level: int, index: int, *, keep: bool) -> NDArray[np.uint8]:
         """Return a tile; one that is not kept is valid until this thread's next call."""
         tile = self._cache.get((level, index))
@@ -195,9 +249,10 @@ class JpegTileSlide(PyramidSlide):
         layout = self._levels[level]
         offset, count = int(layout.offsets[index]), int(layout.counts[index])
         if self._file is not None:
-            # No more than there is: a count in a damaged file may be anything, and its memory would be taken first.
-            rest = max(0, os.fstat(self._file.fileno()).st_size - offset)
-            return os.pread(self._file.fileno(), min(count, rest), offset)
+            if count > LARGE_TILE_BYTES:
+                # No more than there is: a count in a damaged file may be anything, and its memory would be taken first.
+                count = min(count, max(0, os.fstat(self._file.fileno()).st_size - offset))
+            return os.pread(self._file.fileno(), count, offset)
         # Missing only where another thread's tile left the cache since `_fetch` looked: it is then fetched alone.
         held: dict[tuple[int, int], bytes] = getattr(self._fetched, "tiles", {})
         data = held.pop((level, index), None)

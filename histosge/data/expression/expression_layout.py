@@ -4,7 +4,7 @@ A layout is one module with a `RECORD`: in our folder ``layouts``, or in any ins
 under the entry-point group ``histosge.expression_layouts``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,9 @@ class ExpressionLayout:
     has_sections
         One file may hold several sections: `read` goes by `SlideFrame.section` and the slide id
         (`histosge.data.expression.section_choice`). Otherwise ``FILE#NAME`` is refused.
+    annotation
+        Returns barcode -> label of a named column, see `histosge.data.expression.annotation`; None for files that hold
+        no columns of spots.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ExpressionLayout:
     read: Callable[[Path, SlideFrame], LoadedExpression]
     order: int = 60  # after ours, so that another package takes nothing from them unless it says so
     has_sections: bool = False
+    annotation: Callable[[Path, SlideFrame, str], Mapping[str, str]] | None = None
 
 
 # Filled when it is first used: a layout's module imports this one.

@@ -1,5 +1,7 @@
 """Read measured expression in whatever layout it has: the first registered layout that recognises the path."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,6 +39,19 @@ def find_expression(path: str | Path, frame: SlideFrame) -> LoadedExpression:
         If it cannot be read, has no coordinates, does not hold raw counts, or holds several sections of which none
         is named.
     """
+    with find_layout(path, frame) as (layout, place, own):
+        return layout.read(place, own)
+
+
+@contextmanager
+def find_layout(path: str | Path, frame: SlideFrame) -> Iterator[tuple[ExpressionLayout, Path, SlideFrame]]:
+    """Yield the layout of an expression, where it is on this machine, and the frame with the section that is named.
+
+    Raises
+    ------
+    ExpressionError
+        See `find_expression`; of a URL, messages raised inside name the URL and not the local copy.
+    """
     text, section = split_section(str(path).removeprefix("file://"))
     if section is not None:
         frame = replace(frame, section=section)
@@ -56,9 +71,10 @@ def find_expression(path: str | Path, frame: SlideFrame) -> LoadedExpression:
             f"{shown(text)} is {layout.help}, of one section; leave out {MARK}{frame.section}"
         )
     if not is_remote(text):
-        return layout.read(place, frame)
+        yield layout, place, frame
+        return
     try:
-        return layout.read(place, frame)
+        yield layout, place, frame
     except ExpressionError as error:
         # The copy's name says nothing to the user, and is another one tomorrow.
         label = strip_credentials(text)

@@ -261,7 +261,8 @@ function describeGene() {
   const trust = i === undefined ? null : layer.trust?.[i];
   const widths = i === undefined ? null : layer.half_width_texts?.[i];
   if (widths != null) words.push(`${layer.interval} ${widths}${layer.strata ? ", by predicted library size" : ""}`);
-  if (trust != null) words.push(`trust ${number(trust)}`);
+  const scope = layer?.trust_scope ? ` (${layer.trust_scope})` : "";
+  if (trust != null) words.push(`trust ${number(trust)}${scope}`);
   find("about-gene").textContent = gene && words.length ? `${gene}: ${words.join("; ")}` : "";
 }
 

@@ -31,6 +31,7 @@ from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import SlideRecord, Store
 from featurestore.storage.tree import open_store
 from featurestore.tissue.survey import Survey
+from histosge.prediction.expression_store import ExpressionStore
 
 SPEC = GridSpec(0.5, 224, 112)
 UNI = EncoderIdentity("hf:uni", 7, {"version": 1})
@@ -220,12 +221,14 @@ def test_slides_on_unlike_grids_are_refused_until_one_is_named(tmp_path: Path) -
     coarse = GridSpec(1.0, 224, 224)
     make_store(url, {"C2": (5, 3)}, spec=coarse)
     with pytest.raises(AmbiguousSelectionError, match=f"--grid {SPEC.key} .*--grid {coarse.key}"):
-        open_stream(url)
+        summarise(open_stream(url))
     stream = open_stream(url, grid=coarse.key)
     assert [slide.slide_id for slide in stream.slides] == ["C2"]
     assert stream.skipped == ("C1",)
     with pytest.raises(StoreError, match="'C1' has no embedding"):
         open_stream(url, ["C1", "C2"], grid=coarse.key)
+    with pytest.raises(StoreError, match=f"'C2' has no embedding --grid {SPEC.key} --encoder hf-uni"):
+        summarise(open_stream(url, ["C1", "C2"], grid=SPEC.key))
 
 
 def test_unlike_encoders_of_one_name_are_never_mixed(tmp_path: Path) -> None:
@@ -233,7 +236,7 @@ def test_unlike_encoders_of_one_name_are_never_mixed(tmp_path: Path) -> None:
     make_store(url, {"C1": (7, 13)})
     make_store(url, {"C2": (5, 3)}, EncoderIdentity("hf:uni", 7, {"version": 2}))
     with pytest.raises(IdentityMismatchError, match=r"'C1' and 'C2'"):
-        open_stream(url)
+        summarise(open_stream(url))
     assert len(open_stream(url, ["C2"]).slides) == 1
 
 
@@ -427,7 +430,7 @@ def test_a_reservoir_holds_each_patch_with_equal_chance(cohort: Truth) -> None:
     places = {value.tobytes(): i for i, value in enumerate(cohort.values)}
     drawn = np.zeros(len(places))
     for seed in range(60):
-        sample = reservoir_sample(stream, 53, np.random.default_rng(seed))
+        sample = reservoir_sample(stream, 53, seed)
         indices = [places[value.tobytes()] for value in sample]
         assert len(indices) == len(set(indices)) == 53
         drawn[indices] += 1
@@ -683,16 +686,27 @@ def test_on_s3_each_block_is_one_request_a_pass_and_a_slide_is_opened_by_one(s3:
     truth = make_store("s3://test/counted", SHAPES)
     s3.reset()
     stream = open_stream(truth.url)
-    metadata = _gets(s3, "/C[1-4]/")
-    assert set(metadata.values()) == {1}
-    assert len(metadata) == len(SHAPES)
-    s3.reset()
+    assert list(_gets(s3, "/C[1-4]/")) == ["/test/counted/C1/zarr.json"], "the first slide alone"
     fitted = fit_pca(stream)
     blocks = _gets(s3, "/embedding/c/")
     assert set(blocks.values()) == {1}
     assert len(blocks) == sum(truth.blocks.values())
-    assert _gets(s3).total() == len(blocks) + len(SHAPES), "one more a slide: its tissue"
+    assert _gets(s3, "/C[1-4]/").total() == len(blocks) + 2 * len(SHAPES), "metadata and tissue of each slide"
     np.testing.assert_allclose(fitted.mean, truth.values.mean(axis=0))
+    s3.reset()
+    fit_pca(stream)
+    assert _gets(s3).total() == len(blocks) + len(SHAPES), "another pass reads tissue again, and no metadata"
+
+
+@pytest.mark.s3
+def test_on_s3_the_first_patches_come_before_most_slides_are_opened(s3: Proxy) -> None:
+    truth = make_store("s3://test/many", {f"M{i:03}": (3, 5) for i in range(25)})
+    s3.reset()
+    blocks = open_stream(truth.url).blocks()
+    next(blocks)
+    opened = _gets(s3, "/M[0-9]+/zarr.json")
+    blocks.close()
+    assert 1 <= len(opened) <= 18, "the first slide, and those whose blocks are read ahead"
 
 
 @pytest.mark.s3
@@ -710,6 +724,18 @@ def test_on_s3_a_tree_costs_a_constant_number_of_requests_a_slide(s3: Proxy) -> 
     assert _gets(s3, "/embedding/c/").total() == _gets(s3).total() == 1
 
 
+def _write_maps(url: str, out: str, spec: GridSpec) -> None:
+    """Maps of two made-up genes on the grids of a store."""
+    store, maps, rng = Store.open(url), ExpressionStore.open_or_create(out), np.random.default_rng(3)
+    for slide_id in store.slide_ids():
+        stored = store.grid(slide_id, spec.key)
+        array = maps.add_map(stored, ("ERBB2", "CD3E"), (16, 16), {"model": "m", "encoder": "e"}).array
+        for block in stored.planned((16, 16)):
+            values = rng.gamma(2, 0.5, (*block.shape, 2))
+            values[~stored.is_tissue[block.slices]] = np.nan
+            array.write(block, values)
+
+
 @pytest.mark.s3
 @pytest.mark.slow
 def test_every_block_of_the_guide_runs(s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -718,6 +744,7 @@ def test_every_block_of_the_guide_runs(s3: Proxy, tmp_path: Path, monkeypatch: p
     make_store(
         "s3://test/cohort", {"C1": (20, 31), "C2": (23, 37), "C4": (19, 29)}, identity, (16, 16), spec=spec
     )
+    _write_maps("s3://test/cohort", "s3://test/maps", spec)
     text = (
         (Path(__file__).parents[3] / "docs" / "analysis.md").read_text().replace("s3://bucket/", "s3://test/")
     )

@@ -342,3 +342,13 @@ def test_every_number_varies_over_real_tissue_and_stays_apart_in_float16(
     found = encoder.encode(patches)
     resolution = np.spacing(np.abs(found).max(axis=0).astype(np.float16)).astype(np.float32)
     assert (found.std(axis=0) > 4 * resolution).all()
+
+
+@pytest.mark.parametrize("side", [1, 224, 256, 517])
+def test_colour_is_exact_to_the_last_bit_of_its_float32(side: int) -> None:
+    rng = np.random.default_rng(side)
+    patches = rng.integers(0, 256, (3, side, side + 2, 3), dtype=np.uint8)
+    patches[1], patches[2, ..., 1] = 255, 254  # the largest sums
+    exact = patches.reshape(3, -1, 3).astype(np.float64)
+    wanted = np.concatenate([exact.mean(1), exact.std(1)], axis=1) / 255
+    np.testing.assert_allclose(ColourEncoder(EncoderOptions()).encode(patches), wanted, rtol=6e-8, atol=1e-12)

@@ -188,3 +188,21 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EncoderError, match=r"needs a C\+\+ compiler"):
         load_encoder(KEY, replace(_options("fp32"), compile=True))
+
+
+def test_batch_is_the_size_of_a_pass_and_what_is_handed_over_is_whole_passes() -> None:
+    asked: list[int] = []
+
+    def network(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return images.mean((2, 3))
+
+    how = Preprocessing(32, None, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    identity = EncoderIdentity("mean", 3, {})
+    chosen = NetworkEncoder(identity, network, Preprocess(how, CPU), CPU, "fp32", batch=11)
+    assert (chosen.chunk, chosen.batch) == (11, 55)
+    patches = _patches(13, 32)
+    np.testing.assert_allclose(chosen.encode(patches), patches.mean((1, 2)) / 127.5 - 1, atol=1e-5)
+    assert asked == [11, 11]
+    assert NetworkEncoder(identity, network, Preprocess(how, CPU), CPU, "fp32").batch == 64
+    assert load_encoder(KEY, replace(_options("fp32"), batch=7)).chunk == 7  # type: ignore[attr-defined]

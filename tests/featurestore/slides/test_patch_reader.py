@@ -11,7 +11,7 @@ from featurestore.errors import SlideAccessError, SlideError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides import patch_reader
 from featurestore.slides.open_slide import open_slide
-from featurestore.slides.patch_reader import read_ahead, read_batches
+from featurestore.slides.patch_reader import read_ahead, read_batches, read_in_turn
 from featurestore.slides.protocol import Slide
 
 
@@ -168,3 +168,42 @@ def test_patches_that_a_server_refuses_are_not_recorded_as_unreadable(
     monkeypatch.setattr(patch_reader, "MAX_STRIP_PX", strip)
     with pytest.raises(SlideAccessError, match="ExpiredToken"):
         _collect(RefusedSlide(), 7)
+
+
+@pytest.mark.parametrize("threads", [1, 3, 9])
+def test_several_streams_come_in_order_and_as_many_run_at_once_as_there_are_threads(threads: int) -> None:
+    running, most, lock = 0, 0, threading.Lock()
+    together = threading.Barrier(min(threads, 5)) if threads > 1 else None
+
+    def stream(number: int) -> Iterator[tuple[int, int]]:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        if together is not None and number < together.parties:
+            together.wait(timeout=30)  # or they do not run at once
+        for i in range(7):
+            yield number, i
+        with lock:
+            running -= 1
+
+    streams = [lambda number=number: stream(number) for number in range(5)]
+    assert list(read_in_turn(streams, threads)) == [(n, i) for n in range(5) for i in range(7)]
+    assert most == min(threads, 5)
+
+
+def test_several_streams_end_with_their_consumer_and_with_the_first_error() -> None:
+    def endless() -> Iterator[int]:
+        while True:
+            yield 1
+
+    def broken() -> Iterator[int]:
+        yield 2
+        raise SlideError("gone")
+
+    stream = read_in_turn([endless, endless, broken], 3)
+    assert next(stream) == 1
+    stream.close()
+    with pytest.raises(SlideError, match="gone"):
+        list(read_in_turn([broken, endless], 2))
+    assert not any(thread.name == "read-ahead" for thread in threading.enumerate())

@@ -143,6 +143,18 @@ def test_a_folder_of_another_program_is_left_alone(folder: Path, name: str, belo
     assert "no part of the store" in problem.what
 
 
+@pytest.mark.parametrize("keep", [0, 10, -1])
+def test_a_damaged_object_of_an_open_store_is_one_line(folder: Path, keep: int) -> None:
+    tree = open_store(folder)
+    object_file = folder / "S" / KEY / "tissue" / "c" / "0" / "0"
+    object_file.write_bytes(object_file.read_bytes()[:keep] if keep >= 0 else b"<html>" * 20)
+    with pytest.raises(StoreError, match=f"{folder}/S/{KEY}/tissue is damaged: ") as refused:
+        np.asarray(tree[f"S/{KEY}"].tissue)
+    assert "\n" not in str(refused.value)
+    np.testing.assert_array_equal(tree[f"T/{KEY}"].tissue, 255)
+    assert tree[f"S/{KEY}/toy"].embedding.chunks == ((3, 3, 1), (4, 4, 4, 1), (DIM,))
+
+
 def test_a_fifo_is_no_document(folder: Path) -> None:
     (folder / "S" / "zarr.json").unlink()
     os.mkfifo(folder / "S" / "zarr.json")

@@ -12,7 +12,7 @@ from featurestore.grid import GridSpec
 from histosge.data.section_loading import Selection, load_sections
 from histosge.evaluation.encoder_comparison import keep_common_spots
 from histosge.evaluation.evaluate import EvaluateSettings, evaluate
-from histosge.evaluation.results import NOISE
+from histosge.evaluation.results import CONTROLS, Scores
 from histosge.heldout.leakage import select_spots
 from histosge.synthetic import SyntheticSpec, make_section
 
@@ -30,43 +30,62 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(sheet), str(store)
 
 
+SETTINGS = {"presets": ("mean", "ridge"), "genes": 7}
+
+
+@pytest.fixture(scope="module")
+def both(made: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Scores, Path]:
+    """Evaluate both encoders together: the scores, and the folder of the report."""
+    folder = tmp_path_factory.mktemp("both")
+    return evaluate(*made, folder, EvaluateSettings(encoders=ENCODERS, **SETTINGS)), folder
+
+
 def test_every_preset_is_scored_on_every_encoder_as_it_is_alone(
-    made: tuple[str, str], tmp_path: Path
+    made: tuple[str, str], both: tuple[Scores, Path], tmp_path: Path
 ) -> None:
-    settings = {"presets": ("mean", "ridge"), "genes": 7}
-    both = evaluate(*made, tmp_path / "both", EvaluateSettings(encoders=ENCODERS, **settings))
-    assert both.presets == ("mean on colour", "ridge on colour", "mean on morphology", "ridge on morphology")
-    scores = pl.read_csv(tmp_path / "both" / "scores.csv")
+    together, folder = both
+    assert together.presets == (
+        "mean on colour",
+        "ridge on colour",
+        "mean on morphology",
+        "ridge on morphology",
+    )
+    scores = pl.read_csv(folder / "scores.csv")
     assert scores.columns == ["preset", "split", "fold", "seed", "metric", "value", "encoder"]
-    assert set(scores["preset"]) == {"mean", "ridge", NOISE}
+    assert set(scores["preset"]) == {"mean", "ridge", *CONTROLS}
     for encoder in ENCODERS:
         alone = evaluate(
-            *made, tmp_path / encoder, EvaluateSettings(selection=Selection(None, encoder), **settings)
+            *made, tmp_path / encoder, EvaluateSettings(selection=Selection(None, encoder), **SETTINGS)
         )
         for name in ("scores.csv", "genes.csv"):
-            mine = pl.read_csv(tmp_path / "both" / name).filter(pl.col("encoder") == encoder)
+            mine = pl.read_csv(folder / name).filter(pl.col("encoder") == encoder)
             assert mine.equals(pl.read_csv(tmp_path / encoder / name))
-        assert both.mean(f"ridge on {encoder}", "pearson_mean") == alone.mean("ridge", "pearson_mean")
+        assert together.mean(f"ridge on {encoder}", "pearson_mean") == alone.mean("ridge", "pearson_mean")
         assert f"encoder {encoder}" in (tmp_path / encoder / "report.html").read_text()
-    assert both.mean("ridge on colour", "pearson_mean") != both.mean("ridge on morphology", "pearson_mean")
+    assert together.mean("ridge on colour", "pearson_mean") != together.mean(
+        "ridge on morphology", "pearson_mean"
+    )
 
 
 def test_differences_between_encoders_are_paired_and_in_the_report(
-    made: tuple[str, str], tmp_path: Path
+    both: tuple[Scores, Path],
 ) -> None:
-    settings = EvaluateSettings(encoders=ENCODERS, presets=("ridge",), genes=7)
-    both = evaluate(*made, tmp_path, settings)
-    rows = pl.read_csv(tmp_path / "differences.csv").filter(pl.col("metric") == "pearson_mean")
+    together, folder = both
+    rows = pl.read_csv(folder / "differences.csv").filter(
+        (pl.col("metric") == "pearson_mean")
+        & (pl.col("preset_a") == "ridge")
+        & (pl.col("preset_b") == "ridge")
+    )
     assert len(rows) == 1
     row = rows.row(0, named=True)
     assert (row["preset_a"], row["preset_b"]) == ("ridge", "ridge")
     assert {row["encoder_a"], row["encoder_b"]} == set(ENCODERS)
-    gap = both.mean(f"ridge on {row['encoder_a']}", "pearson_mean") - both.mean(
+    gap = together.mean(f"ridge on {row['encoder_a']}", "pearson_mean") - together.mean(
         f"ridge on {row['encoder_b']}", "pearson_mean"
     )
     assert row["difference"] == pytest.approx(gap, abs=1e-5)
     assert row["low"] < row["difference"] < row["high"]
-    page = (tmp_path / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     assert "ridge on colour - ridge on morphology" in page
     assert "encoders colour, morphology" in page
     assert "0.0" in page.split("Noise control: ")[1].split("(morphology)")[0]

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import polars as pl
 import pytest
-from make_sections import make_section
+from make_sections import N_GENES, make_section
+from scipy import sparse
 from scipy.stats import pearsonr
 
 from histosge.data.genes import choose_genes, library_size
@@ -71,6 +72,30 @@ def test_presets_that_only_know_their_own_slides_are_left_out_where_whole_slides
     assert len(left_out) == 1
     assert left_out[0].startswith("knn is left out")
     assert [c.name for c in find_methods(["knn", "ridge"], "block")[0]] == ["knn", "ridge"]
+
+
+def test_between_spots_interpolation_finds_what_is_smooth_and_the_image_what_follows_it(
+    three: list[Section],
+) -> None:
+    smooth = []
+    for section in three[:2]:
+        x, y = section.spots.xy_um.T / 100
+        rates = np.stack([1 + np.sin(x / 2 + phase) * np.cos(y / 2) for phase in range(N_GENES)], axis=1)
+        counts = np.random.default_rng(3).poisson(rates * 40).astype(np.float32)
+        smooth.append(replace(section, spots=replace(section.spots, counts=sparse.csr_matrix(counts))))
+    presets = ("nearest", "linear", "cubic", "ridge")
+    scores = evaluate_sections(smooth, presets, split="checkerboard", genes=5, seeds=(0,))
+    assert [(fold.name, fold.n_train, fold.n_test) for fold in scores.folds] == [
+        ("checkerboard0", 220, 222),
+        ("checkerboard1", 222, 220),
+    ]
+    for name in ("nearest", "linear", "cubic"):
+        assert scores.mean(name, "pearson_mean") > 0.6
+    assert scores.mean("linear", "pearson_mean") > scores.mean("nearest", "pearson_mean")
+    assert abs(scores.mean("ridge", "pearson_mean")) < 0.1
+    page = render_report("t", evaluation_blocks(scores))
+    assert "every second spot" in page
+    assert "The spots between those shown are training spots" in page
 
 
 def test_nothing_left_is_refused_with_the_reason() -> None:

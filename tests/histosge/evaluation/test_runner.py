@@ -18,7 +18,7 @@ from histosge.data.sections import Section
 from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.report_files import read_evaluation, write_evaluation
 from histosge.evaluation.results import Scores
-from histosge.evaluation.runner import NOISE_DRAWS, evaluate_sections
+from histosge.evaluation.runner import NOISE_DRAWS, SMOOTH_DRAWS, evaluate_sections
 from histosge.evaluation.tasks import Plan
 from histosge.heldout.splits import Fold
 
@@ -62,6 +62,29 @@ def test_the_noise_control_is_always_there_with_at_least_ten_draws(by_section: S
     noise = by_section.scores.filter((pl.col("preset") == "noise") & (pl.col("metric") == "pearson_mean"))
     assert noise["seed"].n_unique() >= NOISE_DRAWS
     assert noise["value"].n_unique() == len(noise)
+
+
+def test_the_smooth_control_is_there_scores_zero_by_section_and_says_how_many_genes_it_would_trust(
+    by_section: Scores,
+) -> None:
+    smooth = by_section.scores.filter(pl.col("preset") == "smooth_noise")
+    assert by_section.controls == ("noise", "smooth_noise")
+    assert smooth.filter(pl.col("metric") == "pearson_mean")["seed"].n_unique() == SMOOTH_DRAWS
+    assert abs(by_section.mean("smooth_noise", "pearson_mean")) < 0.03
+    assert by_section.mean("smooth_noise", "trusted_share") <= 0.02
+
+
+def test_smooth_embeddings_predict_smooth_genes_between_training_spots_and_white_ones_do_not() -> None:
+    section = make_section("A", 1, signal=0.0)
+    xy_um = section.spots.xy_um
+    wave = np.exp(2 * np.sin(xy_um[:, :1] / 150) * np.cos(xy_um[:, 1:] / 150) * np.linspace(-1, 1, N_GENES))
+    counts = np.random.default_rng(3).poisson(100 * wave)
+    spots = replace(section.spots, counts=sparse.csr_matrix(counts.astype(np.float32)))
+    scores = evaluate_sections(
+        [replace(section, spots=spots)], ["mean"], split="random", genes=19, seeds=(0,)
+    )
+    assert scores.mean("smooth_noise", "pearson_mean") > 0.3
+    assert abs(scores.mean("noise", "pearson_mean")) < 0.1
 
 
 def test_summaries_follow_from_the_rows_of_single_genes(by_section: Scores) -> None:
@@ -203,12 +226,14 @@ def test_the_same_call_gives_the_same_numbers(three: list[Section], by_section: 
 def test_progress_counts_every_fit_once(three: list[Section]) -> None:
     seen: list[Progress] = []
     evaluate_sections(three, ["mean"], split="section", genes=5, seeds=(0,), on_progress=seen.append)
-    total = 3 * (1 + NOISE_DRAWS)
+    total = 3 * (1 + NOISE_DRAWS + SMOOTH_DRAWS)
     assert [progress.done for progress in seen] == list(range(total + 1))
     assert {progress.total for progress in seen} == {total}
 
 
-@pytest.mark.parametrize(("presets", "seeds"), [([], (0,)), (["noise"], (0,)), (["mean"], ())])
+@pytest.mark.parametrize(
+    ("presets", "seeds"), [([], (0,)), (["noise", "smooth_noise"], (0,)), (["mean"], ())]
+)
 def test_nothing_to_evaluate_is_refused(
     three: list[Section], presets: list[str], seeds: tuple[int, ...]
 ) -> None:
@@ -253,7 +278,7 @@ def test_scores_csv_alone_reproduces_the_table_of_the_page(by_section: Scores, t
     shown = {row[0]: row for row in page.cells if len(row) == len(header)}
     rows = pl.read_csv(tmp_path / "out" / "scores.csv")
     for metric, title in (("pearson_mean", "Pearson"), ("pearson_depth_adjusted", "depth-adjusted")):
-        for preset in ("ridge", "mean", "noise"):
+        for preset in ("ridge", "mean", "noise", "smooth_noise"):
             mine = rows.filter((pl.col("preset") == preset) & (pl.col("metric") == metric))
             seeds = mine.group_by("seed").agg(pl.col("value").mean())["value"]
             text = f"{seeds.mean():.3f} ± {seeds.std():.3f}"
@@ -279,7 +304,7 @@ def test_tables_hold_one_row_per_preset_fold_seed_and_gene(by_section: Scores, t
     write_evaluation(by_section, tmp_path)
     genes = pl.read_csv(tmp_path / "genes.csv")
     assert genes.columns[:6] == ["preset", "split", "fold", "seed", "gene", "pearson"]
-    assert len(genes) == 3 * 19 * (2 + 2 + NOISE_DRAWS)
+    assert len(genes) == 3 * 19 * (2 + 2 + NOISE_DRAWS + SMOOTH_DRAWS)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "differences.csv",
         "genes.csv",
@@ -348,18 +373,25 @@ while True:
 )
 
 
+@pytest.fixture(scope="module")
+def old_and_new(by_section: Scores, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two evaluations, in folders of their own."""
+    old, new = tmp_path_factory.mktemp("old"), tmp_path_factory.mktemp("new")
+    write_evaluation(by_section, old, made_with={"seed": 1})
+    halved = by_section.scores.with_columns(pl.col("value") / 2)
+    write_evaluation(replace(by_section, scores=halved), new, made_with={"seed": 2})
+    return old, new
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_a_kill_while_an_evaluation_is_replaced_never_leaves_a_page_with_tables_of_another(
-    by_section: Scores, tmp_path: Path, beside: bool
+    old_and_new: tuple[Path, Path], tmp_path: Path, beside: bool
 ) -> None:
     folder = tmp_path / "report"
     folder.mkdir()
     if beside:
         (folder / "mine.txt").write_text("mine")
-    halved = by_section.scores.with_columns(value=pl.col("value") / 2)
-    write_evaluation(by_section, tmp_path / "old", made_with={"seed": 1})
-    write_evaluation(replace(by_section, scores=halved), tmp_path / "new", made_with={"seed": 2})
-    command = [sys.executable, "-c", KILLED, folder, tmp_path / "old", tmp_path / "new"]
+    command = [sys.executable, "-c", KILLED, folder, *old_and_new]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     *killed, finished = done.stdout.splitlines()
     assert finished == "2 0"

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
+from featurestore.grid import PatchGrid, TokenGridSpec
 from histosge.data.sections import Patches, Section, Spots
 from histosge.data.spot_overlap import disc_overlap, spot_overlap
 from histosge.errors import SplitError
@@ -160,3 +161,33 @@ def test_taking_patches_and_spots_keeps_rows_and_columns_together() -> None:
     np.testing.assert_array_equal(few.overlap.toarray(), SECTION.overlap.toarray()[spots])
     np.testing.assert_array_equal(few.spots.xy_um, SECTION.spots.xy_um[spots])
     assert select_patches(SECTION, np.ones(len(SECTION.patches), dtype=bool)) is SECTION
+
+
+@pytest.mark.parametrize("overlap_px", [0, 20])
+def test_no_patch_gives_tokens_to_training_and_to_held_out_spots(overlap_px: int) -> None:
+    """A token sees all of its patch, so positions that share no pixel of their own may still share one."""
+    spec = TokenGridSpec.from_patches(1.0, 120 + overlap_px, 4, overlap_px=overlap_px)
+    grid = PatchGrid.for_slide((1900, 2100), 1.0, (1.0,), spec)
+    rows, cols = (index.ravel() for index in np.indices(grid.shape))
+    patches = Patches.on_grid("A", grid, rows, cols, np.zeros((len(rows), 3), np.float32))
+    assert (patches.patch_um, patches.receptive_um) == (30.0, 240.0 if overlap_px else 120.0)
+    spots = SECTION.spots
+    section = replace(SECTION, patches=patches, overlap=disc_overlap(spots.xy_um, SPOT_UM, patches))
+
+    def encoded(seen: Patches) -> np.ndarray:
+        canvas = np.zeros((2200, 2200), dtype=bool)
+        for row, col in {
+            (r // 4, c // 4) for r, c in zip(seen.rows.tolist(), seen.cols.tolist(), strict=True)
+        }:
+            y, x = row * spec.encoded.stride_px, col * spec.encoded.stride_px
+            canvas[y : y + spec.encoded.patch_px, x : x + spec.encoded.patch_px] = True
+        return canvas
+
+    n_tasks = 0
+    for task in Plan.from_sections([section], "block", 3).tasks([0]):
+        (trained,) = task.training()
+        ((held_out, _),) = task.held_out()
+        assert len(held_out.patches) > 0
+        assert not (encoded(trained.patches) & encoded(held_out.patches)).any()
+        n_tasks += 1
+    assert n_tasks == 4

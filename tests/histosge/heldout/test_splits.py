@@ -7,6 +7,7 @@ from scipy.spatial.distance import cdist
 
 from histosge.data.sections import Spots
 from histosge.errors import SplitError
+from histosge.heldout.lattice import lattice_parity
 from histosge.heldout.splits import (
     SPLITS,
     Fold,
@@ -50,7 +51,7 @@ def test_no_spot_is_trained_on_and_held_out(split: str) -> None:
         assert fold.n_test > 0
 
 
-@pytest.mark.parametrize("split", ["block", "section", "donor"])
+@pytest.mark.parametrize("split", ["block", "section", "donor", "checkerboard"])
 def test_every_spot_is_held_out_exactly_once(split: str) -> None:
     folds = make_folds(split, TWO, buffer_um=211)
     for part in TWO:
@@ -173,3 +174,58 @@ def test_a_donor_on_both_sides_is_refused() -> None:
     sections = [make_spots("A"), make_spots("B"), make_spots("C", donor="d2")]
     with pytest.raises(SplitError, match="trains on and holds out donor d1"):
         check_apart(make_folds("section", sections), sections, "donor")
+
+
+def lattice(kind: str, n_rows: int = 23, n_cols: int = 19) -> tuple[np.ndarray, np.ndarray]:
+    """Return positions on a turned and warped lattice of 101 um with a tenth missing, and each one's (row, col)."""
+    row, col = np.divmod(np.arange(n_rows * n_cols), n_cols)
+    if kind == "hexagonal":
+        plane = np.stack([col + 0.5 * (row % 2), row * np.sqrt(3) / 2], axis=1)
+    else:
+        plane = np.stack([col, row], axis=1).astype(float)
+    turn = np.array([[np.cos(0.4), -np.sin(0.4)], [np.sin(0.4), np.cos(0.4)]])
+    rng = np.random.default_rng(5)
+    # A stretch of 12 % from one end to the other moves the far end by two spots.
+    xy = (plane * (1 + 0.06 * plane / plane.max())) @ turn + rng.uniform(-0.05, 0.05, plane.shape)
+    keep = rng.random(len(xy)) > 0.1
+    return xy[keep] * 101.0, np.stack([row, col], axis=1)[keep]
+
+
+def test_a_checkerboard_alternates_on_a_turned_and_warped_lattice() -> None:
+    xy_um, place = lattice("square")
+    found = lattice_parity(xy_um)
+    assert found is not None
+    expected = place.sum(axis=1) % 2 != place[0].sum() % 2
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_on_a_hexagonal_lattice_four_of_six_neighbours_are_trained_on() -> None:
+    xy_um, _ = lattice("hexagonal")
+    found = lattice_parity(xy_um)
+    assert found is not None
+    assert 0.45 < found.mean() < 0.55
+    near = (cdist(xy_um, xy_um) < 1.3 * 101) & ~np.eye(len(xy_um), dtype=bool)
+    other = near & (found[:, None] != found)
+    inner = near.sum(axis=1) == 6
+    assert inner.sum() > 100
+    assert (other.sum(axis=1)[inner] == 4).all()
+
+
+def test_parts_that_do_not_touch_each_have_a_checkerboard_of_their_own() -> None:
+    xy_um, place = lattice("square")
+    away = place[:, 0] > 11
+    keep = (place[:, 0] != 11) & (place[:, 0] != 12)
+    xy_um = np.where(away[:, None], xy_um + 37.0, xy_um)[keep]
+    found, parity = lattice_parity(xy_um), place[keep].sum(axis=1) % 2
+    assert found is not None
+    for part in (away[keep], ~away[keep]):
+        assert len({*(found[part] ^ (parity[part] == 1))}) == 1
+
+
+def test_spots_on_no_lattice_have_no_checkerboard() -> None:
+    spots = make_spots("A")
+    scattered = replace(spots, xy_um=np.random.default_rng(3).uniform(0, 1500, spots.xy_um.shape))
+    with pytest.raises(
+        SplitError, match=r"section 'A' lie on no square or hexagonal lattice.*--split random"
+    ):
+        make_folds("checkerboard", [scattered])

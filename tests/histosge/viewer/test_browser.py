@@ -114,7 +114,10 @@ def test_a_gene_is_searched_by_keyboard_and_only_the_views_change(page: "Page", 
     assert page.locator("#genes").is_hidden()
     assert "BBB2 measured" in page.locator("#measured-legend").inner_text()
     assert "BBB2 predicted, log1p of counts per 10,000" in page.locator("#predicted-legend").inner_text()
-    assert "90 % prediction interval ± 0.25; trust 0.50" in page.locator("#about-gene").inner_text()
+    assert (
+        "90 % prediction interval (donors not considered) ± 0.25; trust 0.50"
+        in page.locator("#about-gene").inner_text()
+    )
     for name, pixels in before.items():
         now = _pixels(page, name)
         assert _change(_middle(pixels), _middle(now)) > 0.1
@@ -191,7 +194,7 @@ def test_the_half_width_at_a_patch_is_that_of_its_depth(page: "Page", address: s
     box = page.locator(PREDICTED).bounding_box()
     assert box is not None
     assert (
-        "80 % prediction interval ± 0.10 to ± 0.40, by predicted library size"
+        "80 % prediction interval (donors not considered) ± 0.10 to ± 0.40, by predicted library size"
         in page.locator("#about-gene").inner_text()
     )
     assert "was trained without spots of this slide" in page.locator("#notes").inner_text()
@@ -201,7 +204,8 @@ def test_the_half_width_at_a_patch_is_that_of_its_depth(page: "Page", address: s
     for share in np.linspace(0.05, 0.95, 19):  # depth grows from top to bottom
         page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * share)
         found = re.search(
-            r"row (\d+), column (\d+): AAA1 [\d.]+ ± ([\d.]+) \(80 % prediction interval\)", _readout(page)
+            r"row (\d+), column (\d+): AAA1 [\d.]+ ± ([\d.]+) \(80 % prediction interval \(donors not considered\)\)",
+            _readout(page),
         )
         if found is not None:  # on tissue
             stratum = strata[int(found[1]), int(found[2])]

@@ -70,14 +70,14 @@ def test_what_is_known_of_a_gene_comes_with_it_and_unknown_is_null(get: Get) -> 
     assert layer["half_widths"] == [[0.0], [0.25], [0.5], [0.75], [1.0]]
     assert layer["half_width_texts"][1] == "± 0.25"
     assert layer["trust"] == [0.9, 0.5, None, 0.1, 0.0]
-    assert layer["interval"] == "90 % prediction interval"
+    assert layer["interval"] == "90 % prediction interval (donors not considered)"
     assert not layer["strata"]
     assert get(f"data/{HERE}/layers/0/strata.i16").status == 404
 
 
 def test_half_widths_are_those_of_each_patch_s_predicted_depth(get: Get, world: World) -> None:
     layer = _json(get, f"data/{GONE}/layers/0/layer.json")
-    assert layer["interval"] == "80 % prediction interval"
+    assert layer["interval"] == "80 % prediction interval (donors not considered)"
     assert layer["half_width_texts"][2] == "± 0.30 to ± 1.20"
     strata = np.frombuffer(get(f"data/{GONE}/layers/0/strata.i16").body, "<i2").reshape(layer["shape"])
     stored = ExpressionStore.open(str(world.maps)).map("gone", GRID.key)

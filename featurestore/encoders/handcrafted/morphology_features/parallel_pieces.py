@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from featurestore.threads import one_torch_thread_here
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -23,6 +25,4 @@ def map_pieces(work: Callable[[T], R], pieces: Sequence[T]) -> Iterator[R]:
 # Kept for the life of the process, or every batch would pay for starting threads.
 @lru_cache
 def _pool(size: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(
-        size, thread_name_prefix="encode", initializer=torch.set_num_threads, initargs=(1,)
-    )
+    return ThreadPoolExecutor(size, thread_name_prefix="encode", initializer=one_torch_thread_here)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.expression.annotated_table import choose_counts, choose_rows
+from histosge.data.expression.annotation import Labels, labels_from
 from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.foreign_files import check_hdf5, reading
 from histosge.data.expression.layouts.space_ranger import VISIUM_NOTE, theoretical_visium_mpp
@@ -78,6 +79,13 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     )
     notes = (section_note, axes_note, counts_note, note, *left_out(xy_um, keep))
     return LoadedExpression(spots, "AnnData", mpp, tuple(note for note in notes if note))
+
+
+def annotation(path: Path, frame: SlideFrame, column: str) -> Labels:
+    """Read a column of ``obs`` for the spots of one section."""
+    data = _open(path)
+    chosen, _, _ = choose_rows(data.obs, list(_libraries(data.uns.get("spatial"))), path, frame)
+    return labels_from(data.obs[chosen], column, path)
 
 
 def _open(path: Path) -> Any:
@@ -156,5 +164,11 @@ def _stated_mpp(libraries: list[Mapping[str, Any]], path: Path) -> float | None:
 
 
 RECORD = ExpressionLayout(
-    "anndata", "an AnnData .h5ad or .zarr", recognises, read, order=10, has_sections=True
+    "anndata",
+    "an AnnData .h5ad or .zarr",
+    recognises,
+    read,
+    order=10,
+    has_sections=True,
+    annotation=annotation,
 )

@@ -1,0 +1,86 @@
+"""The command `samples`: a sample sheet from what is there."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from histosge_cli.console import Console, out
+from histosge_cli.places import output_file
+from histosge_cli.store_commands import Log, Overwrite, Quiet
+
+SOURCES = ("folder", "hest")
+FILTER = "Which samples (hest)"
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(samples)
+
+
+def _filter(name: str, example: str) -> typer.models.OptionInfo:
+    option: typer.models.OptionInfo = typer.Option(
+        name,
+        metavar="VALUE",
+        help=f"Only samples with this value, such as {example}.",
+        rich_help_panel=FILTER,
+    )
+    return option
+
+
+def samples(
+    source: Annotated[
+        Path, typer.Argument(metavar="SOURCE", help="A folder of slides, or a HEST-1k folder.")
+    ],
+    sheet: Annotated[
+        Path, typer.Argument(metavar="OUT.csv", callback=output_file, help="Sample sheet to write.")
+    ],
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="LAYOUT",
+            help="folder: slides, without expression; hest: HEST-1k as published (st, wsis, metadata, tissue_seg).",
+        ),
+    ] = "folder",
+    organ: Annotated[str | None, _filter("--organ", "Breast")] = None,
+    species: Annotated[str | None, _filter("--species", "'Homo sapiens'")] = None,
+    oncotree: Annotated[str | None, _filter("--oncotree", "IDC")] = None,
+    technology: Annotated[str | None, _filter("--technology", "Visium")] = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Write a sample sheet from what a folder holds.
+
+    Example: histosge samples hest_data idc.csv --from hest --oncotree IDC
+    """
+    from featurestore.earlier_results import staged_result
+    from featurestore.errors import SampleSheetError
+    from featurestore.slides.sample_sheet import read_samples
+    from featurestore.whole_file import check_output
+    from histosge.data.hest_folder import HestFilter, HestListing, list_hest, write_sheet
+
+    console = Console(quiet, log)
+    if layout not in SOURCES:
+        raise SampleSheetError(f"--from {layout[:40]!r} is unknown: choose one of {', '.join(SOURCES)}")
+    check_output(sheet)
+    chosen = HestFilter(organ, species, oncotree, technology)
+    if layout == "hest":
+        found = list_hest(source, chosen)
+    else:
+        if chosen.wanted:
+            raise SampleSheetError(
+                "a folder of slides has no metadata to choose by: leave the filters out, or give --from hest"
+            )
+        rows = [{"slide_id": row.slide_id, "slide": row.slide} for row in read_samples(source)]
+        empty = dict.fromkeys(("expression", "mpp", "donor", "mask"), "")
+        found = HestListing(tuple({**empty, **row} for row in rows), ())
+    for reason in found.left_out:
+        console.message(f"left out: {reason}")
+    with staged_result(sheet, overwrite=overwrite) as staged:
+        write_sheet(found, sheet, staged.path)
+    todo = "nothing to do, " if staged.was_there else ""
+    donors = len({row["donor"] or row["slide_id"] for row in found.rows})
+    skipped = f", {len(found.left_out)} left out" if found.left_out else ""
+    out.print(f"{sheet}: {todo}{len(found.rows)} slides of {donors} donors{skipped}", markup=False)

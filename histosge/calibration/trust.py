@@ -1,0 +1,77 @@
+"""Which genes to trust: a lower confidence limit of the correlation at spots that a model was fitted without.
+
+Genes that have nothing to do with the picture but are smooth in space must not pass. Three things see to that: the limit
+counts effective spots (`effective_spots`); in a lone section the correlation must also remain after what neighbouring
+training spots tell (`neighbour_prediction`); and with several donors a gene that fails in more than one of ten has none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histosge.calibration.effective_spots import pearson_lower_limit
+from histosge.calibration.neighbour_prediction import remove_explained
+from histosge.heldout.metrics import correlate
+
+Values = NDArray[np.float32]
+
+FAILING_DONORS = 0.1
+"""Share of held-out donors in which a trusted gene may correlate at or below zero."""
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """Held-out spots of all folds, predicted by the fits without them.
+
+    Parameters
+    ----------
+    truth, predicted
+        log1p(CP10k), ``(n_spots, n_genes)``.
+    xy_um
+        ``(n_spots, 2)`` microns.
+    label
+        Section within a fold, ``(n_spots,)``: correlations are taken within it.
+    fold, donor
+        Which fold held a spot out, and its donor's number, ``(n_spots,)``.
+    depth
+        Predicted, ``(n_spots,)``; None where the model predicts none.
+    from_neighbours
+        What the training spots beside held-out ones tell about them, ``(n_spots, n_genes)`` each; empty where nothing of a
+        held-out section is trained on.
+    """
+
+    truth: Values
+    predicted: Values
+    xy_um: NDArray[np.float64]
+    label: NDArray[np.int64]
+    fold: NDArray[np.int64]
+    donor: NDArray[np.int64]
+    depth: NDArray[np.float64] | None = None
+    from_neighbours: Sequence[NDArray[np.float64]] = ()
+
+
+def measure_trust(spots: OutOfFold) -> Values:
+    """Return each gene's trust, 0 to 1, ``(n_genes,)``."""
+    trust = pearson_lower_limit(spots.truth, spots.predicted, spots.xy_um, spots.label)
+    if spots.from_neighbours:
+        truth, predicted = (
+            remove_explained(values, spots.from_neighbours, spots.label)
+            for values in (spots.truth, spots.predicted)
+        )
+        # Both limits: the regression on what neighbours tell takes degrees of freedom that it does not account for.
+        trust = np.minimum(trust, pearson_lower_limit(truth, predicted, spots.xy_um, spots.label))
+    donors = np.unique(spots.donor)
+    if len(donors) > 1:
+        failing = np.mean([_pearson_of_donor(spots, donor) <= 0 for donor in donors], axis=0)
+        trust = np.where(failing > FAILING_DONORS, np.float32(0), trust)
+    return trust
+
+
+def _pearson_of_donor(spots: OutOfFold, donor: int) -> NDArray[np.float64]:
+    here = spots.donor == donor
+    pearson, _ = correlate(
+        spots.truth[here].astype(np.float64), spots.predicted[here].astype(np.float64), spots.label[here]
+    )
+    return pearson
