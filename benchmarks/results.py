@@ -381,12 +381,28 @@ def trust_block(record: Record) -> str:
     if any(name.startswith("fields on") for name in value):
         public = {label: f"fields on {{part}}, {{preset}}, {name}" for label, name in lengths.items()}
         lines += ["", *table("on the spots and `morphology` embeddings of", ("C2", "C2-C4"), public)]
+    public = []
+    if "public, as chosen: coverage" in value:
+        thirds = ("low", "middle", "high")
+        chosen, one = (
+            " / ".join(f"{value[f'public, {name}: {third} predicted depth']:.3f}" for third in thirds)
+            for name in ("as chosen", "one width")
+        )
+        public = [
+            (
+                f"On C2-C4, each held out, they cover {value['public, as chosen: coverage']:.3f}; by thirds of predicted "
+                f"depth, from the lowest, {chosen} (with one width per gene for all depths {one}). Of the 250 genes, "
+                f"{value['public: genes trusted, mean of folds']:.0%} are trusted, within donor C only."
+            )
+        ]
     lines += [
         "",
         (
             f"90 % intervals of `dense` cover {value['coverage_sections']:.3f} of the spots of synthetic sections that took "
-            f"no part, and {value['coverage_donors']:.3f} where limits are taken over donors."
+            f"no part, and {value['coverage_donors']:.3f} with at least 9 donors in the training, by limits "
+            "that are taken over donors."
         ),
+        *public,
         "",
         _source(record, "trust"),
     ]
