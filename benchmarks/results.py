@@ -390,8 +390,8 @@ def trust_block(record: Record) -> str:
         )
         public = [
             (
-                f"On C2-C4, each held out, they cover {value['public, as chosen: coverage']:.3f}; by thirds of predicted depth, "
-                f"from the lowest, {chosen} (with one width per gene for all depths {one}). Of the 250 genes, "
+                f"On C2-C4, each held out, they cover {value['public, as chosen: coverage']:.3f}; by thirds of predicted "
+                f"depth, from the lowest, {chosen} (with one width per gene for all depths {one}). Of the 250 genes, "
                 f"{value['public: genes trusted, mean of folds']:.0%} are trusted, within donor C only."
             )
         ]
