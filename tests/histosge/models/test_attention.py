@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
@@ -13,7 +14,7 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.heldout.metrics import correlate
 from histosge.models.attention import AttentionNetwork, TrainingWindows, Windows
-from histosge.models.dense_attention import AttentionEnsemble, DenseAttentionModel
+from histosge.models.dense_attention import AttentionEnsemble, DenseAttentionModel, lower_limit
 from histosge.models.linear_algebra import Standardiser
 from histosge.prediction.predict import predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
@@ -89,6 +90,16 @@ def test_without_structure_in_the_residuals_the_map_is_that_of_dense_to_the_bit(
     none = DenseAttentionModel.fit(flat, epochs=1)
     assert none.attention is None
     np.testing.assert_allclose(none.predict(patches), 3, rtol=1e-5)
+
+
+def test_networks_are_judged_by_the_interval_of_the_mean_over_parts() -> None:
+    gains = [0.02, 0.05, -0.01, 0.04, 0.03, 0.06]
+    interval = stats.ttest_1samp(gains, 0, alternative="greater").confidence_interval(0.95)
+    assert lower_limit(gains) == pytest.approx(interval.low)
+    # A loss on one of six parts does not forbid it; one large gain among three is no evidence.
+    assert lower_limit(gains) > 0
+    assert lower_limit([0.0, 0.067, 0.208]) < 0
+    assert lower_limit([0.0, 0.0, 0.0]) == lower_limit([0.3]) == 0
 
 
 def test_a_saved_one_predicts_the_same_bits_and_its_depth(curved: DenseAttentionModel) -> None:
