@@ -397,10 +397,13 @@ def trust_block(record: Record) -> str:
         public = [
             (
                 f"On C2-C4, each held out, they cover {value['public, as chosen: coverage']:.3f}; by thirds of predicted "
-                f"depth, from the lowest, {chosen} (with one width per gene for all depths {one}). Of the 250 genes, "
-                f"{value['public: genes trusted, mean of folds']:.0%} are trusted, within donor C only."
+                f"depth, from the lowest, {chosen} (with one width per gene for all depths {one})."
             )
         ]
+    # Records of before this was measured have no such figure.
+    if "public: genes trusted, mean of folds" in value:
+        share = value["public: genes trusted, mean of folds"]
+        public.append(f"Of the 250 genes there, {share:.0%} are trusted, within donor C only.")
     lines += [
         "",
         (
