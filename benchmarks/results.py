@@ -454,7 +454,10 @@ def token_accuracy_block(record: Record) -> str:
             else f"{value[key]:+.3f} [{value[f'{key}, low']:+.3f}, {value[f'{key}, high']:+.3f}]"
         )
         lines.append(f"| {label} | {' | '.join(cells)} | {gap} |")
-    return "\n".join([*lines, "", _source(record, "tokens_accuracy")])
+    gap = value["pearson_difference"]
+    verdict = "within" if gap >= -0.01 else "beyond"
+    lines += ["", f"Tokens alone lose {-gap:.3f}, {verdict} the target of 0.01.", ""]
+    return "\n".join([*lines, _source(record, "tokens_accuracy")])
 
 
 def donors_block(record: Record) -> str:
