@@ -50,10 +50,15 @@ class Result:
 
 def options(about: str | None) -> argparse.Namespace:
     """Read --quick and --json."""
+    return parser_of(about).parse_args()
+
+
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """Return a parser of --quick and --json, for a benchmark that has options of its own."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small case, in about half a minute")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
-    return parser.parse_args()
+    return parser
 
 
 def section(folder: Path, *, quick: bool) -> SyntheticSection:
@@ -77,14 +82,19 @@ def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
             f"  {result.what:42} {_shown(result.value):>9} {result.unit:14} {result.target:10} {verdict}".rstrip()
         )
     if to is not None:
-        document = {
-            "benchmark": benchmark,
-            "machine": machine(),
-            "commit": commit(),
-            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "results": [{**asdict(result), "met": result.met} for result in results],
-        }
-        to.write_text(json.dumps(document, indent=1) + "\n")
+        write(benchmark, results, to)
+
+
+def write(benchmark: str, results: Sequence[Result], to: Path) -> None:
+    """Write figures as JSON with the machine, commit and date."""
+    document = {
+        "benchmark": benchmark,
+        "machine": machine(),
+        "commit": commit(),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "results": [{**asdict(result), "met": result.met} for result in results],
+    }
+    to.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _shown(value: float | None) -> str:
@@ -100,9 +110,12 @@ def machine() -> str:
 
 
 def commit() -> str:
-    """Return the commit that is checked out."""
+    """Return the commit that is checked out; empty where that cannot be told."""
     here = Path(__file__).parent
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return ""  # a machine without git
     return asked.stdout.strip()

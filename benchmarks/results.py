@@ -1,6 +1,7 @@
 """The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
 
-python benchmarks/results.py [--parts demo,sections,ideas,donors,trust,paper] [--render] [--quick] [--json FILE]
+python benchmarks/results.py [--parts demo,sections,ideas,donors,tokens,codings,trust,paper] [--render] [--quick]
+    [--json FILE]
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
@@ -10,8 +11,11 @@ and writes nothing.
 Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
     sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
+    tokens    `python benchmarks/tokens.py`: positions per second of tokens and of overlapping patches
+    tokens_accuracy  the same command's held-out scores; 20 minutes, most of them for the overlapping patches
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
     donors    `python benchmarks/donors.py`: every preset on synthetic donors that training has not seen; about 20 minutes
+    codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
     trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
@@ -30,6 +34,8 @@ import calibration
 import donors
 import ideas
 import polars as pl
+import tokens
+from _codings import CODINGS, codings
 from _common import Result, commit, machine, report
 from _public import SPEC, public_sheet
 
@@ -125,9 +131,24 @@ def run_the_trust(folder: Path, quick: bool) -> Values:
     return {result.what: result.value for result in calibration.measure(quick=quick)}
 
 
+def run_the_tokens(folder: Path, quick: bool) -> Values:
+    """Time a grid of tokens beside overlapping patches."""
+    return {result.what: result.value for result in tokens.speedups(folder, quick=quick)}
+
+
+def run_the_token_accuracy(folder: Path, quick: bool) -> Values:
+    """Score a grid of tokens beside overlapping patches, on the public sections."""
+    return {result.what: result.value for result in tokens.accuracy(folder, quick=quick)}
+
+
 def run_the_paper(folder: Path, quick: bool) -> Values:
     """Score the published network on the public sections."""
     return _values(_evaluate_public(folder, ENCODERS[:1], ("paper",)))
+
+
+def run_the_codings(folder: Path, quick: bool) -> Values:
+    """Write the public sections' store in each coding, and score `dense` on it."""
+    return {result.what: result.value for result in codings(folder, quick=quick)}
 
 
 def _evaluate_public(folder: Path, encoders: tuple[str, ...], presets: tuple[str, ...]) -> Scores:
@@ -160,6 +181,9 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "sections": run_the_sections,
     "ideas": run_the_ideas,
     "donors": run_the_donors,
+    "tokens": run_the_tokens,
+    "tokens_accuracy": run_the_token_accuracy,
+    "codings": run_the_codings,
     "trust": run_the_trust,
     "paper": run_the_paper,
 }
@@ -321,6 +345,23 @@ def ideas_block(record: Record) -> str:
     return "\n".join(lines)
 
 
+def codings_block(record: Record) -> str:
+    """What each coding of embeddings takes, and what it loses."""
+    value = record["codings"]["values"]
+    lines = [
+        "| `--store-as` | size | write MB/s | read MB/s | 1 - cosine, mean / largest | held-out Pearson of `dense` |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {value[f'{name}: size']:.2f} | {value[f'{name}: write']:.0f} | {value[f'{name}: read']:.0f} | "
+        f"{abs(value[f'{name}: 1 - cosine, mean']):.1g} / {abs(value[f'{name}: 1 - cosine, largest']):.1g} | "
+        f"{value[f'{name}: held-out Pearson of dense']:.4f} |"
+        for name in CODINGS
+        if f"{name}: size" in value
+    ]
+    return "\n".join([*lines, "", _source(record, "codings")])
+
+
 def trust_block(record: Record) -> str:
     """How often smooth fields, and genes tied to morphology, are called trusted; what intervals cover."""
     value = record["trust"]["values"]
@@ -347,12 +388,28 @@ def trust_block(record: Record) -> str:
     if any(name.startswith("fields on") for name in value):
         public = {label: f"fields on {{part}}, {{preset}}, {name}" for label, name in lengths.items()}
         lines += ["", *table("on the spots and `morphology` embeddings of", ("C2", "C2-C4"), public)]
+    public = []
+    if "public, as chosen: coverage" in value:
+        thirds = ("low", "middle", "high")
+        chosen, one = (
+            " / ".join(f"{value[f'public, {name}: {third} predicted depth']:.3f}" for third in thirds)
+            for name in ("as chosen", "one width")
+        )
+        public = [
+            (
+                f"On C2-C4, each held out, they cover {value['public, as chosen: coverage']:.3f}; by thirds of predicted "
+                f"depth, from the lowest, {chosen} (with one width per gene for all depths {one}). Of the 250 genes, "
+                f"{value['public: genes trusted, mean of folds']:.0%} are trusted, within donor C only."
+            )
+        ]
     lines += [
         "",
         (
             f"90 % intervals of `dense` cover {value['coverage_sections']:.3f} of the spots of synthetic sections that took "
-            f"no part, and {value['coverage_donors']:.3f} where limits are taken over donors."
+            f"no part, and {value['coverage_donors']:.3f} with at least 9 donors in the training, by limits "
+            "that are taken over donors."
         ),
+        *public,
         "",
         _source(record, "trust"),
     ]
@@ -382,6 +439,45 @@ def donors_block(record: Record) -> str:
     return "\n".join([*lines, "", gain, "", _source(record, "donors")])
 
 
+def tokens_block(record: Record) -> str:
+    """Positions per second of tokens and of overlapping patches."""
+    value = record["tokens"]["values"]
+    lines = [
+        "| network, K | tokens, positions/s | overlapping patches, positions/s | ratio | target | limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in tokens.SPEEDS:
+        name = f"{case.network.removeprefix('timm:')}, K = {case.k}"
+        fine, overlap = value[f"{name}: tokens"], value[f"{name}: overlapping patches"]
+        lines.append(
+            f"| {name} | {fine:.1f} | {overlap:.2f} | {value[case.key]:.1f} | {case.target.removeprefix('>= ')} | "
+            f"{case.k**2} |"
+        )
+    return "\n".join([*lines, "", _source(record, "tokens")])
+
+
+def token_accuracy_block(record: Record) -> str:
+    """Held-out scores of tokens and of overlapping patches, by grid."""
+    value = record["tokens_accuracy"]["values"]
+    lines = [
+        "| Pearson / depth-adjusted | `ridge` | `dense` | `dense` - `dense` on overlapping patches |",
+        "|---|---|---|---|",
+    ]
+    for number, label in enumerate(tokens.grids(quick=False)):
+        cells = [
+            f"{value[f'{label}, {model}: Pearson']:z.3f} / {value[f'{label}, {model}: after depth']:z.3f}"
+            for model in tokens.MODELS
+        ]
+        key = "pearson_difference" if number == 1 else f"pearson_difference, {label}"
+        gap = (
+            ""
+            if number == 0
+            else f"{value[key]:+.3f} [{value[f'{key}, low']:+.3f}, {value[f'{key}, high']:+.3f}]"
+        )
+        lines.append(f"| {label} | {' | '.join(cells)} | {gap} |")
+    return "\n".join([*lines, "", _source(record, "tokens_accuracy")])
+
+
 _IDEAS = tuple(
     f"{prefix}{name}"
     for prefix in ideas.CHOICES
@@ -403,6 +499,9 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "encoders": (("sections",), encoders_block),
     "ideas": (("ideas",), ideas_block),
     "donors": (("donors",), donors_block),
+    "tokens": (("tokens",), tokens_block),
+    "tokens_accuracy": (("tokens_accuracy",), token_accuracy_block),
+    "codings": (("codings",), codings_block),
     "trust": (("trust",), trust_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""

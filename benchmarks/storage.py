@@ -1,6 +1,8 @@
-"""How embeddings should lie in a store: block size, chunk against shard, codec, concurrency.
+"""How embeddings should lie in a store: block size, chunk against shard, codec, concurrency, coding.
 
-    python benchmarks/storage.py [--quick] [--json FILE]
+    python benchmarks/storage.py [--quick] [--json FILE] [--part layouts|codings]
+
+The codings are those of `embed --store-as`, on the public sections with `morphology`.
 
 Embeddings of `morphology` and of a ViT-S/16 (random weights; 384 dims) of one slide, mixed in pairs until the grid is
 as large as a real one. Writes are one object at a time, as the embedding writes them; reads come from the page cache.
@@ -15,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from _common import Result, options, report, section
+from _codings import codings
+from _common import Result, parser_of, report, section
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from featurestore.embedding.embed import EmbedSettings, embed
@@ -52,18 +55,28 @@ LAYOUTS = (
 
 def main() -> None:
     """Measure."""
-    asked = options(__doc__)
-    side = 128 if asked.quick else 384
+    parser = parser_of(__doc__)
+    parser.add_argument("--part", choices=("layouts", "codings"), help="only this part")
+    asked = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        slide = section(folder, quick=True).slide
-        for key, dim in (("morphology", 164), ("timm:vit_small_patch16_224", 384)):
-            values = _embeddings(key, slide, folder, side)
-            assert values.shape == (side, side, dim)
-            for layout in LAYOUTS:
-                results += _measure(f"{key.split('_')[0]}, {layout.name}", layout, values, folder / "array")
+        if asked.part != "codings":
+            results += _layouts(Path(name), quick=asked.quick)
+        if asked.part != "layouts":
+            results += codings(Path(name), quick=asked.quick)
     report("storage", results, asked.json)
+
+
+def _layouts(folder: Path, *, quick: bool) -> list[Result]:
+    side = 128 if quick else 384
+    results = []
+    slide = section(folder, quick=True).slide
+    for key, dim in (("morphology", 164), ("timm:vit_small_patch16_224", 384)):
+        values = _embeddings(key, slide, folder, side)
+        assert values.shape == (side, side, dim)
+        for layout in LAYOUTS:
+            results += _measure(f"{key.split('_')[0]}, {layout.name}", layout, values, folder / "array")
+    return results
 
 
 def _embeddings(key: str, slide: Path, folder: Path, side: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from _common import Result, options, report, section
 from _pretrained import PRETRAINED, efficientnet_weights
-from _public import public_sheet
+from _public import SPEC, public_sheet
 
 from featurestore.embedding.block_task import embed_blocks
 from featurestore.embedding.embed import EmbedSettings, embed
@@ -116,6 +116,12 @@ def speedup(case: Speed, slide_file: Path, folder: Path, rounds: int) -> list[Re
     ]
 
 
+def speedups(folder: Path, *, quick: bool) -> list[Result]:
+    """Return positions per second of both sides, for every network."""
+    made = section(folder, quick=True)
+    return [result for case in SPEEDS for result in speedup(case, made.slide, folder, 3 if quick else 6)]
+
+
 OVERLAPPING = "overlapping patches"
 
 
@@ -124,6 +130,8 @@ def grids(*, quick: bool) -> dict[str, GridSpec]:
     tokens = TokenGridSpec.from_patches
     # 0.7 µm a pixel: patches of 157 µm, so that the network sees finer detail and less around it.
     variants = {
+        # The grid of the other figures of this network, three times as coarse.
+        "overlapping patches, every 56 µm": SPEC,
         "7 x 7 tokens + the patch's own vector": tokens(1.0, PATCH, 7, cls_token=True),
         "5 x 5 tokens, rim of 1": tokens(1.0, PATCH, 5, overlap_px=64),
         "5 x 5 tokens, rim of 1 + the patch's own vector": tokens(
@@ -192,13 +200,9 @@ def score(loaded: Mapping[str, Sequence[LoadedSection]]) -> list[Result]:
 def main() -> None:
     """Time both sides, then score them."""
     given = options(__doc__)
-    results = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        made = section(folder, quick=True)
-        for case in SPEEDS:
-            results += speedup(case, made.slide, folder, 3 if given.quick else 6)
-        results += accuracy(folder / "accuracy", quick=given.quick)
+        results = speedups(Path(name), quick=given.quick)
+        results += accuracy(Path(name) / "accuracy", quick=given.quick)
     report("tokens", results, given.json)
 
 

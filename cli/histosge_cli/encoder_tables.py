@@ -3,14 +3,18 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featurestore.encoders.loading import ENCODERS, canonical_key, load_encoder, takes_weights
 from featurestore.encoders.protocol import EncoderOptions
 from featurestore.encoders.records import EncoderRecord, find, records
 from featurestore.errors import EncoderError
+from featurestore.events import Progress
 from featurestore.grid import GridSpec
-from histosge_cli.console import out, table
+from histosge_cli.console import Console, out, table
+
+if TYPE_CHECKING:
+    from featurestore.encoders.verification.check import RecordCheck
 
 # One magnification is 0.45 to 0.5 microns per pixel from scanner to scanner; the next is a factor of 2 away.
 SCALE_TOLERANCE = 0.15
@@ -88,6 +92,9 @@ def _record_facts(record: EncoderRecord) -> dict[str, Any]:
         "parameters": record.parameters,
         "prefix tokens": record.prefix_tokens,
         **({} if record.positions is None else {"positions": record.positions.facts()}),
+        "published network": record.config
+        and {k: v for k, v in vars(record.config).items() if k != "source"},
+        "read in": record.config and record.config.source,
         "steps": record.preprocessing.steps(),
         "microns/px": list(record.mpp),
         "dtype on a GPU": record.dtype,
@@ -123,6 +130,67 @@ def golden(key: str, options: EncoderOptions) -> None:
     out.print(f"golden       {found.digest}", markup=False)
     out.print(f"first values {' '.join(f'{value:+.4f}' for value in found.first)}", markup=False)
     out.print(f"length       {found.norm:.4f}", markup=False)
+
+
+def check(key: str | None, *, as_json: bool) -> bool:
+    """Compare the records with the published networks, print a row for each, and return whether none disagrees.
+
+    Parameters
+    ----------
+    key
+        Only this encoder and its variants; None for all.
+    as_json
+        Print JSON in place of a table.
+
+    Raises
+    ------
+    EncoderError
+        If no record has this key, or transformers is needed and not installed.
+    """
+    from featurestore.encoders.verification.check import check_records
+
+    one = None if key is None else find(key)
+    if key is not None and one is None:
+        raise EncoderError(f"{key!r} has no record to check; see the keys with: histosge encoders")
+    chosen = [record for record in records().values() if one is None or record.name == one.name]
+    found = []
+    with Console().steps("compare") as on_progress:
+        for record, row in zip(chosen, check_records(chosen), strict=True):
+            found.append((record, row))
+            on_progress(Progress(len(found), len(chosen), record.key))
+    rows = [{**_published_facts(record), **_outcome(row)} for record, row in found]
+    if as_json:
+        out.print(json.dumps(rows), markup=False)
+    else:
+        table(tuple(rows[0]), (list(row.values()) for row in rows))
+    return all(row.agrees for _, row in found)
+
+
+def _published_facts(record: EncoderRecord) -> dict[str, Any]:
+    config = record.config
+    if config is None:
+        return {"key": record.key}
+    return {
+        "key": record.key,
+        "px": config.image_px,
+        "token px": config.patch_px,
+        "width": config.width,
+        "depth": config.depth,
+        "MLP": f"{config.mlp} SwiGLU" if config.swiglu else str(config.mlp),
+        "registers": config.registers,
+        "positions": config.positions or None,
+        "params": None if config.parameters is None else f"{config.parameters:.4f} M",
+    }
+
+
+def _outcome(row: "RecordCheck") -> dict[str, Any]:
+    same = None if row.tensors is None else f"{row.tensors} tensors equal"
+    return {
+        "compared with": row.oracle,
+        "at full size": row.misfit or same,
+        "cosine": None if row.cosine is None else f"{row.cosine:.6f}",
+        "agrees": {True: "yes", False: "NO"}[row.agrees] if row.tensors is not None else "not compared",
+    }
 
 
 def download(key: str, folder: Path) -> None:

@@ -1,11 +1,13 @@
 """Commands on models: train, predict, evaluate."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from histosge.errors import HistosgeError
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.places import (
     model_place,
@@ -15,12 +17,14 @@ from histosge_cli.places import (
     output_folder,
     readable_place,
     samples_place,
+    store_place,
 )
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.store_commands import Log, Overwrite, Quiet, StoreArg
 
 DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written", "While it runs"
 """Panels of the options."""
+Given = TypeVar("Given", str, Path)
 SamplesArg = Annotated[
     str,
     typer.Argument(
@@ -335,15 +339,56 @@ def predict(
         out.print(str(report), markup=False)
 
 
+def _is_bench(context: typer.Context) -> bool:
+    return context.params.get("bench") is not None
+
+
+def _given(context: typer.Context, parameter: typer.CallbackParam, value: Given | None) -> Given:
+    """Refuse a missing argument as the parser does: it is optional only because --bench needs fewer."""
+    if value is None:
+        raise HistosgeError(f"Missing argument {parameter.metavar!r}; see: {context.command_path} --help")
+    return value
+
+
+def _samples_of_evaluation(context: typer.Context, value: str) -> str:
+    return value if _is_bench(context) else samples_place(context, value)
+
+
+def _store_of_evaluation(
+    context: typer.Context, parameter: typer.CallbackParam, value: str | None
+) -> str | None:
+    return value if _is_bench(context) else store_place(context, _given(context, parameter, value))
+
+
+def _report_of_evaluation(
+    context: typer.Context, parameter: typer.CallbackParam, value: Path | None
+) -> Path | None:
+    return value if _is_bench(context) else output_folder(_given(context, parameter, value))
+
+
 def evaluate(
-    samples: SamplesArg,
-    store: StoreArg,
-    report_dir: Annotated[
-        Path,
+    samples: Annotated[
+        str,
         typer.Argument(
-            metavar="REPORT_DIR", callback=output_folder, help="Folder for report.html and its tables."
+            metavar="SAMPLES",
+            callback=_samples_of_evaluation,
+            help="Sample sheet (CSV, .xlsx) whose rows name slides and their expression.",
         ),
     ],
+    store: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="STORE", callback=_store_of_evaluation, help="Feature store, a folder or a URL."
+        ),
+    ] = None,
+    report_dir: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="REPORT_DIR",
+            callback=_report_of_evaluation,
+            help="Folder for report.html and its tables.",
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -372,6 +417,21 @@ def evaluate(
             help="Score as HEST-Benchmark does, in place of the presets.",
             rich_help_panel=TRAINING,
         ),
+    ] = None,
+    bench: Annotated[
+        Path | None,
+        typer.Option(
+            "--bench",
+            metavar="DIR",
+            # Before the arguments, whose meaning depends on it.
+            is_eager=True,
+            help="With --protocol hest: a folder of HEST-Benchmark; then only [STORE] REPORT_DIR are given.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option("--task", metavar="NAME", help="Of --bench, such as IDC.", rich_help_panel=DATA),
     ] = None,
     ablate: Annotated[
         bool,
@@ -415,6 +475,13 @@ def evaluate(
     from histosge_cli.score_table import print_scores
 
     console = Console(quiet, log)
+    if bench is not None or task is not None:
+        places = [place for place in (samples, store, report_dir) if place is not None]
+        _evaluate_bench(console, bench, task, protocol, places, encoder or [], overwrite=overwrite)
+        return
+    # The callbacks have refused what is missing.
+    assert store is not None
+    assert report_dir is not None
     names = tuple(p.strip() for p in presets.split(",") if p.strip())
     for name in names:
         find_own_class(name)
@@ -449,4 +516,40 @@ def evaluate(
     print_scores(scores)
     tables = ["scores.csv", "genes.csv", "differences.csv"]
     for name in ("report.html", *tables, *(["domains.csv"] if scores.domains is not None else [])):
+        out.print(str(report_dir / name), markup=False)
+
+
+def _evaluate_bench(
+    console: Console,
+    bench: Path | None,
+    task: str | None,
+    protocol: str | None,
+    places: Sequence[str | Path],
+    encoders: Sequence[str],
+    *,
+    overwrite: bool,
+) -> None:
+    """Score encoders on a task of HEST-Benchmark; `places` are the report's folder, and before it perhaps a store."""
+    from featurestore.encoders.loading import DEFAULT_ENCODER
+    from featurestore.location import as_url
+    from histosge.evaluation.hest_evaluation import PUBLISHED, BenchSettings, evaluate_bench
+    from histosge_cli.score_table import print_published, print_scores
+
+    if bench is None or task is None or protocol != "hest":
+        raise HistosgeError("--bench and --task belong together, with --protocol hest: give all three")
+    if len(places) > 2:
+        raise HistosgeError(
+            "with --bench the data are in its folder: give [STORE] REPORT_DIR alone, without SAMPLES"
+        )
+    report_dir, store = Path(places[-1]), as_url(str(places[0])) if len(places) == 2 else None
+    settings = BenchSettings(bench, task, tuple(encoders) or (DEFAULT_ENCODER,))
+    with console.steps("fits") as on_progress:
+        scores = evaluate_bench(settings, report_dir, store, overwrite=overwrite, on_progress=on_progress)
+    if scores.was_there:
+        out.print(
+            f"{report_dir}: nothing to do, these scores are of the same settings and inputs", markup=False
+        )
+    print_scores(scores)
+    print_published(scores, task, PUBLISHED)
+    for name in ("report.html", "scores.csv", "genes.csv", "differences.csv"):
         out.print(str(report_dir / name), markup=False)

@@ -1,5 +1,7 @@
 """Scores as a table on the terminal."""
 
+import polars as pl
+
 from histosge.evaluation.results import NOISE, NOISE_LIMIT, Scores
 from histosge_cli.console import out, table
 
@@ -50,6 +52,18 @@ def print_scores(scores: Scores) -> None:
         found = scores.mean(NOISE, "pearson_mean")
         out.print(
             f"warning: the noise control scores {found:.3f}, beyond ±{NOISE_LIMIT}: do not trust these figures"
+        )
+
+
+def print_published(scores: Scores, task: str, metric: str) -> None:
+    """Print the number of a benchmark's own protocol for each encoder: mean and standard deviation over its splits."""
+    for encoder in scores.encoders:
+        rows = scores.scores.filter((pl.col("metric") == metric) & (pl.col("encoder") == encoder))
+        values = rows["value"].to_numpy()
+        out.print(
+            f"HEST-Benchmark {task}, {encoder}: {values.mean():.4f} ± {values.std():.4f} over {len(values)} splits (its own "
+            "protocol)",
+            markup=False,
         )
 
 

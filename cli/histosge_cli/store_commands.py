@@ -185,6 +185,15 @@ def embed(
             rich_help_panel=DEVICE,
         ),
     ] = None,
+    store_as: Annotated[
+        str | None,
+        typer.Option(
+            "--store-as",
+            metavar="CODING",
+            help="How values are stored: float16 (default), or rounded to N bits: bitround:N or bitround:N+zstd.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -234,6 +243,7 @@ def embed(
         tissue="none" if no_tissue else tissue,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
+        store_as=store_as,
     )
     for remark in scale_remarks(keys, spec):
         console.message(remark)
@@ -411,6 +421,14 @@ def encoders(
             help="Embed a fixed image and print a short digest: equal on two machines if they agree.",
         ),
     ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Compare the records, or the one named, with the published networks, by stand-in files and other "
+            "implementations: minutes, no weights and no network needed.",
+        ),
+    ] = False,
     download: Annotated[
         Path | None,
         typer.Option("--download", metavar="DIR", help="Download the published weights into this folder."),
@@ -432,7 +450,10 @@ def encoders(
     from featurestore.encoders.protocol import EncoderOptions
     from histosge_cli import encoder_tables as show
 
-    if key is None:
+    if check:
+        if not show.check(key, as_json=as_json):
+            raise typer.Exit(1)
+    elif key is None:
         if golden or download is not None:
             raise typer.BadParameter("name the encoder: histosge encoders KEY --golden, or --download DIR")
         show.list_all(as_json=as_json)

@@ -28,6 +28,7 @@ from featurestore.slides.open_slide import mpp_difference
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.block_array import BlockArray
+from featurestore.storage.coding import Coding, parse_coding
 from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
@@ -60,6 +61,8 @@ class EmbedSettings:
         Patches in one stored object; on a token grid positions, rounded down to whole patches.
     weights
         ``(encoder key, file)`` of encoders that have files of their own; the others follow `options`.
+    store_as
+        How embeddings are coded, see `featurestore.storage.coding`; None for ``float16``, or as those that were begun.
     """
 
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
@@ -69,11 +72,18 @@ class EmbedSettings:
     retry_failed: bool = False
     block_shape: tuple[int, int] = DEFAULT_BLOCK
     weights: tuple[tuple[str, str], ...] = ()
+    store_as: str | None = None
+
+    @property
+    def coding(self) -> Coding | None:
+        """How embeddings are coded, if it is said."""
+        return None if self.store_as is None else parse_coding(self.store_as)
 
     def __post_init__(self) -> None:
         # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
         TISSUE_METHODS.get(self.tissue)
         check_spec(self.spec)
+        _ = self.coding  # refused here if there is none of that name
         tokens = self.spec if isinstance(self.spec, TokenGridSpec) else None
         object.__setattr__(self, "options", replace(self.options, tokens=tokens))
 
@@ -155,7 +165,11 @@ def plan_slide(
     stored = store.grid(slide_id, grid.spec.key)
     arrays = {
         key: store.add_embedding(
-            slide_id, grid, encoder.identity, whole_patches(settings.block_shape, grid.tokens)
+            slide_id,
+            grid,
+            encoder.identity,
+            whole_patches(settings.block_shape, grid.tokens),
+            coding=settings.coding,
         )
         for key, encoder in encoders.items()
     }

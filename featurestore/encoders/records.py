@@ -102,6 +102,47 @@ class Published:
 
 
 @dataclass(frozen=True)
+class PublishedConfig:
+    """The network as it was published, in figures of its own, not in timm's arguments.
+
+    Parameters
+    ----------
+    image_px, patch_px
+        Sides of the input of its training, and of one token.
+    width, depth, heads
+        Of the tokens; blocks; attention heads of a block.
+    mlp
+        Width of the MLP's first matrix; of both parts together where it is SwiGLU.
+    swiglu, layer_scale
+        Whether it has them.
+    registers
+        Tokens besides class and patches.
+    positions
+        Rows of the table of positions.
+    eps
+        Of its layer norms.
+    parameters
+        In millions, without classifier, pooler and mask token; None if unknown.
+    source
+        Where this was read.
+    """
+
+    image_px: int
+    patch_px: int
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    swiglu: bool = False
+    layer_scale: bool = False
+    registers: int = 0
+    positions: int = 0
+    eps: float = 1e-6
+    parameters: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class EncoderRecord:
     """One encoder in one variant.
 
@@ -133,6 +174,10 @@ class EncoderRecord:
         Of the published table of positions, where it is not that of the input.
     config_norm
         Mean and std that the repository's own config is known to give wrongly.
+    config
+        The published network in figures; None for a network that has no record of its own.
+    oracle
+        What `verification` compares the record with; empty where there is no other implementation at hand.
     title, licence, source
         For listings: what it is called and whose it is, its licence, and where these facts were read.
     is_default
@@ -154,6 +199,8 @@ class EncoderRecord:
     published: Published | None
     positions: Positions | None = None
     config_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    config: PublishedConfig | None = None
+    oracle: str = ""
     title: str = ""
     licence: str = ""
     source: str = ""
@@ -220,6 +267,8 @@ def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: st
         ),
         positions=Positions(**entry["positions"]) if "positions" in entry else None,
         config_norm=norm(entry["config_norm"]) if "config_norm" in entry else None,
+        config=PublishedConfig(**entry["config"], source=entry["config_source"]),
+        oracle=entry.get("oracle", ""),
         title=entry["title"],
         licence=entry["licence"],
         source=entry["source"],

@@ -27,6 +27,7 @@ from featurestore.encoders.records import TIMM_PREFIX, EncoderRecord, Preprocess
 from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.token_network import encode_groups, fit_groups, token_dim
 from featurestore.encoders.tokens import Groups
+from featurestore.encoders.uninitialised import without_initialisation
 from featurestore.encoders.variants import other_variant
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
@@ -50,7 +51,7 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
     _check_engine(record, options, device)
     groups = None if options.tokens is None else fit_groups(record, options.tokens)
     if record.package == "timm":
-        model = _build_random(record)
+        model = _build(record, options)
         check_against(record, model)  # before the download of gigabytes
         weights = _fill(model, record, options)
         network = _pooled(model.eval().to(device), record, options, groups)
@@ -59,8 +60,31 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
     else:
         path, weights = _weights(record, options)
         network = load_package(record, path, device)
+    facts = identity_facts(record, weights, precision, options.engine)
+    identity = EncoderIdentity(record.key, record.dim, facts)
+    if groups is not None:
+        identity = groups.identity(identity, token_dim(record))
+    preprocess = Preprocess(record.preprocessing, device)
+    casts = options.engine == "torch"
+    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts, batch=options.batch)
+
+
+def identity_facts(
+    record: EncoderRecord, weights: str, precision: str, engine: str = "torch"
+) -> dict[str, Any]:
+    """Return what decides the vectors of a record's encoder.
+
+    Parameters
+    ----------
+    record
+        What it is.
+    weights
+        What they are: ``sha256 ...`` of a file, or the seed of random ones.
+    precision, engine
+        Of the arithmetic, as they were chosen.
+    """
     # These names and values are hashed into the fingerprints that stores hold: none may change.
-    facts = {
+    return {
         "architecture": record.architecture or record.package,
         "arguments": record.arguments,
         "weights": weights,
@@ -71,14 +95,8 @@ def load_record(record: EncoderRecord, options: EncoderOptions) -> NetworkEncode
         # Left out where the table is that of the input, as in the first fingerprints.
         **({} if record.positions is None else {"positions": record.positions.facts()}),
         # Left out for torch, the only engine when the first fingerprints were stored.
-        **({} if options.engine == "torch" else {"engine": options.engine}),
+        **({} if engine == "torch" else {"engine": engine}),
     }
-    identity = EncoderIdentity(record.key, record.dim, facts)
-    if groups is not None:
-        identity = groups.identity(identity, token_dim(record))
-    preprocess = Preprocess(record.preprocessing, device)
-    casts = options.engine == "torch"
-    return NetworkEncoder(identity, network, preprocess, device, precision, casts=casts, batch=options.batch)
 
 
 def _check_engine(record: EncoderRecord, options: EncoderOptions, device: torch.device) -> None:
@@ -111,7 +129,7 @@ def timm_record(key: str) -> EncoderRecord:
         raise EncoderError(f"timm has no model {name!r}; near: {', '.join(near) or 'see timm.list_models()'}")
     try:
         # On the meta device: its shapes are needed, not its weights.
-        with torch.device("meta"):
+        with torch.device("meta"), without_initialisation():
             model = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
         raise EncoderError(f"timm has no weights called {name!r}: {first_line(error)}") from error
@@ -139,6 +157,14 @@ def timm_record(key: str) -> EncoderRecord:
         published=Published(hub, None, "model.safetensors", None, gated=False) if hub else None,
         source=f"timm {version('timm')}",
     )
+
+
+def _build(record: EncoderRecord, options: EncoderOptions) -> Any:
+    if options.random_weights and options.weights is None:
+        return _build_random(record)
+    # A file fills every weight: one that leaves any out is refused.
+    with without_initialisation():
+        return build(record)
 
 
 def _build_random(record: EncoderRecord) -> Any:

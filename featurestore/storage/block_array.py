@@ -18,18 +18,22 @@ import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 
 from featurestore.blocks import Block
 from featurestore.documents import DocumentError
 from featurestore.errors import StoreError, first_line
 from featurestore.location import Entry, Location
+from featurestore.storage.coding import Coding, parse_coding
 from featurestore.storage.layout import chunk_index
 from featurestore.storage.raw_read import CHECKSUM_BYTES, Cache, RawBlocks
 from featurestore.storage.stored_documents import check_bounds
 from featurestore.storage.zarr_metadata import ZARR_ERRORS, open_array
 
 Shape3 = tuple[int, int, int]
+CODING = "coding"
+"""Attribute of an array that is not stored as float16 values as they are."""
+FLOAT16 = Coding()
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}
 
 
@@ -69,8 +73,14 @@ class BlockArray:
         dtype: str,
         dims: tuple[str, str, str],
         attrs: dict[str, Any],
+        coding: Coding = FLOAT16,
     ) -> "BlockArray":
         """Create an empty array: unwritten blocks read as NaN.
+
+        Parameters
+        ----------
+        coding
+            How values are coded; it is recorded where it is not the default.
 
         Raises
         ------
@@ -84,11 +94,11 @@ class BlockArray:
             chunks=chunks,
             dtype=dtype,
             fill_value=float("nan"),
-            # The checksum, since without it a flipped byte is read silently. No compression: it saves a tenth, and costs
-            # half of the writing speed and some of the reading, see docs/results.md.
-            compressors=[Crc32cCodec()],
+            # The checksum, since without it a flipped byte is read silently. No compression unless it is asked for: of
+            # unrounded values it saves a tenth, and costs half of the writing speed, see docs/results.md.
+            compressors=coding.compressors,
             dimension_names=dims,
-            attributes=attrs,
+            attributes=attrs if coding == FLOAT16 else {**attrs, CODING: coding.name},
         )
         return cls(location, path, array)
 
@@ -139,19 +149,57 @@ class BlockArray:
     @cached_property
     def is_raw(self) -> bool:
         """Whether an object is its little-endian values, whole, and their CRC-32C: no more, no less."""
+        match self._codecs():
+            case (BytesCodec() as values, Crc32cCodec()):
+                return self._is_little_endian(values)
+        return False
+
+    @cached_property
+    def is_blosc(self) -> bool:
+        """Whether an object is its little-endian values, compressed by Blosc, and the CRC-32C of the compressed bytes."""
+        match self._codecs():
+            case (BytesCodec() as values, BloscCodec(), Crc32cCodec()):
+                return self._is_little_endian(values)
+        return False
+
+    def _codecs(self) -> tuple[Any, ...]:
+        """The codecs, of an array whose chunks are where format 3 has them by default."""
         metadata = self._array.metadata
         if metadata.zarr_format != 3 or metadata.chunk_key_encoding.to_dict() != _CHUNK_KEYS:
-            return False
-        match metadata.codecs:
-            case (BytesCodec(endian=endian), Crc32cCodec()):
-                return self.dtype.itemsize == 1 or getattr(endian, "value", endian) == "little"
-        return False
+            return ()
+        return tuple(metadata.codecs)
+
+    def _is_little_endian(self, codec: BytesCodec) -> bool:
+        return self.dtype.itemsize == 1 or getattr(codec.endian, "value", codec.endian) == "little"
+
+    @cached_property
+    def coding(self) -> Coding:
+        """How values are coded, as the array's attribute says.
+
+        Raises
+        ------
+        DocumentError
+            If the attribute names no coding.
+        """
+        name = self._array.attrs.get(CODING)
+        if name is None:
+            return FLOAT16
+        try:
+            return parse_coding(str(name))
+        except StoreError as error:
+            raise DocumentError(
+                f"{self.location.label}/{self.path} is damaged: attributes.{CODING}: {error}"
+            ) from error
 
     @property
     def has_checksum(self) -> bool:
         """Whether an object holds a checksum of its values, so that a flipped bit is not read as a value."""
-        # As text, since the codecs of a shard stand in the configuration of another.
-        return '"crc32c"' in json.dumps(self._array.metadata.to_dict().get("codecs", []), default=str)
+        return '"crc32c"' in self.codecs_text
+
+    @property
+    def codecs_text(self) -> str:
+        """The codecs as they stand in the metadata, in one text: those of a shard stand in another's configuration."""
+        return json.dumps(self._array.metadata.to_dict().get("codecs", []), default=str)
 
     def object_path(self, index: tuple[int, int], group: int = 0) -> str:
         """Return the path of one of a block's objects below the store's root."""
@@ -163,7 +211,7 @@ class BlockArray:
         return dict(self._array.attrs)
 
     def write(self, block: Block, values: NDArray[Any]) -> None:
-        """Write one block, whole, without reading.
+        """Write one block, whole, without reading; values are rounded where the array's coding says so.
 
         Parameters
         ----------
@@ -188,7 +236,7 @@ class BlockArray:
                 f"cannot write rows {block.rows}, cols {block.cols} as block {block.index}: "
                 f"that object starts at {start}; take blocks from plan_blocks()"
             )
-        values = values.astype(self.dtype, copy=False)
+        values = self.coding.round(values.astype(self.dtype, copy=False))
         if self.location.is_local and self.is_raw and not self._array.read_only:
             self._write_raw(block, values)
         else:

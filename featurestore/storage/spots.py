@@ -122,6 +122,36 @@ def add_spots(
     store.consolidate(slide_id)
 
 
+def read_spots(
+    store: Store, slide_id: str, spots: PatchSpots, identity: EncoderIdentity
+) -> NDArray[np.float16] | None:
+    """Return the stored vectors of patches, ``(n, dim)``; None if they are not there completely.
+
+    Raises
+    ------
+    IdentityMismatchError
+        If other patches, or another encoder's vectors, are stored under these names.
+    """
+    location = store.location
+    attrs = read_attrs(location, grid_path(slide_id, spots.key)).get("spots")
+    array = embedding_path(slide_id, spots.key, identity.key)
+    stored = read_attrs(location, array).get("encoder")
+    if not attrs or not stored:
+        return None
+    if (stored["key"], stored["fingerprint"]) != (identity.key, identity.fingerprint):
+        raise IdentityMismatchError(
+            f"{array} holds vectors of fingerprint {str(stored['fingerprint'])[:16]}, now {identity.key!r} has "
+            f"{identity.fingerprint[:16]}; give another store"
+        )
+    n = len(spots.x_um)
+    x, y = (read_array(location, f"{grid_path(slide_id, spots.key)}/{name}", (None,), "f") for name in "xy")
+    if not (np.array_equal(x, spots.x_um) and np.array_equal(y, spots.y_um)):
+        raise IdentityMismatchError(f"{array} is stored with other patches; give another store")
+    if set(_chunks(location, array)) != set(range(_count(n))):
+        return None  # a killed run
+    return np.asarray(read_array(location, array, (n, identity.dim), "f"), dtype=np.float16)
+
+
 class SpotsAttrs(msgspec.Struct, frozen=True):
     """Attributes ``spots`` of a group of patches that are on no grid."""
 

@@ -26,8 +26,9 @@ from featurestore.errors import (
 from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import RESERVED, check_new_name, check_segment, is_segment, slug
-from featurestore.storage.block_array import BlockArray
+from featurestore.storage.block_array import FLOAT16, BlockArray
 from featurestore.storage.choose_embedding import choose_embedding
+from featurestore.storage.coding import Coding
 from featurestore.storage.layout import (
     EMBEDDING,
     EMBEDDING_DIMS,
@@ -341,6 +342,7 @@ class Store:
         identity: EncoderIdentity,
         block_shape: tuple[int, int] = DEFAULT_BLOCK,
         attrs: Mapping[str, Any] | None = None,
+        coding: Coding | None = None,
     ) -> BlockArray:
         """Create an encoder's embedding array, or open the one that is there.
 
@@ -348,11 +350,13 @@ class Store:
         ----------
         attrs
             Attributes besides the encoder's identity; written only if the array is created.
+        coding
+            How values are coded; None for float16, or as the array that is there.
 
         Raises
         ------
         IdentityMismatchError
-            If what is stored under the encoder's slug was made by another encoder.
+            If what is stored under the encoder's slug was made by another encoder, or is coded otherwise.
         StoreError
             If the encoder's key cannot name a folder.
         """
@@ -361,7 +365,7 @@ class Store:
         stored = self._encoder_attrs(path)
         if stored is not None:
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
-            return self._open_embedding(path, grid)
+            return self._check_coding(self._open_embedding(path, grid), coding)
         if self.location.exists(f"{path}/c") and not self.location.exists(f"{path}/zarr.json"):
             # Blocks without an array: a run wrote them after `rm` had removed it. They would count as done, although
             # they may come from another encoder.
@@ -378,11 +382,22 @@ class Store:
                 dtype="float16",
                 dims=EMBEDDING_DIMS,
                 attrs={**(attrs or {}), "encoder": {**identity_attrs(identity)}},
+                coding=coding or FLOAT16,
             )
         except ContainsArrayError:  # another run created it since we looked: it must be the same encoder, too
             stored = self._encoder_attrs(path) or EncoderAttrs("-", 1, {}, "")
             self._check_encoder(stored, identity, slide_id, grid.spec.key)
-            return self._open_embedding(path, grid)
+            return self._check_coding(self._open_embedding(path, grid), coding)
+
+    def _check_coding(self, array: BlockArray, coding: Coding | None) -> BlockArray:
+        if coding is not None and array.coding != coding:
+            slide_id, grid_key, encoder_slug, _ = array.path.split("/")
+            raise IdentityMismatchError(
+                f"the embedding {array.path} is stored as {array.coding.name}, now it is to be {coding.name}; leave out "
+                f"--store-as to go on, or clear it with: histosge rm {self.location.label} --slide {slide_id} --grid "
+                f"{grid_key} --encoder {encoder_slug}"
+            )
+        return array
 
     def _open_embedding(self, path: str, grid: PatchGrid) -> BlockArray:
         array = BlockArray.open(self.location, path, read_only=False)

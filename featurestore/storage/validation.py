@@ -17,7 +17,7 @@ from featurestore.errors import AccessError, StoreError, first_line
 from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
-from featurestore.storage.block_array import BlockArray
+from featurestore.storage.block_array import CODING, BlockArray
 from featurestore.storage.layout import EMBEDDING_DIMS, FAILURES, GRID_ARRAYS, SPOTS, grid_path
 from featurestore.storage.spots import check_spots
 from featurestore.storage.store import Store, StoredGrid
@@ -204,6 +204,10 @@ def _check_embedding(
     if array.n_groups != 1:
         yield Problem(path, f"keeps a block in {array.n_groups} objects, should be 1", remove_it)
         return
+    is_compressed = '"blosc"' in array.codecs_text or '"zstd"' in array.codecs_text
+    if array.coding.compressed != is_compressed:
+        what = f"attributes.{CODING} is {array.coding.name}, and objects are {'' if is_compressed else 'not '}compressed"
+        yield Problem(path, what, remove_it)
     yield from check_array_objects(array, stored, EMBED_AGAIN, remove_it, deep=deep)
 
 
@@ -267,6 +271,9 @@ def _check_blocks(
         background = ~tissue[block.slices]
         if np.isfinite(values[background]).any():
             yield Problem(path, "background patches hold numbers; they should be NaN", replace_it)
+        if not array.coding.is_rounded(values):
+            what = f"holds values of more than the {array.coding.bits} bits that its coding has"
+            yield Problem(path, what, replace_it)
         if np.isinf(values).any():
             yield Problem(
                 path, f"{int(np.isinf(values).any(axis=2).sum())} patches hold infinity", replace_it

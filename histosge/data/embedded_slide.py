@@ -174,7 +174,8 @@ def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
     dim = parts[0][2].shape[1] if parts else slide.identity.dim
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32))
     rows, cols, embedding = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
-    return Patches.on_grid(slide.slide_id, slide.stored.grid, rows, cols, embedding)
+    share = (slide.stored.tissue[rows, cols] / np.float32(255)).astype(np.float32)
+    return Patches.on_grid(slide.slide_id, slide.stored.grid, rows, cols, embedding, share)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Gaussian-weighted moments of the embeddings around each patch, at several scales at once.
 
-Positions may be missing (background): a missing patch gets no weight, and weights are normalised over the patches
-that exist. A Gaussian on a grid is a product of two banded matrices, one along columns and one along rows; both are
-multiplied in float32, so standard deviations are taken of differences from a centre that is given.
+Positions may be missing (background): a missing patch gets no weight, a patch at the rim of the tissue as much as its
+share of tissue, and weights are normalised over the patches that exist. A Gaussian on a grid is a product of two banded
+matrices, one along columns and one along rows; both are multiplied in float32, so standard deviations are taken of
+differences from a centre that is given.
 
 Terms
     moment   mean or standard deviation of the embeddings, weighted by a Gaussian of the distance of a given sigma
@@ -26,6 +27,9 @@ from histosge.data.sections import Patches
 TRUNCATE = 3.0
 """Sigmas after which a Gaussian is cut off, which gives the halo: beyond lie 0.3 % of its weight along an axis."""
 KINDS = ("mean", "sd")
+RIM_SHARE = 0.5
+"""Share of tissue below which a patch lies at the rim. Its own embedding is that of background at least as much as of
+tissue, so that where the patch itself is wanted, the narrowest Gaussian around it is taken."""
 _MAX_LATTICE_BYTES = 64 << 20
 """Working memory of the features that are pooled together, about."""
 _FEATURES_AT_ONCE = 128
@@ -169,10 +173,15 @@ def sum_pooled(patches: Patches, sigmas_um: Sequence[float], of: Indices | None 
     for i, sigma_um in enumerate(sigmas_um):
         group = patches.embedding[:, i * n : (i + 1) * n]
         if sigma_um == 0:
-            total += group[of]
+            own = group[of]
+            rim = np.zeros(0, bool) if patches.tissue_share is None else patches.tissue_share[of] < RIM_SHARE
+            if rim.any() and lattice.bands:
+                lattice.fill(group, no_offset, filled[0])
+                own[rim] = lattice.mean(min(lattice.bands), filled)[rim]
+            total += own
         else:
             lattice.fill(group, no_offset, filled[0])
-            total += lattice.sum(sigma_um, filled)[0] * lattice.scale[sigma_um]
+            total += lattice.mean(sigma_um, filled)
     return total
 
 
@@ -194,6 +203,8 @@ class _Lattice:
         Positions of the wanted patches in the box, counted row by row; None where they fill it in order.
     bands, scale
         Per sigma: its Gaussian, and 1 / the weight of all existing patches around each wanted one, ``(n, 1)``.
+    share
+        Weight of each position, ``(*shape, 1)``; None where all patches have the same.
     """
 
     inner: tuple[int, int]
@@ -203,25 +214,38 @@ class _Lattice:
     box: Indices | None
     bands: "dict[float, _Band]"
     scale: dict[float, Values]
+    share: Values | None = None
 
     @classmethod
     def from_patches(cls, patches: Patches, sigmas_um: tuple[float, ...], of: Indices) -> Self:
         """Place patches on a lattice; the last few lattices are kept, as most windows of a slide have one shape."""
         rows, cols = ((at - at[of].min()).astype(np.int64) for at in (patches.rows, patches.cols))
         of = of.astype(np.int64)
+        share = patches.tissue_share
+        # Whole patches, as nearly all are: nothing is multiplied, and the bits stay those of equal weights.
+        if share is not None and (share == 1).all():
+            share = None
         in_strides = tuple(sigma_um / patches.stride_um for sigma_um in sigmas_um)
         if len(rows) > _MAX_CACHED_PATCHES:
-            return cls._from_positions(rows, cols, of, sigmas_um, in_strides)
-        return cls._from_bytes(rows.tobytes(), cols.tobytes(), of.tobytes(), sigmas_um, in_strides)
+            return cls._from_positions(rows, cols, of, share, sigmas_um, in_strides)
+        weights = b"" if share is None else share.astype(np.float32).tobytes()
+        return cls._from_bytes(rows.tobytes(), cols.tobytes(), of.tobytes(), weights, sigmas_um, in_strides)
 
     @classmethod
     @lru_cache(maxsize=8)
     def _from_bytes(
-        cls, rows: bytes, cols: bytes, of: bytes, sigmas_um: tuple[float, ...], in_strides: tuple[float, ...]
+        cls,
+        rows: bytes,
+        cols: bytes,
+        of: bytes,
+        weights: bytes,
+        sigmas_um: tuple[float, ...],
+        in_strides: tuple[float, ...],
     ) -> Self:
         # Arrays cannot be keys of a cache: their bytes can.
         arrays = [np.frombuffer(part, np.int64) for part in (rows, cols, of)]
-        return cls._from_positions(arrays[0], arrays[1], arrays[2], sigmas_um, in_strides)
+        share = np.frombuffer(weights, np.float32) if weights else None
+        return cls._from_positions(arrays[0], arrays[1], arrays[2], share, sigmas_um, in_strides)
 
     @classmethod
     def _from_positions(
@@ -229,6 +253,7 @@ class _Lattice:
         rows: Indices,
         cols: Indices,
         of: Indices,
+        share: Values | None,
         sigmas_um: tuple[float, ...],
         in_strides: tuple[float, ...],
     ) -> Self:
@@ -252,9 +277,10 @@ class _Lattice:
             {},
         )
         # The weights of the patches that exist: a pooled 1. Dividing by it keeps background from diluting a mean.
-        exists = lattice.fill(np.ones((len(rows), 1), np.float32), np.zeros(1, np.float32))[None]
-        scale = {sigma_um: np.float32(1) / lattice.sum(sigma_um, exists)[0] for sigma_um in bands}
-        return replace(lattice, scale=scale)
+        ones = np.ones(len(within), np.float32) if share is None else share
+        exists = lattice.fill(ones[:, None], np.zeros(1, np.float32))
+        scale = {sigma_um: np.float32(1) / lattice.sum(sigma_um, exists[None])[0] for sigma_um in bands}
+        return replace(lattice, scale=scale, share=None if share is None else exists)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -285,15 +311,22 @@ class _Lattice:
         self.fill(values, offset, filled[0])
         if squared:
             np.multiply(filled[0], filled[0], out=filled[1])
+        weighted = filled if self.share is None else np.multiply(filled, self.share, out=filled)
         for sigma_um in self.bands:
             kinds = [kind for other, kind in moments if other == sigma_um]
-            summed = self.sum(sigma_um, filled if "sd" in kinds else filled[:1])
+            summed = self.sum(sigma_um, weighted if "sd" in kinds else weighted[:1])
             summed *= self.scale[sigma_um]
             for kind in kinds:
                 yield (
                     Moment(sigma_um, kind),
                     summed[0] if kind == "mean" else _standard_deviation(summed[1], summed[0]),
                 )
+
+    def mean(self, sigma_um: float, filled: Values) -> Values:
+        """Return the weighted mean around each wanted patch, ``(n_wanted, n)``; the filled plane is overwritten."""
+        if self.share is not None:
+            np.multiply(filled, self.share, out=filled)
+        return np.asarray(self.sum(sigma_um, filled)[0] * self.scale[sigma_um])
 
     def sum(self, sigma_um: float, filled: Values) -> Values:
         """Return the weighted sum around each wanted patch, ``(n_planes, n_wanted, n)``, of each plane of the lattice."""

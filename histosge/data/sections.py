@@ -34,6 +34,9 @@ class Patches:
     token_um
         On a grid of tokens, the distance from which on two patches share no pixel, see
         `featurestore.grid.PatchGrid.receptive_um`; None where that is `patch_um`.
+    tissue_share
+        Share of each patch that is tissue, 0 to 1, ``(n_patches,)``, float32; None where it is not known, which counts
+        as 1. Neighbourhoods are pooled with it as weight.
     """
 
     slide_id: str
@@ -44,6 +47,7 @@ class Patches:
     patch_um: float
     origin_um: tuple[float, float] = (0.0, 0.0)
     token_um: float | None = None
+    tissue_share: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,10 +60,21 @@ class Patches:
         rows: NDArray[np.int64],
         cols: NDArray[np.int64],
         embedding: NDArray[np.float32],
+        tissue_share: NDArray[np.float32] | None = None,
     ) -> "Patches":
         """Return patches of a grid."""
         token_um = grid.receptive_um if grid.encoded is not grid else None
-        return cls(slide_id, rows, cols, embedding, grid.stride_um, grid.patch_um, grid.origin_um, token_um)
+        return cls(
+            slide_id,
+            rows,
+            cols,
+            embedding,
+            grid.stride_um,
+            grid.patch_um,
+            grid.origin_um,
+            token_um,
+            tissue_share,
+        )
 
     @property
     def receptive_um(self) -> float:
@@ -72,6 +87,12 @@ class Patches:
         # The first patch starts at the origin, so its centre is half a patch further, whatever the stride.
         steps = np.stack([self.cols, self.rows], axis=1).astype(np.float64)
         return np.asarray(steps * self.stride_um + self.patch_um / 2 + self.origin_um)
+
+    def take(self, index: NDArray[np.generic]) -> "Patches":
+        """Return some of the patches, by a mask or by indices."""
+        share = None if self.tissue_share is None else self.tissue_share[index]
+        rows, cols, embedding = self.rows[index], self.cols[index], self.embedding[index]
+        return replace(self, rows=rows, cols=cols, embedding=embedding, tissue_share=share)
 
     def with_embedding(self, embedding: NDArray[np.float32]) -> "Patches":
         """Return the same patches carrying other vectors."""

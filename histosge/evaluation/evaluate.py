@@ -28,6 +28,7 @@ from histosge.evaluation.runner import evaluate_sections
 from histosge.heldout.splits import SPLITS
 from histosge.models.estimators import ModelSource, check_numbers
 from histosge.reporting.page import Block
+from histosge.threads import one_blas_thread
 from histosge.training.made_with import (
     describe_genes,
     describe_preset,
@@ -123,6 +124,7 @@ class EvaluateSettings:
             find_methods(self.presets, self.split or self.default_split, lambda sections, _: tuple(sections))
 
 
+@one_blas_thread()
 def evaluate(
     samples: str | Path,
     store: str | Path,

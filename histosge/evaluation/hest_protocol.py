@@ -23,6 +23,7 @@ Terms
     noise                  `hest` on random embeddings
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -33,12 +34,16 @@ from numpy.typing import NDArray
 from featurestore.events import OnProgress, ignore_progress
 from histosge.data.genes import shared_genes
 from histosge.data.sections import Section, Spots
-from histosge.evaluation.methods import Method
+from histosge.evaluation.methods import DEPTH, FittedMethod, LibrarySizeMethod, Method
 from histosge.evaluation.results import NOISE, VARIANT, Scores
 from histosge.evaluation.runner import score_plan
 from histosge.evaluation.tasks import Plan, Task
+from histosge.heldout.splits import Fold, check_no_leak
 from histosge.models.linear_algebra import Standardiser, principal_axes
+from histosge.threads import one_blas_thread
 
+Parts = tuple[NDArray[np.floating], NDArray[np.floating]]
+"""Training and held-out rows."""
 GENES, COMPONENTS, ALPHA = 50, 256, 100.0
 TOLERANCE, ITERATIONS = 1e-4, 1000
 """Of LSQR: where it stops decides more than the penalty does. scikit-learn's default, and the benchmark's setting."""
@@ -114,26 +119,96 @@ class HestMethod:
         What it is, for the report.
     depth_normalised, training_genes
         Which quirk is corrected.
+    genes
+        The benchmark's own list; None chooses by its rule.
     """
 
     name: str = "hest"
     kind: str = "protocol"
     depth_normalised: bool = False
     training_genes: bool = False
+    genes: tuple[str, ...] | None = None
 
     def prepare(self, task: Task) -> Task:
         """Choose genes and targets the benchmark's way."""
+        if self.genes is not None:
+            task = task.with_genes(self.genes)
+            return task if self.depth_normalised else _with_log_counts(task)
         spots = task.training_spots() if self.training_genes else [s.spots for s in task.sections]
         task = task.with_genes(_most_variable(spots, task.sections))
         if self.depth_normalised:
             return task
-        return replace(task, targets=tuple(_log_counts(s.spots, task.genes) for s in task.sections))
+        return _with_log_counts(task)
 
     def fit(self, task: Task, epochs: int | None) -> HestModel:
         """Fit on training spots."""
         training = task.training()
         X = np.concatenate([s.overlap @ s.patches.embedding.astype(np.float64) for s in training])
         return HestModel.fit(X, np.concatenate([s.target for s in training]).astype(np.float64))
+
+
+@dataclass(frozen=True)
+class HestDepth:
+    """The oracle of library size, on the protocol's targets."""
+
+    genes: tuple[str, ...]
+    name: str = DEPTH
+    kind: str = LibrarySizeMethod.kind
+
+    def prepare(self, task: Task) -> Task:
+        """Return the task with log1p of raw counts for targets."""
+        return _with_log_counts(task.with_genes(self.genes))
+
+    def fit(self, task: Task, epochs: int | None) -> FittedMethod:
+        """Fit on the training spots' own totals."""
+        return LibrarySizeMethod().fit(task, epochs)
+
+
+@dataclass(frozen=True)
+class BenchPlan(Plan):
+    """A plan whose folds are given: the benchmark's own splits."""
+
+    published: tuple[Fold, ...] = ()
+
+    def folds(self, seed: int) -> tuple[Fold, ...]:
+        """Return the published splits, checked for leaks."""
+        check_no_leak(self.published, [section.spots for section in self.sections])
+        return self.published
+
+
+def published_score(X: Parts, Y: Parts, n_components: int = COMPONENTS) -> NDArray[np.float64]:
+    """Return the benchmark's Pearson of each gene on one split, ``(n_genes,)``, computed as its code does.
+
+    Over all held-out spots together, not within sections, and NaN where a prediction or a gene is constant.
+
+    Parameters
+    ----------
+    X, Y
+        Embeddings and log1p of raw counts, of the training and of the held-out spots.
+    """
+    from scipy.stats import ConstantInputWarning, pearsonr
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    # The seed is the benchmark's: for wide embeddings scikit-learn takes a randomised PCA.
+    n = min(n_components, *X[0].shape)
+    reduce = make_pipeline(StandardScaler(), PCA(n_components=n, random_state=1))
+    reduced = reduce.fit_transform(X[0]), reduce.transform(X[1])
+    # The benchmark rounds components to single precision as it makes tensors of them, and scikit-learn takes tensors to
+    # double again (1.9): LSQR in single precision stops elsewhere, which moved a score by 0.0001.
+    train, test = (np.ascontiguousarray(part, dtype=np.float32).astype(np.float64) for part in reduced)
+    alpha = ALPHA / (train.shape[1] * Y[0].shape[1])
+    ridge = Ridge(solver="lsqr", alpha=alpha, random_state=1, fit_intercept=False, max_iter=ITERATIONS)
+    predicted = ridge.fit(train, Y[0]).predict(test)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)
+        return np.array([pearsonr(Y[1][:, i], predicted[:, i])[0] for i in range(Y[1].shape[1])])
+
+
+def _with_log_counts(task: Task) -> Task:
+    return replace(task, targets=tuple(_log_counts(s.spots, task.genes) for s in task.sections))
 
 
 def _stopped_ridge(Z: NDArray[np.float64], Y: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
@@ -146,6 +221,7 @@ def _stopped_ridge(Z: NDArray[np.float64], Y: NDArray[np.float64], alpha: float)
     return np.asarray(ridge.fit(single, Y.astype(np.float32)).coef_.T, dtype=np.float64)
 
 
+@one_blas_thread()
 def score_hest(
     sections: Sequence[Section], split: str, *, on_progress: OnProgress = ignore_progress
 ) -> Scores:

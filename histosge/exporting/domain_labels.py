@@ -30,8 +30,9 @@ def domain_name(label: int) -> str:
 
 
 def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[np.int64]:
-    """Return a label per patch of the grid, ``(n_rows, n_cols)``; -1 where a patch has no values.
+    """Return a label per patch of the grid, ``(n_rows, n_cols)``; -1 where a patch has no values or lies at the rim.
 
+    Patches at the rim of the tissue are half background: k-means would make a domain of what they have in common.
     Components and centres come from a sample of patches; all are then assigned band by band. Label 0 is the
     largest domain. A map that holds domains gives its own.
 
@@ -49,9 +50,12 @@ def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[n
         labels[given] = stored[given]
         return labels
     rng = np.random.default_rng(seed)
+    inner = ~table.at_rim
+    # A map of nothing but rim, such as of a needle biopsy on a coarse grid, is cut as a whole.
+    inner = inner if inner.any() else np.ones(len(table), dtype=bool)
     # Each patch by itself with this probability: the sample then comes out of one pass over bands of any size.
     share = min(1.0, SAMPLE / len(table))
-    parts = [values[rng.random(len(values)) < share] for _, values in table.chunks()]
+    parts = [values[inner[rows] & (rng.random(len(values)) < share)] for rows, values in table.chunks()]
     sample = np.nan_to_num(np.concatenate(parts))
     mean, spread = sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
     # A gene that is constant here has no spread to divide by, so it gets weight 0.
@@ -69,8 +73,8 @@ def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[n
     for rows, values in table.chunks():
         flat[rows], _ = vq((np.nan_to_num(values.astype(np.float64)) - mean) @ projection, centres)
     # Numbered by size, so that the same domains get the same numbers and colours whatever centres k-means started from.
-    order = np.argsort(-np.bincount(flat, minlength=n), kind="stable")
-    labels[table.kept] = np.argsort(order)[flat]
+    order = np.argsort(-np.bincount(flat[inner], minlength=n), kind="stable")
+    labels[table.kept] = np.where(inner, np.argsort(order)[flat], -1)
     return labels
 
 

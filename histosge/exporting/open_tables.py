@@ -125,6 +125,7 @@ def table_of_map(stored: StoredMap, genes: Sequence[str] = (), others: MapArrays
         {key: str(value) for key, value in made_by.items()} | _facts(stored),
         {name: values for name, (dims, values) in extras.items() if dims == ("y", "x")},
         {name: values[list(columns)] for name, (dims, values) in extras.items() if dims == ("gene",)},
+        stored.tissue,
     )
 
 
@@ -175,7 +176,7 @@ def _other_arrays(location: Location, path: str, sizes: Mapping[str, int]) -> Ma
         node = check_node(document, document_label(location, f"{path}/{name}"))
         dims = tuple(node.dimension_names or ()) if isinstance(node, ArrayDocument) else ()
         # By dimension names: anything else (x, y, expression itself) is no value of a patch or of a gene.
-        if name not in ("tissue", "gene") and dims in (("y", "x"), ("gene",)):
+        if name not in ("tissue", "rim", "gene") and dims in (("y", "x"), ("gene",)):
             # The shape first: a lone array of another size belongs to nothing in the table, and may be of any size.
             found[name] = (
                 dims,
@@ -222,6 +223,7 @@ def _embeddings(url: str, selection: ExportSelection) -> list[PatchTable]:
                 {"encoder": identity.key, "fingerprint": identity.fingerprint},
                 {},
                 {},
+                stored.tissue,
             )
         )
     if not tables:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
+from histosge.prediction.expression_store import is_rim
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class PatchTable:
         Further values of each patch, ``(n_rows, n_cols)``, by name.
     per_column
         Further values of each chosen column, by name.
+    tissue
+        Share of each patch that is tissue, 0..255, ``(n_rows, n_cols)``; None where it is not known.
     """
 
     slide_id: str
@@ -56,6 +59,7 @@ class PatchTable:
     made_by: dict[str, str]
     per_patch: dict[str, NDArray[Any]]
     per_column: dict[str, NDArray[Any]]
+    tissue: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -68,6 +72,13 @@ class PatchTable:
         for block in self.planned:
             kept[block.slices] = np.isfinite(self.array.read_block(block, group=0)).any(axis=2)
         return kept
+
+    @property
+    def at_rim(self) -> NDArray[np.bool_]:
+        """Which kept patches are less than half tissue, ``(n,)``; none where that is not known."""
+        if self.tissue is None:
+            return np.zeros(len(self), dtype=bool)
+        return is_rim(self.tissue)[self.kept]
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:

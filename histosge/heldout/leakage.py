@@ -125,13 +125,7 @@ def select_patches(section: AnySection, keep: Mask) -> AnySection:
     # The usual case where whole slides are held out: nothing of a slide's size is copied.
     if keep.all():
         return section
-    patches: Patches = replace(
-        section.patches,
-        rows=section.patches.rows[keep],
-        cols=section.patches.cols[keep],
-        embedding=section.patches.embedding[keep],
-    )
-    return replace(section, patches=patches, overlap=section.overlap[:, keep])
+    return replace(section, patches=section.patches.take(keep), overlap=section.overlap[:, keep])
 
 
 def select_spots(section: Section, keep: Mask) -> Section:

@@ -7,7 +7,7 @@ conditioned.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
@@ -145,18 +145,12 @@ class CoveredPatches:
             first, last = number * _ROWS_AT_ONCE - halo, (number + 1) * _ROWS_AT_ONCE + halo
             near = np.flatnonzero((rows >= first) & (rows < last))
             in_band = band == number
-            values = predict(_take(self.patches, near))[np.searchsorted(near, self.index[in_band])]
+            values = predict(self.patches.take(near))[np.searchsorted(near, self.index[in_band])]
             # Only now is the number of genes known.
             if out is None:
                 out = np.empty((len(self.index), values.shape[1]), np.float32)
             out[in_band] = values
         return np.empty((0, 0), np.float32) if out is None else out
-
-
-def _take(patches: Patches, index: NDArray[np.int64]) -> Patches:
-    return replace(
-        patches, rows=patches.rows[index], cols=patches.cols[index], embedding=patches.embedding[index]
-    )
 
 
 def load_conditioned(

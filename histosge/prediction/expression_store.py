@@ -43,6 +43,7 @@ from featurestore.whole_file import is_partial, whole_folder
 from histosge.calibration.conformal import Intervals
 from histosge.calibration.depth_strata import DepthStrata, interval_bounds
 from histosge.calibration.wording import claim_text
+from histosge.data.gaussian_pooling import RIM_SHARE
 
 SPEC_NAME = "histosge-expression"
 SPEC_VERSION = 1
@@ -144,6 +145,14 @@ class StoredMap:
     def planned(self) -> list[Block]:
         """Return the blocks with tissue: those that exist once the map is complete."""
         return planned_blocks(self.is_tissue, self.array.block_shape)
+
+    @property
+    def is_rim(self) -> NDArray[np.bool_]:
+        """Which tissue patches lie at the rim: less than half of them is tissue, ``(n_rows, n_cols)``.
+
+        From `tissue`, so that it is known of maps of earlier versions, too.
+        """
+        return is_rim(self.tissue)
 
     @property
     def is_tissue(self) -> NDArray[np.bool_]:
@@ -329,6 +338,8 @@ class ExpressionStore:
             "x": (("x",), grid.x_um),
             "tissue": (("y", "x"), stored.tissue),
             "rgb": (("y", "x", "channel"), stored.rgb),
+            # The flag beside the share, so that nobody has to look up the threshold.
+            "rim": (("y", "x"), is_rim(stored.tissue).astype(np.uint8)),
             "gene": (("gene",), np.array(genes, dtype=np.dtypes.StringDType())),
         }
         if intervals is not None:
@@ -449,6 +460,11 @@ class ExpressionStore:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UnstableSpecificationWarning)
             return read_array(self.location, path, shape, kinds)
+
+
+def is_rim(tissue: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return which patches are tissue but less than half, from their shares 0..255; where models pool them differently."""
+    return np.asarray(is_tissue(tissue) & (tissue < RIM_SHARE * 255))
 
 
 def is_expression_store(url: PathOrUrl) -> bool:

@@ -39,7 +39,7 @@ from histosge.prediction.conditioning import ConditionedModel, load_conditioned
 from histosge.prediction.embedding_evidence import distance_from_training, evidence_sentences
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.prediction.slide_tasks import map_slides
-from histosge.threads import side_by_side, usable_cores
+from histosge.threads import one_blas_thread, side_by_side, usable_cores
 from histosge.training.saved_model import SavedModel, describe_fitted, embed_options, load_model
 
 _MAX_WORKING_BYTES = 1 << 30
@@ -170,7 +170,8 @@ def predict(
             raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
         sample = Sample(ids[0], "", str(condition_on))
         chosen = (slides[0].stored.grid.spec.key, slides[0].identity.key)
-        conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
+        with one_blas_thread():
+            conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     is_shared_out = settings.workers > 1 and len(ids) > 1
     if is_shared_out and folder is None:

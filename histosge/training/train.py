@@ -29,6 +29,7 @@ from histosge.models.estimators import ModelSource, NamedEstimator, check_number
 from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET
 from histosge.reporting.page import is_page_there
+from histosge.threads import one_blas_thread
 from histosge.training.made_with import (
     describe_genes,
     describe_preset,
@@ -88,6 +89,7 @@ class TrainSettings:
     stains: bool = False
 
 
+@one_blas_thread()
 def train(
     samples: str | Path,
     store: str | Path,

@@ -66,6 +66,18 @@ def test_the_widths_of_the_handcrafted_are_what_they_give(histosge: Histosge) ->
         assert rows[key]["dim"] == load_encoder(key).identity.dim
 
 
+def test_a_record_is_checked_against_the_published_network(histosge: Histosge) -> None:
+    ran = histosge("encoders", "lunit-s16", "--check", "--json")
+    assert ran.code == 0
+    (row,) = json.loads(ran.out)
+    assert (row["key"], row["compared with"], row["agrees"]) == ("lunit-s16", "plain-vit", "yes")
+    assert float(row["cosine"]) >= 0.9999
+    assert "1/1 lunit-s16" in ran.err
+    unknown = histosge("encoders", "colour", "--check")
+    assert unknown.code == 2
+    assert "no record to check" in unknown.err
+
+
 def _golden(histosge: Histosge, *options: object) -> dict[str, str]:
     ran = histosge("encoders", *options, "--golden")
     assert ran.code == 0

@@ -10,6 +10,7 @@ import pytest
 
 from featurestore.grid import TokenGridSpec
 from featurestore.storage.store import Store
+from histosge import Loader, LoadSettings
 from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
@@ -78,6 +79,17 @@ def test_spots_lie_on_the_positions_under_their_discs(
     patches = load_patches(open_embedded(opened, slide_id, key, None))
     assert (patches.patch_um, patches.stride_um, patches.receptive_um) == (16.0, 16.0, 80.0)
     assert np.allclose(patches.xy_um[:, 0], 8 + 16 * patches.cols)
+    # Streamed, each position comes once, with the vector that it has in the store.
+    known = dict(
+        zip(zip(patches.rows.tolist(), patches.cols.tolist(), strict=True), patches.embedding, strict=True)
+    )
+    seen = set()
+    for slide, rows, cols, embedding in Loader(store, settings=LoadSettings(batch=64, seed=0)):
+        for i in np.flatnonzero(slide == 0):
+            place = int(rows[i]), int(cols[i])
+            assert np.array_equal(embedding[i].astype(np.float32), known[place])
+            seen.add(place)
+    assert seen == set(known)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import zarr
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import (
@@ -31,7 +32,8 @@ from histosge.data.section_loading import Selection, load_sections, training_sec
 from histosge.data.sections import Patches
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.errors import ExpressionError, ModelError
-from histosge.exporting.formats.anndata_files import write_h5ad
+from histosge.exporting.domain_labels import domain_labels
+from histosge.exporting.formats.anndata_files import annotated, write_h5ad
 from histosge.exporting.open_tables import table_of_map
 from histosge.models.registry import load_preset
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
@@ -620,6 +622,25 @@ def test_a_slide_of_another_donor_gets_no_claim_but_how_far_its_embeddings_lie(
     assert f"{stored.embedding_distance:.2f} standard deviations" in result.note
     # The slide that was trained on needs no such evidence.
     assert predict(chain.store, chain.model("dense"), chain.out("dense"))[0].note == ""
+
+
+def test_patches_with_less_than_half_tissue_are_flagged_in_the_map_and_left_out_of_domains(
+    chain: Chain,
+) -> None:
+    stored = _map(chain.out("dense"))
+    share = Store.open(chain.store).grid("S1", GRID.key).tissue / 255
+    wanted = (share >= 0.1) & (share < 0.5)
+    assert 0.02 < wanted.sum() / stored.is_tissue.sum() < 0.5
+    np.testing.assert_array_equal(stored.is_rim, wanted)
+    flag = zarr.open_array(f"{chain.out('dense')}/S1/{GRID.key}/rim", mode="r")[...]
+    np.testing.assert_array_equal(flag, wanted)
+    table = table_of_map(stored)
+    obs = annotated(table).obs
+    np.testing.assert_allclose(obs["tissue"], share[stored.is_tissue], rtol=1e-6)
+    np.testing.assert_array_equal(obs["rim"], wanted[stored.is_tissue])
+    labels = domain_labels(table, 3)
+    assert (labels[wanted] == -1).all()
+    assert set(labels[stored.is_tissue & ~wanted]) == {0, 1, 2}
 
 
 def test_python_gives_bounds_beside_every_prediction(chain: Chain, patches: Patches) -> None:

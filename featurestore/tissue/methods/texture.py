@@ -4,10 +4,12 @@ The local spread of optical density does not depend on the brightness of the gla
 """
 
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from featurestore.tissue.overview import Overview
 from featurestore.tissue.tissue_method import TissueMethod
@@ -63,13 +65,19 @@ def texture_mask(
     green = density[..., 1]
     side = _odd_side(settings.texture_um / mpp)
     textured = _local_sd(green, side) > settings.texture_od
-    dense = (ndimage.uniform_filter(density[..., 0], side) > settings.dense_od) & (
-        ndimage.uniform_filter(green, side) > settings.dense_od
+    dense = (_ndimage().uniform_filter(density[..., 0], side) > settings.dense_od) & (
+        _ndimage().uniform_filter(green, side) > settings.dense_od
     )
     # Grown from the texture: a smooth dark area that touches none (a frame, an air bubble) is no tissue.
-    mask = ndimage.binary_propagation(textured, mask=textured | dense)
+    mask = _ndimage().binary_propagation(textured, mask=textured | dense)
     mask = _close_gaps(mask, _odd_side(settings.close_um / mpp))
     return _drop_small_regions(mask, settings.hole_um2 / mpp**2, settings.speck_um2 / mpp**2)
+
+
+@cache
+def _ndimage() -> Any:
+    # Here, since the registry loads this module to list the methods, and scipy.ndimage takes half a second.
+    return import_module("scipy.ndimage")
 
 
 def _odd_side(pixels: float) -> int:
@@ -80,22 +88,22 @@ def _odd_side(pixels: float) -> int:
 def _local_sd(values: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     # In double: the difference of two nearly equal means is what counts here.
     values = values.astype(np.float64)
-    mean = ndimage.uniform_filter(values, side)
-    variance = ndimage.uniform_filter(values**2, side) - mean**2
+    mean = _ndimage().uniform_filter(values, side)
+    variance = _ndimage().uniform_filter(values**2, side) - mean**2
     return np.asarray(np.sqrt(np.maximum(variance, 0)), dtype=np.float32)
 
 
 def _close_gaps(mask: NDArray[np.bool_], side: int) -> NDArray[np.bool_]:
     # Padded, or erosion would eat tissue that runs off the slide.
     padded = np.pad(mask, side, mode="edge")
-    closed = ndimage.binary_closing(padded, np.ones((side, side), bool))
+    closed = _ndimage().binary_closing(padded, np.ones((side, side), bool))
     return np.asarray(closed[side:-side, side:-side] | mask)
 
 
 def _drop_small_regions(mask: NDArray[np.bool_], hole_px: float, speck_px: float) -> NDArray[np.bool_]:
     # Holes first: a ring whose hole is filled may be large enough to be no speck.
     for target, smallest, becomes in ((False, hole_px, True), (True, speck_px, False)):
-        labels, count = ndimage.label(mask == target)
+        labels, count = _ndimage().label(mask == target)
         sizes = np.bincount(labels.ravel(), minlength=count + 1)
         # A slide smaller than a speck is judged by itself.
         small = sizes < min(smallest, mask.size / 4)

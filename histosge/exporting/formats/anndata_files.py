@@ -85,6 +85,10 @@ def annotated(table: PatchTable) -> Any:
         {"row": table.rows, "col": table.cols, "x_um": xy_um[:, 0], "y_um": xy_um[:, 1]},
         index=pd.Index(table.ids),
     )
+    if table.tissue is not None:
+        # Patches at the rim are half background: whoever clusters or averages may leave them out.
+        obs["tissue"] = (table.tissue[table.kept] / 255).astype(np.float32)
+        obs["rim"] = table.at_rim
     for name, values in table.per_patch.items():
         obs[name] = values[table.kept]
     var = pd.DataFrame(dict(table.per_column), index=pd.Index(list(table.names)))

@@ -10,8 +10,9 @@ import torch
 
 from featurestore.encoders.architecture import build, check_against, check_config, pool
 from featurestore.encoders.loading import canonical_key, load_encoder
-from featurestore.encoders.protocol import EncoderOptions
+from featurestore.encoders.protocol import EncoderIdentity, EncoderOptions
 from featurestore.encoders.records import EncoderRecord, find, records
+from featurestore.encoders.vision import identity_facts
 from featurestore.errors import EncoderError
 
 BUILT_BY_TIMM = [record for record in records().values() if record.package == "timm"]
@@ -163,3 +164,35 @@ def test_a_file_of_another_variant_names_the_record_that_it_fits(tmp_path: Path)
     assert "hibou-b" in message.partition("the file fits --encoder ")[2]
     assert "h0-mini" in message.partition("the file fits --encoder ")[2]  # the same shapes, named alike
     assert "phikon" not in message.partition("the file fits --encoder ")[2]
+
+
+STORED = {
+    "uni": "883b873bc48d335b",
+    "uni2-h": "cde36d94cbac43a8",
+    "virchow": "21100a0a5b6fc53a",
+    "virchow@cls": "1403c33aa02c28e6",
+    "virchow2": "aa8dc67c5b703f93",
+    "virchow2@cls": "fe67c1feb43aed0f",
+    "gigapath": "e6c0fa21146a59ed",
+    "h-optimus-0": "e119c70e76cfefc6",
+    "h-optimus-1": "e119c70e76cfefc6",
+    "h0-mini": "476318712d618551",
+    "h0-mini@cls+mean": "1957228625c7b6f8",
+    "phikon": "0c3bfddf339b60d6",
+    "phikon-v2": "4755a25e536dac89",
+    "kaiko-s8": "10184cda742169d6",
+    "kaiko-s16": "afffe1951cbe22c2",
+    "kaiko-b8": "a118aca94088de28",
+    "kaiko-b16": "a55a7b21103bea1b",
+    "conch": "4f994e61a64cd97f",
+    "conch-v1.5": "9ffe7bc624bc149b",
+    "gpfm": "ea870c487d254cb5",
+}
+"""Beginnings of the fingerprints that stores of the first records hold, for weights called "w" in fp32."""
+
+
+def test_the_fingerprints_in_stores_stay_what_they_are() -> None:
+    for key, beginning in STORED.items():
+        record = records()[key]
+        identity = EncoderIdentity(key, record.dim, identity_facts(record, "w", "fp32"))
+        assert identity.fingerprint.startswith(beginning), key

@@ -363,8 +363,11 @@ def test_geojson_is_in_level_0_pixels_with_qupath_s_fields(tmp_path: Path) -> No
 def test_k_means_domains_follow_the_expression(made: Made) -> None:
     (table,) = open_tables(made.maps, ExportSelection(["A"], ["row"]))  # 0 left of 300 µm, 2 right of it
     labels = domain_labels(table, 2)
-    right = table.xy_um[:, 0] > 300
-    found = labels[table.rows, table.cols]
+    found, rim = labels[table.rows, table.cols], table.at_rim
+    # Half background: they belong to no domain.
+    assert 0 < rim.mean() < 0.5
+    assert (found[rim] == -1).all()
+    found, right = found[~rim], table.xy_um[~rim, 0] > 300
     assert len(set(found[right])) == len(set(found[~right])) == 1
     assert set(labels.ravel().tolist()) == {-1, 0, 1}
     assert (found == 0).sum() >= (found == 1).sum()

@@ -5,17 +5,22 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import pytest
 from killed_steps import COUNT_STEPS
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.errors import EarlierResultError
 from featurestore.grid import GridSpec
+from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
+from histosge.models.protocol import Model
+from histosge.models.registry import load_preset
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import CONFIG, WEIGHTS, load_model
 from histosge.training.train import TrainSettings, train
@@ -205,3 +210,22 @@ def test_a_kill_at_any_step_of_replacing_a_model_leaves_the_old_or_the_new_one(
     assert lines[-1] == "finished 5"
     # Both are seen, so some kills came before the replacement and some after it.
     assert set(lines[:-1]) == {"killed 3", "killed 5"}
+
+
+class _CountsThreads:
+    """A model that is the mean, and keeps how many threads products of matrices had while it was fitted."""
+
+    name = "threads"
+    threads: ClassVar[set[int]] = set()
+
+    def fit(self, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Model:
+        self.threads.update(info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas")
+        return load_preset("mean").fit(sections)
+
+
+def test_a_model_is_fitted_with_one_thread_for_products_of_matrices(cohort: Cohort, tmp_path: Path) -> None:
+    """Several would wait for each other at every small product, most of all where other processes run."""
+    with threadpool_limits(2, user_api="blas"):
+        train(*cohort, tmp_path / "model", replace(SETTINGS, preset=_CountsThreads()))
+        after = {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+    assert (_CountsThreads.threads, after) == ({1}, {2})
