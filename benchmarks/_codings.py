@@ -22,6 +22,7 @@ from histosge.synthetic import SyntheticSpec, make_cohort
 
 CODINGS = (
     "float16",
+    "bitround:10+zstd",
     "bitround:7",
     "bitround:8+zstd",
     "bitround:7+zstd",

@@ -725,13 +725,15 @@ def test_on_s3_a_tree_costs_a_constant_number_of_requests_a_slide(s3: Proxy) -> 
 
 
 def _write_maps(url: str, out: str, spec: GridSpec) -> None:
-    """Maps of two made-up genes on the grids of a store."""
+    """Maps of four genes, drawn at random, on the grids of a store."""
     store, maps, rng = Store.open(url), ExpressionStore.open_or_create(out), np.random.default_rng(3)
     for slide_id in store.slide_ids():
         stored = store.grid(slide_id, spec.key)
-        array = maps.add_map(stored, ("ERBB2", "CD3E"), (16, 16), {"model": "m", "encoder": "e"}).array
+        array = maps.add_map(
+            stored, ("ERBB2", "CD3E", "EPCAM", "COL1A1"), (16, 16), {"model": "m", "encoder": "e"}
+        ).array
         for block in stored.planned((16, 16)):
-            values = rng.gamma(2, 0.5, (*block.shape, 2))
+            values = rng.gamma(2, 0.5, (*block.shape, 4))
             values[~stored.is_tissue[block.slices]] = np.nan
             array.write(block, values)
 
