@@ -82,14 +82,19 @@ def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
             f"  {result.what:42} {_shown(result.value):>9} {result.unit:14} {result.target:10} {verdict}".rstrip()
         )
     if to is not None:
-        document = {
-            "benchmark": benchmark,
-            "machine": machine(),
-            "commit": commit(),
-            "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "results": [{**asdict(result), "met": result.met} for result in results],
-        }
-        to.write_text(json.dumps(document, indent=1) + "\n")
+        write(benchmark, results, to)
+
+
+def write(benchmark: str, results: Sequence[Result], to: Path) -> None:
+    """Write figures as JSON with the machine, commit and date."""
+    document = {
+        "benchmark": benchmark,
+        "machine": machine(),
+        "commit": commit(),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "results": [{**asdict(result), "met": result.met} for result in results],
+    }
+    to.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _shown(value: float | None) -> str:

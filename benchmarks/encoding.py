@@ -4,8 +4,8 @@
 
 Both sides run the same timm network with the same random weights in the same arithmetic on the same patches, in turn,
 and the best of three counts. The bare loop has its batches normalised and on the device before the clock starts; the
-encoder starts from bytes. On a machine with a GPU the architectures of UNI and UNI2-h are measured as well, alone and
-from a slide file.
+encoder starts from bytes. Sizes of a pass are compared, too. On a machine with a GPU the architectures of UNI and UNI2-h
+are measured as well; `gpu.py` has them from a slide file.
 """
 
 import tempfile
@@ -29,6 +29,7 @@ from featurestore.grid import GridSpec
 SMALL, TINY = "timm:vit_small_patch16_224", "timm:vit_tiny_patch16_224"
 GPU_KEYS = ("uni", "uni2-h")
 GPU_BATCHES = (64, 128, 256)
+CPU_BATCHES = (4, 8, 16, 32, 64)
 TIMES = 3
 
 
@@ -40,14 +41,12 @@ def main() -> None:
     results = []
     for key in keys:
         results += share_of_bare(key, device, quick=asked.quick)
+    results += batch_sizes(TINY if asked.quick else SMALL, device)
     results += differences(TINY if asked.quick else SMALL, device)
     if device.type == "cpu":
         results += engines(TINY if asked.quick else SMALL, quick=asked.quick)
     with tempfile.TemporaryDirectory() as name:
         results += one_pass(Path(name), device, quick=asked.quick)
-        if device.type == "cuda" and not asked.quick:
-            results += [result for key in GPU_KEYS for result in from_slide(key, Path(name))]
-            results.append(Result("bf16 product of 8192 x 8192", _bf16_peak(), "TFLOP/s"))
     report("encoding", results, asked.json)
 
 
@@ -182,35 +181,21 @@ def one_pass(folder: Path, device: torch.device, *, quick: bool) -> list[Result]
     ]
 
 
-def from_slide(key: str, folder: Path) -> list[Result]:
-    """Compare the whole of `embed` with the bare loop, on a GPU."""
-    slide = section(folder / key, quick=False).slide
-    settings = EmbedSettings(
-        (key,), GridSpec(0.5, 224, 112), EncoderOptions(random_weights=True, device="cuda")
-    )
-    embed(str(slide), str(folder / f"{key}-warm"), settings)
-    seconds, (result,) = timed(embed, str(slide), str(folder / f"{key}-store"), settings)
-    record = _record(key)
-    loop = _bare_loop(key, patches(1024), 128, torch.device("cuda"), record.dtype)
-    loop()
-    bare = 1024 / timed(loop)[0]
-    whole = result.patches / seconds
-    return [
-        Result(f"{key}: from a slide file, {result.patches} patches", whole, "patches/s"),
-        Result(f"share_of_bare_encoder {key}", whole / bare, "", ">= 0.9"),
-    ]
-
-
-def _bf16_peak() -> float:
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-
-    def product() -> None:
-        for _ in range(10):
-            torch.mm(a, b)
-        torch.cuda.synchronize()
-
-    product()
-    return 10 * 2 * 8192**3 / timed(product)[0] / 1e12
+def batch_sizes(key: str, device: torch.device) -> list[Result]:
+    """Compare sizes of one pass, in turn: what the default is chosen by."""
+    sizes = GPU_BATCHES if device.type == "cuda" else CPU_BATCHES
+    pixels = patches(8 * max(sizes) if device.type == "cuda" else 2 * max(sizes))
+    encoders = {
+        size: load_encoder(key, EncoderOptions(random_weights=True, device=device.type, batch=size))
+        for size in sizes
+    }
+    best = dict.fromkeys(sizes, 0.0)
+    for size, encoder in encoders.items():
+        encoder.encode(pixels[:size])
+    for _ in range(TIMES):
+        for size, encoder in encoders.items():
+            best[size] = max(best[size], len(pixels) / timed(encoder.encode, pixels)[0])
+    return [Result(f"{key}: {size} patches a pass", rate, "patches/s") for size, rate in best.items()]
 
 
 if __name__ == "__main__":

@@ -81,6 +81,11 @@ class NetworkEncoder:
         return self._identity
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    @property
     def chunk(self) -> int:
         """Patches in one forward pass; on a GPU 0 before the first batch."""
         return self._chunk
@@ -144,7 +149,7 @@ class NetworkEncoder:
         computing.wait_stream(self._copies)
         # Or its memory would be given to the next copy while this batch is still computed from it.
         pixels.record_stream(computing)
-        parts = [self._forward(pixels[s : s + self._chunk]) for s in range(0, len(pixels), self._chunk)]
+        parts = [self.forward(pixels[s : s + self._chunk]) for s in range(0, len(pixels), self._chunk)]
         vectors = torch.empty((len(patches), *self._shape), dtype=torch.float32, pin_memory=True)
         vectors.copy_(torch.cat(parts), non_blocking=True)
         copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -168,10 +173,11 @@ class NetworkEncoder:
                 padded[: len(chunk)] = chunk
             else:
                 padded = np.ascontiguousarray(chunk)
-            out[start : start + len(chunk)] = self._forward(torch.from_numpy(padded))[: len(chunk)].numpy()
+            out[start : start + len(chunk)] = self.forward(torch.from_numpy(padded))[: len(chunk)].numpy()
         return out
 
-    def _forward(self, patches: Tensor) -> Tensor:
+    def forward(self, patches: Tensor) -> Tensor:
+        """Queue one pass: uint8 patches ``(n, side, side, 3)`` -> vectors on the device; within `torch.inference_mode`."""
         images = self._preprocess(patches.to(self._device, non_blocking=True))
         with self._arithmetic():
             return self._network(images).float()
@@ -186,7 +192,7 @@ class NetworkEncoder:
         some = torch.from_numpy(np.resize(patches[:few], (few, *patches.shape[1:])))
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        self._forward(some)
+        self.forward(some)
         taken = torch.cuda.max_memory_allocated(self._device) - before
         free, _ = torch.cuda.mem_get_info(self._device)
         fits = max(1, int(GPU_SHARE * free * few / max(taken, 1)))
