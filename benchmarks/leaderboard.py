@@ -2,12 +2,11 @@
 
     python benchmarks/leaderboard.py [--quick] [--json FILE] [--encoders A,B] [--splits A,B]
 
-Sections: the public ones of ``$HISTOSGE_DATA/cohort.csv``, and a synthetic cohort of several donors. Encoders: `colour`,
-`morphology`, and EfficientNet-Lite0 where its weights are installed (`_pretrained.py`). Splits: whole sections (donors in
-the synthetic cohort), blocks, and a checkerboard. Everything goes through `histosge.evaluate`, as the command line does.
---encoders and --splits leave the others
-out of the page; all take about an hour on two idle cores. Stores are kept under ``HISTOSGE_BENCH_CACHE`` where that is
-set. Without --quick the page is written; with it (a small cohort, one encoder, few presets) nothing is written.
+Sections: the public ones of ``$HISTOSGE_DATA/cohort.csv``, and a synthetic cohort. Encoders: `colour`, `morphology`, and
+EfficientNet-Lite0 where its weights are installed (`_pretrained.py`). Splits: whole sections, blocks, and a checkerboard.
+Everything goes through `histosge.evaluate`, as the command line does. --encoders and --splits leave the others out of the
+page; all take about an hour on two idle cores. Stores are kept under ``HISTOSGE_BENCH_CACHE`` where that is set. Without
+--quick the page is written; with it (a small cohort, one encoder, few presets) nothing is written.
 """
 
 import argparse
@@ -89,11 +88,12 @@ def public_cohort(folder: Path) -> Cohort | None:
     return Cohort(title, str(sheet), store, tuple(encoders), ("section", "block", "checkerboard"), GENES)
 
 
-def synthetic_cohort(folder: Path, *, quick: bool) -> Cohort:
+def synthetic_cohort(folder: Path, wanted: str | None, *, quick: bool) -> Cohort:
     """Make and embed synthetic sections, each of a donor of its own."""
     size, n = ((2400, 2400), 3) if quick else ((4200, 3800), 4)
     made = make_cohort(folder / "made", SyntheticSpec(size_px=size), n)
     encoders = ("colour",) if quick else ("morphology", "colour")
+    encoders = tuple(key for key in encoders if wanted is None or key in wanted.split(",")) or ("colour",)
     embed(made.sheet, folder / "synthetic", EmbedSettings(encoders=encoders, spec=SYNTHETIC_SPEC))
     splits: tuple[str, ...] = ("section",) if quick else ("section", "checkerboard")
     return Cohort(
@@ -195,7 +195,7 @@ def main() -> None:
         folder = Path(name)
         public = None if asked.quick else public_cohort(folder)
         cohorts = [public] if public else []
-        cohorts.append(synthetic_cohort(folder, quick=asked.quick))
+        cohorts.append(synthetic_cohort(folder, asked.encoders, quick=asked.quick))
         for number, whole in enumerate(cohorts):
             cohort = whole.only(asked.encoders, asked.splits)
             if not cohort.encoders or not cohort.splits:

@@ -111,3 +111,10 @@ def write_bench(
             (folder / "splits" / f"{part}_{held_out}.csv").write_text(text)
     (folder / "var_50genes.json").write_text(json.dumps({"genes": genes[:50][::-1]}))
     return folder
+
+
+def colour_vectors(patches: Path) -> np.ndarray:
+    """Return mean and standard deviation of the colours of a sample's patches, ``(n, 6)``: embeddings by no encoder."""
+    with h5py.File(patches) as file:
+        img = file["img"][:].astype(np.float64)
+    return np.concatenate([img.mean(axis=(1, 2)), img.std(axis=(1, 2))], axis=1).astype(np.float32)
