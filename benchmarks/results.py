@@ -1,7 +1,6 @@
 """The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
 
-python benchmarks/results.py [--parts demo,sections,ideas,codings,paper] [--render] [--quick] [--json FILE]
-python benchmarks/results.py [--parts demo,sections,ideas,trust,paper] [--render] [--quick] [--json FILE]
+python benchmarks/results.py [--parts demo,sections,donors,...] [--render] [--quick] [--json FILE]
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
@@ -12,9 +11,10 @@ Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
     sections  the three public sections ($HISTOSGE_DATA), two encoders, mean, depth, ridge and dense; about 6 minutes
     tokens    `python benchmarks/tokens.py`: positions per second of tokens and of overlapping patches
-    tokens_accuracy  the same command's held-out scores; 20 minutes, most of them for the overlapping patches
+    tokens_accuracy  the same command's held-out scores; ten minutes, most of them for the overlapping patches
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
     codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
+    donors    `python benchmarks/donors.py`: every preset on synthetic donors that training has not seen; about 20 minutes
     trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import calibration
+import donors
 import ideas
 import polars as pl
 import tokens
@@ -115,9 +116,13 @@ def run_the_sections(folder: Path, quick: bool) -> Values:
 
 def run_the_ideas(folder: Path, quick: bool) -> Values:
     """Score the variants of `dense` on the public sections, for every encoder at hand."""
-    found = [ideas.score(encoded, quick=quick) for encoded in ideas.load(folder, quick=quick)]
-    values = {result.what: result.value for results, _ in found for result in results}
-    return values | {"worst_fold": min(gain for _, gains in found for gain in gains)}
+    every = ideas.load(folder, quick=quick)
+    return {result.what: result.value for result in ideas.measure(every, quick=quick)}
+
+
+def run_the_donors(folder: Path, quick: bool) -> Values:
+    """Score every preset on synthetic donors that training has not seen."""
+    return {result.what: result.value for result in donors.measure(folder, donors.SEEDS, quick=quick)}
 
 
 def run_the_trust(folder: Path, quick: bool) -> Values:
@@ -177,6 +182,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "tokens": run_the_tokens,
     "tokens_accuracy": run_the_token_accuracy,
     "codings": run_the_codings,
+    "donors": run_the_donors,
     "trust": run_the_trust,
     "paper": run_the_paper,
 }
@@ -448,7 +454,33 @@ def token_accuracy_block(record: Record) -> str:
             else f"{value[key]:+.3f} [{value[f'{key}, low']:+.3f}, {value[f'{key}, high']:+.3f}]"
         )
         lines.append(f"| {label} | {' | '.join(cells)} | {gap} |")
-    return "\n".join([*lines, "", _source(record, "tokens_accuracy")])
+    gap = value["pearson_difference"]
+    verdict = "within" if gap >= -0.01 else "beyond"
+    lines += ["", f"Tokens alone lose {-gap:.3f}, {verdict} the target of 0.01.", ""]
+    return "\n".join([*lines, _source(record, "tokens_accuracy")])
+
+
+def donors_block(record: Record) -> str:
+    """Every preset on donors that training has not seen."""
+    value = record["donors"]["values"]
+    encoders = [name for name in donors.ENCODERS if f"{name}, dense: Pearson" in value]
+    lines = [
+        "| Pearson / depth-adjusted | " + " | ".join(f"`{name}`" for name in encoders) + " |",
+        "|---|" + "---|" * len(encoders),
+    ]
+    prefix, end = f"{encoders[0]}, ", ": Pearson"
+    for what in value:
+        if what.startswith(prefix) and what.endswith(end):
+            preset = what.removeprefix(prefix).removesuffix(end)
+            cells = [
+                f"{value[f'{name}, {preset}: Pearson']:z.3f} / {value[f'{name}, {preset}: after depth']:z.3f}"
+                for name in encoders
+            ]
+            lines.append(f"| `{preset}` | {' | '.join(cells)} |")
+    gain = (
+        f"`dense` - `ridge` after depth, mean over encoders: {value['gain_over_ridge']:+.3f} (target 0.03)."
+    )
+    return "\n".join([*lines, "", gain, "", _source(record, "donors")])
 
 
 _IDEAS = tuple(
@@ -474,6 +506,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "tokens": (("tokens",), tokens_block),
     "tokens_accuracy": (("tokens_accuracy",), token_accuracy_block),
     "codings": (("codings",), codings_block),
+    "donors": (("donors",), donors_block),
     "trust": (("trust",), trust_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""

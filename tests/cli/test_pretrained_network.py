@@ -108,7 +108,7 @@ def test_embed_train_and_evaluate_with_a_pretrained_network(
         30,
     )
     assert scored.code == 0, scored.err
-    scores = pl.read_csv(tmp_path / "report" / "scores.csv").filter(pl.col("metric") == "pearson")
+    scores = pl.read_csv(tmp_path / "report" / "scores.csv").filter(pl.col("metric") == "pearson_mean")
     held_out = {preset: rows["value"].mean() for (preset,), rows in scores.group_by("preset")}
     assert set(catalogue(str(store))["encoder"]) == {PRETRAINED}
     assert held_out["ridge"] > held_out["noise"] + 0.1, held_out
