@@ -200,7 +200,7 @@ def _public_folds(sections: Sequence[Section]) -> Iterator[Held]:
 def by_depth(what: str, folds: Iterator[Held], spot_um: float) -> list[Result]:
     """Compare one half width per gene with what calibration chose, for `dense`, over all folds together."""
     found: dict[str, list[tuple[np.ndarray, ...]]] = {"one width": [], "as chosen": []}
-    fit, n_strata, known = load_preset("dense").fit, [], {}
+    fit, n_strata, trusted, known = load_preset("dense").fit, [], [], {}
     for training, held in folds:
         key = tuple(id(s) for s in training)
         if key not in known:
@@ -208,12 +208,16 @@ def by_depth(what: str, folds: Iterator[Held], spot_um: float) -> list[Result]:
         intervals, model = known[key]
         assert intervals is not None
         n_strata.append(intervals.config()["depth_strata"])
+        trusted.append(float(intervals.trusted.mean()))
         values, depth = predict_spots(model, held)
         assert depth is not None
         assert held.library is not None
         for name, some in (("one width", replace(intervals, strata=None)), ("as chosen", intervals)):
             found[name].append((*_inside(some, held, values, depth), _third(held.library), _third(depth)))
-    results = [Result(f"{what}: strata chosen, mean of folds", float(np.mean(n_strata)))]
+    results = [
+        Result(f"{what}: strata chosen, mean of folds", float(np.mean(n_strata))),
+        Result(f"{what}: genes trusted, mean of folds", float(np.mean(trusted)), "share"),
+    ]
     for name, parts in found.items():
         inside, width, counted, predicted = (np.concatenate(part) for part in zip(*parts, strict=True))
         results += [

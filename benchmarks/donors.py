@@ -98,14 +98,19 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="cohorts; from 100 on to develop")
     asked = parser.parse_args()
-    seeds = [int(seed) for seed in asked.seeds.split(",")][: 1 if asked.quick else None]
-    encoders, n_donors = (ENCODERS[:1], QUICK_DONORS) if asked.quick else (ENCODERS, N_DONORS)
-    tables, methods = [], presets()
+    seeds = [int(seed) for seed in asked.seeds.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(os.environ.get("HISTOSGE_BENCH_CACHE", scratch)) / "donors"
-        for seed in seeds:
-            tables += [score(cohort, methods) for cohort in load(folder, seed, encoders, n_donors)]
-    report("donors", results(pl.concat(tables), [method.name for method in methods]), asked.json)
+        report("donors", measure(Path(scratch), seeds, quick=asked.quick), asked.json)
+
+
+def measure(scratch: Path, seeds: Sequence[int], *, quick: bool) -> list[Result]:
+    """Score every preset on cohorts of these seeds; quick: on a smaller one of the first seed."""
+    encoders, n_donors = (ENCODERS[:1], QUICK_DONORS) if quick else (ENCODERS, N_DONORS)
+    folder = Path(os.environ.get("HISTOSGE_BENCH_CACHE", scratch)) / "donors"
+    tables, methods = [], presets()
+    for seed in seeds[: 1 if quick else None]:
+        tables += [score(cohort, methods) for cohort in load(folder, seed, encoders, n_donors)]
+    return results(pl.concat(tables), [method.name for method in methods])
 
 
 def results(table: pl.DataFrame, names: Sequence[str]) -> list[Result]:

@@ -12,7 +12,7 @@ Every variant goes through the scoring of `histosge evaluate`, the control on ra
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,20 +194,25 @@ def _folds(scores: Scores, preset: str) -> list[float]:
     return rows.sort("fold")["value"].to_list()
 
 
+def measure(every: Sequence[Encoded], *, quick: bool) -> list[Result]:
+    """Score every step on every encoder, and two encoders together."""
+    results, gains = [], list[float]()
+    for encoded in every:
+        if encoded.dims:
+            results += score_average(encoded)
+            continue
+        found, per_fold = score(encoded, quick=quick)
+        results += found
+        gains += per_fold
+    return [*results, Result("worst_fold", min(gains), "", ">= -0.005")]
+
+
 def main() -> None:
     """Score every step on every encoder."""
     asked = options(__doc__)
-    results, gains = [], list[float]()
     with tempfile.TemporaryDirectory() as folder:
         every = load(Path(folder), quick=asked.quick)
-        for encoded in every:
-            if encoded.dims:
-                results += score_average(encoded)
-                continue
-            found, per_fold = score(encoded, quick=asked.quick)
-            results += found
-            gains += per_fold
-    results.append(Result("worst_fold", min(gains), "", ">= -0.005"))
+        results = measure(every, quick=asked.quick)
     report(f"ideas ({', '.join(encoded.label for encoded in every)})", results, asked.json)
 
 

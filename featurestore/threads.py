@@ -11,6 +11,19 @@ from threadpoolctl import ThreadpoolController
 
 from featurestore.cores import THREAD_SETTINGS, CoreCount, count_cores
 
+_SPINS = 10_000
+"""Turns that a thread of OpenMP waits for its next work before it sleeps, about 30 microseconds. By default it is 300,000:
+encoding with a ViT-S/16 on two cores beside other work took 6.4 CPU-seconds, and 4.4 with this."""
+
+
+def spin_briefly() -> None:
+    """Let OpenMP threads, of torch, sleep soon where they wait: those that spin take the core from what they wait for.
+
+    To be called before torch is loaded; child processes inherit it. A setting of the user's stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPINS))
+
 
 def keep_to_own_cores() -> CoreCount:
     """Let the libraries use no more threads than this process has cores, here and in the processes that it starts.

@@ -76,7 +76,7 @@ def show_one(key: str, options: EncoderOptions, *, as_json: bool) -> None:
     for name, value in facts.items():
         lines = [str(item) for item in value] if name == "steps" else [str(value)]
         for line in lines:
-            out.print(f"{name:14} {line}", markup=False)
+            out.print(f"{name:17} {line}", markup=False)
             name = ""  # of the further lines of one fact
 
 

@@ -19,7 +19,7 @@ from typer.models import CommandInfo, TyperInfo
 from featurestore.credentials import redact
 from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning, first_line
 from featurestore.server_errors import access_reason, is_client_error
-from featurestore.threads import keep_to_own_cores
+from featurestore.threads import keep_to_own_cores, spin_briefly
 from histosge_cli import (
     analyse_commands,
     demo_command,
@@ -190,6 +190,7 @@ def main() -> None:
     try:
         with _short_warnings():
             refuse_empty(sys.argv[1:])
+            spin_briefly()
             keep_to_own_cores()
             # Not standalone: a mistyped option is one line then, in place of a box of five.
             code = app(standalone_mode=False)

@@ -21,6 +21,7 @@ from histosge_cli.places import (
 )
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.store_commands import Log, Overwrite, Quiet, StoreArg
+from histosge_cli.worker_count import worker_count
 
 DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written", "While it runs"
 """Panels of the options."""
@@ -256,14 +257,21 @@ def predict(
     ] = None,
     report: Page = None,
     workers: Annotated[
-        int,
+        str | None,
         typer.Option(
-            metavar="N",
-            min=1,
-            help="Processes that share several slides out among themselves.",
+            metavar="N|auto",
+            help="Processes that share several slides out among themselves; auto: one per core.",
             rich_help_panel=RUN,
         ),
-    ] = 1,
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Instead, the workers of a running dask cluster, such as tcp://host:8786; they see the same paths.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
@@ -284,6 +292,11 @@ def predict(
     from histosge.prediction.predict import predict as run
 
     console = Console(quiet, log)
+    processes = worker_count(workers)
+    if processes is not None and scheduler is not None:
+        raise ModelError(
+            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
+        )
     find_own_class(preset)
     # Before anything is predicted: a store of a thousand slides takes hours.
     if h5ad is not None and len(slide or []) != 1:
@@ -307,7 +320,7 @@ def predict(
             store,
             model,
             out_store,
-            PredictSettings(selection, workers, preset),
+            PredictSettings(selection, processes or 1, preset, scheduler),
             slide_ids=slide or [],
             genes=names,
             condition_on=condition_on,

@@ -11,7 +11,7 @@ from featurestore.encoders.records import TIMM_PREFIX, find, records
 from featurestore.encoders.tokens import group_tokens
 from featurestore.errors import EncoderError, FeatureStoreError
 from featurestore.extensions import Registry
-from featurestore.threads import keep_to_own_cores
+from featurestore.threads import keep_to_own_cores, spin_briefly
 
 DEFAULT_ENCODER = "morphology"
 
@@ -56,6 +56,7 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
         If the key is unknown (the nearest names are given), the weights cannot be had or they do not fit.
     """
     options = options or EncoderOptions()
+    spin_briefly()
     keep_to_own_cores()  # here, since every encoder is loaded before it computes, in whatever process
     key = canonical_key(key)
     # By their prefix, not as records: timm has more than a thousand models, and listing them imports torch.

@@ -84,7 +84,31 @@ def _from_transformers(state: State) -> State:
 
 def _from_dinov2(state: State) -> State:
     found = _from_transformers(state)
-    if "reg_token" in found and any(name.endswith("embeddings.position_embeddings") for name in state):
+    with_names_of_transformers = any(name.endswith("embeddings.position_embeddings") for name in state)
+    return _without_class_position(found) if with_names_of_transformers else found
+
+
+_DINOV2_NAMES = (
+    # Training in chunks of blocks puts the chunk before the block, whose number goes on through all of them.
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
+    (r"^register_tokens$", "reg_token"),
+    (r"^(blocks\.\d+\.mlp)\.w12\.", r"\1.fc1."),
+    (r"^(blocks\.\d+\.mlp)\.w3\.", r"\1.fc2."),
+)
+
+
+def _from_dinov2_code(state: State) -> State:
+    found: State = {}
+    for full_name, tensor in state.items():
+        name = full_name
+        for pattern, replacement in _DINOV2_NAMES:
+            name = re.sub(pattern, replacement, name)
+        found[name] = tensor
+    return _without_class_position(found) if "register_tokens" in state else found
+
+
+def _without_class_position(found: State) -> State:
+    if "reg_token" in found and {"pos_embed", "cls_token"} <= found.keys():
         # timm adds positions to patch tokens only; the class token's own is a constant, so it goes into the token.
         place = found["pos_embed"]
         found["cls_token"] = found["cls_token"] + place[:, :1]
@@ -112,6 +136,7 @@ LAYOUTS: dict[str, Callable[[State], State]] = {
     "timm": lambda state: state,
     "hf-vit": _from_transformers,
     "hf-dinov2": _from_dinov2,
+    "dinov2": _from_dinov2_code,
     "swin": _from_swin,
 }
 """What turns the tensors of a file into timm's, by the name of the file's layout."""

@@ -6,6 +6,7 @@ Also any timm model by name, ``timm:vit_small_patch16_224``, with timm's own pre
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featurestore.encoders.adapters import Adapter, adapter_folder, read_adapter
 from featurestore.encoders.architecture import build, check_against, check_config, pool
 from featurestore.encoders.author_packages import load_package
 from featurestore.encoders.device import pick_device
@@ -178,9 +180,33 @@ def _fill(model: Any, record: EncoderRecord, options: EncoderOptions) -> str:
     """Put the weights into a network, and return what they are, for the identity."""
     if options.random_weights and options.weights is None:
         return f"random seed {RANDOM_SEED}"
-    path, weights = _weights(record, options)
-    load_weights(model, path, record.state, record.positions, other_variant)
-    return weights
+    base, adapter = split_adapter(options.weights)
+    path, weights = _weights(record, replace(options, weights=base))
+    if adapter is None:
+        load_weights(model, path, record.state, record.positions, other_variant)
+        return weights
+    load_weights(model, path, record.state, record.positions, other_variant, adapter.apply)
+    return f"{weights} {adapter.fact}"
+
+
+def split_adapter(weights: str | None) -> tuple[str | None, Adapter | None]:
+    """Split ``--weights`` into the base's file (None for the published one) and an adapter, if it names one.
+
+    ``ADAPTER`` is a change of the published weights, ``BASE+ADAPTER`` of those of a file.
+
+    Raises
+    ------
+    EncoderError
+        If the adapter cannot be read.
+    """
+    if weights is None:
+        return None, None
+    # A file whose name has a plus in it is meant as it is.
+    base, plus, last = ("", "", weights) if Path(weights).exists() else weights.rpartition("+")
+    folder = adapter_folder(Path(last))
+    if folder is None:
+        return weights, None
+    return (base if plus else None), read_adapter(folder)
 
 
 def _weights(record: EncoderRecord, options: EncoderOptions) -> tuple[Path, str]:

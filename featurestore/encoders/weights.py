@@ -148,6 +148,7 @@ def load_weights(
     layout: str = "timm",
     positions: Positions | None = None,
     hint: Callable[[State], str] = lambda raw: "",
+    change: Callable[[State], State] = lambda raw: raw,
 ) -> None:
     """Put a file's weights into a network: all of its tensors, or none.
 
@@ -155,6 +156,8 @@ def load_weights(
     ----------
     hint
         Called with the file's tensors when they do not fit; what it returns ends the message.
+    change
+        Called with the file's tensors before they are renamed, such as `Adapter.apply`.
     model, path, layout, positions
         As of `fit_state`, and the file.
 
@@ -163,7 +166,7 @@ def load_weights(
     EncoderError
         If they do not fit; the first tensor that differs is named, with both shapes.
     """
-    raw = read_state(path)
+    raw = change(read_state(path))
     state, misfit = fit_state(model, raw, layout, positions)
     if misfit is not None:
         here, there = ("absent" if shape is None else shape for shape in (misfit.here, misfit.there))

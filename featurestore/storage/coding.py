@@ -20,8 +20,8 @@ from featurestore.errors import StoreError
 
 FRACTION_BITS = 10
 ZSTD_LEVEL = 3
-"""Of `morphology` rounded to 7 bits, level 3 leaves 0.246 of the bytes; level 5 leaves 0.243 and writes at 0.65 of the
-speed, level 1 leaves 0.269."""
+"""Of `morphology` rounded to 7 bits, level 3 leaves 0.246 of the bytes, level 1 leaves 0.269; level 5 leaves 0.243 and
+writes at 0.65 of the speed."""
 _INFINITE = 0x7C00
 _BITROUND = re.compile(r"bitround:(\d{1,3})(\+zstd)?")
 

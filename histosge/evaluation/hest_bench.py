@@ -147,10 +147,9 @@ def _read_split(folder: Path, name: str) -> list[BenchSample]:
                 missing.append(f"{sample} ({path})")
         found.append(BenchSample(sample, folder / paths[0], folder / paths[1]))
     if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise ExpressionError(
-            f"{file} names samples whose files are missing: {', '.join(missing[:3])}{more}; download them, or "
-            "take the split out"
+            f"{file} names samples whose files are missing: {shown}; download them, or take the split out"
         )
     if not found:
         raise ExpressionError(f"{file} names no sample")

@@ -21,9 +21,12 @@ from histosge.models.nested_state import take
 from histosge.models.protocol import State
 
 MAX_LOG = np.float32(np.log1p(SCALE))
-"""No gene has more than all counts of a spot. Far from the training embeddings a linear map has no other bound."""
+"""No gene has more than all counts of a spot."""
 CEILING_START = np.float32(0.9) * MAX_LOG
-"""Above it, 4,000 of 10,000 counts in one gene, predictions approach `MAX_LOG` exponentially instead of passing it."""
+"""Of no gene does the ceiling begin higher: 4,000 of 10,000 counts."""
+CEILING_MARGIN = np.float32(np.log(2))
+"""Above the highest value that training measured predictions approach twice its rate exponentially, and do not pass it. Far
+from the training embeddings, where a linear map follows directions that hardly vary in training, it has no other bound."""
 FLOOR_SHARE = 0.1
 """Below this share of a gene's mean, predictions approach 0 exponentially instead of reaching it."""
 
@@ -46,11 +49,14 @@ class LowRankTargets:
         Per gene: pooled over sections, and within them, shape ``(n_genes,)``.
     axes
         Orthonormal, ``(n_genes, n_patterns)``.
+    highest
+        The largest target of each gene in training, ``(n_genes,)``; None in models of earlier versions.
     """
 
     mean: Floats
     sd: Floats
     axes: Floats
+    highest: Floats | None = None
 
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], n_patterns: int) -> Self:
@@ -58,7 +64,8 @@ class LowRankTargets:
         counts = [len(section.target) for section in sections]
         means, variances = zip(*(_moments(section.target) for section in sections), strict=True)
         mean, variance = (np.average(values, axis=0, weights=counts) for values in (means, variances))
-        return cls(mean, np.sqrt(variance), pattern_axes([s.target for s in sections], n_patterns))
+        highest = np.max([section.target.max(axis=0) for section in sections], axis=0).astype(np.float64)
+        return cls(mean, np.sqrt(variance), pattern_axes([s.target for s in sections], n_patterns), highest)
 
     def to_patterns(self, section: TrainingSection) -> Floats:
         """Return a section's targets as patterns, ``(n_spots, n_patterns)``."""
@@ -75,11 +82,12 @@ class LowRankTargets:
         inputs = np.column_stack([patterns, np.ones(len(patterns))]).astype(np.float32)
         values = np.empty((len(inputs), weight.shape[1]), np.float32)
         rows = max(1, _VALUES_AT_ONCE // weight.shape[1])
+        begin, top = self.ceiling
         for start in range(0, len(values), rows):
             part = values[start : start + rows]
             np.matmul(inputs[start : start + rows], weight, out=part)
             soft_floor(part, self.floor)
-            _soft_ceiling(part)
+            soft_ceiling(part, begin, top)
         return values
 
     @property
@@ -87,15 +95,25 @@ class LowRankTargets:
         """Return the value of each gene below which `soft_floor` applies, ``(n_genes,)``."""
         return (FLOOR_SHARE * self.mean).astype(np.float32)
 
+    @property
+    def ceiling(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return where `soft_ceiling` begins and what it approaches, per gene, ``(n_genes,)`` each."""
+        highest = np.full(len(self.mean), MAX_LOG) if self.highest is None else self.highest
+        start = np.minimum(highest, CEILING_START).astype(np.float32)
+        return start, np.minimum(highest + CEILING_MARGIN, MAX_LOG).astype(np.float32)
+
     def state(self) -> State:
         """Return the arrays."""
-        return {"targets.mean": self.mean, "targets.sd": self.sd, "targets.axes": self.axes}
+        state = {"targets.mean": self.mean, "targets.sd": self.sd, "targets.axes": self.axes}
+        return state if self.highest is None else state | {"targets.highest": self.highest}
 
     @classmethod
     def from_state(cls, state: State) -> Self:
         """Rebuild."""
         mean = take(state, "targets.mean", None)
-        return cls(mean, take(state, "targets.sd", len(mean)), take(state, "targets.axes", len(mean), None))
+        highest = take(state, "targets.highest", len(mean)) if "targets.highest" in state else None
+        axes = take(state, "targets.axes", len(mean), None)
+        return cls(mean, take(state, "targets.sd", len(mean)), axes, highest)
 
 
 def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
@@ -182,10 +200,19 @@ def soft_floor(values: NDArray[np.float32], floor: NDArray[np.float32]) -> NDArr
     return values
 
 
-def _soft_ceiling(values: NDArray[np.float32]) -> None:
-    """Let values above `CEILING_START` approach `MAX_LOG`, in place: smooth and increasing, as `soft_floor` is."""
-    high = values > CEILING_START
+def soft_ceiling(values: NDArray[np.float32], start: NDArray[np.float32], top: NDArray[np.float32]) -> None:
+    """Let values above a gene's start approach its top, in place: smooth and increasing, as `soft_floor` is.
+
+    Parameters
+    ----------
+    values
+        ``(n, n_genes)``.
+    start, top
+        Per gene, ``(n_genes,)``.
+    """
+    high = values > start
     # Hardly any map has one: nothing more is computed then.
     if high.any():
-        room = MAX_LOG - CEILING_START
-        values[high] = CEILING_START - room * np.expm1((CEILING_START - values[high]) / room)
+        rows, genes = np.nonzero(high)
+        begin, room = start[genes], top[genes] - start[genes]
+        values[rows, genes] = begin - room * np.expm1((begin - values[rows, genes]) / room)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from histosge.calibration.wording import distance_sentence
-from histosge.data.embedded_slide import EmbeddedSlide
+from histosge.data.embedded_slide import EmbeddedSlide, stream_windows
 from histosge.training.saved_model import SavedModel
 
 MAX_BLOCKS = 8
@@ -23,10 +23,9 @@ def distance_from_training(slide: EmbeddedSlide, saved: SavedModel) -> float | N
     if reference is None or saved.was_trained_on(slide.fingerprint):
         return None
     planned = slide.stored.planned(slide.array.block_shape)
-    parts = []
-    for block in planned[:: max(1, -(-len(planned) // MAX_BLOCKS))]:
-        values = slide.array.read_block(block)[slide.stored.is_tissue[block.slices]]
-        parts.append(values[np.isfinite(values).all(axis=1)].astype(np.float32))
+    some = planned[:: max(1, -(-len(planned) // MAX_BLOCKS))]
+    # As windows, so that several encoders are joined as in training.
+    parts = [window.patches.embedding for window in stream_windows(slide, some, 0.0)]
     found = np.concatenate(parts) if parts else np.empty((0, len(reference.mean)), np.float32)
     return reference.distance(found) if len(found) else None
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,15 +57,18 @@ class PredictSettings:
     selection
         Grid and encoder; of several in the store, those of the saved model where they are not named.
     workers
-        Processes that share the slides out among themselves; the maps are the same.
+        Processes that share the slides out among themselves, ``auto`` for one per core; the maps are the same.
     preset
         The class of the saved model, where that is none of the registered ones; see
         `histosge.training.saved_model.load_model`.
+    scheduler
+        Address of a running dask scheduler, whose workers share the slides out in place of processes of this machine.
     """
 
     selection: Selection = field(default_factory=Selection)
-    workers: int = 1
+    workers: int | Literal["auto"] = 1
     preset: ModelSource | None = None
+    scheduler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def predict(
     """
     settings = settings or PredictSettings()
     keep_to_own_cores()
-    check_workers(settings.workers)
+    if settings.workers != "auto":
+        check_workers(settings.workers)
     source = Store.open(str(store))
     folder = model if isinstance(model, str | Path) else None
     saved = model if isinstance(model, SavedModel) else None
@@ -173,23 +177,32 @@ def predict(
         with one_blas_thread():
             conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
         task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
-    is_shared_out = settings.workers > 1 and len(ids) > 1
+    # A conditioned model has one slide, and is not sent to workers.
+    is_shared_out = condition_on is None and (
+        settings.scheduler is not None or (settings.workers != 1 and len(ids) > 1)
+    )
     if is_shared_out and folder is None:
         raise ModelError(
             f"workers={settings.workers} load the model themselves: give a saved model's folder, or workers=1"
         )
     # Only after all checks, so that a refused call writes nothing.
     target = ExpressionStore.open_or_create(str(out))
-    # A conditioned model never gets here: it has one slide, and is not sent to workers.
     if is_shared_out and folder is not None:
         run = partial(
-            _predict_one, str(store), folder, str(out), replace(settings, workers=1), tuple(genes), overwrite
+            _predict_one,
+            str(store),
+            folder,
+            str(out),
+            replace(settings, workers=1, scheduler=None),
+            tuple(genes),
+            overwrite,
         )
         results = map_slides(
             run,
             ids,
             settings.workers,
             lambda slide_id, result: on_progress(Progress(result.planned, result.planned, slide_id)),
+            settings.scheduler,
         )
     else:
         results = [_predict_slide(slide, task, target, on_progress, overwrite=overwrite) for slide in slides]

@@ -184,7 +184,7 @@ def test_ways_to_run_that_contradict_each_other_are_refused(histosge: Histosge, 
         ("summary", "--workers", "2", "--scheduler", "tcp://localhost:1"): "give one of them",
         ("summary", "--scheduler", "nowhere"): "names no host and port",
         ("clusters", "--mini-batch", "--workers", "2"): "one process reads them all",
-        ("summary", "--workers", "9999"): "worker processes on this machine",
+        ("summary", "--workers", "9999"): "9999 worker processes for the",
     }
     for command, said in wrong.items():
         ran = histosge("analyse", store, *command, *MORPHOLOGY)

@@ -290,7 +290,10 @@ def test_genes_can_be_all_of_them_or_some_and_named_ones(
             "--overwrite",
         )
         assert ran.code == 0, ran.err
-        assert f"of {len(_card(tmp_path / 'm')['genes'])} genes (held-out sections)" in ran.out  # type: ignore[arg-type]
+        assert (
+            f"of {len(_card(tmp_path / 'm')['genes'])} genes (held-out donors, empirical, 2 donors)"
+            in ran.out
+        )  # type: ignore[arg-type]
         return tuple(_card(tmp_path / "m")["genes"])  # type: ignore[arg-type]
 
     every = trained_on("all")

@@ -89,6 +89,22 @@ def test_a_setting_is_lowered_to_the_cores_and_never_raised(
     assert run(tmp_path, LOWERED, quota, OMP_NUM_THREADS=setting) == [threads]
 
 
+SPINS = """
+featurestore.threads.spin_briefly()
+print(os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("environ", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_has_chosen(
+    tmp_path: Path, environ: dict[str, str], spins: str
+) -> None:
+    assert run(tmp_path, SPINS, "max", **environ) == [spins]
+
+
 TORCH = """
 import torch
 torch.set_num_threads(4)

@@ -308,7 +308,7 @@ def _flipped_weights(folder: Path) -> None:
         pytest.param(_without("config.json"), "is no saved model", id="no config"),
         pytest.param(_without("model.safetensors"), "cannot be read", id="no weights"),
         pytest.param(_cut("config.json"), "is no saved model", id="cut config"),
-        pytest.param(_edited(lambda d: d.update(format=2)), "newer version (format 2, known: 1)", id="newer"),
+        pytest.param(_edited(lambda d: d.update(format=3)), "newer version (format 3, known: 2)", id="newer"),
         pytest.param(_edited(lambda d: d.update(spec="other")), "is no saved model", id="other spec"),
         pytest.param(
             _edited(lambda d: d["card"].update(preset="nope")), "unknown preset 'nope'", id="other preset"

@@ -30,8 +30,8 @@ from featurestore.errors import EncoderError
 
 MIN_COSINE = 0.9999
 """Least cosine that counts as equal: resampled bytes differ from PIL's by up to two grey levels."""
-PATCH_PX = 256
-"""Side of the patches: no record's input, so that resampling takes part."""
+PATCH_PX = 300
+"""Side of the patches: larger than what any record resizes to but CONCH, so that resampling takes part."""
 PATCHES = 6
 
 

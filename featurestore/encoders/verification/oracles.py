@@ -97,6 +97,43 @@ def _plain(config: PublishedConfig, folder: Path) -> Oracle:
     return (folder / "stand-in.safetensors", whole, parameters, lambda images: tokens(config, state, images))
 
 
+def _dinov2(config: PublishedConfig, folder: Path) -> Oracle:
+    """Write the plain network in the names of DINOv2's own code, as its training writes them."""
+    _, shapes, parameters, run = _plain(config, folder)
+    state = load_file(folder / "stand-in.safetensors")
+    path = folder / "dinov2.safetensors"
+    save_file(
+        {_dinov2_name(name): tensor for name, tensor in state.items()} | {"mask_token": torch.zeros(1, 7)},
+        path,
+    )
+    return (path, {_dinov2_name(name): shape for name, shape in shapes.items()}, parameters, run)
+
+
+CHUNKS = 4
+"""Of OpenPath's training, in which each holds a quarter of the blocks."""
+
+
+def _dinov2_chunks(config: PublishedConfig, folder: Path) -> Oracle:
+    """Write the file as training leaves it: the teacher beside its heads, blocks in chunks, names below a backbone."""
+    path, shapes, parameters, run = _dinov2(config, folder)
+
+    def chunked(name: str) -> str:
+        first, _, rest = name.partition(".")
+        block = rest.partition(".")[0]
+        chunk = f"{int(block) // (config.depth // CHUNKS)}." if first == "blocks" else ""
+        return f"backbone.{first}.{chunk}{rest}" if rest else f"backbone.{name}"
+
+    teacher = {chunked(name): tensor for name, tensor in load_file(path).items()}
+    torch.save({"teacher": teacher | {"dino_head.mlp.0.weight": torch.zeros(1)}}, folder / "teacher.pth")
+    return (folder / "teacher.pth", {chunked(name): shape for name, shape in shapes.items()}, parameters, run)
+
+
+def _dinov2_name(name: str) -> str:
+    for timm, theirs in (("mlp.fc1", "mlp.w12"), ("mlp.fc2", "mlp.w3"), ("reg_token", "register_tokens")):
+        name = name.replace(timm, theirs)
+    return name
+
+
 def _transformers(name: str) -> Callable[[PublishedConfig, Path], Oracle]:
     def make(config: PublishedConfig, folder: Path) -> Oracle:
         module = _import_transformers()
@@ -258,6 +295,8 @@ def _import_transformers() -> Any:
 
 ORACLES: dict[str, Callable[[PublishedConfig, Path], Oracle]] = {
     "plain-vit": _plain,
+    "plain-dinov2": _dinov2,
+    "plain-dinov2-chunks": _dinov2_chunks,
     "ViTModel": _transformers("ViTModel"),
     "Dinov2Model": _transformers("Dinov2Model"),
     "Dinov2WithRegistersModel": _transformers("Dinov2WithRegistersModel"),

@@ -65,14 +65,17 @@ def tokens(config: PublishedConfig, state: dict[str, Tensor], images: Tensor) ->
         images, state["patch_embed.proj.weight"], state["patch_embed.proj.bias"], stride=config.patch_px
     )
     patches = x.flatten(2).transpose(1, 2)
-    prefix = [state["cls_token"]] + ([state["reg_token"]] if config.registers else [])
-    prefix = [token.expand(len(images), -1, -1) for token in prefix]
-    with_position = config.positions - isqrt(config.positions) ** 2
-    table = _positions(state["pos_embed"], patches.shape[1], with_position)
+    count = len(images)
+    prefix = state["cls_token"].expand(count, -1, -1)
+    registers = state["reg_token"].expand(count, -1, -1) if config.registers else prefix[:, :0]
     # Which of the prefix tokens have a position is a choice of each network: none, the class token, or all.
-    joined = torch.cat([*prefix, patches], dim=1)
-    skipped = joined.shape[1] - table.shape[1]
-    x = torch.cat([joined[:, :skipped], joined[:, skipped:] + table], dim=1)
+    positioned = config.positions - isqrt(config.positions) ** 2
+    table = _positions(state["pos_embed"], patches.shape[1], positioned)
+    if positioned <= 1:
+        prefix, patches = prefix + table[:, :positioned].sum(1), patches + table[:, positioned:]
+        x = torch.cat([prefix, registers, patches], dim=1)
+    else:
+        x = torch.cat([prefix, registers, patches], dim=1) + table
     depth = sum(name.endswith(".attn.qkv.weight") for name in state)
     for i in range(depth):
         x = x + _scaled(state, f"blocks.{i}.ls1.gamma", _attention(config, state, f"blocks.{i}", x))

@@ -1,5 +1,7 @@
 """Limits count effective spots: against the formula written out, against simulated nulls, and on smooth fields."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import sparse
@@ -7,6 +9,7 @@ from scipy import sparse
 from histosge.calibration.conformal import calibrate
 from histosge.calibration.effective_spots import SpotPairs, effective_spots, lower_limit, pearson_lower_limit
 from histosge.calibration.neighbour_prediction import predict_from_neighbours, remove_explained
+from histosge.calibration.trust import OutOfFold, measure_trust
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.heldout.metrics import correlate
@@ -115,6 +118,18 @@ def test_what_neighbours_tell_is_removed_from_a_field_that_continues_across_a_bo
     assert np.abs(of_guess).max() < 1e-6
     for part in told:
         assert np.abs((rest * (part - part.mean(axis=0))).sum(axis=0)).max() < 1e-6 * len(rest)
+
+
+def test_a_prediction_from_position_alone_earns_no_trust() -> None:
+    """Alternate columns are held out, so that every held-out spot has neighbours that were trained on."""
+    field = fields(1.0, 200, 43)
+    training, held_out = COLS % 2 == 0, COLS % 2 == 1
+    told = predict_from_neighbours(XY_UM[training], field[training], XY_UM[held_out])
+    guess = told[0] + 0.3 * np.random.default_rng(5).standard_normal(told[0].shape)
+    label, truth = ONE[held_out], field[held_out].astype(np.float32)
+    spots = OutOfFold(truth, guess.astype(np.float32), XY_UM[held_out], label, label, label)
+    assert (measure_trust(spots) >= 0.1).mean() > 0.9
+    assert (measure_trust(replace(spots, from_neighbours=told)) >= 0.1).mean() <= 0.02
 
 
 def smooth_section(seed: int, length: float, n_fields: int) -> TrainingSection:

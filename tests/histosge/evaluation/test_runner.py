@@ -72,6 +72,8 @@ def test_the_smooth_control_is_there_scores_zero_by_section_and_says_how_many_ge
     assert smooth.filter(pl.col("metric") == "pearson_mean")["seed"].n_unique() == SMOOTH_DRAWS
     assert abs(by_section.mean("smooth_noise", "pearson_mean")) < 0.03
     assert by_section.mean("smooth_noise", "trusted_share") <= 0.02
+    # What is measured on one donor is said to be.
+    assert any("trusted_share) are measured within donor d1 only" in note for note in by_section.notes)
 
 
 def test_smooth_embeddings_predict_smooth_genes_between_training_spots_and_white_ones_do_not() -> None:

@@ -212,10 +212,28 @@ def test_dense_never_goes_flat_where_it_is_low() -> None:
         assert len(np.unique(values)) > 0.9 * len(values)
 
 
-def test_no_gene_is_predicted_to_have_more_than_all_counts() -> None:
+def test_no_gene_is_predicted_above_twice_the_highest_rate_that_training_measured() -> None:
     section = _section(1)
     far = section.patches.with_embedding(section.patches.embedding * 1000)
-    assert _fitted("dense", 1).predict(far).max() == pytest.approx(MAX_LOG)
+    model, highest = _fitted("dense", 1), section.target.max(axis=0)
+    predicted = model.predict(far)
+    assert (predicted <= highest + np.log(2) + 1e-5).all()
+    assert (predicted.max(axis=0) > highest).any()
+    assert predicted.max() < MAX_LOG
+    # Where nothing is extrapolated the bound changes no bit.
+    near = model.predict(section.patches)
+    inside = (near < np.minimum(highest, 8)).all(axis=0)
+    assert inside.any()
+    unbounded = replace(model, targets=replace(model.targets, highest=None)).predict(section.patches)
+    np.testing.assert_array_equal(near[:, inside], unbounded[:, inside])
+
+
+def test_a_model_without_a_bound_of_its_own_ends_at_all_counts_of_a_spot() -> None:
+    section = _section(1)
+    far = section.patches.with_embedding(section.patches.embedding * 1000)
+    model = _fitted("dense", 1)
+    earlier = replace(model, targets=replace(model.targets, highest=None))
+    assert earlier.predict(far).max() == pytest.approx(MAX_LOG)
 
 
 def test_an_unknown_preset_is_refused_with_those_there_are() -> None:

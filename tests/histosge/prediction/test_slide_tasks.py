@@ -13,6 +13,7 @@ from _models import invent_model
 from _stores import Made, write_store
 from typer.testing import CliRunner
 
+from featurestore.analysis.cluster_stream import connect
 from featurestore.errors import StoreError
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import load_patches, open_embedded
@@ -66,6 +67,14 @@ def test_slides_shared_out_among_workers_give_the_same_maps(made: Cohort, tmp_pa
     )
     assert _blocks(tmp_path / "maps") == _blocks(made.out)
     assert len(_blocks(made.out)) > 30
+
+
+def test_the_workers_of_a_running_cluster_give_the_same_maps(made: Cohort, tmp_path: Path) -> None:
+    with connect(2, None) as client:
+        settings = PredictSettings(scheduler=client.scheduler.address)
+        results = predict(made.store.location.url, made.model, str(tmp_path / "maps"), settings)
+    assert results == made.results
+    assert _blocks(tmp_path / "maps") == _blocks(made.out)
 
 
 KILLED = """
