@@ -1,11 +1,11 @@
 """The scores in README.md and docs/: run what they come from, keep one record, and write the pages from the record.
 
-python benchmarks/results.py [--parts demo,sections,donors,...] [--render] [--quick] [--json FILE]
+python benchmarks/results.py [--parts demo,sections,ideas,...] [--take FILE] [--render] [--quick] [--json FILE]
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
-the pages anew. --render writes the pages from the record alone. --quick runs the demo's slide at a quarter of its size
-and writes nothing.
+the pages anew. --take FILE stores the JSON of `gpu.py` from a machine with a GPU as the part `gpu`. --render writes the
+pages from the record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
 
 Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
@@ -14,6 +14,7 @@ Parts
     tokens_accuracy  the same command's held-out scores; ten minutes, most of them for the overlapping patches
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
     codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
+    pipeline  part of `python benchmarks/embedding.py`: the pipeline without a network beside bare decoding; 3 minutes
     donors    `python benchmarks/donors.py`: every preset on synthetic donors that training has not seen; about 20 minutes
     trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
@@ -31,6 +32,7 @@ from typing import Any
 
 import calibration
 import donors
+import embedding
 import ideas
 import polars as pl
 import tokens
@@ -64,9 +66,15 @@ def main() -> None:
     parser.add_argument("--render", action="store_true", help="write the pages from the record; run nothing")
     parser.add_argument("--quick", action="store_true", help="a small demo; write neither record nor pages")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures of this run here")
+    parser.add_argument(
+        "--take", metavar="FILE", type=Path, help="store the JSON that gpu.py wrote; run nothing"
+    )
     given = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    if given.render:
+    if given.take is not None:
+        record["gpu"] = taken(json.loads(given.take.read_text()))
+        RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
+    if given.render or given.take is not None:
         write_pages(record)
         return
     names = ["demo"] if given.quick else given.parts.split(",")
@@ -150,6 +158,30 @@ def run_the_codings(folder: Path, quick: bool) -> Values:
     return {result.what: result.value for result in codings(folder, quick=quick)}
 
 
+def run_the_pipeline(folder: Path, quick: bool) -> Values:
+    """Embed a 16k x 16k slide without a network, and decode its tiles."""
+    results = embedding.share_of_decoding(folder, 2 if quick else 4, 3)
+    return {result.what: result.value for result in results if result.value is not None}
+
+
+def taken(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a record that another machine's JSON is: of `gpu.py`, which has no git there."""
+    name = str(document["benchmark"])
+    if not name.startswith("gpu ("):
+        raise SystemExit(f"--take needs the JSON of gpu.py; this is of {name!r}")
+    if name == "gpu (cpu)":
+        raise SystemExit("gpu.py found no GPU where this JSON was written; only figures of one are shown")
+    return {
+        "command": "python benchmarks/gpu.py",
+        "commit": document["commit"] or commit(),
+        "date": document["date"][:10],
+        "machine": f"{name.removeprefix('gpu (').removesuffix(')')}, {document['machine']}",
+        "values": {
+            one["what"]: round(one["value"], 6) for one in document["results"] if one["value"] is not None
+        },
+    }
+
+
 def _evaluate_public(folder: Path, encoders: tuple[str, ...], presets: tuple[str, ...]) -> Scores:
     sheet = public_sheet()
     if sheet is None:
@@ -182,6 +214,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "tokens": run_the_tokens,
     "tokens_accuracy": run_the_token_accuracy,
     "codings": run_the_codings,
+    "pipeline": run_the_pipeline,
     "donors": run_the_donors,
     "trust": run_the_trust,
     "paper": run_the_paper,
@@ -492,6 +525,53 @@ _IDEAS = tuple(
 _QUOTED = ("ridge", "dense", "seurat_v3")
 
 
+def pipeline_block(record: Record) -> str:
+    """The pipeline without a network beside bare decoding, and where its time goes."""
+    value = record["pipeline"]["values"]
+    decoding = value["bare decoding of JPEG tiles"]
+    rows = (
+        ("bare decoding of the tiles", "bare decoding of JPEG tiles"),
+        ("`embed`, no network: bytes in, zeros out", "embed, no network"),
+        ("`embed`, no network, with an encoder's floats", "embed, preprocessing"),
+        ("`embed --encoder colour`", "embed, colour"),
+        ("`embed --encoder morphology`", "embed, morphology"),
+    )
+    lines = ["| | patches per CPU-second | share of decoding |", "|---|---|---|"]
+    lines += [f"| {title} | {value[what]:,.0f} | {value[what] / decoding:.2f} |" for title, what in rows]
+    parts = [
+        f"{what.removeprefix('profile: ')} {share:.0f} %"
+        for what, share in value.items()
+        if what.startswith("profile: ")
+    ]
+    lines += [
+        "",
+        f"With an encoder's floats, the CPU time goes to: {', '.join(parts)}.",
+        "",
+        _source(record, "pipeline"),
+    ]
+    return "\n".join(lines)
+
+
+def gpu_block(record: Record) -> str:
+    """One row a network, as `gpu.py` measured it on another machine."""
+    value = record["gpu"]["values"]
+    networks = [what.split()[1] for what in value if what.startswith("share_of_bare_encoder ")]
+    lines = [
+        (
+            "| network | end to end, patches/s | share of the bare encoder | share of the bf16 peak | slides an hour "
+            "| cosine to the CPU |"
+        ),
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{name}` | {value[f'{name}: end to end']:,.0f} | {value[f'share_of_bare_encoder {name}']:.2f} | "
+        f"{value[f'share_of_bf16_peak {name}']:.2f} | {value[f'slides_per_hour {name}']:,.0f} | "
+        f"{value[f'{name}: cosine to the CPU in fp32']:.5f} |"
+        for name in networks
+    ]
+    return "\n".join([*lines, "", f"On {record['gpu']['machine']}. {_source(record, 'gpu')}"])
+
+
 def _source(record: Record, part: str) -> str:
     entry = record[part]
     return f"`{entry['command']}`, commit {entry['commit'][:7]}, {entry['date']}."
@@ -506,6 +586,8 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "tokens": (("tokens",), tokens_block),
     "tokens_accuracy": (("tokens_accuracy",), token_accuracy_block),
     "codings": (("codings",), codings_block),
+    "pipeline": (("pipeline",), pipeline_block),
+    "gpu": (("gpu",), gpu_block),
     "donors": (("donors",), donors_block),
     "trust": (("trust",), trust_block),
 }
