@@ -114,11 +114,14 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
                 (work / name).write_text(text, encoding="utf-8")
         return
     page = folder / PAGE
+    earlier = [folder / name for name in sorted(FILES - texts.keys())]
     # The page goes first and comes back last: whoever finds one finds the tables that belong to it.
     with ExitStack() as stack:  # files are renamed in the reverse of this order: the page last
         for name, text in reversed(list(texts.items())):
             stack.enter_context(whole_file(folder / name)).write_text(text, encoding="utf-8")
         page.unlink(missing_ok=True)
+        for table in earlier:  # of the earlier evaluation alone
+            table.unlink(missing_ok=True)
 
 
 def _is_replaceable(folder: Path) -> bool:
