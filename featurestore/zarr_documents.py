@@ -89,6 +89,10 @@ class ChunkGrid(msgspec.Struct, frozen=True):
     name: Literal["regular"] = "regular"
 
 
+_LARGEST = {"float16": 65504.0, "float32": 3.4028235e38}
+"""Finite value of a type of floating point; Python's own numbers are float64."""
+
+
 class ArrayDocument(msgspec.Struct, frozen=True):
     """``zarr.json`` of an array, format 3."""
 
@@ -200,6 +204,11 @@ def check_array_3(array: ArrayDocument, label: str) -> None:
         raise DocumentError(
             f"{label} is damaged: dimension_names has {len(array.dimension_names)} names for {len(array.shape)} dimensions"
         )
+    most = _LARGEST.get(str(array.data_type))
+    fill = array.fill_value
+    if most is not None and isinstance(fill, (int, float)) and math.isfinite(fill) and abs(fill) > most:
+        # zarr would warn of an overflow, and fill with infinity.
+        raise DocumentError(f"{label} is damaged: fill_value {fill:.5g} is no {array.data_type}")
     _check_codecs_3(array.codecs, label)
 
 

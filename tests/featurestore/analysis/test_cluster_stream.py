@@ -178,6 +178,7 @@ def _worker_elsewhere(scheduler: str, **environ: str) -> Iterator["subprocess.Po
         process.wait()
 
 
+@pytest.mark.e2e
 def test_a_worker_of_another_version_is_refused_in_one_line(store: str, tmp_path: Path) -> None:
     installed = tmp_path / "histosge-9.9.dist-info"
     installed.mkdir()

@@ -155,6 +155,12 @@ def test_a_damaged_object_of_an_open_store_is_one_line(folder: Path, keep: int) 
     assert tree[f"S/{KEY}/toy"].embedding.chunks == ((3, 3, 1), (4, 4, 4, 1), (DIM,))
 
 
+def test_a_fill_value_out_of_its_type_is_refused(folder: Path) -> None:
+    change(folder, ARRAY, lambda document: document.update(fill_value=2147483648))
+    with pytest.raises(StoreError, match=r"fill_value 2\.1475e\+09 is no float16"):
+        read_all(str(folder))
+
+
 def test_a_fifo_is_no_document(folder: Path) -> None:
     (folder / "S" / "zarr.json").unlink()
     os.mkfifo(folder / "S" / "zarr.json")
