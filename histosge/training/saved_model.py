@@ -453,9 +453,10 @@ def _read_tensors(file: Path) -> State:
         OSError,
         ValueError,
         KeyError,
+        AttributeError,
         TypeError,
         SafetensorError,
-    ) as error:  # KeyError: a dtype that numpy lacks
+    ) as error:  # KeyError, in earlier safetensors AttributeError: a dtype that numpy lacks
         raise ModelError(f"{file} cannot be read ({first_line(error)}); train again") from error
     for name, array in state.items():
         # Infinity is allowed: it is the scale of a column that does not vary.
