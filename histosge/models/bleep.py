@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,13 +26,15 @@ from torch.nn import functional
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import spot_embeddings
 from histosge.models.linear_algebra import Indices, Standardiser
-from histosge.models.nested_state import nest, read_config, take, unnest
+from histosge.models.nested_state import nest, take, unnest
 from histosge.models.network_fitting import (
     FitSettings,
     GeneScale,
     fit_network,
     load_network,
     network_state,
+    predict_in_parts,
+    read_epochs,
     single,
 )
 from histosge.models.protocol import State
@@ -169,15 +170,12 @@ class BleepModel:
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        out = np.empty((len(patches), self.target.shape[1]), np.float32)
-        at_once = 8192
-        with torch.inference_mode():
-            for start in range(0, len(out), at_once):
-                part = slice(start, start + at_once)
-                inputs = single(self.standardiser.apply(patches.embedding[part]))
-                query = functional.normalize(self.network(inputs))
-                out[part] = retrieve(query, self.reference, self.target)
-        return out
+        return predict_in_parts(
+            patches.embedding, self.standardiser, self.target.shape[1], self._predict_standardised
+        )
+
+    def _predict_standardised(self, inputs: Tensor) -> NDArray[np.float32]:
+        return retrieve(functional.normalize(self.network(inputs)), self.reference, self.target)
 
     def config(self) -> dict[str, Any]:
         """Return the length of the training."""
@@ -202,7 +200,7 @@ class BleepModel:
         network = load_network(lambda: Projection(dim), unnest("image", state))
         reference = take(state, "reference", None, WIDTH)
         target = take(state, "target", len(reference), None).astype(np.float32, copy=False)
-        return cls(network, standardiser, single(reference), target, read_config(config, _Config).epochs)
+        return cls(network, standardiser, single(reference), target, read_epochs(config))
 
 
 def at_most(sections: Sequence[TrainingSection], n_spots: int) -> list[TrainingSection]:
@@ -211,9 +209,3 @@ def at_most(sections: Sequence[TrainingSection], n_spots: int) -> list[TrainingS
     if every == 1:
         return list(sections)
     return [s.subset(np.arange(len(s.target)) % every == 0) for s in sections]
-
-
-class _Config(msgspec.Struct):
-    """What `BleepModel.config` wrote."""
-
-    epochs: int

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,13 +15,15 @@ from torch import Tensor, nn
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import spot_embeddings
 from histosge.models.linear_algebra import Indices, Standardiser
-from histosge.models.nested_state import nest, read_config, take, unnest
+from histosge.models.nested_state import nest, take, unnest
 from histosge.models.network_fitting import (
     FitSettings,
     GeneScale,
     fit_network,
     load_network,
     network_state,
+    predict_in_parts,
+    read_epochs,
     single,
 )
 from histosge.models.protocol import State
@@ -30,7 +31,6 @@ from histosge.models.protocol import State
 # Usual values of the field, set before any section was scored and not tuned.
 WIDTH, DROPOUT = 256, 0.2
 SETTINGS = FitSettings(max_epochs=40, batch=64)
-_PATCHES_AT_ONCE = 8192
 
 
 def make_network(dim: int, n_genes: int) -> nn.Sequential:
@@ -108,13 +108,12 @@ class MlpModel:
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
         """Return log1p(CP10k) of every patch, ``(n_patches, n_genes)``."""
-        out = np.empty((len(patches), len(self.genes.mean)), np.float32)
-        with torch.inference_mode():
-            for start in range(0, len(out), _PATCHES_AT_ONCE):
-                part = slice(start, start + _PATCHES_AT_ONCE)
-                inputs = single(self.standardiser.apply(patches.embedding[part]))
-                out[part] = self.genes.to_genes(self.network(inputs).numpy())
-        return out
+        return predict_in_parts(
+            patches.embedding,
+            self.standardiser,
+            len(self.genes.mean),
+            lambda inputs: self.genes.to_genes(self.network(inputs).numpy()),
+        )
 
     def config(self) -> dict[str, Any]:
         """Return the length of the training."""
@@ -139,10 +138,4 @@ class MlpModel:
         network = load_network(
             lambda: make_network(len(standardiser.mean), len(genes.mean)), unnest("network", state)
         )
-        return cls(network, standardiser, genes, read_config(config, _Config).epochs)
-
-
-class _Config(msgspec.Struct):
-    """What `MlpModel.config` wrote."""
-
-    epochs: int
+        return cls(network, standardiser, genes, read_epochs(config))

@@ -7,8 +7,9 @@ overfit on one section what it underfits on a hundred.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,12 +19,16 @@ from histosge.data.sections import TrainingSection
 from histosge.errors import ModelError
 from histosge.models.linear_algebra import Floats, Indices, Standardiser, spatial_groups
 from histosge.models.low_rank_targets import MAX_LOG
-from histosge.models.nested_state import take
+from histosge.models.nested_state import read_config, take
 from histosge.models.protocol import State
 
 Network = TypeVar("Network", bound=nn.Module)
 MAX_FOLDS = 3
 """Networks trained to choose the number of epochs, at most: more sections are left out several at a time."""
+
+
+PATCHES_AT_ONCE = 8192
+"""Patches that are predicted together: 100 MB of an embedding of 1,536 numbers, in double precision."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,44 @@ def load_network(make: Callable[[], Network], state: State) -> Network:
             )
     network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in state.items()})
     return network.eval()
+
+
+def read_epochs(config: dict[str, Any]) -> int:
+    """Return the epochs of a configuration ``{"epochs": N}``, all that a network's model has beside its tensors.
+
+    Raises
+    ------
+    DocumentError
+        If there are none, or they are no whole number.
+    """
+    return read_config(config, _Config).epochs
+
+
+class _Config(msgspec.Struct):
+    epochs: int
+
+
+def predict_in_parts(
+    embedding: NDArray[np.floating],
+    standardiser: Standardiser,
+    n_genes: int,
+    predict: Callable[[Tensor], NDArray[np.float32]],
+) -> NDArray[np.float32]:
+    """Return what a network predicts of every row, ``(n_patches, n_genes)``, in bounded memory.
+
+    Parameters
+    ----------
+    embedding
+        ``(n_patches, dim)``.
+    predict
+        From standardised embeddings of some patches to log1p(CP10k).
+    """
+    out = np.empty((len(embedding), n_genes), np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(out), PATCHES_AT_ONCE):
+            part = slice(start, start + PATCHES_AT_ONCE)
+            out[part] = predict(single(standardiser.apply(embedding[part])))
+    return out
 
 
 def single(values: NDArray[np.floating]) -> Tensor:

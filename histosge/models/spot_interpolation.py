@@ -6,6 +6,7 @@ Between spots all three interpolate log1p(CP10k). Outside the spots' convex hull
 triangle to interpolate in, and take the value of the nearest spot.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +30,7 @@ _PATCHES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
-class SpotInterpolation:
+class SpotInterpolation(ABC):
     """Interpolate the training spots of the same slide.
 
     Parameters
@@ -46,9 +47,9 @@ class SpotInterpolation:
     spots: Mapping[str, tuple[Floats, NDArray[np.float32]]]
 
     @staticmethod
+    @abstractmethod
     def interpolate(xy_um: Floats, target: NDArray[np.float32]) -> Interpolator:
         """Return the interpolator of one slide's spots."""
-        raise NotImplementedError
 
     @property
     def halo_um(self) -> float:

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,13 +29,14 @@ from histosge.data.spot_overlap import Neighbourhood, neighbourhood
 from histosge.models.bleep import at_most
 from histosge.models.linear_algebra import Indices, Standardiser
 from histosge.models.multiscale import MultiscaleFeatures
-from histosge.models.nested_state import nest, read_config, take, unnest
+from histosge.models.nested_state import nest, take, unnest
 from histosge.models.network_fitting import (
     FitSettings,
     GeneScale,
     fit_network,
     load_network,
     network_state,
+    read_epochs,
     single,
 )
 from histosge.models.protocol import State
@@ -298,7 +298,7 @@ class TriplexModel:
         network = load_network(
             lambda: TriplexNetwork(len(features.centre), len(genes.mean)), unnest("network", state)
         )
-        return cls(features, standardiser, network, genes, read_config(config, _Config).epochs)
+        return cls(features, standardiser, network, genes, read_epochs(config))
 
 
 def cut_windows(patches: Patches, standardiser: Standardiser, of: Indices) -> Windows:
@@ -330,9 +330,3 @@ def _renumbered(index: Indices, kept: Indices, n_patches: int) -> Tensor:
     new = np.full(n_patches + 1, -1)  # index -1, no patch, finds the last entry, which stays -1
     new[kept] = np.arange(len(kept))
     return torch.from_numpy(new[index])
-
-
-class _Config(msgspec.Struct):
-    """What `TriplexModel.config` wrote."""
-
-    epochs: int
