@@ -13,8 +13,9 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.errors import ModelError
 from histosge.heldout.metrics import correlate
-from histosge.models import bleep
-from histosge.models.network_fitting import FitSettings, fit_network
+from histosge.models import bleep, network_fitting
+from histosge.models.linear_algebra import Standardiser
+from histosge.models.network_fitting import FitSettings, fit_network, predict_in_parts
 from histosge.models.protocol import Model
 from histosge.models.registry import load_preset
 from histosge.models.triplex import cut_windows
@@ -205,3 +206,11 @@ def test_a_network_s_tensor_of_another_shape_is_refused(preset: str) -> None:
         del state[name]
         with pytest.raises(ModelError, match=r"missing|tensors are not those"):
             load_preset(preset).from_state(model.config(), state)
+
+
+def test_parts_of_any_size_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(3).standard_normal((23, DIM))
+    standardiser = Standardiser.fit(values)
+    monkeypatch.setattr(network_fitting, "PATCHES_AT_ONCE", 5)
+    found = predict_in_parts(values, standardiser, 2, lambda inputs: inputs[:, :2].numpy() * 2)
+    np.testing.assert_allclose(found, 2 * standardiser.apply(values)[:, :2], rtol=1e-6)
