@@ -77,7 +77,7 @@ def main() -> None:
             *requests(slide, folder),
             *two_workers(slide, folder, 1 if asked.quick else 3),
         ]
-    report("embedding", results, asked.json)
+    report("embedding", results, asked)
 
 
 def share_of_bare(

@@ -63,7 +63,7 @@ def main() -> None:
         Result("requests for them: one PUT a block", blocks / 1e6, "M"),
         Result("hours of overhead for them, one worker", blocks * overhead / 3600, "h"),
     ]
-    report("planning", results, asked.json)
+    report("planning", results, asked)
 
 
 class Watch:
