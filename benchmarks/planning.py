@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 from _common import Result, options, report, timed
 
-from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
+from featurestore.embedding.dask_clients import local_client
+from featurestore.embedding.dask_cluster import embed_on_cluster
 from featurestore.embedding.embed import EmbedSettings
 from featurestore.encoders.loading import load_encoder
 from featurestore.events import Progress
