@@ -4,6 +4,7 @@ Every run can be repeated safely: a block is done if its object exists, and only
 """
 
 import warnings
+from collections.abc import Callable
 from contextlib import closing
 from typing import Literal
 
@@ -36,7 +37,14 @@ from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
-from featurestore.storage.store import Store
+from featurestore.storage.store import Store, StoredGrid
+
+OnSurvey = Callable[[Slide, StoredGrid, SlideResult], None]
+"""Called in a dry run with each slide that could be surveyed, while it is open."""
+
+
+def ignore_survey(slide: Slide, stored: StoredGrid, result: SlideResult) -> None:
+    """Ignore a survey."""
 
 
 def embed(
@@ -51,6 +59,7 @@ def embed(
     dashboard: int | None = None,
     on_progress: OnProgress = ignore_progress,
     on_result: OnResult = ignore_result,
+    on_survey: OnSurvey = ignore_survey,
 ) -> list[SlideResult]:
     """Encode slides into a store; only what is missing is computed.
 
@@ -77,6 +86,8 @@ def embed(
         Called after each block, labelled with its slide.
     on_result
         Called with each slide's result as soon as it is known.
+    on_survey
+        With `dry_run`, called with each slide and what would be stored of its grid.
 
     Returns
     -------
@@ -114,7 +125,7 @@ def embed(
     encoders = load_encoders(settings)
     if dry_run:
         probe = ThroughputProbe(encoders)
-        return [_dry_run(sample, encoders, settings, probe) for sample in rows]
+        return [_dry_run(sample, encoders, settings, probe, on_survey) for sample in rows]
     # After the encoders: a mistyped encoder or missing weights must leave no empty store behind.
     target = Store.open_or_create(url)
     results = []
@@ -126,12 +137,18 @@ def embed(
 
 
 def _dry_run(
-    sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings, probe: ThroughputProbe
+    sample: Sample,
+    encoders: dict[str, Encoder],
+    settings: EmbedSettings,
+    probe: ThroughputProbe,
+    on_survey: OnSurvey,
 ) -> SlideResult:
     try:
         slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
         try:
-            return dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
+            result, stored = dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
+            on_survey(slide, stored, result)
+            return result
         finally:
             slide.close()
     except ONE_SLIDE as error:
