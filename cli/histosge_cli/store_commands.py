@@ -8,7 +8,7 @@ import typer
 
 from histosge_cli.console import Console, duration, out, resumable, size, table
 from histosge_cli.encoder_tables import scale_remarks, weights_option
-from histosge_cli.places import log_file, new_store, samples_place, store_place
+from histosge_cli.places import log_file, new_store, output_folder, samples_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.worker_count import worker_count
 
@@ -235,6 +235,16 @@ def embed(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            "--preview",
+            metavar="DIR",
+            callback=output_folder,
+            help="With --dry-run: write a page of the slides and of what would be embedded.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -243,11 +253,12 @@ def embed(
     Example: histosge embed cohort.csv store.zarr --mpp 0.5 --patch 224 --stride 112
     """
     # Inside the function, here and in all commands: `histosge --help` must not wait for zarr, polars and scipy.
-    from featurestore.embedding.embed import EmbedSettings
+    from featurestore.embedding.embed import EmbedSettings, ignore_survey
     from featurestore.embedding.embed import embed as run
     from featurestore.encoders.loading import DEFAULT_ENCODER
     from featurestore.encoders.protocol import EncoderOptions
     from featurestore.errors import StoreError
+    from featurestore.preview.planned_preview import PlannedPreview
     from featurestore.slides.sample_sheet import read_samples
     from histosge_cli.grid_options import grid_spec
 
@@ -260,6 +271,11 @@ def embed(
     if dashboard is not None and not processes:
         raise StoreError(
             "--dashboard shows the worker processes of this machine; give --workers with it (a running cluster has its own)"
+        )
+    if preview is not None and not dry_run:
+        raise StoreError(
+            f"--preview shows what a dry run would embed; give --dry-run with it, or afterwards: histosge preview {store} "
+            f"{preview}"
         )
     spec = grid_spec(mpp, patch, stride, tokens, token_overlap)
     keys = tuple(encoder or [DEFAULT_ENCODER])
@@ -279,6 +295,7 @@ def embed(
         console.message(remark)
     if dashboard is not None and not dry_run:
         console.message(f"dashboard, as long as this runs: http://127.0.0.1:{dashboard}/status")
+    page = None if preview is None else PlannedPreview.open(preview, store, keys)
     # Read here only to count them, for the bar over all slides.
     slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
     with resumable(), console.bars("blocks", slides) as bars:
@@ -295,7 +312,10 @@ def embed(
             on_result=lambda slide: bars.finish(
                 slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable
             ),
+            on_survey=ignore_survey if page is None else page.add_survey,
         )
+    if page is not None:
+        page.finish(results)
     for result in results:
         console.record("slide", **vars(result))
         out.print(f"{result.slide_id}: {_outcome(result)}", markup=False)

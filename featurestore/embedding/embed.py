@@ -3,6 +3,7 @@
 Every run can be repeated safely: a block is done if its object exists, and only missing blocks are computed.
 """
 
+from collections.abc import Callable
 from contextlib import closing
 from typing import Literal
 
@@ -35,7 +36,14 @@ from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
-from featurestore.storage.store import Store
+from featurestore.storage.store import Store, StoredGrid
+
+OnSurvey = Callable[[Slide, StoredGrid, SlideResult], None]
+"""Called in a dry run with each slide that could be surveyed, while it is open."""
+
+
+def ignore_survey(slide: Slide, stored: StoredGrid, result: SlideResult) -> None:
+    """Ignore a survey."""
 
 
 def embed(
@@ -50,6 +58,7 @@ def embed(
     dashboard: int | None = None,
     on_progress: OnProgress = ignore_progress,
     on_result: OnResult = ignore_result,
+    on_survey: OnSurvey = ignore_survey,
 ) -> list[SlideResult]:
     """Encode slides into a store; only what is missing is computed.
 
@@ -76,6 +85,8 @@ def embed(
         Called after each block, labelled with its slide.
     on_result
         Called with each slide's result as soon as it is known.
+    on_survey
+        With `dry_run`, called with each slide and what would be stored of its grid.
 
     Returns
     -------
@@ -95,7 +106,8 @@ def embed(
     rows = with_masks(rows, settings)
     if (workers or scheduler) and not dry_run and rows:
         # Here, since a run in this process needs no dask.
-        from featurestore.embedding.dask_cluster import embed_on_cluster, gpu_client, remote_client
+        from featurestore.embedding.dask_clients import gpu_client, remote_client
+        from featurestore.embedding.dask_cluster import embed_on_cluster
 
         with (
             remote_client(scheduler)
@@ -106,7 +118,7 @@ def embed(
     encoders = load_encoders(settings)
     if dry_run:
         probe = ThroughputProbe(encoders)
-        return [_dry_run(sample, encoders, settings, probe) for sample in rows]
+        return [_dry_run(sample, encoders, settings, probe, on_survey) for sample in rows]
     # After the encoders: a mistyped encoder or missing weights must leave no empty store behind.
     target = Store.open_or_create(url)
     results = []
@@ -118,12 +130,18 @@ def embed(
 
 
 def _dry_run(
-    sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings, probe: ThroughputProbe
+    sample: Sample,
+    encoders: dict[str, Encoder],
+    settings: EmbedSettings,
+    probe: ThroughputProbe,
+    on_survey: OnSurvey,
 ) -> SlideResult:
     try:
         slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
         try:
-            return dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
+            result, stored = dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
+            on_survey(slide, stored, result)
+            return result
         finally:
             slide.close()
     except ONE_SLIDE as error:

@@ -373,13 +373,18 @@ def dry_run_slide(
     encoders: dict[str, Encoder],
     settings: EmbedSettings,
     seconds_per_patch: Callable[[Slide, StoredGrid, list[Block]], float],
-) -> SlideResult:
+) -> tuple[SlideResult, StoredGrid]:
     """Survey a slide and estimate what embedding it takes; nothing is written.
 
     Parameters
     ----------
     seconds_per_patch
         Measures it on this device: slide, grid and blocks -> seconds.
+
+    Returns
+    -------
+    (SlideResult, StoredGrid)
+        The estimate, and what would be stored of the grid.
     """
     grid = make_grid(slide, sample, settings.spec)
     show_remark(mpp_difference(slide, sample.mpp))
@@ -394,7 +399,7 @@ def dry_run_slide(
     # float16, and a CRC-32C of 4 bytes after the values.
     object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())
     patches = int(stored.is_tissue.sum())
-    return SlideResult(
+    estimate = SlideResult(
         sample.slide_id,
         "planned",
         planned=len(blocks) * len(encoders),
@@ -411,6 +416,7 @@ def dry_run_slide(
             open_slides=1,
         ),
     )
+    return estimate, stored
 
 
 def blocks_to_read(plan: SlidePlan) -> dict[Block, tuple[str, ...]]:
