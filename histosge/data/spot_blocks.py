@@ -21,8 +21,8 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_overlap import find_patches
 
 Indices = NDArray[np.int64]
-BLOCK = 32
-"""Patches along a side of a block of sections in memory: the default of stored blocks."""
+BLOCK = (32, 32)
+"""Patches of a block of sections in memory: the default of stored blocks."""
 
 
 @dataclass(frozen=True)
@@ -138,16 +138,18 @@ class SectionBlocks:
     halo_um
         How far beyond the patches under spots the model looks.
     block
-        Patches along a side of a block.
+        Patches of a block, ``(rows, cols)``.
     """
 
-    def __init__(self, sections: Sequence[TrainingSection], halo_um: float, block: int = BLOCK) -> None:
+    def __init__(
+        self, sections: Sequence[TrainingSection], halo_um: float, block: tuple[int, int] = BLOCK
+    ) -> None:
         self._sections, self._halo_um = sections, halo_um
         self._grids = [SpotsOnGrid.from_section(section) for section in sections]
         self._plan = [
             _Planned(number, spots)
             for number, grid in enumerate(self._grids)
-            for spots in grid.by_block((block, block))
+            for spots in grid.by_block(block)
         ]
 
     @property

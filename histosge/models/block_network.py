@@ -224,8 +224,11 @@ class Layer(nn.Module):
     def _over_windows(self, query: Tensor, key_value: Tensor, plan: LayerPlan) -> Tensor:
         n, width = query.shape
         # `embedding` is a look-up whose gradients are added in a fixed order: the same bits every time.
-        near = functional.embedding(plan.neighbours.clamp(min=0), key_value)
-        key, value = near.reshape(n, -1, 2, self.heads, width // self.heads).unbind(dim=2)
+        at = plan.neighbours.clamp(min=0)
+        key, value = (
+            functional.embedding(at, part).reshape(n, -1, self.heads, width // self.heads)
+            for part in (key_value[:, :width], key_value[:, width:])
+        )
         logits = (key * query.reshape(n, 1, self.heads, -1)).sum(dim=-1) / (width // self.heads) ** 0.5
         logits = logits + self._bias(plan.distance_um)
         weight = logits.masked_fill((plan.neighbours < 0)[..., None], -torch.inf).softmax(dim=1)

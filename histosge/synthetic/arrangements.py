@@ -1,4 +1,4 @@
-"""Embeddings and expression whose truth is known, for one question: does a model see how patches are *arranged*?
+"""Embeddings and expression of known truth, to test whether a model sees how patches are *arranged*.
 
 No picture is painted: a section is a square of patches with an embedding and the rate of each gene. Two kinds of genes
 are made on the same tissue. Genes of a *local* truth follow the patch's own features. Genes of a *long-range* truth also

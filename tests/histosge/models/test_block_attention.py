@@ -273,7 +273,7 @@ def test_dense_is_out_of_fold_by_donor() -> None:
 
 def test_blocks_hold_each_spot_once_with_all_that_its_prediction_needs() -> None:
     section, network = _section(1), _network()
-    source = SectionBlocks([section], network.shape.halo_um, block=7)
+    source = SectionBlocks([section], network.shape.halo_um, block=(7, 7))
     blocks = list(source.read(range(len(source.n_spots))))
     assert len(blocks) == 9
     assert sorted(i for block in blocks for i in block.spots) == list(range(len(section.target)))
