@@ -52,7 +52,7 @@ def main() -> None:
             for made, one in zip(cohort.sections[-n_test:], sections[-n_test:], strict=True)
         ]
         results.append(Result("the true rates", score(sections[-n_test:], truth), "Pearson"))
-    report(f"attention ({n_test} sections held out)", results, asked.json)
+    report(f"attention ({n_test} sections held out)", results, asked)
 
 
 def compare(

@@ -24,6 +24,7 @@ from histosge_cli import (
     analyse_commands,
     demo_command,
     exchange_commands,
+    figure_command,
     model_commands,
     preview_command,
     samples_command,
@@ -40,7 +41,7 @@ PANELS = {
     "1. Encode slides once": ("samples", "encoders", "embed", "import"),
     "2. Train and predict": ("train", "predict"),
     "3. Know how good it is": ("evaluate",),
-    "4. Look, and take it elsewhere": ("view", "preview", "analyse", "export"),
+    "4. Look, and take it elsewhere": ("view", "preview", "figure", "analyse", "export"),
     "Care for a store": ("ls", "validate", "rm"),
 }
 """Panels of ``--help``, in the order of use."""
@@ -122,6 +123,7 @@ for module in (
     analyse_commands,
     exchange_commands,
     preview_command,
+    figure_command,
     view_command,
 ):
     module.register(app)

@@ -116,7 +116,8 @@ def embed(
         )
     if (workers or scheduler) and not dry_run and rows:
         # Here, since a run in this process needs no dask.
-        from featurestore.embedding.dask_cluster import embed_on_cluster, gpu_client, remote_client
+        from featurestore.embedding.dask_clients import gpu_client, remote_client
+        from featurestore.embedding.dask_cluster import embed_on_cluster
 
         with (
             remote_client(scheduler)
