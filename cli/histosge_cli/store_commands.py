@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
 def _tissue_methods() -> str:
     from featurestore.tissue.tissue_method import TISSUE_METHODS
 
-    return f"How tissue is found. {listed(TISSUE_METHODS.records())}"
+    return f"How tissue is found (default: mask for slides that have one, else texture). {listed(TISSUE_METHODS.records())}"
 
 
 def embed(
@@ -99,13 +99,40 @@ def embed(
         ),
     ] = None,
     tissue: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--tissue",
             metavar="METHOD|none",
             rich_help_panel=TISSUE,
         ),
-    ] = "texture",
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            metavar="DIR",
+            help="Folder with a mask or annotations of each slide, named by its id, in place of the sheet's column mask.",
+            rich_help_panel=TISSUE,
+        ),
+    ] = None,
+    within: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--within",
+            metavar="CLASS",
+            help="Only where the slide's mask has this class; repeat for several.",
+            rich_help_panel=TISSUE,
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="CLASS",
+            help="Not where the slide's mask has this class; repeat for several.",
+            rich_help_panel=TISSUE,
+        ),
+    ] = None,
     no_tissue: Annotated[
         bool, typer.Option("--no-tissue", hidden=True, help="Same as --tissue none.")
     ] = False,
@@ -269,6 +296,9 @@ def embed(
         spec=spec,
         options=EncoderOptions(None, random_weights, device, precision, compile_network, engine, batch=batch),
         tissue="none" if no_tissue else tissue,
+        masks=mask,
+        within=tuple(within or ()),
+        without=tuple(without or ()),
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
         store_as=store_as,

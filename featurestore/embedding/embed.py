@@ -4,7 +4,6 @@ Every run can be repeated safely: a block is done if its object exists, and only
 """
 
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
@@ -33,8 +32,8 @@ from featurestore.embedding.slide_result import (
 )
 from featurestore.embedding.slide_result import SlideResult as SlideResult
 from featurestore.embedding.slide_watch import SlideWatch
+from featurestore.embedding.tissue_choice import with_masks
 from featurestore.encoders.protocol import Encoder
-from featurestore.errors import SlideWarning
 from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
@@ -107,13 +106,7 @@ def embed(
     """
     settings = settings or EmbedSettings()
     rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
-    if masks := sum(row.mask is not None for row in rows):
-        warnings.warn(
-            f"the sheet's column mask is ignored ({masks} of {len(rows)} rows have one): tissue is found by "
-            f"{settings.tissue!r}, see --tissue",
-            SlideWarning,
-            stacklevel=2,
-        )
+    rows = with_masks(rows, settings)
     if (workers or scheduler) and not dry_run and rows:
         # Here, since a run in this process needs no dask.
         from featurestore.embedding.dask_clients import gpu_client, remote_client

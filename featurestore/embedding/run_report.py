@@ -141,7 +141,7 @@ def describe_run(
         seconds,
         {
             "grid": settings.spec.key,
-            "tissue": settings.tissue,
+            "tissue": settings.tissue or "the mask of a slide that has one, else texture",
             "store_as": settings.store_as or "float16",
             "device": settings.options.device,
             "precision": settings.options.precision,
