@@ -36,6 +36,7 @@ from histosge.training.made_with import (
     describe_sections,
     describe_settings,
 )
+from histosge.training.processes import first_writes, is_first_process, joined
 from histosge.training.report import write_training_report
 from histosge.training.saved_model import (
     ModelCard,
@@ -90,6 +91,7 @@ class TrainSettings:
 
 
 @one_blas_thread()
+@joined()
 def train(
     samples: str | Path,
     store: str | Path,
@@ -144,7 +146,7 @@ def train(
     saved = _find_finished(model, made_with, settings, overwrite=overwrite)
     if saved is None:
         saved = _train(samples, store, model, settings, made_with, on_message, force=force)
-    if page is not None:
+    if page is not None and is_first_process():
         write_training_report(saved, page, made_with)
     return saved
 
@@ -200,15 +202,10 @@ def _train(
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
     # The checkpoint goes only now: a crash while saving must not lose the training.
-    saved = save_model(
-        model,
-        fitted,
-        replace(
-            card,
-            preset=estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted),
-        ),
-        intervals,
-        made_with=made_with,
+    named = estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted)
+    saved = first_writes(
+        partial(save_model, model, fitted, replace(card, preset=named), intervals, made_with=made_with),
+        partial(load_model, model, settings.preset if ":" in named else None),
     )
     for path in (unfinished, *(checkpoint.numbered(i).path for i in range(len(dims)))):
         path.unlink(missing_ok=True)
