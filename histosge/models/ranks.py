@@ -53,11 +53,6 @@ class Ranks:
             start += tensor.numel()
 
 
-def is_launched() -> bool:
-    """Tell whether `torchrun` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def current_ranks() -> Ranks:
     """Return who this process is; one of one outside `joined_processes`."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -65,18 +60,21 @@ def current_ranks() -> Ranks:
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
+def wait_for_all() -> None:
+    """Return once all processes are here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 @contextmanager
 def joined_processes() -> Iterator[Ranks]:
-    """Join the processes that `torchrun` started, for the time of a training; alone, nothing happens.
+    """Join the processes that `torchrun` started, for the time of a training.
 
     Raises
     ------
     ModelError
         If this torch cannot connect processes.
     """
-    if not is_launched() or torch.distributed.is_initialized():
-        yield current_ranks()
-        return
     if not torch.distributed.is_available():
         raise ModelError("this build of torch cannot connect processes; start one process without torchrun")
     if torch.cuda.is_available():

@@ -37,6 +37,7 @@ from histosge.training.made_with import (
     describe_sections,
     describe_settings,
 )
+from histosge.training.processes import first_writes, is_first_process, is_launched, joined
 from histosge.training.report import write_training_report
 from histosge.training.saved_model import (
     ModelCard,
@@ -99,6 +100,7 @@ class TrainSettings:
 
 
 @one_blas_thread()
+@joined()
 def train(
     samples: str | Path,
     store: str | Path,
@@ -164,7 +166,7 @@ def train(
     if saved is None:
         run = _Run(samples, store, model, settings, made_with, on_message, on_progress, force)
         saved = _train(run) if not _is_streamed(run, stream) else _train_streamed(run)
-    if page is not None:
+    if page is not None and is_first_process():
         write_training_report(saved, page, made_with)
     return saved
 
@@ -214,6 +216,9 @@ def _is_streamed(run: _Run, stream: bool | None) -> bool:
 def _train_streamed(run: _Run) -> SavedModel:
     """Fit from sums, section after section; what a run that was interrupted left is used."""
     settings, estimator = run.settings, _checked(run.settings)
+    if is_launched():
+        # Each would write the same sums to the same folder.
+        raise ModelError(f"{estimator.name} of so many sections is fitted in one process; leave torchrun out")
     run.on_message(
         "sections are streamed: they are read one after another, and memory does not grow with them"
     )
@@ -300,15 +305,12 @@ def _train(run: _Run) -> SavedModel:
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
     # The checkpoint goes only now: a crash while saving must not lose the training.
-    saved = save_model(
-        model,
-        fitted,
-        replace(
-            card,
-            preset=estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted),
+    named = estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted)
+    saved = first_writes(
+        partial(
+            save_model, run.model, fitted, replace(card, preset=named), intervals, made_with=run.made_with
         ),
-        intervals,
-        made_with=run.made_with,
+        partial(load_model, run.model, settings.preset if ":" in named else None),
     )
     for path in (unfinished, *(checkpoint.numbered(i).path for i in range(len(dims)))):
         path.unlink(missing_ok=True)
