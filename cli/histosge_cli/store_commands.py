@@ -1,6 +1,7 @@
 """Commands on the feature store: embed, ls, validate, rm, encoders, doctor."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 
 from histosge_cli.console import Console, duration, out, resumable, size, table
 from histosge_cli.encoder_tables import scale_remarks, weights_option
-from histosge_cli.places import log_file, new_store, output_folder, samples_place, store_place
+from histosge_cli.places import log_file, new_store, output_file, output_folder, samples_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.worker_count import worker_count
 
@@ -245,6 +246,16 @@ def embed(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            callback=output_file,
+            help="Write what was done, how fast, and what failed: FILE.html and FILE.json.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -261,6 +272,7 @@ def embed(
     from featurestore.preview.planned_preview import PlannedPreview
     from featurestore.slides.sample_sheet import read_samples
     from histosge_cli.grid_options import grid_spec
+    from histosge_cli.run_report import ReportFiles, report_of_stopped_run
 
     console = Console(quiet, log)
     processes = worker_count(workers)
@@ -296,9 +308,20 @@ def embed(
     if dashboard is not None and not dry_run:
         console.message(f"dashboard, as long as this runs: http://127.0.0.1:{dashboard}/status")
     page = None if preview is None else PlannedPreview.open(preview, store, keys)
+    files = None if report is None else ReportFiles.open(report)
+    finished: list[SlideResult] = []
     # Read here only to count them, for the bar over all slides.
     slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
-    with resumable(), console.bars("blocks", slides) as bars:
+
+    def on_result(slide: "SlideResult") -> None:
+        finished.append(slide)
+        bars.finish(slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable)
+
+    with (
+        resumable(),
+        report_of_stopped_run(files, store, settings, finished),
+        console.bars("blocks", slides) as bars,
+    ):
         results = run(
             samples,
             store,
@@ -309,15 +332,15 @@ def embed(
             scheduler=scheduler,
             dashboard=dashboard,
             on_progress=bars.update,
-            on_result=lambda slide: bars.finish(
-                slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable
-            ),
+            on_result=on_result,
             on_survey=ignore_survey if page is None else page.add_survey,
         )
     if page is not None:
         page.finish(results)
+    if files is not None:
+        files.write(store, settings, results)
     for result in results:
-        console.record("slide", **vars(result))
+        console.record("slide", **asdict(result))
         out.print(f"{result.slide_id}: {_outcome(result)}", markup=False)
     if dry_run and len(results) > 1:
         out.print(

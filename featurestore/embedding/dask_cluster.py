@@ -12,13 +12,14 @@ Terms
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distributed import Client, Future, KilledWorker, as_completed
 
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, check_written
+from featurestore.embedding.costs import Costs
 from featurestore.embedding.dask_clients import (
     ALLOWED_WORKER_DEATHS,
     SCHEDULER_LOST,
@@ -70,6 +71,8 @@ class _SlideState:
         Objects that belong in the store, and those that this run wrote, over all encoders.
     n_patches, n_patches_done, n_unreadable
         Tissue patches of the slide; those in the computed blocks; those of them that have no vector.
+    costs
+        Of what is done.
     fingerprint
         Of the slide's file as it was planned.
     blocks
@@ -88,6 +91,7 @@ class _SlideState:
     n_patches: int = 0
     n_patches_done: int = 0
     n_unreadable: int = 0
+    costs: Costs = field(default_factory=Costs)
     deferred: list[BlockWork] = field(default_factory=list)
 
 
@@ -238,18 +242,20 @@ class _Run:
         if isinstance(result, SlideResult):  # the slide failed; several of its blocks may say so
             self._queue.drop(slide_id)
             if slide_id not in self._finished:
-                self._finish(result)
+                self._finish(replace(result, costs=state.costs))
         elif isinstance(result, PlannedSlide):
             show_remark(result.remark)
             state.n_blocks, state.n_planned = len(result.blocks), result.planned
             state.n_patches, state.fingerprint = result.patches, result.fingerprint
             state.blocks = tuple(result.blocks.items())
+            state.costs += result.costs
             self._queue.add(slide_id, state.blocks)
         else:
             state.n_done += 1
             state.n_written += result.written
             state.n_unreadable += result.unreadable
             state.n_patches_done += result.patches
+            state.costs += result.costs
             self._on_progress(Progress(state.n_done, state.n_blocks, slide_id, state.n_patches_done))
         if state.n_done == state.n_blocks and slide_id not in self._finished:
             self._finish(self._check_done(state))
@@ -270,6 +276,7 @@ class _Run:
             computed=state.n_written,
             patches=state.n_patches,
             unreadable=state.n_unreadable,
+            costs=state.costs,
         )
 
     def _finish(self, result: SlideResult) -> None:

@@ -3,11 +3,14 @@
 Every run can be repeated safely: a block is done if its object exists, and only missing blocks are computed.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Literal
 
 from featurestore.embedding.block_task import ThroughputProbe, check_written, embed_blocks
+from featurestore.embedding.costs import Costs, plan_costs
 from featurestore.embedding.plan import (
     EmbedSettings as EmbedSettings,
 )
@@ -155,6 +158,7 @@ def _embed_slide(
     settings: EmbedSettings,
     on_progress: OnProgress,
 ) -> SlideResult:
+    begun = time.perf_counter()
     watch = SlideWatch(sample.slide)  # before the slide is opened
     try:
         slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
@@ -162,7 +166,9 @@ def _embed_slide(
             plan = plan_slide(store, slide, sample, encoders, settings)
             watch.check_since_opened()
             show_remark(plan.remark)
-            return _embed_planned(store, slide, plan, encoders, watch, settings.retry_failed, on_progress)
+            planned = plan_costs(time.perf_counter() - begun, slide)
+            done = _embed_planned(store, slide, plan, encoders, watch, settings.retry_failed, on_progress)
+            return replace(done, costs=planned + done.costs)
         finally:
             slide.close()
     except ONE_SLIDE as error:
@@ -184,6 +190,7 @@ def _embed_planned(
     blocks = blocks_to_read(plan)
     total = len(blocks)
     computed = unreadable = patches = 0
+    costs = Costs()
     if blocks:
         # Closed, also where `on_progress` raises or Ctrl-C stops the run: its thread reads the slide ahead, and a slide
         # that is closed while a thread reads it ends the process. When the generator is collected is not ours to say.
@@ -202,6 +209,7 @@ def _embed_planned(
                 computed += result.written
                 unreadable += result.unreadable
                 patches += result.patches
+                costs += result.costs
                 on_progress(Progress(number, total, slide_id, patches))
         check_written(store, slide_id, plan.stored.grid.spec.key, blocks)
     return SlideResult(
@@ -211,4 +219,5 @@ def _embed_planned(
         computed=computed,
         patches=int(plan.stored.is_tissue.sum()),
         unreadable=unreadable,
+        costs=costs,
     )

@@ -63,7 +63,7 @@ def test_a_picture_that_stands_in_is_said_unless_quiet(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--to", "qupath"), "unknown name 'qupath' among exports"),
+        (("--to", "imagej"), "unknown name 'imagej' among exports"),
         (("--to", "h5ad", "--genes", "G3"), "no gene 'G3': did you mean"),
         (("--to", "h5ad", "--slide", "Z"), "no map of slide 'Z'"),
         (("--to", "ome-zarr", "--ngff", "0.3"), "known: 0.4, 0.5"),
