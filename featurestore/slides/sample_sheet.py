@@ -52,7 +52,7 @@ class Sample:
     fallback_mpp
         Microns per pixel at level 0 if neither `mpp` nor the file gives them.
     mask
-        A file with the outline of the tissue; None if there is none. `embed` does not use it and says so.
+        A mask or annotation file: PNG, TIFF or GeoJSON; None if there is none.
     """
 
     slide_id: str
