@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -80,7 +81,10 @@ def joined_processes() -> Iterator[Ranks]:
     if torch.cuda.is_available():
         # Before the group: it binds to the current device, and all processes would share the first.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Others wait while the first one reads a large cohort: half an hour, which is usual, would not do.
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=2)
+    )
     try:
         yield current_ranks()
     finally:

@@ -35,6 +35,14 @@ def joined() -> Iterator[None]:
         yield
 
 
+def wait_for_all() -> None:
+    """Return once all processes are here; at once where this one is alone."""
+    if is_launched():
+        from histosge.models.ranks import wait_for_all as wait
+
+        wait()
+
+
 def first_writes(write: Callable[[], Made], read: Callable[[], Made]) -> Made:
     """Let the first process write a result, and the others read it once it is whole.
 
@@ -43,10 +51,6 @@ def first_writes(write: Callable[[], Made], read: Callable[[], Made]) -> Made:
     write, read
         Called in the first process, and in the others after it.
     """
-    if not is_launched():
-        return write()
-    from histosge.models.ranks import wait_for_all
-
     made = write() if is_first_process() else None
     wait_for_all()
     return read() if made is None else made

@@ -37,7 +37,7 @@ from histosge.training.made_with import (
     describe_sections,
     describe_settings,
 )
-from histosge.training.processes import first_writes, is_first_process, is_launched, joined
+from histosge.training.processes import first_writes, is_first_process, joined, wait_for_all
 from histosge.training.report import write_training_report
 from histosge.training.saved_model import (
     ModelCard,
@@ -51,6 +51,7 @@ from histosge.training.streaming.fit_streamed import (
     STREAM_FROM_BYTES,
     embedding_bytes,
     fit_streamed,
+    is_attention,
     why_in_memory,
 )
 from histosge.training.streaming.survey import card_sections
@@ -205,6 +206,7 @@ def _is_streamed(run: _Run, stream: bool | None) -> bool:
         settings.selection,
         settings.loss,
         stains=settings.stains,
+        calibrated=run.is_calibrated,
     )
     if reason and stream:
         raise ModelError(f"sections cannot be streamed: {reason}; leave stream out")
@@ -216,12 +218,15 @@ def _is_streamed(run: _Run, stream: bool | None) -> bool:
 def _train_streamed(run: _Run) -> SavedModel:
     """Fit from sums, section after section; what a run that was interrupted left is used."""
     settings, estimator = run.settings, _checked(run.settings)
-    if is_launched():
-        # Each would write the same sums to the same folder.
-        raise ModelError(f"{estimator.name} of so many sections is fitted in one process; leave torchrun out")
     run.on_message(
         "sections are streamed: they are read one after another, and memory does not grow with them"
     )
+    is_shared = is_attention(estimator.estimator)
+    if not is_first_process():
+        # What follows from sums gains nothing from further processes. `attention` does, after the passes of the first.
+        if not is_shared:
+            return first_writes(partial(_train, run), partial(load_model, run.model))
+        wait_for_all()
     folder = WorkFolder.open(run.model, run.made_with)
     found = fit_streamed(
         run.samples,
@@ -231,12 +236,17 @@ def _train_streamed(run: _Run) -> SavedModel:
         cast(type[Model], estimator.estimator),
         folder,
         calibrated=run.is_calibrated,
+        seed=settings.seed,
+        epochs=settings.epochs,
         force=run.force,
         on_message=run.on_message,
         on_progress=run.on_progress,
     )
     if found is None:
         run.on_message("too few sections are usable for folds of several: they are held in memory")
+        if is_shared and is_first_process():
+            wait_for_all()
+        wait_for_all()  # nobody reads the folder any more
         folder.remove()
         return _train(run)
     if run.is_calibrated:
@@ -250,7 +260,12 @@ def _train_streamed(run: _Run) -> SavedModel:
         first.stored.grid.spec,
         card_sections(found.cohort),
     )
-    saved = save_model(run.model, found.model, card, found.intervals, made_with=run.made_with)
+    if isinstance(found.model, RemarkingModel):
+        run.on_message(found.model.remark)
+    saved = first_writes(
+        partial(save_model, run.model, found.model, card, found.intervals, made_with=run.made_with),
+        partial(load_model, run.model),
+    )
     # Only now: a crash while saving must not lose the sums.
     folder.remove()
     return saved
@@ -307,10 +322,8 @@ def _train(run: _Run) -> SavedModel:
     # The checkpoint goes only now: a crash while saving must not lose the training.
     named = estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted)
     saved = first_writes(
-        partial(
-            save_model, run.model, fitted, replace(card, preset=named), intervals, made_with=run.made_with
-        ),
-        partial(load_model, run.model, settings.preset if ":" in named else None),
+        partial(save_model, model, fitted, replace(card, preset=named), intervals, made_with=run.made_with),
+        partial(load_model, model, settings.preset if ":" in named else None),
     )
     for path in (unfinished, *(checkpoint.numbered(i).path for i in range(len(dims)))):
         path.unlink(missing_ok=True)

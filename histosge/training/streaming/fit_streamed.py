@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from featurestore.events import OnMessage, OnProgress
 from featurestore.slides.sample_sheet import read_samples
@@ -13,6 +14,7 @@ from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.data.gene_choice import GeneChoice
 from histosge.data.section_loading import Selection
 from histosge.models.dense import DenseModel
+from histosge.models.estimators import class_name
 from histosge.models.presets.ridge import RidgeModel
 from histosge.models.protocol import Model
 from histosge.models.target_sums import GeneMoments
@@ -49,6 +51,20 @@ FITTERS: dict[type, tuple[Fitter, int]] = {DenseModel: (fit_dense, 5), RidgeMode
 """What follows from sums, by the class of the model, and how many passes over the sections it takes."""
 
 
+def is_attention(estimator: object) -> bool:
+    """Tell whether a class is the preset `attention`, which is fitted to what `dense` lacks."""
+    # By its name first, so that training something else does not import torch.
+    return getattr(estimator, "name", "") == "attention" and class_name(cast(type, estimator)) == "attention"
+
+
+def _fitter(estimator: type[Model], seed: int, epochs: int | None) -> tuple[Fitter, int]:
+    if not is_attention(estimator):
+        return FITTERS[estimator]
+    from histosge.training.streaming.attention_fit import fit_attention
+
+    return partial(fit_attention, seed=seed, epochs=epochs), FITTERS[DenseModel][1]
+
+
 @dataclass(frozen=True)
 class StreamedTraining:
     """What a streamed training gives.
@@ -75,10 +91,16 @@ def embedding_bytes(samples: str | Path, store: str | Path, selection: Selection
 
 
 def why_in_memory(
-    estimator: object, n_sections: int, selection: Selection, loss: str, *, stains: bool
+    estimator: object,
+    n_sections: int,
+    selection: Selection,
+    loss: str,
+    *,
+    stains: bool,
+    calibrated: bool = False,
 ) -> str:
     """Return why a training cannot be streamed, in a few words; empty if it can."""
-    if not isinstance(estimator, type) or estimator not in FITTERS:
+    if not isinstance(estimator, type) or not (estimator in FITTERS or is_attention(estimator)):
         return "this preset is not fitted from sums, as dense and ridge are"
     if loss != "mse":
         return f"loss {loss} is not fitted from sums"
@@ -86,6 +108,8 @@ def why_in_memory(
         return "--stains needs the patches' embeddings"
     if selection.others:
         return "several encoders are joined patch by patch"
+    if calibrated and is_attention(estimator):
+        return "intervals of attention take further fits"
     if n_sections < LEAST_SECTIONS:
         return f"{n_sections} sections are fewer than {LEAST_SECTIONS}"
     return ""
@@ -100,6 +124,8 @@ def fit_streamed(
     folder: WorkFolder,
     *,
     calibrated: bool,
+    seed: int = 0,
+    epochs: int | None = None,
     force: bool,
     on_message: OnMessage,
     on_progress: OnProgress,
@@ -116,7 +142,7 @@ def fit_streamed(
     ExpressionError, StoreError, ModelError
         If a section cannot be used, or the disk is full.
     """
-    fitter, n_passes = FITTERS[estimator]
+    fitter, n_passes = _fitter(estimator, seed, epochs)
     passes = Passes(len(read_samples(str(samples))), n_passes, on_progress)
     surveyed = survey_cohort(
         str(samples),
@@ -124,7 +150,8 @@ def fit_streamed(
         selection,
         choice,
         folder,
-        calibrated=calibrated,
+        # `attention` learns what fits without a fold lack, whether or not intervals are measured.
+        calibrated=calibrated or is_attention(estimator),
         force=force,
         on_message=on_message,
         on_step=passes.begin("survey of"),
