@@ -113,6 +113,7 @@ def test_geojson_of_qupath_is_opened_as_text_and_in_the_right_place(
     assert page.locator("#region-list li").count() == 1
 
 
+@pytest.mark.e2e
 def test_the_whole_slide_is_shown_also_while_a_view_is_still_moving(page: "Page", address: str) -> None:
     open_page(page, address)
     page.wait_for_selector("body[data-picture=tiles]")
@@ -138,6 +139,7 @@ def test_the_whole_slide_is_shown_also_while_a_view_is_still_moving(page: "Page"
     assert is_whole()
 
 
+@pytest.mark.e2e
 def test_a_view_that_comes_back_has_the_place_of_the_one_that_was_seen(page: "Page", address: str) -> None:
     open_page(page, address)
     page.locator("#layout").select_option("predicted")
