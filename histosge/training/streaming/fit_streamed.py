@@ -2,26 +2,34 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from featurestore.events import OnMessage, OnProgress
-from featurestore.slides.sample_sheet import read_samples
+from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
-from histosge.calibration.conformal import Intervals, measure_intervals
+from histosge.calibration.conformal import Intervals, coverage, measure_intervals
+from histosge.calibration.depth_strata import gene_parts
 from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.data.gene_choice import GeneChoice
 from histosge.data.section_loading import Selection
 from histosge.models.dense import DenseModel
+from histosge.models.linear_algebra import Affine
 from histosge.models.presets.ridge import RidgeModel
-from histosge.models.protocol import Model
+from histosge.models.protocol import SQUARED_ERROR, Model
+from histosge.models.scale_ridges import ScaleRidges
 from histosge.models.target_sums import GeneMoments
+from histosge.training.kept_sums import SumsToKeep
 from histosge.training.streaming.cohort import Cohort
 from histosge.training.streaming.dense_fit import fit_dense
-from histosge.training.streaming.hold_out import HeldOutSection, collect_held_out
+from histosge.training.streaming.hold_out import HeldOutSection, collect_held_out, predict_section, take_genes
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.ridge_fit import fit_ridge
-from histosge.training.streaming.survey import survey_cohort, write_targets
+from histosge.training.streaming.start import Start
+from histosge.training.streaming.survey import Surveyed, survey_cohort, write_targets
 from histosge.training.streaming.work_folder import WorkFolder
 
 STREAM_FROM_BYTES = 1 << 30
@@ -39,12 +47,17 @@ class StreamedFit(Protocol):
         """Return the model of all sections."""
         ...
 
+    @property
+    def sums(self) -> SumsToKeep:
+        """Return the sums that it was fitted from."""
+        ...
+
     def predict_held_out(self, index: int) -> HeldOutSection:
         """Predict a section by the fit without its fold."""
         ...
 
 
-Fitter = Callable[[Cohort, Sequence[GeneMoments], Passes], StreamedFit]
+Fitter = Callable[[Cohort, Sequence[GeneMoments], Passes, Start | None], StreamedFit]
 FITTERS: dict[type, tuple[Fitter, int]] = {DenseModel: (fit_dense, 5), RidgeModel: (fit_ridge, 4)}
 """What follows from sums, by the class of the model, and how many passes over the sections it takes."""
 
@@ -57,12 +70,19 @@ class StreamedTraining:
     ----------
     intervals
         None where none were wanted.
+    sums
+        What the model was fitted from.
+    covered
+        Of a training that goes on from another: share of the new sections' values that the earlier model's intervals cover
+        with its own predictions, and their spots; None where it has no intervals.
     """
 
     model: Model
     genes: tuple[str, ...]
     cohort: Cohort
     intervals: Intervals | None
+    sums: SumsToKeep
+    covered: tuple[float, int] | None = None
 
 
 def embedding_bytes(samples: str | Path, store: str | Path, selection: Selection) -> int:
@@ -80,7 +100,7 @@ def why_in_memory(
     """Return why a training cannot be streamed, in a few words; empty if it can."""
     if not isinstance(estimator, type) or estimator not in FITTERS:
         return "this preset is not fitted from sums, as dense and ridge are"
-    if loss != "mse":
+    if loss != SQUARED_ERROR:
         return f"loss {loss} is not fitted from sums"
     if stains:
         return "--stains needs the patches' embeddings"
@@ -91,20 +111,54 @@ def why_in_memory(
     return ""
 
 
+@dataclass(frozen=True)
+class StreamedInputs:
+    """What a streamed training works on.
+
+    Parameters
+    ----------
+    samples
+        Rows of the sheet.
+    store, selection
+        Where their embeddings are.
+    choice
+        Of genes.
+    folder
+        For files of the training.
+    calibrated
+        Whether intervals are measured.
+    force
+        Take spots that do not fit their slide, with a warning.
+    """
+
+    samples: Sequence[Sample]
+    store: str
+    selection: Selection
+    choice: GeneChoice
+    folder: WorkFolder
+    calibrated: bool
+    force: bool
+
+    def survey(self, passes: Passes, n_before: int, on_message: OnMessage) -> Surveyed:
+        """Look at every section once."""
+        return survey_cohort(
+            self.samples,
+            self.store,
+            self.selection,
+            self.choice,
+            self.folder,
+            calibrated=self.calibrated,
+            force=self.force,
+            n_before=n_before,
+            on_message=on_message,
+            on_step=passes.begin("survey of"),
+        )
+
+
 def fit_streamed(
-    samples: str | Path,
-    store: str | Path,
-    selection: Selection,
-    choice: GeneChoice,
-    estimator: type[Model],
-    folder: WorkFolder,
-    *,
-    calibrated: bool,
-    force: bool,
-    on_message: OnMessage,
-    on_progress: OnProgress,
+    inputs: StreamedInputs, estimator: type[Model], on_message: OnMessage, on_progress: OnProgress
 ) -> StreamedTraining | None:
-    """Fit a model of `FITTERS` to all sections of a sheet, one section at a time.
+    """Fit a model of `FITTERS` to all sections, one section at a time.
 
     Returns
     -------
@@ -117,25 +171,15 @@ def fit_streamed(
         If a section cannot be used, or the disk is full.
     """
     fitter, n_passes = FITTERS[estimator]
-    passes = Passes(len(read_samples(str(samples))), n_passes, on_progress)
-    surveyed = survey_cohort(
-        str(samples),
-        str(store),
-        selection,
-        choice,
-        folder,
-        calibrated=calibrated,
-        force=force,
-        on_message=on_message,
-        on_step=passes.begin("survey of"),
-    )
+    passes = Passes(len(inputs.samples), n_passes, on_progress)
+    surveyed = inputs.survey(passes, 0, on_message)
     cohort, genes = surveyed.cohort, surveyed.genes
     if min(len(fit.sections) for fit in cohort.fits) < 2:
         return None
     moments = write_targets(cohort, genes, passes.begin("genes of"))
-    fitted = fitter(cohort, moments, passes)
+    fitted = fitter(cohort, moments, passes, None)
     intervals = None
-    if calibrated:
+    if inputs.calibrated:
         spots = collect_held_out(cohort, len(genes), fitted.predict_held_out, passes.begin("intervals on"))
         surveys = (cohort.survey(index) for index in range(len(cohort.sections)))
         reference = EmbeddingReference.from_moments(
@@ -143,4 +187,56 @@ def fit_streamed(
         )
         intervals = measure_intervals(spots, cohort.held_out, tuple(dict.fromkeys(cohort.donors)), reference)
     passes.finish()
-    return StreamedTraining(fitted.model, genes, cohort, intervals)
+    return StreamedTraining(fitted.model, genes, cohort, intervals, fitted.sums)
+
+
+def fit_from_sums(
+    inputs: StreamedInputs, start: Start, on_message: OnMessage, on_progress: OnProgress
+) -> StreamedTraining:
+    """Add sections to the sums of a saved model, and solve it anew; its own sections are not read.
+
+    Raises
+    ------
+    ExpressionError, StoreError, ModelError
+        If a section cannot be used, its embeddings are of another kind, or the disk is full.
+    """
+    fitter, _ = FITTERS[type(start.saved.model)]
+    passes = Passes(len(inputs.samples), 4, on_progress)
+    surveyed = inputs.survey(passes, start.kept.n_sections, on_message)
+    cohort, genes = surveyed.cohort, surveyed.genes
+    start.saved.check_fits(cohort.first.identity, cohort.first.stored.grid)
+    moments = write_targets(cohort, genes, passes.begin("genes of"))
+    covered = None
+    if start.saved.intervals is not None:
+        # By the earlier model, which has not seen these sections: afterwards none would be held out.
+        spots = collect_held_out(
+            cohort, len(genes), partial(predict_by, start.saved.model, cohort), passes.begin("intervals on")
+        )
+        parts = [
+            coverage(
+                start.saved.intervals.take(some.tolist()), spots.truth[:, some], spots.predicted[:, some]
+            )
+            for some in gene_parts(np.arange(len(genes)), len(spots.truth))
+        ]
+        covered = float(np.concatenate(parts).mean()), len(spots.truth)
+    fitted = fitter(cohort, moments, passes, start)
+    passes.finish()
+    return StreamedTraining(fitted.model, genes, cohort, start.saved.intervals, fitted.sums, covered)
+
+
+def predict_by(model: Model, cohort: Cohort, index: int) -> HeldOutSection:
+    """Predict the patches under a section's spots by a fitted model of `FITTERS`."""
+    if isinstance(model, RidgeModel):
+        predicted = predict_section(cohort, index, (0.0,), [model.affine]).at_patches[0]
+        values = np.maximum(predicted, 0.0).astype(np.float32)
+        return HeldOutSection(lambda some: values[:, some], None)
+    assert isinstance(model, DenseModel)
+    linear, targets = model.linear, model.targets
+    assert isinstance(linear, ScaleRidges)
+    assert linear.weight is not None
+    n = len(linear.offset)
+    weights = np.split(linear.weight, len(linear.sigmas_um), axis=1)
+    ridges = [Affine(weight, np.zeros(n)) for weight in weights]
+    found = predict_section(cohort, index, linear.sigmas_um, ridges).at_patches.sum(axis=0) + linear.offset
+    patterns = found[:, : targets.axes.shape[1]]
+    return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), None)
