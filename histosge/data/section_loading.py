@@ -244,4 +244,5 @@ def training_section(section: Section, genes: tuple[str, ...]) -> TrainingSectio
         section.spots.xy_um,
         select_target(section.spots, genes),
         library_size(section.spots),
+        donor=section.spots.donor,
     )

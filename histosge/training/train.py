@@ -38,6 +38,7 @@ from histosge.training.made_with import (
     describe_sections,
     describe_settings,
 )
+from histosge.training.processes import first_writes, is_first_process, joined, wait_for_all
 from histosge.training.report import write_training_report
 from histosge.training.saved_model import (
     ModelCard,
@@ -54,6 +55,7 @@ from histosge.training.streaming.fit_streamed import (
     embedding_bytes,
     fit_from_sums,
     fit_streamed,
+    is_attention,
     why_in_memory,
 )
 from histosge.training.streaming.start import Start, new_sections, open_start
@@ -104,6 +106,7 @@ class TrainSettings:
 
 
 @one_blas_thread()
+@joined()
 def train(
     samples: str | Path,
     store: str | Path,
@@ -181,10 +184,11 @@ def train(
     if saved is None:
         run = _Run(samples, store, model, settings, made_with, on_message, on_progress, force, keep_sums)
         if start is not None:
-            saved = _train_further(run, start)
+            # What follows from sums gains nothing from further processes.
+            saved = first_writes(partial(_train_further, run, start), partial(load_model, model))
         else:
             saved = _train_streamed(run) if _is_streamed(run, stream) else _train(run)
-    if page is not None:
+    if page is not None and is_first_process():
         write_training_report(saved, page, made_with)
     return saved
 
@@ -246,6 +250,7 @@ def _is_streamed(run: _Run, stream: bool | None) -> bool:
         settings.selection,
         settings.loss,
         stains=settings.stains,
+        calibrated=run.is_calibrated,
     )
     if reason and stream:
         raise ModelError(f"sections cannot be streamed: {reason}; leave stream out")
@@ -260,12 +265,27 @@ def _train_streamed(run: _Run) -> SavedModel:
     run.on_message(
         "sections are streamed: they are read one after another, and memory does not grow with them"
     )
+    is_shared = is_attention(estimator.estimator)
+    if not is_first_process():
+        # What follows from sums gains nothing from further processes. `attention` does, after the passes of the first.
+        if not is_shared:
+            return first_writes(partial(_train, run), partial(load_model, run.model))
+        wait_for_all()
     choice = GeneChoice.parse(settings.genes)
     inputs = run.inputs(read_samples(str(run.samples)), choice, calibrated=run.is_calibrated)
-    estimator_class = cast(type[Model], estimator.estimator)
-    found = fit_streamed(inputs, estimator_class, run.on_message, run.on_progress)
+    found = fit_streamed(
+        inputs,
+        cast(type[Model], estimator.estimator),
+        run.on_message,
+        run.on_progress,
+        seed=settings.seed,
+        epochs=settings.epochs,
+    )
     if found is None:
         run.on_message("too few sections are usable for folds of several: they are held in memory")
+        if is_shared and is_first_process():
+            wait_for_all()
+        wait_for_all()  # nobody reads the folder any more
         inputs.folder.remove()
         return _train(run)
     if run.is_calibrated:
@@ -299,9 +319,12 @@ def _save_streamed(
     card = _card(
         run.settings, preset, found.genes, first.identity, first.stored.grid.spec, (*earlier, *sections)
     )
+    if isinstance(found.model, RemarkingModel):
+        run.on_message(found.model.remark)
     names = [section.slide_id for section in found.cohort.sections]
     kept = () if start is None else start.kept.sections
-    saved = save_model(
+    write = partial(
+        save_model,
         run.model,
         found.model,
         card,
@@ -309,6 +332,8 @@ def _save_streamed(
         made_with=run.made_with,
         also=run.writing(found.sums, names, kept),
     )
+    # A training that goes on from a model runs in the first process alone.
+    saved = write() if start is not None else first_writes(write, partial(load_model, run.model))
     _tell_kept(run)
     # Only now: a crash while saving must not lose the sums.
     folder.remove()
@@ -372,13 +397,12 @@ def _train(run: _Run) -> SavedModel:
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
     # The checkpoint goes only now: a crash while saving must not lose the training.
-    saved = save_model(
+    named = estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted)
+    write = partial(
+        save_model,
         model,
         fitted,
-        replace(
-            card,
-            preset=estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted),
-        ),
+        replace(card, preset=named),
         intervals,
         made_with=run.made_with,
         also=run.writing(
@@ -386,6 +410,7 @@ def _train(run: _Run) -> SavedModel:
             [section.slide_id for section in sections],
         ),
     )
+    saved = first_writes(write, partial(load_model, model, settings.preset if ":" in named else None))
     _tell_kept(run)
     for path in (unfinished, *(checkpoint.numbered(i).path for i in range(len(dims)))):
         path.unlink(missing_ok=True)

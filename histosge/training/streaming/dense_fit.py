@@ -90,14 +90,22 @@ class StreamedDense:
 
     def predict_held_out(self, index: int) -> HeldOutSection:
         """Predict the patches under a section's spots by the fit without its fold."""
+        projected, targets = self._projected(index)
+        patterns, depth = projected[:, :-1].astype(np.float64), projected[:, -1]
+
+        return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), depth)
+
+    def held_out_patterns(self, index: int) -> tuple[np.ndarray, LowRankTargets]:
+        """Return the patterns of the same patches, float32, and what turns them into genes."""
+        projected, targets = self._projected(index)
+        return projected[:, :-1], targets
+
+    def _projected(self, index: int) -> tuple[np.ndarray, LowRankTargets]:
         ridges, targets = self.held_out[int(self.cohort.fold[index])]
         at_patches = self.cohort.folder.load_one(_held_out_name(self.cohort, index), "at_patches")
         weights = np.array(ridges.weights)
         # The map's own precision, so that intervals are of what prediction gives.
-        projected = (np.tensordot(weights, at_patches, axes=1) + ridges.offset).astype(np.float32)
-        patterns, depth = projected[:, :-1].astype(np.float64), projected[:, -1]
-
-        return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), depth)
+        return (np.tensordot(weights, at_patches, axes=1) + ridges.offset).astype(np.float32), targets
 
 
 def fit_dense(

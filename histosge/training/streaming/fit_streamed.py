@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.data.gene_choice import GeneChoice
 from histosge.data.section_loading import Selection
 from histosge.models.dense import DenseModel
+from histosge.models.estimators import class_name
 from histosge.models.linear_algebra import Affine
 from histosge.models.presets.ridge import RidgeModel
 from histosge.models.protocol import SQUARED_ERROR, Model
@@ -48,8 +49,8 @@ class StreamedFit(Protocol):
         ...
 
     @property
-    def sums(self) -> SumsToKeep:
-        """Return the sums that it was fitted from."""
+    def sums(self) -> SumsToKeep | None:
+        """Return the sums that it was fitted from; None for a model that does not follow from sums alone."""
         ...
 
     def predict_held_out(self, index: int) -> HeldOutSection:
@@ -57,9 +58,33 @@ class StreamedFit(Protocol):
         ...
 
 
-Fitter = Callable[[Cohort, Sequence[GeneMoments], Passes, Start | None], StreamedFit]
-FITTERS: dict[type, tuple[Fitter, int]] = {DenseModel: (fit_dense, 5), RidgeModel: (fit_ridge, 4)}
+class FitFromSums(Protocol):
+    """Fits a model to a cohort, and to the sums of an earlier model where there is one."""
+
+    def __call__(
+        self, cohort: Cohort, moments: Sequence[GeneMoments], passes: Passes, start: Start | None = None
+    ) -> StreamedFit:
+        """Fit; the cohort is surveyed, and its targets are written."""
+        ...
+
+
+Fitter = Callable[[Cohort, Sequence[GeneMoments], Passes], StreamedFit]
+FITTERS: dict[type, tuple[FitFromSums, int]] = {DenseModel: (fit_dense, 5), RidgeModel: (fit_ridge, 4)}
 """What follows from sums, by the class of the model, and how many passes over the sections it takes."""
+
+
+def is_attention(estimator: object) -> bool:
+    """Tell whether a class is the preset `attention`, which is fitted to what `dense` lacks."""
+    # By its name first, so that training something else does not import torch.
+    return getattr(estimator, "name", "") == "attention" and class_name(cast(type, estimator)) == "attention"
+
+
+def _fitter(estimator: type[Model], seed: int, epochs: int | None) -> tuple[Fitter, int]:
+    if not is_attention(estimator):
+        return FITTERS[estimator]
+    from histosge.training.streaming.attention_fit import fit_attention
+
+    return partial(fit_attention, seed=seed, epochs=epochs), FITTERS[DenseModel][1]
 
 
 @dataclass(frozen=True)
@@ -71,7 +96,7 @@ class StreamedTraining:
     intervals
         None where none were wanted.
     sums
-        What the model was fitted from.
+        What the model was fitted from; None for one that does not follow from sums alone.
     covered
         Of a training that goes on from another: share of the new sections' values that the earlier model's intervals cover
         with its own predictions, and their spots; None where it has no intervals.
@@ -81,7 +106,7 @@ class StreamedTraining:
     genes: tuple[str, ...]
     cohort: Cohort
     intervals: Intervals | None
-    sums: SumsToKeep
+    sums: SumsToKeep | None
     covered: tuple[float, int] | None = None
 
 
@@ -95,10 +120,16 @@ def embedding_bytes(samples: str | Path, store: str | Path, selection: Selection
 
 
 def why_in_memory(
-    estimator: object, n_sections: int, selection: Selection, loss: str, *, stains: bool
+    estimator: object,
+    n_sections: int,
+    selection: Selection,
+    loss: str,
+    *,
+    stains: bool,
+    calibrated: bool = False,
 ) -> str:
     """Return why a training cannot be streamed, in a few words; empty if it can."""
-    if not isinstance(estimator, type) or estimator not in FITTERS:
+    if not isinstance(estimator, type) or not (estimator in FITTERS or is_attention(estimator)):
         return "this preset is not fitted from sums, as dense and ridge are"
     if loss != SQUARED_ERROR:
         return f"loss {loss} is not fitted from sums"
@@ -106,6 +137,8 @@ def why_in_memory(
         return "--stains needs the patches' embeddings"
     if selection.others:
         return "several encoders are joined patch by patch"
+    if calibrated and is_attention(estimator):
+        return "intervals of attention take further fits"
     if n_sections < LEAST_SECTIONS:
         return f"{n_sections} sections are fewer than {LEAST_SECTIONS}"
     return ""
@@ -139,15 +172,25 @@ class StreamedInputs:
     calibrated: bool
     force: bool
 
-    def survey(self, passes: Passes, n_before: int, on_message: OnMessage) -> Surveyed:
-        """Look at every section once."""
+    def survey(
+        self, passes: Passes, on_message: OnMessage, *, n_before: int = 0, has_folds: bool = False
+    ) -> Surveyed:
+        """Look at every section once.
+
+        Parameters
+        ----------
+        n_before
+            Sections whose sums are there already.
+        has_folds
+            Whether fits without each fold are wanted.
+        """
         return survey_cohort(
             self.samples,
             self.store,
             self.selection,
             self.choice,
             self.folder,
-            calibrated=self.calibrated,
+            calibrated=has_folds,
             force=self.force,
             n_before=n_before,
             on_message=on_message,
@@ -156,7 +199,13 @@ class StreamedInputs:
 
 
 def fit_streamed(
-    inputs: StreamedInputs, estimator: type[Model], on_message: OnMessage, on_progress: OnProgress
+    inputs: StreamedInputs,
+    estimator: type[Model],
+    on_message: OnMessage,
+    on_progress: OnProgress,
+    *,
+    seed: int = 0,
+    epochs: int | None = None,
 ) -> StreamedTraining | None:
     """Fit a model of `FITTERS` to all sections, one section at a time.
 
@@ -170,14 +219,16 @@ def fit_streamed(
     ExpressionError, StoreError, ModelError
         If a section cannot be used, or the disk is full.
     """
-    fitter, n_passes = FITTERS[estimator]
+    fitter, n_passes = _fitter(estimator, seed, epochs)
     passes = Passes(len(inputs.samples), n_passes, on_progress)
-    surveyed = inputs.survey(passes, 0, on_message)
+    # `attention` learns what fits without a fold lack, whether or not intervals are measured.
+    has_folds = inputs.calibrated or is_attention(estimator)
+    surveyed = inputs.survey(passes, on_message, has_folds=has_folds)
     cohort, genes = surveyed.cohort, surveyed.genes
     if min(len(fit.sections) for fit in cohort.fits) < 2:
         return None
     moments = write_targets(cohort, genes, passes.begin("genes of"))
-    fitted = fitter(cohort, moments, passes, None)
+    fitted = fitter(cohort, moments, passes)
     intervals = None
     if inputs.calibrated:
         spots = collect_held_out(cohort, len(genes), fitted.predict_held_out, passes.begin("intervals on"))
@@ -202,7 +253,7 @@ def fit_from_sums(
     """
     fitter, _ = FITTERS[type(start.saved.model)]
     passes = Passes(len(inputs.samples), 4, on_progress)
-    surveyed = inputs.survey(passes, start.kept.n_sections, on_message)
+    surveyed = inputs.survey(passes, on_message, n_before=start.kept.n_sections)
     cohort, genes = surveyed.cohort, surveyed.genes
     start.saved.check_fits(cohort.first.identity, cohort.first.stored.grid)
     moments = write_targets(cohort, genes, passes.begin("genes of"))
