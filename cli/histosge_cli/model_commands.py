@@ -220,7 +220,12 @@ def train(
 def predict(
     store: StoreArg,
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", callback=model_place, help="A trained model's folder.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            callback=model_place,
+            help="A trained model's folder, or hf://OWNER/NAME on the hub.",
+        ),
     ],
     out_store: Annotated[
         str,

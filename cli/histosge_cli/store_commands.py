@@ -149,6 +149,15 @@ def embed(
             rich_help_panel=ENCODER,
         ),
     ] = None,
+    stain: Annotated[
+        str,
+        typer.Option(
+            "--stain",
+            metavar="none|macenko|reinhard",
+            help="Normalise each slide's stain before encoding; such embeddings are of an encoder of their own.",
+            rich_help_panel=ENCODER,
+        ),
+    ] = "none",
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -299,6 +308,7 @@ def embed(
         masks=mask,
         within=tuple(within or ()),
         without=tuple(without or ()),
+        stain=stain,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
         store_as=store_as,

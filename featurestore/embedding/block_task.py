@@ -21,6 +21,7 @@ from featurestore.blocks import Block
 from featurestore.embedding.costs import BlockClocks, Costs
 from featurestore.embedding.memory_model import WRITERS
 from featurestore.embedding.positions import PatchFailure, failed_positions, patches_to_read, positions_of
+from featurestore.embedding.stain_fit import slide_normaliser
 from featurestore.encoders.protocol import Encoder, PendingVectors, patches_at_once, start_encoding
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
@@ -133,9 +134,16 @@ def embed_blocks(
     # What is read are whole patches; on a token grid they hold several positions of the block.
     of_patches = {block.coarser(grid.tokens): block for block in blocks}
 
+    stained = [key for key in arrays if "stain" in encoders[key].identity.facts]
+    normalise = slide_normaliser(store, stored, stained)
+
     def read(patches: Block) -> Iterator[PatchBatch]:
         wanted = patches_to_read(tissue[of_patches[patches].slices], grid)
-        return clocks.pixels.timed(read_batches(slide, grid.encoded, patches, wanted, size))
+        batches = read_batches(slide, grid.encoded, patches, wanted, size)
+        if normalise is not None:
+            # Here, in the threads that read, of which there are several where a GPU encodes.
+            batches = (replace(batch, pixels=normalise(batch.pixels)) for batch in batches)
+        return clocks.pixels.timed(batches)
 
     def start(batch: PatchBatch) -> tuple[PatchBatch, dict[str, PendingVectors]]:
         keys = blocks[of_patches[batch.block]]

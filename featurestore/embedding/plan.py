@@ -19,9 +19,11 @@ from featurestore.embedding.limits import check_spec
 from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.positions import patches_to_read
 from featurestore.embedding.slide_result import SlideResult
+from featurestore.embedding.stain_fit import fit_of_slide
 from featurestore.embedding.tissue_choice import check_tissue, tissue_request
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder, takes_weights
 from featurestore.encoders.protocol import BATCH, Encoder, EncoderOptions, patches_at_once
+from featurestore.encoders.stain_normalisation import StainedEncoder, check_method
 from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, SlideWarning, StoreError
 from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec
 from featurestore.names import slug
@@ -37,6 +39,8 @@ from featurestore.storage.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue.survey import Survey, survey
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 
+NO_STAIN = "none"
+"""Stain normalisation that changes nothing."""
 MAX_GRID_PATCHES = 50_000_000
 """Patches of one slide. A process that plans holds some 15 bytes for each. A slide of 100,000 x 100,000 px at 0.25
 microns has 39 million patches at --mpp 0.5 --stride 8, and with 1,024 features these are 80 GB of embeddings."""
@@ -70,6 +74,9 @@ class EmbedSettings:
         Folder with a mask or annotation file for each slide, named by its id; None for the sheet's column mask.
     within, without
         Classes of the masks to which tissue is restricted, and those that are left out.
+    stain
+        ``macenko`` or ``reinhard``: normalise the stain of each slide before its patches are encoded. It is part of the
+        encoders' identity.
     """
 
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
@@ -83,6 +90,7 @@ class EmbedSettings:
     masks: str | None = None
     within: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
+    stain: str = NO_STAIN
 
     @property
     def coding(self) -> Coding | None:
@@ -92,6 +100,8 @@ class EmbedSettings:
     def __post_init__(self) -> None:
         # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
         check_tissue(self)
+        if self.stain != NO_STAIN:
+            check_method(self.stain)
         check_spec(self.spec)
         _ = self.coding  # refused here if there is none of that name
         tokens = self.spec if isinstance(self.spec, TokenGridSpec) else None
@@ -145,7 +155,10 @@ def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
     # Of several encoders one is enough: the option is for all of them.
     if settings.options.compile and not any(takes_weights(key) for key in keys):
         raise EncoderError(f"{', '.join(keys)}: there is no network to compile; leave --compile out")
-    return {key: _load(key, settings.options, files.get(key)) for key in keys}
+    loaded = {key: _load(key, settings.options, files.get(key)) for key in keys}
+    if settings.stain == NO_STAIN:
+        return loaded
+    return {key: StainedEncoder(encoder, settings.stain) for key, encoder in loaded.items()}
 
 
 def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
@@ -173,12 +186,14 @@ def plan_slide(
     )
     remarks = _add_grid(store, slide, sample, grid, settings)
     stored = store.grid(slide_id, grid.spec.key)
+    fit = None if settings.stain == NO_STAIN else fit_of_slide(store, slide, stored, encoders, settings.stain)
     arrays = {
         key: store.add_embedding(
             slide_id,
             grid,
             encoder.identity,
             whole_patches(settings.block_shape, grid.tokens),
+            attrs=None if fit is None else {"stain": fit.to_attrs()},
             coding=settings.coding,
         )
         for key, encoder in encoders.items()
