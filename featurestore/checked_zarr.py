@@ -57,6 +57,16 @@ class CheckedStore(WrapperStore[Store]):
             check_document(key, found.to_bytes(), f"{self._label}/{key}")
         return found
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object where there is none; of metadata documents nothing.
+
+        zarr calls this for the empty documents of an array's parent groups. Behind a URL it looks first and writes then:
+        what another run wrote in between would be lost, and a refused call goes on writing after its error was raised.
+        The groups of a store are written by `storage.zarr_metadata.write_group` alone.
+        """
+        if not is_document(key):
+            await super().set_if_not_exists(key, value)
+
 
 def check_tree(folder: Path) -> None:
     """Check every metadata document below a local folder, for readers that open a path by themselves.

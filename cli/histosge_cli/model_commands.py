@@ -173,14 +173,18 @@ def train(
     """Train a model on embedded sections; nothing is encoded again.
 
     Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
+
+    Several GPUs: torchrun --nproc-per-node 4 -m histosge_cli train cohort.csv store.zarr model --preset attention
     """
     # Inside the function, as everywhere here: `histosge ls` must not wait for what training imports.
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
+    from histosge.training.processes import is_first_process
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
-    console = Console(quiet, log)
+    # Of several processes (torchrun) one speaks for all.
+    console = Console(quiet or not is_first_process(), log if is_first_process() else None)
     find_own_class(preset)
     if report is not None:
         check_output(report)
@@ -199,6 +203,8 @@ def train(
         force=force,
         on_message=console.message,
     )
+    if not is_first_process():
+        return
     spots = sum(section["spots"] for section in saved.card.sections)
     todo = "nothing to do, " if saved.was_there else ""
     out.print(

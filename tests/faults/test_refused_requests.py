@@ -10,6 +10,7 @@ import fsspec
 import numpy as np
 import pytest
 import s3fs
+import zarr
 from _s3 import KEY, SECRET, Proxy, Reply, environment, serving
 from make_slides import tissue_like, write_pyramid
 from running import contents
@@ -277,3 +278,13 @@ def test_a_slide_whose_server_refuses_midway_fails_whole_and_is_read_by_the_next
         blocks = {name for name in undisturbed if "/embedding/c/" in name}
         assert {name: made[name] for name in blocks} == {name: undisturbed[name] for name in blocks}
     assert refused >= 2
+
+
+def test_creating_an_array_never_writes_the_documents_of_groups_above_it(place: Place) -> None:
+    # zarr looks first and writes then, also after its call was refused: another run's document would be replaced.
+    written: list[str] = []
+    place.proxy.reset()
+    place.proxy.fault = lambda _, method, path: written.append(path) if method == "PUT" else None
+    zarr.create_array(Location("s3://test/parents").zarr(), name="S1/grid/y", data=np.ones(3))
+    names = [path.partition("?")[0].removeprefix("/test/parents/") for path in written]
+    assert sorted(names) == ["S1/grid/y/c/0", "S1/grid/y/zarr.json"]

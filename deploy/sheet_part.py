@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Write one of several parts of a sample sheet, so that each job of a cluster embeds its own slides.
+
+    sheet_part.py cohort.csv 3 16 > part.csv      # slides 3, 19, 35 ... of all; counted from 0
+
+A slide is in exactly one part. Paths are absolute in the part, so it may lie anywhere. Exit code 3: the part is empty,
+because there are fewer slides than parts.
+"""
+
+import csv
+import sys
+
+from featurestore import read_samples
+from featurestore.errors import FeatureStoreError
+from featurestore.slides.sample_sheet import COLUMNS
+
+EMPTY = 3
+
+
+def main() -> int:
+    """Print the part, and return the exit code."""
+    try:
+        samples, part, parts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+        if not 0 <= part < parts:
+            raise ValueError
+    except (IndexError, ValueError):
+        sys.stderr.write("usage: sheet_part.py SAMPLES PART PARTS, with PART from 0 to PARTS - 1\n")
+        return 2
+    try:
+        # Every PARTS-th slide: neighbours in a sheet are often of one scanner, and so of one size.
+        rows = read_samples(samples)[part::parts]
+    except FeatureStoreError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    if not rows:
+        return EMPTY
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(COLUMNS)
+    table.writerows([getattr(row, column) for column in COLUMNS] for row in rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
