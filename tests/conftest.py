@@ -38,6 +38,13 @@ def find_chromium() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
+def find_azurite() -> str | None:
+    """Where the blob server of azurite is: ``HISTOSGE_AZURITE``, on the path, or where `.ci/run` installs it."""
+    installed = Path(__file__).parents[1] / ".venv" / "azurite" / "node_modules" / ".bin"
+    places = f"{os.environ.get('PATH', '')}:{installed}"
+    return os.environ.get("HISTOSGE_AZURITE") or shutil.which("azurite-blob", path=places)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests that take more than ten seconds")
     parser.addoption(
@@ -58,6 +65,12 @@ def _absent(config: pytest.Config) -> dict[str, str]:
         absent["browser"] = "no Chromium: apt-get install chromium, or set HISTOSGE_CHROMIUM"
     elif find_spec("playwright") is None:
         absent["browser"] = "no playwright: pip install playwright"
+    if find_spec("gcsfs") is None or find_spec("gcp_storage_emulator") is None:
+        absent["gcs"] = "install them: pip install 'histosge[gcs]' gcp-storage-emulator"
+    if find_spec("adlfs") is None:
+        absent["azure"] = "install it: pip install 'histosge[azure]'"
+    elif find_azurite() is None:
+        absent["azure"] = "no azurite: npm install azurite, or set HISTOSGE_AZURITE"
     if find_spec("spatialdata_io") is None:
         absent["spatialdata"] = "install them: pip install 'histosge[spatialdata]' spatialdata-io"
     if find_spec("torch") is None:
@@ -152,6 +165,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     return DATA
+
+
+@pytest.fixture(scope="session")
+def azurite() -> str | None:
+    return find_azurite()
 
 
 @pytest.fixture(scope="session")
