@@ -52,6 +52,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+PACKAGES = {
+    "azure": (("adlfs",), "install it: pip install 'histosge[azure]'"),
+    "formats": (("pylibCZIrw", "isyntax", "czifile"), "install: pip install 'histosge[czi,isyntax]' czifile"),
+    "gcs": (("gcsfs", "gcp_storage_emulator"), "install: pip install 'histosge[gcs]' gcp-storage-emulator"),
+    "spatialdata": (("spatialdata_io",), "install them: pip install 'histosge[spatialdata]' spatialdata-io"),
+    "torch": (("torch",), "no torch: pip install torch"),
+}
+"""Marker -> the modules that its tests import, and how to get them."""
+
+
 def _absent(config: pytest.Config) -> dict[str, str]:
     """Markers of tests that do not run here, each with the reason."""
     absent = {}
@@ -65,16 +75,11 @@ def _absent(config: pytest.Config) -> dict[str, str]:
         absent["browser"] = "no Chromium: apt-get install chromium, or set HISTOSGE_CHROMIUM"
     elif find_spec("playwright") is None:
         absent["browser"] = "no playwright: pip install playwright"
-    if find_spec("gcsfs") is None or find_spec("gcp_storage_emulator") is None:
-        absent["gcs"] = "install them: pip install 'histosge[gcs]' gcp-storage-emulator"
-    if find_spec("adlfs") is None:
-        absent["azure"] = "install it: pip install 'histosge[azure]'"
-    elif find_azurite() is None:
-        absent["azure"] = "no azurite: npm install azurite, or set HISTOSGE_AZURITE"
-    if find_spec("spatialdata_io") is None:
-        absent["spatialdata"] = "install them: pip install 'histosge[spatialdata]' spatialdata-io"
-    if find_spec("torch") is None:
-        absent["torch"] = "no torch: pip install torch"
+    for marker, (modules, fix) in PACKAGES.items():
+        if any(find_spec(name) is None for name in modules):
+            absent[marker] = fix
+    if find_azurite() is None:
+        absent.setdefault("azure", "no azurite: npm install azurite, or set HISTOSGE_AZURITE")
     if not _has_gpu():
         absent["gpu"] = "no CUDA device"
     return absent

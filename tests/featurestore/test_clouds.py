@@ -159,18 +159,13 @@ def test_a_slide_that_was_replaced_is_fetched_anew(server: CloudServer, tmp_path
             assert opened.read_region(0, 0, 1, 1, MPP).tolist() == [[list(colour)]]
 
 
-def _commands(store: str, slide: Path, folder: Path) -> dict[str, tuple[object, ...]]:
-    sheet = folder / "sheet.csv"
-    (folder / "a.h5").write_bytes(b"")
-    sheet.write_text(f"slide_id,slide,expression\na,{slide},a.h5\n")
+def _commands(store: str, slide: Path) -> dict[str, tuple[object, ...]]:
     grid = ("--mpp", MPP, "--patch", 32, "--encoder", "colour")
     return {
         "embed": ("embed", slide, store, *grid),
         "ls": ("ls", store),
         "validate": ("validate", store),
         "rm": ("rm", store, "--slide", "a"),
-        "train": ("train", sheet, store, folder / "model"),
-        "view": ("view", store, "--static", folder / "page"),
         "analyse": ("analyse", store, "summary"),
     }
 
@@ -191,7 +186,7 @@ def test_a_bucket_that_is_not_there_is_refused_by_every_command(
     server: CloudServer, histosge: Callable[..., Any], slide: Path, tmp_path: Path
 ) -> None:
     store = f"{server.scheme}://no-such-bucket/store"
-    for name, command in _commands(store, slide, tmp_path).items():
+    for name, command in _commands(store, slide).items():
         line = _one_line(histosge(*command), name)
         assert re.search(r"NoSuchBucket|ContainerNotFound", line), (name, line)
         assert "make the bucket first" in line or "make the container first" in line, (name, line)
@@ -234,12 +229,10 @@ def test_a_bucket_that_is_gone_is_no_missing_block(
 def test_commands_end_without_a_word_of_the_client(server: CloudServer, slide: Path) -> None:
     """Clients close their connections when Python ends, which must print nothing."""
     url = f"{server.scheme}://{BUCKET}/ended"
-    for arguments in (
-        ("embed", slide, url, "--mpp", "2", "--patch", "32", "--encoder", "colour", "--workers", "1"),
-        ("ls", url),
-    ):
+    grid = ("--mpp", "2", "--patch", "32", "--encoder", "colour", "--quiet")
+    for arguments in (("embed", slide, url, *grid), ("ls", url)):
         done = subprocess.run(
-            [sys.executable, "-m", "histosge_cli", *map(str, arguments), "--quiet"],
+            [sys.executable, "-m", "histosge_cli", *map(str, arguments)],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             capture_output=True,
             text=True,
@@ -285,7 +278,7 @@ def test_google_refuses_in_one_line_that_says_what_to_set(
     _reach(monkeypatch, environment("gs", proxy.port))
     monkeypatch.setenv("HISTOSGE_CACHE", str(tmp_path / "cache"))
     try:
-        for name, command in _commands(f"gs://{BUCKET}/store", slide, tmp_path).items():
+        for name, command in _commands(f"gs://{BUCKET}/store", slide).items():
             line = _one_line(histosge(*command), name)
             assert message in line, (name, line)
             assert says in line, (name, line)
@@ -320,7 +313,7 @@ def test_azure_refuses_a_wrong_key_in_one_line_without_the_key(
         for name, value in azure.environment.items()
     }
     _reach(monkeypatch, wrong)
-    for name, command in _commands(f"az://{BUCKET}/store", slide, tmp_path).items():
+    for name, command in _commands(f"az://{BUCKET}/store", slide).items():
         ran = histosge(*command)
         line = _one_line(ran, name)
         assert "the server answers 403" in line, (name, line)
@@ -334,7 +327,7 @@ def test_azure_without_an_account_says_what_to_set(
     histosge: Callable[..., Any], slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _reach(monkeypatch, {})
-    for name, command in _commands(f"az://{BUCKET}/store", slide, tmp_path).items():
+    for name, command in _commands(f"az://{BUCKET}/store", slide).items():
         line = _one_line(histosge(*command), name)
         assert "set AZURE_STORAGE_ACCOUNT_NAME" in line, (name, line)
     with pytest.raises(SlideError, match="set AZURE_STORAGE_ACCOUNT_NAME"):
