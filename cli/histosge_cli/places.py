@@ -61,10 +61,15 @@ def expression_place(context: typer.Context, value: str) -> str:
     return _checked_kind(context, readable_place(value) or value, ("file", "model", "feature store"))
 
 
-def model_place(context: typer.Context, value: Path) -> Path:
+def model_place(context: typer.Context, value: str) -> str:
     """Refuse a file or a store where a trained model goes."""
     kinds = ("file", "feature store", "expression store")
     return _checked_kind(context, readable_place(value) or value, kinds)
+
+
+def earlier_model(context: typer.Context, value: Path | None) -> Path | None:
+    """Refuse a file or a store where an option names a trained model."""
+    return None if value is None else Path(model_place(context, str(value)))
 
 
 def new_store(context: typer.Context, value: str) -> str:

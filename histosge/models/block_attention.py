@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
@@ -28,6 +29,7 @@ from histosge.models.block_training import (
     AttentionSettings,
     DensePatches,
     Parts,
+    PatchPredictions,
     TrainedNetwork,
     TrainingData,
     plan_patches,
@@ -137,10 +139,12 @@ class AttentionModel:
         def fit_dense(some: Indices) -> DenseModel:
             return DenseModel.fit([sections[i] for i in some], seed=seed)
 
-        def predict_under(dense: DenseModel, number: int) -> NDArray[np.floating]:
+        def hold_out(dense: DenseModel, number: int) -> DensePatches:
             section = sections[number]
             under = np.unique(section.overlap.indices).astype(np.int64)
-            return dense.patterns_with_depth(section.patches, under)[0].astype(np.float32)
+            patterns = dense.patterns_with_depth(section.patches, under)[0].astype(np.float32)
+            overlap = sparse.csr_matrix(section.overlap[:, under])
+            return DensePatches.from_spots(patterns, dense.to_genes, overlap, section.target)
 
         under = [s.patches.embedding[np.unique(s.overlap.indices)] for s in sections]
         every = -(-sum(map(len, under)) // _MAX_SAMPLE)
@@ -149,8 +153,8 @@ class AttentionModel:
             lambda halo_um: SectionBlocks(sections, halo_um),
             groups,
             standardiser,
-            fit_dense,
-            predict_under,
+            fit_dense(np.arange(len(sections))),
+            lambda: out_of_fold(groups, fit_dense, hold_out),
             settings,
             seed=seed,
             checkpoint=checkpoint,
@@ -162,8 +166,8 @@ class AttentionModel:
         open_blocks: Callable[[float], SpotBlocks],
         groups: Indices,
         standardiser: Standardiser,
-        fit_dense: Callable[[Indices], DenseModel],
-        predict_under: Callable[[DenseModel, int], NDArray[np.floating]],
+        dense: DenseModel,
+        held_out: Callable[[], Sequence[PatchPredictions]],
         settings: AttentionSettings,
         *,
         seed: int = 0,
@@ -179,18 +183,17 @@ class AttentionModel:
             Of each section: what is held out together, ``(n_sections,)``.
         standardiser
             Of the embeddings.
-        fit_dense
-            Some sections -> `dense` fitted to them.
-        predict_under
-            `dense` and a section -> patterns of the patches under the section's spots, ``(n_under, n_patterns)``.
+        dense
+            Fitted to all sections.
+        held_out
+            Returns the predictions of each section by a `dense` without it; called where a network is trained.
         """
-        everything = np.arange(len(groups))
-        dense, parts = fit_dense(everything), split_sections(groups, seed)
+        parts = split_sections(groups, seed)
         if parts is None or not dense.targets.axes.any():
             return cls(dense, standardiser, None)
         data = TrainingData(
             open_blocks(sum(settings.radii_um)),
-            out_of_fold(groups, fit_dense, predict_under),
+            held_out(),
             standardiser,
             dense.targets.sd,
             settings.radii_um,
@@ -362,15 +365,21 @@ def donor_groups(donors: Sequence[str]) -> Indices:
 def out_of_fold(
     groups: Indices,
     fit_dense: Callable[[Indices], DenseModel],
-    predict_under: Callable[[DenseModel, int], NDArray[np.floating]],
-) -> list[DensePatches]:
-    """Predict the patches under each section's spots by a `dense` that was fitted without the section's group."""
+    hold_out: Callable[[DenseModel, int], PatchPredictions],
+) -> list[PatchPredictions]:
+    """Predict the patches under each section's spots by a `dense` that was fitted without the section's group.
+
+    Parameters
+    ----------
+    hold_out
+        `dense` and the number of a section -> its predictions.
+    """
     fold = np.unique(groups, return_inverse=True)[1].ravel() % MAX_FOLDS
-    found: dict[int, DensePatches] = {}
+    found: dict[int, PatchPredictions] = {}
     for label in np.unique(fold):
         dense = fit_dense(np.flatnonzero(fold != label))
         for number in np.flatnonzero(fold == label).tolist():
-            found[number] = DensePatches(predict_under(dense, number), dense.to_genes)
+            found[number] = hold_out(dense, number)
     return [found[number] for number in range(len(groups))]
 
 

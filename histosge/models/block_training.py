@@ -13,11 +13,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import sparse
 from torch import Tensor, nn
 
 from histosge.data.sections import Patches
@@ -136,8 +137,20 @@ def split_sections(groups: Indices, seed: int) -> Parts | None:
     return Parts(training, stopping, judging, reported)
 
 
+class PatchPredictions(Protocol):
+    """What a linear model predicts of the patches under one section's spots."""
+
+    def genes(self, at: Indices) -> NDArray[np.float32]:
+        """Return log1p(CP10k) of some of the patches, ``(len(at), n_genes)``."""
+        ...
+
+    def offset(self) -> NDArray[np.float32]:
+        """Return how far the section's spots lie above their predictions on average, ``(n_genes,)``."""
+        ...
+
+
 class DensePatches(NamedTuple):
-    """What a linear model predicts of the patches under one section's spots.
+    """Predictions that are kept as patterns.
 
     Parameters
     ----------
@@ -145,10 +158,37 @@ class DensePatches(NamedTuple):
         ``(n_under, n_patterns)``: a hundred times smaller than genes.
     to_genes
         From patterns to log1p(CP10k).
+    above
+        See `PatchPredictions.offset`.
     """
 
     patterns: NDArray[np.floating]
     to_genes: Callable[[Floats], NDArray[np.float32]]
+    above: NDArray[np.float32]
+
+    @classmethod
+    def from_spots(
+        cls,
+        patterns: NDArray[np.floating],
+        to_genes: Callable[[Floats], NDArray[np.float32]],
+        overlap: sparse.csr_matrix,
+        target: NDArray[np.float32],
+    ) -> "DensePatches":
+        """Compare the predictions with the section's spots.
+
+        Parameters
+        ----------
+        overlap
+            Of the spots with the patches, ``(n_spots, n_under)``.
+        target
+            log1p(CP10k), ``(n_spots, n_genes)``.
+        """
+        rates = overlap @ np.expm1(to_genes(np.asarray(patterns, np.float64)))
+        return cls(patterns, to_genes, (target - np.log1p(rates)).mean(axis=0).astype(np.float32))
+
+    def offset(self) -> NDArray[np.float32]:
+        """Return `above`."""
+        return self.above
 
     def genes(self, at: Indices) -> NDArray[np.float32]:
         """Return log1p(CP10k) of some of the patches, ``(len(at), n_genes)``."""
@@ -209,7 +249,7 @@ class TrainingData:
     """
 
     blocks: SpotBlocks
-    dense: Sequence[DensePatches]
+    dense: Sequence[PatchPredictions]
     standardiser: Standardiser
     sd: Floats
     radii_um: tuple[float, ...]
@@ -242,10 +282,10 @@ class TrainingData:
         )
         rates = torch.expm1(dense)[overlap[1]] * overlap[2][:, None]
         dense_spot = torch.log1p(rates.new_zeros(block.target.shape).index_add(0, overlap[0], rates))
+        # A section's own level is taken out, as `dense` does: how it was stained and sequenced is no tissue's pattern.
+        target = single(block.target - self.dense[block.section].offset())
         embedding = single(self.standardiser.apply(block.patches.embedding[plan.needed]))
-        return Example(
-            block.section, embedding, plan, dense, dense_spot, overlap, torch.from_numpy(block.target)
-        )
+        return Example(block.section, embedding, plan, dense, dense_spot, overlap, target)
 
 
 def plan_patches(patches: Patches, radii_um: Sequence[float], of: Indices) -> BlockPlan:

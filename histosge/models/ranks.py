@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -53,11 +54,6 @@ class Ranks:
             start += tensor.numel()
 
 
-def is_launched() -> bool:
-    """Tell whether `torchrun` started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def current_ranks() -> Ranks:
     """Return who this process is; one of one outside `joined_processes`."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
@@ -65,24 +61,30 @@ def current_ranks() -> Ranks:
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 
+def wait_for_all() -> None:
+    """Return once all processes are here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
 @contextmanager
 def joined_processes() -> Iterator[Ranks]:
-    """Join the processes that `torchrun` started, for the time of a training; alone, nothing happens.
+    """Join the processes that `torchrun` started, for the time of a training.
 
     Raises
     ------
     ModelError
         If this torch cannot connect processes.
     """
-    if not is_launched() or torch.distributed.is_initialized():
-        yield current_ranks()
-        return
     if not torch.distributed.is_available():
         raise ModelError("this build of torch cannot connect processes; start one process without torchrun")
     if torch.cuda.is_available():
         # Before the group: it binds to the current device, and all processes would share the first.
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Others wait while the first one reads a large cohort: half an hour, which is usual, would not do.
+    torch.distributed.init_process_group(
+        "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=2)
+    )
     try:
         yield current_ranks()
     finally:

@@ -16,7 +16,7 @@ from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.errors import ModelError
 from histosge.models.block_attention import AttentionModel, donor_groups, out_of_fold
 from histosge.models.block_network import BlockNetwork, NetworkShape, plan_layers, spot_prediction
-from histosge.models.block_training import AttentionSettings, split_sections
+from histosge.models.block_training import AttentionSettings, DensePatches, split_sections
 from histosge.models.checkpoint import Checkpoint
 from histosge.models.dense import DenseModel
 from histosge.models.linear_algebra import Standardiser
@@ -262,11 +262,13 @@ def test_dense_is_out_of_fold_by_donor() -> None:
         seen.append(set(some.tolist()))
         return DenseModel.fit([sections[i] for i in some])
 
-    def predict_under(dense: DenseModel, number: int) -> NDArray[np.floating]:
+    def hold_out(dense: DenseModel, number: int) -> DensePatches:
         assert not {i for i in seen[-1] if groups[i] == groups[number]}
-        return dense.patterns_with_depth(sections[number].patches, np.arange(3))[0]
+        section = sections[number]
+        patterns = dense.patterns_with_depth(section.patches, np.arange(len(section.patches)))[0]
+        return DensePatches.from_spots(patterns, dense.to_genes, section.overlap, section.target)
 
-    found = out_of_fold(groups, fit_dense, predict_under)
+    found = out_of_fold(groups, fit_dense, hold_out)
     assert len(found) == 6
     assert len(seen) == 4
 
@@ -284,3 +286,12 @@ def test_blocks_hold_each_spot_once_with_all_that_its_prediction_needs() -> None
         np.testing.assert_array_equal(block.target, section.target[block.spots])
         own = _added(network, block.patches, block.under, pairs=False).detach().numpy()
         np.testing.assert_allclose(block.overlap @ own, whole[block.spots], atol=1e-5)
+
+
+def test_a_section_of_another_level_trains_the_same_network() -> None:
+    sections = [_section(seed) for seed in range(6)]
+    plain = AttentionModel.fit(sections, epochs=1, settings=SMALL)
+    shifted = [replace(s, target=s.target + np.float32(0.1 * (i % 3))) for i, s in enumerate(sections)]
+    other = AttentionModel.fit(shifted, epochs=1, settings=SMALL)
+    # The level moves `dense` a little, and the network's errors are of what remains within sections.
+    np.testing.assert_allclose(other.facts["stopping_error"], plain.facts["stopping_error"], rtol=0.02)
