@@ -18,6 +18,7 @@ from histosge_cli.worker_count import worker_count
 if TYPE_CHECKING:
     import polars as pl
 
+    from featurestore.analysis.class_summary import SizeOf
     from featurestore.analysis.patch_stream import PatchStream
     from featurestore.analysis.slide_source import SlideSource
     from featurestore.events import OnProgress
@@ -230,6 +231,15 @@ def _as_text(value: object) -> object:
 
 def summary(
     context: typer.Context,
+    annotations: Annotated[
+        str | None,
+        typer.Option(
+            "--annotations",
+            metavar="PLACE",
+            help="Means of each annotated class: a mask or GeoJSON of the slide, a folder of them named by slide id, or a "
+            "sample sheet with a column mask.",
+        ),
+    ] = None,
     slide: Slides = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
@@ -243,12 +253,17 @@ def summary(
 ) -> None:
     """Count patches, and measure how far each slide's mean is from the cohort's; --out adds mean and sd of every feature.
 
-    Of expression maps it adds the mean of each gene, in a column of its name.
+    Of expression maps it adds the mean of each gene, in a column of its name. With --annotations there is a row for each
+    slide and class, and one for each class of all slides.
 
     Example: histosge analyse store.zarr summary --out summary.parquet
     """
+    from featurestore.analysis.class_summary import annotation_files, summarise_classes
     from featurestore.analysis.summary import summarise
+    from featurestore.errors import StoreError
 
+    if annotations is not None and (workers or scheduler):
+        raise StoreError("--annotations are read by one process; leave out --workers and --scheduler")
     with _open_stream(
         context,
         slide,
@@ -259,8 +274,26 @@ def summary(
         out_file=out_file,
         run_on=(workers, scheduler),
     ) as stream:
-        frame = summarise(stream)
+        if annotations is None:
+            frame = summarise(stream)
+        else:
+            files = annotation_files(annotations, stream.names)
+            if absent := [name for name in stream.names if name not in files]:
+                Console(quiet, log).message(
+                    f"{len(absent)} slides have no annotations and are left out: {_first_few(absent)}"
+                )
+            frame = summarise_classes(stream, files, _sizes(context.obj, maps=stream.columns is not None))
     _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite, genes=stream.columns)
+
+
+def _sizes(url: str, *, maps: bool) -> "SizeOf":
+    """Return what tells the size of a slide: of a feature store its metadata, of maps nothing."""
+    from featurestore.storage.store import Store
+
+    if maps:
+        return lambda slide_id: None
+    store = Store.open(url)
+    return lambda slide_id: store.slide(slide_id).size_px
 
 
 def pca(
