@@ -24,6 +24,7 @@ from browser_page import (
 from PIL import Image
 from viewer_world import GENES, World, serving
 
+from histosge.exporting.domain_labels import domain_colour
 from histosge.viewer.collection import Collection
 from histosge.viewer.static_page import export_one_file
 
@@ -223,8 +224,6 @@ def test_what_a_link_names_and_is_not_there_is_said(
 
 
 def test_domains_are_hidden_one_by_one_and_have_the_colours_of_exports(page: "Page", address: str) -> None:
-    from histosge.exporting import domain_labels
-
     open_page(page, address)
     page.locator("#show").select_option("domains")
     page.locator("#opacity").fill("100")
@@ -232,9 +231,8 @@ def test_domains_are_hidden_one_by_one_and_have_the_colours_of_exports(page: "Pa
     swatches = page.locator("#predicted-legend .swatch").evaluate_all(
         "found => found.map(each => getComputedStyle(each).backgroundColor)"
     )
-    colour = getattr(domain_labels, "domain_colour", None)
-    if colour is not None:
-        assert [[int(n) for n in re.findall(r"\d+", text)] for text in swatches] == [colour(0), colour(1)]
+    shown = [[int(n) for n in re.findall(r"\d+", text)] for text in swatches]
+    assert shown == [domain_colour(0), domain_colour(1)]
     before = pixels(page, PREDICTED)
     page.get_by_label("domain 1").uncheck()
     assert change(before, still(page, PREDICTED)) > 0.05
