@@ -73,28 +73,29 @@ def timed(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tuple[floa
     return time.perf_counter() - begun, result
 
 
-def report(benchmark: str, results: Sequence[Result], to: Path | None) -> None:
-    """Print a table, and write it as JSON with the machine, commit and date."""
+def report(benchmark: str, results: Sequence[Result], asked: argparse.Namespace) -> None:
+    """Print a table, and write it as JSON where `asked` names a file, see `parser_of`."""
     print(f"\n{benchmark}, {machine()}")
     for result in results:
         verdict = {True: "met", False: "MISSED", None: ""}[result.met]
         print(
             f"  {result.what:42} {_shown(result.value):>9} {result.unit:14} {result.target:10} {verdict}".rstrip()
         )
-    if to is not None:
-        write(benchmark, results, to)
+    if asked.json is not None:
+        write(benchmark, results, asked)
 
 
-def write(benchmark: str, results: Sequence[Result], to: Path) -> None:
-    """Write figures as JSON with the machine, commit and date."""
+def write(benchmark: str, results: Sequence[Result], asked: argparse.Namespace) -> None:
+    """Write figures as JSON with the machine, commit and date; `asked` is of `parser_of`."""
     document = {
         "benchmark": benchmark,
+        "quick": asked.quick,
         "machine": machine(),
         "commit": commit(),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "results": [{**asdict(result), "met": result.met} for result in results],
     }
-    to.write_text(json.dumps(document, indent=1) + "\n")
+    asked.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _shown(value: float | None) -> str:

@@ -51,7 +51,7 @@ def main() -> None:
         if not kept.exists():
             write_store(kept, slides, SLIDE)
         results = measure(str(kept), Path(name), quick=asked.quick)
-    report("distributed", results, asked.json)
+    report("distributed", results, asked)
 
 
 def measure(url: str, folder: Path, *, quick: bool) -> list[Result]:

@@ -300,7 +300,7 @@ def main() -> None:
         if public:
             results += wrong_results("real", [public[:3], public[3:]])
         results.append(seconds(cohorts[0][0]))
-    report("alignment", results, args.json)
+    report("alignment", results, args)
     print(f"\n{markdown(results)}")
 
 

@@ -69,7 +69,7 @@ def main() -> None:
     else:
         results.append(Result("slowdown_quota", None, "not measured", "<= 3"))
         results.append(Result("cores_of_made_up_quota", read_made_up_quota(), "of 1 CPU", "= 1"))
-    report("contention", results, asked.json)
+    report("contention", results, asked)
 
 
 # ---------------------------------------------------------------- the work

@@ -126,7 +126,7 @@ def main() -> None:
         results.append(Result(f"{spec.key}: patches", SLIDES * one.patches))
         results.append(Result(f"{spec.key}: objects", SLIDES * one.blocks))
         results += [Result(f"{spec.key}: {key}", one.gigabytes(dim), "GB") for key, dim in DIMS.items()]
-    report("costs", results, asked.json)
+    report("costs", results, asked)
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def main() -> None:
                 Result(f"{what}: ARI", float(scores.ari.mean()), f"± {scores.ari.std(ddof=1):.3f}"),
                 Result(f"{what}: NMI", float(scores.nmi.mean()), f"± {scores.nmi.std(ddof=1):.3f}"),
             ]
-    report("domains", results, asked.json)
+    report("domains", results, asked)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def main() -> None:
     asked = parser.parse_args()
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
-        report("donors", measure(Path(scratch), seeds, quick=asked.quick), asked.json)
+        report("donors", measure(Path(scratch), seeds, quick=asked.quick), asked)
 
 
 def measure(scratch: Path, seeds: Sequence[int], *, quick: bool) -> list[Result]:

@@ -34,7 +34,8 @@ from _s3 import Proxy, environment, serving
 from reading import MPP, aperio_like
 
 from featurestore.embedding import embed as embedding
-from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
+from featurestore.embedding.dask_clients import local_client
+from featurestore.embedding.dask_cluster import embed_on_cluster
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.encoders.loading import load_encoder
 from featurestore.encoders.network_encoder import NetworkEncoder
@@ -77,7 +78,7 @@ def main() -> None:
             *requests(slide, folder),
             *two_workers(slide, folder, 1 if asked.quick else 3),
         ]
-    report("embedding", results, asked.json)
+    report("embedding", results, asked)
 
 
 def share_of_bare(

@@ -47,7 +47,7 @@ def main() -> None:
         results += engines(TINY if asked.quick else SMALL, quick=asked.quick)
     with tempfile.TemporaryDirectory() as name:
         results += one_pass(Path(name), device, quick=asked.quick)
-    report("encoding", results, asked.json)
+    report("encoding", results, asked)
 
 
 def patches(n: int, side: int = 224) -> np.ndarray:

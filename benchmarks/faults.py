@@ -49,7 +49,7 @@ def main() -> None:
             Result("undisturbed run", alone, "s"),
             Result("all runs with kills", spent + last, "s"),
         ],
-        asked.json,
+        asked,
     )
 
 

@@ -88,9 +88,9 @@ def main() -> None:
         for key in GPU_KEYS if device.type == "cuda" else CPU_KEYS:
             results += network(key, slide, Path(folder), device, peak)
             if asked.json is not None:  # what was measured stays, whatever becomes of the rest
-                write(benchmark, results, asked.json)
+                write(benchmark, results, asked)
         results += side_by_side(Path(folder) / "training", 100)
-    report(benchmark, results, asked.json)
+    report(benchmark, results, asked)
 
 
 def bf16_peak(device: torch.device) -> float:

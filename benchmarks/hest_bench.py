@@ -150,7 +150,7 @@ def main() -> None:
                 print(name, theirs)  # all digits, for the tests
                 worst = float(np.max(np.abs(np.subtract(ours, theirs))))
                 results.append(Result(f"max_difference_{name}", worst, "", "<= 1e-06"))
-    report("hest_bench", results, given.json)
+    report("hest_bench", results, given)
 
 
 if __name__ == "__main__":

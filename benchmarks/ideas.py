@@ -213,7 +213,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         every = load(Path(folder), quick=asked.quick)
         results = measure(every, quick=asked.quick)
-    report(f"ideas ({', '.join(encoded.label for encoded in every)})", results, asked.json)
+    report(f"ideas ({', '.join(encoded.label for encoded in every)})", results, asked)
 
 
 if __name__ == "__main__":

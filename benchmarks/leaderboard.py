@@ -214,7 +214,7 @@ def main() -> None:
                 ]
     if not asked.quick:
         PAGE.write_text(page(parts))
-    report("leaderboard", results, asked.json)
+    report("leaderboard", results, asked)
 
 
 if __name__ == "__main__":

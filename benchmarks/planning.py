@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 from _common import Result, options, report, timed
 
-from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
+from featurestore.embedding.dask_clients import local_client
+from featurestore.embedding.dask_cluster import embed_on_cluster
 from featurestore.embedding.embed import EmbedSettings
 from featurestore.encoders.loading import load_encoder
 from featurestore.events import Progress
@@ -63,7 +64,7 @@ def main() -> None:
         Result("requests for them: one PUT a block", blocks / 1e6, "M"),
         Result("hours of overhead for them, one worker", blocks * overhead / 3600, "h"),
     ]
-    report("planning", results, asked.json)
+    report("planning", results, asked)
 
 
 class Watch:

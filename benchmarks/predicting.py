@@ -56,7 +56,7 @@ def main() -> None:
                 Result("share_of_floor_cpu", cpu),
             ]
         results += found if wide else [replace(one, what=f"{dim} dims: {one.what}") for one in found]
-    report("predicting", results, asked.json)
+    report("predicting", results, asked)
 
 
 SCRIPT = """

@@ -96,7 +96,7 @@ def main() -> None:
         # After each part: a run of all takes most of an hour.
         if not given.quick:
             RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    report("results", results, given.json)
+    report("results", results, given)
     if not given.quick:
         write_pages(record)
 

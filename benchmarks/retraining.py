@@ -36,7 +36,7 @@ def main() -> None:
                 Result(f"{preset}: predicting the slide", draw, "s"),
                 Result(f"{preset}: speedup over encoding again", encode / (fit + draw), "x"),
             ]
-    report("retraining", results, asked.json)
+    report("retraining", results, asked)
 
 
 if __name__ == "__main__":

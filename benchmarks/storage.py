@@ -64,7 +64,7 @@ def main() -> None:
             results += _layouts(Path(name), quick=asked.quick)
         if asked.part != "layouts":
             results += codings(Path(name), quick=asked.quick)
-    report("storage", results, asked.json)
+    report("storage", results, asked)
 
 
 def _layouts(folder: Path, *, quick: bool) -> list[Result]:

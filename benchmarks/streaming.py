@@ -43,7 +43,7 @@ def main() -> None:
         results = local(store, folder)
         results += over_s3(store, folder)
         results += memory(folder, 128 if asked.quick else 192)
-    report("streaming", results, asked.json)
+    report("streaming", results, asked)
 
 
 def local(store: Store, folder: Path) -> list[Result]:

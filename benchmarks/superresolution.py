@@ -46,7 +46,7 @@ def main() -> None:
         truth = load_truth(cohort.sections[0].truth)
         sections = [item.section for item in loaded]
     results = score_maps(sections, truth)
-    report(f"superresolution ({encoder}, {n_sections} sections)", results, asked.json)
+    report(f"superresolution ({encoder}, {n_sections} sections)", results, asked)
 
 
 def score_maps(sections: list[Section], truth) -> list[Result]:  # type: ignore[no-untyped-def]

@@ -200,7 +200,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         results = speedups(Path(name), quick=given.quick)
         results += accuracy(Path(name) / "accuracy", quick=given.quick)
-    report("tokens", results, given.json)
+    report("tokens", results, given)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         results = side_by_side(Path(name), 100 if asked.quick else EPOCHS)
         results += absolute(Path(name), 2 if asked.quick else 12)
-    report("training", results, asked.json)
+    report("training", results, asked)
 
 
 def side_by_side(folder: Path, epochs: int) -> list[Result]:

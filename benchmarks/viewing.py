@@ -55,7 +55,7 @@ def main() -> None:
             *over_http(store, maps),
             *in_chromium(store, maps, sheet),
         ]
-    report("viewing", results, asked.json)
+    report("viewing", results, asked)
 
 
 def write_stores(slide_file: Path, store: Path, maps: Path) -> int:

@@ -47,6 +47,10 @@ class TissueError(FeatureStoreError, ValueError):
     """An unknown tissue method, or one that cannot be loaded."""
 
 
+class MaskError(SlideError):
+    """A mask or annotation file that cannot be used for its slide."""
+
+
 class EncoderError(FeatureStoreError, ValueError):
     """An unknown encoder, or weights that do not fit it."""
 

@@ -102,10 +102,19 @@ def export(
     domains: Annotated[
         str,
         typer.Option(
-            metavar="N|FOLDER", help="Domains in a GeoJSON, or a table of labels per slide (parquet)."
+            metavar="N|FOLDER",
+            help="Domains in a GeoJSON or for QuPath, or a table of labels per slide (parquet).",
         ),
     ] = "7",
     ngff: Annotated[str, typer.Option(help="Version of OME-Zarr: 0.4 or 0.5.")] = "0.4",
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CSV",
+            callback=readable_place,
+            help="Sample sheet: its measured spots become a second table (SpatialData).",
+        ),
+    ] = None,
     grid: Annotated[str | None, typer.Option(metavar="KEY", help="Needed when there are several.")] = None,
     encoder: Annotated[str | None, typer.Option(metavar="K", help="Needed when there are several.")] = None,
     overwrite: Overwrite = False,
@@ -123,7 +132,7 @@ def export(
     selection = ExportSelection(tuple(slide or ()), tuple(names), grid, encoder)
     # One option for both: a folder that is called like a number is given as ./7.
     wanted = int(domains) if domains.isdecimal() and len(domains) < 10 else Path(domains)
-    settings = ExportSettings(slides_of, picture_mpp, wanted, ngff)
+    settings = ExportSettings(slides_of, picture_mpp, wanted, ngff, samples)
     message = Console(quiet).message
     for line in run(store, out_path, to, selection, settings, overwrite=overwrite, on_message=message):
         out.print(line, markup=False)

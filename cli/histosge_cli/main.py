@@ -24,7 +24,9 @@ from histosge_cli import (
     analyse_commands,
     demo_command,
     exchange_commands,
+    figure_command,
     model_commands,
+    preview_command,
     samples_command,
     store_commands,
     view_command,
@@ -39,7 +41,7 @@ PANELS = {
     "1. Encode slides once": ("samples", "encoders", "embed", "import"),
     "2. Train and predict": ("train", "predict"),
     "3. Know how good it is": ("evaluate",),
-    "4. Look, and take it elsewhere": ("view", "analyse", "export"),
+    "4. Look, and take it elsewhere": ("view", "preview", "figure", "analyse", "export"),
     "Care for a store": ("ls", "validate", "rm"),
 }
 """Panels of ``--help``, in the order of use."""
@@ -120,6 +122,8 @@ for module in (
     model_commands,
     analyse_commands,
     exchange_commands,
+    preview_command,
+    figure_command,
     view_command,
 ):
     module.register(app)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -22,6 +22,10 @@ from histosge_cli.places import (
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.store_commands import Log, Overwrite, Quiet, StoreArg
 from histosge_cli.worker_count import worker_count
+
+if TYPE_CHECKING:
+    from histosge.data.expression.loaded_expression import SlideFrame
+    from histosge.prediction.predict import PredictResult
 
 DATA, TRAINING, OUTPUT, RUN = "Which data", "What is fitted", "What is written", "While it runs"
 """Panels of the options."""
@@ -169,14 +173,18 @@ def train(
     """Train a model on embedded sections; nothing is encoded again.
 
     Example: histosge train cohort.csv store.zarr model --preset dense --genes 250
+
+    Several GPUs: torchrun --nproc-per-node 4 -m histosge_cli train cohort.csv store.zarr model --preset attention
     """
     # Inside the function, as everywhere here: `histosge ls` must not wait for what training imports.
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
+    from histosge.training.processes import is_first_process
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
 
-    console = Console(quiet, log)
+    # Of several processes (torchrun) one speaks for all.
+    console = Console(quiet or not is_first_process(), log if is_first_process() else None)
     find_own_class(preset)
     if report is not None:
         check_output(report)
@@ -195,6 +203,8 @@ def train(
         force=force,
         on_message=console.message,
     )
+    if not is_first_process():
+        return
     spots = sum(section["spots"] for section in saved.card.sections)
     todo = "nothing to do, " if saved.was_there else ""
     out.print(
@@ -210,7 +220,12 @@ def train(
 def predict(
     store: StoreArg,
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", callback=model_place, help="A trained model's folder.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            callback=model_place,
+            help="A trained model's folder, or hf://OWNER/NAME on the hub.",
+        ),
     ],
     out_store: Annotated[
         str,
@@ -245,13 +260,24 @@ def predict(
             rich_help_panel=DATA,
         ),
     ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(
+            "--cells",
+            metavar="FILE",
+            callback=readable_place,
+            help="Outlines of cells (one slide): GeoJSON of QuPath or CellViT, Xenium's cell_boundaries.parquet. Their "
+            "expression is written to --h5ad FILE, or beside OUT.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     h5ad: Annotated[
         Path | None,
         typer.Option(
             "--h5ad",
             metavar="FILE",
             callback=output_file,
-            help="Also write AnnData, one row per patch (one slide).",
+            help="Also write AnnData (one slide): one row per patch, or per cell with --cells.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -282,12 +308,9 @@ def predict(
 
     Example: histosge predict store.zarr model maps.zarr --slide C4 --h5ad c4.h5ad
     """
-    from featurestore.earlier_results import staged_result
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
     from histosge.errors import ModelError
-    from histosge.exporting.formats.anndata_files import write_h5ad
-    from histosge.prediction.expression_store import ExpressionStore
     from histosge.prediction.predict import PredictSettings
     from histosge.prediction.predict import predict as run
 
@@ -299,8 +322,13 @@ def predict(
         )
     find_own_class(preset)
     # Before anything is predicted: a store of a thousand slides takes hours.
-    if h5ad is not None and len(slide or []) != 1:
-        raise ModelError("--h5ad writes one slide; name it with --slide ID")
+    for option, value in (("--h5ad", h5ad), ("--cells", cells)):
+        if value is not None and len(slide or []) != 1:
+            raise ModelError(f"{option} writes one slide; name it with --slide ID")
+    frame: SlideFrame | None = None
+    if cells is not None:
+        h5ad = h5ad or _cells_place(out_store, (slide or [""])[0])
+        frame = _checked_cells(store, (slide or [""])[0], cells)
     for path in (h5ad, report):
         if path is not None:
             check_output(path, folder=path == h5ad and path.suffix == ".zarr")
@@ -337,12 +365,7 @@ def predict(
         )
         out.print(f"{result.slide_id}: {todo}, {result.patches} patches", markup=False)
     if h5ad is not None:
-        # From the store, not from memory: a map that was there already is written, too.
-        stored = ExpressionStore.open(out_store).map(results[0].slide_id, results[0].grid_key)
-        with staged_result(h5ad, overwrite=overwrite) as staged:
-            rows = write_h5ad(stored, staged.path)
-        todo = "nothing to do, " if staged.was_there else ""
-        out.print(f"{h5ad}: {todo}{rows} patches x {len(stored.genes)} genes", markup=False)
+        _write_table(console, out_store, results[0], h5ad, cells, frame, overwrite=overwrite, force=force)
     if report is not None:
         from histosge.prediction.report import write_prediction_report
         from histosge.training.saved_model import load_model
@@ -350,6 +373,66 @@ def predict(
         shown = [(result.slide_id, result.grid_key) for result in results]
         write_prediction_report(out_store, shown, load_model(model, preset), report, made_with)
         out.print(str(report), markup=False)
+
+
+def _cells_place(out_store: str, slide_id: str) -> Path:
+    """Return where the expression of cells goes where no file is named: beside the maps."""
+    from histosge.errors import ModelError
+
+    if "://" in out_store:
+        raise ModelError("--cells writes a file on this machine; name it with --h5ad FILE")
+    place = Path(out_store)
+    return place.with_name(f"{place.name.removesuffix('.zarr')}_{slide_id}_cells.h5ad")
+
+
+def _checked_cells(store: str, slide_id: str, cells: Path) -> "SlideFrame":
+    """Read the first outlines before anything is predicted; return the slide that they are placed on."""
+    from featurestore.storage.store import Store
+    from histosge.data.expression.loaded_expression import SlideFrame
+    from histosge.exporting.cell_table import check_outlines
+
+    opened = Store.open(store)
+    # A slide that the store does not hold is refused by `predict`, with the nearest names.
+    if slide_id not in opened.slide_ids():
+        return SlideFrame(slide_id, "", 1.0)
+    record = opened.slide(slide_id)
+    frame = SlideFrame(slide_id, "", record.mpp, record.size_px)
+    check_outlines(cells, frame)
+    return frame
+
+
+def _write_table(
+    console: Console,
+    out_store: str,
+    result: "PredictResult",
+    path: Path,
+    cells: Path | None,
+    frame: "SlideFrame | None",
+    *,
+    overwrite: bool,
+    force: bool,
+) -> None:
+    """Write a slide's map as AnnData: a row for each patch, or for each outlined cell."""
+    from featurestore.earlier_results import staged_result
+    from histosge.exporting.cell_table import write_cells
+    from histosge.exporting.formats.anndata_files import write_h5ad
+    from histosge.prediction.expression_store import ExpressionStore
+
+    # From the store, not from memory: a map that was there already is written, too.
+    stored = ExpressionStore.open(out_store).map(result.slide_id, result.grid_key)
+    if cells is not None and frame is not None:
+        done = write_cells(
+            stored, cells, path, frame, overwrite=overwrite, force=force, on_message=console.message
+        )
+        todo = "nothing to do, " if done.was_there else ""
+        out.print(
+            f"{path}: {todo}{done.cells} cells x {len(stored.genes)} genes. {done.resolution}", markup=False
+        )
+        return
+    with staged_result(path, overwrite=overwrite) as staged:
+        rows = write_h5ad(stored, staged.path)
+    todo = "nothing to do, " if staged.was_there else ""
+    out.print(f"{path}: {todo}{rows} patches x {len(stored.genes)} genes", markup=False)
 
 
 def _is_bench(context: typer.Context) -> bool:

@@ -56,7 +56,12 @@ def store_place(context: typer.Context, value: str) -> str:
     return _checked_kind(context, readable_place(value) or value, ("file", "model"))
 
 
-def model_place(context: typer.Context, value: Path) -> Path:
+def expression_place(context: typer.Context, value: str) -> str:
+    """Refuse a file, a model or a feature store where maps go."""
+    return _checked_kind(context, readable_place(value) or value, ("file", "model", "feature store"))
+
+
+def model_place(context: typer.Context, value: str) -> str:
     """Refuse a file or a store where a trained model goes."""
     kinds = ("file", "feature store", "expression store")
     return _checked_kind(context, readable_place(value) or value, kinds)

@@ -9,7 +9,7 @@ from histosge_cli.console import Console, out
 from histosge_cli.places import output_file
 from histosge_cli.store_commands import Log, Overwrite, Quiet
 
-SOURCES = ("folder", "hest")
+SOURCES = ("folder", "hest", "tcga")
 FILTER = "Which samples (hest)"
 
 
@@ -30,7 +30,8 @@ def _filter(name: str, example: str) -> typer.models.OptionInfo:
 
 def samples(
     source: Annotated[
-        Path, typer.Argument(metavar="SOURCE", help="A folder of slides, or a HEST-1k folder.")
+        Path,
+        typer.Argument(metavar="SOURCE", help="A folder of slides, a HEST-1k folder, or a GDC manifest."),
     ],
     sheet: Annotated[
         Path, typer.Argument(metavar="OUT.csv", callback=output_file, help="Sample sheet to write.")
@@ -40,7 +41,8 @@ def samples(
         typer.Option(
             "--from",
             metavar="LAYOUT",
-            help="folder: slides, without expression; hest: HEST-1k as published (st, wsis, metadata, tissue_seg).",
+            help="folder: all slides below it; hest: HEST-1k as published (st, wsis, metadata, tissue_seg); tcga: a GDC "
+            "manifest with its downloads, one diagnostic slide a patient.",
         ),
     ] = "folder",
     organ: Annotated[str | None, _filter("--organ", "Breast")] = None,
@@ -53,34 +55,40 @@ def samples(
 ) -> None:
     """Write a sample sheet from what a folder holds.
 
+    Of a folder of slides, each slide's scale, size and format are written in a column for readers; slides keep the ids that
+    an earlier sheet at OUT.csv gave them.
+
     Example: histosge samples hest_data idc.csv --from hest --oncotree IDC
     """
     from featurestore.earlier_results import staged_result
     from featurestore.errors import SampleSheetError
-    from featurestore.slides.sample_sheet import read_samples
+    from featurestore.slides.gdc_manifest import list_tcga
+    from featurestore.slides.sheet_listing import write_sheet
+    from featurestore.slides.slide_tree import list_tree
     from featurestore.whole_file import check_output
-    from histosge.data.hest_folder import HestFilter, HestListing, list_hest, write_sheet
+    from histosge.data.hest_folder import HestFilter, list_hest
 
     console = Console(quiet, log)
     if layout not in SOURCES:
         raise SampleSheetError(f"--from {layout[:40]!r} is unknown: choose one of {', '.join(SOURCES)}")
     check_output(sheet)
     chosen = HestFilter(organ, species, oncotree, technology)
+    if layout != "hest" and chosen.wanted:
+        raise SampleSheetError(
+            f"--from {layout} has no metadata to choose by: leave the filters out, or give --from hest"
+        )
     if layout == "hest":
         found = list_hest(source, chosen)
+    elif layout == "tcga":
+        found = list_tcga(source)
     else:
-        if chosen.wanted:
-            raise SampleSheetError(
-                "a folder of slides has no metadata to choose by: leave the filters out, or give --from hest"
-            )
-        rows = [{"slide_id": row.slide_id, "slide": row.slide} for row in read_samples(source)]
-        empty = dict.fromkeys(("expression", "mpp", "donor", "mask"), "")
-        found = HestListing(tuple({**empty, **row} for row in rows), ())
+        with console.bars("slides") as bars:
+            found = list_tree(source, sheet, bars.update)
     for reason in found.left_out:
         console.message(f"left out: {reason}")
     with staged_result(sheet, overwrite=overwrite) as staged:
         write_sheet(found, sheet, staged.path)
     todo = "nothing to do, " if staged.was_there else ""
-    donors = len({row["donor"] or row["slide_id"] for row in found.rows})
+    donors = len({row.get("donor") or row["slide_id"] for row in found.rows})
     skipped = f", {len(found.left_out)} left out" if found.left_out else ""
     out.print(f"{sheet}: {todo}{len(found.rows)} slides of {donors} donors{skipped}", markup=False)

@@ -1,6 +1,7 @@
 """Commands on the feature store: embed, ls, validate, rm, encoders, doctor."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 
 from histosge_cli.console import Console, duration, out, resumable, size, table
 from histosge_cli.encoder_tables import scale_remarks, weights_option
-from histosge_cli.places import log_file, new_store, samples_place, store_place
+from histosge_cli.places import log_file, new_store, output_file, output_folder, samples_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.worker_count import worker_count
 
@@ -56,7 +57,7 @@ def register(app: typer.Typer) -> None:
 def _tissue_methods() -> str:
     from featurestore.tissue.tissue_method import TISSUE_METHODS
 
-    return f"How tissue is found. {listed(TISSUE_METHODS.records())}"
+    return f"How tissue is found (default: mask for slides that have one, else texture). {listed(TISSUE_METHODS.records())}"
 
 
 def embed(
@@ -98,13 +99,40 @@ def embed(
         ),
     ] = None,
     tissue: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--tissue",
             metavar="METHOD|none",
             rich_help_panel=TISSUE,
         ),
-    ] = "texture",
+    ] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(
+            "--mask",
+            metavar="DIR",
+            help="Folder with a mask or annotations of each slide, named by its id, in place of the sheet's column mask.",
+            rich_help_panel=TISSUE,
+        ),
+    ] = None,
+    within: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--within",
+            metavar="CLASS",
+            help="Only where the slide's mask has this class; repeat for several.",
+            rich_help_panel=TISSUE,
+        ),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="CLASS",
+            help="Not where the slide's mask has this class; repeat for several.",
+            rich_help_panel=TISSUE,
+        ),
+    ] = None,
     no_tissue: Annotated[
         bool, typer.Option("--no-tissue", hidden=True, help="Same as --tissue none.")
     ] = False,
@@ -121,6 +149,15 @@ def embed(
             rich_help_panel=ENCODER,
         ),
     ] = None,
+    stain: Annotated[
+        str,
+        typer.Option(
+            "--stain",
+            metavar="none|macenko|reinhard",
+            help="Normalise each slide's stain before encoding; such embeddings are of an encoder of their own.",
+            rich_help_panel=ENCODER,
+        ),
+    ] = "none",
     weights: Annotated[
         list[str] | None,
         typer.Option(
@@ -208,6 +245,26 @@ def embed(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            "--preview",
+            metavar="DIR",
+            callback=output_folder,
+            help="With --dry-run: write a page of the slides and of what would be embedded.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            callback=output_file,
+            help="Write what was done, how fast, and what failed: FILE.html and FILE.json.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -216,13 +273,15 @@ def embed(
     Example: histosge embed cohort.csv store.zarr --mpp 0.5 --patch 224 --stride 112
     """
     # Inside the function, here and in all commands: `histosge --help` must not wait for zarr, polars and scipy.
-    from featurestore.embedding.embed import EmbedSettings
+    from featurestore.embedding.embed import EmbedSettings, ignore_survey
     from featurestore.embedding.embed import embed as run
     from featurestore.encoders.loading import DEFAULT_ENCODER
     from featurestore.encoders.protocol import EncoderOptions
     from featurestore.errors import StoreError
+    from featurestore.preview.planned_preview import PlannedPreview
     from featurestore.slides.sample_sheet import read_samples
     from histosge_cli.grid_options import grid_spec
+    from histosge_cli.run_report import ReportFiles, report_of_stopped_run
 
     console = Console(quiet, log)
     processes = worker_count(workers)
@@ -234,6 +293,11 @@ def embed(
         raise StoreError(
             "--dashboard shows the worker processes of this machine; give --workers with it (a running cluster has its own)"
         )
+    if preview is not None and not dry_run:
+        raise StoreError(
+            f"--preview shows what a dry run would embed; give --dry-run with it, or afterwards: histosge preview {store} "
+            f"{preview}"
+        )
     spec = grid_spec(mpp, patch, stride, tokens, token_overlap)
     keys = tuple(encoder or [DEFAULT_ENCODER])
     settings = EmbedSettings(
@@ -241,6 +305,10 @@ def embed(
         spec=spec,
         options=EncoderOptions(None, random_weights, device, precision, compile_network, engine, batch=batch),
         tissue="none" if no_tissue else tissue,
+        masks=mask,
+        within=tuple(within or ()),
+        without=tuple(without or ()),
+        stain=stain,
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
         store_as=store_as,
@@ -249,9 +317,21 @@ def embed(
         console.message(remark)
     if dashboard is not None and not dry_run:
         console.message(f"dashboard, as long as this runs: http://127.0.0.1:{dashboard}/status")
+    page = None if preview is None else PlannedPreview.open(preview, store, keys)
+    files = None if report is None else ReportFiles.open(report)
+    finished: list[SlideResult] = []
     # Read here only to count them, for the bar over all slides.
     slides = 0 if dry_run else len(read_samples(samples, slide_mpp))
-    with resumable(), console.bars("blocks", slides) as bars:
+
+    def on_result(slide: "SlideResult") -> None:
+        finished.append(slide)
+        bars.finish(slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable)
+
+    with (
+        resumable(),
+        report_of_stopped_run(files, store, settings, finished),
+        console.bars("blocks", slides) as bars,
+    ):
         results = run(
             samples,
             store,
@@ -262,12 +342,15 @@ def embed(
             scheduler=scheduler,
             dashboard=dashboard,
             on_progress=bars.update,
-            on_result=lambda slide: bars.finish(
-                slide.slide_id, failed=slide.state == "failed", unreadable=slide.unreadable
-            ),
+            on_result=on_result,
+            on_survey=ignore_survey if page is None else page.add_survey,
         )
+    if page is not None:
+        page.finish(results)
+    if files is not None:
+        files.write(store, settings, results)
     for result in results:
-        console.record("slide", **vars(result))
+        console.record("slide", **asdict(result))
         out.print(f"{result.slide_id}: {_outcome(result)}", markup=False)
     if dry_run and len(results) > 1:
         out.print(

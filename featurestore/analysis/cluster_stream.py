@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from itertools import groupby
 from typing import Any, Generic, Literal
 
@@ -35,11 +35,17 @@ from featurestore.analysis.patch_stream import (
 )
 from featurestore.analysis.slide_source import SlideArray, SlideSource
 from featurestore.cores import count_cores
-from featurestore.embedding.dask_cluster import local_client, remote_client, scheduler_loss_as_error
+from featurestore.embedding.dask_clients import (
+    PACKAGE,
+    check_version,
+    check_versions,
+    local_client,
+    remote_client,
+    scheduler_loss_as_error,
+)
 from featurestore.errors import ClusterError
 from featurestore.events import OnProgress, ignore_progress
 
-PACKAGE = "histosge"
 PIECE_BLOCKS = 16
 """Blocks of one task: about a slide of 10,000 patches. To merge two matrices of 1,536 x 1,536 doubles takes 0.05 s with the
 way between workers, to add up 16 blocks of 1,024 patches about a second."""
@@ -198,29 +204,6 @@ def connect(workers: int | Literal["auto"] | None, scheduler: str | None) -> Abs
     return local_client(processes, threads=1)
 
 
-def check_versions(client: Client) -> None:
-    """Refuse a cluster whose workers run another version of this package than this process.
-
-    Raises
-    ------
-    ClusterError
-        With both versions.
-    """
-    # A function of Python's own, which any worker can call.
-    for worker, found in sorted(client.run(version, PACKAGE, on_error="return").items()):
-        if isinstance(found, PackageNotFoundError):
-            raise ClusterError(f"worker {worker} has no {PACKAGE}; install version {version(PACKAGE)} there")
-        if isinstance(found, str):
-            _check_version(found, version(PACKAGE), worker)
-
-
-def _check_version(found: str, wanted: str, worker: str) -> None:
-    if found != wanted:
-        raise ClusterError(
-            f"worker {worker} runs {PACKAGE} {found} and this process {wanted}; install the same version on both"
-        )
-
-
 @dataclass(frozen=True)
 class _Job:
     """What the tasks of one stream share: a worker keeps what it opened for a job."""
@@ -287,7 +270,7 @@ def _unchanged(value: Any) -> Any:
 
 def _add_up(job: _Job, make: Callable[[], Sum], piece: _Piece) -> _Part[Sum]:
     # Also here, since workers join while a run goes on.
-    _check_version(version(PACKAGE), job.version, f"process {os.getpid()}")
+    check_version(version(PACKAGE), job.version, f"process {os.getpid()}")
     slide, is_tissue = _slide(job, piece.slide_id)
     wanted = set(piece.blocks)
     tasks = (

@@ -3,6 +3,7 @@
 It knows neither dask nor planning: the caller names the blocks.
 """
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -17,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.blocks import Block
+from featurestore.embedding.costs import BlockClocks, Costs
 from featurestore.embedding.memory_model import WRITERS
 from featurestore.embedding.positions import PatchFailure, failed_positions, patches_to_read, positions_of
+from featurestore.embedding.stain_fit import slide_normaliser
 from featurestore.encoders.protocol import Encoder, PendingVectors, patches_at_once, start_encoding
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
 from featurestore.names import slug
+from featurestore.slides.fetch_meter import meter_of
 from featurestore.slides.patch_reader import PatchBatch, read_batches, read_in_turn
 from featurestore.slides.protocol import Slide
 from featurestore.storage.block_array import BlockArray
@@ -75,12 +79,16 @@ class ThroughputProbe:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """Counts of one block: objects written, patches encoded, and patches that have no vector."""
+    """Counts of one block: objects written, patches encoded, patches that have no vector, and what all this cost.
+
+    Costs of a stage that several blocks share come with the block that is finished first.
+    """
 
     block: Block
     written: int
     patches: int
     unreadable: int
+    costs: Costs = field(default_factory=Costs)
 
 
 def embed_blocks(
@@ -122,25 +130,38 @@ def embed_blocks(
         for key in {key for keys in blocks.values() for key in keys}
     }
     size = patches_at_once(encoders.values())
+    clocks = BlockClocks(meter_of(slide))
     # What is read are whole patches; on a token grid they hold several positions of the block.
     of_patches = {block.coarser(grid.tokens): block for block in blocks}
 
+    stained = [key for key in arrays if "stain" in encoders[key].identity.facts]
+    normalise = slide_normaliser(store, stored, stained)
+
     def read(patches: Block) -> Iterator[PatchBatch]:
         wanted = patches_to_read(tissue[of_patches[patches].slices], grid)
-        return read_batches(slide, grid.encoded, patches, wanted, size)
+        batches = read_batches(slide, grid.encoded, patches, wanted, size)
+        if normalise is not None:
+            # Here, in the threads that read, of which there are several where a GPU encodes.
+            batches = (replace(batch, pixels=normalise(batch.pixels)) for batch in batches)
+        return clocks.pixels.timed(batches)
 
     def start(batch: PatchBatch) -> tuple[PatchBatch, dict[str, PendingVectors]]:
         keys = blocks[of_patches[batch.block]]
-        started = {key: start_encoding(encoders[key], batch.pixels) for key in keys}
+        with clocks.encoding.running():
+            started = {key: start_encoding(encoders[key], batch.pixels) for key in keys}
         return replace(batch, pixels=batch.pixels[:0].copy()), started  # the pixels are not needed any more
 
     def write(computed: _ComputedBlock) -> BlockResult:
+        n_bytes = n_objects = 0
         for key, values in computed.buffers.items():
             failed = [*computed.failures, *computed.not_finite.get(key, [])]
-            _commit(store, arrays[key], stored, computed.block, key, values, failed)
+            n_objects += arrays[key].n_groups
+            n_bytes += arrays[key].n_groups * math.prod(arrays[key].object_shape) * values.itemsize
+            with clocks.writing.running():
+                _commit(store, arrays[key], stored, computed.block, key, values, failed)
             if retried and not failed:
                 store.location.remove(failure_path(slide_id, grid.spec.key, key, computed.block.index))
-        return computed.result()
+        return replace(computed.result(), costs=clocks.take(computed.patches, n_bytes, n_objects))
 
     threads = max((getattr(encoder, "reading_threads", 1) for encoder in encoders.values()), default=1)
     writing: deque[Future[BlockResult]] = deque()
@@ -154,7 +175,8 @@ def embed_blocks(
         for batch, started in delayed(map(start, batches), BATCHES_AHEAD):
             block = of_patches[batch.block]
             computed = computed or _ComputedBlock(block, blocks[block])
-            computed.add(batch, started, tissue, grid, encoders)
+            with clocks.encoding.running():
+                computed.add(batch, started, tissue, grid, encoders)
             if batch.last:
                 check_slide()
                 writing.append(writers.submit(write, computed))

@@ -9,32 +9,23 @@ Terms
     quarantine  slides with a block that was running when workers died; one of them is the cause
 """
 
-import logging
-import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import dask
-from distributed import Client, Future, KilledWorker, Nanny, Scheduler, SpecCluster, as_completed
-from distributed.client import FutureCancelledError
-from distributed.comm import CommClosedError
-from distributed.diagnostics.plugin import WorkerPlugin
+from distributed import Client, Future, KilledWorker, as_completed
 
 from featurestore.blocks import Block
-from featurestore.cores import count_cores
 from featurestore.embedding.block_task import BlockResult, check_written
-from featurestore.embedding.gpu_sharing import (
-    MAX_GPU_THREADS,
-    auto_workers,
-    visible_gpus,
-    worker_environments,
+from featurestore.embedding.costs import Costs
+from featurestore.embedding.dask_clients import (
+    ALLOWED_WORKER_DEATHS,
+    SCHEDULER_LOST,
+    check_versions,
+    scheduler_loss_as_error,
 )
-from featurestore.embedding.limits import check_address, check_dashboard, check_workers
-from featurestore.embedding.memory_model import memory_bytes
 from featurestore.embedding.plan import EmbedSettings, show_remark
 from featurestore.embedding.round_robin import RoundRobin
 from featurestore.embedding.slide_result import (
@@ -54,213 +45,18 @@ from featurestore.embedding.worker import (
 )
 from featurestore.errors import ClusterError, SlideError, StoreError
 from featurestore.events import OnProgress, Progress
-from featurestore.file_systems import anonymous_settings
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 
-THREADS_PER_WORKER = 2
-"""Tasks at once in a local worker: one block is read while another is encoded."""
 BLOCKS_PER_THREAD = 3
 """Size of the window: one block that runs, and two that wait, so that no worker idles while a result travels."""
 TASK_RETRIES = 2
 """Further tries of a task that raised, as a network does that failed once. Deaths of workers do not count here."""
-ALLOWED_WORKER_DEATHS = 1
-"""Further workers that a task may lose before dask gives it up. Of a remote scheduler its own setting counts."""
-
-CONNECT_TIMEOUT_S = 10
-"""A scheduler that does not answer for so long is taken for not running."""
 THREAD_COUNT_INTERVAL = 64
 """Completed tasks between two counts of the cluster's threads: a count is a request to the scheduler."""
 
-SCHEDULER_LOST = (
-    "the scheduler went away; every block that is written stays: run the same command again to go on"
-)
-
 BlockWork = tuple[Block, tuple[str, ...]]
 """A block, and the keys of the encoders that lack it."""
-
-
-LOOPBACK = "127.0.0.1"
-
-
-@contextmanager
-def local_client(
-    workers: int, threads: int | None = None, *, gpus: Sequence[str] = (), dashboard: int | None = None
-) -> Iterator[Client]:
-    """Start worker processes on this machine; each gets an equal share of the cores.
-
-    Parameters
-    ----------
-    workers
-        Processes.
-    threads
-        Tasks at once in each; by default `THREADS_PER_WORKER`, and with a GPU as many as the cores allow that read for it.
-    gpus
-        Names of the GPUs that the workers share, as `visible_gpus` returns them. Each worker sees one of them alone, also
-        after it died and was started again.
-    dashboard
-        Port of dask's dashboard, which only this machine can reach; None for no dashboard.
-
-    Yields
-    ------
-    distributed.Client
-        Connected; the processes end with the context.
-    """
-    check_workers(workers)
-    _mute_library_logs()
-    counted = count_cores()
-    cores = max(1, min(counted.cores // workers, counted.threads))
-    if threads is None:
-        threads = max(THREADS_PER_WORKER, min(cores, MAX_GPU_THREADS)) if gpus else THREADS_PER_WORKER
-    # Otherwise every process computes with as many threads as there are cores, and they get in each other's way.
-    thread_limits = {"OMP_NUM_THREADS": str(cores), "MKL_NUM_THREADS": str(cores)}
-    settings = {
-        "distributed.scheduler.allowed-failures": ALLOWED_WORKER_DEATHS,
-        "distributed.nanny.pre-spawn-environ": thread_limits,
-        "distributed.admin.system-monitor.gil.enabled": False,
-        # Files that are mapped into memory count as the process's own, and are no reason to kill it.
-        "distributed.worker.memory.terminate": False,
-    }
-    common = {
-        "host": LOOPBACK,
-        "protocol": "tcp://",
-        "nthreads": threads,
-        "memory_limit": memory_bytes() // workers,
-        "dashboard": False,
-        "silence_logs": 50,
-    }
-    # Not LocalCluster, whose workers all get the same options: a nanny passes its own environment to each process that
-    # it starts, the first and those after a death, before the process imports anything of ours.
-    specs = {
-        number: {"cls": Nanny, "options": {**common, "env": environment}}
-        for number, environment in enumerate(worker_environments(gpus, workers))
-    }
-    scheduler = {
-        "cls": Scheduler,
-        "options": {
-            "host": LOOPBACK,
-            "protocol": "tcp://",
-            "port": 0,
-            "dashboard": dashboard is not None,
-            # Without a dashboard there is an HTTP server all the same: on any free port, and for this machine alone.
-            "dashboard_address": f"{LOOPBACK}:{dashboard or 0}",
-        },
-    }
-    with (
-        # A nanny sets them in this process, too, where they would stay.
-        _restored_environment(thread_limits),
-        dask.config.set(settings),
-        SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-def gpu_client(
-    workers: int | Literal["auto"], device: str = "auto", dashboard: int | None = None
-) -> AbstractContextManager[Client]:
-    """Start worker processes on this machine, each with a GPU of its own where there are GPUs; see `local_client`.
-
-    Parameters
-    ----------
-    workers
-        Processes; ``auto`` is one for each GPU that is visible, or one for every two cores. More than there are GPUs share
-        them.
-    device
-        ``cpu`` if no GPU is to be used.
-    dashboard
-        Port of dask's dashboard.
-
-    Raises
-    ------
-    ClusterError
-        If there would be too many processes, or the dashboard cannot be shown.
-    """
-    if dashboard is not None:
-        check_dashboard(dashboard)
-    gpus = () if device == "cpu" else visible_gpus()
-    if workers == "auto":
-        workers = auto_workers(gpus, count_cores().cores)
-    return local_client(workers, gpus=gpus, dashboard=dashboard)
-
-
-@contextmanager
-def _restored_environment(names: Iterable[str]) -> Iterator[None]:
-    """Give variables of this process their values back at the end."""
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        _set_environment(before)
-
-
-def _set_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-class _AnonymousAccess(WorkerPlugin):  # type: ignore[misc]  # distributed has no types
-    """Gives the workers of a running cluster this process's `anonymous_access`, while its client is connected.
-
-    Local workers inherit the environment; those of a scheduler have one of their own.
-    """
-
-    name = "histosge-anonymous-access"
-
-    def __init__(self, settings: dict[str, str]) -> None:
-        self._settings = settings
-        self._before: dict[str, str | None] = {}
-
-    def setup(self, worker: Any) -> None:
-        """Set the variables."""
-        self._before = {name: os.environ.get(name) for name in self._settings}
-        os.environ.update(self._settings)
-
-    def teardown(self, worker: Any) -> None:
-        """Set them back."""
-        _set_environment(self._before)
-
-
-@contextmanager
-def remote_client(address: str) -> Iterator[Client]:
-    """Connect to a scheduler that runs already.
-
-    Yields
-    ------
-    distributed.Client
-        Connected.
-
-    Raises
-    ------
-    ClusterError
-        If it does not answer.
-    """
-    check_address(address)
-    _mute_library_logs()
-    try:
-        client = Client(address, timeout=CONNECT_TIMEOUT_S)
-    # TypeError and RuntimeError: tls without certificates, ucx without its package.
-    except (OSError, TimeoutError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        raise ClusterError(f"no scheduler answers at {address} ({type(error).__name__}: {error})") from error
-    with client:
-        settings = anonymous_settings()
-        if settings:
-            client.register_plugin(_AnonymousAccess(settings))
-        try:
-            yield client
-        finally:
-            if settings and client.status == "running":
-                client.unregister_worker_plugin(_AnonymousAccess.name)
-
-
-def _mute_library_logs() -> None:
-    """Keep the logs of dask off the terminal: an error of a run is one line of ours."""
-    for name in list(logging.root.manager.loggerDict):
-        if name.split(".")[0] in ("distributed", "tornado", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 @dataclass
@@ -275,6 +71,8 @@ class _SlideState:
         Objects that belong in the store, and those that this run wrote, over all encoders.
     n_patches, n_patches_done, n_unreadable
         Tissue patches of the slide; those in the computed blocks; those of them that have no vector.
+    costs
+        Of what is done.
     fingerprint
         Of the slide's file as it was planned.
     blocks
@@ -293,6 +91,7 @@ class _SlideState:
     n_patches: int = 0
     n_patches_done: int = 0
     n_unreadable: int = 0
+    costs: Costs = field(default_factory=Costs)
     deferred: list[BlockWork] = field(default_factory=list)
 
 
@@ -329,37 +128,14 @@ def embed_on_cluster(
     Raises
     ------
     ClusterError
-        If the scheduler goes away; what is done stays done.
+        If the scheduler goes away; what is done stays done. If a worker runs another version of this package: nothing is
+        written then.
     FeatureStoreError
         If what is stored was made otherwise.
     """
     with scheduler_loss_as_error(client):
+        check_versions(client)
         return _Run(client, samples, store, settings, on_progress, on_result).results()
-
-
-@contextmanager
-def scheduler_loss_as_error(client: Client, message: str = SCHEDULER_LOST) -> Iterator[None]:
-    """Raise a `ClusterError` for each of the errors that a client raises once its scheduler is lost.
-
-    Parameters
-    ----------
-    message
-        Of the error: what happened, and what to do.
-
-    Raises
-    ------
-    ClusterError
-        If the scheduler went away.
-    """
-    try:
-        yield
-    except (CancelledError, FutureCancelledError, CommClosedError) as error:
-        raise ClusterError(message) from error
-    except OSError as error:
-        # A scheduler that dies while a result is fetched shows as an OSError, and so does a worker's full disk.
-        if client.status == "running":
-            raise
-        raise ClusterError(message) from error
 
 
 class _Run:
@@ -466,18 +242,20 @@ class _Run:
         if isinstance(result, SlideResult):  # the slide failed; several of its blocks may say so
             self._queue.drop(slide_id)
             if slide_id not in self._finished:
-                self._finish(result)
+                self._finish(replace(result, costs=state.costs))
         elif isinstance(result, PlannedSlide):
             show_remark(result.remark)
             state.n_blocks, state.n_planned = len(result.blocks), result.planned
             state.n_patches, state.fingerprint = result.patches, result.fingerprint
             state.blocks = tuple(result.blocks.items())
+            state.costs += result.costs
             self._queue.add(slide_id, state.blocks)
         else:
             state.n_done += 1
             state.n_written += result.written
             state.n_unreadable += result.unreadable
             state.n_patches_done += result.patches
+            state.costs += result.costs
             self._on_progress(Progress(state.n_done, state.n_blocks, slide_id, state.n_patches_done))
         if state.n_done == state.n_blocks and slide_id not in self._finished:
             self._finish(self._check_done(state))
@@ -498,6 +276,7 @@ class _Run:
             computed=state.n_written,
             patches=state.n_patches,
             unreadable=state.n_unreadable,
+            costs=state.costs,
         )
 
     def _finish(self, result: SlideResult) -> None:

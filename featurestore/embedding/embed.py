@@ -3,11 +3,14 @@
 Every run can be repeated safely: a block is done if its object exists, and only missing blocks are computed.
 """
 
-import warnings
+import time
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from typing import Literal
 
 from featurestore.embedding.block_task import ThroughputProbe, check_written, embed_blocks
+from featurestore.embedding.costs import Costs, plan_costs
 from featurestore.embedding.plan import (
     EmbedSettings as EmbedSettings,
 )
@@ -29,14 +32,21 @@ from featurestore.embedding.slide_result import (
 )
 from featurestore.embedding.slide_result import SlideResult as SlideResult
 from featurestore.embedding.slide_watch import SlideWatch
+from featurestore.embedding.tissue_choice import with_masks
 from featurestore.encoders.protocol import Encoder
-from featurestore.errors import SlideWarning
 from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.location import PathOrUrl, as_url
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
-from featurestore.storage.store import Store
+from featurestore.storage.store import Store, StoredGrid
+
+OnSurvey = Callable[[Slide, StoredGrid, SlideResult], None]
+"""Called in a dry run with each slide that could be surveyed, while it is open."""
+
+
+def ignore_survey(slide: Slide, stored: StoredGrid, result: SlideResult) -> None:
+    """Ignore a survey."""
 
 
 def embed(
@@ -51,6 +61,7 @@ def embed(
     dashboard: int | None = None,
     on_progress: OnProgress = ignore_progress,
     on_result: OnResult = ignore_result,
+    on_survey: OnSurvey = ignore_survey,
 ) -> list[SlideResult]:
     """Encode slides into a store; only what is missing is computed.
 
@@ -77,6 +88,8 @@ def embed(
         Called after each block, labelled with its slide.
     on_result
         Called with each slide's result as soon as it is known.
+    on_survey
+        With `dry_run`, called with each slide and what would be stored of its grid.
 
     Returns
     -------
@@ -93,16 +106,11 @@ def embed(
     """
     settings = settings or EmbedSettings()
     rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
-    if masks := sum(row.mask is not None for row in rows):
-        warnings.warn(
-            f"the sheet's column mask is ignored ({masks} of {len(rows)} rows have one): tissue is found by "
-            f"{settings.tissue!r}, see --tissue",
-            SlideWarning,
-            stacklevel=2,
-        )
+    rows = with_masks(rows, settings)
     if (workers or scheduler) and not dry_run and rows:
         # Here, since a run in this process needs no dask.
-        from featurestore.embedding.dask_cluster import embed_on_cluster, gpu_client, remote_client
+        from featurestore.embedding.dask_clients import gpu_client, remote_client
+        from featurestore.embedding.dask_cluster import embed_on_cluster
 
         with (
             remote_client(scheduler)
@@ -113,7 +121,7 @@ def embed(
     encoders = load_encoders(settings)
     if dry_run:
         probe = ThroughputProbe(encoders)
-        return [_dry_run(sample, encoders, settings, probe) for sample in rows]
+        return [_dry_run(sample, encoders, settings, probe, on_survey) for sample in rows]
     # After the encoders: a mistyped encoder or missing weights must leave no empty store behind.
     target = Store.open_or_create(url)
     results = []
@@ -125,12 +133,18 @@ def embed(
 
 
 def _dry_run(
-    sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings, probe: ThroughputProbe
+    sample: Sample,
+    encoders: dict[str, Encoder],
+    settings: EmbedSettings,
+    probe: ThroughputProbe,
+    on_survey: OnSurvey,
 ) -> SlideResult:
     try:
         slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
         try:
-            return dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
+            result, stored = dry_run_slide(slide, sample, encoders, settings, probe.seconds_per_patch)
+            on_survey(slide, stored, result)
+            return result
         finally:
             slide.close()
     except ONE_SLIDE as error:
@@ -144,6 +158,7 @@ def _embed_slide(
     settings: EmbedSettings,
     on_progress: OnProgress,
 ) -> SlideResult:
+    begun = time.perf_counter()
     watch = SlideWatch(sample.slide)  # before the slide is opened
     try:
         slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
@@ -151,7 +166,9 @@ def _embed_slide(
             plan = plan_slide(store, slide, sample, encoders, settings)
             watch.check_since_opened()
             show_remark(plan.remark)
-            return _embed_planned(store, slide, plan, encoders, watch, settings.retry_failed, on_progress)
+            planned = plan_costs(time.perf_counter() - begun, slide)
+            done = _embed_planned(store, slide, plan, encoders, watch, settings.retry_failed, on_progress)
+            return replace(done, costs=planned + done.costs)
         finally:
             slide.close()
     except ONE_SLIDE as error:
@@ -173,6 +190,7 @@ def _embed_planned(
     blocks = blocks_to_read(plan)
     total = len(blocks)
     computed = unreadable = patches = 0
+    costs = Costs()
     if blocks:
         # Closed, also where `on_progress` raises or Ctrl-C stops the run: its thread reads the slide ahead, and a slide
         # that is closed while a thread reads it ends the process. When the generator is collected is not ours to say.
@@ -191,6 +209,7 @@ def _embed_planned(
                 computed += result.written
                 unreadable += result.unreadable
                 patches += result.patches
+                costs += result.costs
                 on_progress(Progress(number, total, slide_id, patches))
         check_written(store, slide_id, plan.stored.grid.spec.key, blocks)
     return SlideResult(
@@ -200,4 +219,5 @@ def _embed_planned(
         computed=computed,
         patches=int(plan.stored.is_tissue.sum()),
         unreadable=unreadable,
+        costs=costs,
     )

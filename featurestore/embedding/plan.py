@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from typing import Any
 
 import psutil
 
@@ -18,8 +19,11 @@ from featurestore.embedding.limits import check_spec
 from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.positions import patches_to_read
 from featurestore.embedding.slide_result import SlideResult
+from featurestore.embedding.stain_fit import fit_of_slide
+from featurestore.embedding.tissue_choice import check_tissue, tissue_request
 from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder, takes_weights
 from featurestore.encoders.protocol import BATCH, Encoder, EncoderOptions, patches_at_once
+from featurestore.encoders.stain_normalisation import StainedEncoder, check_method
 from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, SlideWarning, StoreError
 from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec
 from featurestore.names import slug
@@ -35,6 +39,8 @@ from featurestore.storage.store import SlideRecord, Store, StoredGrid
 from featurestore.tissue.survey import Survey, survey
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 
+NO_STAIN = "none"
+"""Stain normalisation that changes nothing."""
 MAX_GRID_PATCHES = 50_000_000
 """Patches of one slide. A process that plans holds some 15 bytes for each. A slide of 100,000 x 100,000 px at 0.25
 microns has 39 million patches at --mpp 0.5 --stride 8, and with 1,024 features these are 80 GB of embeddings."""
@@ -53,7 +59,8 @@ class EmbedSettings:
     options
         How to load the encoders; their `tokens` are those of `spec`.
     tissue
-        Name of the `TissueMethod` that tells which patches are encoded; ``none`` encodes every patch.
+        Name of the `TissueMethod` that tells which patches are encoded; ``none`` encodes every patch. None: the mask of
+        a slide that has one, else ``texture``.
     retry_failed
         Compute blocks again in which a tissue patch has no vector, or which are damaged. Stored blocks are read to find
         them.
@@ -63,16 +70,27 @@ class EmbedSettings:
         ``(encoder key, file)`` of encoders that have files of their own; the others follow `options`.
     store_as
         How embeddings are coded, see `featurestore.storage.coding`; None for ``float16``, or as those that were begun.
+    masks
+        Folder with a mask or annotation file for each slide, named by its id; None for the sheet's column mask.
+    within, without
+        Classes of the masks to which tissue is restricted, and those that are left out.
+    stain
+        ``macenko`` or ``reinhard``: normalise the stain of each slide before its patches are encoded. It is part of the
+        encoders' identity.
     """
 
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
     spec: GridSpec = field(default_factory=GridSpec)
     options: EncoderOptions = field(default_factory=EncoderOptions)
-    tissue: str = DEFAULT_TISSUE
+    tissue: str | None = None
     retry_failed: bool = False
     block_shape: tuple[int, int] = DEFAULT_BLOCK
     weights: tuple[tuple[str, str], ...] = ()
     store_as: str | None = None
+    masks: str | None = None
+    within: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    stain: str = NO_STAIN
 
     @property
     def coding(self) -> Coding | None:
@@ -81,7 +99,9 @@ class EmbedSettings:
 
     def __post_init__(self) -> None:
         # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
-        TISSUE_METHODS.get(self.tissue)
+        check_tissue(self)
+        if self.stain != NO_STAIN:
+            check_method(self.stain)
         check_spec(self.spec)
         _ = self.coding  # refused here if there is none of that name
         tokens = self.spec if isinstance(self.spec, TokenGridSpec) else None
@@ -102,7 +122,7 @@ class SlidePlan:
         Encoder key -> blocks that it lacks, and all of its blocks that hold tissue, in row-major order. Blocks of two
         encoders differ where their arrays were made with different block shapes.
     remark
-        What the user should know of the slide's scale; empty if there is nothing.
+        What the user should know of the slide's scale and its mask; empty if there is nothing.
     """
 
     sample: Sample
@@ -135,7 +155,10 @@ def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
     # Of several encoders one is enough: the option is for all of them.
     if settings.options.compile and not any(takes_weights(key) for key in keys):
         raise EncoderError(f"{', '.join(keys)}: there is no network to compile; leave --compile out")
-    return {key: _load(key, settings.options, files.get(key)) for key in keys}
+    loaded = {key: _load(key, settings.options, files.get(key)) for key in keys}
+    if settings.stain == NO_STAIN:
+        return loaded
+    return {key: StainedEncoder(encoder, settings.stain) for key, encoder in loaded.items()}
 
 
 def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
@@ -161,14 +184,16 @@ def plan_slide(
     store.add_slide(
         SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
     )
-    _add_grid(store, slide, slide_id, grid, settings.tissue)
+    remarks = _add_grid(store, slide, sample, grid, settings)
     stored = store.grid(slide_id, grid.spec.key)
+    fit = None if settings.stain == NO_STAIN else fit_of_slide(store, slide, stored, encoders, settings.stain)
     arrays = {
         key: store.add_embedding(
             slide_id,
             grid,
             encoder.identity,
             whole_patches(settings.block_shape, grid.tokens),
+            attrs=None if fit is None else {"stain": fit.to_attrs()},
             coding=settings.coding,
         )
         for key, encoder in encoders.items()
@@ -190,7 +215,8 @@ def plan_slide(
                 block for block in planned[key] if block in absent or has_failures(array, stored, block)
             ]
             _forget_failures(store, stored, key, missing[key])
-    return SlidePlan(sample, stored, fingerprint, missing, planned, mpp_difference(slide, sample.mpp))
+    remark = "; ".join(filter(None, (mpp_difference(slide, sample.mpp), *remarks)))
+    return SlidePlan(sample, stored, fingerprint, missing, planned, remark)
 
 
 def _because(remark: str) -> str:
@@ -269,11 +295,17 @@ def check_block_fits(sample: Sample, grid: PatchGrid, dims: list[int], block_sha
         )
 
 
-def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, tissue: str) -> None:
+def _add_grid(
+    store: Store, slide: Slide, sample: Sample, grid: PatchGrid, settings: EmbedSettings
+) -> tuple[str, ...]:
+    """Write a slide's grid, or check that the stored one is the same; return what the user should know of its mask."""
+    slide_id = sample.slide_id
     attrs = store.grid_attrs(slide_id, grid.spec.key)
+    request = tissue_request(settings, sample)
     if not attrs.get("grid"):
-        store.add_grid(slide_id, grid, survey(slide, grid, tissue), software_versions())
-        return
+        found = survey(slide, grid, request)
+        store.add_grid(slide_id, grid, found, software_versions())
+        return found.remarks
     clear = f"clear it with: histosge rm {store.location.label} --slide {slide_id} --grid {grid.spec.key}"
     if attrs["grid"] != grid.to_attrs():
         raise IdentityMismatchError(
@@ -282,12 +314,34 @@ def _add_grid(store: Store, slide: Slide, slide_id: str, grid: PatchGrid, tissue
     stored_tissue = attrs["tissue"].get("name")
     # A grid that was imported names no method of ours. Its tissue is kept, unless another is named explicitly.
     is_ours = stored_tissue in TISSUE_METHODS.names()
-    if stored_tissue != tissue and (is_ours or tissue != DEFAULT_TISSUE):
+    restricted = settings.masks or settings.within or settings.without
+    if not is_ours and settings.tissue in (None, DEFAULT_TISSUE) and not restricted:
+        return ()
+    if stored_tissue != request.method:
         go_on = f"go on with --tissue {stored_tissue}, or " if is_ours else ""
         raise IdentityMismatchError(
-            f"{slide_id}/{grid.spec.key} is stored with tissue by {stored_tissue!r}, now it is {tissue!r}; "
+            f"{slide_id}/{grid.spec.key} is stored with tissue by {stored_tissue!r}, now it is {request.method!r}; "
             f"{go_on}{clear}"
         )
+    stored_region = attrs["tissue"].get("region")
+    region = None if request.region is None else request.region.identity()
+    if _region_text(stored_region) != _region_text(region):
+        raise IdentityMismatchError(
+            f"{slide_id}/{grid.spec.key} is stored with tissue within {_region_text(stored_region)}, now it is "
+            f"{_region_text(region)}; go on with the earlier mask, --within and --without, or {clear}"
+        )
+    return ()
+
+
+def _region_text(region: Any) -> str:
+    """Return what decides a region: for a message, and to compare two of them."""
+    if not isinstance(region, dict):
+        return "the whole slide"
+    parts = [f"mask {region.get('fingerprint')}"]
+    for name in ("within", "without"):
+        classes = region.get(name)
+        parts += [f"--{name} {one}" for one in map(str, classes if isinstance(classes, list) else ())]
+    return " ".join(parts)
 
 
 def has_failures(array: BlockArray, stored: StoredGrid, block: Block) -> bool:
@@ -334,18 +388,24 @@ def dry_run_slide(
     encoders: dict[str, Encoder],
     settings: EmbedSettings,
     seconds_per_patch: Callable[[Slide, StoredGrid, list[Block]], float],
-) -> SlideResult:
+) -> tuple[SlideResult, StoredGrid]:
     """Survey a slide and estimate what embedding it takes; nothing is written.
 
     Parameters
     ----------
     seconds_per_patch
         Measures it on this device: slide, grid and blocks -> seconds.
+
+    Returns
+    -------
+    (SlideResult, StoredGrid)
+        The estimate, and what would be stored of the grid.
     """
     grid = make_grid(slide, sample, settings.spec)
     show_remark(mpp_difference(slide, sample.mpp))
     check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
-    found: Survey = survey(slide, grid, settings.tissue)
+    found: Survey = survey(slide, grid, tissue_request(settings, sample))
+    show_remark("; ".join(found.remarks))
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     block_shape = whole_patches(settings.block_shape, grid.tokens)
     blocks = stored.planned(block_shape)
@@ -354,7 +414,7 @@ def dry_run_slide(
     # float16, and a CRC-32C of 4 bytes after the values.
     object_bytes = sum(2 * patches_in_object * e.identity.dim + 4 for e in encoders.values())
     patches = int(stored.is_tissue.sum())
-    return SlideResult(
+    estimate = SlideResult(
         sample.slide_id,
         "planned",
         planned=len(blocks) * len(encoders),
@@ -371,6 +431,7 @@ def dry_run_slide(
             open_slides=1,
         ),
     )
+    return estimate, stored
 
 
 def blocks_to_read(plan: SlidePlan) -> dict[Block, tuple[str, ...]]:

@@ -5,8 +5,9 @@ slides of the run go on. What concerns all of them (encoders, a full disk, a sto
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from featurestore.embedding.costs import Costs
 from featurestore.errors import AccessError, IdentityMismatchError, SlideError, StoreError, StoreNotFoundError
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import Store
@@ -37,6 +38,9 @@ class SlideResult:
         Memory that a process working on it will hold at most, one block at a time (dry run).
     mismatch
         Whether it failed because the store holds it from another file, or with another scale, grid, tissue or encoder.
+    costs
+        Time, bytes and requests of this run; of a slide that failed only those of the blocks that were finished on a
+        cluster.
     """
 
     slide_id: str
@@ -50,6 +54,7 @@ class SlideResult:
     seconds: float = 0.0
     worker_bytes: int = 0
     mismatch: bool = False
+    costs: Costs = field(default_factory=Costs)
 
 
 OnResult = Callable[[SlideResult], None]

@@ -5,6 +5,7 @@ scheduler cost it as much as ten tasks. Encoders are loaded once per process; sl
 """
 
 import threading
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, embed_blocks
+from featurestore.embedding.costs import Costs, plan_costs
 from featurestore.embedding.plan import EmbedSettings, blocks_to_read, load_encoders, plan_slide
 from featurestore.embedding.slide_result import ONE_SLIDE, SlideResult, fail_slide, is_of_one_slide
 from featurestore.embedding.slide_watch import SlideWatch
@@ -61,6 +63,8 @@ class PlannedSlide:
         Of the slide's file: tasks that read another one fail.
     remark
         What the user should know of the slide's scale: a warning in a worker would reach nobody, or in Python's own form.
+    costs
+        Of planning.
     """
 
     slide_id: str
@@ -69,6 +73,7 @@ class PlannedSlide:
     patches: int
     fingerprint: str
     remark: str = ""
+    costs: Costs = field(default_factory=Costs)
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,13 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
     """Write a slide's metadata and list what is missing; a slide that cannot be used is ``failed``."""
     try:
         with _encoders(job) as encoders:
+            begun = time.perf_counter()
             store = Store.open(job.store)
             try:
                 with _slide(job) as slide:
                     plan = plan_slide(store, slide, job.sample, dict(encoders), job.settings)
                     _watch(job.run, job.sample.slide).check_since_opened()
+                    costs = plan_costs(time.perf_counter() - begun, slide)
             except ONE_SLIDE as error:
                 if not is_of_one_slide(error):
                     raise
@@ -125,7 +132,13 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
         return _given_up(error)
     n_tissue = int(plan.stored.is_tissue.sum())
     return PlannedSlide(
-        job.sample.slide_id, blocks_to_read(plan), plan.n_planned, n_tissue, plan.fingerprint, plan.remark
+        job.sample.slide_id,
+        blocks_to_read(plan),
+        plan.n_planned,
+        n_tissue,
+        plan.fingerprint,
+        plan.remark,
+        costs,
     )
 
 

@@ -19,6 +19,7 @@ from featurestore.errors import SlideAccessError, SlideError, first_line
 from featurestore.file_systems import open_file_system
 from featurestore.server_errors import is_transient
 from featurestore.slides.access_errors import access_as_slide_error, access_error
+from featurestore.slides.fetch_meter import FetchMeter
 
 # A request takes tens of milliseconds to answer, in which a link of 10 MB/s carries a few hundred kilobytes.
 MAX_GAP = 64 << 10
@@ -54,6 +55,7 @@ class RangedFile:
 
     def __init__(self, url: str) -> None:
         self._url, self.label = url, strip_credentials(url)
+        self.meter = FetchMeter()
         with access_as_slide_error(url, "cannot be reached"):
             self._fs, self._path = open_file_system(url)
             info: dict[str, Any] = self._fs.info(self._path)
@@ -91,8 +93,10 @@ class RangedFile:
 
     def _fetch(self, runs: list[tuple[int, int]]) -> list[bytes]:
         starts, ends = [start for start, _ in runs], [stop for _, stop in runs]
+        begun = time.perf_counter()
         with access_as_slide_error(self._url, "cannot be read"):
             found = self._fs.cat_ranges([self._path] * len(runs), starts, ends, on_error="raise")
+        self.meter.add(time.perf_counter() - begun, sum(ends) - sum(starts), len(runs))
         for (start, stop), data in zip(runs, found, strict=True):
             if isinstance(data, Exception):  # fsspec up to 2026.1 returns what it is told to raise
                 raise access_error(self._url, data, "cannot be read") from data

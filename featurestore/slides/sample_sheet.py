@@ -1,8 +1,8 @@
 """Which slides a run is about: from one file, a folder, or a sample sheet.
 
 A sample sheet is a table with a header, separated by commas, semicolons or tabs; columns ``slide_id, slide, expression,
-mpp, donor, mask``, all but `slide` optional. Paths are relative to the sheet. No slide is opened here: one that cannot be is
-reported when its turn comes.
+mpp, donor, mask, known``, all but `slide` optional. Paths are relative to the sheet. No slide is opened here: one that
+cannot be is reported when its turn comes.
 """
 
 import hashlib
@@ -24,7 +24,9 @@ from featurestore.slides.slide_folder import list_slides
 from featurestore.slides.slide_reader import is_folder_slide, slide_suffixes
 from featurestore.slides.units import parse_number, unit_microns
 
-COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor", "mask")
+KNOWN = "known"
+"""Column of what `histosge samples` found out about a file. It is for readers: nothing is decided by it."""
+COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor", "mask", KNOWN)
 MISSING = ("", "na", "n/a", "nan", "none", "null", "-", "#n/a")
 """How tables write that there is no value, in lower case."""
 MAX_ID = 180
@@ -52,7 +54,7 @@ class Sample:
     fallback_mpp
         Microns per pixel at level 0 if neither `mpp` nor the file gives them.
     mask
-        A file with the outline of the tissue; None if there is none. `embed` does not use it and says so.
+        A mask or annotation file: PNG, TIFF or GeoJSON; None if there is none.
     """
 
     slide_id: str

@@ -90,7 +90,7 @@ def list_slides(folder: Path) -> list[Path]:
         stems = {slide.stem for slide in slides}
         left_out = [name for name in below if name.name not in stems]
         _warn(folder, left_out, "folders with slides (a sample sheet can name them)")
-        return _one_per_series(slides)
+        return one_per_series(slides)
     if any(len(found) > 1 for found in below.values()):
         names = ", ".join(name.name for name in list(below)[:NAMED])
         raise SampleSheetError(
@@ -106,7 +106,7 @@ def _slides_inside(folder: Path) -> list[Path]:
     except OSError:  # a folder that may not be entered
         return []
     named = [entry for entry in entries if not entry.name.startswith(".")]
-    return _one_per_series([e for e in named if e.suffix.lower() not in PICTURES and is_slide_file(e)])
+    return one_per_series([e for e in named if e.suffix.lower() not in PICTURES and is_slide_file(e)])
 
 
 def _warn(folder: Path, entries: Sequence[Path], what: str) -> None:
@@ -145,7 +145,13 @@ def _is_other_zarr(folder: Path) -> bool:
     return not (isinstance(image, dict) and any(key in image for key in keys)) and not (folder / "0").is_dir()
 
 
-def _one_per_series(slides: list[Path]) -> list[Path]:
+def is_other_folder(folder: Path) -> bool:
+    """Whether a folder with the suffix of a slide is none: a store of ours, SpatialData, AnnData."""
+    return _is_store(folder) or _is_other_zarr(folder)
+
+
+def one_per_series(slides: list[Path]) -> list[Path]:
+    """Return slides without those DICOM files that are a smaller part of a series of another one."""
     # OpenSlide finds the other files of a series, which hold its levels, label and overview, by itself.
     largest: dict[str, Path] = {}
     series = {path: _series(path) for path in slides if path.suffix.lower() == ".dcm"}

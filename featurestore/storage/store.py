@@ -265,6 +265,20 @@ class Store:
             raise StoreError(f"{slide_id}/{grid_key} holds no embedding of {encoder_key!r}; see: histosge ls")
         return EncoderIdentity(attrs.key, attrs.dim, attrs.facts)
 
+    def stain(self, slide_id: str, grid_key: str, encoder_key: str) -> tuple[dict[str, Any], str] | None:
+        """Return how the stain of a slide was normalised for an encoder, and the document's label; None if it was not.
+
+        The values are as they are stored: see `featurestore.encoders.stain_normalisation.parse_fit`.
+        """
+        path = embedding_path(slide_id, grid_key, encoder_key)
+        found = read_attrs(self.location, path).get("stain")
+        if found is None:
+            return None
+        label = document_label(self.location, path)
+        if not isinstance(found, dict):
+            raise DocumentError(f"{label} is damaged: attributes.stain is no object")
+        return found, label
+
     def _encoder_attrs(self, path: str) -> EncoderAttrs | None:
         found = read_attrs(self.location, path).get("encoder")
         label = document_label(self.location, path)

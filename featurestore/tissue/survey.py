@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurestore.errors import FeatureStoreError, SlideError
+from featurestore.errors import FeatureStoreError, MaskError, SlideError
 from featurestore.grid import PatchGrid
 from featurestore.slides.protocol import Slide
+from featurestore.tissue.annotation import Frame
+from featurestore.tissue.mask_check import check_mask
+from featurestore.tissue.methods.texture import texture_mask
 from featurestore.tissue.overview import Overview, read_overview
+from featurestore.tissue.region import Region, TissueRequest
+from featurestore.tissue.threshold import is_tissue
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS, TissueMethod
 
 _STRIP_PATCHES = 1_000_000
@@ -33,37 +38,77 @@ class Survey:
         Mean colour of each patch, ``(n_rows, n_cols, 3)``.
     method
         JSON-ready: how tissue was decided.
+    remarks
+        What the user should know of the file that restricts tissue.
     """
 
     tissue: NDArray[np.uint8]
     rgb: NDArray[np.uint8]
     method: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
-def survey(slide: Slide, grid: PatchGrid, method: str = DEFAULT_TISSUE) -> Survey:
+def survey(slide: Slide, grid: PatchGrid, request: TissueRequest | str = DEFAULT_TISSUE) -> Survey:
     """Look at a slide once; return how much of each patch is tissue and what colour it is.
 
     Parameters
     ----------
-    method
-        Name of a registered `TissueMethod`.
+    request
+        How tissue is found: a request, or only the name of a registered `TissueMethod`.
 
     Raises
     ------
     TissueError
         If there is no such method, or it cannot be loaded.
+    MaskError
+        If the file that restricts tissue cannot be used for this slide, or leaves nothing.
     SlideError
         If the slide cannot be read, or the method cannot judge it.
     """
-    record = TISSUE_METHODS.get(method)
+    request = TissueRequest(request) if isinstance(request, str) else request
+    record = TISSUE_METHODS.get(request.method)
     overview = read_overview(slide)
     scale = grid.effective_mpp / overview.mpp
     rgb = _mean_bytes(overview.rgb.astype(np.float64), grid, scale, 1.0)
+    if request.region is not None:
+        return _survey_region(record, overview, grid, rgb, request.region)
+    if record.needs_region:
+        raise MaskError(
+            f"--tissue {record.name} needs a mask for {slide.source}; give one in the sheet's column mask, or --mask DIR"
+        )
     attrs = record.to_attrs(overview.mpp)
     if record.mask is None:
         return Survey(np.full(grid.shape, 255, np.uint8), rgb, attrs)
-    tissue = _mean_bytes(_tissue_mask(record, overview).astype(np.float64), grid, scale, 255.0)
-    return Survey(tissue, rgb, attrs)
+    return Survey(_shares(_tissue_mask(record, overview), grid, scale), rgb, attrs)
+
+
+def _survey_region(
+    record: TissueMethod, overview: Overview, grid: PatchGrid, rgb: NDArray[np.uint8], region: Region
+) -> Survey:
+    """Survey a slide of which a file leaves a part."""
+    height, width = overview.rgb.shape[:2]
+    frame = Frame(overview.slide.size_px, overview.slide.mpp, (height, width), overview.mpp)
+    found = region.read((width, height))
+    mask = found.draw(frame)
+    remarks = found.remarks
+    if record.needs_region:
+        # Where another method finds tissue, a file that does not fit leaves none; here nothing else would show it.
+        tissue = texture_mask(overview.rgb, overview.mpp)
+        remark = check_mask(mask, tissue, found.opened.annotation, found.selection, frame, found.opened.label)
+        remarks += (remark,) if remark else ()
+    if record.mask is not None:
+        mask &= _tissue_mask(record, overview)
+    shares = _shares(mask, grid, grid.effective_mpp / overview.mpp)
+    if not is_tissue(shares).any():
+        raise MaskError(
+            f"{found.opened.label} with --tissue {record.name} leaves no patch of {overview.slide.source} that is a tenth "
+            "tissue; take other classes (--within), smaller patches, or leave the slide out"
+        )
+    return Survey(shares, rgb, record.to_attrs(overview.mpp, found.to_attrs()), remarks)
+
+
+def _shares(mask: NDArray[np.bool_], grid: PatchGrid, scale: float) -> NDArray[np.uint8]:
+    return _mean_bytes(mask.astype(np.float64), grid, scale, 255.0)
 
 
 def _mean_bytes(

@@ -16,7 +16,7 @@ from featurestore.extensions import Registry
 from featurestore.tissue.overview import Overview
 
 DEFAULT_TISSUE = "texture"
-RESERVED = ("name", "version", "overview_mpp")
+RESERVED = ("name", "version", "overview_mpp", "region")
 """What every grid's tissue attributes hold beside the method's parameters."""
 
 
@@ -37,6 +37,8 @@ class TissueMethod:
         Raised when the same parameters give other masks than before.
     parameters
         What decides the mask, JSON-ready; a grid's attributes record it beside `name` and `version`.
+    needs_region
+        Whether a mask or annotation file has to be given for each slide.
     """
 
     name: str
@@ -44,6 +46,7 @@ class TissueMethod:
     mask: Callable[[Overview], NDArray[np.bool_]] | None
     version: int = 1
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    needs_region: bool = False
 
     def __post_init__(self) -> None:
         if taken := sorted(set(RESERVED) & set(self.parameters)):
@@ -51,13 +54,20 @@ class TissueMethod:
                 f"tissue method {self.name!r} has parameters named {', '.join(taken)}; rename them"
             )
 
-    def to_attrs(self, overview_mpp: float) -> dict[str, Any]:
-        """Return what a grid's attributes record, JSON-ready."""
+    def to_attrs(self, overview_mpp: float, region: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what a grid's attributes record, JSON-ready.
+
+        Parameters
+        ----------
+        region
+            What is recorded of the file that restricts tissue; None if there is none.
+        """
         # Names and order as in the stores that exist.
         facts: dict[str, Any] = {"name": self.name, "version": self.version}
-        if self.mask is not None:
+        if self.mask is not None or region is not None:
             facts["overview_mpp"] = overview_mpp
-        return {**facts, **self.parameters}
+        facts |= self.parameters
+        return facts if region is None else {**facts, "region": dict(region)}
 
 
 TISSUE_METHODS: Registry[TissueMethod] = Registry(

@@ -20,14 +20,14 @@ Terms
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.documents import convert
-from histosge.calibration.depth_strata import DepthStrata, choose_strata, interval_bounds
+from histosge.calibration.depth_strata import DepthStrata, choose_strata, gene_parts, interval_bounds
 from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.calibration.held_out_parts import BLOCK, held_out_parts, what_is_held_out
 from histosge.calibration.neighbour_prediction import predict_from_neighbours
@@ -234,29 +234,70 @@ def calibrate(
     Intervals or None
         None where no part can be left out (too few spots, or the buffer leaves none to train on).
     """
-    names = tuple(dict.fromkeys(donors))
     spots = _out_of_fold(fit, sections, spot_um, donors or [""] * len(sections))
+    if spots is None:
+        return None
+    return measure_intervals(
+        spots,
+        what_is_held_out(sections, donors),
+        tuple(dict.fromkeys(donors)),
+        EmbeddingReference.fit(sections),
+        level,
+    )
+
+
+def measure_intervals(
+    spots: OutOfFold,
+    held_out: str,
+    names: tuple[str, ...],
+    reference: EmbeddingReference,
+    level: float = LEVEL,
+) -> Intervals | None:
+    """Return intervals and trust from held-out spots, predicted by fits without them.
+
+    Arrays of the spots may lie on disk: some genes are worked on at a time.
+
+    Parameters
+    ----------
+    held_out
+        ``donor``, ``section`` or ``block``.
+    names
+        Of the donors; empty where they are not known.
+
+    Returns
+    -------
+    Intervals or None
+        None where there are too few spots.
+    """
     # With fewer, the conformal rank exceeds the number of errors: no width has the level.
-    if spots is None or len(spots.truth) < 1 / (1 - level):
+    if len(spots.truth) < 1 / (1 - level):
         return None
     strata = None
     # Strata are chosen on folds left out in turn, which takes two.
     if spots.depth is not None and spots.fold.max() > spots.fold.min():
         strata = choose_strata(spots.truth, spots.predicted, spots.depth, spots.fold, level, spots.donor)
-    error = np.abs(spots.truth - spots.predicted)
-    columns = np.unique(np.linspace(0, error.shape[1] - 1, MAX_GENES_OF_COVERAGE).round().astype(np.int64))
-    covered = coverage_by_donor(error[:, columns], spots.donor, level)
+    n_genes = spots.truth.shape[1]
+    columns = np.unique(np.linspace(0, n_genes - 1, MAX_GENES_OF_COVERAGE).round().astype(np.int64))
+    widths = list[Values]()
+    for some in gene_parts(np.arange(n_genes), len(spots.truth)):
+        widths.append(half_width(np.abs(spots.truth[:, some] - spots.predicted[:, some]), spots.donor, level))
+    shares, parts = dict[int, float](), gene_parts(columns, len(spots.truth))
+    for some in parts:
+        error = np.abs(spots.truth[:, some] - spots.predicted[:, some])
+        for donor, share in coverage_by_donor(error, spots.donor, level).items():
+            # A mean over genes: each part counts by how many it has.
+            shares[donor] = shares.get(donor, 0.0) + share * len(some) / len(columns)
     return Intervals(
-        half_width(error, spots.donor, level),
+        np.concatenate(widths),
         measure_trust(spots),
         level,
         len(spots.truth),
-        what_is_held_out(sections, donors),
+        held_out,
         strata,
         width_method(len(names), level),
         names,
-        {names[donor]: share for donor, share in covered.items()},
-        EmbeddingReference.fit(sections),
+        {names[donor]: share for donor, share in shares.items()},
+        reference,
     )
 
 
@@ -265,7 +306,21 @@ def widest_spot_um(spots: Sequence[Spots]) -> float:
     return max(s.diameter_um * (np.sqrt(2) if s.shape == "square" else 1.0) for s in spots)
 
 
-def named_donors(spots: Sequence[Spots]) -> list[str]:
+class OfDonor(Protocol):
+    """A section, as far as its donor goes."""
+
+    @property
+    def slide_id(self) -> str:
+        """Return its slide."""
+        ...
+
+    @property
+    def donor(self) -> str:
+        """Return whose tissue it is."""
+        ...
+
+
+def named_donors(spots: Sequence[OfDonor]) -> list[str]:
     """Return each section's donor; none where a sample sheet names no donor of several sections.
 
     A slide without a donor in the sheet bears its own id as donor. That several sections are of as many donors is not

@@ -23,6 +23,8 @@ Values = NDArray[np.float32]
 N_STRATA = 3
 MIN_SPOTS = 30
 """Held-out spots in a stratum: with fewer, the 90th percentile of its errors is mostly chance."""
+_VALUES_AT_ONCE = 1 << 24
+"""Values of spots and genes that are worked on together: 64 MB, of which a handful of arrays is alive at once."""
 MAX_GENES_OF_CHOICE = 500
 """Genes that the choice between strata and one width is made on, at most, spread evenly over all."""
 
@@ -110,8 +112,35 @@ def choose_strata(
     """
     donor = np.zeros(len(truth), np.int64) if donor is None else donor
     columns = np.unique(np.linspace(0, truth.shape[1] - 1, MAX_GENES_OF_CHOICE).round().astype(np.int64))
-    y, mean = truth[:, columns], predicted[:, columns]
-    error = np.abs(y - mean)
+    score_pooled = score_by_depth = 0.0
+    for some in gene_parts(columns, len(truth)):
+        scores = _scores(truth[:, some], predicted[:, some], depth, fold, level, donor)
+        if scores is None:
+            return None
+        score_pooled += scores[0]
+        score_by_depth += scores[1]
+    if score_by_depth >= score_pooled:
+        return None
+    found = [
+        DepthStrata.fit(np.abs(truth[:, some] - predicted[:, some]), depth, donor, level)
+        for some in gene_parts(np.arange(truth.shape[1]), len(truth))
+    ]
+    parts = [part for part in found if part is not None]
+    if len(parts) < len(found):
+        return None
+    return replace(parts[0], half_width=np.concatenate([part.half_width for part in parts], axis=1))
+
+
+def _scores(
+    truth: Values,
+    predicted: Values,
+    depth: NDArray[np.floating],
+    fold: Labels,
+    level: float,
+    donor: Labels,
+) -> tuple[float, float] | None:
+    """Return the interval scores of one width and of strata on folds left out in turn; None without strata."""
+    error = np.abs(truth - predicted)
     score_pooled = score_by_depth = 0.0
     for k in np.unique(fold):
         # Widths from the other folds: on their own errors, three widths always score better than one.
@@ -120,12 +149,16 @@ def choose_strata(
         strata = DepthStrata.fit(error[~out], depth[~out], donor[~out], level)
         if strata is None:
             return None
-        score_pooled += float(interval_score(y[out], mean[out], pooled, level).sum())
+        score_pooled += float(interval_score(truth[out], predicted[out], pooled, level).sum())
         by_depth = strata.half_width_at(depth[out])
-        score_by_depth += float(interval_score(y[out], mean[out], by_depth, level).sum())
-    if score_by_depth >= score_pooled:
-        return None
-    return DepthStrata.fit(np.abs(truth - predicted), depth, donor, level)
+        score_by_depth += float(interval_score(truth[out], predicted[out], by_depth, level).sum())
+    return score_pooled, score_by_depth
+
+
+def gene_parts(columns: NDArray[np.int64], n_spots: int) -> list[NDArray[np.int64]]:
+    """Return columns a few at a time, so that arrays of all spots that lie on disk are never read whole."""
+    step = max(1, _VALUES_AT_ONCE // max(n_spots, 1))
+    return [columns[start : start + step] for start in range(0, len(columns), step)]
 
 
 def interval_bounds(predicted: Values, half_width: Values) -> tuple[Values, Values]:

@@ -38,11 +38,15 @@ class EmbeddingReference:
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection]) -> Self:
         """Summarise the patches of some sections."""
-        moments = [_moments(section.patches.embedding) for section in sections]
+        return cls.from_moments([embedding_moments(section.patches.embedding) for section in sections])
+
+    @classmethod
+    def from_moments(cls, moments: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]]) -> Self:
+        """Summarise the mean and the variance of each section's embeddings, ``(dim,)`` each, see `MAX_PATCHES`."""
         means, variances = (np.stack(part) for part in zip(*moments, strict=True))
         sd = np.sqrt(variances.mean(axis=0))
         largest = None
-        if len(sections) > 1:
+        if len(means) > 1:
             others = (means.sum(axis=0) - means) / (len(means) - 1)
             largest = max(_rms(own - rest, sd) for own, rest in zip(means, others, strict=True))
         return cls(means.mean(axis=0).astype(np.float32), sd.astype(np.float32), largest)
@@ -52,12 +56,18 @@ class EmbeddingReference:
 
         It is the root mean square over the numbers of an embedding, in standard deviations within training sections.
         """
-        return _rms(_moments(embedding)[0] - self.mean, self.sd.astype(np.float64))
+        return _rms(embedding_moments(embedding)[0] - self.mean, self.sd.astype(np.float64))
 
 
-def _moments(embedding: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    some = embedding[:: max(1, -(-len(embedding) // MAX_PATCHES))].astype(np.float64)
+def embedding_moments(embedding: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean and the variance of ``(n_patches, dim)`` embeddings, ``(dim,)`` each, of `MAX_PATCHES` at most."""
+    some = embedding[:: every_patch(len(embedding))].astype(np.float64)
     return some.mean(axis=0), some.var(axis=0)
+
+
+def every_patch(n_patches: int) -> int:
+    """Return the step from one patch to the next that `embedding_moments` takes."""
+    return max(1, -(-n_patches // MAX_PATCHES))
 
 
 def _rms(difference: NDArray[np.float64], sd: NDArray[np.float64]) -> float:

@@ -39,7 +39,7 @@ class HeldOutPart:
     donors: list[int]
 
 
-def what_is_held_out(sections: Sequence[TrainingSection], donors: Sequence[str]) -> str:
+def what_is_held_out(sections: Sequence[object], donors: Sequence[str]) -> str:
     """Return `DONOR`, `SECTION` or `BLOCK`."""
     if len(set(donors)) > 1:
         return DONOR
@@ -58,22 +58,39 @@ def held_out_parts(
     donors
         Of each section.
     """
-    names = list(dict.fromkeys(donors))
-    donor = np.array([names.index(name) for name in donors])
-    kind = what_is_held_out(sections, donors)
-    if kind == BLOCK:
+    if what_is_held_out(sections, donors) == BLOCK:
         yield from _blocks(sections[0], spot_um)
         return
-    n_spots = sum(len(s.target) for s in sections)
-    unit = donor if kind == DONOR else np.arange(len(sections))
-    # Donor by donor, not section by section: one that gave five sections would be in every fold otherwise.
-    fold = unit % (MAX_FOLDS if n_spots <= MANY_SPOTS else 2)
+    donor = number_donors(donors)
+    fold = fold_sections(donors, sum(len(s.target) for s in sections))
     for k in np.unique(fold):
         yield HeldOutPart(
             [s for s, f in zip(sections, fold, strict=True) if f != k],
             [s for s, f in zip(sections, fold, strict=True) if f == k],
             donor[fold == k].tolist(),
         )
+
+
+def number_donors(donors: Sequence[str]) -> NDArray[np.int64]:
+    """Return the number of each section's donor, in the order in which donors first come, ``(n_sections,)``."""
+    names = {name: number for number, name in enumerate(dict.fromkeys(donors))}
+    return np.array([names[name] for name in donors], np.int64)
+
+
+def fold_sections(donors: Sequence[str], n_spots: int) -> NDArray[np.int64]:
+    """Return the fold that each of several sections is held out in, ``(n_sections,)``.
+
+    Parameters
+    ----------
+    donors
+        Of each section: donors are held out whole where there are several.
+    n_spots
+        Of all sections.
+    """
+    donor = number_donors(donors)
+    # Donor by donor, not section by section: one that gave five sections would be in every fold otherwise.
+    unit = donor if len(set(donors)) > 1 else np.arange(len(donors))
+    return np.asarray(unit % (MAX_FOLDS if n_spots <= MANY_SPOTS else 2))
 
 
 def _blocks(section: TrainingSection, spot_um: float) -> Iterator[HeldOutPart]:

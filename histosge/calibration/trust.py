@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.calibration.depth_strata import gene_parts
 from histosge.calibration.effective_spots import pearson_lower_limit
 from histosge.calibration.neighbour_prediction import remove_explained
 from histosge.heldout.metrics import correlate
@@ -71,7 +72,10 @@ def measure_trust(spots: OutOfFold) -> Values:
 
 def _pearson_of_donor(spots: OutOfFold, donor: int) -> NDArray[np.float64]:
     here = spots.donor == donor
-    pearson, _ = correlate(
-        spots.truth[here].astype(np.float64), spots.predicted[here].astype(np.float64), spots.label[here]
-    )
-    return pearson
+    found = []
+    for some in gene_parts(np.arange(spots.truth.shape[1]), int(here.sum())):
+        truth, predicted = (
+            values[:, some][here].astype(np.float64) for values in (spots.truth, spots.predicted)
+        )
+        found.append(correlate(truth, predicted, spots.label[here])[0])
+    return np.concatenate(found)

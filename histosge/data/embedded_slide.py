@@ -122,13 +122,13 @@ def load_patches(slide: EmbeddedSlide) -> Patches:
     """
     planned = slide.stored.planned(slide.array.block_shape)
     check_complete(slide)
-    return _join(slide, [_tissue_part(slide, block) for block in planned])
+    return join_parts(slide, [read_tissue(slide, block) for block in planned])
 
 
 Part = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]
 
 
-def _tissue_part(slide: EmbeddedSlide, block: Block) -> Part:
+def read_tissue(slide: EmbeddedSlide, block: Block) -> Part:
     """Read rows, cols and embeddings of a block's patches that have one.
 
     Raises
@@ -170,7 +170,8 @@ def _as_float32(values: NDArray[np.float16]) -> NDArray[np.float32]:
         return values.astype(np.float32)
 
 
-def _join(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
+def join_parts(slide: EmbeddedSlide, parts: list[Part]) -> Patches:
+    """Put the parts of blocks together as patches of the slide."""
     dim = parts[0][2].shape[1] if parts else slide.identity.dim
     empty = (np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, dim), np.float32))
     rows, cols, embedding = (np.concatenate(arrays) for arrays in zip(empty, *parts, strict=True))
@@ -213,7 +214,7 @@ def stream_windows(
     """
 
     def read_part(block: Block) -> Part:
-        rows, cols, embedding = _tissue_part(slide, block)
+        rows, cols, embedding = read_tissue(slide, block)
         return rows, cols, embedding if reduce is None else reduce(embedding)
 
     halo = int(np.ceil(halo_um / slide.stored.grid.stride_um))
@@ -228,8 +229,8 @@ def stream_windows(
         cols = (block.cols[0] - halo, block.cols[1] + halo)
         touched = (planned.get(index) for index in _indices(rows, cols, slide.array.block_shape))
         found = (cache.get(b.index, partial(read_part, b)) for b in touched if b is not None)
-        parts = [_clip(part, rows, cols) for part in found]
-        patches = _join(slide, parts)
+        parts = [clip_part(part, rows, cols) for part in found]
+        patches = join_parts(slide, parts)
         own = _inside(patches.rows, block.rows) & _inside(patches.cols, block.cols)
         yield Window(block, patches, own)
 
@@ -259,6 +260,7 @@ def _inside(values: NDArray[np.int64], bounds: tuple[int, int]) -> NDArray[np.bo
     return (values >= bounds[0]) & (values < bounds[1])
 
 
-def _clip(part: Part, rows: tuple[int, int], cols: tuple[int, int]) -> Part:
+def clip_part(part: Part, rows: tuple[int, int], cols: tuple[int, int]) -> Part:
+    """Return what of a part lies in a range of rows and cols."""
     keep = _inside(part[0], rows) & _inside(part[1], cols)
     return part[0][keep], part[1][keep], part[2][keep]

@@ -8,7 +8,6 @@ but metadata: whether a slide can be read is known when it is embedded.
 """
 
 import csv
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -17,10 +16,10 @@ from typing import Any
 
 from featurestore.errors import SampleSheetError, first_line
 from featurestore.slides.protocol import MPP_RANGE
+from featurestore.slides.sheet_listing import SheetListing
 from histosge.data.expression.loaded_expression import read_json
 from histosge.errors import ExpressionError
 
-COLUMNS = ("slide_id", "slide", "expression", "mpp", "donor", "mask")
 MAX_TABLE_BYTES = 64 << 20
 """The published table has 0.4 MB."""
 MPP = "pixel_size_um_estimated"
@@ -56,23 +55,7 @@ class HestFilter:
         return {name: value for name, value in fields.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class HestListing:
-    """What a folder holds.
-
-    Parameters
-    ----------
-    rows
-        One for each sample: values of `COLUMNS`, paths absolute.
-    left_out
-        ``ID: reason`` for each sample that cannot be used.
-    """
-
-    rows: tuple[dict[str, str], ...]
-    left_out: tuple[str, ...]
-
-
-def list_hest(folder: Path, chosen: HestFilter) -> HestListing:
+def list_hest(folder: Path, chosen: HestFilter) -> SheetListing:
     """List the samples of a HEST-1k folder, sorted by id.
 
     Raises
@@ -108,30 +91,7 @@ def list_hest(folder: Path, chosen: HestFilter) -> HestListing:
             left_out.append(f"{sample}: {error}")
     if not rows:
         raise SampleSheetError(_nothing(folder, chosen, seen, left_out))
-    return HestListing(tuple(rows), tuple(left_out))
-
-
-def write_sheet(listing: HestListing, out: Path, place: Path) -> None:
-    """Write a sample sheet.
-
-    Parameters
-    ----------
-    out
-        Where the sheet will stand: paths below its folder are written relative to it, so that both can be moved.
-    place
-        Where to write it now.
-    """
-    home = out.absolute().parent
-    with place.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for row in listing.rows:
-            paths = {name: _relative(row[name], home) for name in ("slide", "expression", "mask")}
-            writer.writerow({**row, **paths})
-
-
-def _relative(path: str, home: Path) -> str:
-    return os.path.relpath(path, home) if path and Path(path).is_relative_to(home) else path
+    return SheetListing(tuple(rows), tuple(left_out))
 
 
 def _row(folder: Path, sample: str, about: Mapping[str, Any]) -> dict[str, str]:

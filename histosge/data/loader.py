@@ -22,6 +22,7 @@ Terms
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -33,7 +34,9 @@ from histosge.data.load_settings import EpochReads, LoadSettings
 from histosge.data.patch_batches import PatchBatches
 from histosge.data.shuffle_buffer import Batch
 from histosge.data.spot_batches import SpotBatches
+from histosge.data.spot_blocks import SpotsOnGrid
 from histosge.data.spot_targets import SpotBatch, SpotTargets
+from histosge.data.stored_blocks import StoredBlocks, StoredSection
 
 if TYPE_CHECKING:
     from histosge.data.torch_batches import TorchBatches
@@ -215,6 +218,43 @@ class Loader(Generic[B]):
             buffer, copy what is to be kept for long.
         """
         return cast(Iterator[B], self._batches.epoch(number))
+
+    def spot_blocks(self, halo_um: float) -> StoredBlocks:
+        """Return the blocks under the targets' spots, each with what lies within a halo: examples of an attention model.
+
+        Parameters
+        ----------
+        halo_um
+            How far beyond the patches under spots a model looks.
+
+        Raises
+        ------
+        StoreError
+            If the loader has no targets.
+
+        Examples
+        --------
+        >>> blocks = loader.spot_blocks(halo_um=512)  # doctest: +SKIP
+        >>> for block in blocks.read(rng.permutation(len(blocks.n_spots))):  # doctest: +SKIP
+        ...     step(block.patches.embedding, block.overlap, block.target)
+        """
+        if self.targets is None:
+            raise StoreError("blocks of spots need targets: give Loader(..., targets=SpotTargets...)")
+        cache = BlockCache.from_environment() if self.is_remote else None
+        slides = {slide.slide_id: slide for slide in self._slides}
+        sections = [
+            StoredSection(
+                section.slide_id,
+                slides[section.slide_id].grid,
+                slides[section.slide_id].array.reader(cache),
+                partial(SpotsOnGrid, section.rows, section.cols, section.overlap),
+                section.log_rates,
+            )
+            for section in self.targets.sections
+        ]
+        s = self.settings
+        threads = s.threads or (THREADS_REMOTE if self.is_remote else THREADS_LOCAL)
+        return StoredBlocks(sections, halo_um, threads=threads, cache_mb=s.buffer_mb)
 
     def as_torch(self, num_workers: int = 0) -> "TorchBatches[B]":
         """Return the batches as a `torch.utils.data.IterableDataset` of tensors.

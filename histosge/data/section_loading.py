@@ -150,40 +150,79 @@ def load_sections(
         )
         # Also of a section that is left out below: the sheet is wrong, whatever its spots are worth.
         distinct.add(sample, item.marks)
-        on_message(f"{sample.slide_id}: {item.description}")
-        on_message(
-            f"{sample.slide_id}: {len(item.section.spots)} spots on {len(item.section.patches)} patches "
-            f"({item.n_under_min_counts} spots under {MIN_COUNTS} counts and {len(item.uncovered)} off tissue left out)"
+        section = item.section
+        counts = SpotCounts(
+            len(section.spots), len(section.patches), item.n_under_min_counts, item.uncovered, item.alignment
         )
-        if item.uncovered:
-            n_more = len(item.uncovered) - NAMED_SPOTS
-            more = f" and {n_more} more" if n_more > 0 else ""
-            on_message(
-                f"{sample.slide_id}: no embedded patch under {', '.join(item.uncovered[:NAMED_SPOTS])}{more}"
-            )
-        if item.alignment.verdict == "warn":
-            on_message(f"{sample.slide_id}: {item.alignment.message}")
-        # Left out, not refused: one poor section should not stop a whole cohort.
-        if len(item.section.spots) < MIN_SPOTS:
-            on_message(
-                f"{sample.slide_id}: left out, since {len(item.section.spots)} usable spots are too few "
-                f"({MIN_SPOTS} are needed)"
-            )
-            continue
-        loaded.append(item)
+        if report_spots(sample.slide_id, item.description, counts, on_message):
+            loaded.append(item)
     if not loaded:
-        raise ModelError(
-            f"no section of {samples} has the {MIN_SPOTS} usable spots that are needed; are counts raw, and spots on "
-            "tissue?"
-        )
+        raise no_section(samples)
     _check_one_kind(loaded)
     return loaded
 
 
+@dataclass(frozen=True)
+class SpotCounts:
+    """What is left of a section's spots, and what was found on the way.
+
+    Parameters
+    ----------
+    n_spots, n_patches
+        Usable spots, and embedded patches.
+    n_under_min_counts, uncovered, alignment
+        As of `LoadedSection`.
+    """
+
+    n_spots: int
+    n_patches: int
+    n_under_min_counts: int
+    uncovered: tuple[str, ...]
+    alignment: AlignmentReport
+
+
+def report_spots(slide_id: str, description: str, counts: SpotCounts, on_message: OnMessage) -> bool:
+    """Tell what was found in a section; return whether it has spots enough to be used."""
+    on_message(f"{slide_id}: {description}")
+    on_message(
+        f"{slide_id}: {counts.n_spots} spots on {counts.n_patches} patches "
+        f"({counts.n_under_min_counts} spots under {MIN_COUNTS} counts and {len(counts.uncovered)} off tissue left out)"
+    )
+    if counts.uncovered:
+        n_more = len(counts.uncovered) - NAMED_SPOTS
+        more = f" and {n_more} more" if n_more > 0 else ""
+        on_message(f"{slide_id}: no embedded patch under {', '.join(counts.uncovered[:NAMED_SPOTS])}{more}")
+    if counts.alignment.verdict == "warn":
+        on_message(f"{slide_id}: {counts.alignment.message}")
+    # Left out, not refused: one poor section should not stop a whole cohort.
+    if counts.n_spots < MIN_SPOTS:
+        on_message(
+            f"{slide_id}: left out, since {counts.n_spots} usable spots are too few ({MIN_SPOTS} are needed)"
+        )
+    return counts.n_spots >= MIN_SPOTS
+
+
+def no_section(samples: str) -> ModelError:
+    """Return the error of a sample sheet without a usable section."""
+    return ModelError(
+        f"no section of {samples} has the {MIN_SPOTS} usable spots that are needed; are counts raw, and spots on tissue?"
+    )
+
+
 def _check_one_kind(loaded: Sequence[LoadedSection]) -> None:
-    first = loaded[0]
-    for other in loaded[1:]:
-        a, b = first.slide, other.slide
+    check_one_kind([item.slide for item in loaded])
+
+
+def check_one_kind(slides: Sequence[EmbeddedSlide]) -> None:
+    """Refuse embeddings of several kinds.
+
+    Raises
+    ------
+    ModelError, AmbiguousSelectionError
+        With both encoders, or both grids.
+    """
+    a = slides[0]
+    for b in slides[1:]:
         # Fingerprints, not keys: one key may stand for other weights or another pooling.
         if a.identity.fingerprint != b.identity.fingerprint:
             raise ModelError(
@@ -205,4 +244,5 @@ def training_section(section: Section, genes: tuple[str, ...]) -> TrainingSectio
         section.spots.xy_um,
         select_target(section.spots, genes),
         library_size(section.spots),
+        donor=section.spots.donor,
     )

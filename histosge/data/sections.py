@@ -168,6 +168,8 @@ class TrainingSection:
         Total counts of each spot, shape ``(n_spots,)``; None where they are not known.
     stain_pairs
         How embeddings move when the stain changes; None where that was not measured.
+    donor
+        Whose tissue it is; the slide's id where no donor is named, empty where it is not known.
     """
 
     patches: Patches
@@ -176,6 +178,7 @@ class TrainingSection:
     target: NDArray[np.float32]
     library: NDArray[np.float64] | None = None
     stain_pairs: StainPairs | None = None
+    donor: str = ""
 
     def subset(self, keep: NDArray[np.bool_]) -> "TrainingSection":
         """Return the section with only some of its spots."""

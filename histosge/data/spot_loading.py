@@ -11,7 +11,7 @@ from featurestore.storage.store import Store, StoredGrid
 from histosge.data.alignment_check import AlignmentReport, check_alignment, check_scale
 from histosge.data.distinct_spots import spot_marks
 from histosge.data.expression.find_expression import find_expression
-from histosge.data.expression.loaded_expression import SlideFrame
+from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame
 from histosge.data.expression.pseudo_spots import needs_pooling, pool_spots
 from histosge.data.genes import MIN_COUNTS, usable
 from histosge.data.sections import Patches, Spots
@@ -77,11 +77,11 @@ def load_spots(
     ExpressionError
         If the sample names no expression, it cannot be read, or it does not fit the slide (unless `force`).
     """
-    record, grid = store.slide(sample.slide_id), stored.grid
-    frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
-    found = find_expression(require_expression(sample), frame)
+    record = store.slide(sample.slide_id)
+    found, spots, description = read_spots(sample, store, stored, min_counts=min_counts)
     # The slide's own size, not the grid's: the grid ends before the slide by up to one patch.
     size_um = (record.size_px[0] * record.mpp, record.size_px[1] * record.mpp)
+    # Of the spots as they are: squares of a lattice would blur their positions.
     alignment = check_alignment(found.spots, TissueMap.from_grid(stored, size_um), record.mpp)
     if force:
         alignment = alignment.forced()
@@ -89,12 +89,33 @@ def load_spots(
         raise ExpressionError(alignment.message)
     # Positions in pixels land on tissue under any mpp, so the scale is compared on its own.
     alignment = check_scale(alignment, sample.slide_id, record.mpp, found.implied_mpp)
-    spots, description = found.spots, found.describe(record.mpp)
-    # After the check of positions, which squares of a lattice would blur; before counts are compared with the minimum.
-    if needs_pooling(spots, grid.stride_um, min_counts):
-        spots = pool_spots(spots, grid.stride_um)
-        description += f"; too few counts each, so pooled into {len(spots)} squares of {grid.stride_um:g} µm"
     return LoadedSpots(spots, alignment, description, spot_marks(found.spots))
+
+
+def read_spots(
+    sample: Sample, store: Store, stored: StoredGrid, *, min_counts: int = MIN_COUNTS
+) -> tuple[LoadedExpression, Spots, str]:
+    """Read a sample's spots, and compare them with nothing.
+
+    Returns
+    -------
+    found, spots, description
+        What the file holds; its spots, pooled into squares where single ones hold too few counts; both in one line.
+
+    Raises
+    ------
+    ExpressionError
+        If the sample names no expression, or it cannot be read.
+    """
+    record, stride_um = store.slide(sample.slide_id), stored.grid.stride_um
+    frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
+    found = find_expression(require_expression(sample), frame)
+    spots, description = found.spots, found.describe(record.mpp)
+    # Before counts are compared with the minimum.
+    if needs_pooling(spots, stride_um, min_counts):
+        spots = pool_spots(spots, stride_um)
+        description += f"; too few counts each, so pooled into {len(spots)} squares of {stride_um:g} µm"
+    return found, spots, description
 
 
 @dataclass(frozen=True)
@@ -111,6 +132,8 @@ class CoveredSpots:
         Spots under the floor on counts.
     uncovered
         Barcodes of spots with enough counts but no patch under their disc.
+    usable
+        Indices of the usable spots among those handed in.
     """
 
     patches: Patches
@@ -118,6 +141,7 @@ class CoveredSpots:
     overlap: sparse.csr_matrix
     n_under_min_counts: int
     uncovered: tuple[str, ...]
+    usable: NDArray[np.int64]
 
 
 def cover(spots: Spots, patches: Patches, min_counts: int = MIN_COUNTS) -> CoveredSpots:
@@ -141,4 +165,5 @@ def cover(spots: Spots, patches: Patches, min_counts: int = MIN_COUNTS) -> Cover
             f"({n_under} under {min_counts} counts, {len(uncovered)} off tissue)"
         )
     kept = replace(spots, barcodes=spots.barcodes[keep], xy_um=spots.xy_um[keep], counts=spots.counts[keep])
-    return CoveredSpots(patches, kept, overlap[keep], n_under, tuple(uncovered.tolist()))
+    places = np.flatnonzero(keep).astype(np.int64)
+    return CoveredSpots(patches, kept, overlap[keep], n_under, tuple(uncovered.tolist()), places)

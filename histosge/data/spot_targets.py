@@ -24,7 +24,7 @@ from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store, StoredGrid
 from histosge.data.distinct_spots import DistinctSpots
 from histosge.data.gene_choice import GeneChoice, GeneSource
-from histosge.data.genes import MIN_COUNTS, gene_columns, library_size
+from histosge.data.genes import MIN_COUNTS, SCALE, gene_columns, library_size
 from histosge.data.section_loading import MIN_SPOTS, Selection
 from histosge.data.sections import Patches
 from histosge.data.spot_loading import CoveredSpots, LoadedSpots, cover, load_spots
@@ -84,6 +84,11 @@ class SectionTargets:
 
     def __len__(self) -> int:
         return len(self.barcodes)
+
+    def log_rates(self, spots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return log1p(CP10k) of some spots, ``(len(spots), n_genes)``, float32."""
+        counts = self.counts[spots].toarray().astype(np.float64)
+        return np.log1p(counts / self.library[spots, None].astype(np.float64) * SCALE).astype(np.float32)
 
 
 @dataclass(frozen=True)

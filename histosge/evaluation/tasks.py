@@ -66,7 +66,9 @@ class Task:
             # Of all spots, and then cut down with the rest by `subset`, so that the order stays that of the targets.
             library = library_size(seen.spots)
             parts.append(
-                TrainingSection(seen.patches, seen.overlap, seen.spots.xy_um, target, library).subset(keep)
+                TrainingSection(
+                    seen.patches, seen.overlap, seen.spots.xy_um, target, library, donor=seen.spots.donor
+                ).subset(keep)
             )
         return parts
 

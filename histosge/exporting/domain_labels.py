@@ -29,6 +29,18 @@ def domain_name(label: int) -> str:
     return f"domain {label}"
 
 
+# Paul Tol's "muted" scheme, as the viewer has it (static/colours.js): told apart with any colour vision.
+DOMAIN_COLOURS = ("332288", "ddcc77", "117733", "cc6677", "88ccee", "882255", "44aa99", "999933", "aa4499")
+
+
+def domain_colour(label: int) -> list[int]:
+    """Return the colour of a domain as red, green and blue, 0..255; after nine they come again, darker."""
+    rgb = bytes.fromhex(DOMAIN_COLOURS[label % len(DOMAIN_COLOURS)])
+    fade = 1 + 0.5 * (label // len(DOMAIN_COLOURS))
+    # Halves up, as JavaScript rounds: the viewer's colours to the last unit.
+    return [int(value / fade + 0.5) for value in rgb]
+
+
 def domain_labels(table: PatchTable, n_domains: int, seed: int = 0) -> NDArray[np.int64]:
     """Return a label per patch of the grid, ``(n_rows, n_cols)``; -1 where a patch has no values or lies at the rim.
 

@@ -6,12 +6,16 @@ output is complete.
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from featurestore.earlier_results import staged_result
 from featurestore.events import OnMessage, ignore_message
+from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.whole_file import check_output
+from histosge.data.expression.find_expression import find_expression
+from histosge.data.expression.loaded_expression import SlideFrame
 from histosge.errors import ExportError
 from histosge.exporting.export_format import FORMATS, ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.open_tables import ExportSelection, is_feature_store, open_tables
@@ -72,10 +76,11 @@ def export(
     for path in paths:
         check_output(path, folder=chosen.is_folder or path.suffix == ".zarr")
         _check_replaceable(path, chosen)
+    samples = _samples(settings, chosen)
     lines = []
     for path, part in zip(paths, parts, strict=True):
         with ExitStack() as opened:
-            items = [_item(table, url, chosen, settings, opened, on_message) for table in part]
+            items = [_item(table, url, chosen, settings, samples, opened, on_message) for table in part]
             with staged_result(path, overwrite=overwrite) as staged:
                 written = chosen.write(items, staged.path, settings)
             lines.append(f"{path}: {'nothing to do, ' if staged.was_there else ''}{written}")
@@ -102,17 +107,39 @@ def _item(
     url: str,
     chosen: ExportFormat,
     settings: ExportSettings,
+    samples: Mapping[str, Sample],
     opened: ExitStack,
     on_message: OnMessage,
 ) -> ExportItem:
-    if not chosen.wants_slide:
-        return ExportItem(table, url)
-    slide, remark = find_slide(table, settings.store, url)
-    if slide is None:
-        on_message(remark)
-    else:
-        opened.callback(slide.close)
-    return ExportItem(table, url, slide)
+    slide = None
+    if chosen.wants_slide:
+        slide, remark = find_slide(table, settings.store, url)
+        if slide is None:
+            on_message(remark)
+        else:
+            opened.callback(slide.close)
+    if not samples:
+        return ExportItem(table, url, slide)
+    sample = samples.get(table.slide_id)
+    if sample is None or sample.expression is None:
+        on_message(
+            f"{table.slide_id}: the sample sheet names no expression of this slide, so its spots are left out"
+        )
+        return ExportItem(table, url, slide)
+    frame = SlideFrame(table.slide_id, sample.donor, table.grid.slide_mpp, slide.size_px if slide else None)
+    return ExportItem(table, url, slide, find_expression(sample.expression, frame).spots)
+
+
+def _samples(settings: ExportSettings, chosen: ExportFormat) -> dict[str, Sample]:
+    """Return the rows of the sample sheet by slide id; none where no sheet is given."""
+    if settings.samples is None:
+        return {}
+    if not chosen.wants_spots:
+        takers = ", ".join(record.name for record in FORMATS.records() if record.wants_spots)
+        raise ExportError(
+            f"{chosen.name} holds no measured spots: leave out --samples, or export to {takers}"
+        )
+    return {sample.slide_id: sample for sample in read_samples(settings.samples)}
 
 
 def _place(out: Path, chosen: ExportFormat, table: PatchTable, n_tables: int) -> Path:

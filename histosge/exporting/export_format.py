@@ -10,6 +10,7 @@ from pathlib import Path
 
 from featurestore.extensions import Registry
 from featurestore.slides.protocol import Slide
+from histosge.data.sections import Spots
 from histosge.errors import ExportError
 from histosge.exporting.patch_table import PatchTable
 
@@ -31,12 +32,15 @@ class ExportSettings:
         How many, where the map holds none; or a folder with a table of labels per slide.
     ngff
         Version of OME-Zarr.
+    samples
+        Sample sheet, for the formats that write measured spots beside the map.
     """
 
     store: str | None = None
     picture_mpp: float = 2.0  # enough to see glands; a section of 20 mm is then 10,000 pixels wide
     domains: int | Path = 7
     ngff: str = "0.4"
+    samples: str | None = None
 
     def __post_init__(self) -> None:
         # Not below: a picture is never finer than its slide, and mistyped units give values like 1e-6.
@@ -62,11 +66,14 @@ class ExportItem:
         The store that the table is from.
     slide
         The slide itself, opened; None if the format does not want it, or it cannot be reached.
+    spots
+        Measured on the slide; None if the format does not want them, or no sample sheet names any.
     """
 
     table: PatchTable
     url: str
     slide: Slide | None = None
+    spots: Spots | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,8 @@ class ExportFormat:
     takes_empty
         Whether a slide without a single value can be written. If not, it is refused before anything is written,
         which costs one pass over the first columns of every slide.
+    wants_spots
+        Whether it writes measured spots, so that those of the sample sheet are read for it.
     """
 
     name: str
@@ -109,6 +118,7 @@ class ExportFormat:
     one_for_all: bool = False
     wants_slide: bool = False
     takes_empty: bool = False
+    wants_spots: bool = False
 
     @property
     def is_zarr(self) -> bool:

@@ -20,6 +20,9 @@ from histosge.errors import ExportError
 from histosge.exporting.patch_table import PatchTable
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 
+# Of a store's slides in a message, which is one line however many there are.
+_SHOWN_NAMES = 10
+
 
 @dataclass(frozen=True)
 class ExportSelection:
@@ -80,28 +83,73 @@ def open_tables(url: str, selection: ExportSelection, *, allow_empty: bool = Fal
 
 def _maps(url: str, selection: ExportSelection) -> list[PatchTable]:
     store = ExpressionStore.open(url)
-    there = list(store.maps())
-    known = dict.fromkeys(slide_id for slide_id, _ in there)  # ordered, and each once
+    # Listed once: on an object store a listing is a request for every slide.
+    there = _listed(store)
     tables = []
-    for slide_id in selection.slide_ids or known:
-        grids = [grid for slide, grid in there if slide == slide_id and selection.grid in (None, grid)]
-        if not grids:
-            raise ExportError(
-                f"{store.location.label} holds no map of slide {slide_id!r}"
-                f"{f' on grid {selection.grid}' if selection.grid else ''}; it has: {', '.join(known) or 'none'}"
-            )
-        if len(grids) > 1:
-            raise ExportError(
-                f"slide {slide_id!r} has several maps; name one with --grid: {', '.join(grids)}"
-            )
-        stored = store.map(slide_id, grids[0])
+    for slide_id in selection.slide_ids or there:
+        stored = _choose(store, there, slide_id, selection.grid)
         # An expression store may hold arrays that a later version or a user has added: they go along.
         sizes = {"y": stored.grid.n_rows, "x": stored.grid.n_cols, "gene": len(stored.genes)}
-        others = _other_arrays(store.location, f"{slide_id}/{grids[0]}", sizes)
+        others = _other_arrays(store.location, f"{slide_id}/{stored.grid.spec.key}", sizes)
         tables.append(table_of_map(stored, selection.genes, others))
-    if not tables:
-        raise ExportError(f"{store.location.label} holds no map; make one with: histosge predict")
     return tables
+
+
+def open_map(url: str, slide_id: str | None = None, grid: str | None = None) -> StoredMap:
+    """Open one slide's map in an expression store, whole.
+
+    Parameters
+    ----------
+    slide_id
+        May be None where the store holds a single slide.
+    grid
+        Needed where the slide has several maps.
+
+    Raises
+    ------
+    ExportError, StoreError
+        If there is no such map, several fit, or its blocks are not all there.
+    """
+    store = ExpressionStore.open(url)
+    there = _listed(store)
+    if slide_id is None and len(there) > 1:
+        raise ExportError(
+            f"{store.location.label} holds maps of {len(there)} slides; name one with --slide: {_few(list(there))}"
+        )
+    stored = _choose(store, there, next(iter(there)) if slide_id is None else slide_id, grid)
+    check_whole(stored.array, stored.planned(), stored.slide_id, "predict")
+    return stored
+
+
+def _listed(store: ExpressionStore) -> dict[str, list[str]]:
+    """Return slide id -> keys of its grids; at least one."""
+    there: dict[str, list[str]] = {}
+    for slide_id, grid in store.maps():
+        there.setdefault(slide_id, []).append(grid)
+    if not there:
+        raise ExportError(f"{store.location.label} holds no map; make one with: histosge predict")
+    return there
+
+
+def _choose(
+    store: ExpressionStore, there: Mapping[str, list[str]], slide_id: str, grid: str | None
+) -> StoredMap:
+    grids = [key for key in there.get(slide_id, ()) if grid in (None, key)]
+    if not grids and slide_id in there:
+        raise ExportError(
+            f"{store.location.label} holds no map of slide {slide_id!r} on grid {grid}; it has: {', '.join(there[slide_id])}"
+        )
+    if not grids:
+        near = get_close_matches(slide_id, there, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has: {_few(list(there))}"
+        raise ExportError(f"{store.location.label} holds no map of slide {slide_id!r}; {hint}")
+    if len(grids) > 1:
+        raise ExportError(f"slide {slide_id!r} has several maps; name one with --grid: {', '.join(grids)}")
+    return store.map(slide_id, grids[0])
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
 
 
 MapArrays = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
@@ -110,7 +158,7 @@ MapArrays = Mapping[str, tuple[tuple[str, ...], NDArray[Any]]]
 
 def table_of_map(stored: StoredMap, genes: Sequence[str] = (), others: MapArrays | None = None) -> PatchTable:
     """Return an opened map as a table; all genes if none is named."""
-    columns = _columns(stored.genes, genes, stored.slide_id)
+    columns = gene_columns(stored.genes, genes, stored.slide_id)
     extras = {**_own_arrays(stored), **(others or {})}
     made_by = stored.array.attrs.get("made_by", {})
     return PatchTable(
@@ -185,7 +233,14 @@ def _other_arrays(location: Location, path: str, sizes: Mapping[str, int]) -> Ma
     return found
 
 
-def _columns(names: Sequence[str], wanted: Sequence[str], slide_id: str) -> tuple[int, ...]:
+def gene_columns(names: Sequence[str], wanted: Sequence[str], slide_id: str) -> tuple[int, ...]:
+    """Return the places of some genes in a map, in the order in which they are named, each once; of all if none is.
+
+    Raises
+    ------
+    ExportError
+        If the map lacks one, with those of similar names.
+    """
     known = {name: i for i, name in enumerate(names)}
     for name in wanted:
         if name not in known:

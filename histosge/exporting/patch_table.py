@@ -117,17 +117,29 @@ class PatchTable:
     def read_grid_rows(self, rows: tuple[int, int]) -> NDArray[np.float32]:
         """Return the chosen columns of some grid rows, ``(rows, n_cols, n_columns)``; NaN without values."""
         values = np.full((rows[1] - rows[0], self.grid.n_cols, len(self.columns)), np.nan, np.float32)
-        # Genes are stored in groups, each an object of its own: only groups that hold chosen columns are read.
-        groups, places = np.divmod(np.asarray(self.columns), self.array.object_shape[2])
         for block in self.planned:
             top, bottom = max(rows[0], block.rows[0]), min(rows[1], block.rows[1])
             if top >= bottom:
                 continue
             inside = values[top - rows[0] : bottom - rows[0], slice(*block.cols)]
-            wanted = slice(top - block.rows[0], bottom - block.rows[0])
-            for group in np.unique(groups).tolist():
-                chosen = groups == group
-                inside[..., chosen] = self.array.read_block(block, group=group)[wanted, :, places[chosen]]
+            inside[:] = self.read_block(block, slice(top - block.rows[0], bottom - block.rows[0]))
+        return values
+
+    def read_block(self, block: Block, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """Return the chosen columns of a block, ``(rows, cols, n_columns)``; NaN without values.
+
+        Parameters
+        ----------
+        rows
+            Of the block, counted from its first.
+        """
+        # Genes are stored in groups, each an object of its own: only groups that hold chosen columns are read.
+        groups, places = np.divmod(np.asarray(self.columns), self.array.object_shape[2])
+        n_rows = len(range(*rows.indices(block.shape[0])))
+        values = np.empty((n_rows, block.shape[1], len(self.columns)), np.float32)
+        for group in np.unique(groups).tolist():
+            chosen = groups == group
+            values[..., chosen] = self.array.read_block(block, group=group)[rows, :, places[chosen]]
         return values
 
     def read_band(self, band: tuple[int, int]) -> NDArray[np.float32]:

@@ -62,7 +62,7 @@ class LowRankTargets:
     def fit(cls, sections: Sequence[TrainingSection], n_patterns: int) -> Self:
         """Compute the patterns of the training spots."""
         counts = [len(section.target) for section in sections]
-        means, variances = zip(*(_moments(section.target) for section in sections), strict=True)
+        means, variances = zip(*(gene_moments(section.target) for section in sections), strict=True)
         mean, variance = (np.average(values, axis=0, weights=counts) for values in (means, variances))
         highest = np.max([section.target.max(axis=0) for section in sections], axis=0).astype(np.float64)
         return cls(mean, np.sqrt(variance), pattern_axes([s.target for s in sections], n_patterns), highest)
@@ -126,8 +126,7 @@ def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
     n_spots, n_genes = sum(map(len, targets)), targets[0].shape[1]
     if n_spots > MAX_EXACT and n_genes <= MAX_EXACT:
         square = sum((z.T @ z for z in map(standardise, targets)), np.zeros((n_genes, n_genes)))
-        values, vectors = symmetric_eigen(square)
-        return fix_signs(vectors[:, np.argsort(values)[::-1][:n_axes]])
+        return leading_axes(square, n_axes)
     if n_spots <= MAX_EXACT:
         square = np.zeros((n_spots, n_spots))
         for columns in _chunks(n_genes):
@@ -155,6 +154,12 @@ def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
     return fix_signs(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-300))
 
 
+def leading_axes(square: Floats, n_axes: int) -> Floats:
+    """Return the leading principal axes, ``(n_genes, n_axes)``, from products of standardised genes with each other."""
+    values, vectors = symmetric_eigen(square)
+    return fix_signs(vectors[:, np.argsort(values)[::-1][:n_axes]])
+
+
 def _chunks(n_genes: int) -> list[slice]:
     return [slice(start, start + _GENES_AT_ONCE) for start in range(0, n_genes, _GENES_AT_ONCE)]
 
@@ -163,7 +168,8 @@ def _standardised(targets: Sequence[NDArray[np.float32]], columns: slice) -> Flo
     return np.concatenate([standardise(target[:, columns]) for target in targets])
 
 
-def _moments(target: NDArray[np.float32]) -> tuple[Floats, Floats]:
+def gene_moments(target: NDArray[np.float32]) -> tuple[Floats, Floats]:
+    """Return mean and variance of each gene of one section, ``(n_genes,)`` each."""
     mean, variance = np.empty(target.shape[1]), np.empty(target.shape[1])
     for columns in _chunks(target.shape[1]):
         part = target[:, columns].astype(np.float64)

@@ -9,8 +9,10 @@ Terms
              number and size, and for any number of rows
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 from typing import Self
 
 import numpy as np
@@ -73,6 +75,58 @@ class RidgeSums:
             self.xy - other.xy,
             self.yy - other.yy,
         )
+
+    @classmethod
+    def zeros(cls, dim: int, n_outputs: int) -> Self:
+        """Return the sums of no rows, to be handed to `add_rows`."""
+        x, y, yy = np.zeros(dim), np.zeros(n_outputs), np.zeros(n_outputs)
+        return cls(0, x, y, np.zeros((dim, dim)), np.zeros((dim, n_outputs)), yy)
+
+    def add_rows(self, X: Floats, Y: Floats) -> Self:
+        """Add ``(n, dim)`` inputs and ``(n, n_outputs)`` outputs to these arrays, in place; return the new sums."""
+        rows = RidgeSums.from_rows(X, Y)
+        # In place: a Gram matrix of 1,536 numbers has 19 MB, and there are five for each row of blocks.
+        for own, added in zip(
+            (self.x, self.y, self.xx, self.xy, self.yy),
+            (rows.x, rows.y, rows.xx, rows.xy, rows.yy),
+            strict=True,
+        ):
+            own += added
+        return replace(self, n=self.n + rows.n)
+
+    def arrays(self) -> dict[str, Floats]:
+        """Return everything as named arrays; of the Gram matrix, which is symmetric, the upper triangle row by row."""
+        upper = np.triu(np.ones(self.xx.shape, bool))
+        return {
+            "n": np.array(float(self.n)),
+            "x": self.x,
+            "y": self.y,
+            "xx": self.xx[upper],
+            "xy": self.xy,
+            "yy": self.yy,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Floats]) -> Self:
+        """Rebuild."""
+        dim = len(arrays["x"])
+        xx = np.zeros((dim, dim))
+        xx[np.triu(np.ones(xx.shape, bool))] = arrays["xx"]
+        xx += np.triu(xx, 1).T
+        return cls(int(arrays["n"]), arrays["x"], arrays["y"], xx, arrays["xy"], arrays["yy"])
+
+    def outputs(self, columns: Indices) -> Self:
+        """Return the sums of some outputs."""
+        return replace(self, y=self.y[columns], xy=self.xy[:, columns], yy=self.yy[columns])
+
+    def mapped(self, shift: Floats, by: Floats) -> "RidgeSums":
+        """Return the sums of inputs less a shift, ``(dim,)``, then scaled by ``(dim,)`` or mapped by ``(dim, n)``."""
+        x, cross = self.x - self.n * shift, np.outer(self.x, shift)
+        xx = self.xx - cross - cross.T + self.n * np.outer(shift, shift)
+        xy = self.xy - np.outer(shift, self.y)
+        if by.ndim == 1:
+            return replace(self, x=x * by, xx=xx * by[:, None] * by, xy=xy * by[:, None])
+        return replace(self, x=x @ by, xx=by.T @ xx @ by, xy=by.T @ xy)
 
     def with_input_noise(self, covariance: Floats) -> "RidgeSums":
         """Return the sums as if noise of mean 0 and a covariance, ``(dim, dim)``, were added to the inputs of each row.
@@ -164,10 +218,11 @@ def choose_penalties(groups: Sequence[RidgeSums], shared: Sequence[slice]) -> Ch
         Outputs that have one penalty together. One for each output is noisier: on stripes of a lone section it lost
         0.016.
     """
-    n_outputs = len(groups[0].y)
+    whole = total(groups)
+    n_outputs = len(whole.y)
     if len(groups) < 2:
         return ChosenRidges(np.full(n_outputs, LONE_GROUP_PENALTY), [])
-    whole, error = total(groups), np.zeros((len(PENALTIES), n_outputs))
+    error = np.zeros((len(PENALTIES), n_outputs))
     # Solutions for all penalties are kept, and not decompositions: each of those is as large as a Gram matrix.
     paths = list[list[Affine]]()
     for held_out in groups:
@@ -188,7 +243,5 @@ def _pick(path: Sequence[Affine], best: Indices) -> Affine:
 
 def total(sums: Iterable[RidgeSums]) -> RidgeSums:
     """Add up at least one."""
-    first, *others = sums
-    for other in others:
-        first = first + other
-    return first
+    # One after another: groups may lie on disk, and be read as they are iterated over.
+    return reduce(add, sums)

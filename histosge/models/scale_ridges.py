@@ -192,14 +192,21 @@ def fit_scale_ridges(
             out_of_fold.append(_predict_by_group(fits, inputs.values, numbers))
     weights = _stacking_weights(held_out, Y[:, stacked], groups)
     return ScaleFit(
-        ScaleRidges(
-            np.hstack([weight * ridge.weight for weight, ridge in zip(weights, ridges, strict=True)]),
-            np.sum([weight * ridge.offset for weight, ridge in zip(weights, ridges, strict=True)], axis=0),
-            SIGMAS_UM,
-            tuple(penalties),
-            tuple(weights.tolist()),
-        ),
+        average_scales(ridges, weights, penalties),
         None if folds is None else np.tensordot(weights, np.stack(out_of_fold), axes=1),
+    )
+
+
+def average_scales(
+    ridges: Sequence[Affine], weights: Floats, penalties: Sequence[tuple[float, ...]]
+) -> ScaleRidges:
+    """Return the weighted mean of one ridge for each of `SIGMAS_UM`."""
+    return ScaleRidges(
+        np.hstack([weight * ridge.weight for weight, ridge in zip(weights, ridges, strict=True)]),
+        np.sum([weight * ridge.offset for weight, ridge in zip(weights, ridges, strict=True)], axis=0),
+        SIGMAS_UM,
+        tuple(penalties),
+        tuple(weights.tolist()),
     )
 
 
@@ -226,10 +233,25 @@ def _stacking_weights(held_out: Sequence[Floats], Y: Floats, groups: Indices) ->
         return np.full(len(SIGMAS_UM), 1 / len(SIGMAS_UM))
     # Within groups, as penalties are chosen.
     columns = np.stack([_centre(values, groups).ravel() for values in held_out], axis=1)
-    n, pull = len(held_out), np.sqrt(EQUAL_PULL) * size
+    return stack(columns, _centre(Y, groups).ravel(), size)
+
+
+def stack(columns: Floats, values: Floats, size: float) -> Floats:
+    """Return the weights of `_stacking_weights` from predictions of each scale and what they should be.
+
+    Any rows with the same products do: those of the data, or a triangle of which the products are known.
+
+    Parameters
+    ----------
+    columns, values
+        ``(n_rows, n_scales)`` and ``(n_rows,)``.
+    size
+        Length of the outputs of all spots.
+    """
+    n, pull = columns.shape[1], np.sqrt(EQUAL_PULL) * size
     # Rows below the data: the pull to equal weights, and one far heavier than all others, which makes them sum to 1.
     rows = [columns, pull * np.eye(n), 1e3 * size * np.ones((1, n))]
-    wanted = np.concatenate([_centre(Y, groups).ravel(), np.full(n, pull / n), [1e3 * size]])
+    wanted = np.concatenate([values, np.full(n, pull / n), [1e3 * size]])
     # nnls needs the products of the columns alone, and those of millions of rows are five by five.
     q, r = np.linalg.qr(np.vstack(rows))
     weights = nnls(r, q.T @ wanted)[0]

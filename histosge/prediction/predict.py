@@ -116,8 +116,9 @@ def predict(
     store
         Feature store with the slides' embeddings.
     model
-        A saved model's folder; a `SavedModel`, as `histosge.train` returns it; or a fitted model. A fitted model
-        knows neither its genes nor its encoder: name all its outputs in `genes`, and see to the encoder yourself.
+        A saved model's folder, or ``hf://OWNER/NAME`` for one on the hub; a `SavedModel`, as `histosge.train` returns it;
+        or a fitted model. A fitted model knows neither its genes nor its encoder: name all its outputs in `genes`, and see
+        to the encoder yourself.
     out
         Expression store to write, a folder or URL.
     settings

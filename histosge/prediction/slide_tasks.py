@@ -51,8 +51,8 @@ def map_slides(
     # Imported here: a prediction in one process needs no dask.
     from distributed import Future, KilledWorker, as_completed
 
-    from featurestore.analysis.cluster_stream import check_versions, connect
-    from featurestore.embedding.dask_cluster import scheduler_loss_as_error
+    from featurestore.analysis.cluster_stream import connect
+    from featurestore.embedding.dask_clients import check_versions, scheduler_loss_as_error
 
     cores = count_cores().cores
     processes = min(cores if workers == "auto" else workers, len(slide_ids))

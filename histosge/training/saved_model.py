@@ -34,6 +34,8 @@ from histosge.models.encoder_average import EncoderAverage
 from histosge.models.estimators import ModelSource, class_name, load_saved_class
 from histosge.models.protocol import Model, State
 from histosge.models.registry import offered_by
+from histosge.training.hub_card import README, write_card
+from histosge.training.hub_model import model_folder
 
 FORMAT = 2
 """Written as 1 where the model has one encoder: nothing changed for those."""
@@ -291,8 +293,10 @@ def save_model(
             document["offered_by"] = dict(zip(("package", "version"), package, strict=True))
         if made_with is not None:
             document["made_with"] = dict(made_with)
-        document["fingerprint"] = _fingerprint(work / WEIGHTS, document)
+        document["fingerprint"] = fingerprint = _fingerprint(work / WEIGHTS, document)
         (work / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+        readme = write_card(card, intervals, fingerprint, embed_options(spec_from_values(card.grid)))
+        (work / README).write_text(readme, encoding="utf-8")
         # safetensors makes a file that only its owner can read; the other one has what the umask allows.
         os.chmod(work / WEIGHTS, (work / CONFIG).stat().st_mode & 0o777)  # noqa: PTH101
     # Read back: what cannot be loaded is found now, not when it is needed.
@@ -301,13 +305,13 @@ def save_model(
 
 def read_made_with(folder: str | Path) -> Mapping[str, Any] | None:
     """Return what a saved model was made with; None if it does not say, as those of version 1.0 and before."""
-    made_with = _document(Path(folder)).get("made_with")
+    made_with = _document(model_folder(folder, (CONFIG,))).get("made_with")
     return made_with if isinstance(made_with, dict) else None
 
 
 def read_fingerprint(folder: str | Path) -> str:
     """Return the fingerprint that a saved model records, without loading it; `load_model` compares it."""
-    return str(_document(Path(folder)).get("fingerprint"))
+    return str(_document(model_folder(folder, (CONFIG,))).get("fingerprint"))
 
 
 def describe_fitted(
@@ -352,7 +356,7 @@ def load_model(folder: str | Path, preset: ModelSource | None = None) -> SavedMo
     Parameters
     ----------
     folder
-        That `histosge.train` wrote.
+        That `histosge.train` wrote; or ``hf://OWNER/NAME``, a model on the hub, which is downloaded and not changed.
     preset
         Not needed for a registered model: its class is looked up by the name in the card. A class of your own,
         ``module:Class`` in the card, must be named here: nothing that stands in a model's files is imported.
@@ -363,7 +367,7 @@ def load_model(folder: str | Path, preset: ModelSource | None = None) -> SavedMo
         If there is none, it is damaged, it was written by a newer version, or its class is not installed, not named
         or not the one that is named.
     """
-    path = Path(folder)
+    path = model_folder(folder, (CONFIG, WEIGHTS))
     restore_replaced(path)
     document = _document(path)
     saved_name = _parse(document, path).card.preset

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.events import OnMessage, ignore_message
+from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import identity_attrs
@@ -36,6 +37,7 @@ from histosge.training.made_with import (
     describe_sections,
     describe_settings,
 )
+from histosge.training.processes import first_writes, is_first_process, joined, wait_for_all
 from histosge.training.report import write_training_report
 from histosge.training.saved_model import (
     ModelCard,
@@ -45,6 +47,15 @@ from histosge.training.saved_model import (
     read_made_with,
     save_model,
 )
+from histosge.training.streaming.fit_streamed import (
+    STREAM_FROM_BYTES,
+    embedding_bytes,
+    fit_streamed,
+    is_attention,
+    why_in_memory,
+)
+from histosge.training.streaming.survey import card_sections
+from histosge.training.streaming.work_folder import WorkFolder
 
 DEFAULT_GENES = 1000
 
@@ -90,6 +101,7 @@ class TrainSettings:
 
 
 @one_blas_thread()
+@joined()
 def train(
     samples: str | Path,
     store: str | Path,
@@ -99,9 +111,14 @@ def train(
     report: str | Path | None = None,
     overwrite: bool = False,
     force: bool = False,
+    stream: bool | None = None,
     on_message: OnMessage = ignore_message,
+    on_progress: OnProgress = ignore_progress,
 ) -> SavedModel:
     """Train a model on the sections of a sample sheet and save it.
+
+    A large cohort is streamed where the model is fitted from sums (`dense` and `ridge`): sections are read one after
+    another, and memory does not grow with them. The result is the same up to rounding.
 
     A model that is there, made with the same settings and inputs, is returned as it is. The same means up to rounding:
     the number of threads, and the order of the sheet's rows, do not count.
@@ -122,8 +139,13 @@ def train(
         Train in any case, and replace a model and a page that are there; they stay until the new ones are complete.
     force
         Train also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
+    stream
+        Whether to stream; None means where embeddings of all sections would take more than
+        `histosge.training.streaming.fit_streamed.STREAM_FROM_BYTES`.
     on_message
         Called with one line on what was found.
+    on_progress
+        Called while sections are streamed, a section and pass a step.
 
     Raises
     ------
@@ -143,24 +165,120 @@ def train(
         page = None  # whole already, of this very model
     saved = _find_finished(model, made_with, settings, overwrite=overwrite)
     if saved is None:
-        saved = _train(samples, store, model, settings, made_with, on_message, force=force)
-    if page is not None:
+        run = _Run(samples, store, model, settings, made_with, on_message, on_progress, force)
+        saved = _train(run) if not _is_streamed(run, stream) else _train_streamed(run)
+    if page is not None and is_first_process():
         write_training_report(saved, page, made_with)
     return saved
 
 
-def _train(
-    samples: str | Path,
-    store: str | Path,
-    model: str | Path,
-    settings: TrainSettings,
-    made_with: MadeWith,
-    on_message: OnMessage,
-    *,
-    force: bool,
-) -> SavedModel:
+@dataclass(frozen=True)
+class _Run:
+    """The arguments of `train` that its two ways share."""
+
+    samples: str | Path
+    store: str | Path
+    model: str | Path
+    settings: TrainSettings
+    made_with: MadeWith
+    on_message: OnMessage
+    on_progress: OnProgress
+    force: bool
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether intervals are measured."""
+        wanted = self.settings.intervals
+        return _checked(self.settings).capabilities.calibrated_by_default if wanted is None else wanted
+
+
+def _is_streamed(run: _Run, stream: bool | None) -> bool:
+    """Decide whether sections are streamed; say why where a large cohort cannot be."""
+    if stream is False:
+        return False
+    settings = run.settings
+    n_bytes = 0 if stream else embedding_bytes(run.samples, run.store, settings.selection)
+    if not stream and n_bytes < STREAM_FROM_BYTES:
+        return False
+    reason = why_in_memory(
+        _checked(settings).estimator,
+        len(read_samples(str(run.samples))),
+        settings.selection,
+        settings.loss,
+        stains=settings.stains,
+        calibrated=run.is_calibrated,
+    )
+    if reason and stream:
+        raise ModelError(f"sections cannot be streamed: {reason}; leave stream out")
+    if reason:
+        run.on_message(f"embeddings of all sections are held in memory ({n_bytes / 1e9:.1f} GB): {reason}")
+    return not reason
+
+
+def _train_streamed(run: _Run) -> SavedModel:
+    """Fit from sums, section after section; what a run that was interrupted left is used."""
+    settings, estimator = run.settings, _checked(run.settings)
+    run.on_message(
+        "sections are streamed: they are read one after another, and memory does not grow with them"
+    )
+    is_shared = is_attention(estimator.estimator)
+    if not is_first_process():
+        # What follows from sums gains nothing from further processes. `attention` does, after the passes of the first.
+        if not is_shared:
+            return first_writes(partial(_train, run), partial(load_model, run.model))
+        wait_for_all()
+    folder = WorkFolder.open(run.model, run.made_with)
+    found = fit_streamed(
+        run.samples,
+        run.store,
+        settings.selection,
+        GeneChoice.parse(settings.genes),
+        cast(type[Model], estimator.estimator),
+        folder,
+        calibrated=run.is_calibrated,
+        seed=settings.seed,
+        epochs=settings.epochs,
+        force=run.force,
+        on_message=run.on_message,
+        on_progress=run.on_progress,
+    )
+    if found is None:
+        run.on_message("too few sections are usable for folds of several: they are held in memory")
+        if is_shared and is_first_process():
+            wait_for_all()
+        wait_for_all()  # nobody reads the folder any more
+        folder.remove()
+        return _train(run)
+    if run.is_calibrated:
+        run.on_message(_calibrated(found.intervals))
+    first = found.cohort.first
+    card = _card(
+        settings,
+        estimator.name,
+        found.genes,
+        first.identity,
+        first.stored.grid.spec,
+        card_sections(found.cohort),
+    )
+    if isinstance(found.model, RemarkingModel):
+        run.on_message(found.model.remark)
+    saved = first_writes(
+        partial(save_model, run.model, found.model, card, found.intervals, made_with=run.made_with),
+        partial(load_model, run.model),
+    )
+    # Only now: a crash while saving must not lose the sums.
+    folder.remove()
+    return saved
+
+
+def _train(run: _Run) -> SavedModel:
+    """Fit to all sections in memory."""
+    samples, store, model, settings = run.samples, run.store, run.model, run.settings
+    on_message = run.on_message
     estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
-    loaded = load_sections(str(samples), str(store), settings.selection, force=force, on_message=on_message)
+    loaded = load_sections(
+        str(samples), str(store), settings.selection, force=run.force, on_message=on_message
+    )
     # By id: sums over sections are rounded, so that another order of the sheet's rows would change the last bits.
     loaded.sort(key=lambda item: item.section.slide_id)
     sections = [item.section for item in loaded]
@@ -184,13 +302,15 @@ def _train(
             checkpoint=checkpoint,
         )
 
-    intervals, by_default = None, estimator.capabilities.calibrated_by_default
-    if settings.intervals if settings.intervals is not None else by_default:
+    intervals = None
+    if run.is_calibrated:
         spots = [s.spots for s in sections]
         # A buffer as wide as the widest spot: held-out discs of no section may touch those trained on.
         intervals = calibrate(fit, training, widest_spot_um(spots), donors=named_donors(spots))
         on_message(_calibrated(intervals))
-    card, unfinished = _card(settings, estimator.name, genes, loaded), checkpoint_path(model)
+    spec = first.stored.grid.spec
+    card = _card(settings, estimator.name, genes, first.identity, spec, _card_sections(loaded))
+    unfinished = checkpoint_path(model)
     # What decides the result beside the data: with any of it changed, a checkpoint must not be gone on from.
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
     # Only for the final fit: those of the calibration see other sections.
@@ -200,15 +320,10 @@ def _train(
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
     # The checkpoint goes only now: a crash while saving must not lose the training.
-    saved = save_model(
-        model,
-        fitted,
-        replace(
-            card,
-            preset=estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted),
-        ),
-        intervals,
-        made_with=made_with,
+    named = estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted)
+    saved = first_writes(
+        partial(save_model, model, fitted, replace(card, preset=named), intervals, made_with=run.made_with),
+        partial(load_model, model, settings.preset if ":" in named else None),
     )
     for path in (unfinished, *(checkpoint.numbered(i).path for i in range(len(dims)))):
         path.unlink(missing_ok=True)
@@ -283,10 +398,13 @@ def _calibrated(intervals: Intervals | None) -> str:
 
 
 def _card(
-    settings: TrainSettings, preset: str, genes: tuple[str, ...], loaded: Sequence[LoadedSection]
+    settings: TrainSettings,
+    preset: str,
+    genes: tuple[str, ...],
+    identity: EncoderIdentity,
+    spec: GridSpec,
+    sections: tuple[dict[str, object], ...],
 ) -> ModelCard:
-    identity: EncoderIdentity = loaded[0].slide.identity
-    spec: GridSpec = loaded[0].slide.stored.grid.spec
     # All sections share encoder and grid: loading has checked that.
     return ModelCard(
         preset=preset,
@@ -298,16 +416,20 @@ def _card(
             "library": "all genes",
             "min_counts": MIN_COUNTS,
         },
-        sections=tuple(
-            {
-                "slide_id": item.section.slide_id,
-                "donor": item.section.spots.donor,
-                "slide_fingerprint": item.slide.fingerprint,
-                "spots": len(item.section.spots),
-                "few_counts": item.n_under_min_counts,
-                "off_tissue": len(item.uncovered),
-            }
-            for item in loaded
-        ),
+        sections=sections,
         seed=settings.seed,
+    )
+
+
+def _card_sections(loaded: Sequence[LoadedSection]) -> tuple[dict[str, object], ...]:
+    return tuple(
+        {
+            "slide_id": item.section.slide_id,
+            "donor": item.section.spots.donor,
+            "slide_fingerprint": item.slide.fingerprint,
+            "spots": len(item.section.spots),
+            "few_counts": item.n_under_min_counts,
+            "off_tissue": len(item.uncovered),
+        }
+        for item in loaded
     )

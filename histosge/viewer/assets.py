@@ -4,18 +4,37 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+SCRIPTS = (
+    "elements.js",
+    "data.js",
+    "colours.js",
+    "geometry.js",
+    "notes.js",
+    "legend.js",
+    "layers.js",
+    "subject.js",
+    "content.js",
+    "panel.js",
+    "drawing.js",
+    "statistics.js",
+    "gene_table.js",
+    "regions.js",
+    "contrast.js",
+    "link.js",
+    "save.js",
+    "search.js",
+    "sets.js",
+    "theme.js",
+    "main.js",
+)
+"""Modules of the page: each after those that it imports, as a page of one file needs them."""
+_TEXT = "; charset=utf-8"
 ASSETS = {
-    "index.html": "text/html; charset=utf-8",
-    "static/viewer.css": "text/css; charset=utf-8",
-    "static/main.js": "text/javascript; charset=utf-8",
-    "static/data.js": "text/javascript; charset=utf-8",
-    "static/colours.js": "text/javascript; charset=utf-8",
-    "static/panel.js": "text/javascript; charset=utf-8",
-    "static/layers.js": "text/javascript; charset=utf-8",
-    "static/legend.js": "text/javascript; charset=utf-8",
-    "static/search.js": "text/javascript; charset=utf-8",
-    "static/vendor/openseadragon.min.js": "text/javascript; charset=utf-8",
-    "static/vendor/openseadragon.LICENSE.txt": "text/plain; charset=utf-8",
+    "index.html": f"text/html{_TEXT}",
+    "static/viewer.css": f"text/css{_TEXT}",
+    **{f"static/{name}": f"text/javascript{_TEXT}" for name in SCRIPTS},
+    "static/vendor/openseadragon.min.js": f"text/javascript{_TEXT}",
+    "static/vendor/openseadragon.LICENSE.txt": f"text/plain{_TEXT}",
 }
 
 

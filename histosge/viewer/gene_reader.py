@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.byte_cache import ByteCache
+from histosge.calibration.conformal import TRUSTED
 from histosge.calibration.wording import half_width_text, interval_name
 from histosge.prediction.expression_store import GENE_GROUP, StoredMap
 
@@ -76,7 +77,8 @@ def per_gene(stored: StoredMap) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``trust``, a number a gene, None where unknown, and ``trust_scope``, on what it was measured; ``half_widths``, per
+        ``trust``, a number a gene, None where unknown, and ``trust_scope``, on what it was measured; ``abstained``, whether
+        trust is so low that a gene's prediction should not be used; ``half_widths``, per
         gene a list with one for each stratum of predicted depth, or a single one, and None where unknown;
         ``half_width_texts``, the same in words; ``interval``, the interval's name with its level and for whom it holds;
         ``strata``, whether half widths differ by depth.
@@ -86,6 +88,7 @@ def per_gene(stored: StoredMap) -> dict[str, Any]:
     # A store from elsewhere may hold arrays of any shape under these names.
     if stored.trust is not None and stored.trust.shape == (n_genes,):
         found["trust_scope"] = stored.scope or stored.claim
+        found["abstained"] = [not trust >= TRUSTED for trust in stored.trust.tolist()]
         found["trust"] = [round(float(v), 4) if np.isfinite(v) else None for v in stored.trust]
     has_strata = has_depth_strata(stored)
     if has_strata or (stored.half_width is not None and stored.half_width.shape == (n_genes,)):

@@ -45,10 +45,20 @@ class MeasuredSpots:
     def _spots(self) -> Spots:
         return find_expression(str(self._sample.expression), self._frame).spots
 
+    @property
+    def log_values(self) -> sparse.csr_matrix:
+        """log1p of counts per 10,000, ``(n_spots, n_genes)``."""
+        with self._lock:
+            return self._log_values
+
+    @cached_property
+    def _log_values(self) -> sparse.csr_matrix:
+        return log_cp10k(self._spots).tocsr()
+
     @cached_property
     def _columns(self) -> sparse.csc_matrix:
         # By columns: the page takes one gene after the other.
-        return log_cp10k(self.spots).tocsc()
+        return self.log_values.tocsc()
 
     def describe(self, genes: list[str] | None = None) -> dict[str, Any]:
         """Return places, diameter, names and genes.

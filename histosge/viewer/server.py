@@ -1,9 +1,11 @@
 """The page's server. It listens on this machine only, it writes nothing, and it opens nothing by a name in an address.
 
 It is bound to 127.0.0.1, answers only requests that were addressed to this machine (so that no web site can reach it
-through a name of its own that points here), and takes whole numbers alone from an address.
+through a name of its own that points here), and takes whole numbers alone from an address. Outlines of regions come in
+the body of a request, as JSON.
 """
 
+import json
 import socket
 import threading
 import time
@@ -18,6 +20,7 @@ from featurestore.errors import FeatureStoreError
 from histosge.errors import ViewError
 from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
+from histosge.viewer.region_means import parse_region
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -39,6 +42,8 @@ HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
 RAW = "application/octet-stream"
+MAX_REQUEST_BYTES = 8_000_000
+"""Of a region's outline: 200,000 corners as text."""
 
 
 def require_packages() -> None:
@@ -55,14 +60,27 @@ def require_packages() -> None:
 def make_app(collection: Collection) -> "ASGIApp":
     """Return the ASGI application of a page."""
     from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
     from starlette.responses import JSONResponse
     from starlette.routing import Route
 
     def refused(_: "Request", error: Exception) -> "Response":
-        status = 404 if isinstance(error, LookupError) else 500
+        status = 404 if isinstance(error, LookupError) else 400 if isinstance(error, ViewError) else 500
         return JSONResponse({"error": str(error.args[0] if error.args else error)}, status)
 
+    async def regions(request: "Request") -> "Response":
+        asked = await _read_json(request)
+        number = asked.get("layer", 0)
+        if not isinstance(number, int):
+            raise ViewError("a layer is a whole number")
+        slide = collection.slide(request.path_params["slide"])
+        one = parse_region(asked.get("region"))
+        other = parse_region(asked["other"]) if asked.get("other") is not None else None
+        # In a thread: reading blocks must not stop the answers to other requests.
+        return JSONResponse(await run_in_threadpool(slide.compare_region, number, one, other))
+
     routes = [Route(path, endpoint) for path, endpoint in _endpoints(collection).items()]
+    routes.append(Route("/data/{slide:int}/regions", regions, methods=["POST"]))
     app: Starlette = Starlette(
         routes=routes, exception_handlers={LookupError: refused, FeatureStoreError: refused}
     )
@@ -94,6 +112,34 @@ class LocalOnly:
             await answer(scope, receive, send)
             return
         await self._app(scope, receive, with_headers)
+
+
+async def _read_json(request: "Request") -> dict[str, Any]:
+    """Return the object in a request's body.
+
+    Raises
+    ------
+    ViewError
+        If it is none, or larger than `MAX_REQUEST_BYTES`.
+    """
+    # A page of another site can send text to this port without asking first, but not JSON.
+    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        raise ViewError("a request for regions needs the content type application/json")
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_REQUEST_BYTES:
+            raise ViewError(
+                f"the request is larger than {MAX_REQUEST_BYTES} bytes; simplify the region's outline"
+            )
+    try:
+        found = json.loads(bytes(body))
+    # Deep nesting ends json's recursion.
+    except (ValueError, RecursionError) as error:
+        raise ViewError("the request is no JSON") from error
+    if not isinstance(found, dict):
+        raise ViewError("the request is no JSON object")
+    return found
 
 
 def _is_this_machine(host: bytes) -> bool:
@@ -137,13 +183,14 @@ def _endpoints(collection: Collection) -> "dict[str, Callable[[Request], Respons
     return {
         "/": asset("index.html"),
         **{f"/{name}": asset(name) for name in assets()},
-        "/data/index.json": lambda _: JSONResponse(collection.describe()),
+        "/data/index.json": lambda _: JSONResponse({**collection.describe(), "live": True}),
         f"{one}/slide.json": lambda r: JSONResponse(slide(r).describe()),
         f"{one}/picture.json": lambda r: JSONResponse(slide(r).picture.describe()),
         f"{one}/thumbnail.png": lambda r: Response(slide(r).thumbnail(), media_type="image/png"),
         f"{one}/tiles/{{level:int}}/{{col:int}}_{{row:int}}.jpg": tile,
         f"{layer}/layer.json": lambda r: JSONResponse(slide(r).describe_layer(r.path_params["layer"])),
         f"{layer}/domains.i16": labels,
+        f"{layer}/tissue.u8": lambda r: raw(slide(r).tissue(r.path_params["layer"]), "u1"),
         f"{layer}/strata.i16": lambda r: raw(slide(r).strata(r.path_params["layer"]), "<i2"),
         f"{layer}/genes/{{gene:int}}.f16": lambda r: raw(
             slide(r).gene_values(r.path_params["layer"], r.path_params["gene"]), "<f2"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,6 +27,7 @@ from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.viewer.gene_reader import GeneReader, GridValues, has_depth_strata, per_gene
 from histosge.viewer.map_domains import Labels, stored_domains, table_domains
 from histosge.viewer.measured_spots import MeasuredSpots
+from histosge.viewer.region_means import Moments, compare, map_moments, patches_inside, spot_moments
 from histosge.viewer.slide_tiles import SlideTiles
 
 
@@ -64,6 +66,7 @@ class Layer:
     key: str
     grid: PatchGrid
     rgb: NDArray[np.uint8]
+    tissue: NDArray[np.uint8]
     stored: StoredMap | None
 
 
@@ -122,11 +125,11 @@ class ShownSlide:
     def _map_layer(self, key: str) -> Layer:
         assert self._sources.expression is not None
         stored = self._sources.expression.map(self.slide_id, key)
-        return Layer(key, stored.grid, stored.rgb, stored)
+        return Layer(key, stored.grid, stored.rgb, stored.tissue, stored)
 
     def _grid_layer(self, key: str) -> Layer:
         stored = self._sources.store.grid(self.slide_id, key)
-        return Layer(key, stored.grid, stored.rgb, None)
+        return Layer(key, stored.grid, stored.rgb, stored.tissue, None)
 
     @property
     def measured(self) -> MeasuredSpots | None:
@@ -190,6 +193,7 @@ class ShownSlide:
             }
             found |= per_gene(layer.stored)
             found["caveat"] = f"{_training_sentence(layer.stored)} {SCORES}"
+            found["training"] = _training_words(layer.stored)
         # A table that does not fit is a note on the page: the genes of the layer are still of use.
         try:
             labels = self.labels(number)
@@ -197,7 +201,12 @@ class ShownSlide:
             labels = None
             found["note"] = str(error)
         found["domains"] = int(labels.max()) + 1 if labels is not None else 0
+        found["tissue"] = True
         return found
+
+    def tissue(self, number: int) -> NDArray[np.uint8]:
+        """Return the share of each patch of a layer that is tissue, 0..255, ``(n_rows, n_cols)``."""
+        return self._layer(number).tissue
 
     def labels(self, number: int) -> Labels | None:
         """Return the domain of each patch, ``(n_rows, n_cols)``; None if none are known.
@@ -248,6 +257,52 @@ class ShownSlide:
     def _gene_readers(self) -> dict[int, GeneReader]:
         return {}
 
+    def compare_region(
+        self, number: int, region: shapely.Geometry, other: shapely.Geometry | None = None
+    ) -> dict[str, Any]:
+        """Compare the genes of a region with those of another one, or with the rest of the tissue.
+
+        Parameters
+        ----------
+        number
+            Of the layer whose patches count.
+        region, other
+            In microns, see `histosge.viewer.region_means`.
+
+        Returns
+        -------
+        dict
+            ``predicted`` and ``measured``, each as `histosge.viewer.region_means.compare` gives it, in the order of the
+            layer's and of the spots' genes; None where there is none.
+        """
+        found: dict[str, Any] = {"predicted": None, "measured": None}
+        stored = self._layer(number).stored if self.layers else None
+        if stored is not None:
+            inside = patches_inside(region, stored.grid) & stored.is_tissue
+            within = map_moments(stored.array, stored.planned(), inside)
+            if other is None:
+                others = self._map_total(number, stored) - within
+            else:
+                wanted = patches_inside(other, stored.grid) & stored.is_tissue
+                others = map_moments(stored.array, stored.planned(), wanted)
+            found["predicted"] = compare(within, others)
+        if self.measured is not None and "error" not in self.describe_spots():
+            values, xy_um = self.measured.log_values, self.measured.spots.xy_um
+            inside = shapely.contains_xy(region, xy_um)
+            outside = ~inside if other is None else shapely.contains_xy(other, xy_um)
+            found["measured"] = compare(spot_moments(values, inside), spot_moments(values, outside))
+        return found
+
+    def _map_total(self, number: int, stored: StoredMap) -> Moments:
+        with self._lock:
+            if number not in self._totals:
+                self._totals[number] = map_moments(stored.array, stored.planned(), stored.is_tissue)
+            return self._totals[number]
+
+    @cached_property
+    def _totals(self) -> dict[int, Moments]:
+        return {}
+
     def describe_spots(self) -> dict[str, Any]:
         """Return the measured spots; an ``error`` in their place where they cannot be read."""
         if self.measured is None:
@@ -263,6 +318,15 @@ def _training_sentence(stored: StoredMap) -> str:
     if "spots" in stored.array.attrs.get("made_by", {}):
         return CONDITIONED
     return trained_on_sentence(stored.trained_on)
+
+
+def _training_words(stored: StoredMap) -> str:
+    """Return in two words whether the slide was held out, as the model's card had it when the map was made."""
+    if "spots" in stored.array.attrs.get("made_by", {}):
+        return "conditioned on spots"
+    if stored.trained_on is None:
+        return "training not recorded"
+    return "trained on" if stored.trained_on else "held out"
 
 
 def _grid_placement(grid: PatchGrid) -> dict[str, Any]:

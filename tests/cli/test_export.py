@@ -63,7 +63,7 @@ def test_a_picture_that_stands_in_is_said_unless_quiet(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--to", "qupath"), "unknown name 'qupath' among exports"),
+        (("--to", "imagej"), "unknown name 'imagej' among exports"),
         (("--to", "h5ad", "--genes", "G3"), "no gene 'G3': did you mean"),
         (("--to", "h5ad", "--slide", "Z"), "no map of slide 'Z'"),
         (("--to", "ome-zarr", "--ngff", "0.3"), "known: 0.4, 0.5"),
@@ -95,3 +95,21 @@ def test_help_lists_every_registered_format_and_no_other_command_loads_them(hist
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_figure_draws_genes_and_says_what_it_cannot(
+    histosge: Histosge, maps: Path, store: Path, tmp_path: Path
+) -> None:
+    ran = histosge("figure", maps, "--slide", "A", "--genes", "G1,G2", "--scale", "0,2", tmp_path / "f.png")
+    assert (ran.code, ran.out) == (0, f"{tmp_path / 'f.png'}: G1, G2 on slide A\n")
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    for arguments, message in (
+        ((maps, "--genes", "G3"), "no gene 'G3': did you mean G2 or G1?"),
+        ((maps, "--genes", "G1", "--slide", "a1"), "no map of slide 'a1'"),
+        ((maps, "--genes", "G1", "--scale", "2,1"), "--scale 2,1 is no scale"),
+        ((store, "--genes", "G1"), "figure EXPRESSION OUT"),
+    ):
+        refused = histosge("figure", *arguments, tmp_path / "g.png")
+        assert refused.code == 2
+        assert message in refused.err
+        assert len(refused.err.strip().splitlines()) == 1

@@ -17,6 +17,7 @@ import pytest
 import histosge
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.grid import GridSpec
+from featurestore.storage.store import Store
 from histosge.errors import HistosgeError
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 
@@ -378,3 +379,33 @@ def test_in_python_force_is_an_argument(cohort: Cohort, shifted: Path, tmp_path:
 
 def _last_line(text: str) -> str:
     return text.strip().splitlines()[-1]
+
+
+def test_cells_get_their_expression_beside_the_maps_or_in_the_named_file(
+    histosge: Histosge, world: Path, tmp_path: Path
+) -> None:
+    ring = [[300, 300], [330, 300], [330, 330], [300, 330], [300, 300]]
+    feature = {"type": "Feature", "id": "c1", "geometry": {"type": "Polygon", "coordinates": [ring]}}
+    (tmp_path / "cells.geojson").write_text(json.dumps([feature]))
+    slide = Store.open(str(world / "store")).slide_ids()[0]
+    call = ("predict", world / "store", world / "model", tmp_path / "maps.zarr", "--slide", slide)
+    ran = histosge(*call, "--cells", tmp_path / "cells.geojson")
+    assert ran.code == 0
+    assert (
+        f"maps_{slide}_cells.h5ad: 1 cells x 3 genes. The map has one value for each patch of 48 µm"
+        in ran.out
+    )
+    named = histosge(*call, "--cells", tmp_path / "cells.geojson", "--h5ad", tmp_path / "mine.h5ad")
+    assert (named.code, (tmp_path / "mine.h5ad").is_file()) == (0, True)
+    feature["geometry"]["coordinates"] = [[[1, 1], [2, 1], [2, 2], [1, 1]]]
+    (tmp_path / "small.geojson").write_text(json.dumps([feature]))
+    for arguments, message in (
+        ((*call, "--cells", tmp_path / "small.geojson"), "the median outline of"),
+        (
+            (*call[:-2], "--cells", tmp_path / "cells.geojson"),
+            "--cells writes one slide; name it with --slide ID",
+        ),
+    ):
+        refused = histosge(*arguments)
+        assert (refused.code, len(refused.err.strip().splitlines())) == (2, 1)
+        assert message in refused.err

@@ -231,7 +231,7 @@ def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_o
     from _s3 import free_port
     from distributed import Client
 
-    from featurestore.embedding.dask_cluster import scheduler_loss_as_error
+    from featurestore.embedding.dask_clients import scheduler_loss_as_error
     from featurestore.errors import ClusterError
 
     address = f"tcp://127.0.0.1:{(port := free_port())}"

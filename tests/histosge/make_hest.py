@@ -51,7 +51,7 @@ def write_hest(folder: Path, samples: dict[str, dict[str, Any]]) -> None:
             **about,
         }
         (folder / "metadata" / f"{name}.json").write_text(json.dumps(meta))
-        ring = [[0, 0], [900, 0], [900, 900], [0, 0]]
+        ring = [[9, 9], [1290, 9], [1290, 1090], [9, 1090], [9, 9]]
         feature = {
             "type": "Feature",
             "properties": {"tissue_id": 0},

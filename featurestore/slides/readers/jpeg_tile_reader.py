@@ -15,6 +15,7 @@ Terms
 
 import os
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from featurestore.errors import MppError, SlideAccessError, SlideError, SlideNotFoundError, first_line
+from featurestore.slides.fetch_meter import FetchMeter
 from featurestore.slides.picture_bounds import check_layout
 from featurestore.slides.protocol import Slide
 from featurestore.slides.pyramid_slide import BINARY_FACTORS, PyramidSlide, bin_pixels
@@ -122,6 +124,7 @@ class JpegTileSlide(PyramidSlide):
         self._levels = levels
         self._cache = _TileCache(CACHED_PX)
         self._remote = remote
+        self.meter = getattr(remote, "meter", None) or FetchMeter()
         self._fetched = threading.local()
         self._file = None if remote else Path(path).open("rb", buffering=0)  # noqa: SIM115  # open as long as the slide
         if self._file is not None:
@@ -252,13 +255,16 @@ class JpegTileSlide(PyramidSlide):
             if count > LARGE_TILE_BYTES:
                 # No more than there is: a count in a damaged file may be anything, and its memory would be taken first.
                 count = min(count, max(0, os.fstat(self._file.fileno()).st_size - offset))
-            return os.pread(self._file.fileno(), count, offset)
+            begun = time.perf_counter()
+            data = os.pread(self._file.fileno(), count, offset)
+            self.meter.add(time.perf_counter() - begun, len(data))
+            return data
         # Missing only where another thread's tile left the cache since `_fetch` looked: it is then fetched alone.
         held: dict[tuple[int, int], bytes] = getattr(self._fetched, "tiles", {})
-        data = held.pop((level, index), None)
-        if data is None and self._remote is not None:
-            (data,) = self._remote.read([(offset, count)])
-        return data or b""
+        fetched = held.pop((level, index), None)
+        if fetched is None and self._remote is not None:
+            (fetched,) = self._remote.read([(offset, count)])
+        return fetched or b""
 
     def _decode_tile(self, level: int, index: int, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
         layout = self._levels[level]

@@ -6,7 +6,6 @@ Terms
     labels   a whole number per patch of the grid, -1 where there is none
 """
 
-import colorsys
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,9 @@ from shapely.geometry.polygon import orient
 
 from featurestore.grid import PatchGrid
 from featurestore.whole_file import whole_file
-from histosge.exporting.domain_labels import domain_labels, domain_name, read_labels
+from histosge.exporting.domain_labels import domain_colour, domain_labels, domain_name, read_labels
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
-
-# Inverse of the golden ratio: steps of it round a circle stay far from all earlier ones.
-_GOLDEN = 0.618033988749895
+from histosge.exporting.patch_table import PatchTable
 
 
 def write_geojson(
@@ -42,14 +39,24 @@ def write_geojson(
     names
         Of the domains, by label; `histosge.exporting.domain_labels.domain_name` where there is none.
     """
+    features = domain_features(labels, grid, names)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
+    return len(features)
+
+
+def domain_features(
+    labels: NDArray[np.integer[Any]], grid: PatchGrid, names: Mapping[int, str] | Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Return one annotation per connected piece of a domain; parameters as of `write_geojson`."""
     given = dict(names) if isinstance(names, Mapping) else dict(enumerate(names))
     features: list[dict[str, Any]] = []
     for label in np.unique(labels[labels >= 0]).tolist():
         name = given.get(label, domain_name(label))
-        features.extend(_feature(piece, grid, name, _colour(label)) for piece in polygons(labels == label))
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
-    return len(features)
+        features.extend(
+            _feature(piece, grid, name, domain_colour(label)) for piece in polygons(labels == label)
+        )
+    return features
 
 
 def _feature(outline: Polygon, grid: PatchGrid, name: str, colour: list[int]) -> dict[str, Any]:
@@ -69,11 +76,6 @@ def _pixels(corners: NDArray[np.float64], grid: PatchGrid) -> NDArray[np.float64
     """Return lattice corners as level-0 pixels: a patch stands for its stride cell, around its centre."""
     first_um, step_um = np.asarray(grid.origin_um) + (grid.patch_um - grid.stride_um) / 2, grid.stride_um
     return np.round((first_um + corners * step_um) / grid.slide_mpp, 2)
-
-
-def _colour(label: int) -> list[int]:
-    """Return a colour far from its neighbours', by steps of the golden ratio round the circle of hues."""
-    return [round(255 * c) for c in colorsys.hsv_to_rgb(label * _GOLDEN % 1, 0.65, 0.9)]
 
 
 def polygons(mask: NDArray[np.bool_]) -> list[Polygon]:
@@ -97,10 +99,15 @@ def polygons(mask: NDArray[np.bool_]) -> list[Polygon]:
     return [orient(part) for part in shapely.get_parts(area)]
 
 
+def labels_of(table: PatchTable, settings: ExportSettings) -> NDArray[np.int64]:
+    """Return a table's domains: as many as the settings want, or those of the table that they name."""
+    chosen = settings.domains
+    return domain_labels(table, chosen) if isinstance(chosen, int) else read_labels(table, chosen)
+
+
 def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
     (item,) = items
-    chosen = settings.domains
-    labels = domain_labels(item.table, chosen) if isinstance(chosen, int) else read_labels(item.table, chosen)
+    labels = labels_of(item.table, settings)
     n_polygons = write_geojson(labels, item.table.grid, path)
     return f"{len(set(labels[labels >= 0].tolist()))} domains in {n_polygons} polygons"
 

@@ -24,6 +24,7 @@ from histosge.models.linear_algebra import (
 from histosge.models.nested_state import read_config
 from histosge.models.protocol import State
 from histosge.models.registry import ModelRecord
+from histosge.models.scale_ridges import MAX_GROUPS
 
 MAX_DIM = 256
 """Wider embeddings are first reduced to this many principal components, as HEST-Benchmark does."""
@@ -55,7 +56,8 @@ class RidgeModel:
     def fit(cls, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Self:
         """Solve in closed form; seed and epochs have no effect.
 
-        The penalty is the best on training sections left out in turn, or on stripes of a lone section.
+        The penalty is the best on training sections left out in turn, or on stripes of a lone section; of more than
+        `MAX_GROUPS` sections, several are left out together.
         """
         X = np.concatenate([spot_embeddings(s.overlap, s.patches) for s in sections])
         Y = np.concatenate([s.target for s in sections]).astype(np.float64)
@@ -64,7 +66,7 @@ class RidgeModel:
         axes = principal_axes(X, MAX_DIM) if X.shape[1] > MAX_DIM else None
         # Components are not standardised again: ridge then shrinks the minor ones, which are mostly noise, more.
         X = X @ axes if axes is not None else X
-        penalty = choose_penalty(X, Y, spatial_groups(sections))
+        penalty = choose_penalty(X, Y, spatial_groups(sections) % MAX_GROUPS)
         affine = RidgePath.fit(X, Y).solve(penalty)
         # One map from embeddings to genes: prediction computes no components.
         if axes is not None:

@@ -1,5 +1,5 @@
 // Colours: three maps that grow evenly in lightness and stay readable without colour vision and in grey
-// (256 entries each, as matplotlib has them), and colours of domains.
+// (256 entries each, as matplotlib has them), grey, and colours of domains, regions and two genes.
 
 const TABLES = {
   viridis: [
@@ -61,26 +61,59 @@ const TABLES = {
 /** Names of the colour maps. */
 export const NAMES = Object.keys(TABLES);
 
-const bytes = new Map(
+/** The colours of a gene from which the model abstains. */
+export const GREY = "grey";
+
+const tables = new Map(
   NAMES.map((name) => {
     const hex = TABLES[name].join("");
     return [name, Uint8Array.from({ length: 768 }, (_, i) => parseInt(hex.slice(2 * i, 2 * i + 2), 16))];
   }),
 );
 
+tables.set(GREY, Uint8Array.from({ length: 768 }, (_, i) => 40 + Math.floor(i / 3) * 0.76));
+
 /** Return a colour map as 256 x (red, green, blue). */
 export function table(name) {
-  return bytes.get(name);
+  return tables.get(name);
 }
 
-// Paul Tol's "muted" scheme: told apart with any colour vision. Numbers in the legend and on hover say the same.
-const DOMAINS = ["332288", "ddcc77", "117733", "cc6677", "88ccee", "882255", "44aa99", "999933", "aa4499"];
+const GOLDEN = 0.618033988749895; // inverse of the golden ratio: steps of it round a circle stay far from earlier ones
 
-/** Return the colour of a domain as [red, green, blue]; after nine they come again, darker. */
+/** Return the colour of a domain as [red, green, blue]: the one that exported GeoJSON gives it. */
 export function domainColour(label) {
-  const hex = DOMAINS[label % DOMAINS.length];
-  const fade = 1 / (1 + 0.5 * Math.floor(label / DOMAINS.length));
-  return [0, 2, 4].map((i) => Math.round(parseInt(hex.slice(i, i + 2), 16) * fade));
+  return fromHsv((label * GOLDEN) % 1, 0.65, 0.9);
+}
+
+function fromHsv(hue, saturation, value) {
+  const sector = Math.floor(hue * 6);
+  const part = hue * 6 - sector;
+  const low = value * (1 - saturation);
+  const falling = value * (1 - saturation * part);
+  const rising = value * (1 - saturation * (1 - part));
+  const rgb = [
+    [value, rising, low],
+    [falling, value, low],
+    [low, value, rising],
+    [low, falling, value],
+    [rising, low, value],
+    [value, low, falling],
+  ][sector % 6];
+  return rgb.map((share) => Math.round(255 * share));
+}
+
+// Okabe and Ito's colours without black: told apart with any colour vision.
+const REGIONS = ["d55e00", "0072b2", "009e73", "cc79a7", "e69f00", "56b4e9", "f0e442"];
+
+/** Return the colour of the nth region, as CSS writes it. */
+export function regionColour(n) {
+  return `#${REGIONS[n % REGIONS.length]}`;
+}
+
+/** Return the mixture of two shares of 0 to 1: magenta, green, and white where both are high. */
+export function blendColour(one, other) {
+  const [a, b] = [one, other].map((share) => Math.round(255 * Math.max(0, Math.min(1, share))));
+  return [a, b, a];
 }
 
 /** Return where a value lies in a map of 256 colours. */
@@ -90,13 +123,19 @@ export function place(value, low, high) {
 
 /** Return the 2nd and 98th percentile of the finite values, as the reports span their colours; null if there are none. */
 export function robustRange(values) {
-  const step = Math.max(1, Math.floor(values.length / 200000));
-  const kept = [];
-  for (let i = 0; i < values.length; i += step) if (Number.isFinite(values[i])) kept.push(values[i]);
+  const kept = finite(values);
   if (!kept.length) return null;
   const sorted = Float32Array.from(kept).sort();
   const at = (q) => sorted[Math.round(q * (sorted.length - 1))];
   let [low, high] = [at(0.02), at(0.98)];
   if (high <= low) [low, high] = [sorted[0], sorted[sorted.length - 1]];
   return high > low ? [low, high] : [low, low + 1];
+}
+
+/** Return the finite values, of very many every nth. */
+export function finite(values) {
+  const step = Math.max(1, Math.floor(values.length / 200000));
+  const kept = [];
+  for (let i = 0; i < values.length; i += step) if (Number.isFinite(values[i])) kept.push(values[i]);
+  return kept;
 }

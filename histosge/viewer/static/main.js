@@ -1,49 +1,108 @@
-// The page: what is chosen, what is read for it, and what the two views then draw.
+// The page: what is chosen, what is read for it, and when the two views draw it.
 
-import { NAMES, robustRange } from "./colours.js";
-import { document_, labels, values } from "./data.js";
-import { PatchLayer, SpotLayer, labelColour, scaleColour } from "./layers.js";
-import { domainLegend, noLegend, number, scaleLegend } from "./legend.js";
+import { NAMES } from "./colours.js";
+import { plan, ranges, read, render, isAbstained } from "./content.js";
+import { Contrast } from "./contrast.js";
+import { readDocument } from "./data.js";
+import { find } from "./elements.js";
+import { noLegend, number } from "./legend.js";
+import { missing, readLink, rememberDefaults, writeLink } from "./link.js";
+import { clearNotes, note } from "./notes.js";
 import { Panel, link } from "./panel.js";
+import { Regions } from "./regions.js";
+import { savePng, saveSvg } from "./save.js";
 import { GeneSearch } from "./search.js";
+import { GeneSets } from "./sets.js";
+import { Subject } from "./subject.js";
+import { followTheme } from "./theme.js";
 
 const POLL_MS = 1500;
-const find = (id) => document.getElementById(id);
-const shown = { slides: [], slide: null, layer: null, spots: null, gene: null, names: [], ask: 0, opened: 0 };
+const PAUSE_MS = 300; // after the last movement, before it is written into the address
+const NARROW_PX = 800; // below it the tools lie under the views, see viewer.css
+const shown = {
+  slides: [],
+  slide: null,
+  layer: null,
+  layerNumber: 0,
+  spots: null,
+  subject: null,
+  second: null,
+  names: [],
+  limits: new Map(), // name of a gene or set -> [low, high] that was set for it
+  hidden: new Map(),
+  isLive: false,
+  requests: 0,
+  opened: 0,
+  redraw: () => guarded(draw()),
+  /** Labels of domains, clusters or flags that are not drawn. */
+  hiddenLabels(show) {
+    if (!shown.hidden.has(show)) shown.hidden.set(show, new Set());
+    return shown.hidden.get(show);
+  },
+};
 const panels = {};
-let search;
+let search, secondSearch, contrast, regions, sets;
 
 async function begin() {
-  panels.measured = new Panel(find("measured"), "Slide with measured spots", look);
-  panels.predicted = new Panel(find("predicted"), "Slide with the prediction", look);
+  panels.measured = new Panel(find("measured"), "Slide in the first view", look);
+  panels.predicted = new Panel(find("predicted"), "Slide in the second view", look);
   link(panels.measured, panels.predicted);
   search = new GeneSearch(find("gene"), find("genes"), pick);
+  secondSearch = new GeneSearch(find("second"), find("second-genes"), pickSecond);
+  contrast = new Contrast(setLimits);
+  regions = new Regions(Object.values(panels), shown, remember, pick);
+  sets = new GeneSets((subject) => chooseSubject(subject, true));
   find("map").replaceChildren(...NAMES.map((name) => new Option(name)));
-  const wanted = new URLSearchParams(location.hash.slice(1));
-  if (NAMES.includes(wanted.get("map"))) find("map").value = wanted.get("map");
+  rememberDefaults();
+  const wanted = readLink();
   listen();
-  const index = await document_("data/index.json");
+  const index = await readDocument("data/index.json");
   document.title = `${index.title} · histosge`;
+  shown.isLive = index.live === true;
   shown.slides = index.slides;
   find("slide").replaceChildren(...index.slides.map((id, i) => new Option(id, i)));
-  const first = Math.max(0, index.slides.indexOf(wanted.get("slide")));
+  if (index.gene_sets) guarded(sets.read());
+  const first = Math.max(0, index.slides.indexOf(wanted.slide));
   find("slide").value = first;
-  const missing = wanted.has("slide") && !index.slides.includes(wanted.get("slide"));
-  await openSlide(first, wanted.get("gene"), missing ? wanted.get("slide") : null);
+  if (wanted.slide !== null && !index.slides.includes(wanted.slide)) {
+    note("link slide", `The link names slide ${wanted.slide}, which is not in this store; ${index.slides[first]} is shown.`);
+    Object.assign(wanted, { at: null, regions: [] }); // they belong to the other slide
+  }
+  await openSlide(first, wanted);
 }
 
 function listen() {
   find("controls").addEventListener("submit", (event) => event.preventDefault());
-  find("slide").addEventListener("change", (event) => guarded(openSlide(Number(event.target.value), shown.gene)));
+  find("slide").addEventListener("change", (event) => changeSlide(Number(event.target.value)));
   find("layer").addEventListener("change", (event) => guarded(openLayer(Number(event.target.value)).then(draw)));
-  for (const id of ["map", "scale", "show"]) find(id).addEventListener("change", () => guarded(draw()));
-  find("layout").addEventListener("change", arrange);
+  for (const id of ["map", "show", "outline", "spots-shown", "spot-size", "rim", "least-tissue"]) {
+    find(id).addEventListener("change", shown.redraw);
+  }
+  find("scale").addEventListener("change", () => setLimits(null));
+  find("everywhere").addEventListener("change", shown.redraw);
+  find("layout").addEventListener("change", () => {
+    arrange();
+    shown.redraw();
+  });
+  for (const id of ["opacity", "spot-size", "least-tissue"]) find(id).addEventListener("input", tellSliders);
   find("opacity").addEventListener("input", fade);
+  find("opacity").addEventListener("change", remember);
+  find("backdrop").addEventListener("change", () => {
+    fade();
+    remember();
+  });
   find("previous").addEventListener("click", () => step(-1));
   find("next").addEventListener("click", () => step(1));
   find("zoom-in").addEventListener("click", () => leading().zoom(1.5));
   find("zoom-out").addEventListener("click", () => leading().zoom(1 / 1.5));
   find("home").addEventListener("click", () => leading().home());
+  find("toggle-tools").addEventListener("click", () => showTools(find("tools").hidden));
+  find("save-png").addEventListener("click", () => guarded(savePng(shown, panels)));
+  find("save-svg").addEventListener("click", () => guarded(saveSvg(shown, panels)));
+  find("copy-link").addEventListener("click", () => guarded(copyLink()));
+  for (const panel of Object.values(panels)) panel.viewer.addHandler("animation-finish", remember);
+  followTheme(() => contrast.paint());
+  tellSliders();
   fade();
 }
 
@@ -56,17 +115,24 @@ function guarded(work) {
 
 // ---------------------------------------------------------------- a slide
 
-/** @param missing the slide that a link names and that is not here, if so */
-async function openSlide(n, gene, missing = null) {
+function changeSlide(n) {
+  // What was set for one slide holds for the next only where that was chosen.
+  if (!find("everywhere").checked) shown.limits.clear();
+  shown.hidden.clear();
+  const { subject } = shown;
+  return guarded(openSlide(n, { gene: subject?.label, set: subject?.genes }));
+}
+
+/** @param wanted what a link or the slide before names, see readLink */
+async function openSlide(n, wanted) {
   const opened = ++shown.opened;
   const base = `data/${n}`;
   document.body.dataset.state = "loading";
-  notes.clear();
-  const slide = await document_(`${base}/slide.json`);
+  clearNotes();
+  const slide = await readDocument(`${base}/slide.json`);
   if (opened !== shown.opened) return;
-  Object.assign(shown, { slide, base, layer: null, spots: null, gene: null, wanted: gene, chosen: false });
+  Object.assign(shown, { slide, base, layer: null, layerNumber: 0, spots: null, subject: null, wanted, chosen: false });
   slide.notes.forEach((text, i) => note(`slide ${i}`, text));
-  if (missing !== null) note("link", `The link names slide ${missing}, which is not in this store; ${slide.id} is shown.`);
   for (const panel of Object.values(panels)) panel.setLayer(null);
   const thumbnails = Promise.all(Object.values(panels).map((panel) => panel.open(slide, base)));
   thumbnails.then(() => mark("thumbnail"));
@@ -74,20 +140,53 @@ async function openSlide(n, gene, missing = null) {
   if (slide.spots) guarded(openSpots(opened, base));
   find("layer").replaceChildren(...slide.layers.map((key, i) => new Option(key, i)));
   find("layer-field").hidden = slide.layers.length < 2;
-  find("layout").value = !slide.spots ? "predicted" : "both";
-  find("layout").disabled = !slide.spots || !slide.layers.length;
-  if (slide.spots && !slide.layers.length) find("layout").value = "measured";
-  arrange();
+  chooseLayout(wanted);
   find("predicted-title").textContent = "Slide";
-  if (slide.layers.length) await openLayer(0);
+  const layer = Math.max(0, slide.layers.indexOf(wanted.grid));
+  if (wanted.grid && !slide.layers.includes(wanted.grid)) missing("grid", `grid ${wanted.grid}`);
+  find("layer").value = layer;
+  if (slide.layers.length) await openLayer(layer);
   if (opened !== shown.opened) return;
   listGenes();
   await thumbnails;
-  const start = shown.names.includes(gene) ? gene : shown.names[0];
+  if (opened !== shown.opened) return;
+  takeLink(wanted);
+  const start = wanted.set ? new Subject(wanted.gene || "my set", wanted.set) : new Subject(shown.names.includes(wanted.gene) ? wanted.gene : shown.names[0]);
   // While spots are still read, they may have it.
-  if (gene && !shown.names.includes(gene) && !(slide.spots && !shown.spots)) noteGene(gene);
-  if (start) await chooseGene(start);
+  if (wanted.gene && !wanted.set && !shown.names.includes(wanted.gene) && !(slide.spots && !shown.spots)) noteGene(wanted.gene);
+  if (start.label !== undefined) await chooseSubject(start);
   else await draw();
+}
+
+/** What a slide has decides which views there are; a link may choose among them. */
+function chooseLayout(wanted) {
+  const { slide } = shown;
+  const layout = find("layout");
+  const can = {
+    both: slide.spots && slide.layers.length,
+    measured: slide.spots,
+    predicted: slide.layers.length || !slide.spots,
+    "pair-predicted": slide.layers.length,
+    "pair-measured": slide.spots,
+  };
+  for (const option of layout.options) option.disabled = !can[option.value];
+  if (wanted.layout && can[wanted.layout]) layout.value = wanted.layout;
+  else layout.value = can.both ? "both" : can.measured ? "measured" : "predicted";
+  if (wanted.layout && !can[wanted.layout]) missing("layout", `the views “${wanted.layout}”`);
+  arrange();
+}
+
+/** Take from a link what only an opened slide has. */
+function takeLink(wanted) {
+  for (const [show, hidden] of wanted.hidden ?? []) for (const label of hidden ?? []) shown.hiddenLabels(show).add(label);
+  if (wanted.limits && wanted.gene) shown.limits.set(wanted.gene, wanted.limits);
+  if (wanted.second) {
+    if (shown.names.includes(wanted.second)) shown.second = new Subject(wanted.second);
+    else if (!shown.slide.spots || shown.spots) missing("second", `second gene ${wanted.second}`);
+  }
+  if (wanted.at) leading().goTo({ x: wanted.at[0], y: wanted.at[1], width: wanted.at[2], height: wanted.at[3] });
+  regions.set(wanted.regions?.length ? wanted.regions : regions.list);
+  if (wanted.regions?.length) find("region-tools").open = true;
 }
 
 function noteGene(gene) {
@@ -98,7 +197,7 @@ function noteGene(gene) {
 async function openPicture(opened, base) {
   note("picture", "");
   for (;;) {
-    const picture = await document_(`${base}/picture.json`);
+    const picture = await readDocument(`${base}/picture.json`);
     if (opened !== shown.opened) return;
     if (picture.state === "ready") {
       note("picture", "");
@@ -120,7 +219,7 @@ async function openPicture(opened, base) {
 
 async function openSpots(opened, base) {
   noLegend(find("measured-legend"), "reading the measured spots …");
-  const spots = await document_(`${base}/spots.json`);
+  const spots = await readDocument(`${base}/spots.json`);
   if (opened !== shown.opened) return;
   if (spots.error) {
     note("spots", `Measured spots: ${spots.error}.`);
@@ -130,161 +229,194 @@ async function openSpots(opened, base) {
   spots.column = new Map(spots.genes.map((name, i) => [name, i]));
   shown.spots = spots;
   listGenes();
-  // A gene that was asked for before it was known: only the spots have it.
-  const late = !shown.chosen && shown.wanted !== shown.gene && spots.column.has(shown.wanted);
-  if (shown.wanted && !shown.names.includes(shown.wanted)) noteGene(shown.wanted);
-  if (late) await chooseGene(shown.wanted);
-  else if (shown.gene) await draw();
-  else if (shown.names.length && !shown.slide.layers.length) await chooseGene(shown.names[0]);
+  const { wanted } = shown;
+  if (wanted.second && !shown.second) {
+    if (shown.names.includes(wanted.second)) shown.second = new Subject(wanted.second);
+    else missing("second", `second gene ${wanted.second}`);
+  }
+  // A gene that was wanted before it was known: only the spots have it.
+  const late = !shown.chosen && !wanted.set && wanted.gene !== shown.subject?.label && spots.column.has(wanted.gene);
+  if (wanted.gene && !wanted.set && !shown.names.includes(wanted.gene)) noteGene(wanted.gene);
+  if (late) await chooseSubject(new Subject(wanted.gene));
+  else if (shown.subject) await draw();
+  else if (shown.names.length && !shown.slide.layers.length) await chooseSubject(new Subject(shown.names[0]));
+  if (regions.list.length) regions.compare();
 }
 
 async function openLayer(n) {
   const base = `${shown.base}/layers/${n}`;
   const opened = shown.opened;
-  const layer = await document_(`${base}/layer.json`);
+  const layer = await readDocument(`${base}/layer.json`);
   if (opened !== shown.opened) return;
   layer.base = base;
   layer.column = new Map(layer.genes.map((name, i) => [name, i]));
   shown.layer = layer;
+  shown.layerNumber = n;
   note("layer", layer.note ?? "");
   note("training", layer.caveat ?? "");
-  find("predicted-title").textContent = layer.genes.length ? "Predicted, every patch" : "Slide";
-  find("show").querySelector("[value=domains]").disabled = !layer.domains;
-  if (!layer.domains) find("show").value = "gene";
-  else if (!layer.genes.length) find("show").value = "domains";
+  const badge = find("training");
+  badge.hidden = !layer.training;
+  badge.textContent = layer.training ?? "";
+  badge.className = `badge ${(layer.training ?? "").replaceAll(" ", "-")}`;
+  badge.title = layer.caveat ?? "";
+  offerPictures(layer);
   listGenes();
+  if (layer.agreement) guarded(readAgreement(layer));
+}
+
+/** Offer what this grid has; a link or the last slide may have chosen what it does not have. */
+function offerPictures(layer) {
+  const select = find("show");
+  const can = {
+    gene: layer.genes.length,
+    blend: layer.genes.length || shown.slide.spots,
+    domains: layer.domains,
+    components: layer.components,
+    clusters: layer.clusters,
+    quality: layer.quality,
+    tissue: layer.tissue,
+  };
+  for (const option of select.options) option.hidden = option.disabled = !can[option.value];
+  if (can[select.value]) return;
+  if (shown.wanted.show === select.value) missing("show", `“${select.selectedOptions[0].textContent}”`);
+  select.value = ["gene", "domains", "components", "tissue"].find((value) => can[value]) ?? "gene";
+}
+
+/** How well the map agrees with the slide's own spots; it takes a moment, and nothing waits for it. */
+async function readAgreement(layer) {
+  layer.r = await readDocument(`${layer.base}/agreement.json`);
+  if (layer === shown.layer) describeSubject();
 }
 
 function listGenes() {
   const predicted = shown.layer?.column ?? new Map();
   const measured = shown.spots?.column ?? new Map();
   shown.names = [...predicted.keys(), ...[...measured.keys()].filter((name) => !predicted.has(name))];
-  search.setGenes(
-    shown.names.map((name) => {
-      const kinds = [measured.has(name) && "measured", predicted.has(name) && "predicted"].filter(Boolean);
-      const trust = shown.layer?.trust?.[predicted.get(name)];
-      return { name, note: kinds.join(", ") + (trust == null ? "" : `, trust ${number(trust)}`) };
-    }),
-  );
-  find("gene").disabled = !shown.names.length;
+  const genes = shown.names.map((name) => {
+    const kinds = [measured.has(name) && "measured", predicted.has(name) && "predicted"].filter(Boolean);
+    const trust = shown.layer?.trust?.[predicted.get(name)];
+    const abstained = shown.layer?.abstained?.[predicted.get(name)] === true;
+    const words = kinds.join(", ") + (trust == null ? "" : `, trust ${number(trust)}`) + (abstained ? ", the model abstains" : "");
+    return { name, note: words, abstained };
+  });
+  search.setGenes(genes);
+  secondSearch.setGenes(genes);
+  find("gene").disabled = find("second").disabled = !shown.names.length;
   find("previous").disabled = find("next").disabled = shown.names.length < 2;
 }
 
 // ---------------------------------------------------------------- a gene
 
 function step(by) {
-  const at = shown.names.indexOf(shown.gene);
+  const at = shown.names.indexOf(shown.subject?.label);
   pick(shown.names[(at + by + shown.names.length) % shown.names.length]);
 }
 
 /** Take a gene that a person chose. */
 function pick(name) {
-  shown.chosen = true;
-  return chooseGene(name);
+  return chooseSubject(new Subject(name), true);
 }
 
-function chooseGene(name) {
+function pickSecond(name) {
+  shown.second = new Subject(name);
+  const isSeen = find("show").value === "blend" || find("layout").value.startsWith("pair");
+  if (!isSeen) find("layout").value = shown.layer?.genes.length ? "pair-predicted" : "pair-measured";
+  arrange();
+  return shown.redraw();
+}
+
+function chooseSubject(subject, byPerson = false) {
   mark("gene-asked");
-  if (name === shown.wanted || shown.chosen) note("gene", "");
-  if (shown.gene !== null && find("show").value === "domains" && shown.layer?.genes.length) find("show").value = "gene";
-  shown.gene = name;
-  search.show(name);
+  if (byPerson) shown.chosen = true;
+  if (byPerson || subject.label === shown.wanted.gene) note("gene", "");
+  if (byPerson && shown.layer?.genes.length && !["gene", "blend"].includes(find("show").value)) find("show").value = "gene";
+  shown.subject = subject;
+  search.show(subject.isSet ? "" : subject.label);
   return guarded(draw());
 }
 
 /** Read what is chosen and draw it; of several calls only the last one draws. */
 async function draw() {
-  const ask = ++shown.ask;
-  const { gene, layer, spots, base } = shown;
+  const request = ++shown.requests;
   document.body.dataset.state = "loading";
-  const [predicted, measured, domains, strata] = await Promise.all([
-    layer?.column.has(gene) ? values(`${layer.base}/genes/${layer.column.get(gene)}.f16`) : null,
-    spots?.column.has(gene) ? values(`${base}/spots/${spots.column.get(gene)}.f16`) : null,
-    layer && find("show").value === "domains" ? labels(`${layer.base}/domains.i16`) : null,
-    layer?.strata ? labels(`${layer.base}/strata.i16`) : null,
-  ]);
-  if (ask !== shown.ask) return;
-  const own = { measured: measured && robustRange(measured), predicted: predicted && robustRange(predicted) };
-  const shared = find("scale").value === "shared" ? (own.measured ?? own.predicted) : null;
-  drawMeasured(measured, shared ?? own.measured);
-  if (domains) drawDomains(domains);
-  else drawPredicted(predicted, strata, shared ?? own.predicted);
-  describeGene();
-  remember();
-  document.body.dataset.gene = gene ?? "";
+  const plans = plan(shown);
+  const found = await Promise.all(plans.map((each) => read(shown, each)));
+  if (request !== shown.requests) return;
+  const spans = ranges(shown, plans, found);
+  plans.forEach((each, i) => render(shown, panels[each.view], each, found[i], spans[i]));
+  const first = spans[0] ?? spans[1];
+  // The scale that is seen now is the one to be kept.
+  if (find("everywhere").checked && shown.subject && first) shown.limits.set(shown.subject.label, first);
+  const seen = plans.map((each, i) => each.subject === shown.subject && found[i].values).filter(Boolean);
+  contrast.show(seen, seen.length ? first : null, find("map").value);
+  describeSubject();
+  sets.describe(shown.subject, shown.layer, shown.spots);
+  secondSearch.show(shown.second?.label ?? "");
+  writeNow();
+  document.body.dataset.gene = shown.subject?.label ?? "";
   document.body.dataset.state = "ready";
   mark("gene-drawn");
 }
 
-function drawMeasured(found, range) {
-  const legend = find("measured-legend");
-  if (!found || !range) {
-    panels.measured.setLayer(null);
-    if (shown.spots) noLegend(legend, shown.gene ? `${shown.gene} was not measured` : "no gene is chosen");
-    return;
-  }
-  const map = find("map").value;
-  const say = (value) => `${shown.gene} ${number(value)}`;
-  panels.measured.setLayer(new SpotLayer(shown.spots, found, scaleColour(map, range), say));
-  scaleLegend(legend, { map, range, unit: shown.spots.unit, title: `${shown.gene} measured in ${found.length} spots` });
+function setLimits(range) {
+  if (!shown.subject) return;
+  if (range) shown.limits.set(shown.subject.label, range);
+  else shown.limits.delete(shown.subject.label);
+  if (!range) find("everywhere").checked = false;
+  shown.redraw();
 }
 
-function drawPredicted(found, strata, range) {
-  const legend = find("predicted-legend");
-  if (!found || !range) {
-    panels.predicted.setLayer(null);
-    noLegend(legend, shown.gene ? `${shown.gene} is not predicted here` : "nothing is predicted here");
-    return;
-  }
-  const map = find("map").value;
-  const widths = shown.layer.half_widths?.[shown.layer.column.get(shown.gene)];
-  const say = (value, patch) => {
-    if (Number.isNaN(value)) return "no prediction";
-    const half = widths?.[strata ? strata[patch] : 0];
-    return `${shown.gene} ${number(value)}${half === undefined ? "" : ` ± ${number(half)} (${shown.layer.interval})`}`;
-  };
-  panels.predicted.setLayer(new PatchLayer(shown.layer, found, scaleColour(map, range), say));
-  const by = shown.layer.made_by?.preset ? ` by ${shown.layer.made_by.preset}` : "";
-  scaleLegend(legend, { map, range, unit: shown.layer.unit, title: `${shown.gene} predicted${by}` });
-}
-
-function drawDomains(found) {
-  const say = (label) => (label < 0 ? "in no domain" : `domain ${label}`);
-  panels.predicted.setLayer(new PatchLayer(shown.layer, found, labelColour, say));
-  domainLegend(find("predicted-legend"), shown.layer.domains);
-}
-
-function describeGene() {
-  const { gene, layer } = shown;
-  const i = layer?.column.get(gene);
+function describeSubject() {
+  const { subject, layer, spots } = shown;
+  const own = (list) => (subject && !subject.isSet ? list?.[layer.column.get(subject.label)] : null);
   const words = [];
-  const trust = i === undefined ? null : layer.trust?.[i];
-  const widths = i === undefined ? null : layer.half_width_texts?.[i];
+  if (subject?.isSet) words.push(`mean z-score of ${subject.genes.length} genes`);
+  const [trust, widths, r] = [own(layer?.trust), own(layer?.half_width_texts), own(layer?.r?.r)];
   if (widths != null) words.push(`${layer.interval} ${widths}${layer.strata ? ", by predicted library size" : ""}`);
   const scope = layer?.trust_scope ? ` (${layer.trust_scope})` : "";
   if (trust != null) words.push(`trust ${number(trust)}${scope}`);
-  find("about-gene").textContent = gene && words.length ? `${gene}: ${words.join("; ")}` : "";
+  if (subject && layer && isAbstained(layer, subject)) words.push("the model abstains: do not interpret it");
+  if (r != null) words.push(`r ${number(r)} on this slide's own ${layer.r.n} spots (${layer.training})`);
+  find("about-gene").textContent = words.length ? `${subject.label}: ${words.join("; ")}` : "";
 }
 
 function fade() {
-  const share = Number(find("opacity").value);
-  find("opacity-value").textContent = `${share} %`;
-  for (const panel of Object.values(panels)) panel.setOpacity(share / 100);
+  for (const panel of Object.values(panels)) {
+    panel.setOpacity(Number(find("opacity").value) / 100);
+    panel.setBackdrop(find("backdrop").value);
+  }
+}
+
+function tellSliders() {
+  for (const [id, unit] of [["opacity", " %"], ["spot-size", " %"], ["least-tissue", " %"]]) {
+    find(`${id}-value`).textContent = `${find(id).value}${unit}`;
+  }
 }
 
 // ---------------------------------------------------------------- views
 
+/** The view that the buttons move: the one that was touched last, of those that are seen. */
 function leading() {
-  return find("layout").value === "predicted" ? panels.predicted : panels.measured;
+  const seen = Object.values(panels).filter((panel) => !panel.host.closest("section").hidden);
+  return seen.find((panel) => !panel.following) ?? seen[0];
 }
 
 function arrange() {
   const layout = find("layout").value;
+  const before = leading();
   find("measured-panel").hidden = layout === "predicted";
   find("predicted-panel").hidden = layout === "measured";
-  // A view that was hidden has kept its old place, and takes a moment to know its size.
-  leading().lead();
-  setTimeout(() => leading().moved(), 150);
+  // A view that was hidden has kept its old place: it takes that of the one that was seen, once it knows its size.
+  const after = before.host.closest("section").hidden ? leading() : before;
+  if (after !== before) after.take(before);
+  after.lead();
+  setTimeout(() => after.moved(), 150);
+}
+
+function showTools(isShown) {
+  find("tools").hidden = !isShown;
+  find("toggle-tools").setAttribute("aria-expanded", String(isShown));
+  if (isShown && window.innerWidth <= NARROW_PX) find("tools").scrollIntoView();
 }
 
 /** Read out what lies at a place, in both views, and outline it. */
@@ -296,29 +428,41 @@ function look(panel, place) {
     return;
   }
   const said = [`x ${place.x.toFixed(0)} µm, y ${place.y.toFixed(0)} µm`];
-  const spot = panels.measured.layer?.at(place.x, place.y);
-  const patch = panels.predicted.layer?.at(place.x, place.y);
-  if (spot) said.push(spot.words);
-  if (patch) said.push(patch.words);
+  const first = panels.measured.layer?.at(place.x, place.y);
+  const second = panels.predicted.layer?.at(place.x, place.y);
+  if (first) said.push(first.words);
+  if (second) said.push(second.words);
   readout.textContent = said.join(" · ");
-  const mine = panel === panels.measured ? (spot ?? patch) : (patch ?? spot);
+  const mine = panel === panels.measured ? (first ?? second) : (second ?? first);
   const spotlight = { ...place, box: mine?.box };
   Object.values(panels).forEach((each) => each.setSpotlight(spotlight));
 }
 
-const notes = new Map();
-
-/** Say something above the views, or take it back. */
-function note(about, text) {
-  if (text) notes.set(about, text);
-  else notes.delete(about);
-  find("notes").textContent = [...notes.values()].join(" ");
-}
+let pause;
 
 /** Keep what is shown in the address, so that it can be shared and reloaded. */
 function remember() {
-  const state = new URLSearchParams({ slide: shown.slide.id, gene: shown.gene ?? "", map: find("map").value });
-  history.replaceState(null, "", `#${state}`);
+  clearTimeout(pause);
+  pause = setTimeout(() => shown.slide && writeNow(), PAUSE_MS);
+}
+
+function writeNow() {
+  clearTimeout(pause);
+  const panel = leading();
+  writeLink(shown, regions.list, panel.isHome || !panel.host.clientWidth ? null : panel.inSight());
+}
+
+async function copyLink() {
+  writeNow();
+  const said = find("share-help");
+  const rest = shown.isLinkShort ? "" : " Its regions are too long for a link: save them as GeoJSON.";
+  try {
+    await navigator.clipboard.writeText(location.href);
+    said.textContent = `The link is copied.${rest}`;
+  } catch {
+    said.textContent = `The browser keeps the clipboard: copy the page's address instead.${rest}`;
+  }
+  if (shown.isLive) said.textContent += " It opens while this server runs on this machine.";
 }
 
 /** Leave a time for whoever measures: of the moment when what was drawn is on the screen. */

@@ -2,6 +2,8 @@
 
 /* global OpenSeadragon */
 
+import { hasPicture, picture as pictureAddress } from "./data.js";
+
 const SHARPEST = 8; // screen pixels per pixel of the picture, at most
 const SPARE = 0.5; // tiles are not asked for when the picture is shown smaller than this share of its coarsest level
 
@@ -17,6 +19,8 @@ export class Panel {
     this.layer = null;
     this.opacity = 1;
     this.spotlight = null;
+    this.regions = [];
+    this.draft = null; // corners of a region that is being drawn
     this.followers = [];
     this.isHome = false; // the whole slide is shown, and nobody has looked closer since
     this.viewer = OpenSeadragon({
@@ -42,13 +46,15 @@ export class Panel {
     focus.setAttribute("aria-describedby", "readout");
     // Turning and mirroring are left out: what is drawn over the slide would not follow.
     this.viewer.addHandler("canvas-key", (event) => {
-      if (/^[rfjn]$/i.test(event.originalEvent.key)) event.preventDefaultAction = true;
+      if (/^[rfjn0]$/i.test(event.originalEvent.key)) event.preventDefaultAction = true;
+      else this.setHome(false);
+      if (event.originalEvent.key === "0") this.home();
     });
     this.viewer.addHandler("update-viewport", () => this.paint());
     this.viewer.addHandler("viewport-change", () => this.moved());
     this.viewer.addHandler("animation-finish", () => this.keyboard && this.look(this.centre()));
     this.viewer.addHandler("resize", () => requestAnimationFrame(() => this.resized()));
-    for (const kind of ["canvas-scroll", "canvas-drag", "canvas-pinch", "canvas-double-click", "canvas-key"]) {
+    for (const kind of ["canvas-scroll", "canvas-drag", "canvas-pinch", "canvas-double-click"]) {
       this.viewer.addHandler(kind, () => this.setHome(false));
     }
     for (const kind of ["pointerenter", "pointerdown", "wheel", "keydown"]) {
@@ -76,7 +82,7 @@ export class Panel {
     const ready = new Promise((done) => {
       if (!small) return done();
       this.viewer.addTiledImage({
-        tileSource: { type: "image", url: `${base}/thumbnail.png`, buildPyramid: false },
+        tileSource: { type: "image", url: pictureAddress(`${base}/thumbnail.png`), buildPyramid: false },
         x: small.origin_um[0] / width,
         y: small.origin_um[1] / width,
         width: (small.shape[1] * small.step_um) / width,
@@ -96,7 +102,9 @@ export class Panel {
       tileOverlap: 0,
       minLevel: picture.min_level,
       maxLevel: picture.max_level,
-      getTileUrl: (level, x, y) => `${base}/tiles/${level}/${x}_${y}.jpg?v=${picture.version}`,
+      getTileUrl: (level, x, y) => pictureAddress(`${base}/tiles/${level}/${x}_${y}.jpg?v=${picture.version}`),
+      // A tile that could not be read is left out of a page of one file.
+      tileExists: (level, x, y) => inLevel(picture, level, x, y) && hasPicture(`${base}/tiles/${level}/${x}_${y}.jpg`),
     };
     // Where even the coarsest tiles are too many for a whole slide, the thumbnail serves until one looks closer.
     this.coarsest = picture.min_level > 0 ? picture.width / 2 ** (picture.max_level - picture.min_level) : 0;
@@ -149,12 +157,70 @@ export class Panel {
     this.paint();
   }
 
+  /** Show regions' outlines. */
+  setRegions(regions) {
+    this.regions = regions;
+    this.paint();
+  }
+
+  /** Show the corners of a region that is being drawn; null for none. */
+  setDraft(corners) {
+    this.draft = corners;
+    this.paint();
+  }
+
+  /** Show the slide as it is, in grey, or not at all. */
+  setBackdrop(kind) {
+    const { canvas } = this.viewer.drawer;
+    canvas.style.filter = kind === "grey" ? "grayscale(1)" : "";
+    canvas.style.visibility = kind === "hidden" ? "hidden" : "";
+  }
+
   home(immediately = false) {
     if (!this.slide) return;
     if (!immediately) this.lead();
     this.setHome(true);
+    stopKeys(this.viewer);
     const [width, height] = this.slide.size_um;
-    this.viewer.viewport.fitBounds(new OpenSeadragon.Rect(0, 0, 1, height / width), immediately);
+    this.show({ x: 0, y: 0, width, height }, immediately);
+  }
+
+  /**
+   * Bring a rectangle in microns into sight.
+   *
+   * Not OpenSeadragon's fitBounds: it derives the place from the zoom of each frame, and leaves a movement that is under way
+   * to go on, so that a view which was still sliding came to rest beside the slide (6.1).
+   */
+  show({ x, y, width, height }, immediately = false) {
+    if (!this.host.clientWidth) return; // hidden: it takes its place from the other view once it is shown
+    const { viewport } = this.viewer;
+    const unit = this.slide.size_um[0];
+    const room = this.host.clientHeight / this.host.clientWidth;
+    const zoom = Math.min(unit / width, (room * unit) / height);
+    viewport.zoomTo(zoom, null, immediately);
+    viewport.panTo(new OpenSeadragon.Point((x + width / 2) / unit, (y + height / 2) / unit), immediately);
+  }
+
+  /** What is in sight, in microns: { x, y, width, height }. */
+  inSight() {
+    const box = this.viewer.viewport.getBounds(true);
+    const unit = this.slide.size_um[0];
+    return { x: box.x * unit, y: box.y * unit, width: box.width * unit, height: box.height * unit };
+  }
+
+  /** Show a rectangle in microns that somebody has chosen. */
+  goTo(place) {
+    this.lead();
+    this.setHome(false);
+    this.show(place, true);
+  }
+
+  /** Take the place of another view, whose size may be another. */
+  take(other) {
+    if (!other.slide) return;
+    const { viewport } = this.viewer;
+    viewport.panTo(other.viewer.viewport.getCenter(false), true);
+    viewport.zoomTo(other.viewer.viewport.getZoom(false), null, true);
   }
 
   setHome(isHome) {
@@ -211,12 +277,18 @@ export class Panel {
   pointed(event) {
     if (!this.slide) return;
     this.keyboard = false;
+    this.look(this.placeOf(event));
+  }
+
+  /** Where a pointer is, in microns. */
+  placeOf(event) {
     const box = this.host.getBoundingClientRect();
     const view = this.view();
-    this.look({
-      x: (event.clientX - box.left - view.left) / view.scale,
-      y: (event.clientY - box.top - view.top) / view.scale,
-    });
+    // The border of the view is no part of its canvas.
+    return {
+      x: (event.clientX - box.left - this.host.clientLeft - view.left) / view.scale,
+      y: (event.clientY - box.top - this.host.clientTop - view.top) / view.scale,
+    };
   }
 
   look(place) {
@@ -241,6 +313,8 @@ export class Panel {
       this.layer.draw(context, view);
       context.globalAlpha = 1;
     }
+    for (const region of this.regions) paintRegion(context, view, region);
+    if (this.draft) paintRegion(context, view, { polygons: [[this.draft]], colour: "#14181d" });
     this.paintSpotlight(context, view);
     this.paintScaleBar(context, view);
   }
@@ -263,18 +337,69 @@ export class Panel {
   }
 
   paintScaleBar(context, view) {
-    const round = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].filter((um) => um * view.scale <= 120).pop();
-    if (!round) return;
-    const words = round >= 1000 ? `${round / 1000} mm` : `${round} µm`;
-    const [left, bottom, long] = [12, view.height - 12, round * view.scale];
+    const bar = scaleBar(view.scale);
+    if (!bar) return;
+    const [left, bottom] = [12, view.height - 12];
     context.font = "600 12px system-ui, sans-serif";
-    const width = Math.max(long, context.measureText(words).width) + 12;
+    const width = Math.max(bar.long, context.measureText(bar.words).width) + 12;
     context.fillStyle = "rgb(255 255 255 / 85%)";
     context.fillRect(left - 6, bottom - 22, width, 28);
     context.fillStyle = "#111";
-    context.fillText(words, left, bottom - 8);
-    context.fillRect(left, bottom - 3, long, 3);
+    context.fillText(bar.words, left, bottom - 8);
+    context.fillRect(left, bottom - 3, bar.long, 3);
   }
+}
+
+/** A round length that fits on the screen, in words and in pixels; undefined where none does. */
+export function scaleBar(scale) {
+  const round = [10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000].filter((um) => um * scale <= 120).pop();
+  return round && { long: round * scale, words: round >= 1000 ? `${round / 1000} mm` : `${round} µm` };
+}
+
+/** Draw a region's outline, dark on a light rim, so that it is seen on any colour; and its name. */
+export function paintRegion(context, view, { polygons, colour, name }) {
+  const path = regionPath(polygons, view);
+  context.lineJoin = "round";
+  for (const [ink, width] of [["#ffffff", 5], [colour, 2.5]]) {
+    context.strokeStyle = ink;
+    context.lineWidth = width;
+    context.stroke(path);
+  }
+  if (!name) return;
+  const top = polygons[0][0].reduce((best, corner) => (corner[1] < best[1] ? corner : best));
+  const [x, y] = [view.left + top[0] * view.scale, view.top + top[1] * view.scale - 7];
+  context.font = "600 12px system-ui, sans-serif";
+  context.lineWidth = 3;
+  context.strokeStyle = "#ffffff";
+  context.strokeText(name, x, y);
+  context.fillStyle = "#14181d";
+  context.fillText(name, x, y);
+}
+
+function regionPath(polygons, view) {
+  const path = new Path2D();
+  for (const ring of polygons.flat()) {
+    ring.forEach(([x, y], i) => {
+      const place = [view.left + x * view.scale, view.top + y * view.scale];
+      if (i) path.lineTo(...place);
+      else path.moveTo(...place);
+    });
+    path.closePath();
+  }
+  return path;
+}
+
+/** End what a key has begun: a press moves the view over ten frames, also when it is let go before (6.1). */
+function stopKeys(viewer) {
+  for (const held of [viewer._navActionVirtuallyHeld, viewer._activeActions]) {
+    for (const action of Object.keys(held ?? {})) held[action] = false;
+  }
+}
+
+function inLevel(picture, level, x, y) {
+  if (level < picture.min_level || level > picture.max_level) return false;
+  const side = picture.tile_px * 2 ** (picture.max_level - level);
+  return x >= 0 && y >= 0 && x * side < picture.width && y * side < picture.height;
 }
 
 /** Let two views move together. */

@@ -45,7 +45,8 @@ export class GeneSearch {
     const found = this.matches(text);
     const options = found.slice(0, SHOWN).map((gene, i) => {
       const option = document.createElement("li");
-      option.id = `gene-option-${i}`;
+      option.id = `${this.list.id}-option-${i}`;
+      if (gene.abstained) option.className = "abstained";
       option.setAttribute("role", "option");
       option.setAttribute("aria-selected", "false");
       option.dataset.gene = gene.name;

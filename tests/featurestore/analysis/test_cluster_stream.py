@@ -19,6 +19,7 @@ from _s3 import Proxy, environment, free_port, serving
 from _stores import SPEC, Made, write_store
 from counting_sums import Killing
 from distributed import Client
+from make_slides import tissue_like, write_pyramid
 
 from featurestore.analysis.cluster_stream import ClusterStream, connect
 from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
@@ -27,7 +28,8 @@ from featurestore.analysis.patch_stream import PatchStream, open_stream
 from featurestore.analysis.pca import fit_pca, write_scores
 from featurestore.analysis.slide_source import EmbeddingSource
 from featurestore.analysis.summary import summarise
-from featurestore.embedding.dask_cluster import remote_client
+from featurestore.embedding.dask_clients import remote_client
+from featurestore.embedding.embed import embed
 from featurestore.errors import ClusterError, StoreError
 from featurestore.events import OnProgress, ignore_progress
 from featurestore.storage.store import Store
@@ -182,12 +184,16 @@ def test_a_worker_of_another_version_is_refused_in_one_line(store: str, tmp_path
     installed = tmp_path / "histosge-9.9.dist-info"
     installed.mkdir()
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: histosge\nVersion: 9.9\n")
+    write_pyramid(tmp_path / "S.tif", tissue_like(300, 300, 2.0), 2.0)
     path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
     with connect(1, None) as client, _worker_elsewhere(client.scheduler.address, PYTHONPATH=path):
         client.wait_for_workers(2)
         with pytest.raises(ClusterError, match=r"runs histosge 9\.9 and this process \S+; install") as caught:
             _on(client, store)
+        with pytest.raises(ClusterError, match=r"runs histosge 9\.9"):
+            embed(tmp_path / "S.tif", tmp_path / "new", scheduler=client.scheduler.address)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.e2e

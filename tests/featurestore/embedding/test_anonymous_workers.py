@@ -4,7 +4,7 @@ import os
 
 from distributed import LocalCluster
 
-from featurestore.embedding.dask_cluster import remote_client
+from featurestore.embedding.dask_clients import remote_client
 from featurestore.file_systems import ENV_ANONYMOUS, ENV_SIGNED, anonymous_access
 
 

@@ -6,7 +6,7 @@ import urllib.request
 import pytest
 
 from featurestore.embedding import limits
-from featurestore.embedding.dask_cluster import local_client
+from featurestore.embedding.dask_clients import local_client
 from featurestore.errors import ClusterError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from distributed import Client
 
-from featurestore.embedding.dask_cluster import gpu_client, local_client
+from featurestore.embedding.dask_clients import gpu_client, local_client
 from featurestore.embedding.gpu_sharing import (
     InstalledGpu,
     auto_workers,

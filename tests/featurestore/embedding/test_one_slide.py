@@ -18,7 +18,8 @@ from make_slides import tissue_like, write_pyramid
 from featurestore import EmbedSettings, GridSpec, catalogue, embed, validate
 from featurestore.analysis.patch_stream import open_stream
 from featurestore.embedding import slide_watch
-from featurestore.embedding.dask_cluster import embed_on_cluster, local_client
+from featurestore.embedding.dask_clients import local_client
+from featurestore.embedding.dask_cluster import embed_on_cluster
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.embedding.slide_watch import SlideWatch
 from featurestore.embedding.worker import EncoderPool, SharedEncoder

@@ -10,9 +10,10 @@ import pytest
 from make_hest import SPEC, TABLE, write_hest
 
 from featurestore.embedding.embed import EmbedSettings, embed
-from featurestore.errors import SampleSheetError, SlideWarning
+from featurestore.errors import SampleSheetError
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import read_samples
+from featurestore.storage.store import Store
 from histosge.data.hest_folder import HestFilter, list_hest
 from histosge.data.section_loading import Selection, load_sections
 from histosge_cli import main
@@ -68,8 +69,10 @@ def test_the_sheet_is_what_embedding_and_training_read(
     }
     # The authors count a study without patients as one patient: its sections are never split.
     assert rows["NCBI7"]["donor"] == rows["SPA3"]["donor"] == "Study B: Patient 1"
-    with pytest.warns(SlideWarning, match=r"^the sheet's column mask is ignored \(3 of 3 rows have one\)"):
-        embed(sheet, folder / "store", EmbedSettings(("colour",), GridSpec(1.0, 56, 56)))
+    spec = GridSpec(1.0, 56, 56)
+    embed(sheet, folder / "store", EmbedSettings(("colour",), spec))
+    tissue = Store.open(folder / "store").grid_attrs("NCBI7", spec.key)["tissue"]
+    assert (tissue["name"], tissue["region"]["kind"]) == ("mask", "geojson")
     loaded = load_sections(str(sheet), str(folder / "store"), Selection())
     assert [item.section.slide_id for item in loaded] == ["NCBI7", "SPA3", "TENX99"]
     for item in loaded:

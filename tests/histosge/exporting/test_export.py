@@ -1,6 +1,7 @@
 """Maps and embeddings in other tools' files: the same values, at the same places."""
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -23,8 +24,9 @@ from featurestore.errors import EarlierResultError, OutputError, StoreError
 from featurestore.extensions import Registry
 from featurestore.grid import GridSpec, OffsetGridSpec, PatchGrid
 from featurestore.storage.store import Store
+from histosge import viewer
 from histosge.errors import ExportError, MissingExtraError
-from histosge.exporting.domain_labels import domain_labels, read_labels
+from histosge.exporting.domain_labels import domain_colour, domain_labels, read_labels
 from histosge.exporting.export import export
 from histosge.exporting.export_format import FORMATS, ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.geojson import polygons, write_geojson
@@ -374,6 +376,57 @@ def test_k_means_domains_follow_the_expression(made: Made) -> None:
     np.testing.assert_array_equal(labels, domain_labels(table, 2))
 
 
+def test_domains_have_the_viewer_s_colours() -> None:
+    page = Path(viewer.__file__).parent / "static" / "colours.js"
+    listed = re.search(r"const DOMAINS = \[(.*?)\]", page.read_text(), re.DOTALL)
+    assert listed is not None
+    colours = re.findall(r'"([0-9a-f]{6})"', listed[1])
+    assert [bytes(domain_colour(i)).hex() for i in range(len(colours))] == colours
+    # After the last they come again, darker: Math.round(value / 1.5) in the page.
+    assert domain_colour(len(colours)) == [int(v / 1.5 + 0.5) for v in bytes.fromhex(colours[0])]
+
+
+def test_qupath_gets_domains_and_patches_with_measurements(
+    made: Made, table: PatchTable, tmp_path: Path
+) -> None:
+    choice = ExportSelection(["A"], ["CD3E", "row"])
+    (line,) = export(made.maps, tmp_path / "A.geojson", "qupath", choice, ExportSettings(domains=3))
+    features = json.loads((tmp_path / "A.geojson").read_text())["features"]
+    detections = [f for f in features if f["properties"]["objectType"] == "detection"]
+    annotations = [f for f in features if f["properties"]["objectType"] == "annotation"]
+    assert line.endswith(f"{len(features)} objects, {len(table)} of them patches with 2 measurements")
+    assert len({f["id"] for f in detections}) == len(detections) == len(table)
+    expected = _expected(made, table)[:, [1, 3]]
+    found = [[f["properties"]["measurements"][gene] for gene in ("CD3E", "row")] for f in detections]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    squares = [Polygon(f["geometry"]["coordinates"][0]) for f in detections]
+    np.testing.assert_allclose(
+        [(s.centroid.x, s.centroid.y) for s in squares], table.xy_um / SLIDE_MPP, atol=0.02
+    )
+    np.testing.assert_allclose([s.area for s in squares], (16 / SLIDE_MPP) ** 2)
+    classes = {json.dumps(f["properties"]["classification"]) for f in annotations}
+    assert classes == {json.dumps({"name": f"domain {i}", "color": domain_colour(i)}) for i in range(3)}
+    # Each patch in a domain's polygon is of that domain's class; those at the rim are of none.
+    of_domain = {json.dumps(f["properties"].get("classification")) for f in detections}
+    assert of_domain == classes | {"null"}
+    for annotation in annotations:
+        outline = Polygon(annotation["geometry"]["coordinates"][0], annotation["geometry"]["coordinates"][1:])
+        inside = [f for f, s in zip(detections, squares, strict=True) if outline.contains(s.centroid)]
+        assert {f["properties"]["classification"]["name"] for f in inside} == {
+            annotation["properties"]["name"]
+        }
+    with pytest.raises(ExportError, match="qupath takes maps of genes"):
+        export(made.store, tmp_path / "x", "qupath")
+
+
+def test_too_many_measurements_are_refused(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histosge.exporting.formats.qupath.MAX_GENES", 4)
+    with pytest.raises(ExportError, match=r"5 genes are too many measurements .* choose with --genes"):
+        export(made.maps, tmp_path / "x.geojson", "qupath", ExportSelection(["A"]))
+
+
 def test_stored_domains_win_over_k_means(made: Made) -> None:
     stored = ExpressionStore.open(made.maps).map("A", GRID.key)
     own = np.arange(np.prod(stored.grid.shape)).reshape(stored.grid.shape) % 3
@@ -484,7 +537,7 @@ def test_a_map_that_is_not_whole_is_not_exported(half: str, tmp_path: Path) -> N
         (
             "xlsx",
             ExportSelection(),
-            "choose one of h5ad, geojson, tiff, ome-zarr, parquet, spatialdata, trident",
+            "choose one of h5ad, geojson, tiff, ome-zarr, parquet, qupath, spatialdata, trident",
         ),
         ("parket", ExportSelection(), "did you mean parquet"),
         ("h5ad", ExportSelection(["C"]), "it has: A, B"),
@@ -605,7 +658,8 @@ def test_spatialdata_opens_with_everything_in_microns(made: Made, tmp_path: Path
         (table,) = open_tables(made.maps, ExportSelection(["A"]))
         held = data.tables["A_expression"]
         np.testing.assert_array_equal(np.asarray(held.X), _expected(made, table))
-        squares = data.shapes["A_patches"].loc[held.obs["patch"]]
+        squares = data.shapes["A_patches"].loc[held.obs["instance_id"]]
+        assert held.obs["instance_id"].dtype == data.shapes["A_patches"].index.dtype == np.int64
         np.testing.assert_allclose(np.column_stack([squares.centroid.x, squares.centroid.y]), table.xy_um)
         np.testing.assert_allclose(squares.area, 16.0**2)
         matrix = get_transformation(data.images["A_image"], "A").to_affine_matrix(("x", "y"), ("x", "y"))
@@ -620,6 +674,41 @@ def test_spatialdata_opens_with_everything_in_microns(made: Made, tmp_path: Path
         )
         centres = box.shapes["A_patches"].centroid
         assert len(box.tables["A_expression"]) == len(centres) > 10
+
+
+@pytest.mark.spatialdata
+def test_measured_spots_are_a_second_table_of_spatialdata(made: Made, tmp_path: Path) -> None:
+    from scipy import sparse
+
+    rng = np.random.default_rng(5)
+    xy_px, counts = rng.uniform(400, 800, (31, 2)), rng.poisson(3.0, (31, 4))
+    spots = anndata.AnnData(sparse.csr_matrix(counts), obsm={"spatial": xy_px})
+    spots.var_names = ["EPCAM", "CD3E", "X", "Y"]
+    spots.write_h5ad(tmp_path / "A_spots.h5ad")
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text(f"slide_id,slide,expression\nA,{made.folder}/slides/A.tif,A_spots.h5ad\n")
+    messages: list[str] = []
+    settings = ExportSettings(store=made.store, samples=str(sheet))
+    export(made.maps, tmp_path / "OUT", "spatialdata", settings=settings, on_message=messages.append)
+    assert messages == ["B: the sample sheet names no expression of this slide, so its spots are left out"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import spatialdata
+
+        data = spatialdata.read_zarr(tmp_path / "OUT")
+        assert set(data.tables) == {"A_expression", "A_measured", "B_expression"}
+        measured, circles = data.tables["A_measured"], data.shapes["A_spots"]
+        matched, joined = spatialdata.join_spatialelement_table(
+            sdata=data, spatial_element_names="A_spots", table_name="A_measured", how="inner"
+        )
+    np.testing.assert_array_equal(measured.layers["counts"].toarray(), counts)
+    totals = counts.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(measured.X.toarray(), np.log1p(1e4 * counts / totals), rtol=1e-5)
+    np.testing.assert_allclose(np.column_stack([circles.geometry.x, circles.geometry.y]), xy_px * SLIDE_MPP)
+    assert (circles["radius"] == 27.5).all()
+    assert len(matched["A_spots"]) == joined.n_obs == 31
+    with pytest.raises(ExportError, match=r"parquet holds no measured spots: .* export to spatialdata"):
+        export(made.maps, tmp_path / "p", "parquet", settings=settings)
 
 
 @pytest.mark.spatialdata

@@ -22,7 +22,7 @@ from histosge.models.residual_kriging import ResidualKriging
 GENES = 8
 NETWORKS = ("paper", "mlp", "bleep", "triplex")
 """Trained for as many epochs as `_fit` gives, which is few; rounding of the inputs changes their steps."""
-LEARNERS = ("ridge", "dense", "dense+attention", "gp", "dense+spots", *NETWORKS)
+LEARNERS = ("ridge", "dense", "attention", "dense+attention", "gp", "dense+spots", *NETWORKS)
 
 
 @cache

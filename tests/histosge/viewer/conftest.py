@@ -3,11 +3,16 @@
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+from browser_page import WAIT_MS
 from viewer_world import Answer, Get, World, make_world, serving
 
 from histosge.viewer.collection import Collection
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +39,29 @@ def get(address: str) -> Get:
                 return Answer(error.code, error.read(), dict(error.headers))
 
     return ask
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_path: str) -> "Iterator[Browser]":
+    from playwright.sync_api import sync_playwright
+
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=chromium_path, headless=True, args=flags, timeout=30_000
+        )
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: "Browser") -> "Iterator[Page]":
+    opened = browser.new_page(viewport={"width": 1200, "height": 760})
+    opened.set_default_timeout(WAIT_MS)
+    said: list[str] = []
+    opened.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.on("requestfailed", lambda request: said.append(f"failed: {request.url}"))
+    yield opened
+    opened.close()
+    assert said == []

@@ -1,14 +1,12 @@
 """The page in a real Chromium: what a person sees, points at and types."""
 
-import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from PIL import Image
+from browser_page import MEASURED, PREDICTED, WAIT_MS, change, middle, open_page, pixels, readout, settled
 from viewer_world import GENES, GRID, HALF_WIDTHS, World, serving
 
 from histosge.prediction.expression_store import ExpressionStore
@@ -18,90 +16,31 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 pytestmark = pytest.mark.browser
-WAIT_MS = 20_000
-MEASURED, PREDICTED = "#measured", "#predicted"
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_path: str) -> "Iterator[Browser]":
-    from playwright.sync_api import sync_playwright
-
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(
-            executable_path=chromium_path, headless=True, args=flags, timeout=30_000
-        )
-        yield started
-        started.close()
-
-
-@pytest.fixture
-def page(browser: "Browser") -> "Iterator[Page]":
-    opened = browser.new_page(viewport={"width": 1200, "height": 760})
-    opened.set_default_timeout(WAIT_MS)
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("requestfailed", lambda request: said.append(f"failed: {request.url}"))
-    yield opened
-    opened.close()
-    assert said == []
-
-
-def _open(page: "Page", address: str, slide: str = "here", gene: str = GENES[0]) -> None:
-    page.goto(f"{address}/#slide={slide}&gene={gene}")
-    _settled(page, gene)
-    page.wait_for_selector("body[data-picture]")
-    page.wait_for_timeout(400)  # tiles fade in
-
-
-def _settled(page: "Page", gene: str) -> None:
-    page.wait_for_selector(f"body[data-state=ready][data-gene={gene}]")
-    page.wait_for_timeout(120)
-
-
-def _pixels(page: "Page", selector: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")).astype(int)
-
-
-def _middle(picture: np.ndarray) -> np.ndarray:
-    """The part of a view in which the tissue lies when the whole slide is shown."""
-    height, width = picture.shape[:2]
-    return picture[int(height * 0.4) : int(height * 0.7), int(width * 0.3) : int(width * 0.6)]
-
-
-def _change(before: np.ndarray, after: np.ndarray) -> float:
-    """Share of pixels that changed visibly."""
-    return float((np.abs(before - after).max(axis=2) > 12).mean())
-
-
-def _readout(page: "Page") -> str:
-    return page.locator("#readout").inner_text()
 
 
 def test_a_map_is_drawn_over_the_slide_in_the_right_colours(page: "Page", address: str) -> None:
-    _open(page, address)
+    open_page(page, address)
     page.locator("#scale").select_option("own")
     page.locator("#opacity").fill("100")
-    _settled(page, GENES[0])
-    picture = _pixels(page, PREDICTED)
-    middle = _middle(picture)
+    settled(page, GENES[0])
+    picture = pixels(page, PREDICTED)
+    tissue = middle(picture)
     # Viridis: low is violet on the left, high is yellow on the right.
     left, right = (
-        middle[:, : middle.shape[1] // 4].mean((0, 1)),
-        middle[:, -middle.shape[1] // 4 :].mean((0, 1)),
+        tissue[:, : tissue.shape[1] // 4].mean((0, 1)),
+        tissue[:, -tissue.shape[1] // 4 :].mean((0, 1)),
     )
     assert right[1] > left[1] + 60
     assert right[1] > right[2] + 20
     page.locator("#opacity").fill("0")
     page.wait_for_timeout(100)
-    bare = _middle(_pixels(page, PREDICTED)).mean((0, 1))
+    bare = middle(pixels(page, PREDICTED)).mean((0, 1))
     assert bare[0] > bare[1] + 20, "without the map there is pink tissue"
 
 
 def test_a_gene_is_searched_by_keyboard_and_only_the_views_change(page: "Page", address: str) -> None:
-    _open(page, address)
-    before = {name: _pixels(page, name) for name in (MEASURED, PREDICTED)}
+    open_page(page, address)
+    before = {name: pixels(page, name) for name in (MEASURED, PREDICTED)}
     page.locator("#gene").focus()
     page.keyboard.type("b")
     options = page.locator("#genes [role=option]")
@@ -110,7 +49,7 @@ def test_a_gene_is_searched_by_keyboard_and_only_the_views_change(page: "Page", 
     assert page.locator("#genes [aria-selected=true]").inner_text().startswith("ABC4")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("Enter")
-    _settled(page, "BBB2")
+    settled(page, "BBB2")
     assert page.locator("#genes").is_hidden()
     assert "BBB2 measured" in page.locator("#measured-legend").inner_text()
     assert "BBB2 predicted, log1p of counts per 10,000" in page.locator("#predicted-legend").inner_text()
@@ -118,19 +57,19 @@ def test_a_gene_is_searched_by_keyboard_and_only_the_views_change(page: "Page", 
         "90 % prediction interval (donors not considered) ± 0.25; trust 0.50"
         in page.locator("#about-gene").inner_text()
     )
-    for name, pixels in before.items():
-        now = _pixels(page, name)
-        assert _change(_middle(pixels), _middle(now)) > 0.1
-        assert _change(pixels[5:40, 5:60], now[5:40, 5:60]) == 0, "outside the tissue nothing changes"
+    for name, old in before.items():
+        now = pixels(page, name)
+        assert change(middle(old), middle(now)) > 0.1
+        assert change(old[5:40, 5:60], now[5:40, 5:60]) == 0, "outside the tissue nothing changes"
     assert "gene=BBB2" in page.url
 
 
 def test_views_zoom_and_move_together_and_tiles_sharpen(page: "Page", address: str) -> None:
-    _open(page, address)
+    open_page(page, address)
     # Until the slide is ready its thumbnail stands in for it, and what is compared with at the end is the slide itself.
     page.wait_for_selector("body[data-picture=tiles]")
     page.wait_for_timeout(400)
-    whole = {name: _pixels(page, name) for name in (MEASURED, PREDICTED)}
+    whole = {name: pixels(page, name) for name in (MEASURED, PREDICTED)}
     box = page.locator(MEASURED).bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -139,8 +78,8 @@ def test_views_zoom_and_move_together_and_tiles_sharpen(page: "Page", address: s
             page.mouse.wheel(0, -300)
             page.wait_for_timeout(80)
     page.wait_for_timeout(1200)
-    for name, pixels in whole.items():
-        assert _change(pixels, _pixels(page, name)) > 0.2, name
+    for name, old in whole.items():
+        assert change(old, pixels(page, name)) > 0.2, name
     # The same place lies under the same pixel of both views.
     said = []
     for name in (MEASURED, PREDICTED):
@@ -148,24 +87,24 @@ def test_views_zoom_and_move_together_and_tiles_sharpen(page: "Page", address: s
         assert box is not None
         page.mouse.move(box["x"] + 100, box["y"] + 100)
         page.wait_for_timeout(50)
-        said.append([int(n) for n in re.findall(r"[xy] (-?\d+) µm", _readout(page))])
+        said.append([int(n) for n in re.findall(r"[xy] (-?\d+) µm", readout(page))])
     assert np.abs(np.subtract(*said)).max() <= 2
     page.get_by_role("button", name="Whole slide").click()
     page.wait_for_timeout(1200)
-    assert _change(whole[PREDICTED][5:-40, 5:-5], _pixels(page, PREDICTED)[5:-40, 5:-5]) < 0.02
+    assert change(whole[PREDICTED][5:-40, 5:-5], pixels(page, PREDICTED)[5:-40, 5:-5]) < 0.02
 
 
 def test_the_whole_slide_stays_in_sight_when_the_views_change_their_size(page: "Page", address: str) -> None:
-    _open(page, address)
+    open_page(page, address)
     page.wait_for_selector("body[data-picture=tiles]")
 
     def fits() -> bool:
         """Tell whether pressing the button for the whole slide changes nothing."""
         page.wait_for_timeout(1200)
-        before = _pixels(page, PREDICTED)
+        before = pixels(page, PREDICTED)
         page.get_by_role("button", name="Whole slide").click()
         page.wait_for_timeout(1200)
-        return _change(before[5:-40, 5:-5], _pixels(page, PREDICTED)[5:-40, 5:-5]) < 0.02
+        return change(before[5:-40, 5:-5], pixels(page, PREDICTED)[5:-40, 5:-5]) < 0.02
 
     page.add_style_tag(content="#notes { min-height: 140px }")
     assert fits()
@@ -175,22 +114,22 @@ def test_the_whole_slide_stays_in_sight_when_the_views_change_their_size(page: "
 
 
 def test_pointing_at_a_patch_reads_its_value_and_the_spots(page: "Page", address: str) -> None:
-    _open(page, address)
+    open_page(page, address)
     box = page.locator(PREDICTED).bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * 0.55)
-    said = _readout(page)
+    said = readout(page)
     x = int(re.search(r"x (\d+) µm", said)[1])  # type: ignore[index]
     row, column, value = re.search(r"patch row (\d+), column (\d+): AAA1 (\d+\.\d+)", said).groups()  # type: ignore[union-attr]
     assert int(row) > 0
     assert int(column) == (x - 16) // 32
     assert float(value) == pytest.approx(int(column) / 8, abs=0.006)
     page.mouse.move(box["x"] + 8, box["y"] + 8)
-    assert "AAA1" not in _readout(page)
+    assert "AAA1" not in readout(page)
 
 
 def test_the_half_width_at_a_patch_is_that_of_its_depth(page: "Page", address: str, world: World) -> None:
-    _open(page, address, "gone")
+    open_page(page, address, "gone")
     box = page.locator(PREDICTED).bounding_box()
     assert box is not None
     assert (
@@ -205,7 +144,7 @@ def test_the_half_width_at_a_patch_is_that_of_its_depth(page: "Page", address: s
         page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * share)
         found = re.search(
             r"row (\d+), column (\d+): AAA1 [\d.]+ ± ([\d.]+) \(80 % prediction interval \(donors not considered\)\)",
-            _readout(page),
+            readout(page),
         )
         if found is not None:  # on tissue
             stratum = strata[int(found[1]), int(found[2])]
@@ -223,7 +162,7 @@ def test_a_link_that_names_what_is_not_there_says_so_as_text(page: "Page", addre
 
 def test_a_link_that_names_an_unknown_gene_says_so_until_one_is_chosen(page: "Page", address: str) -> None:
     page.goto(f"{address}/#slide=here&gene=NOSUCH1")
-    _settled(page, GENES[0])
+    settled(page, GENES[0])
     page.locator("#notes", has_text="NOSUCH1 is neither predicted nor measured on this slide").wait_for()
     page.get_by_role("button", name="Next gene").click()
     page.wait_for_timeout(300)
@@ -231,41 +170,41 @@ def test_a_link_that_names_an_unknown_gene_says_so_until_one_is_chosen(page: "Pa
 
 
 def test_everything_is_reached_and_worked_by_keyboard(page: "Page", address: str) -> None:
-    _open(page, address)
+    open_page(page, address)
     page.locator("body").evaluate("body => { body.tabIndex = -1; body.focus(); }")
     reached: list[str] = []
-    for _ in range(20):
+    for _ in range(24):
         page.keyboard.press("Tab")
         reached.append(
             page.evaluate(
                 "() => { const e = document.activeElement; return e.id || e.closest('.view')?.id || e.tagName; }"
             )
         )
-    wanted = ["slide", "gene", "previous", "next", "show", "map", "scale", "opacity", "layout"]
-    wanted += ["zoom-in", "zoom-out", "home", "measured", "predicted"]
+    wanted = ["slide", "gene", "previous", "next", "show", "layout", "zoom-in", "zoom-out", "home"]
+    wanted += ["measured", "predicted", "map", "scale", "opacity"]
     assert [name for name in dict.fromkeys(reached) if name in wanted] == wanted
     page.locator(f"{PREDICTED} [role=application]").focus()
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Tab")
     page.wait_for_timeout(100)
-    before = _readout(page)
+    before = readout(page)
     assert "patch row" in before
     assert page.locator("#readout").get_attribute("aria-live") == "polite"
     page.keyboard.press("ArrowRight")
     page.wait_for_timeout(900)
-    moved = _readout(page)
+    moved = readout(page)
     assert moved != before
     page.keyboard.press("r")
     page.keyboard.press("f")
     page.wait_for_timeout(600)
-    assert _readout(page) == moved, "a view is neither turned nor mirrored"
+    assert readout(page) == moved, "a view is neither turned nor mirrored"
     page.keyboard.press("0")
     page.wait_for_timeout(900)
-    assert _readout(page) == before
+    assert readout(page) == before
 
 
 def test_every_control_has_a_name_and_text_stands_out(page: "Page", address: str) -> None:
-    _open(page, address)
+    open_page(page, address)
     unnamed = page.evaluate(
         """() => [...document.querySelectorAll("input, select, button, [role=application]")]
         .filter((e) => !(e.labels?.length || e.getAttribute("aria-label") || e.textContent.trim()))
@@ -299,20 +238,20 @@ def _contrast(one: str, other: str) -> float:
 
 
 def test_colour_maps_and_domains_recolour_the_patches(page: "Page", address: str) -> None:
-    _open(page, address)
-    seen = [_pixels(page, PREDICTED)]
+    open_page(page, address)
+    seen = [pixels(page, PREDICTED)]
     for name in ("magma", "cividis"):
         page.locator("#map").select_option(name)
-        _settled(page, GENES[0])
-        seen.append(_pixels(page, PREDICTED))
-        assert _change(_middle(seen[-2]), _middle(seen[-1])) > 0.5, name
+        settled(page, GENES[0])
+        seen.append(pixels(page, PREDICTED))
+        assert change(middle(seen[-2]), middle(seen[-1])) > 0.5, name
     page.locator("#show").select_option("domains")
-    _settled(page, GENES[0])
+    settled(page, GENES[0])
     assert "domain 1" in page.locator("#predicted-legend").inner_text()
     page.locator("#opacity").fill("100")
     page.wait_for_timeout(100)
-    domains = _pixels(page, PREDICTED)
-    assert _change(_middle(seen[-1]), _middle(domains)) > 0.5
+    domains = pixels(page, PREDICTED)
+    assert change(middle(seen[-1]), middle(domains)) > 0.5
     # What is drawn at a place is what is read out there: find the border between the two domains in the picture.
     box = page.locator(PREDICTED).bounding_box()
     assert box is not None
@@ -322,17 +261,17 @@ def test_colour_maps_and_domains_recolour_the_patches(page: "Page", address: str
     for x, domain in ((border - 1, 0), (border + 3, 1)):
         page.mouse.move(box["x"] + x, box["y"] + y)
         page.wait_for_timeout(50)
-        assert f"domain {domain}" in _readout(page)
+        assert f"domain {domain}" in readout(page)
 
 
 def test_slides_are_changed_and_what_is_missing_is_said(page: "Page", address: str) -> None:
-    _open(page, address)
+    open_page(page, address)
     page.locator("#slide").select_option(label="gone")
     page.locator("#notes", has_text="thumbnail").wait_for()
     assert "there is no slide at" in page.locator("#notes").inner_text()
-    _settled(page, GENES[0])
+    settled(page, GENES[0])
     assert page.locator("#measured-panel").is_hidden(), "it has no spots"
-    assert _middle(_pixels(page, PREDICTED)).std() > 5
+    assert middle(pixels(page, PREDICTED)).std() > 5
     page.locator("#slide").select_option(label="bare")
     page.locator("#notes", has_text="histosge predict").wait_for()
     page.wait_for_selector("body[data-picture=tiles]")
@@ -357,17 +296,17 @@ def test_the_page_of_files_works_on_any_web_server(page: "Page", world: World, t
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        _open(page, f"http://127.0.0.1:{server.server_address[1]}/below/page", gene="AAA1")
+        open_page(page, f"http://127.0.0.1:{server.server_address[1]}/below/page", gene="AAA1")
         assert page.locator("body").get_attribute("data-picture") == "tiles"
-        first = _pixels(page, PREDICTED)
+        first = pixels(page, PREDICTED)
         page.get_by_role("button", name="Next gene").click()
-        _settled(page, "CCC3")
-        assert _change(_middle(first), _middle(_pixels(page, PREDICTED))) > 0.1
+        settled(page, "CCC3")
+        assert change(middle(first), middle(pixels(page, PREDICTED))) > 0.1
         server.shutdown()
 
 
 def test_a_bookmarked_gene_that_only_the_spots_have_is_shown(page: "Page", address: str) -> None:
-    _open(page, address, gene="ONLY9")
+    open_page(page, address, gene="ONLY9")
     assert "ONLY9 measured" in page.locator("#measured-legend").inner_text()
     assert "ONLY9 is not predicted here" in page.locator("#predicted-legend").inner_text()
 
@@ -376,7 +315,7 @@ def test_a_server_that_went_away_is_said(browser: "Browser", world: World) -> No
     opened = browser.new_page()
     opened.set_default_timeout(WAIT_MS)
     with serving(Collection.open(str(world.store), str(world.maps))) as address:
-        _open(opened, address)
+        open_page(opened, address)
     opened.get_by_role("button", name="Next gene").click()
     opened.wait_for_selector("body[data-state=failed]")
     assert opened.locator("#notes").inner_text()

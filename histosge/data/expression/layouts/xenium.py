@@ -67,7 +67,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     matrix = read_matrix(place)
     cells = _cells(home, prefix, matrix)
     run_um = cells.select("x_centroid", "y_centroid").to_numpy().astype(np.float64)
-    xy_px, mpp, note = _on_slide(home, prefix, run_um, frame)
+    xy_px, mpp, note = place_on_slide(home, prefix, run_um, frame)
     xy_um = xy_px * frame.mpp
     spots = make_spots(
         frame,
@@ -134,7 +134,7 @@ def _diameter(cells: pl.DataFrame) -> float:
     return 2 * float(np.sqrt(np.median(areas) / np.pi)) if len(areas) else CELL_UM
 
 
-def _on_slide(
+def place_on_slide(
     home: Path, prefix: str, run_um: NDArray[np.float64], frame: SlideFrame
 ) -> tuple[NDArray[np.float64], float | None, str]:
     """Return positions in level-0 pixels of the H&E, the mpp that the alignment implies, and a note."""

@@ -1,0 +1,109 @@
+"""Does a mask lie on the tissue of its slide? Seen where the mask covers glass, and the same mask read otherwise does not.
+
+A mask that is mirrored, inverted, or written in microns is read without an error and ends in embeddings of glass. Nothing
+in the file tells. What tells is the slide: `texture` finds most tissue on most slides, so the share of the mask that it
+calls tissue is compared with that of the mask in other readings.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurestore.errors import MaskError
+from featurestore.tissue.annotation import Annotation, Frame, Selection
+from featurestore.tissue.outlines import Outlines
+
+# Right masks of the public sections and of generated slides lie on texture's tissue by 0.9 and more, so a quarter is no
+# matter of a coarse outline. Between the limits stand faint and fatty tissue, where `texture` may be what is wrong.
+REFUSED = (0.25, 0.75)
+"""Share of the mask on tissue up to which it is refused, if another reading reaches the second."""
+DOUBTED = (0.5, 0.3)
+"""Share below which there is a remark, if another reading is better by the second."""
+OVERLAP_DOUBTED = (0.5, 0.8)
+"""The same for Dice's overlap of mask and tissue: a mask of all tissue in too small a scale may lie on tissue by chance."""
+_SAME_UNIT = 0.05
+"""Where a pixel is a micron to within this share, the two units cannot be told apart, and need not be."""
+
+
+@dataclass(frozen=True)
+class _Reading:
+    name: str
+    fix: str
+    mask: NDArray[np.bool_]
+
+
+def check_mask(
+    mask: NDArray[np.bool_],
+    tissue: NDArray[np.bool_],
+    annotation: Annotation,
+    selection: Selection,
+    frame: Frame,
+    label: str,
+) -> str:
+    """Compare a mask with the tissue that `texture` finds.
+
+    Parameters
+    ----------
+    mask, tissue
+        ``(height, width)``, on the overview.
+
+    Returns
+    -------
+    str
+        What the user should know; empty if there is nothing.
+
+    Raises
+    ------
+    MaskError
+        If the mask lies on glass, and in another reading on tissue.
+    """
+    if not tissue.any():
+        return ""
+    share, overlap = _share(mask, tissue), _dice(mask, tissue)
+    readings = [r for r in _readings(mask, annotation, selection, frame) if r.mask.any()]
+    best = max(readings, key=lambda r: _share(r.mask, tissue), default=None)
+    if best is not None:
+        other = _share(best.mask, tissue)
+        if share <= REFUSED[0] and other >= REFUSED[1]:
+            raise MaskError(
+                f"{label} lies on tissue by {share:.0%} of its area, and {best.name} by {other:.0%}: {best.fix}, or if it "
+                "is right as it is, use it with --tissue none and --within"
+            )
+        if share < DOUBTED[0] and other >= share + DOUBTED[1]:
+            return f"{label} lies on tissue by {share:.0%} of its area, and {best.name} by {other:.0%}; is it right?"
+    best = max(readings, key=lambda r: _dice(r.mask, tissue), default=None)
+    if best is not None:
+        other = _dice(best.mask, tissue)
+        if overlap < OVERLAP_DOUBTED[0] and other >= OVERLAP_DOUBTED[1]:
+            return f"{label} overlaps tissue by {overlap:.2f} (Dice), and {best.name} by {other:.2f}; is it right?"
+    return ""
+
+
+def _readings(
+    mask: NDArray[np.bool_], annotation: Annotation, selection: Selection, frame: Frame
+) -> list[_Reading]:
+    readings = [
+        _Reading("mirrored left to right", "mirror it", mask[:, ::-1]),
+        _Reading("mirrored top to bottom", "mirror it", mask[::-1]),
+        _Reading("turned by 180 degrees", "turn it", mask[::-1, ::-1]),
+    ]
+    if isinstance(annotation, Outlines):
+        if abs(frame.slide_mpp - 1) > _SAME_UNIT:
+            per_um = 1 / frame.slide_mpp
+            read = annotation.draw(selection.taken, frame, px_per_unit=per_um)
+            if selection.left_out:
+                read &= ~annotation.draw(selection.left_out, frame, px_per_unit=per_um)
+            fix = f"coordinates are level-0 pixels, so divide them by {frame.slide_mpp:.4g}"
+            readings.append(_Reading("read in microns", fix, read))
+    else:
+        readings.append(_Reading("inverted", "write 0 for what is left out", ~mask))
+    return readings
+
+
+def _share(mask: NDArray[np.bool_], tissue: NDArray[np.bool_]) -> float:
+    return float((mask & tissue).sum() / mask.sum())
+
+
+def _dice(mask: NDArray[np.bool_], tissue: NDArray[np.bool_]) -> float:
+    return float(2 * (mask & tissue).sum() / (mask.sum() + tissue.sum()))

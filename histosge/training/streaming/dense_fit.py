@@ -1,0 +1,218 @@
+"""The preset `dense` on a cohort that does not fit into memory: the fit of `histosge.models.dense`, from sums."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from histosge.models.cohort_ridges import ScaleSolution, StackingSums, solve_scale
+from histosge.models.dense import DenseModel
+from histosge.models.linear_algebra import Affine, Floats, Indices
+from histosge.models.low_rank_targets import LowRankTargets
+from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
+from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
+from histosge.training.streaming.cohort import Cohort, Fit
+from histosge.training.streaming.gather import GroupSums, gather_sums
+from histosge.training.streaming.hold_out import HeldOutSection, predict_section
+from histosge.training.streaming.progress import Passes
+from histosge.training.streaming.survey import fit_bases
+
+
+@dataclass
+class _PatternOutputs:
+    """Patterns of every fit side by side, and depth: what the ridges are fitted to."""
+
+    cohort: Cohort
+    bases: Sequence[TargetBasis]
+    n_outputs: int
+    _section: int = -1
+    _values: Floats | None = None
+
+    def of_section(self, index: int, spots: Indices) -> Floats:
+        # Bands of one section follow each other: its outputs are computed once.
+        if index != self._section or self._values is None:
+            self._values, self._section = section_outputs(self.cohort, index, self.bases), index
+        return self._values[spots]
+
+
+def section_outputs(cohort: Cohort, index: int, bases: Sequence[TargetBasis]) -> Floats:
+    """Return the patterns of each basis, and depth about the section's own mean, ``(n_spots, n_outputs)``."""
+    target, log = cohort.target(index), log_library(cohort.survey(index).library)
+    return np.column_stack([*(basis.patterns(target) for basis in bases), log - log.mean()])
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """A fit whose scales are not yet averaged.
+
+    Parameters
+    ----------
+    fit
+        Which sections it is fitted to.
+    columns
+        Its outputs among those of all fits.
+    groups
+        Numbers of the groups that were left out in turn.
+    scales
+        One solution for each scale.
+    """
+
+    fit: Fit
+    columns: Indices
+    groups: list[int]
+    scales: list[ScaleSolution]
+
+    @property
+    def n_patterns(self) -> int:
+        return len(self.columns) - 1
+
+
+@dataclass(frozen=True)
+class StreamedDense:
+    """A fitted `dense`, and what its fits without a section predict of it.
+
+    Parameters
+    ----------
+    model
+        Fitted to all sections.
+    held_out
+        Per fold, the ridges and targets of the fit without it.
+    reference
+        Of the sums in the work folder.
+    bases
+        Of the targets of each fit.
+    """
+
+    model: DenseModel
+    cohort: Cohort
+    held_out: dict[int, tuple[ScaleRidges, LowRankTargets]]
+    reference: Floats
+    bases: Sequence[TargetBasis]
+
+    def predict_held_out(self, index: int) -> HeldOutSection:
+        """Predict the patches under a section's spots by the fit without its fold."""
+        projected, targets = self._projected(index)
+        patterns, depth = projected[:, :-1].astype(np.float64), projected[:, -1]
+
+        def genes(some: slice) -> np.ndarray:
+            part = LowRankTargets(
+                targets.mean[some],
+                targets.sd[some],
+                targets.axes[some],
+                None if targets.highest is None else targets.highest[some],
+            )
+            return part.to_genes(patterns)
+
+        return HeldOutSection(genes, depth)
+
+    def held_out_patterns(self, index: int) -> tuple[np.ndarray, LowRankTargets]:
+        """Return the patterns of the same patches, float32, and what turns them into genes."""
+        projected, targets = self._projected(index)
+        return projected[:, :-1], targets
+
+    def _projected(self, index: int) -> tuple[np.ndarray, LowRankTargets]:
+        ridges, targets = self.held_out[int(self.cohort.fold[index])]
+        at_patches = self.cohort.folder.load_one(_held_out_name(self.cohort, index), "at_patches")
+        weights = np.array(ridges.weights)
+        # The map's own precision, so that intervals are of what prediction gives.
+        return (np.tensordot(weights, at_patches, axes=1) + ridges.offset).astype(np.float32), targets
+
+
+def fit_dense(cohort: Cohort, moments: Sequence[GeneMoments], passes: Passes) -> StreamedDense:
+    """Fit `dense` to a surveyed cohort whose targets are written; the cohort is read twice."""
+    bases = fit_bases(cohort, moments)
+    n_patterns = bases[0].axes.shape[1]
+    n_outputs = sum(basis.axes.shape[1] for basis in bases) + 1
+    reference = cohort.survey(0).embedding_mean
+    gather_sums(
+        cohort, SIGMAS_UM, _PatternOutputs(cohort, bases, n_outputs), reference, passes.begin("reading")
+    )
+    solved = list[_Solved]()
+    for number, fit in enumerate(cohort.fits):
+        columns = np.array([*range(number * n_patterns, (number + 1) * n_patterns), n_outputs - 1])
+        groups = [GroupSums(cohort, fit, scale, columns) for scale in range(len(SIGMAS_UM))]
+        scales = [solve_scale(sums, reference, n_patterns) for sums in groups]
+        solved.append(_Solved(fit, columns, groups[0].groups, scales))
+    on_step = passes.begin("holding out")
+    for index in range(len(cohort.sections)):
+        on_step(cohort.sections[index].slide_id)
+        if not cohort.folder.has(_held_out_name(cohort, index)):
+            _hold_out(cohort, index, solved, bases)
+    weights = [_weights(cohort, part).weights() for part in solved]
+    fitted = [
+        _assemble(cohort, part, basis, own, moments)
+        for part, basis, own in zip(solved, bases, weights, strict=True)
+    ]
+    whole, held_out = fitted[0], {part.fit.fold: found for part, found in zip(solved, fitted, strict=True)}
+    return StreamedDense(
+        DenseModel(whole[0], whole[1], has_depth=True),
+        cohort,
+        {fold: found for fold, found in held_out.items() if fold is not None},
+        reference,
+        bases,
+    )
+
+
+def _held_out_name(cohort: Cohort, index: int) -> str:
+    return f"heldout-{cohort.sections[index].slide_id}"
+
+
+def _hold_out(cohort: Cohort, index: int, solved: Sequence[_Solved], bases: Sequence[TargetBasis]) -> None:
+    """Write what the fits without a section predict of it: sums for the scales' weights, and the patches under spots."""
+    group, fold = int(cohort.group[index]), int(cohort.fold[index])
+    # Of the fits that the section is in, those without its group; of the fit without its fold, the whole solution.
+    weighing = [part for part in solved if part.fit.fold != fold and len(part.groups) > 1]
+    calibrating = [part for part in solved if part.fit.fold == fold]
+    ridges = list[Affine]()
+    for scale in range(len(SIGMAS_UM)):
+        found = [part.scales[scale].without[part.groups.index(group)] for part in weighing]
+        found += [part.scales[scale].ridge for part in calibrating]
+        ridges.append(
+            Affine(np.hstack([fit.weight for fit in found]), np.concatenate([fit.offset for fit in found]))
+        )
+    predicted = predict_section(cohort, index, SIGMAS_UM, ridges)
+    outputs, arrays, start = section_outputs(cohort, index, bases), dict[str, np.ndarray](), 0
+    for part in weighing:
+        sums = StackingSums.zeros(1, part.n_patterns)
+        columns = slice(start, start + part.n_patterns)
+        sums.add(0, predicted.at_spots[:, :, columns], outputs[:, part.columns[:-1]])
+        arrays |= {f"{part.fit.name}.{name}": array for name, array in sums.arrays().items()}
+        start = columns.stop
+    if calibrating:
+        # Offsets are added with the weights of the scales, which are not known yet.
+        offsets = np.stack([part.offset[start:] for part in ridges])[:, None, :]
+        arrays["at_patches"] = (predicted.at_patches[:, :, start:] - offsets).astype(np.float32)
+    cohort.folder.save(_held_out_name(cohort, index), arrays)
+
+
+def _weights(cohort: Cohort, part: _Solved) -> StackingSums:
+    """Add up what the sections of a fit gave for the weights of the scales."""
+    sums = StackingSums.zeros(len(part.groups), part.n_patterns)
+    if len(part.groups) < 2:
+        return sums
+    for index in part.fit.sections.tolist():
+        found = cohort.folder.load(_held_out_name(cohort, index))
+        own = {name: found[f"{part.fit.name}.{name}"] for name in sums.arrays()}
+        sums.add_sums(part.groups.index(int(cohort.group[index])), own)
+    return sums
+
+
+def _assemble(
+    cohort: Cohort, part: _Solved, basis: TargetBasis, weights: Floats, moments: Sequence[GeneMoments]
+) -> tuple[ScaleRidges, LowRankTargets]:
+    """Average the scales of a fit, and put the mean depth and the genes of its sections back."""
+    own = GeneMoments.merge([moments[index] for index in part.fit.sections.tolist()])
+    ridges = average_scales(
+        [scale.ridge for scale in part.scales], weights, [s.penalties for s in part.scales]
+    )
+    offset = ridges.offset.copy()
+    offset[-1] += own.mean_log_library
+    loadings, squares = None, np.zeros(part.n_patterns)
+    if len(basis.columns) < len(own.mean):
+        loadings = np.zeros((len(own.mean), part.n_patterns))
+        for index in part.fit.sections.tolist():
+            target = cohort.target(index)
+            patterns = basis.patterns(target)
+            loadings += basis.loading_products(target, patterns)
+            squares += (patterns**2).sum(axis=0)
+    return replace(ridges, offset=offset), basis.targets(own, loadings, squares)

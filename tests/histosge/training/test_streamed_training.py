@@ -1,0 +1,171 @@
+"""Training section by section gives the model that training in memory gives, and an oracle that shares no arithmetic."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from _cohorts import MadeCohort, write_cohort, write_sheet
+from _dense_oracle import DenseOracle, predict_exactly
+
+from featurestore.errors import StoreError
+from featurestore.events import Progress
+from featurestore.storage.block_array import BlockArray
+from featurestore.storage.store import Store
+from histosge.data.embedded_slide import load_patches, open_embedded
+from histosge.data.section_loading import Selection, load_sections, training_section
+from histosge.errors import ModelError
+from histosge.training.saved_model import SavedModel
+from histosge.training.streaming.fit_streamed import STREAM_FROM_BYTES
+from histosge.training.train import TrainSettings, train
+
+# Two rows of blocks are narrower than the widest Gaussian: bands overlap.
+MADE = MadeCohort(sections=5, shape=(37, 41), dim=13, spots=211, genes=23, block=(7, 11), frame=5)
+SETTINGS = TrainSettings(genes=19)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    sheet, store = write_cohort(tmp_path_factory.mktemp("cohort"), MADE)
+    _spoil_patches(store, "S001")
+    return sheet, store
+
+
+def _spoil_patches(store: Path, slide_id: str) -> None:
+    """Make some patches unreadable, as a slide with damaged tiles has them."""
+    opened = Store.open(str(store))
+    grid, encoder = opened.select(None, None, slide_id)
+    stored = opened.grid(slide_id, grid)
+    array = BlockArray.open(opened.location, opened.embedding(slide_id, grid, encoder).path, read_only=False)
+    block = stored.planned(array.block_shape)[8]
+    values = array.read_block(block).copy()
+    values[2:4, 3] = np.nan
+    array.write(block, values)
+
+
+def _difference(a: SavedModel, b: SavedModel, store: Path) -> float:
+    patches = load_patches(open_embedded(Store.open(str(store)), "S002", None, None))
+    one, other = a.predict(patches).values, b.predict(patches).values
+    return float(np.abs(one - other).max() / one.std())
+
+
+@pytest.mark.parametrize("preset", ["dense", "ridge"])
+def test_streamed_and_in_memory_are_one_model(preset: str, cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    settings = replace(SETTINGS, preset=preset)
+    whole = train(*cohort, tmp_path / "whole", settings, stream=False)
+    streamed = train(*cohort, tmp_path / "streamed", settings, stream=True)
+    assert streamed.card == whole.card
+    # Predictions are in single precision, of which each has an error of 1e-6 of their spread.
+    assert _difference(whole, streamed, cohort[1]) < 1e-5
+    assert whole.intervals is not None
+    assert streamed.intervals is not None
+    assert streamed.intervals.n_spots == whole.intervals.n_spots
+    assert streamed.intervals.held_out == whole.intervals.held_out
+    np.testing.assert_allclose(streamed.intervals.half_width, whole.intervals.half_width, rtol=1e-5)
+    np.testing.assert_allclose(streamed.intervals.trust, whole.intervals.trust, atol=1e-5)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_dense_equals_scikit_learn_in_double_precision(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    streamed = train(*cohort, tmp_path / "model", replace(SETTINGS, intervals=False), stream=True)
+    loaded = load_sections(str(cohort[0]), str(cohort[1]), Selection())
+    sections = [training_section(item.section, streamed.card.genes) for item in loaded]
+    oracle = DenseOracle.fit(sections)
+    patches = sections[3].patches
+    wanted, found = oracle.predict(patches), predict_exactly(streamed.model.state(), patches)
+    assert np.abs(found - wanted).max() / wanted.std() < 1e-6
+
+
+def test_each_block_is_read_once_a_pass(
+    cohort: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: dict[tuple[str, object], int] = {}
+    read_block = BlockArray.read_block
+
+    def count(array: BlockArray, block, *args, **kwargs):  # type: ignore[no-untyped-def]
+        key = (array.path, block.index)
+        reads[key] = reads.get(key, 0) + 1
+        return read_block(array, block, *args, **kwargs)
+
+    monkeypatch.setattr(BlockArray, "read_block", count)
+    train(*cohort, tmp_path / "model", SETTINGS, stream=True)
+    # Three passes read embeddings: the survey, the sums, and the predictions of held-out sections.
+    assert set(reads.values()) == {3}
+    planned = open_embedded(Store.open(str(cohort[1])), "S000", None, None)
+    n_blocks = len(planned.stored.planned(planned.array.block_shape))
+    assert len(reads) == MADE.sections * n_blocks
+
+
+class StoppedError(Exception):
+    """As if the process were killed."""
+
+
+def test_an_interrupted_training_goes_on_where_it_was(
+    cohort: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = train(*cohort, tmp_path / "undisturbed", SETTINGS, stream=True)
+    monkeypatch.setattr("histosge.training.streaming.gather.SECONDS_BETWEEN_SAVES", 0.0)
+
+    def stop_at(label: str):  # type: ignore[no-untyped-def]
+        def stop(progress: Progress) -> None:
+            if label in progress.label:
+                raise StoppedError
+
+        return stop
+
+    for label in ("survey of S003", "reading S002", "holding out S001", "intervals on S004"):
+        with pytest.raises(StoppedError):
+            train(*cohort, tmp_path / "model", SETTINGS, stream=True, on_progress=stop_at(label))
+    reads: list[str] = []
+    read_block = BlockArray.read_block
+    monkeypatch.setattr(
+        BlockArray,
+        "read_block",
+        lambda array, *a, **k: reads.append(array.path) or read_block(array, *a, **k),
+    )
+    again = train(*cohort, tmp_path / "model", SETTINGS, stream=True)
+    assert reads == []
+    assert again.fingerprint == undisturbed.fingerprint
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_missing_block_is_named_with_the_command(cohort: tuple[Path, Path], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(cohort[1], store)
+    block = sorted(store.glob("S003/**/c/3/*/0"))[0]
+    block.unlink()
+    with pytest.raises(StoreError, match="S003") as refused:
+        train(cohort[0], store, tmp_path / "model", SETTINGS, stream=True)
+    assert "histosge embed" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_cannot_be_streamed_is_refused_with_the_reason(
+    cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cases = (
+        (replace(SETTINGS, preset="knn"), "preset"),
+        (replace(SETTINGS, loss="nb"), "loss nb"),
+        (replace(SETTINGS, stains=True), "--stains"),
+    )
+    for settings, why in cases:
+        with pytest.raises(ModelError, match=why):
+            train(*cohort, tmp_path / "model", settings, stream=True)
+    few = write_sheet(cohort[0].parent, tmp_path / "few.csv", MADE, range(3))
+    with pytest.raises(ModelError, match="3 sections are fewer than 4"):
+        train(few, cohort[1], tmp_path / "model", SETTINGS, stream=True)
+
+
+def test_a_large_cohort_is_streamed_by_itself(
+    cohort: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    train(*cohort, tmp_path / "small", replace(SETTINGS, preset="ridge"), on_message=said.append)
+    assert not any("streamed" in line for line in said)
+    assert STREAM_FROM_BYTES == 1 << 30
+    monkeypatch.setattr("histosge.training.train.STREAM_FROM_BYTES", 1000)
+    train(*cohort, tmp_path / "large", replace(SETTINGS, preset="ridge"), on_message=said.append)
+    assert any("sections are streamed" in line for line in said)
+    train(*cohort, tmp_path / "other", replace(SETTINGS, preset="knn"), on_message=said.append)
+    assert any("held in memory" in line and "preset" in line for line in said)
