@@ -61,12 +61,12 @@ def write_cohort(folder: Path, made: MadeCohort) -> tuple[Path, Path]:
         Their paths.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sheet = folder / "cohort.csv"
-    if not sheet.exists():
-        store = Store.open_or_create(str(folder / "store"))
-        for number in range(made.sections):
+    store = Store.open_or_create(str(folder / "store"))
+    for number in range(made.sections):
+        # Its last file: a section that was interrupted is written again.
+        if not (folder / f"{section_name(number)}.h5ad").exists():
             write_section(folder, store, made, number)
-        write_sheet(folder, sheet, made, range(made.sections))
+    sheet = write_sheet(folder, folder / "cohort.csv", made, range(made.sections))
     return sheet, folder / "store"
 
 

@@ -63,11 +63,17 @@ class DenseOracle:
     axes: Floats
 
     @classmethod
-    def fit(cls, sections: Sequence[TrainingSection]) -> "DenseOracle":
-        """Fit to at least two sections in memory."""
+    def fit(
+        cls,
+        sections: Sequence[TrainingSection],
+        axes: Floats | None = None,
+        weights: Floats | None = None,
+    ) -> "DenseOracle":
+        """Fit to at least two sections in memory; with patterns of genes and weights of scales, if they are given."""
         targets = [s.target.astype(np.float64) for s in sections]
         rows = np.vstack([StandardScaler().fit_transform(t) for t in targets])
-        axes = PCA(N_PATTERNS, svd_solver="full").fit(rows).components_.T
+        if axes is None:
+            axes = PCA(N_PATTERNS, svd_solver="full").fit(rows).components_.T
         counts = np.array([len(t) for t in targets])
         mean = np.average([t.mean(axis=0) for t in targets], axis=0, weights=counts)
         sd = np.sqrt(np.average([t.var(axis=0) for t in targets], axis=0, weights=counts))
@@ -88,7 +94,9 @@ class DenseOracle:
             best = int(np.argmin(errors))
             scales.append((scaler, _ridge(X, Y, PENALTIES[best])))
             held_out.append(_centre(predictions[best], group))
-        return cls(scales, _stacking(held_out, _centre(Y, group), float((Y**2).sum())), mean, sd, axes)
+        if weights is None:
+            weights = _stacking(held_out, _centre(Y, group), float((Y**2).sum()))
+        return cls(scales, weights, mean, sd, axes)
 
     def predict(self, patches: Patches) -> Floats:
         """Return log1p(CP10k) of every patch before its floor and ceiling, ``(n_patches, n_genes)``."""

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -10,6 +11,7 @@ import typer
 from histosge.errors import HistosgeError
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.places import (
+    earlier_model,
     model_place,
     new_model,
     new_store,
@@ -154,6 +156,24 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="MODEL",
+            callback=earlier_model,
+            help="Add the sheet's new sections to the sums of this model (dense, ridge); its own are not read again.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    no_stats: Annotated[
+        bool,
+        typer.Option(
+            "--no-stats",
+            help="Keep no sums in MODEL/stats, to which --from adds further sections.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     force: Force = False,
     report: Page = None,
     overwrite: Overwrite = False,
@@ -177,6 +197,7 @@ def train(
     Several GPUs: torchrun --nproc-per-node 4 -m histosge_cli train cohort.csv store.zarr model --preset attention
     """
     # Inside the function, as everywhere here: `histosge ls` must not wait for what training imports.
+    from featurestore.events import Progress
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
     from histosge.training.processes import is_first_process
@@ -193,22 +214,30 @@ def train(
     first, *others = dict.fromkeys(encoder) if encoder else (None,)
     selection = Selection(grid, first, tuple(name for name in others if name is not None))
     settings = TrainSettings(preset, genes, epochs, seed, selection, loss=loss, stains=stains)
-    saved = run(
-        samples,
-        store,
-        model,
-        settings,
-        report=report,
-        overwrite=overwrite,
-        force=force,
-        on_message=console.message,
-    )
+    with resumable(), console.bars("sections and passes") as bars:
+
+        def on_progress(progress: Progress) -> None:
+            bars.update(replace(progress, label="training"), note=progress.label)
+
+        saved = run(
+            samples,
+            store,
+            model,
+            settings,
+            report=report,
+            overwrite=overwrite,
+            force=force,
+            start_from=start_from,
+            keep_sums=not no_stats,
+            on_message=console.message,
+            on_progress=on_progress,
+        )
     if not is_first_process():
         return
     spots = sum(section["spots"] for section in saved.card.sections)
     todo = "nothing to do, " if saved.was_there else ""
     out.print(
-        f"{model}: {todo}{preset} for {len(saved.card.genes)} genes from {spots} spots of "
+        f"{model}: {todo}{saved.card.preset} for {len(saved.card.genes)} genes from {spots} spots of "
         f"{len(saved.card.sections)} sections, fingerprint {saved.fingerprint[:16]}",
         markup=False,
     )
@@ -371,7 +400,7 @@ def predict(
         from histosge.training.saved_model import load_model
 
         shown = [(result.slide_id, result.grid_key) for result in results]
-        write_prediction_report(out_store, shown, load_model(model, preset), report, made_with)
+        write_prediction_report(out_store, shown, load_model(model, preset), report, made_with, names)
         out.print(str(report), markup=False)
 
 

@@ -67,6 +67,11 @@ def model_place(context: typer.Context, value: str) -> str:
     return _checked_kind(context, readable_place(value) or value, kinds)
 
 
+def earlier_model(context: typer.Context, value: Path | None) -> Path | None:
+    """Refuse a file or a store where an option names a trained model."""
+    return None if value is None else Path(model_place(context, str(value)))
+
+
 def new_store(context: typer.Context, value: str) -> str:
     """Refuse a place where no store can be made, or that is a file or a model."""
     # A store on a read-only disk that is complete needs no write: running again says so.

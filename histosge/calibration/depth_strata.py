@@ -16,6 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.calibration.values_on_disk import ValuesOnDisk
 from histosge.calibration.widths import Labels, half_width
 
 Values = NDArray[np.float32]
@@ -90,8 +91,8 @@ def to_stored_precision(depth: NDArray[np.floating]) -> Values:
 
 
 def choose_strata(
-    truth: Values,
-    predicted: Values,
+    truth: Values | ValuesOnDisk,
+    predicted: Values | ValuesOnDisk,
     depth: NDArray[np.floating],
     fold: Labels,
     level: float,

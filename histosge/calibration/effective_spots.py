@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy import sparse, stats
 from scipy.spatial.distance import pdist, squareform
 
+from histosge.calibration.values_on_disk import ValuesOnDisk
 from histosge.heldout.metrics import correlate, within_sections
 from histosge.heldout.smooth_fields import spot_pitch_um
 
@@ -146,8 +147,8 @@ def lower_limit(pearson: Floats, effective: Floats) -> Floats:
 
 
 def pearson_lower_limit(
-    truth: NDArray[np.floating],
-    predicted: NDArray[np.floating],
+    truth: NDArray[np.floating] | ValuesOnDisk,
+    predicted: NDArray[np.floating] | ValuesOnDisk,
     xy_um: NDArray[np.floating],
     labels: NDArray[np.generic],
 ) -> NDArray[np.float32]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from histosge.calibration.depth_strata import gene_parts
 from histosge.calibration.effective_spots import pearson_lower_limit
 from histosge.calibration.neighbour_prediction import remove_explained
+from histosge.calibration.values_on_disk import ValuesOnDisk
 from histosge.heldout.metrics import correlate
 
 Values = NDArray[np.float32]
@@ -29,7 +30,7 @@ class OutOfFold:
     Parameters
     ----------
     truth, predicted
-        log1p(CP10k), ``(n_spots, n_genes)``.
+        log1p(CP10k), ``(n_spots, n_genes)``; on disk where they are many.
     xy_um
         ``(n_spots, 2)`` microns.
     label
@@ -43,8 +44,8 @@ class OutOfFold:
         held-out section is trained on.
     """
 
-    truth: Values
-    predicted: Values
+    truth: Values | ValuesOnDisk
+    predicted: Values | ValuesOnDisk
     xy_um: NDArray[np.float64]
     label: NDArray[np.int64]
     fold: NDArray[np.int64]
@@ -58,7 +59,7 @@ def measure_trust(spots: OutOfFold) -> Values:
     trust = pearson_lower_limit(spots.truth, spots.predicted, spots.xy_um, spots.label)
     if spots.from_neighbours:
         truth, predicted = (
-            remove_explained(values, spots.from_neighbours, spots.label)
+            remove_explained(values[:, :], spots.from_neighbours, spots.label)
             for values in (spots.truth, spots.predicted)
         )
         # Both limits: the regression on what neighbours tell takes degrees of freedom that it does not account for.

@@ -98,7 +98,7 @@ class RidgeSums:
         """Return everything as named arrays; of the Gram matrix, which is symmetric, the upper triangle row by row."""
         upper = np.triu(np.ones(self.xx.shape, bool))
         return {
-            "n": np.array(float(self.n)),
+            "n": np.array([float(self.n)]),
             "x": self.x,
             "y": self.y,
             "xx": self.xx[upper],
@@ -113,7 +113,7 @@ class RidgeSums:
         xx = np.zeros((dim, dim))
         xx[np.triu(np.ones(xx.shape, bool))] = arrays["xx"]
         xx += np.triu(xx, 1).T
-        return cls(int(arrays["n"]), arrays["x"], arrays["y"], xx, arrays["xy"], arrays["yy"])
+        return cls(int(arrays["n"][0]), arrays["x"], arrays["y"], xx, arrays["xy"], arrays["yy"])
 
     def outputs(self, columns: Indices) -> Self:
         """Return the sums of some outputs."""

@@ -125,20 +125,20 @@ class TargetBasis:
         parts = [standardise(target[:, some].toarray()).T @ patterns for some in gene_slices(target.shape[1])]
         return np.concatenate(parts)
 
-    def targets(self, moments: GeneMoments, loadings: Floats | None, squares: Floats) -> LowRankTargets:
+    def targets(self, moments: GeneMoments, loadings: tuple[Floats, Floats] | None) -> LowRankTargets:
         """Return the targets of all genes.
 
         Parameters
         ----------
         loadings
-            `loading_products` of all sections, added up; None where all genes are in the basis.
-        squares
-            Sum of the squares of each pattern over all spots, ``(n_patterns,)``.
+            `loading_products` of all sections, added up, and the sum of the squares of each pattern over all spots,
+            ``(n_patterns,)``; None where all genes are in the basis.
         """
         axes = np.zeros((len(moments.mean), self.axes.shape[1]))
         if loadings is not None:
             # Patterns of one set of spots are uncorrelated: a regression on all of them is one on each.
-            axes = np.divide(loadings, squares, out=axes, where=squares > 0)
+            products, squares = loadings
+            axes = np.divide(products, squares, out=axes, where=squares > 0)
         axes[self.columns] = self.axes
         n = moments.n
         return LowRankTargets(moments.mean / n, np.sqrt(moments.variance / n), axes, moments.highest)

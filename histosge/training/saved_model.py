@@ -7,7 +7,7 @@ fingerprint; `check_fits` compares the card with an embedding before a single pa
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -254,6 +254,7 @@ def save_model(
     intervals: Intervals | None = None,
     *,
     made_with: MadeWith | None = None,
+    also: Callable[[Path], None] | None = None,
 ) -> SavedModel:
     """Write a model's folder, whole or not at all. An older model there is replaced, and stays until this one is whole.
 
@@ -261,6 +262,8 @@ def save_model(
     ----------
     made_with
         Settings and inputs of the training, by which `histosge.train` recognises the model; None if it need not.
+    also
+        Called with the folder before it is put in its place, to write what else belongs to the model.
 
     Raises
     ------
@@ -299,6 +302,8 @@ def save_model(
         (work / README).write_text(readme, encoding="utf-8")
         # safetensors makes a file that only its owner can read; the other one has what the umask allows.
         os.chmod(work / WEIGHTS, (work / CONFIG).stat().st_mode & 0o777)  # noqa: PTH101
+        if also is not None:
+            also(work)
     # Read back: what cannot be loaded is found now, not when it is needed.
     return _read(target, type(model.models[0] if isinstance(model, EncoderAverage) else model))
 

@@ -1,6 +1,6 @@
 """Sections in a store -> a saved model. Nothing is encoded here: that was done once, before."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
 from featurestore.grid import GridSpec
-from featurestore.slides.sample_sheet import read_samples
+from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import identity_attrs
 from featurestore.threads import keep_to_own_cores
 from histosge.calibration.conformal import Intervals, calibrate, named_donors, widest_spot_um
@@ -31,6 +31,7 @@ from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET
 from histosge.reporting.page import is_page_there
 from histosge.threads import one_blas_thread
+from histosge.training.kept_sums import KeptSection, KeptSums, SumsToKeep, sums_in_memory
 from histosge.training.made_with import (
     describe_genes,
     describe_preset,
@@ -49,11 +50,15 @@ from histosge.training.saved_model import (
 )
 from histosge.training.streaming.fit_streamed import (
     STREAM_FROM_BYTES,
+    StreamedInputs,
+    StreamedTraining,
     embedding_bytes,
+    fit_from_sums,
     fit_streamed,
     is_attention,
     why_in_memory,
 )
+from histosge.training.streaming.start import Start, new_sections, open_start
 from histosge.training.streaming.survey import card_sections
 from histosge.training.streaming.work_folder import WorkFolder
 
@@ -112,6 +117,8 @@ def train(
     overwrite: bool = False,
     force: bool = False,
     stream: bool | None = None,
+    start_from: str | Path | None = None,
+    keep_sums: bool = True,
     on_message: OnMessage = ignore_message,
     on_progress: OnProgress = ignore_progress,
 ) -> SavedModel:
@@ -142,6 +149,11 @@ def train(
     stream
         Whether to stream; None means where embeddings of all sections would take more than
         `histosge.training.streaming.fit_streamed.STREAM_FROM_BYTES`.
+    start_from
+        A saved `dense` or `ridge` that keeps its sums: the sheet's further sections are added to them, exactly, and
+        the old ones are not read. Its genes, patterns of genes, weights of scales, intervals and trust stay.
+    keep_sums
+        Whether the model keeps the sums that it was fitted from, in ``stats/`` of its folder, where it has any.
     on_message
         Called with one line on what was found.
     on_progress
@@ -156,17 +168,26 @@ def train(
     """
     settings = settings or TrainSettings()
     keep_to_own_cores()
+    start = None if start_from is None else open_start(start_from)
+    if start is not None:
+        settings = settings_of(start, settings, str(start_from))
     # All that can be refused is refused here: loading a cohort takes minutes.
     _checked(settings)
     check_model_place(model)
     made_with = describe_training(samples, store, settings)
+    if start is not None:
+        made_with = {**made_with, "from": start.saved.fingerprint}
     page = None if report is None else Path(report)
     if page is not None and is_page_there(page, made_with, overwrite=overwrite):
         page = None  # whole already, of this very model
     saved = _find_finished(model, made_with, settings, overwrite=overwrite)
     if saved is None:
-        run = _Run(samples, store, model, settings, made_with, on_message, on_progress, force)
-        saved = _train(run) if not _is_streamed(run, stream) else _train_streamed(run)
+        run = _Run(samples, store, model, settings, made_with, on_message, on_progress, force, keep_sums)
+        if start is not None:
+            # What follows from sums gains nothing from further processes.
+            saved = first_writes(partial(_train_further, run, start), partial(load_model, model))
+        else:
+            saved = _train_streamed(run) if _is_streamed(run, stream) else _train(run)
     if page is not None and is_first_process():
         write_training_report(saved, page, made_with)
     return saved
@@ -184,6 +205,29 @@ class _Run:
     on_message: OnMessage
     on_progress: OnProgress
     force: bool
+    keep_sums: bool
+
+    def inputs(self, samples: Sequence[Sample], choice: GeneChoice, *, calibrated: bool) -> StreamedInputs:
+        """Return what a streamed training works on; its work folder is made."""
+        return StreamedInputs(
+            samples,
+            str(self.store),
+            self.settings.selection,
+            choice,
+            WorkFolder.open(self.model, self.made_with),
+            calibrated,
+            self.force,
+        )
+
+    def writing(
+        self, sums: SumsToKeep | None, sections: Sequence[str], earlier: Sequence[KeptSection] = ()
+    ) -> Callable[[Path], None] | None:
+        """Return what writes the sums beside the model; None if they are not kept."""
+        if sums is None or not self.keep_sums:
+            return None
+        facts = self.made_with["sections"]
+        kept = [KeptSection(name, facts[name]["slide"], facts[name]["expression"]) for name in sections]
+        return partial(sums.write, sections=[*earlier, *kept])
 
     @property
     def is_calibrated(self) -> bool:
@@ -227,48 +271,81 @@ def _train_streamed(run: _Run) -> SavedModel:
         if not is_shared:
             return first_writes(partial(_train, run), partial(load_model, run.model))
         wait_for_all()
-    folder = WorkFolder.open(run.model, run.made_with)
+    choice = GeneChoice.parse(settings.genes)
+    inputs = run.inputs(read_samples(str(run.samples)), choice, calibrated=run.is_calibrated)
     found = fit_streamed(
-        run.samples,
-        run.store,
-        settings.selection,
-        GeneChoice.parse(settings.genes),
+        inputs,
         cast(type[Model], estimator.estimator),
-        folder,
-        calibrated=run.is_calibrated,
+        run.on_message,
+        run.on_progress,
         seed=settings.seed,
         epochs=settings.epochs,
-        force=run.force,
-        on_message=run.on_message,
-        on_progress=run.on_progress,
     )
     if found is None:
         run.on_message("too few sections are usable for folds of several: they are held in memory")
         if is_shared and is_first_process():
             wait_for_all()
         wait_for_all()  # nobody reads the folder any more
-        folder.remove()
+        inputs.folder.remove()
         return _train(run)
     if run.is_calibrated:
         run.on_message(_calibrated(found.intervals))
-    first = found.cohort.first
+    return _save_streamed(run, estimator.name, found, inputs.folder)
+
+
+def _train_further(run: _Run, start: Start) -> SavedModel:
+    """Add the sheet's new sections to the sums of an earlier model."""
+    new = new_sections(start, read_samples(str(run.samples)), run.made_with["sections"])
+    names = [section.slide_id for section in start.kept.sections]
+    run.on_message(f"{len(new)} sections are added to the sums of {len(names)}, which are not read again")
+    choice = GeneChoice.parse(start.saved.card.genes)
+    inputs = run.inputs(new, choice, calibrated=False)
+    found = fit_from_sums(inputs, start, run.on_message, run.on_progress)
+    if found.covered is not None and found.intervals is not None:
+        share, n_spots = found.covered
+        run.on_message(
+            f"{round(100 * found.intervals.level)} % prediction intervals and trust stay those of the earlier model; its "
+            f"intervals cover {share:.0%} of the values of {n_spots} spots of the new sections, predicted before they were "
+            "added"
+        )
+    return _save_streamed(run, start.saved.card.preset, found, inputs.folder, start)
+
+
+def _save_streamed(
+    run: _Run, preset: str, found: StreamedTraining, folder: WorkFolder, start: Start | None = None
+) -> SavedModel:
+    first, sections = found.cohort.first, card_sections(found.cohort)
+    earlier = () if start is None else start.saved.card.sections
     card = _card(
-        settings,
-        estimator.name,
-        found.genes,
-        first.identity,
-        first.stored.grid.spec,
-        card_sections(found.cohort),
+        run.settings, preset, found.genes, first.identity, first.stored.grid.spec, (*earlier, *sections)
     )
     if isinstance(found.model, RemarkingModel):
         run.on_message(found.model.remark)
-    saved = first_writes(
-        partial(save_model, run.model, found.model, card, found.intervals, made_with=run.made_with),
-        partial(load_model, run.model),
+    names = [section.slide_id for section in found.cohort.sections]
+    kept = () if start is None else start.kept.sections
+    write = partial(
+        save_model,
+        run.model,
+        found.model,
+        card,
+        found.intervals,
+        made_with=run.made_with,
+        also=run.writing(found.sums, names, kept),
     )
+    # A training that goes on from a model runs in the first process alone.
+    saved = write() if start is not None else first_writes(write, partial(load_model, run.model))
+    _tell_kept(run)
     # Only now: a crash while saving must not lose the sums.
     folder.remove()
     return saved
+
+
+def _tell_kept(run: _Run) -> None:
+    kept = KeptSums.open(run.model)
+    if kept is not None:
+        run.on_message(
+            f"sums for further sections: {kept.n_bytes / 1e6:.1f} MB in {kept.folder} (--from; --no-stats leaves them out)"
+        )
 
 
 def _train(run: _Run) -> SavedModel:
@@ -321,13 +398,44 @@ def _train(run: _Run) -> SavedModel:
         on_message(fitted.remark)
     # The checkpoint goes only now: a crash while saving must not lose the training.
     named = estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted)
-    saved = first_writes(
-        partial(save_model, model, fitted, replace(card, preset=named), intervals, made_with=run.made_with),
-        partial(load_model, model, settings.preset if ":" in named else None),
+    write = partial(
+        save_model,
+        model,
+        fitted,
+        replace(card, preset=named),
+        intervals,
+        made_with=run.made_with,
+        also=run.writing(
+            sums_in_memory(fitted, training, settings.loss) if run.keep_sums else None,
+            [section.slide_id for section in sections],
+        ),
     )
+    saved = first_writes(write, partial(load_model, model, settings.preset if ":" in named else None))
+    _tell_kept(run)
     for path in (unfinished, *(checkpoint.numbered(i).path for i in range(len(dims)))):
         path.unlink(missing_ok=True)
     return saved
+
+
+def settings_of(start: Start, settings: TrainSettings, origin: str) -> TrainSettings:
+    """Return the settings of a training that goes on from a model: its preset and genes.
+
+    Raises
+    ------
+    ModelError
+        If others are given.
+    """
+    card = start.saved.card
+    if settings.preset not in (DEFAULT_PRESET, card.preset):
+        raise ModelError(f"{origin} is {card.preset!r}, not {settings.preset!r}; leave --preset out")
+    if settings.genes != DEFAULT_GENES and str(settings.genes) != str(DEFAULT_GENES):
+        raise ModelError(f"{origin} predicts {len(card.genes)} genes, which stay; leave --genes out")
+    if settings.loss != SQUARED_ERROR or settings.stains or settings.selection.others:
+        raise ModelError(
+            "sums are of squared errors and one encoder; leave --loss, --stains and further --encoder out, or train "
+            "without --from"
+        )
+    return replace(settings, preset=card.preset, genes=card.genes)
 
 
 def describe_training(samples: str | Path, store: str | Path, settings: TrainSettings) -> MadeWith:

@@ -174,12 +174,16 @@ def test_a_saved_model_predicts_bit_equal_to_the_one_that_was_trained(
     assert np.array_equal(reloaded.model.predict(patches), fitted.predict(patches))
 
 
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_same_seed_trains_the_same_model_bit_for_bit(chain: Chain, tmp_path: Path, preset: str) -> None:
     again = train(chain.sheet, chain.store, tmp_path / "again", _settings(preset))
     assert again.fingerprint == load_model(chain.model(preset)).fingerprint
-    files = sorted(path.name for path in chain.model(preset).iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "again").iterdir())
+    files = _files(chain.model(preset))
+    assert files == _files(tmp_path / "again")
     for name in files:
         assert (tmp_path / "again" / name).read_bytes() == (chain.model(preset) / name).read_bytes()
 

@@ -39,6 +39,8 @@ class StreamedAttention:
     """A fitted `attention`."""
 
     model: AttentionModel
+    # It does not follow from sums alone: `--from` cannot add to it.
+    sums: None = None
 
     def predict_held_out(self, index: int) -> HeldOutSection:
         """Refuse: intervals take further fits.

@@ -68,6 +68,8 @@ class Cohort:
         Of the files that each pass leaves.
     calibrated
         Whether folds are held out.
+    n_before
+        Sections whose sums are there already, so that groups are counted on from them.
     """
 
     store: Store
@@ -76,6 +78,7 @@ class Cohort:
     first: EmbeddedSlide
     folder: WorkFolder
     calibrated: bool
+    n_before: int = 0
 
     @cached_property
     def donors(self) -> list[str]:
@@ -102,7 +105,7 @@ class Cohort:
     @cached_property
     def group(self) -> Indices:
         """Return the group that each section is left out with when penalties are chosen, as `fit_scale_ridges` does."""
-        return np.arange(len(self.sections)) % MAX_GROUPS
+        return (self.n_before + np.arange(len(self.sections))) % MAX_GROUPS
 
     @property
     def held_out(self) -> str:

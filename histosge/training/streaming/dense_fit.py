@@ -11,10 +11,12 @@ from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
+from histosge.training.kept_sums import KeptSums, SumsToKeep, dense_shared
 from histosge.training.streaming.cohort import Cohort, Fit
 from histosge.training.streaming.gather import GroupSums, gather_sums
-from histosge.training.streaming.hold_out import HeldOutSection, predict_section
+from histosge.training.streaming.hold_out import HeldOutSection, predict_section, take_genes
 from histosge.training.streaming.progress import Passes
+from histosge.training.streaming.start import Start
 from histosge.training.streaming.survey import fit_bases
 
 
@@ -77,33 +79,21 @@ class StreamedDense:
         Fitted to all sections.
     held_out
         Per fold, the ridges and targets of the fit without it.
-    reference
-        Of the sums in the work folder.
-    bases
-        Of the targets of each fit.
+    sums
+        Of the final fit, to be kept.
     """
 
     model: DenseModel
     cohort: Cohort
     held_out: dict[int, tuple[ScaleRidges, LowRankTargets]]
-    reference: Floats
-    bases: Sequence[TargetBasis]
+    sums: SumsToKeep
 
     def predict_held_out(self, index: int) -> HeldOutSection:
         """Predict the patches under a section's spots by the fit without its fold."""
         projected, targets = self._projected(index)
         patterns, depth = projected[:, :-1].astype(np.float64), projected[:, -1]
 
-        def genes(some: slice) -> np.ndarray:
-            part = LowRankTargets(
-                targets.mean[some],
-                targets.sd[some],
-                targets.axes[some],
-                None if targets.highest is None else targets.highest[some],
-            )
-            return part.to_genes(patterns)
-
-        return HeldOutSection(genes, depth)
+        return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), depth)
 
     def held_out_patterns(self, index: int) -> tuple[np.ndarray, LowRankTargets]:
         """Return the patterns of the same patches, float32, and what turns them into genes."""
@@ -118,39 +108,62 @@ class StreamedDense:
         return (np.tensordot(weights, at_patches, axes=1) + ridges.offset).astype(np.float32), targets
 
 
-def fit_dense(cohort: Cohort, moments: Sequence[GeneMoments], passes: Passes) -> StreamedDense:
-    """Fit `dense` to a surveyed cohort whose targets are written; the cohort is read twice."""
-    bases = fit_bases(cohort, moments)
-    n_patterns = bases[0].axes.shape[1]
-    n_outputs = sum(basis.axes.shape[1] for basis in bases) + 1
-    reference = cohort.survey(0).embedding_mean
-    gather_sums(
-        cohort, SIGMAS_UM, _PatternOutputs(cohort, bases, n_outputs), reference, passes.begin("reading")
-    )
+def fit_dense(
+    cohort: Cohort, moments: Sequence[GeneMoments], passes: Passes, start: Start | None = None
+) -> StreamedDense:
+    """Fit `dense` to a surveyed cohort whose targets are written.
+
+    The cohort is read twice, for sums and for predictions of held-out sections; with `start` once.
+
+    Parameters
+    ----------
+    start
+        An earlier model, to whose sums those of the cohort are added. Its patterns of genes and the weights of its scales
+        stay.
+    """
+    kept = None if start is None else start.kept
+    bases = fit_bases(cohort, moments) if kept is None else [kept.basis]
+    reference = cohort.survey(0).embedding_mean if kept is None else kept.reference
+    n_patterns, sizes = bases[0].axes.shape[1], [basis.axes.shape[1] for basis in bases]
+    outputs = _PatternOutputs(cohort, bases, sum(sizes) + 1)
+    gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"))
     solved = list[_Solved]()
     for number, fit in enumerate(cohort.fits):
-        columns = np.array([*range(number * n_patterns, (number + 1) * n_patterns), n_outputs - 1])
-        groups = [GroupSums(cohort, fit, scale, columns) for scale in range(len(SIGMAS_UM))]
+        own = np.arange(number * n_patterns, (number + 1) * n_patterns)
+        columns = np.append(own, outputs.n_outputs - 1)
+        groups = [GroupSums(cohort, fit, scale, columns, kept) for scale in range(len(SIGMAS_UM))]
         scales = [solve_scale(sums, reference, n_patterns) for sums in groups]
         solved.append(_Solved(fit, columns, groups[0].groups, scales))
-    on_step = passes.begin("holding out")
-    for index in range(len(cohort.sections)):
-        on_step(cohort.sections[index].slide_id)
-        if not cohort.folder.has(_held_out_name(cohort, index)):
-            _hold_out(cohort, index, solved, bases)
-    weights = [_weights(cohort, part).weights() for part in solved]
-    fitted = [
-        _assemble(cohort, part, basis, own, moments)
-        for part, basis, own in zip(solved, bases, weights, strict=True)
-    ]
-    whole, held_out = fitted[0], {part.fit.fold: found for part, found in zip(solved, fitted, strict=True)}
-    return StreamedDense(
-        DenseModel(whole[0], whole[1], has_depth=True),
-        cohort,
-        {fold: found for fold, found in held_out.items() if fold is not None},
-        reference,
-        bases,
-    )
+    if start is None:
+        on_step = passes.begin("holding out")
+        for index in range(len(cohort.sections)):
+            on_step(cohort.sections[index].slide_id)
+            if not cohort.folder.has(_held_out_name(cohort, index)):
+                _hold_out(cohort, index, solved, bases)
+        weights = [_weights(cohort, part).weights() for part in solved]
+    else:
+        weights = [_weights_of(start.saved.model)]
+    fitted = dict[int | None, tuple[ScaleRidges, LowRankTargets]]()
+    for part, basis, of_scales in zip(solved, bases, weights, strict=True):
+        found = _genes(cohort, part, basis, moments, kept)
+        offset = np.append(np.zeros(n_patterns), found.moments.mean_log_library)
+        ridges = average_scales(
+            [scale.ridge for scale in part.scales], of_scales, [scale.penalties for scale in part.scales]
+        )
+        targets = basis.targets(found.moments, found.loadings)
+        fitted[part.fit.fold] = replace(ridges, offset=ridges.offset + offset), targets
+        if part.fit.fold is None:
+            sums = _sums_to_keep(cohort, part, basis, reference, found, kept)
+    model = DenseModel(*fitted.pop(None), has_depth=True)
+    held_out = {fold: found for fold, found in fitted.items() if fold is not None}
+    return StreamedDense(model, cohort, held_out, sums)
+
+
+def _weights_of(model: object) -> Floats:
+    """Return the weights of the scales of a fitted `dense`."""
+    assert isinstance(model, DenseModel)
+    assert isinstance(model.linear, ScaleRidges)
+    return np.array(model.linear.weights)
 
 
 def _held_out_name(cohort: Cohort, index: int) -> str:
@@ -197,22 +210,52 @@ def _weights(cohort: Cohort, part: _Solved) -> StackingSums:
     return sums
 
 
-def _assemble(
-    cohort: Cohort, part: _Solved, basis: TargetBasis, weights: Floats, moments: Sequence[GeneMoments]
-) -> tuple[ScaleRidges, LowRankTargets]:
-    """Average the scales of a fit, and put the mean depth and the genes of its sections back."""
-    own = GeneMoments.merge([moments[index] for index in part.fit.sections.tolist()])
-    ridges = average_scales(
-        [scale.ridge for scale in part.scales], weights, [s.penalties for s in part.scales]
+@dataclass(frozen=True)
+class _Genes:
+    """Moments of the genes of a fit's sections, and products with their patterns where the basis lacks some."""
+
+    moments: GeneMoments
+    loadings: tuple[Floats, Floats] | None
+
+
+def _genes(
+    cohort: Cohort,
+    part: _Solved,
+    basis: TargetBasis,
+    moments: Sequence[GeneMoments],
+    kept: KeptSums | None,
+) -> _Genes:
+    """Add up what the genes of a fit's sections come to."""
+    every = [moments[index] for index in part.fit.sections.tolist()]
+    if kept is not None:
+        every.append(kept.moments)
+    n_genes = len(every[0].mean)
+    if len(basis.columns) == n_genes:
+        return _Genes(GeneMoments.merge(every), None)
+    loadings, squares = np.zeros((n_genes, part.n_patterns)), np.zeros(part.n_patterns)
+    if kept is not None and kept.loadings is not None:
+        loadings, squares = (array.copy() for array in kept.loadings)
+    for index in part.fit.sections.tolist():
+        target = cohort.target(index)
+        patterns = basis.patterns(target)
+        loadings += basis.loading_products(target, patterns)
+        squares += (patterns**2).sum(axis=0)
+    return _Genes(GeneMoments.merge(every), (loadings, squares))
+
+
+def _sums_to_keep(
+    cohort: Cohort,
+    part: _Solved,
+    basis: TargetBasis,
+    reference: Floats,
+    genes: _Genes,
+    kept: KeptSums | None,
+) -> SumsToKeep:
+    scales = [GroupSums(cohort, part.fit, scale, part.columns, kept) for scale in range(len(SIGMAS_UM))]
+    return SumsToKeep(
+        DenseModel.name,
+        SIGMAS_UM,
+        dense_shared(reference, basis, genes.moments, genes.loadings),
+        cohort.n_before + len(cohort.sections),
+        ((number, [sums[i] for sums in scales]) for i, number in enumerate(part.groups)),
     )
-    offset = ridges.offset.copy()
-    offset[-1] += own.mean_log_library
-    loadings, squares = None, np.zeros(part.n_patterns)
-    if len(basis.columns) < len(own.mean):
-        loadings = np.zeros((len(own.mean), part.n_patterns))
-        for index in part.fit.sections.tolist():
-            target = cohort.target(index)
-            patterns = basis.patterns(target)
-            loadings += basis.loading_products(target, patterns)
-            squares += (patterns**2).sum(axis=0)
-    return replace(ridges, offset=offset), basis.targets(own, loadings, squares)

@@ -6,24 +6,31 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
 
+import numpy as np
+
 from featurestore.events import OnMessage, OnProgress
-from featurestore.slides.sample_sheet import read_samples
+from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
-from histosge.calibration.conformal import Intervals, measure_intervals
+from histosge.calibration.conformal import Intervals, coverage, measure_intervals
+from histosge.calibration.depth_strata import gene_parts
 from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.data.gene_choice import GeneChoice
 from histosge.data.section_loading import Selection
 from histosge.models.dense import DenseModel
 from histosge.models.estimators import class_name
+from histosge.models.linear_algebra import Affine
 from histosge.models.presets.ridge import RidgeModel
-from histosge.models.protocol import Model
+from histosge.models.protocol import SQUARED_ERROR, Model
+from histosge.models.scale_ridges import ScaleRidges
 from histosge.models.target_sums import GeneMoments
+from histosge.training.kept_sums import SumsToKeep
 from histosge.training.streaming.cohort import Cohort
 from histosge.training.streaming.dense_fit import fit_dense
-from histosge.training.streaming.hold_out import HeldOutSection, collect_held_out
+from histosge.training.streaming.hold_out import HeldOutSection, collect_held_out, predict_section, take_genes
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.ridge_fit import fit_ridge
-from histosge.training.streaming.survey import survey_cohort, write_targets
+from histosge.training.streaming.start import Start
+from histosge.training.streaming.survey import Surveyed, survey_cohort, write_targets
 from histosge.training.streaming.work_folder import WorkFolder
 
 STREAM_FROM_BYTES = 1 << 30
@@ -41,13 +48,28 @@ class StreamedFit(Protocol):
         """Return the model of all sections."""
         ...
 
+    @property
+    def sums(self) -> SumsToKeep | None:
+        """Return the sums that it was fitted from; None for a model that does not follow from sums alone."""
+        ...
+
     def predict_held_out(self, index: int) -> HeldOutSection:
         """Predict a section by the fit without its fold."""
         ...
 
 
+class FitFromSums(Protocol):
+    """Fits a model to a cohort, and to the sums of an earlier model where there is one."""
+
+    def __call__(
+        self, cohort: Cohort, moments: Sequence[GeneMoments], passes: Passes, start: Start | None = None
+    ) -> StreamedFit:
+        """Fit; the cohort is surveyed, and its targets are written."""
+        ...
+
+
 Fitter = Callable[[Cohort, Sequence[GeneMoments], Passes], StreamedFit]
-FITTERS: dict[type, tuple[Fitter, int]] = {DenseModel: (fit_dense, 5), RidgeModel: (fit_ridge, 4)}
+FITTERS: dict[type, tuple[FitFromSums, int]] = {DenseModel: (fit_dense, 5), RidgeModel: (fit_ridge, 4)}
 """What follows from sums, by the class of the model, and how many passes over the sections it takes."""
 
 
@@ -73,12 +95,19 @@ class StreamedTraining:
     ----------
     intervals
         None where none were wanted.
+    sums
+        What the model was fitted from; None for one that does not follow from sums alone.
+    covered
+        Of a training that goes on from another: share of the new sections' values that the earlier model's intervals cover
+        with its own predictions, and their spots; None where it has no intervals.
     """
 
     model: Model
     genes: tuple[str, ...]
     cohort: Cohort
     intervals: Intervals | None
+    sums: SumsToKeep | None
+    covered: tuple[float, int] | None = None
 
 
 def embedding_bytes(samples: str | Path, store: str | Path, selection: Selection) -> int:
@@ -102,7 +131,7 @@ def why_in_memory(
     """Return why a training cannot be streamed, in a few words; empty if it can."""
     if not isinstance(estimator, type) or not (estimator in FITTERS or is_attention(estimator)):
         return "this preset is not fitted from sums, as dense and ridge are"
-    if loss != "mse":
+    if loss != SQUARED_ERROR:
         return f"loss {loss} is not fitted from sums"
     if stains:
         return "--stains needs the patches' embeddings"
@@ -115,22 +144,70 @@ def why_in_memory(
     return ""
 
 
+@dataclass(frozen=True)
+class StreamedInputs:
+    """What a streamed training works on.
+
+    Parameters
+    ----------
+    samples
+        Rows of the sheet.
+    store, selection
+        Where their embeddings are.
+    choice
+        Of genes.
+    folder
+        For files of the training.
+    calibrated
+        Whether intervals are measured.
+    force
+        Take spots that do not fit their slide, with a warning.
+    """
+
+    samples: Sequence[Sample]
+    store: str
+    selection: Selection
+    choice: GeneChoice
+    folder: WorkFolder
+    calibrated: bool
+    force: bool
+
+    def survey(
+        self, passes: Passes, on_message: OnMessage, *, n_before: int = 0, has_folds: bool = False
+    ) -> Surveyed:
+        """Look at every section once.
+
+        Parameters
+        ----------
+        n_before
+            Sections whose sums are there already.
+        has_folds
+            Whether fits without each fold are wanted.
+        """
+        return survey_cohort(
+            self.samples,
+            self.store,
+            self.selection,
+            self.choice,
+            self.folder,
+            calibrated=has_folds,
+            force=self.force,
+            n_before=n_before,
+            on_message=on_message,
+            on_step=passes.begin("survey of"),
+        )
+
+
 def fit_streamed(
-    samples: str | Path,
-    store: str | Path,
-    selection: Selection,
-    choice: GeneChoice,
+    inputs: StreamedInputs,
     estimator: type[Model],
-    folder: WorkFolder,
-    *,
-    calibrated: bool,
-    seed: int = 0,
-    epochs: int | None = None,
-    force: bool,
     on_message: OnMessage,
     on_progress: OnProgress,
+    *,
+    seed: int = 0,
+    epochs: int | None = None,
 ) -> StreamedTraining | None:
-    """Fit a model of `FITTERS` to all sections of a sheet, one section at a time.
+    """Fit a model of `FITTERS` to all sections, one section at a time.
 
     Returns
     -------
@@ -143,26 +220,17 @@ def fit_streamed(
         If a section cannot be used, or the disk is full.
     """
     fitter, n_passes = _fitter(estimator, seed, epochs)
-    passes = Passes(len(read_samples(str(samples))), n_passes, on_progress)
-    surveyed = survey_cohort(
-        str(samples),
-        str(store),
-        selection,
-        choice,
-        folder,
-        # `attention` learns what fits without a fold lack, whether or not intervals are measured.
-        calibrated=calibrated or is_attention(estimator),
-        force=force,
-        on_message=on_message,
-        on_step=passes.begin("survey of"),
-    )
+    passes = Passes(len(inputs.samples), n_passes, on_progress)
+    # `attention` learns what fits without a fold lack, whether or not intervals are measured.
+    has_folds = inputs.calibrated or is_attention(estimator)
+    surveyed = inputs.survey(passes, on_message, has_folds=has_folds)
     cohort, genes = surveyed.cohort, surveyed.genes
     if min(len(fit.sections) for fit in cohort.fits) < 2:
         return None
     moments = write_targets(cohort, genes, passes.begin("genes of"))
     fitted = fitter(cohort, moments, passes)
     intervals = None
-    if calibrated:
+    if inputs.calibrated:
         spots = collect_held_out(cohort, len(genes), fitted.predict_held_out, passes.begin("intervals on"))
         surveys = (cohort.survey(index) for index in range(len(cohort.sections)))
         reference = EmbeddingReference.from_moments(
@@ -170,4 +238,56 @@ def fit_streamed(
         )
         intervals = measure_intervals(spots, cohort.held_out, tuple(dict.fromkeys(cohort.donors)), reference)
     passes.finish()
-    return StreamedTraining(fitted.model, genes, cohort, intervals)
+    return StreamedTraining(fitted.model, genes, cohort, intervals, fitted.sums)
+
+
+def fit_from_sums(
+    inputs: StreamedInputs, start: Start, on_message: OnMessage, on_progress: OnProgress
+) -> StreamedTraining:
+    """Add sections to the sums of a saved model, and solve it anew; its own sections are not read.
+
+    Raises
+    ------
+    ExpressionError, StoreError, ModelError
+        If a section cannot be used, its embeddings are of another kind, or the disk is full.
+    """
+    fitter, _ = FITTERS[type(start.saved.model)]
+    passes = Passes(len(inputs.samples), 4, on_progress)
+    surveyed = inputs.survey(passes, on_message, n_before=start.kept.n_sections)
+    cohort, genes = surveyed.cohort, surveyed.genes
+    start.saved.check_fits(cohort.first.identity, cohort.first.stored.grid)
+    moments = write_targets(cohort, genes, passes.begin("genes of"))
+    covered = None
+    if start.saved.intervals is not None:
+        # By the earlier model, which has not seen these sections: afterwards none would be held out.
+        spots = collect_held_out(
+            cohort, len(genes), partial(predict_by, start.saved.model, cohort), passes.begin("intervals on")
+        )
+        parts = [
+            coverage(
+                start.saved.intervals.take(some.tolist()), spots.truth[:, some], spots.predicted[:, some]
+            )
+            for some in gene_parts(np.arange(len(genes)), len(spots.truth))
+        ]
+        covered = float(np.concatenate(parts).mean()), len(spots.truth)
+    fitted = fitter(cohort, moments, passes, start)
+    passes.finish()
+    return StreamedTraining(fitted.model, genes, cohort, start.saved.intervals, fitted.sums, covered)
+
+
+def predict_by(model: Model, cohort: Cohort, index: int) -> HeldOutSection:
+    """Predict the patches under a section's spots by a fitted model of `FITTERS`."""
+    if isinstance(model, RidgeModel):
+        predicted = predict_section(cohort, index, (0.0,), [model.affine]).at_patches[0]
+        values = np.maximum(predicted, 0.0).astype(np.float32)
+        return HeldOutSection(lambda some: values[:, some], None)
+    assert isinstance(model, DenseModel)
+    linear, targets = model.linear, model.targets
+    assert isinstance(linear, ScaleRidges)
+    assert linear.weight is not None
+    n = len(linear.offset)
+    weights = np.split(linear.weight, len(linear.sigmas_um), axis=1)
+    ridges = [Affine(weight, np.zeros(n)) for weight in weights]
+    found = predict_section(cohort, index, linear.sigmas_um, ridges).at_patches.sum(axis=0) + linear.offset
+    patterns = found[:, : targets.axes.shape[1]]
+    return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), None)

@@ -10,6 +10,7 @@ import numpy as np
 from histosge.data.block_bands import pool_spots_by_band
 from histosge.models.linear_algebra import Floats, Indices
 from histosge.models.ridge_sums import RidgeSums
+from histosge.training.kept_sums import KeptSums
 from histosge.training.streaming.cohort import Cell, Cohort, Fit
 from histosge.training.streaming.survey import OnStep
 from histosge.training.streaming.work_folder import WorkFolder
@@ -98,17 +99,21 @@ class GroupSums(Sequence[RidgeSums]):
         Which Gaussian.
     columns
         Outputs that are wanted.
+    kept
+        Of an earlier model, to which those of the cohort are added.
     """
 
     cohort: Cohort
     fit: Fit
     scale: int
     columns: Indices
+    kept: KeptSums | None = None
 
     @property
     def groups(self) -> list[int]:
         """Return the numbers of the groups that have sections in the fit."""
-        return sorted(set(self.cohort.group[self.fit.sections].tolist()))
+        earlier = () if self.kept is None else self.kept.groups
+        return sorted({*self.cohort.group[self.fit.sections].tolist(), *earlier})
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -123,6 +128,8 @@ class GroupSums(Sequence[RidgeSums]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         group, found = self.groups[index], None
+        if self.kept is not None and group in self.kept.groups:
+            found = self.kept.sums(group, self.scale)
         for cell in self.cohort.cells:
             if cell.group == group and cell.fold != self.fit.fold:
                 sums = load_sums(self.cohort.folder, cell, self.scale).outputs(self.columns)

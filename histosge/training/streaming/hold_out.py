@@ -12,6 +12,7 @@ from histosge.data.block_bands import stream_bands
 from histosge.data.gaussian_pooling import RIM_SHARE, TRUNCATE, Moment, pool_moments
 from histosge.data.sections import Patches
 from histosge.models.linear_algebra import Affine, Floats, Indices
+from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.target_sums import gene_slices
 from histosge.training.streaming.cohort import Cohort
 
@@ -125,30 +126,36 @@ def collect_held_out(
     # In the order of `histosge.calibration.conformal`, so that trust draws the same spots.
     order = np.lexsort((np.arange(len(cohort.sections)), cohort.fold)).tolist()
     counts = [len(range(0, cohort.sections[index].n_spots, every)) for index in order]
-    shape = (n_genes, sum(counts))
-    truth, predicted = (cohort.folder.new_map(name, shape) for name in ("truth", "predicted"))
+    shape = (sum(counts), n_genes)
+    truth, predicted = (cohort.folder.new_columns(name, shape) for name in ("truth", "predicted"))
     depths, places, start = list[Floats](), list[Floats](), 0
     for index, count in zip(order, counts, strict=True):
         on_step(cohort.sections[index].slide_id)
         survey, target, found = cohort.survey(index), cohort.target(index), predict(index)
         overlap = sparse.csr_matrix(survey.under.overlap[::every])
-        columns = slice(start, start + count)
         for some in gene_slices(n_genes):
-            truth[some, columns] = target[::every, some].toarray().T
+            columns = range(n_genes)[some]
+            truth.write(start, columns, target[::every, some].toarray())
             # The mean of rates, as `spots_from_patches` takes it.
             rates = np.expm1(found.genes(some).astype(np.float64))
-            predicted[some, columns] = np.log1p(overlap @ rates).astype(np.float32).T
+            predicted.write(start, columns, np.log1p(overlap @ rates).astype(np.float32))
         if found.depth is not None:
             depths.append(np.asarray(overlap @ found.depth.astype(np.float64)))
         places.append(survey.xy_um[::every])
         start += count
     sections = np.repeat(order, counts)
     return OutOfFold(
-        truth.T,
-        predicted.T,
+        truth,
+        predicted,
         np.concatenate(places),
         cohort.fold[sections] * len(cohort.sections) + sections,
         cohort.fold[sections],
         cohort.donor_numbers[sections],
         np.concatenate(depths) if len(depths) == len(order) else None,
     )
+
+
+def take_genes(targets: LowRankTargets, some: slice) -> LowRankTargets:
+    """Return the targets of some genes."""
+    highest = None if targets.highest is None else targets.highest[some]
+    return LowRankTargets(targets.mean[some], targets.sd[some], targets.axes[some], highest)

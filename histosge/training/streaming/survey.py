@@ -7,7 +7,7 @@ import numpy as np
 from scipy import sparse
 
 from featurestore.events import OnMessage
-from featurestore.slides.sample_sheet import read_samples
+from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 from histosge.calibration.embedding_distance import every_patch
 from histosge.data.distinct_spots import DistinctSpots
@@ -39,7 +39,7 @@ class Surveyed:
 
 
 def survey_cohort(
-    samples: str,
+    samples: Sequence[Sample],
     store_url: str,
     selection: Selection,
     choice: GeneChoice,
@@ -47,6 +47,7 @@ def survey_cohort(
     *,
     calibrated: bool,
     force: bool,
+    n_before: int,
     on_message: OnMessage,
     on_step: OnStep,
 ) -> Surveyed:
@@ -60,7 +61,7 @@ def survey_cohort(
     store = Store.open(store_url)
     distinct, ranking = DistinctSpots(), choice.new_ranking()
     sections, first = list[CohortSection](), None
-    for sample in sorted(read_samples(samples), key=lambda sample: sample.slide_id):
+    for sample in sorted(samples, key=lambda sample: sample.slide_id):
         on_step(sample.slide_id)
         slide = selection.open(store, sample.slide_id)
         name, counts_name = f"survey-{sample.slide_id}", f"counted-{sample.slide_id}"
@@ -85,10 +86,9 @@ def survey_cohort(
         counts = len(survey.usable), int(under_min), int(uncovered)
         sections.append(CohortSection(sample, slide.fingerprint, *counts))
     if first is None:
-        raise no_section(samples)
-    return Surveyed(
-        Cohort(store, selection, sections, first, folder, calibrated), choice.choose_from(ranking)
-    )
+        raise no_section("the sample sheet")
+    cohort = Cohort(store, selection, sections, first, folder, calibrated, n_before)
+    return Surveyed(cohort, choice.choose_from(ranking))
 
 
 def write_targets(cohort: Cohort, genes: Sequence[str], on_step: OnStep) -> list[GeneMoments]:

@@ -82,9 +82,9 @@ class WorkFolder:
         with np.load(self._file(name), allow_pickle=False) as found:
             return np.asarray(found[key])
 
-    def new_map(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Return a new array on disk, float32."""
-        return np.lib.format.open_memmap(self.path / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+    def new_columns(self, name: str, shape: tuple[int, int]) -> "ColumnsOnDisk":
+        """Return a new array on disk, float32, of which some columns are read at a time."""
+        return ColumnsOnDisk(self.path / f"{name}.columns", shape)
 
     def remove(self) -> None:
         """Remove the folder."""
@@ -92,3 +92,50 @@ class WorkFolder:
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.npz"
+
+
+class ColumnsOnDisk:
+    """A float32 array ``(n_rows, n_columns)`` in a file, column after column.
+
+    It is read and written, and not mapped into memory: pages of a map stay resident, and would count as memory that grows
+    with the cohort.
+
+    Parameters
+    ----------
+    file
+        To write.
+    shape
+        ``(n_rows, n_columns)``.
+    """
+
+    def __init__(self, file: Path, shape: tuple[int, int]) -> None:
+        self.file, self.shape = file, shape
+        with file.open("wb") as stream:
+            stream.truncate(4 * shape[0] * shape[1])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def write(self, start: int, columns: range, values: NDArray[np.float32]) -> None:
+        """Write ``(n, len(columns))`` values from a row on."""
+        try:
+            with self.file.open("r+b") as stream:
+                for column, part in zip(columns, np.ascontiguousarray(values.T), strict=True):
+                    stream.seek(4 * (column * self.shape[0] + start))
+                    stream.write(part.astype(np.float32, copy=False).tobytes())
+        except OSError as error:
+            raise ModelError(
+                f"cannot write {self.file}: {error.strerror or error}; make space, and run the same command again"
+            ) from error
+
+    def __getitem__(self, index: tuple[slice, slice | NDArray[np.int64]]) -> NDArray[np.float32]:
+        """Return all rows of some columns."""
+        rows, which = index
+        assert rows == slice(None)
+        columns = range(self.shape[1])[which] if isinstance(which, slice) else which.tolist()
+        found = np.empty((len(columns), self.shape[0]), np.float32)
+        with self.file.open("rb") as stream:
+            for place, column in enumerate(columns):
+                stream.seek(4 * column * self.shape[0])
+                found[place] = np.frombuffer(stream.read(4 * self.shape[0]), np.float32)
+        return found.T

@@ -52,7 +52,8 @@ def model(cohort: Cohort, tmp_path: Path) -> Path:
 
 
 def _contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 def _refusal(cohort: Cohort, model: Path, settings: TrainSettings = SETTINGS) -> str:
@@ -161,7 +162,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_read(tmp_path:
 
 
 def test_files_of_a_model_can_be_read_by_whom_the_umask_allows(model: Path) -> None:
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in model.iterdir()}
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in model.rglob("*") if path.is_file()}
     probe = model.parent / "probe"
     probe.write_text("")
     assert modes == {stat.S_IMODE(probe.stat().st_mode)}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from _cohorts import MadeCohort, write_cohort, write_sheet
+from _cohorts import MadeCohort, write_cohort, write_section, write_sheet
 from _dense_oracle import DenseOracle, predict_exactly
 
 from featurestore.errors import StoreError
@@ -15,8 +15,9 @@ from featurestore.storage.block_array import BlockArray
 from featurestore.storage.store import Store
 from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.data.section_loading import Selection, load_sections, training_section
+from histosge.data.sections import Patches
 from histosge.errors import ModelError
-from histosge.training.saved_model import SavedModel
+from histosge.training.saved_model import SavedModel, load_model
 from histosge.training.streaming.fit_streamed import STREAM_FROM_BYTES
 from histosge.training.train import TrainSettings, train
 
@@ -169,3 +170,112 @@ def test_a_large_cohort_is_streamed_by_itself(
     assert any("sections are streamed" in line for line in said)
     train(*cohort, tmp_path / "other", replace(SETTINGS, preset="knn"), on_message=said.append)
     assert any("held in memory" in line and "preset" in line for line in said)
+
+
+@pytest.fixture(scope="module")
+def of_five(cohort: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `dense` of five sections."""
+    folder = tmp_path_factory.mktemp("five") / "model"
+    train(*cohort, folder, SETTINGS, stream=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def seven(cohort: tuple[Path, Path]) -> tuple[Path, Path]:
+    """The same cohort with two further sections."""
+    folder = cohort[0].parent
+    for number in (5, 6):
+        write_section(folder, Store.open_or_create(str(cohort[1])), MADE, number)
+    return write_sheet(folder, folder / "seven.csv", MADE, range(7)), cohort[1]
+
+
+@pytest.mark.parametrize("preset", ["dense", "ridge"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_sections_added_to_sums_give_the_model_of_all_sections(
+    preset: str, stream: bool, cohort: tuple[Path, Path], seven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, preset=preset, intervals=False)
+    train(*cohort, tmp_path / "five", settings, stream=stream)
+    further = train(*seven, tmp_path / "further", start_from=tmp_path / "five")
+    genes = further.card.genes
+    whole = train(*seven, tmp_path / "whole", replace(settings, genes=genes), stream=True)
+    patches = load_patches(open_embedded(Store.open(str(cohort[1])), "S006", None, None))
+    if preset == "ridge":
+        wanted = whole.predict(patches).values
+        assert np.abs(further.predict(patches).values - wanted).max() / wanted.std() < 1e-5
+        return
+    wanted = _with_patterns_and_weights(*seven, genes, load_model(tmp_path / "five"), patches)
+    found = predict_exactly(further.model.state(), patches)
+    assert np.abs(found - wanted).max() / wanted.std() < 1e-6
+    # With patterns and weights of its own, a full training is another model, but nearly the same.
+    own = predict_exactly(whole.model.state(), patches)
+    assert 1e-6 < np.abs(found - own).max() / own.std() < 0.3
+
+
+def _with_patterns_and_weights(
+    sheet: Path, store: Path, genes: tuple[str, ...], saved: SavedModel, patches: Patches
+) -> np.ndarray:
+    """Return the oracle's predictions of a training on all sections with the patterns and weights of a model."""
+    sections = [
+        training_section(item.section, genes) for item in load_sections(str(sheet), str(store), Selection())
+    ]
+    state, config = saved.model.state(), saved.model.config()
+    return DenseOracle.fit(sections, state["targets.axes"], np.array(config["weights"])).predict(patches)
+
+
+def test_old_sections_are_not_read_again(
+    of_five: Path, seven: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said, paths = list[str](), set[str]()
+    read_block = BlockArray.read_block
+    monkeypatch.setattr(
+        BlockArray, "read_block", lambda array, *a, **k: paths.add(array.path) or read_block(array, *a, **k)
+    )
+    further = train(*seven, tmp_path / "model", start_from=of_five, on_message=said.append)
+    assert {path.split("/")[0] for path in paths} == {"S005", "S006"}
+    assert [section["slide_id"] for section in further.card.sections] == [f"S{i:03}" for i in range(7)]
+    assert any("intervals cover" in line and "new sections" in line for line in said)
+    assert train(*seven, tmp_path / "model", start_from=of_five).was_there
+    # And on from there: what is in the model is known.
+    with pytest.raises(ModelError, match="all 7 sections of the sheet are in the model already"):
+        train(*seven, tmp_path / "again", start_from=tmp_path / "model")
+
+
+def test_a_changed_section_is_refused_by_name(
+    of_five: Path, seven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sheet = tmp_path / "changed.csv"
+    folder = seven[0].parent
+    # Another section's counts under an old name.
+    sheet.write_text(seven[0].read_text().replace(str(folder / "S002.h5ad"), str(folder / "S005.h5ad"), 1))
+    with pytest.raises(ModelError, match="expression of section 'S002' has changed") as refused:
+        train(sheet, seven[1], tmp_path / "model", start_from=of_five)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "model").exists()
+
+
+def test_sums_are_left_out_where_they_are_not_wanted(
+    cohort: tuple[Path, Path], seven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    train(*cohort, tmp_path / "bare", replace(SETTINGS, preset="ridge", intervals=False), keep_sums=False)
+    assert not (tmp_path / "bare" / "stats").exists()
+    with pytest.raises(ModelError, match="keeps no sums"):
+        train(*seven, tmp_path / "model", start_from=tmp_path / "bare")
+
+
+def test_other_genes_presets_and_damaged_sums_are_refused(
+    of_five: Path, seven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    for settings, why in (
+        (TrainSettings(genes=5), "leave --genes out"),
+        (TrainSettings(preset="ridge"), "leave --preset out"),
+        (TrainSettings(loss="nb"), "leave --loss"),
+    ):
+        with pytest.raises(ModelError, match=why):
+            train(*seven, tmp_path / "model", settings, start_from=of_five)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(of_five, damaged)
+    file = damaged / "stats" / "group-1.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"group-1\.safetensors cannot be read"):
+        train(*seven, tmp_path / "model", start_from=damaged)
