@@ -70,7 +70,7 @@ def main() -> None:
         ),
         Result("max_difference", difference, "sd", "<= 1e-6"),
     ]
-    report("cohort", results, asked.json)
+    report("cohort", results, asked)
 
 
 SCRIPT = """

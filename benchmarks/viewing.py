@@ -5,7 +5,8 @@
 A slide of 105,000 patches, all of them tissue, with 1,000 genes, from the page cache. In Chromium, where there is one: from
 the address being opened until the frame with the slide's thumbnail, with all tiles of its H&E, and with the first gene; and
 from a gene being chosen until the frame with it. "far" is a gene whose group has not been read yet, "near" one of a group
-that is held. Over HTTP alone: the same requests, one after the other.
+that is held. Over HTTP alone: the same requests, one after the other; and a region of 20,000 patches compared with the rest,
+the first one of a slide, for which the whole map is added up, and another.
 """
 
 import json
@@ -36,6 +37,8 @@ from histosge.viewer.server import HOST, listen, make_app
 N_GENES = 1000
 BLOCK = (32, 32)
 SWITCHES = 12
+REGION = 20_000
+"""Patches of the region that is compared with the rest."""
 FAR = 300
 """Genes from one far gene to the next: always in another group of 256."""
 
@@ -121,10 +124,29 @@ def over_http(store: Path, maps: Path) -> list[Result]:
         get("data/0/layers/0/layer.json")
         far = [timed(get, f"data/0/layers/0/genes/{gene}.f16")[0] for gene in range(0, N_GENES, FAR)]
         near = [timed(get, f"data/0/layers/0/genes/{gene}.f16")[0] for gene in range(1, 1 + SWITCHES)]
+        layer = json.loads(get("data/0/layers/0/layer.json"))
+
+        def region(shift: float) -> int:
+            """Compare a square of `REGION` patches, shifted by some patches, and return how many it holds."""
+            step, side = layer["step_um"], REGION**0.5 * layer["step_um"]
+            left, top = (start + shift * step for start in layer["origin_um"])
+            corners = [[left, top], [left + side, top], [left + side, top + side], [left, top + side]]
+            content = json.dumps({"layer": 0, "region": [[corners]], "other": None}).encode()
+            asked = urllib.request.Request(
+                f"{address}/data/0/regions", content, {"content-type": "application/json"}
+            )
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                return int(json.load(answer)["predicted"]["n"])
+
+        first_region, n_inside = timed(region, 0.0)
+        next_region, _ = timed(region, 20.0)
     return [
         Result("HTTP: first picture, 4 tiles", first, "s"),
         Result("HTTP: a far gene, slowest", 1000 * max(far), "ms"),
         Result("HTTP: a near gene, median", 1000 * statistics.median(near), "ms"),
+        Result("patches of the region", n_inside),
+        Result("HTTP: a region, the first of a slide", first_region, "s", "<= 2"),
+        Result("HTTP: another region", next_region, "s", "<= 2"),
     ]
 
 

@@ -34,9 +34,11 @@ def main() -> int:
         return 2
     if not rows:
         return EMPTY
+    # Not the columns that are for people alone, which a sample does not hold.
+    columns = [column for column in COLUMNS if hasattr(rows[0], column)]
     table = csv.writer(sys.stdout, lineterminator="\n")
-    table.writerow(COLUMNS)
-    table.writerows([getattr(row, column) for column in COLUMNS] for row in rows)
+    table.writerow(columns)
+    table.writerows([getattr(row, column) for column in columns] for row in rows)
     return 0
 
 

@@ -24,10 +24,15 @@ _HEADER = re.compile(
     r"|\b(?:Bearer|Basic)\s+[\w+/=.~-]{8,}|AWS4-HMAC-SHA256[^\r\n]*",
     re.IGNORECASE,
 )
+# Parts of a connection string of Azure.
+_CONNECTION = re.compile(r"\b(AccountKey|SharedAccessSignature)=[^;\s'\"]*", re.IGNORECASE)
 _SECRET_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_SESSION_TOKEN",
     "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_CLIENT_SECRET",
+    "AZURE_CLIENT_SECRET",
     "AZURE_STORAGE_SAS_TOKEN",
 )
 # Shorter values are placeholders ("x", "test"), which would be cut out of ordinary words.
@@ -44,6 +49,7 @@ def redact(text: str) -> str:
     if "://" in text:
         text = _ANY_QUERY.sub("", _USER.sub("", text))
     text = _HEADER.sub(lambda match: f"{match[1] or ''}[removed]", _NAMED_SECRET.sub(r"\1=[removed]", text))
+    text = _CONNECTION.sub(r"\1=[removed]", text)
     for name in _SECRET_VARIABLES:
         value = os.environ.get(name, "")
         if len(value) >= _SHORTEST_SECRET:

@@ -31,7 +31,7 @@ S3_TRIES = 6
 """Of one request, with waits that double; s3fs repeats that a few times. It must outlast a few minutes of errors."""
 S3_MAX_KEY_BYTES = 1024
 """S3's own limit of an object's name. Servers answer longer ones in ways that clients repeat for ever."""
-_PACKAGES = {"s3": "'histosge[s3]'", "gs": "gcsfs", "az": "adlfs"}
+_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
 # Each library has its own word for it.
 _ANONYMOUS: dict[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}, "az": {"anon": True}}
 ENV_ANONYMOUS = "HISTOSGE_ANONYMOUS"
@@ -158,22 +158,37 @@ def open_file_system(url: str, **options: Any) -> tuple[Any, str]:
     """
     check_url(url)
     label = strip_credentials(url)
+    scheme = url.partition("://")[0]
     try:
         if "://" not in url:
             # Not by its name: fsspec takes "zip::x" for a chain of file systems.
             fs = fsspec.filesystem("file", use_listings_cache=False)
             return fs, fs._strip_protocol(url)
+        if scheme in ("gs", "az"):
+            fs = _open_cloud(scheme, storage_options(url) | options)
+            return fs, url.partition("://")[2].rstrip("/")
         fs, path = fsspec.core.url_to_fs(url, **storage_options(url), **options)
     except ImportError as error:
-        package = _PACKAGES.get(url.partition("://")[0], "'histosge[s3]'")
+        extra = _EXTRAS.get(scheme, "s3")
         raise StoreError(
-            f"{label} needs an extra package ({error}); install it with: pip install {package}"
+            f"{label} needs an extra package ({error}); install it with: pip install 'histosge[{extra}]'"
         ) from error
     except ValueError as error:
         raise StoreError(f"{label} cannot be opened: {error}") from error
     if url.startswith("s3://"):
         _check_listings(fs)
     return fs, path
+
+
+def _open_cloud(scheme: str, options: dict[str, Any]) -> Any:
+    # Imported here: each needs an extra, and takes half a second.
+    if scheme == "gs":
+        from featurestore.object_stores.gcs import GoogleStorage
+
+        return GoogleStorage(**options)
+    from featurestore.object_stores.azure import open_azure
+
+    return open_azure(**options)
 
 
 def _check_listings(fs: Any) -> None:

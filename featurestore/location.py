@@ -44,8 +44,9 @@ class Entry:
 
 
 def _modified(entry: dict[str, Any]) -> dt.datetime | None:
-    # S3, local disks and memory each use another key, and some give seconds instead of a datetime.
-    value = entry.get("LastModified") or entry.get("mtime") or entry.get("created")
+    # S3, Azure, local disks with Google, and memory each use another key, and some give seconds instead of a datetime.
+    keys = ("LastModified", "last_modified", "mtime", "created")
+    value = next((entry[key] for key in keys if entry.get(key)), None)
     if isinstance(value, (int, float)):
         return dt.datetime.fromtimestamp(value, dt.UTC)
     return value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else None

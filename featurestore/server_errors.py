@@ -30,7 +30,7 @@ _REPLY_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, Attr
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """What `access_as_error` lets through: no object has that name."""
 _GONE = (404, 410)
-_GONE_CODES = ("404", "NoSuchKey", "NoSuchVersion")
+_GONE_CODES = ("404", "NoSuchKey", "NoSuchVersion", "BlobNotFound")
 _NO_CREDENTIALS = (
     "NoCredentialsError",
     "PartialCredentialsError",
@@ -39,6 +39,10 @@ _NO_CREDENTIALS = (
     "TokenRetrievalError",
     "UnauthorizedSSOTokenError",
     "SSOTokenLoadError",
+    # Of google.auth and azure.identity.
+    "DefaultCredentialsError",
+    "RefreshError",
+    "ClientAuthenticationError",
 )
 _BUSY = (
     "SlowDown",
@@ -64,6 +68,8 @@ _UNREACHABLE = (
     "FSTimeoutError",
     "IncompleteRead",
     "ResponseParserError",
+    "ServiceRequestError",
+    "ServiceResponseError",
 )
 
 _S3_KEYS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
@@ -71,7 +77,8 @@ _S3_OTHERS = "AWS_ENDPOINT_URL for a server that is not Amazon's, --anonymous fo
 _KEYS = {
     "s3": f"{_S3_KEYS}; {_S3_OTHERS}",
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or --anonymous for a public bucket",
-    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or --anonymous for a public container",
+    "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING; "
+    "--anonymous for a public container",
     "http": "it needs a password, a token or a signature, or the URL's has expired",
 }
 _AGAIN = "run the same command again, it goes on from here"
@@ -98,6 +105,12 @@ _ADVICE = {
     "NoSuchBucket": "check the bucket's name and AWS_ENDPOINT_URL, or make the bucket first",
 }
 """What to do about a reply, by its code."""
+_NO_CONTAINER = "check the container's name and the storage account's, or make the container first"
+_ADVICE_OF = {
+    "gs": {"NoSuchBucket": "check the bucket's name, or make the bucket first"},
+    "az": dict.fromkeys(("NoSuchBucket", "ContainerNotFound"), _NO_CONTAINER),
+}
+"""The same, where another scheme than S3's needs other advice."""
 
 
 def is_client_error(error: BaseException) -> bool:
@@ -201,7 +214,21 @@ def _reply(error: BaseException) -> tuple[str, str, int | None]:
         status = getattr(cause, "status", None)
         if isinstance(status, int):
             return "", str(getattr(cause, "message", "")), status
+        if is_client_error(cause) and (reply := _cloud_reply(cause)):
+            return reply
     return "", "", None
+
+
+def _cloud_reply(error: BaseException) -> tuple[str, str, int | None] | None:
+    """Return ``(code, message, HTTP status)`` of an error of Azure's or Google's client; None if it holds no reply."""
+    # Azure's message goes on with the request's id and the whole document.
+    message = str(getattr(error, "message", "")).partition("\n")[0]
+    status, code = getattr(error, "status_code", None), getattr(error, "code", None)
+    if isinstance(status, int):
+        return str(getattr(error, "error_code", None) or ""), message, status
+    if isinstance(code, int):  # gcsfs puts it at the end of the message as well
+        return "", message.removesuffix(f", {code}"), code
+    return None
 
 
 def _answer(error: BaseException) -> str:
@@ -237,8 +264,8 @@ def _advice(error: BaseException, url: str, *, is_anonymous: bool) -> str:
     if scheme not in _KEYS:  # a folder of this machine
         return ""
     code, _, status = _reply(error)
-    if code in _ADVICE:
-        return _ADVICE[code]
+    if advice := _ADVICE_OF.get(scheme, {}).get(code) or _ADVICE.get(code):
+        return advice
     if isinstance(error, RecursionError):
         return _OTHER_REGION
     names = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}

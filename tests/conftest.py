@@ -38,11 +38,28 @@ def find_chromium() -> str | None:
     return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
+def find_azurite() -> str | None:
+    """Where the blob server of azurite is: ``HISTOSGE_AZURITE``, on the path, or where `.ci/run` installs it."""
+    installed = Path(__file__).parents[1] / ".venv" / "azurite" / "node_modules" / ".bin"
+    places = f"{os.environ.get('PATH', '')}:{installed}"
+    return os.environ.get("HISTOSGE_AZURITE") or shutil.which("azurite-blob", path=places)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run tests that take more than ten seconds")
     parser.addoption(
         "--e2e", action="store_true", help="also run tests of whole runs in processes of their own"
     )
+
+
+PACKAGES = {
+    "azure": (("adlfs",), "install it: pip install 'histosge[azure]'"),
+    "formats": (("pylibCZIrw", "isyntax", "czifile"), "install: pip install 'histosge[czi,isyntax]' czifile"),
+    "gcs": (("gcsfs", "gcp_storage_emulator"), "install: pip install 'histosge[gcs]' gcp-storage-emulator"),
+    "spatialdata": (("spatialdata_io",), "install them: pip install 'histosge[spatialdata]' spatialdata-io"),
+    "torch": (("torch",), "no torch: pip install torch"),
+}
+"""Marker -> the modules that its tests import, and how to get them."""
 
 
 def _absent(config: pytest.Config) -> dict[str, str]:
@@ -58,10 +75,11 @@ def _absent(config: pytest.Config) -> dict[str, str]:
         absent["browser"] = "no Chromium: apt-get install chromium, or set HISTOSGE_CHROMIUM"
     elif find_spec("playwright") is None:
         absent["browser"] = "no playwright: pip install playwright"
-    if find_spec("spatialdata_io") is None:
-        absent["spatialdata"] = "install them: pip install 'histosge[spatialdata]' spatialdata-io"
-    if find_spec("torch") is None:
-        absent["torch"] = "no torch: pip install torch"
+    for marker, (modules, fix) in PACKAGES.items():
+        if any(find_spec(name) is None for name in modules):
+            absent[marker] = fix
+    if find_azurite() is None:
+        absent.setdefault("azure", "no azurite: npm install azurite, or set HISTOSGE_AZURITE")
     if not _has_gpu():
         absent["gpu"] = "no CUDA device"
     return absent
@@ -152,6 +170,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     return DATA
+
+
+@pytest.fixture(scope="session")
+def azurite() -> str | None:
+    return find_azurite()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Commands that analyse a feature store or expression maps: analyse summary, pca, clusters, similar."""
+"""Commands that analyse a feature store or expression maps: analyse summary, pca, clusters, similar ..."""
 
 import json
 from collections.abc import Iterator
@@ -11,13 +11,14 @@ import typer
 
 from histosge_cli.console import Console, err, out, resumable, table
 from histosge_cli.model_commands import EncoderKey, Grid
-from histosge_cli.places import output_file, output_folder
+from histosge_cli.places import output_file, output_folder, readable_place
 from histosge_cli.store_commands import OUTPUT, Json, Log, Overwrite, Quiet, StoreArg
 from histosge_cli.worker_count import worker_count
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from featurestore.analysis.class_summary import SizeOf
     from featurestore.analysis.patch_stream import PatchStream
     from featurestore.analysis.slide_source import SlideSource
     from featurestore.events import OnProgress
@@ -60,7 +61,7 @@ def register(app: typer.Typer) -> None:
     """Add these commands, as a group that takes the store first."""
     group = typer.Typer(no_args_is_help=True)
     group.callback()(analyse)
-    for command in (summary, pca, clusters, similar):
+    for command in (summary, pca, clusters, similar, signatures, pseudobulk, moran):
         group.command()(command)
     app.add_typer(group, name="analyse")
 
@@ -69,6 +70,7 @@ def analyse(context: typer.Context, store: StoreArg) -> None:
     """Analyse all slides of a feature store: summary, principal components, clusters, similar patches.
 
     An expression store, as predict writes it, is analysed in the same way: genes take the place of the embedding's features.
+    Of maps alone there are signatures, pseudobulk, and spatially variable genes (moran).
 
     The store is read where it is, local or on S3; each block is read once a pass, and memory does not grow with the slides.
 
@@ -229,6 +231,15 @@ def _as_text(value: object) -> object:
 
 def summary(
     context: typer.Context,
+    annotations: Annotated[
+        str | None,
+        typer.Option(
+            "--annotations",
+            metavar="PLACE",
+            help="Means of each annotated class: a mask or GeoJSON of the slide, a folder of them named by slide id, or a "
+            "sample sheet with a column mask.",
+        ),
+    ] = None,
     slide: Slides = None,
     grid: Grid = None,
     encoder: EncoderKey = None,
@@ -242,12 +253,17 @@ def summary(
 ) -> None:
     """Count patches, and measure how far each slide's mean is from the cohort's; --out adds mean and sd of every feature.
 
-    Of expression maps it adds the mean of each gene, in a column of its name.
+    Of expression maps it adds the mean of each gene, in a column of its name. With --annotations there is a row for each
+    slide and class, and one for each class of all slides.
 
     Example: histosge analyse store.zarr summary --out summary.parquet
     """
+    from featurestore.analysis.class_summary import annotation_files, summarise_classes
     from featurestore.analysis.summary import summarise
+    from featurestore.errors import StoreError
 
+    if annotations is not None and (workers or scheduler):
+        raise StoreError("--annotations are read by one process; leave out --workers and --scheduler")
     with _open_stream(
         context,
         slide,
@@ -258,8 +274,26 @@ def summary(
         out_file=out_file,
         run_on=(workers, scheduler),
     ) as stream:
-        frame = summarise(stream)
+        if annotations is None:
+            frame = summarise(stream)
+        else:
+            files = annotation_files(annotations, stream.names)
+            if absent := [name for name in stream.names if name not in files]:
+                Console(quiet, log).message(
+                    f"{len(absent)} slides have no annotations and are left out: {_first_few(absent)}"
+                )
+            frame = summarise_classes(stream, files, _sizes(context.obj, maps=stream.columns is not None))
     _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite, genes=stream.columns)
+
+
+def _sizes(url: str, *, maps: bool) -> "SizeOf":
+    """Return what tells the size of a slide: of a feature store its metadata, of maps nothing."""
+    from featurestore.storage.store import Store
+
+    if maps:
+        return lambda slide_id: None
+    store = Store.open(url)
+    return lambda slide_id: store.slide(slide_id).size_px
 
 
 def pca(
@@ -436,3 +470,143 @@ def similar(
             raise StoreError("give the patch: --row R --col C, or --x-um X --y-um Y")
         frame = neighbours.similar(stream, query, n, neighbours.as_metric(metric), exclude_um)
     _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite)
+
+
+def signatures(
+    context: typer.Context,
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT_DIR",
+            callback=output_folder,
+            help="Folder for one parquet file per slide, a column per set.",
+        ),
+    ],
+    gmt: Annotated[
+        Path | None,
+        typer.Option(
+            "--gmt", metavar="FILE", callback=readable_place, help="Sets of genes, as MSigDB offers them."
+        ),
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=A,B", help="A set of genes; repeat for several."),
+    ] = None,
+    slide: Slides = None,
+    grid: Grid = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Score sets of genes on every patch of the maps: the mean of their z-scores over all patches of all slides.
+
+    Example: histosge analyse maps.zarr signatures scores --gmt hallmark.gmt --set TLS=CXCL13,CD79A,MS4A1
+    """
+    from featurestore.analysis.patch_tables import check_folder
+    from histosge.analysis.cohort_maps import CohortMaps
+    from histosge.analysis.gene_sets import parse_sets, present, read_gmt
+    from histosge.analysis.signatures import write_signatures
+    from histosge.errors import ExportError
+
+    typed = parse_sets(sets or [])
+    named = read_gmt(gmt) if gmt is not None else {}
+    if not typed and not named:
+        raise ExportError("there is no set of genes to score: give --gmt FILE or --set NAME=A,B")
+    if twice := sorted(set(typed) & set(named)):
+        raise ExportError(f"the set {twice[0]!r} is in --gmt and in --set; rename one of them")
+    check_folder(folder)
+    console = Console(quiet, log)
+    with resumable(), console.bars("slides") as bars:
+        maps = CohortMaps(context.obj, slide or (), grid, bars.update)
+        kept, remarks = present({**named, **typed}, maps.genes)
+        for remark in remarks:
+            console.message(remark)
+        with _staged_folder(folder, overwrite=overwrite) as staged:
+            assert staged is not None
+            frame = write_signatures(maps, kept, staged)
+    _print_table(frame, as_json=as_json, out_file=None)
+
+
+def pseudobulk(
+    context: typer.Context,
+    out_file: Annotated[
+        Path, typer.Argument(metavar="OUT", callback=output_file, help="AnnData to write, an .h5ad.")
+    ],
+    regions: Annotated[
+        Path | None,
+        typer.Option(
+            "--regions",
+            metavar="FILE|FOLDER",
+            callback=readable_place,
+            help="GeoJSON with regions of the slide, or a folder with SLIDE.geojson for each: a row per region.",
+        ),
+    ] = None,
+    slide: Slides = None,
+    grid: Grid = None,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Write one expression profile per slide, or per region that was drawn on it, for scanpy or pydeseq2.
+
+    Example: histosge analyse maps.zarr pseudobulk c4.h5ad --slide C4 --regions c4_regions.geojson
+    """
+    from featurestore.earlier_results import staged_result
+    from histosge.analysis.cohort_maps import CohortMaps
+    from histosge.analysis.pseudobulk import pseudobulk as run
+    from histosge.analysis.pseudobulk import write_profiles
+    from histosge.errors import ExportError
+
+    if out_file.suffix != ".h5ad":
+        raise ExportError(
+            f"{out_file.name} is no .h5ad; profiles are written as AnnData, such as profiles.h5ad"
+        )
+    console = Console(quiet, log)
+    with resumable(), console.bars("slides") as bars:
+        data = run(CohortMaps(context.obj, slide or (), grid, bars.update), regions)
+    with staged_result(out_file, overwrite=overwrite) as staged:
+        write_profiles(data, staged.path)
+    todo = "nothing to do, " if staged.was_there else ""
+    out.print(f"{out_file}: {todo}{data.n_obs} profiles x {data.n_vars} genes", markup=False)
+
+
+MAX_PRINTED_ROWS = 20
+"""Genes of each slide that a terminal has room for; the file and --json have all of them."""
+
+
+def moran(
+    context: typer.Context,
+    slide: Slides = None,
+    grid: Grid = None,
+    out_file: OutFile = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    log: Log = None,
+) -> None:
+    """Rank the genes of maps by Moran's I: how much neighbouring patches agree.
+
+    A map is smooth by construction, so the values rank genes and are no test.
+
+    Example: histosge analyse maps.zarr moran --out moran.parquet
+    """
+    import polars as pl
+
+    from featurestore.analysis.patch_tables import check_file, write_table
+    from featurestore.earlier_results import staged_result
+    from histosge.analysis.cohort_maps import CohortMaps
+    from histosge.analysis.variable_genes import moran_table
+
+    if out_file is not None:
+        check_file(out_file)
+    console = Console(quiet, log)
+    with resumable(), console.bars("slides") as bars:
+        frame = moran_table(CohortMaps(context.obj, slide or (), grid, bars.update))
+    shown = frame if as_json else frame.group_by("slide", maintain_order=True).head(MAX_PRINTED_ROWS)
+    # JSON has no NaN: a gene that is constant has no index.
+    _print_table(shown.with_columns(pl.col("moran").fill_nan(None)), as_json=as_json, out_file=None)
+    if out_file is not None:
+        with staged_result(out_file, overwrite=overwrite) as staged:
+            write_table(frame, staged.path)
+        err.print(f"{out_file}{': nothing to do' if staged.was_there else ''}", markup=False)

@@ -11,6 +11,8 @@ from featurestore.errors import FeatureStoreError
 from featurestore.slides.slide_reader import READERS
 from featurestore.tissue.tissue_method import TISSUE_METHODS
 
+STORAGE = {"s3fs": ("s3", "s3"), "gcsfs": ("gs", "gcs"), "adlfs": ("az", "azure")}
+"""Package -> scheme of its URLs, and the extra that brings it."""
 PACKAGES = (
     "histosge",
     "torch",
@@ -22,7 +24,7 @@ PACKAGES = (
     "polars",
     "openslide-python",
     "tifffile",
-    "s3fs",
+    *STORAGE,
 )
 
 
@@ -101,7 +103,10 @@ def _version(name: str) -> str:
     try:
         return version(name)
     except PackageNotFoundError:
-        return "not installed" + ("; for s3:// stores: pip install 'histosge[s3]'" if name == "s3fs" else "")
+        scheme, extra = STORAGE.get(name, ("", ""))
+        return "not installed" + (
+            f"; for {scheme}:// stores: pip install 'histosge[{extra}]'" if scheme else ""
+        )
 
 
 def _device() -> list[str]:

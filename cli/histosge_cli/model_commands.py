@@ -400,7 +400,7 @@ def predict(
         from histosge.training.saved_model import load_model
 
         shown = [(result.slide_id, result.grid_key) for result in results]
-        write_prediction_report(out_store, shown, load_model(model, preset), report, made_with)
+        write_prediction_report(out_store, shown, load_model(model, preset), report, made_with, names)
         out.print(str(report), markup=False)
 
 

@@ -89,10 +89,11 @@ def summarise(stream: PatchStream) -> pl.DataFrame:
         },
         orient="row",
     )
-    return frame if stream.columns is None else _with_named_features(frame, stream.columns)
+    return frame if stream.columns is None else with_named_features(frame, stream.columns)
 
 
-def _with_named_features(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+def with_named_features(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
+    """Replace the vectors `mean` and `sd` by a column of each for every feature."""
     return frame.drop("mean", "sd").with_columns(
         frame[kind].arr.get(number, null_on_oob=True).alias(prefix + name)
         for kind, prefix in (("mean", ""), ("sd", "sd_"))
@@ -103,10 +104,11 @@ def _with_named_features(frame: pl.DataFrame, names: Sequence[str]) -> pl.DataFr
 def _row(slide_id: str | None, moments: Moments, absent: int, cohort: Moments) -> tuple[object, ...]:
     mean = moments.mean if moments.n else None
     sd = moments.sd if moments.n > 1 else None
-    return slide_id, moments.n, absent, _shift(moments, cohort), mean, sd
+    return slide_id, moments.n, absent, shift_from(moments, cohort), mean, sd
 
 
-def _shift(moments: Moments, cohort: Moments) -> float | None:
+def shift_from(moments: Moments, cohort: Moments) -> float | None:
+    """Return the distance of a mean from the cohort's, in the cohort's standard deviations; None of no rows."""
     varies = cohort.squares > 0  # a constant feature has no standard deviation to measure in
     if not moments.n or not varies.any():
         return None

@@ -101,6 +101,8 @@ def _local_path(label: str, info: dict[str, Any], suffix: str) -> Path:
     """Return where this version of this slide lies: another version has another name."""
     # Not all file systems have all of these; what one has not is "None" each time.
     version = [str(info.get(key)) for key in ("size", "ETag", "LastModified", "mtime", "created")]
+    # Of Google and Azure. Only where they are there: copies that were made before keep their names.
+    version += [str(info[key]) for key in ("etag", "generation") if key in info]
     digest = hashlib.sha256("\n".join([label, *version]).encode()).hexdigest()[:24]
     return cache_folder() / f"{digest}{suffix}"
 

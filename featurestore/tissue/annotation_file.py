@@ -132,13 +132,15 @@ def _parse(data: bytes | str, head: bytes, label: str, overview_px: tuple[int, i
     raise MaskError(f"{label} is no mask that can be read; give PNG, TIFF or GeoJSON")
 
 
-def masks_by_slide(folder: str, slide_ids: Iterable[str]) -> dict[str, str]:
+def masks_by_slide(folder: str, slide_ids: Iterable[str], option: str = "--mask") -> dict[str, str]:
     """Return the mask file of each slide that a folder has one for; two listings at most, whatever the number of slides.
 
     Parameters
     ----------
     folder
         A folder or URL whose files are named by slide id, or TRIDENT's or HEST's folder above them.
+    option
+        How the user gave it, for messages.
 
     Raises
     ------
@@ -148,7 +150,7 @@ def masks_by_slide(folder: str, slide_ids: Iterable[str]) -> dict[str, str]:
     place = Location(folder)
     if place.is_local and kind_of(folder.removeprefix("file://")) != "folder":
         raise MaskError(
-            f"--mask {place.label} is no folder; give one with a file for each slide, named by its id"
+            f"{option} {place.label} is no folder; give one with a file for each slide, named by its id"
         )
     below = place.folders()
     inner = next((name for name in FOLDERS if name in below), None)
@@ -161,14 +163,15 @@ def masks_by_slide(folder: str, slide_ids: Iterable[str]) -> dict[str, str]:
             found.setdefault(stem, []).append(name)
     if not found:
         raise MaskError(
-            f"--mask {place.label} holds no masks; it needs a file for each slide, named by its id: PNG, TIFF or GeoJSON"
+            f"{option} {place.label} holds no masks; it needs a file for each slide, named by its id: PNG, TIFF or GeoJSON"
         )
     masks = {}
     for slide_id in slide_ids:
         names = [name for ending in ENDINGS for name in found.get(f"{slide_id}{ending}", [])]
         if len(names) > 1:
             raise MaskError(
-                f"--mask {place.label} holds {len(names)} masks of slide {slide_id!r}: {', '.join(names)}; keep one of them"
+                f"{option} {place.label} holds {len(names)} masks of slide {slide_id!r}: {', '.join(names)}; keep one "
+                "of them"
             )
         if names:
             masks[slide_id] = f"{base}/{names[0]}"

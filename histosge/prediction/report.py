@@ -7,17 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurestore.earlier_results import MadeWith
 from histosge.calibration.wording import trained_on_sentence
 from histosge.prediction.embedding_evidence import evidence_sentences
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.reporting.page import Block, Picture, render_report, write_page
-from histosge.reporting.plots import slide_maps
+from histosge.reporting.plots import robust_limits, shared_scale_maps, slide_maps
 from histosge.training.report import trust_block
 from histosge.training.saved_model import SavedModel
 
 SHOWN_GENES = 3
+# Of those that are named: each takes half of the page's width on every slide.
+LARGE_GENES = 12
 # A page holds its pictures: of a cohort of hundreds it could not be opened.
 SHOWN_SLIDES = 8
 
@@ -28,6 +31,7 @@ def write_prediction_report(
     saved: SavedModel,
     path: Path,
     made_with: MadeWith | None = None,
+    genes: Sequence[str] = (),
 ) -> None:
     """Write the page of predicted maps; a file that is there is replaced.
 
@@ -41,21 +45,23 @@ def write_prediction_report(
         The HTML file; it is written whole or not at all.
     made_with
         Model, slides and genes, recorded in the page.
+    genes
+        Shown large on one scale for all of them and all slides; the most trusted ones, small, if none is named.
     """
     store = ExpressionStore.open(out)
-    blocks = [_slide_block(store.map(*slide), saved) for slide in slides[:SHOWN_SLIDES]]
+    chosen = list(dict.fromkeys(genes))[:LARGE_GENES]
+    limits = _common_limits(store, slides[:SHOWN_SLIDES], chosen)
+    blocks = [_slide_block(store.map(*slide), saved, chosen, limits) for slide in slides[:SHOWN_SLIDES]]
     if len(slides) > SHOWN_SLIDES:
         blocks.append(Block("Further slides", ", ".join(slide_id for slide_id, _ in slides[SHOWN_SLIDES:])))
     # One model predicted all slides, so all maps have the same genes.
-    genes = store.map(*slides[0]).genes if slides else ()
+    all_genes = store.map(*slides[0]).genes if slides else ()
     # A map may hold some of the model's genes, in another order.
     intervals = saved.intervals
     if intervals is not None:
-        intervals = intervals.take([saved.card.genes.index(gene) for gene in genes])
-    blocks.append(trust_block(intervals, genes))
-    subtitle = (
-        f"{len(slides)} slides, {len(genes)} genes, {saved.card.preset}, encoder {saved.card.encoder['key']}"
-    )
+        intervals = intervals.take([saved.card.genes.index(gene) for gene in all_genes])
+    blocks.append(trust_block(intervals, all_genes))
+    subtitle = f"{len(slides)} slides, {len(all_genes)} genes, {saved.card.preset}, encoder {saved.card.encoder['key']}"
     record = {"made_with": made_with} if made_with else None
     page = render_report(
         "Prediction", blocks, subtitle=subtitle, footer=f"model {saved.fingerprint}", record=record
@@ -63,14 +69,40 @@ def write_prediction_report(
     write_page(path, page)
 
 
-def _slide_block(stored: StoredMap, saved: SavedModel) -> Block:
+def _common_limits(
+    store: ExpressionStore, slides: Sequence[tuple[str, str]], genes: Sequence[str]
+) -> tuple[float, float]:
+    """Return the ends of one scale for some genes on all slides; one slide is read at a time."""
+    ends = (
+        [robust_limits(_read_genes(store.map(*slide), genes).values()) for slide in slides] if genes else []
+    )
+    return (min(low for low, _ in ends), max(high for _, high in ends)) if ends else (0.0, 1.0)
+
+
+def _read_genes(stored: StoredMap, genes: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    rows, cols = stored.grid.shape
+    places = {gene: stored.genes.index(gene) for gene in genes}
+    return {
+        gene: stored.array.read((0, rows), (0, cols), slice(i, i + 1))[..., 0].astype(np.float32)
+        for gene, i in places.items()
+    }
+
+
+def _large_picture(stored: StoredMap, genes: Sequence[str], limits: tuple[float, float]) -> Picture:
+    return Picture(
+        shared_scale_maps(_read_genes(stored, genes), limits, stored.grid.stride_um),
+        f"Predicted maps of {', '.join(genes)} on slide {stored.slide_id}.",
+        "Predicted log1p(CP10k) of the chosen genes, on one colour scale for all of them and all slides of this page.",
+        stored.slide_id,
+    )
+
+
+def _slide_block(
+    stored: StoredMap, saved: SavedModel, chosen: Sequence[str], limits: tuple[float, float]
+) -> Block:
     rows, cols = stored.grid.shape
     # Chosen by trust, not by how a map looks: whoever picks by eye picks noise that resembles tissue.
-    genes = _most_trusted(stored)
-    maps = {
-        stored.genes[i]: stored.array.read((0, rows), (0, cols), slice(i, i + 1))[..., 0].astype(np.float32)
-        for i in genes
-    }
+    maps = _read_genes(stored, [stored.genes[i] for i in _most_trusted(stored)])
     if stored.depth is not None:
         maps["log total counts"] = stored.depth.read((0, rows), (0, cols))[..., 0].astype(np.float32)
     grid = stored.grid
@@ -91,7 +123,7 @@ def _slide_block(stored: StoredMap, saved: SavedModel) -> Block:
         stored.slide_id,
         f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
-        pictures=(picture,),
+        pictures=(*([_large_picture(stored, chosen, limits)] if chosen else []), picture),
         points=(
             trained_on_sentence(trained_on),
             *evidence_sentences(saved, slide, stored.embedding_distance),

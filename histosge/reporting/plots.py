@@ -5,6 +5,7 @@ Colours are from viridis, which stays readable without colour vision and in grey
 """
 
 import io
+from collections.abc import Iterable
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -45,6 +46,56 @@ def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
     axes.set_ylabel("genes", fontsize=9)
     axes.legend(frameon=False, fontsize=9)
     hide_spines(axes)
+    return to_png(figure)
+
+
+def robust_limits(maps: Iterable[NDArray[np.float32]]) -> tuple[float, float]:
+    """Return the lowest and the highest end of the maps' robust ranges: one scale on which none of them saturates."""
+    known = [values[np.isfinite(values)] for values in maps]
+    ends = [np.percentile(values, ROBUST) for values in known if len(values)]
+    if not ends:
+        return 0.0, 1.0
+    low, high = float(min(low for low, _ in ends)), float(max(high for _, high in ends))
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def shared_scale_maps(
+    maps: dict[str, NDArray[np.float32]], limits: tuple[float, float], stride_um: float
+) -> bytes:
+    """Draw maps large, two in a row, on one colour scale with its bar and a scale bar.
+
+    Parameters
+    ----------
+    maps
+        Title -> values, ``(n_rows, n_cols)``, all of one grid; NaN where nothing was predicted. At least one.
+    limits
+        Ends of the colours.
+    stride_um
+        Step between patches.
+    """
+    n_rows, n_cols = next(iter(maps.values())).shape
+    columns = min(2, len(maps))
+    lines = -(-len(maps) // columns)
+    height = float(np.clip(lines * (10 / columns * n_rows / n_cols + 0.4), 2.2, 40))
+    figure = Figure(figsize=(11, height), dpi=DPI, layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).ravel()
+    step = stride_um / 1000  # in mm
+    extent = (0.0, n_cols * step, n_rows * step, 0.0)
+    drawn = None
+    for place, (title, values) in zip(axes, maps.items(), strict=False):
+        drawn = place.imshow(
+            values, extent=extent, cmap=COLOURS, vmin=limits[0], vmax=limits[1], interpolation="nearest"
+        )
+        # A gene's name may hold dollars, which matplotlib would take for a formula and may refuse.
+        place.set_title(title, fontsize=13, parse_math=False)
+        place.tick_params(labelsize=8)
+        hide_spines(place)
+    for place in axes[len(maps) :]:
+        place.set_visible(False)
+    axes[0].set_xlabel("mm", fontsize=8)
+    assert drawn is not None
+    bar = figure.colorbar(drawn, ax=list(axes), shrink=0.8, pad=0.01, extend="both")
+    bar.set_label("log1p(CP10k)", fontsize=9)
     return to_png(figure)
 
 

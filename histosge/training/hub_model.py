@@ -80,7 +80,12 @@ def _download(repository: str, revision: str | None, folder: str, file: str) -> 
             hf_hub_download(repository, file, subfolder=folder or None, endpoint=endpoint, **settings)
         )
     except LocalEntryNotFoundError as error:
-        raise ModelError(unreachable) from error
+        # The client raises it for most answers that are errors, too.
+        status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
+        reason = (
+            unreachable if status is None else f"the hub answered {status} for {file} of {where}; try again"
+        )
+        raise ModelError(reason) from error
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise ModelError(
             f"the hub shows no {where} to this account: check the name, and run `hf auth login` or set HF_TOKEN if it is "

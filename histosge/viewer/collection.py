@@ -1,5 +1,6 @@
 """Everything that a page can request. Slides have numbers: a name in an address could become a path."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import Store
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore
+from histosge.viewer.embedding_pictures import EmbeddingPictures
 from histosge.viewer.gene_reader import new_gene_cache
+from histosge.viewer.gene_sets import read_gene_sets
 from histosge.viewer.shown_slide import ShownSlide, Sources
 
 TILES_BYTES = 256_000_000
@@ -22,11 +25,27 @@ class Collection:
     ----------
     sources
         Where to read.
+    gene_sets
+        Name -> genes, of the sets that the page offers.
+    slides
+        Ids of the slides that are shown; all if empty.
+
+    Raises
+    ------
+    ViewError
+        If the store holds no slide, or not one of those that are named.
     """
 
-    def __init__(self, sources: Sources) -> None:
+    def __init__(
+        self, sources: Sources, gene_sets: Mapping[str, list[str]] | None = None, slides: Sequence[str] = ()
+    ) -> None:
         self.label = sources.store.location.label
-        self.slides = [ShownSlide(slide_id, sources) for slide_id in sources.store.slide_ids()]
+        self.gene_sets = dict(gene_sets or {})
+        known = sources.store.slide_ids()
+        for slide_id in slides:
+            if slide_id not in known:
+                raise ViewError(f"{self.label} holds no slide {slide_id!r}: it has {_first_names(known)}")
+        self.slides = [ShownSlide(name, sources) for name in known if not slides or name in slides]
         self._tiles: ByteCache[bytes] = ByteCache(TILES_BYTES, len)
         if not self.slides:
             raise ViewError(f"{self.label} holds no slide; fill it with: histosge embed")
@@ -39,6 +58,8 @@ class Collection:
         samples: str | None = None,
         domains: Path | None = None,
         finest_mpp: float = 0.0,
+        gene_sets: Path | None = None,
+        slides: Sequence[str] = (),
     ) -> "Collection":
         """Open a feature store, and what is shown on its slides.
 
@@ -54,14 +75,20 @@ class Collection:
             Folder with ``<slide id>.parquet``, one row per patch, as ``histosge analyse STORE clusters --labels`` writes.
         finest_mpp
             Leave out tiles finer than this.
+        gene_sets
+            GMT file with named sets of genes.
+        slides
+            Ids of the slides that are shown; all if empty.
 
         Raises
         ------
         StoreNotFoundError, StoreError
             If either store is not there, or is none.
         ViewError
-            If they have no slide in common.
+            If they have no slide in common, or there is no such slide, or the gene sets cannot be read.
         """
+        # First what is read at once: a mistake in it is found before stores are opened over a network.
+        sets = read_gene_sets(gene_sets) if gene_sets is not None else {}
         opened = Store.open(store)
         maps = ExpressionStore.open(expression) if expression else None
         # A sheet may name slides that the store does not hold, and lack others: only what both know is shown.
@@ -70,7 +97,9 @@ class Collection:
             raise ViewError(
                 f"there is no folder of domains at {domains}; make one with: histosge analyse --labels"
             )
-        found = cls(Sources(opened, maps, rows, domains, new_gene_cache(), finest_mpp))
+        pictures = EmbeddingPictures(opened)
+        sources = Sources(opened, maps, rows, domains, new_gene_cache(), pictures, finest_mpp)
+        found = cls(sources, sets, slides)
         # Maps or a sheet of another cohort would open without an error, and show nothing.
         ids = [slide.slide_id for slide in found.slides]
         if maps is not None:
@@ -102,7 +131,12 @@ class Collection:
         return {
             "title": self.label.rstrip("/").rsplit("/", 1)[-1],
             "slides": [slide.slide_id for slide in self.slides],
+            "gene_sets": len(self.gene_sets),
         }
+
+    def describe_gene_sets(self) -> dict[str, Any]:
+        """Return the named gene sets."""
+        return {"sets": [{"name": name, "genes": genes} for name, genes in self.gene_sets.items()]}
 
 
 def _check_common_slides(what: str, named: list[str], known: list[str], store: str) -> None:

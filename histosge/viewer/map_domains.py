@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
-from featurestore.storage.zarr_metadata import read_values
+from featurestore.storage.zarr_metadata import read_attrs, read_values
 from histosge.errors import ExportError, ViewError
 from histosge.exporting.domain_labels import MAX_LABEL, read_label_table
 from histosge.prediction.expression_store import open_optional
@@ -42,3 +42,33 @@ def table_domains(folder: Path, slide_id: str, grid: PatchGrid) -> Labels | None
         return read_label_table(known[slide_id], grid).astype(np.int16)
     except ExportError as error:
         raise ViewError(str(error)) from error
+
+
+def domains_made_by(is_stored: bool) -> str:
+    """Return who made the domains, in words for the legend."""
+    if is_stored:
+        return "Spatial domains, as the map's store holds them."
+    return "Spatial domains, from the tables of labels that this page was given."
+
+
+def quality_names(location: Location, path: str, grid: PatchGrid) -> list[str]:
+    """Return the names of a grid's quality flags, by bit; none where the store holds no such array.
+
+    Parameters
+    ----------
+    location
+        Of a feature store.
+    path
+        Of the grid in it.
+    """
+    array = open_optional(location, f"{path}/quality")
+    if array is None or array.shape != grid.shape or array.dtype != np.uint8:
+        return []
+    found = read_attrs(location, f"{path}/quality").get("flags")
+    named: dict[int, str] = {}
+    # Names in the order of their bits, or each with its bit; a store from elsewhere may hold anything.
+    if isinstance(found, list):
+        named = {bit: str(name)[:40] for bit, name in enumerate(found[:8])}
+    elif isinstance(found, dict):
+        named = {int(bit): str(name)[:40] for name, bit in found.items() if bit in range(8)}
+    return [named.get(bit, f"flag {bit + 1}") for bit in range(max(named, default=7) + 1)]

@@ -60,6 +60,11 @@ class MeasuredSpots:
         # By columns: the page takes one gene after the other.
         return self.log_values.tocsc()
 
+    @cached_property
+    def column(self) -> dict[str, int]:
+        """Gene -> its number."""
+        return {str(gene): number for number, gene in enumerate(self.spots.genes)}
+
     def describe(self, genes: list[str] | None = None) -> dict[str, Any]:
         """Return places, diameter, names and genes.
 

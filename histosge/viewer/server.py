@@ -184,6 +184,7 @@ def _endpoints(collection: Collection) -> "dict[str, Callable[[Request], Respons
         "/": asset("index.html"),
         **{f"/{name}": asset(name) for name in assets()},
         "/data/index.json": lambda _: JSONResponse({**collection.describe(), "live": True}),
+        "/data/gene-sets.json": lambda _: JSONResponse(collection.describe_gene_sets()),
         f"{one}/slide.json": lambda r: JSONResponse(slide(r).describe()),
         f"{one}/picture.json": lambda r: JSONResponse(slide(r).picture.describe()),
         f"{one}/thumbnail.png": lambda r: Response(slide(r).thumbnail(), media_type="image/png"),
@@ -191,6 +192,12 @@ def _endpoints(collection: Collection) -> "dict[str, Callable[[Request], Respons
         f"{layer}/layer.json": lambda r: JSONResponse(slide(r).describe_layer(r.path_params["layer"])),
         f"{layer}/domains.i16": labels,
         f"{layer}/tissue.u8": lambda r: raw(slide(r).tissue(r.path_params["layer"]), "u1"),
+        f"{layer}/quality.u8": lambda r: raw(slide(r).quality(r.path_params["layer"]), "u1"),
+        f"{layer}/components.u8": lambda r: raw(slide(r).pictures(r.path_params["layer"]).rgba, "u1"),
+        f"{layer}/clusters.i16": lambda r: raw(slide(r).pictures(r.path_params["layer"]).clusters, "<i2"),
+        f"{layer}/agreement/{{gene:int}}.json": lambda r: JSONResponse(
+            slide(r).agreement(r.path_params["layer"], r.path_params["gene"])
+        ),
         f"{layer}/strata.i16": lambda r: raw(slide(r).strata(r.path_params["layer"]), "<i2"),
         f"{layer}/genes/{{gene:int}}.f16": lambda r: raw(
             slide(r).gene_values(r.path_params["layer"], r.path_params["gene"]), "<f2"

@@ -21,14 +21,24 @@ from featurestore.errors import FeatureStoreError
 from featurestore.grid import PatchGrid
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import SlideRecord, Store
+from featurestore.storage.zarr_metadata import read_array
 from histosge.calibration.wording import CONDITIONED, SCORES, trained_on_sentence
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.viewer.embedding_pictures import (
+    COMPONENTS,
+    N_CLUSTERS,
+    SAMPLE_PATCHES,
+    SAMPLE_SLIDES,
+    EmbeddingPictures,
+    Pictures,
+)
 from histosge.viewer.gene_reader import GeneReader, GridValues, has_depth_strata, per_gene
-from histosge.viewer.map_domains import Labels, stored_domains, table_domains
+from histosge.viewer.map_domains import Labels, domains_made_by, quality_names, stored_domains, table_domains
 from histosge.viewer.measured_spots import MeasuredSpots
 from histosge.viewer.region_means import Moments, compare, map_moments, patches_inside, spot_moments
 from histosge.viewer.slide_tiles import SlideTiles
+from histosge.viewer.spot_agreement import SpotAgreement
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,8 @@ class Sources:
         Folder with one table of labels per slide, if any.
     gene_cache
         Shared by the maps of all slides.
+    pictures
+        Of the embeddings, shared by all slides.
     finest_mpp
         Leave out tiles finer than this.
     """
@@ -56,6 +68,7 @@ class Sources:
     samples: dict[str, Sample]
     domains: Path | None
     gene_cache: ByteCache[GridValues]
+    pictures: EmbeddingPictures
     finest_mpp: float = 0.0
 
 
@@ -201,8 +214,88 @@ class ShownSlide:
             labels = None
             found["note"] = str(error)
         found["domains"] = int(labels.max()) + 1 if labels is not None else 0
+        if found["domains"]:
+            found["domains_by"] = domains_made_by(self._stored_labels(layer) is not None)
         found["tissue"] = True
+        found["agreement"] = layer.stored is not None and self.measured is not None
+        found |= self._describe_embeddings(layer)
         return found
+
+    def _describe_embeddings(self, layer: Layer) -> dict[str, Any]:
+        """Return what of the feature store can be shown on a layer: pictures of embeddings, quality flags."""
+        store = self._sources.store
+        found: dict[str, Any] = {
+            "quality": quality_names(store.location, f"{self.slide_id}/{layer.key}", layer.grid)
+        }
+        encoder = self._sources.pictures.encoder(self.slide_id, layer.key)
+        if encoder is not None:
+            fitted = f"fitted on a sample of up to {SAMPLE_PATCHES} patches of {SAMPLE_SLIDES} slides, the same for all"
+            found["components"] = (
+                f"The first three principal components of the embeddings ({encoder}) as red, green and blue; {fitted}."
+            )
+            found["clusters"] = N_CLUSTERS
+            found["clusters_by"] = (
+                f"k-means on {COMPONENTS} principal components of the embeddings ({encoder}); {fitted}. For a whole "
+                "cohort, and other numbers of clusters: histosge analyse STORE clusters"
+            )
+        return found
+
+    def pictures(self, number: int) -> Pictures:
+        """Return the pictures of a layer's embeddings.
+
+        Raises
+        ------
+        LookupError
+            If the store holds no embeddings of its grid.
+        """
+        layer = self._layer(number)
+        with self._lock:
+            if number not in self._pictures:
+                self._pictures[number] = self._sources.pictures.pictures(self.slide_id, layer.key)
+            return self._pictures[number]
+
+    @cached_property
+    def _pictures(self) -> dict[int, Pictures]:
+        return {}
+
+    def quality(self, number: int) -> NDArray[np.uint8]:
+        """Return the quality flags of a layer's patches as bits, ``(n_rows, n_cols)``.
+
+        Raises
+        ------
+        LookupError
+            If the store holds none.
+        """
+        layer, location = self._layer(number), self._sources.store.location
+        path = f"{self.slide_id}/{layer.key}"
+        if not quality_names(location, path, layer.grid):
+            raise LookupError("the store holds no quality flags of this grid")
+        return read_array(location, f"{path}/quality", layer.grid.shape)
+
+    def agreement(self, number: int, gene: int) -> dict[str, Any]:
+        """Return how well a predicted gene agrees with the slide's own spots, see `SpotAgreement.pearson`.
+
+        Raises
+        ------
+        LookupError
+            If the slide has no spots, or no such gene is predicted.
+        """
+        values = self.gene_values(number, gene)
+        stored = self._layer(number).stored
+        if self.measured is None or stored is None or "error" in self.describe_spots():
+            raise LookupError("no spots are known of this slide")
+        with self._lock:
+            if number not in self._agreements:
+                known = np.isfinite(values) & stored.is_tissue
+                self._agreements[number] = SpotAgreement(stored, self.measured.spots, known)
+        column = self.measured.column.get(stored.genes[gene])
+        if column is None:
+            return {"r": None, "n": 0}
+        return self._agreements[number].pearson(values, self.measured.values(column))
+
+    @cached_property
+    def _agreements(self) -> dict[int, SpotAgreement]:
+        return {}
 
     def tissue(self, number: int) -> NDArray[np.uint8]:
         """Return the share of each patch of a layer that is tissue, 0..255, ``(n_rows, n_cols)``."""
@@ -217,13 +310,16 @@ class ShownSlide:
             If the table of labels is of another grid.
         """
         layer, sources = self._layer(number), self._sources
-        labels = None
-        if layer.stored is not None and sources.expression is not None:
-            path = f"{self.slide_id}/{layer.key}"
-            labels = stored_domains(sources.expression.location, path, layer.grid)
+        labels = self._stored_labels(layer)
         if labels is None and sources.domains is not None:
             labels = table_domains(sources.domains, self.slide_id, layer.grid)
         return labels
+
+    def _stored_labels(self, layer: Layer) -> Labels | None:
+        expression = self._sources.expression
+        if layer.stored is None or expression is None:
+            return None
+        return stored_domains(expression.location, f"{self.slide_id}/{layer.key}", layer.grid)
 
     def strata(self, number: int) -> NDArray[np.int16]:
         """Return each patch's stratum of predicted depth, which selects its half width; -1 where there is none.

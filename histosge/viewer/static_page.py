@@ -1,15 +1,15 @@
-"""A page as files, for any web server: the same content that the live one serves.
+"""A page as files for any web server, or as one HTML file: the same content that the live one serves.
 
 Tiles down to a stated scale, chosen genes. The folder appears when it is complete; an older page there stays until then.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from featurestore.whole_file import check_output, restore_replaced
 from histosge.errors import ViewError
 from histosge.viewer.assets import assets
 from histosge.viewer.collection import Collection
+from histosge.viewer.one_file import MAX_BYTES, EmbeddedData, one_html_file
 from histosge.viewer.shown_slide import ShownSlide
 
 MAX_ALL_GENES = 500
@@ -73,20 +74,89 @@ def export_page(
     _check_folder(out)
     chosen = _choose_genes(collection, genes)
     with staged_result(out, overwrite=overwrite) as staged:
-        writer = _Writer(staged.path)
-        tiles = 0
-        for number, slide in enumerate(collection.slides):
-            on_message(f"{slide.slide_id}: maps and spots")
-            _write_slide(writer, f"data/{number}", slide, chosen)
-            tiles += _write_tiles(writer, collection, number, on_message)
+        writer = _FolderWriter(staged.path)
+        tiles = _write_data(writer, collection, chosen, on_message)
         for name, asset in assets().items():
             writer.write(name, asset.content)
         writer.json("data/index.json", collection.describe())
     return WrittenPage(len(collection.slides), tiles, len(chosen), writer.n_bytes, staged.was_there)
 
 
+def export_one_file(
+    collection: Collection,
+    out: Path,
+    genes: Sequence[str] = (),
+    on_message: OnMessage = lambda _: None,
+    *,
+    overwrite: bool = False,
+) -> WrittenPage:
+    """Write a page as one HTML file that opens by a double click; parameters as of `export_page`.
+
+    Raises
+    ------
+    EarlierResultError
+        If a file of other content is there, and `overwrite` is not set.
+    ViewError
+        If a gene is unknown, or the file would be larger than `MAX_BYTES`.
+    """
+    if "://" in str(out):
+        raise ViewError(f"a page is written to this machine, not to {out}; copy it on from there")
+    check_output(out)
+    chosen = _choose_genes(collection, genes)
+    data = EmbeddedData()
+    data.json("data/index.json", collection.describe())
+    # Before tiles, which take long: what does not fit without them is refused at once.
+    tiles = _write_data(
+        data, collection, chosen, on_message, lambda: _check_size(data, out, chosen, collection)
+    )
+    content = one_html_file(data)
+    with staged_result(out, overwrite=overwrite) as staged:
+        staged.path.write_bytes(content)
+    return WrittenPage(len(collection.slides), tiles, len(chosen), len(content), staged.was_there)
+
+
+def _check_size(data: EmbeddedData, out: Path, chosen: Sequence[str], collection: Collection) -> None:
+    if data.n_bytes <= MAX_BYTES:
+        return
+    tiles, of_genes, others = (data.sizes.get(kind, 0) / 1e6 for kind in ("tiles", "genes", "other"))
+    raise ViewError(
+        f"{out} would be larger than {MAX_BYTES / 1e6:.0f} MB (so far {tiles:.0f} MB of tiles, {of_genes:.0f} MB of "
+        f"{len(chosen)} genes, {others:.0f} MB of {len(collection.slides)} slides' grids and spots): choose fewer with "
+        "--genes A,B and --slide ID, or coarser tiles with --tiles-mpp 8; or give a folder, which has no limit"
+    )
+
+
+def _write_data(
+    writer: "_Writer",
+    collection: Collection,
+    chosen: Sequence[str],
+    on_message: OnMessage,
+    check: Callable[[], None] = lambda: None,
+) -> int:
+    """Write everything that the page requests, but its list of slides; return the number of tiles."""
+    tiles = 0
+    for number, slide in enumerate(collection.slides):
+        on_message(f"{slide.slide_id}: maps and spots")
+        _write_slide(writer, f"data/{number}", slide, chosen)
+        check()
+    for number in range(len(collection.slides)):
+        tiles += _write_tiles(writer, collection, number, on_message, check)
+    if collection.gene_sets:
+        writer.json("data/gene-sets.json", collection.describe_gene_sets())
+    check()
+    return tiles
+
+
+class _Writer(Protocol):
+    """Takes what a page requests, by name."""
+
+    def write(self, name: str, content: bytes) -> None: ...
+
+    def json(self, name: str, value: dict[str, Any]) -> None: ...
+
+
 @dataclass
-class _Writer:
+class _FolderWriter:
     """Files below one folder, and their bytes."""
 
     out: Path
@@ -101,8 +171,9 @@ class _Writer:
     def json(self, name: str, value: dict[str, Any]) -> None:
         self.write(name, json.dumps(value).encode())
 
-    def raw(self, name: str, values: "np.ndarray[Any, Any]", kind: str) -> None:
-        self.write(name, np.ascontiguousarray(values, dtype=kind).tobytes())
+
+def _write_array(writer: _Writer, name: str, values: "np.ndarray[Any, Any]", kind: str) -> None:
+    writer.write(name, np.ascontiguousarray(values, dtype=kind).tobytes())
 
 
 def _check_folder(out: Path) -> None:
@@ -176,17 +247,39 @@ def _write_layer(writer: _Writer, base: str, slide: ShownSlide, number: int, cho
         found["note"] = f"Domains: {UNREADABLE}."
     column = {gene: i for i, gene in enumerate(found["genes"])}
     kept = [gene for gene in chosen if gene in column]
-    for name in ("half_widths", "half_width_texts", "trust"):
+    for name in ("half_widths", "half_width_texts", "trust", "abstained"):
         if name in found:
             found[name] = [found[name][column[gene]] for gene in kept]
     writer.json(f"{base}/layer.json", {**found, "genes": kept})
+    _write_pictures(writer, base, slide, number, found)
     for i, gene in enumerate(kept):
-        writer.raw(f"{base}/genes/{i}.f16", slide.gene_values(number, column[gene]), "<f2")
+        if found["agreement"]:
+            writer.json(f"{base}/agreement/{i}.json", _agreement(slide, number, column[gene]))
+        _write_array(writer, f"{base}/genes/{i}.f16", slide.gene_values(number, column[gene]), "<f2")
     if found.get("strata"):
-        writer.raw(f"{base}/strata.i16", slide.strata(number), "<i2")
+        _write_array(writer, f"{base}/strata.i16", slide.strata(number), "<i2")
     labels = slide.labels(number) if found["domains"] else None
     if labels is not None:
-        writer.raw(f"{base}/domains.i16", labels, "<i2")
+        _write_array(writer, f"{base}/domains.i16", labels, "<i2")
+
+
+def _write_pictures(
+    writer: _Writer, base: str, slide: ShownSlide, number: int, found: dict[str, Any]
+) -> None:
+    _write_array(writer, f"{base}/tissue.u8", slide.tissue(number), "u1")
+    if found["quality"]:
+        _write_array(writer, f"{base}/quality.u8", slide.quality(number), "u1")
+    if found.get("components"):
+        pictures = slide.pictures(number)
+        _write_array(writer, f"{base}/components.u8", pictures.rgba, "u1")
+        _write_array(writer, f"{base}/clusters.i16", pictures.clusters, "<i2")
+
+
+def _agreement(slide: ShownSlide, number: int, gene: int) -> dict[str, Any]:
+    try:
+        return slide.agreement(number, gene)
+    except LookupError:
+        return {"r": None, "n": 0}  # the spots could not be read, as spots.json says
 
 
 def _write_spots(writer: _Writer, base: str, slide: ShownSlide, chosen: Sequence[str]) -> None:
@@ -199,10 +292,16 @@ def _write_spots(writer: _Writer, base: str, slide: ShownSlide, chosen: Sequence
     kept = [gene for gene in chosen if gene in column]
     writer.json(f"{base}/spots.json", {**found, "genes": kept})
     for i, gene in enumerate(kept):
-        writer.raw(f"{base}/spots/{i}.f16", measured.values(column[gene]), "<f2")
+        _write_array(writer, f"{base}/spots/{i}.f16", measured.values(column[gene]), "<f2")
 
 
-def _write_tiles(writer: _Writer, collection: Collection, number: int, on_message: OnMessage) -> int:
+def _write_tiles(
+    writer: _Writer,
+    collection: Collection,
+    number: int,
+    on_message: OnMessage,
+    check: Callable[[], None],
+) -> int:
     slide, base = collection.slides[number], f"data/{number}"
     found, pyramid = slide.picture.describe(None), slide.picture.tiles()
     if pyramid is None:
@@ -225,6 +324,7 @@ def _write_tiles(writer: _Writer, collection: Collection, number: int, on_messag
                 if content is not None:
                     level, col, row = name
                     writer.write(f"{base}/tiles/{level}/{col}_{row}.jpg", content)
+            check()
     return len(names)
 
 

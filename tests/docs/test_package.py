@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from packaging.version import Version
 
+from featurestore.file_systems import _EXTRAS
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"featurestore": ROOT, "histosge": ROOT, "histosge_cli": ROOT / "cli"}
 
@@ -106,12 +108,18 @@ def test_every_extra_that_a_message_names_exists() -> None:
         for path in (parent / package).rglob("*.py")
         for extra in re.findall(r"histosge\[(\w+)\]", path.read_text())
     }
-    assert "s3" in named
-    assert named <= extras
+    named |= set(_EXTRAS.values())
+    assert {"s3", "gcs", "azure"} <= named <= extras
 
 
 @pytest.mark.parametrize(
-    ("module", "url", "extra"), [("s3fs", "s3://bucket/store", "s3")], ids=lambda value: value
+    ("module", "url", "extra"),
+    [
+        ("s3fs", "s3://bucket/store", "s3"),
+        ("gcsfs", "gs://bucket/store", "gcs"),
+        ("adlfs", "az://container/store", "azure"),
+    ],
+    ids=lambda value: value,
 )
 def test_an_absent_extra_is_one_line_that_names_it(module: str, url: str, extra: str) -> None:
     code = (

@@ -143,20 +143,21 @@ def _feature(feature: dict[str, Any]) -> Iterator[RawOutline | None]:
         yield None
         return
     coordinates = geometry.get("coordinates")
-    name, kind = _text(feature.get("id")), ""
+    identifier, kind, name = _text(feature.get("id")), "", ""
     if isinstance(properties, dict):
+        name = _text(properties.get("name"))
         found = properties.get("classification")
         kind = _text(found.get("name")) if isinstance(found, dict) else _text(found)
     coordinates = coordinates if isinstance(coordinates, list) else []
     if shape == "Polygon":
-        yield RawOutline(name, kind, [coordinates])
+        yield RawOutline(identifier, kind, [coordinates], name)
     elif (
         isinstance(properties, dict) and properties.get("objectType") == "annotation" and len(coordinates) > 1
     ):
         # CellViT's layout: a class, not a cell. A cell of several parts is an object of type cell or detection in QuPath.
-        yield from (RawOutline("", kind, [part]) for part in coordinates)
+        yield from (RawOutline("", kind, [part], name) for part in coordinates)
     else:
-        yield RawOutline(name, kind, coordinates)
+        yield RawOutline(identifier, kind, coordinates, name)
 
 
 def _text(value: Any) -> str:

@@ -42,11 +42,12 @@ class OutlineBatch:
 
 @dataclass(frozen=True)
 class RawOutline:
-    """One cell as a file has it: parts, each of an outer ring and its holes, as JSON or arrays hold them."""
+    """One cell or region as a file has it: parts, each of an outer ring and its holes, as JSON or arrays hold them."""
 
     id: str
     kind: str
     parts: Sequence[Sequence[Any]]
+    name: str = ""
 
 
 def to_batch(cells: Sequence[RawOutline], other: int = 0) -> OutlineBatch:

@@ -78,28 +78,14 @@ export function table(name) {
   return tables.get(name);
 }
 
-const GOLDEN = 0.618033988749895; // inverse of the golden ratio: steps of it round a circle stay far from earlier ones
+// Paul Tol's "muted" scheme: told apart with any colour vision. Exported files have the same colours.
+const DOMAINS = ["332288", "ddcc77", "117733", "cc6677", "88ccee", "882255", "44aa99", "999933", "aa4499"];
 
-/** Return the colour of a domain as [red, green, blue]: the one that exported GeoJSON gives it. */
+/** Return the colour of a domain as [red, green, blue]; after nine they come again, darker. */
 export function domainColour(label) {
-  return fromHsv((label * GOLDEN) % 1, 0.65, 0.9);
-}
-
-function fromHsv(hue, saturation, value) {
-  const sector = Math.floor(hue * 6);
-  const part = hue * 6 - sector;
-  const low = value * (1 - saturation);
-  const falling = value * (1 - saturation * part);
-  const rising = value * (1 - saturation * (1 - part));
-  const rgb = [
-    [value, rising, low],
-    [falling, value, low],
-    [low, value, rising],
-    [low, falling, value],
-    [rising, low, value],
-    [value, low, falling],
-  ][sector % 6];
-  return rgb.map((share) => Math.round(255 * share));
+  const hex = DOMAINS[label % DOMAINS.length];
+  const fade = 1 / (1 + 0.5 * Math.floor(label / DOMAINS.length));
+  return [0, 2, 4].map((i) => Math.round(parseInt(hex.slice(i, i + 2), 16) * fade));
 }
 
 // Okabe and Ito's colours without black: told apart with any colour vision.

@@ -124,7 +124,7 @@ function renderPatches(shown, each, found, range, figure) {
   const rim = find("rim").value;
   const least = (Number(find("least-tissue").value) / 100) * 255;
   const isLow = found.tissue ? (i) => found.tissue[i] < least : () => false;
-  const options = { outline: find("outline").checked, hatched: rim === "hatched" ? isLow : null };
+  const options = { outline: find("outline").checked, lines: find("lines").checked, hatched: rim === "hatched" ? isLow : null };
   const shownOnly = rim === "hidden" ? (colour) => (i) => (isLow(i) ? null : colour(i)) : (colour) => colour;
   const make = (colour, say) => new PatchLayer(layer, shownOnly(colour), say, options);
   if (show === "tissue") return renderTissue(layer, found.tissue, figure, make);

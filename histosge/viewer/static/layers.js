@@ -4,6 +4,7 @@
 import { place, table } from "./colours.js";
 
 const HATCH_PX = 6; // distance of the lines over patches with little tissue
+const LEAST_STEP_PX = 5; // of patches whose grid is drawn: closer lines hide what lies under them
 
 /** Patches of a grid, a colour each. */
 export class PatchLayer {
@@ -11,7 +12,8 @@ export class PatchLayer {
    * @param grid {shape: [rows, cols], origin_um: [x, y], step_um}
    * @param colour number of the patch, row-major -> [red, green, blue], or null where it is left empty
    * @param say number of the patch -> words
-   * @param options {outline, hatched}: whether the edge is drawn, and number of the patch -> whether it is hatched
+   * @param options {outline, lines, hatched}: whether the edge and the grid are drawn, and number of the patch -> whether it
+   *   is hatched
    */
   constructor(grid, colour, say, options = {}) {
     this.grid = grid;
@@ -27,6 +29,7 @@ export class PatchLayer {
     }
     this.image.getContext("2d").putImageData(pixels, 0, 0);
     const drawn = (i) => pixels.data[4 * i + 3] > 0;
+    this.lines = options.lines ?? false;
     this.edge = options.outline ? edgePath(rows, cols, drawn) : null;
     this.hatch = options.hatched ? cellPath(rows, cols, (i) => drawn(i) && options.hatched(i)) : null;
   }
@@ -37,7 +40,26 @@ export class PatchLayer {
     context.imageSmoothingEnabled = false;
     context.drawImage(this.image, left, top, shape[1] * step, shape[0] * step);
     if (this.hatch) this.drawHatch(context, view, left, top, step);
+    if (this.lines && step >= LEAST_STEP_PX) this.drawLines(context, view, left, top, step);
     if (this.edge) this.drawEdge(context, left, top, step);
+  }
+
+  /** The borders of patches, where they are in sight. */
+  drawLines(context, view, left, top, step) {
+    const [rows, cols] = this.grid.shape;
+    const [right, bottom] = [Math.min(view.width, left + cols * step), Math.min(view.height, top + rows * step)];
+    context.strokeStyle = "rgb(20 24 29 / 45%)";
+    context.lineWidth = 1;
+    context.beginPath();
+    for (let col = Math.max(0, Math.ceil(-left / step)); col <= cols && left + col * step <= right + 1; col++) {
+      context.moveTo(left + col * step, Math.max(0, top));
+      context.lineTo(left + col * step, bottom);
+    }
+    for (let row = Math.max(0, Math.ceil(-top / step)); row <= rows && top + row * step <= bottom + 1; row++) {
+      context.moveTo(Math.max(0, left), top + row * step);
+      context.lineTo(right, top + row * step);
+    }
+    context.stroke();
   }
 
   drawHatch(context, view, left, top, step) {

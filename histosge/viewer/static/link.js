@@ -8,7 +8,7 @@ import { note } from "./notes.js";
 
 const CHOICES = ["show", "layout", "scale", "backdrop", "rim"]; // lists, by their names in the page
 const NUMBERS = ["opacity", "spot-size", "least-tissue"];
-const BOXES = ["outline", "everywhere", "spots-shown"];
+const BOXES = ["outline", "lines", "everywhere", "spots-shown"];
 const MAX_LETTERS = 6000; // what mail programs and chats keep of an address
 const defaults = new Map();
 
@@ -32,7 +32,7 @@ export function writeLink(shown, regions, place) {
     const hidden = [...shown.hiddenLabels(show)];
     if (hidden.length) state.set(`without-${show}`, hidden.join(","));
   }
-  if (place) state.set("at", [place.x, place.y, place.width, place.height].map(Math.round).join(","));
+  if (place) state.set("at", [place.x, place.y, place.width, place.height].map((um) => Math.round(10 * um) / 10).join(","));
   const known = state.toString();
   for (const region of regions) state.append("region", regionToText(region));
   // Outlines that are too long are left out whole: half of a region would be another region.

@@ -75,7 +75,7 @@ function listen() {
   find("controls").addEventListener("submit", (event) => event.preventDefault());
   find("slide").addEventListener("change", (event) => changeSlide(Number(event.target.value)));
   find("layer").addEventListener("change", (event) => guarded(openLayer(Number(event.target.value)).then(draw)));
-  for (const id of ["map", "show", "outline", "spots-shown", "spot-size", "rim", "least-tissue"]) {
+  for (const id of ["map", "show", "outline", "lines", "spots-shown", "spot-size", "rim", "least-tissue"]) {
     find(id).addEventListener("change", shown.redraw);
   }
   find("scale").addEventListener("change", () => setLimits(null));
@@ -101,6 +101,8 @@ function listen() {
   find("save-svg").addEventListener("click", () => guarded(saveSvg(shown, panels)));
   find("copy-link").addEventListener("click", () => guarded(copyLink()));
   for (const panel of Object.values(panels)) panel.viewer.addHandler("animation-finish", remember);
+  // Another link in the same tab changes the address alone; what the page writes itself is no such change.
+  window.addEventListener("hashchange", () => location.reload());
   followTheme(() => contrast.paint());
   tellSliders();
   fade();
@@ -261,7 +263,6 @@ async function openLayer(n) {
   badge.title = layer.caveat ?? "";
   offerPictures(layer);
   listGenes();
-  if (layer.agreement) guarded(readAgreement(layer));
 }
 
 /** Offer what this grid has; a link or the last slide may have chosen what it does not have. */
@@ -273,7 +274,7 @@ function offerPictures(layer) {
     domains: layer.domains,
     components: layer.components,
     clusters: layer.clusters,
-    quality: layer.quality,
+    quality: layer.quality.length,
     tissue: layer.tissue,
   };
   for (const option of select.options) option.hidden = option.disabled = !can[option.value];
@@ -282,10 +283,15 @@ function offerPictures(layer) {
   select.value = ["gene", "domains", "components", "tissue"].find((value) => can[value]) ?? "gene";
 }
 
-/** How well the map agrees with the slide's own spots; it takes a moment, and nothing waits for it. */
-async function readAgreement(layer) {
-  layer.r = await readDocument(`${layer.base}/agreement.json`);
-  if (layer === shown.layer) describeSubject();
+/** How well a gene agrees with the slide's own spots; it takes a moment, and nothing waits for it. */
+async function readAgreement() {
+  const { subject, layer, spots } = shown;
+  const gene = subject?.isSet ? undefined : layer?.column.get(subject?.label);
+  if (!layer?.agreement || gene === undefined || !spots?.column.has(subject.label)) return;
+  layer.r ??= new Map();
+  if (layer.r.has(gene)) return;
+  layer.r.set(gene, await readDocument(`${layer.base}/agreement/${gene}.json`));
+  if (subject === shown.subject) describeSubject();
 }
 
 function listGenes() {
@@ -356,6 +362,7 @@ async function draw() {
   document.body.dataset.gene = shown.subject?.label ?? "";
   document.body.dataset.state = "ready";
   mark("gene-drawn");
+  guarded(readAgreement());
 }
 
 function setLimits(range) {
@@ -371,13 +378,18 @@ function describeSubject() {
   const own = (list) => (subject && !subject.isSet ? list?.[layer.column.get(subject.label)] : null);
   const words = [];
   if (subject?.isSet) words.push(`mean z-score of ${subject.genes.length} genes`);
-  const [trust, widths, r] = [own(layer?.trust), own(layer?.half_width_texts), own(layer?.r?.r)];
+  const [trust, widths, r] = [own(layer?.trust), own(layer?.half_width_texts), agreement()];
   if (widths != null) words.push(`${layer.interval} ${widths}${layer.strata ? ", by predicted library size" : ""}`);
   const scope = layer?.trust_scope ? ` (${layer.trust_scope})` : "";
   if (trust != null) words.push(`trust ${number(trust)}${scope}`);
   if (subject && layer && isAbstained(layer, subject)) words.push("the model abstains: do not interpret it");
-  if (r != null) words.push(`r ${number(r)} on this slide's own ${layer.r.n} spots (${layer.training})`);
+  if (r?.r != null) words.push(`r ${number(r.r)} on this slide's own ${r.n} spots (${layer.training})`);
   find("about-gene").textContent = words.length ? `${subject.label}: ${words.join("; ")}` : "";
+}
+
+function agreement() {
+  const { subject, layer } = shown;
+  return subject && !subject.isSet ? layer?.r?.get(layer.column.get(subject.label)) : null;
 }
 
 function fade() {
@@ -449,7 +461,7 @@ function remember() {
 function writeNow() {
   clearTimeout(pause);
   const panel = leading();
-  writeLink(shown, regions.list, panel.isHome || !panel.host.clientWidth ? null : panel.inSight());
+  writeLink(shown, regions.list, panel.isHome || !panel.host.clientWidth ? null : (panel.target ?? panel.inSight()));
 }
 
 async function copyLink() {

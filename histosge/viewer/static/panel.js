@@ -22,6 +22,7 @@ export class Panel {
     this.regions = [];
     this.draft = null; // corners of a region that is being drawn
     this.followers = [];
+    this.target = null; // what a link has named, until somebody moves the view
     this.isHome = false; // the whole slide is shown, and nobody has looked closer since
     this.viewer = OpenSeadragon({
       element: host,
@@ -212,6 +213,7 @@ export class Panel {
   goTo(place) {
     this.lead();
     this.setHome(false);
+    this.target = place;
     this.show(place, true);
   }
 
@@ -224,13 +226,14 @@ export class Panel {
   }
 
   setHome(isHome) {
-    for (const panel of [this, ...this.followers]) panel.isHome = isHome;
+    for (const panel of [this, ...this.followers]) Object.assign(panel, { isHome, target: null });
   }
 
-  /** Notes and legends come while a slide is read, and take room from the views: the whole slide stays in sight. */
+  /** Notes and legends come while a slide is read, and take room from the views: what was to be seen stays in sight. */
   resized() {
     const leading = this.following ? this.followers[0] : this;
     if (leading.isHome && leading.host.clientWidth) leading.home(true);
+    else if (leading.target) leading.show(leading.target, true);
     this.paint();
   }
 

@@ -1,6 +1,7 @@
 """Streamed answers against numpy on all patches at once; each block read once a pass; memory that does not grow."""
 
 import asyncio
+import json
 import os
 import re
 import subprocess
@@ -753,6 +754,9 @@ def test_every_block_of_the_guide_runs(s3: Proxy, tmp_path: Path, monkeypatch: p
     blocks = re.findall(r"```(python|shell)\n(.*?)```", text, re.DOTALL)
     assert {kind for kind, _ in blocks} == {"python", "shell"}
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "masks").mkdir()
+    ring = [[0, 0], [9, 0], [9, 9], [0, 9], [0, 0]]
+    (tmp_path / "masks" / "C1.geojson").write_text(json.dumps({"type": "Polygon", "coordinates": [ring]}))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     names: dict[str, object] = {}
     for kind, code in blocks:

@@ -5,16 +5,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from _cohorts import MadeCohort, write_cohort
 
+from featurestore.blocks import Block, plan_blocks
 from featurestore.storage.store import Store
-from histosge.data.embedded_slide import load_patches, open_embedded
+from histosge.data.embedded_slide import load_patches, open_embedded, stream_windows
 from histosge.errors import ModelError
+from histosge.models.block_attention import AttentionModel
+from histosge.models.block_network import BlockNetwork, NetworkShape
 from histosge.models.checkpoint import Checkpoint
+from histosge.models.linear_algebra import Standardiser
+from histosge.prediction.expression_store import ExpressionStore
+from histosge.prediction.predict import predict
+from histosge.training.saved_model import save_model
 from histosge.training.train import TrainSettings, train
 
 MADE = MadeCohort(sections=7, shape=(23, 31), dim=5, spots=97, genes=11, block=(7, 11), frame=5)
-SETTINGS = TrainSettings(preset="attention", genes=7, epochs=2)
+N_GENES = 7
+SETTINGS = TrainSettings(preset="attention", genes=N_GENES, epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +47,47 @@ def test_streamed_attention_is_trained_on_what_streamed_dense_lacks(
     ours, theirs = (replace(m.model, network=None).predict(patches) for m in (streamed, whole))
     assert np.abs(ours - theirs).max() / ours.std() < 1e-5
     assert not list(tmp_path.glob(".*"))
+
+
+def test_maps_are_those_of_the_whole_slide_wherever_blocks_end(
+    cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    trained = train(*cohort, tmp_path / "dense", replace(SETTINGS, preset="dense", intervals=False))
+    dense, dim = trained.model, MADE.dim
+    torch.manual_seed(1)
+    # Not trained, and not at its start: it adds something everywhere.
+    shape = NetworkShape(dim, *dense.targets.axes.shape, 16, 2, (120.0, 120.0))
+    network = BlockNetwork(shape, dense.targets.axes, dense.targets.sd).eval()
+    torch.nn.init.normal_(network.residual.weight, std=0.3)
+    ones = np.ones(dim)
+    model = AttentionModel(dense, Standardiser(0 * ones, ones), network)
+    slide = open_embedded(Store.open(str(cohort[1])), "S002", None, None)
+    patches = load_patches(slide)
+    whole = model.predict(patches)
+    assert np.abs(whole - dense.predict(patches)).max() > 0.1
+    reduce, reduced = model.split()
+    n_rows, n_cols = slide.stored.grid.shape
+    # As stored, and shifted by half a block.
+    for shift in (0, 3):
+        blocks = [
+            Block(
+                b.index,
+                (max(0, b.rows[0] - shift), b.rows[1] - shift),
+                (max(0, b.cols[0] - shift), b.cols[1] - shift),
+            )
+            for b in plan_blocks((n_rows + shift, n_cols + shift), MADE.block)
+        ]
+        found = np.full((n_rows, n_cols, N_GENES), np.nan)
+        for window in stream_windows(slide, blocks, reduced.halo_um, reduce):
+            own = np.flatnonzero(window.own)
+            at = window.patches.rows[own], window.patches.cols[own]
+            found[at] = reduced.predict_some(window.patches, own)
+        np.testing.assert_allclose(found[patches.rows, patches.cols], whole, atol=1e-5, rtol=0)
+    save_model(tmp_path / "model", model, replace(trained.card, preset="attention"))
+    predict(cohort[1], tmp_path / "model", tmp_path / "maps", slide_ids=["S002"])
+    stored = ExpressionStore.open(str(tmp_path / "maps")).map("S002", slide.stored.grid.spec.key)
+    values = stored.array.read((0, n_rows), (0, n_cols))[patches.rows, patches.cols]
+    np.testing.assert_allclose(values, whole, rtol=2e-3, atol=2e-3)
 
 
 @pytest.mark.e2e

@@ -30,6 +30,20 @@ def pixels(page: "Page", selector: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")).astype(int)
 
 
+def still(page: "Page", selector: str) -> np.ndarray:
+    """Return the pixels of a view once they stay the same: its movement is over and its tiles are there."""
+    seen = pixels(page, selector)
+    same = 0
+    for _ in range(60):
+        page.wait_for_timeout(250)
+        now = pixels(page, selector)
+        same = same + 1 if np.array_equal(seen, now) else 0
+        seen = now
+        if same == 4:
+            break
+    return seen
+
+
 def middle(picture: np.ndarray) -> np.ndarray:
     """The part of a view in which the tissue lies when the whole slide is shown."""
     height, width = picture.shape[:2]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from browser_page import MEASURED, PREDICTED, change, open_page, pixels, settled
+from browser_page import MEASURED, PREDICTED, change, open_page, pixels, settled, still
 from viewer_world import GENES, MPP
 
 if TYPE_CHECKING:
@@ -31,9 +31,9 @@ def _drag(page: "Page", view: str, places: list[tuple[float, float]]) -> None:
     page.mouse.up()
 
 
-def _place(url: str) -> list[int]:
+def _place(url: str) -> list[float]:
     """Left, top, width and height of what is in sight, in microns, as the address has them."""
-    return [int(n) for n in url.split("at=")[1].split("&")[0].split("%2C")]
+    return [float(n) for n in url.split("at=")[1].split("&")[0].split("%2C")]
 
 
 def _compared(page: "Page") -> str:
@@ -116,12 +116,10 @@ def test_geojson_of_qupath_is_opened_as_text_and_in_the_right_place(
 def test_the_whole_slide_is_shown_also_while_a_view_is_still_moving(page: "Page", address: str) -> None:
     open_page(page, address)
     page.wait_for_selector("body[data-picture=tiles]")
-    page.wait_for_timeout(1000)
-    whole = pixels(page, PREDICTED)
+    whole = still(page, PREDICTED)
 
     def is_whole() -> bool:
-        page.wait_for_timeout(1500)
-        return change(whole[5:-40, 5:-5], pixels(page, PREDICTED)[5:-40, 5:-5]) < 0.02
+        return change(whole[5:-40, 5:-5], still(page, PREDICTED)[5:-40, 5:-5]) < 0.02
 
     home = page.get_by_role("button", name="Whole slide")
     # Thrown with the mouse, the view slides on after the button is let go.
@@ -146,10 +144,12 @@ def test_a_view_that_comes_back_has_the_place_of_the_one_that_was_seen(page: "Pa
     settled(page, GENES[0])
     for _ in range(3):
         page.get_by_role("button", name="Zoom in").click()
-    page.wait_for_timeout(1000)
+    still(page, PREDICTED)
+    page.wait_for_timeout(500)  # after a movement the address follows
     x, width = (_place(page.url)[i] for i in (0, 2))
     page.locator("#layout").select_option("both")
-    page.wait_for_timeout(1000)
+    still(page, PREDICTED)
+    page.wait_for_timeout(500)
     now = _place(page.url)
     # The view is narrower now, the scale on the screen and the middle are the same.
     assert abs((now[0] + now[2] / 2) - (x + width / 2)) < 0.1 * width
