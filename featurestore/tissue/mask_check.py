@@ -14,8 +14,8 @@ from featurestore.errors import MaskError
 from featurestore.tissue.annotation import Annotation, Frame, Selection
 from featurestore.tissue.outlines import Outlines
 
-# Right masks of the public sections and of generated slides lie on texture's tissue by 0.9 and more, so a quarter is no
-# matter of a coarse outline. Between the limits stand faint and fatty tissue, where `texture` may be what is wrong.
+# Chosen, not measured: a coarse outline of the right tissue still lies mostly on it. Between the limits stand faint and
+# fatty tissue, where `texture` may be what is wrong.
 REFUSED = (0.25, 0.75)
 """Share of the mask on tissue up to which it is refused, if another reading reaches the second."""
 DOUBTED = (0.5, 0.3)
