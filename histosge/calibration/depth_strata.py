@@ -24,8 +24,8 @@ Values = NDArray[np.float32]
 N_STRATA = 3
 MIN_SPOTS = 30
 """Held-out spots in a stratum: with fewer, the 90th percentile of its errors is mostly chance."""
-_VALUES_AT_ONCE = 1 << 24
-"""Values of spots and genes that are worked on together: 64 MB, of which a handful of arrays is alive at once."""
+_VALUES_AT_ONCE = 1 << 22
+"""Values of spots and genes that are worked on together: 16 MB, of which a dozen arrays is alive at once."""
 MAX_GENES_OF_CHOICE = 500
 """Genes that the choice between strata and one width is made on, at most, spread evenly over all."""
 
