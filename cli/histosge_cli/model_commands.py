@@ -174,6 +174,14 @@ def train(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="D",
+            help="Where networks are trained (attention, paper): auto, cpu or cuda; auto is a GPU where there is one.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "auto",
     force: Force = False,
     report: Page = None,
     overwrite: Overwrite = False,
@@ -229,6 +237,7 @@ def train(
             force=force,
             start_from=start_from,
             keep_sums=not no_stats,
+            device=device,
             on_message=console.message,
             on_progress=on_progress,
         )

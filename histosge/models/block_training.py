@@ -35,6 +35,7 @@ from histosge.models.checkpoint import Checkpoint
 from histosge.models.linear_algebra import Floats, Indices, Standardiser
 from histosge.models.low_rank_targets import MAX_LOG
 from histosge.models.ranks import Ranks, current_ranks
+from histosge.models.training_device import chosen_device
 from histosge.threads import prefetch
 
 WIDTH_CPU, WIDTH_GPU = 64, 256
@@ -62,7 +63,7 @@ class AttentionSettings:
     average
         Decay of the exponential moving average of the weights per step; the average is what predicts.
     device
-        ``auto`` means a GPU where there is one, or a name that torch knows.
+        ``auto`` means as `histosge.models.training_device` chose: a GPU where there is one. Or a name that torch knows.
     """
 
     radii_um: tuple[float, ...] = (256.0, 256.0)
@@ -83,7 +84,7 @@ class AttentionSettings:
         """Return where the network is trained."""
         if self.device != "auto":
             return torch.device(self.device)
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return chosen_device()
 
     def shape(self, dim: int, n_genes: int, n_patterns: int) -> NetworkShape:
         """Return the sizes of the network for some data."""

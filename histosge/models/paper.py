@@ -27,6 +27,7 @@ from histosge.models.linear_algebra import Floats, Indices, Standardiser
 from histosge.models.nested_state import nest, read_config, take, unnest
 from histosge.models.paper_network import GENE_DIM, POSITIONS, PaperNetwork
 from histosge.models.protocol import State
+from histosge.models.training_device import chosen_device
 
 # The released code runs 1,000. On the public sections that gains 0.007 of Pearson at ten times the cost.
 EPOCHS = 100
@@ -250,8 +251,8 @@ def _train(
     epochs: int,
     checkpoint: Checkpoint | None,
 ) -> None:
-    """Train on a GPU where there is one; the network is on the CPU afterwards."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    """Train on the device that `training_device` chose; the network is on the CPU afterwards."""
+    device = chosen_device()
     network.to(device)
     optimiser = torch.optim.Adam(network.parameters(), lr=LEARNING_RATE)
     done = checkpoint.restore(network, optimiser, rng) if checkpoint else 0

@@ -29,6 +29,7 @@ from histosge.models.encoder_average import EncoderAverage
 from histosge.models.estimators import ModelSource, NamedEstimator, check_numbers, find_estimator
 from histosge.models.protocol import SQUARED_ERROR, Model, RemarkingModel
 from histosge.models.registry import DEFAULT_PRESET
+from histosge.models.training_device import training_device
 from histosge.reporting.page import is_page_there
 from histosge.threads import one_blas_thread
 from histosge.training.kept_sums import KeptSection, KeptSums, SumsToKeep, sums_in_memory
@@ -119,6 +120,7 @@ def train(
     stream: bool | None = None,
     start_from: str | Path | None = None,
     keep_sums: bool = True,
+    device: str = "auto",
     on_message: OnMessage = ignore_message,
     on_progress: OnProgress = ignore_progress,
 ) -> SavedModel:
@@ -154,6 +156,8 @@ def train(
         the old ones are not read. Its genes, patterns of genes, weights of scales, intervals and trust stay.
     keep_sums
         Whether the model keeps the sums that it was fitted from, in ``stats/`` of its folder, where it has any.
+    device
+        Where networks are trained (`attention`, `paper`): ``auto`` (a GPU where there is one), ``cpu`` or ``cuda``.
     on_message
         Called with one line on what was found.
     on_progress
@@ -183,11 +187,12 @@ def train(
     saved = _find_finished(model, made_with, settings, overwrite=overwrite)
     if saved is None:
         run = _Run(samples, store, model, settings, made_with, on_message, on_progress, force, keep_sums)
-        if start is not None:
-            # What follows from sums gains nothing from further processes.
-            saved = first_writes(partial(_train_further, run, start), partial(load_model, model))
-        else:
-            saved = _train_streamed(run) if _is_streamed(run, stream) else _train(run)
+        with training_device(device):
+            if start is not None:
+                # What follows from sums gains nothing from further processes.
+                saved = first_writes(partial(_train_further, run, start), partial(load_model, model))
+            else:
+                saved = _train_streamed(run) if _is_streamed(run, stream) else _train(run)
     if page is not None and is_first_process():
         write_training_report(saved, page, made_with)
     return saved

@@ -235,7 +235,12 @@ def test_a_model_of_another_encoder_is_refused(
     spots = _write_spots(tmp_path / "spots.h5ad")
     sheet = _sheet(tmp_path, f"slide,expression\n{slide},{spots}\n")
     assert histosge("embed", sheet, store, *GRID).code == 0
-    assert histosge("train", sheet, store, tmp_path / "model", "--preset", "ridge").code == 0
+    code, _, err = histosge("train", sheet, store, tmp_path / "model", "--preset", "ridge", "--device", "tpu")
+    assert code == 2
+    assert "unknown device 'tpu': use one of auto, cpu, cuda" in _one_line(err)
+    assert not (tmp_path / "model").exists()
+    on_cpu = ("--preset", "ridge", "--device", "cpu")
+    assert histosge("train", sheet, store, tmp_path / "model", *on_cpu).code == 0
     other = tmp_path / "other"
     assert histosge("embed", slide, other, *GRID[:-1], "morphology").code == 0
     code, _, err = histosge("predict", other, tmp_path / "model", tmp_path / "maps")
