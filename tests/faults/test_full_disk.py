@@ -68,7 +68,7 @@ def test_no_export_crashes_or_leaves_half_a_file_where_there_is_no_room(folder: 
     )
     assert ran.returncode == 0, ran.stderr  # HDF5 is asked to close files once more when a process ends
     assert dict(map(json.loads, ran.stdout.splitlines())) == dict.fromkeys(
-        ("geojson", "h5ad", "ome-zarr", "parquet", "tiff", "trident", "zarr"), "EFBIG"
+        ("geojson", "h5ad", "ome-zarr", "parquet", "qupath", "tiff", "trident", "zarr"), "EFBIG"
     )
     left = [str(path.relative_to(folder)) for path in folder.glob("out-*/**/*") if path.is_file()]
     assert left == ["out-h5ad/x.h5ad"]

@@ -258,7 +258,7 @@ def test_a_folder_of_links_into_a_content_store(folder: Path) -> None:
 
 def test_what_a_folder_holds_besides_slides_is_left_out_and_named(folder: Path) -> None:
     slides = folder / "slides"
-    for name in ("._a.svs", ".DS_Store", "c.czi", "d.btf", "e.tf8", "f.qptiff"):
+    for name in ("._a.svs", ".DS_Store", "c.vsi", "d.btf", "e.tf8", "f.qptiff"):
         (slides / name).write_text("x")
     (slides / "g.svs").symlink_to(folder / "nowhere.svs")
     with pytest.warns(SlideWarning) as warned:
@@ -266,7 +266,7 @@ def test_what_a_folder_holds_besides_slides_is_left_out_and_named(folder: Path) 
     assert [sample.slide_id for sample in samples] == ["a", "b", "d", "e", "f"]
     messages = sorted(str(warning.message) for warning in warned)
     assert len(messages) == 2
-    assert messages[0].endswith("(a sample sheet can name them): c.czi")
+    assert messages[0].endswith("(a sample sheet can name them): c.vsi")
     assert messages[1].endswith("links to files that are not there: g.svs")
 
 
