@@ -160,6 +160,7 @@ def test_missing_embeddings_are_remarked_upon(histosge: Histosge, store: str, tm
     assert histosge("analyse", copy, "summary", *MORPHOLOGY, "--json", "--quiet").err == ""
 
 
+@pytest.mark.e2e
 def test_workers_print_what_one_process_prints(histosge: Histosge, store: str, tmp_path: Path) -> None:
     commands = (
         ("summary", *MORPHOLOGY),

@@ -85,6 +85,7 @@ def test_vectors_are_those_of_the_network_written_a_second_time(weights: Path) -
 
 
 @pytest.mark.data
+@pytest.mark.e2e
 def test_embed_train_and_evaluate_with_a_pretrained_network(
     histosge: Histosge, data_dir: Path, weights: Path, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_quiet_is_quiet(histosge: Histosge, sheet: Path, tmp_path: Path) -> None
     assert histosge("embed", sheet, tmp_path / "store", *GRID, "--quiet").err == ""
 
 
+@pytest.mark.e2e
 def test_the_other_long_commands_tell_too(histosge: Histosge, sheet: Path, tmp_path: Path) -> None:
     (sheet.parent / "two.csv").write_text("\n".join(sheet.read_text().splitlines()[:3]) + "\n")
     two, store = sheet.parent / "two.csv", tmp_path / "store"

@@ -29,6 +29,7 @@ def sheet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cohort(tmp_path_factory.mktemp("cohort"), SPEC, 2).sheet
 
 
+@pytest.mark.e2e
 def test_a_token_grid_goes_the_whole_way(histosge: Histosge, sheet: Path, tmp_path: Path) -> None:
     store, model, maps = (tmp_path / name for name in ("store", "model", "maps"))
     run = histosge("embed", sheet, store, *NETWORK, *GRID, "--tokens", "5+cls")

@@ -700,6 +700,7 @@ def test_on_s3_each_block_is_one_request_a_pass_and_a_slide_is_opened_by_one(s3:
 
 
 @pytest.mark.s3
+@pytest.mark.e2e
 def test_on_s3_the_first_patches_come_before_most_slides_are_opened(s3: Proxy) -> None:
     truth = make_store("s3://test/many", {f"M{i:03}": (3, 5) for i in range(25)})
     s3.reset()

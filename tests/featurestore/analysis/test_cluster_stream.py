@@ -245,6 +245,7 @@ def _wait_for(port: int, seconds: float = 60) -> None:
 
 
 @pytest.mark.s3
+@pytest.mark.e2e
 def test_on_s3_workers_read_each_block_once_a_pass_through_refusals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

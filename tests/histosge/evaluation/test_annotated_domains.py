@@ -104,6 +104,7 @@ def test_domains_of_what_was_measured_predicted_and_embedded_are_scored_on_held_
     assert again.domain_means() == scores.domain_means()
 
 
+@pytest.mark.slow
 def test_with_blocks_every_spot_is_in_the_domains_once_and_encoders_are_compared(
     made: tuple[str, str], tmp_path: Path
 ) -> None:

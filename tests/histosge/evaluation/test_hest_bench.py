@@ -96,6 +96,7 @@ def test_one_command_gives_the_authors_number_and_ours_with_controls(
     assert pl.read_csv(tmp_path / "again" / "scores.csv").equals(scores)
 
 
+@pytest.mark.slow
 def test_vectors_are_those_of_the_patches_in_their_order(published: Path, tmp_path: Path) -> None:
     from featurestore.encoders.loading import load_encoder
 

@@ -378,6 +378,7 @@ def test_a_cell_whose_corners_are_apart_in_a_table_is_refused(stored: StoredMap,
         write_cells(stored, file, tmp_path / "c.h5ad", FRAME)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_outlines(
     stored: StoredMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def test_domains_and_similar_patches_of_maps(maps: str, tmp_path: Path) -> None:
     np.testing.assert_allclose([row["distance"] for row in found], nearest, atol=1e-9)
 
 
+@pytest.mark.e2e
 def test_workers_read_maps_too(maps: str) -> None:
     source = ExpressionSource(maps)
     with connect(1, None) as client:

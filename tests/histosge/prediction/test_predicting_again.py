@@ -147,6 +147,7 @@ while True:
 )
 
 
+@pytest.mark.e2e
 def test_a_kill_at_any_step_of_replacing_a_map_leaves_the_old_or_the_new_one(
     world: World, tmp_path: Path
 ) -> None:

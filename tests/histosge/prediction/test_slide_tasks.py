@@ -69,6 +69,7 @@ def test_slides_shared_out_among_workers_give_the_same_maps(made: Cohort, tmp_pa
     assert len(_blocks(made.out)) > 30
 
 
+@pytest.mark.e2e
 def test_the_workers_of_a_running_cluster_give_the_same_maps(made: Cohort, tmp_path: Path) -> None:
     with connect(2, None) as client:
         settings = PredictSettings(scheduler=client.scheduler.address)
