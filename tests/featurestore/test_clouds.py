@@ -1,5 +1,6 @@
 """Slides and stores on Google Cloud Storage and Azure, against emulators: as on a local disk, and refused in one line."""
 
+import gc
 import json
 import os
 import re
@@ -157,6 +158,12 @@ def test_a_slide_that_was_replaced_is_fetched_anew(server: CloudServer, tmp_path
         url = _upload(server, picture, "slides/replaced.png")
         with closing(open_slide(url, MPP)) as opened:
             assert opened.read_region(0, 0, 1, 1, MPP).tolist() == [[list(colour)]]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> None:
+    """Clients of earlier tests would say at any moment that they were not closed, also within a command's output."""
+    gc.collect()
 
 
 def _commands(store: str, slide: Path) -> dict[str, tuple[object, ...]]:
