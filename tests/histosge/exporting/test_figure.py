@@ -129,7 +129,11 @@ def test_a_scale_bar_is_a_round_length_of_at_most_a_quarter(width: float, length
 
 def test_names_that_are_formulas_or_foreign_letters_are_drawn(tmp_path: Path) -> None:
     make_map(tmp_path / "maps", "A", genes=("a$_{", "\N{CJK UNIFIED IDEOGRAPH-4E2D}", "x"))
-    draw_figure(tmp_path / "maps", ["a$_{", "\N{CJK UNIFIED IDEOGRAPH-4E2D}"], tmp_path / "f.png")
+    # As text in the file: a formula would be drawn as other characters, or be refused.
+    draw_figure(tmp_path / "maps", ["a$_{", "\N{CJK UNIFIED IDEOGRAPH-4E2D}"], tmp_path / "f.svg")
+    drawn = (tmp_path / "f.svg").read_text()
+    assert "a$_{" in drawn
+    assert "\N{CJK UNIFIED IDEOGRAPH-4E2D}" in drawn
 
 
 @pytest.mark.parametrize(
