@@ -207,3 +207,15 @@ def installed_extensions() -> Iterator[None]:
     refresh()
     yield
     refresh()
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Restore the environment after each test: commands that run in the tests' process set it (threads, spinning)."""
+    before = dict(os.environ)
+    yield
+    for name in (os.environ.keys() | before.keys()) - {"PYTEST_CURRENT_TEST"}:
+        if name not in before:
+            del os.environ[name]
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
