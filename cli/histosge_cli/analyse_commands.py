@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from histosge_cli.console import Console, err, out, resumable, table
-from histosge_cli.model_commands import EncoderKey, Grid
+from histosge_cli.model_options import EncoderKey, Grid
 from histosge_cli.places import output_file, output_folder, readable_place
-from histosge_cli.store_commands import OUTPUT, Json, Log, Overwrite, Quiet, StoreArg
+from histosge_cli.shared_options import OUTPUT, Json, Log, Overwrite, Quiet, StoreArg
 from histosge_cli.worker_count import worker_count
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import typer
 
 from histosge_cli.console import Console, out
 from histosge_cli.places import output_folder
-from histosge_cli.store_commands import Log, Quiet
+from histosge_cli.shared_options import Log, Quiet
 
 
 def register(app: typer.Typer) -> None:

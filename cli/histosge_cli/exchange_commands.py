@@ -8,7 +8,7 @@ import typer
 from histosge_cli.console import Console, out
 from histosge_cli.places import output_place, readable_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
-from histosge_cli.store_commands import Overwrite, Quiet, StoreArg
+from histosge_cli.shared_options import Overwrite, Quiet, StoreArg
 
 
 def register(app: typer.Typer) -> None:

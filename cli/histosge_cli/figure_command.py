@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from histosge_cli.console import out
-from histosge_cli.model_commands import Grid, split_names
+from histosge_cli.model_options import Grid, split_names
 from histosge_cli.places import expression_place, output_file
-from histosge_cli.store_commands import Overwrite
+from histosge_cli.shared_options import Overwrite
 
 
 def register(app: typer.Typer) -> None:

@@ -23,12 +23,15 @@ from featurestore.threads import keep_to_own_cores, spin_briefly
 from histosge_cli import (
     analyse_commands,
     demo_command,
+    embed_command,
+    evaluate_command,
     exchange_commands,
     figure_command,
-    model_commands,
+    predict_command,
     preview_command,
     samples_command,
     store_commands,
+    train_command,
     view_command,
 )
 from histosge_cli.anonymous_option import add_anonymous_option
@@ -118,8 +121,11 @@ def _root(
 for module in (
     demo_command,
     samples_command,
+    embed_command,
     store_commands,
-    model_commands,
+    train_command,
+    predict_command,
+    evaluate_command,
     analyse_commands,
     exchange_commands,
     preview_command,

@@ -7,7 +7,7 @@ import typer
 
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.places import output_folder
-from histosge_cli.store_commands import Log, Overwrite, Quiet, StoreArg
+from histosge_cli.shared_options import Log, Overwrite, Quiet, StoreArg
 
 
 def register(app: typer.Typer) -> None:

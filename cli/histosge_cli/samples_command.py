@@ -7,7 +7,7 @@ import typer
 
 from histosge_cli.console import Console, out
 from histosge_cli.places import output_file
-from histosge_cli.store_commands import Log, Overwrite, Quiet
+from histosge_cli.shared_options import Log, Overwrite, Quiet
 
 SOURCES = ("folder", "hest", "tcga")
 FILTER = "Which samples (hest)"

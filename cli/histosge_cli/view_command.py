@@ -7,7 +7,7 @@ import typer
 
 from histosge_cli.console import Console, out, size
 from histosge_cli.places import output_file, output_folder, readable_place
-from histosge_cli.store_commands import Log, Overwrite, Quiet, StoreArg
+from histosge_cli.shared_options import Log, Overwrite, Quiet, StoreArg
 
 if TYPE_CHECKING:
     from histosge.viewer.collection import Collection
