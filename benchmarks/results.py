@@ -4,8 +4,9 @@ python benchmarks/results.py [--parts demo,sections,ideas,...] [--take FILE] [--
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
-the pages anew. --take FILE stores the JSON of `gpu.py` from a machine with a GPU as the part `gpu`. --render writes the
-pages from the record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
+the pages anew. --take FILE stores the JSON of another benchmark: its figures that have a target stand in the table of
+targets, and those of `gpu.py`, from a machine with a GPU, in a table of their own. --render writes the pages from the
+record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
 
 Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
@@ -67,14 +68,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small demo; write neither record nor pages")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures of this run here")
     parser.add_argument(
-        "--take", metavar="FILE", type=Path, help="store the JSON that gpu.py wrote; run nothing"
+        "--take",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="store JSON of benchmarks; run nothing",
     )
     given = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    if given.take is not None:
-        record["gpu"] = taken(json.loads(given.take.read_text()))
+    for path in given.take:
+        name, part = taken(json.loads(path.read_text()))
+        record[name] = part
         RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    if given.render or given.take is not None:
+    if given.render or given.take:
         write_pages(record)
         return
     names = ["demo"] if given.quick else given.parts.split(",")
@@ -164,21 +171,26 @@ def run_the_pipeline(folder: Path, quick: bool) -> Values:
     return {result.what: result.value for result in results if result.value is not None}
 
 
-def taken(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that another machine's JSON is: of `gpu.py`, which has no git there."""
-    name = str(document["benchmark"])
-    if not name.startswith("gpu ("):
-        raise SystemExit(f"--take needs the JSON of gpu.py; this is of {name!r}")
-    if name == "gpu (cpu)":
+def taken(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the part of a record that the JSON of another benchmark is."""
+    # The first word is the benchmark's file, what follows says on what it ran.
+    name, _, about = str(document["benchmark"]).partition(" ")
+    if name in PARTS or not (ROOT / "benchmarks" / f"{name}.py").is_file():
+        raise SystemExit(
+            f"--take needs the JSON of a benchmark that is no part of its own; this is of {name!r}"
+        )
+    if (name, about) == ("gpu", "(cpu)"):
         raise SystemExit("gpu.py found no GPU where this JSON was written; only figures of one are shown")
-    return {
-        "command": "python benchmarks/gpu.py",
+    figures = [one for one in document["results"] if one["value"] is not None]
+    return name, {
+        "command": f"python benchmarks/{name}.py{' --quick' if document['quick'] else ''}",
+        # A machine with a GPU may have no git.
         "commit": document["commit"] or commit(),
         "date": document["date"][:10],
-        "machine": f"{name.removeprefix('gpu (').removesuffix(')')}, {document['machine']}",
-        "values": {
-            one["what"]: round(one["value"], 6) for one in document["results"] if one["value"] is not None
-        },
+        "machine": f"{about.strip('()')}, {document['machine']}" if name == "gpu" else document["machine"],
+        "values": {one["what"]: round(one["value"], 6) for one in figures},
+        "units": {one["what"]: one["unit"] for one in figures if one["target"]},
+        "targets": {one["what"]: one["target"] for one in figures if one["target"]},
     }
 
 
@@ -572,6 +584,20 @@ def gpu_block(record: Record) -> str:
     return "\n".join([*lines, "", f"On {record['gpu']['machine']}. {_source(record, 'gpu')}"])
 
 
+def targets_block(record: Record) -> str:
+    """Every figure with a target, of benchmarks whose JSON was taken."""
+    names = [name for name, part in record.items() if name != "gpu" and part.get("targets")]
+    lines = ["| benchmark | figure | measured | target | |", "|---|---|---|---|---|"]
+    for name in sorted(names):
+        part = record[name]
+        for what, target in sorted(part["targets"].items()):
+            result = Result(what, part["values"][what], part["units"][what], target)
+            verdict = "met" if result.met else "**missed**"
+            value = f"{result.value:.3g} {result.unit}".strip()
+            lines.append(f"| `{name}` | {what} | {value} | {target} | {verdict} |")
+    return "\n".join([*lines, "", *(f"- {_source(record, name)}" for name in sorted(names))])
+
+
 def _source(record: Record, part: str) -> str:
     entry = record[part]
     return f"`{entry['command']}`, commit {entry['commit'][:7]}, {entry['date']}."
@@ -590,6 +616,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "gpu": (("gpu",), gpu_block),
     "donors": (("donors",), donors_block),
     "trust": (("trust",), trust_block),
+    "targets": ((), targets_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""
 _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(\n<!-- /results -->)", re.DOTALL)
