@@ -14,7 +14,7 @@ from running import OPTIONS, Start, blocks, contents, wait_until
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.validation import validate
 
-pytestmark = pytest.mark.e2e  # tests/histosge/prediction/test_slide_tasks.py kills workers by default
+pytestmark = pytest.mark.e2e  # tests/histosge/prediction/test_dask_cluster.py kills workers by default
 CLUSTER = ("--workers", 2)
 COLOUR = ("--encoder", "colour")
 
