@@ -14,6 +14,7 @@ from typing import TypeVar
 import typer
 
 from featurestore.errors import OutputError, StoreError
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.whole_file import check_output
 
 Place = TypeVar("Place", str, Path)
@@ -121,6 +122,7 @@ def output_file(value: Place | None) -> Place | None:
     """Refuse a place where no file can be written."""
     if value is not None:
         text = _checked_name(value)
+        check_writable(text)
         # A Path has lost the second slash of a URL; such outputs are refused by the functions, with what to do.
         if ":/" not in text:
             check_output(text)
@@ -131,6 +133,7 @@ def output_folder(value: Place | None) -> Place | None:
     """Refuse a place where no folder can be made; a URL is left to the store behind it."""
     if value is not None:
         text = _checked_name(value)
+        check_writable(text)
         if ":/" not in text:
             check_output(text, folder=True)
     return value
@@ -140,6 +143,7 @@ def output_place(value: Place | None) -> Place | None:
     """Refuse a place where neither a file nor a folder can be written: which of them it is depends on the format."""
     if value is not None:
         text = _checked_name(value)
+        check_writable(text)
         if ":/" not in text:
             _refuse_special(text)
             check_output(text, folder=Path(text).is_dir())

@@ -24,7 +24,7 @@ from featurestore.errors import (
     StoreError,
 )
 from featurestore.grid import PatchGrid
-from featurestore.location import Location, PathOrUrl
+from featurestore.location import Location, PathOrUrl, store_location
 from featurestore.names import RESERVED, check_new_name, check_segment, is_segment, slug
 from featurestore.storage.block_array import FLOAT16, BlockArray
 from featurestore.storage.choose_embedding import choose_embedding
@@ -145,7 +145,7 @@ class Store:
         StoreError
             If there is something else, or a store of a newer version.
         """
-        location = Location(url)
+        location = store_location(url)
         absent = f"there is no store at {location.label}; make one with: histosge embed"
         open_root(location, SPEC_NAME, SPEC_VERSION, "feature store", absent)
         return cls(location)
@@ -153,7 +153,7 @@ class Store:
     @classmethod
     def open_or_create(cls, url: PathOrUrl) -> "Store":
         """Open a store, or make an empty one where there is nothing yet."""
-        location = Location(url)
+        location = store_location(url, writable=True)
         create_root(location, SPEC_NAME, SPEC_VERSION, "feature store")
         return cls(location)
 

@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 from featurestore.embedding.limits import check_workers
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
+from featurestore.file_systems import fixed_url
 from featurestore.grid import spec_from_values
 from featurestore.names import slug
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 from featurestore.threads import keep_to_own_cores
@@ -150,6 +152,7 @@ def predict(
         If the store holds several grids or encoders and none is named.
     """
     settings = settings or PredictSettings()
+    check_writable(out)
     keep_to_own_cores()
     if settings.workers != "auto":
         check_workers(settings.workers)
@@ -191,7 +194,7 @@ def predict(
     if is_shared_out and folder is not None:
         run = partial(
             _predict_one,
-            str(store),
+            fixed_url(str(store)),
             folder,
             str(out),
             replace(settings, workers=1, scheduler=None),
