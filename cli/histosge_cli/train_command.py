@@ -13,11 +13,11 @@ from histosge_cli.model_options import (
     TRAINING,
     Epochs,
     Force,
-    Genes,
     Grid,
     Page,
     SamplesArg,
     find_own_class,
+    genes_option,
 )
 from histosge_cli.places import (
     earlier_model,
@@ -44,14 +44,12 @@ def train(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", callback=new_model, help="Folder to write the model to.")
     ],
+    # Without a default of their own: --from takes those of its model.
     preset: Annotated[
-        str,
-        typer.Option(
-            metavar="P",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "dense",
-    genes: Genes = "1000",
+        str | None,
+        typer.Option(metavar="P", rich_help_panel=TRAINING),
+    ] = None,
+    genes: Annotated[str | None, genes_option(" 1000 unless given.")] = None,
     epochs: Epochs = None,
     seed: Annotated[
         int,

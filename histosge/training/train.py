@@ -74,10 +74,12 @@ class TrainSettings:
     ----------
     preset
         A registered name, ``module:Class``, a model class, or an object whose ``fit(sections, *, seed, epochs)``
-        returns a fitted model; see `histosge.models.protocol.Model`.
+        returns a fitted model; see `histosge.models.protocol.Model`. None means `DEFAULT_PRESET`, or that of the model
+        which a training goes on from.
     genes
         How many of the most variable genes, ``all``, ``seurat_v3:N`` (the N most variable in excess of the trend over
-        the mean), ``N+A,B`` (the N most variable and the named ones), a file with one gene a line, or gene names.
+        the mean), ``N+A,B`` (the N most variable and the named ones), a file with one gene a line, or gene names. None
+        means `DEFAULT_GENES`, or those of the model which a training goes on from.
     epochs
         For models that iterate; None means the model's own.
     seed
@@ -96,14 +98,42 @@ class TrainSettings:
         penalises weights along what those move, see `histosge.models.stain_invariance`.
     """
 
-    preset: ModelSource = DEFAULT_PRESET
-    genes: GeneSource = DEFAULT_GENES
+    # None and not the default itself: `dense` that is asked for must not pass for a preset that was left out.
+    preset: ModelSource | None = None
+    genes: GeneSource | None = None
     epochs: int | None = None
     seed: int = 0
     selection: Selection = field(default_factory=Selection)
     intervals: bool | None = None
     loss: str = SQUARED_ERROR
     stains: bool = False
+
+    def with_defaults(self) -> "TrainSettings":
+        """Return these settings with the defaults of a new training where preset or genes are None."""
+        preset = DEFAULT_PRESET if self.preset is None else self.preset
+        return replace(self, preset=preset, genes=DEFAULT_GENES if self.genes is None else self.genes)
+
+    def checked(self) -> NamedEstimator:
+        """Return what fits the model.
+
+        Raises
+        ------
+        ModelError
+            If it cannot do what the settings want, before any data is loaded.
+        """
+        estimator = find_estimator(DEFAULT_PRESET if self.preset is None else self.preset)
+        estimator.check_loss(self.loss)
+        if self.stains and self.selection.others:
+            raise ModelError("--stains takes one encoder; leave it out, or name one --encoder")
+        if self.stains and not estimator.capabilities.takes_stain_pairs:
+            raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
+        check_numbers(self.epochs, self.seed)
+        return estimator
+
+    @property
+    def gene_choice(self) -> GeneChoice:
+        """Which genes."""
+        return GeneChoice.parse(DEFAULT_GENES if self.genes is None else self.genes)
 
 
 @one_blas_thread()
@@ -173,10 +203,9 @@ def train(
     settings = settings or TrainSettings()
     keep_to_own_cores()
     start = None if start_from is None else open_start(start_from)
-    if start is not None:
-        settings = settings_of(start, settings, str(start_from))
+    settings = settings.with_defaults() if start is None else settings_of(start, settings, str(start_from))
     # All that can be refused is refused here: loading a cohort takes minutes.
-    _checked(settings)
+    settings.checked()
     check_model_place(model)
     made_with = describe_training(samples, store, settings)
     if start is not None:
@@ -238,7 +267,7 @@ class _Run:
     def is_calibrated(self) -> bool:
         """Whether intervals are measured."""
         wanted = self.settings.intervals
-        return _checked(self.settings).capabilities.calibrated_by_default if wanted is None else wanted
+        return self.settings.checked().capabilities.calibrated_by_default if wanted is None else wanted
 
 
 def _is_streamed(run: _Run, stream: bool | None) -> bool:
@@ -250,7 +279,7 @@ def _is_streamed(run: _Run, stream: bool | None) -> bool:
     if not stream and n_bytes < STREAM_FROM_BYTES:
         return False
     reason = why_in_memory(
-        _checked(settings).estimator,
+        settings.checked().estimator,
         len(read_samples(str(run.samples))),
         settings.selection,
         settings.loss,
@@ -266,7 +295,7 @@ def _is_streamed(run: _Run, stream: bool | None) -> bool:
 
 def _train_streamed(run: _Run) -> SavedModel:
     """Fit from sums, section after section; what a run that was interrupted left is used."""
-    settings, estimator = run.settings, _checked(run.settings)
+    settings, estimator = run.settings, run.settings.checked()
     run.on_message(
         "sections are streamed: they are read one after another, and memory does not grow with them"
     )
@@ -276,7 +305,7 @@ def _train_streamed(run: _Run) -> SavedModel:
         if not is_shared:
             return first_writes(partial(_train, run), partial(load_model, run.model))
         wait_for_all()
-    choice = GeneChoice.parse(settings.genes)
+    choice = settings.gene_choice
     inputs = run.inputs(read_samples(str(run.samples)), choice, calibrated=run.is_calibrated)
     found = fit_streamed(
         inputs,
@@ -357,7 +386,7 @@ def _train(run: _Run) -> SavedModel:
     """Fit to all sections in memory."""
     samples, store, model, settings = run.samples, run.store, run.model, run.settings
     on_message = run.on_message
-    estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
+    estimator, choice = settings.checked(), settings.gene_choice
     loaded = load_sections(
         str(samples), str(store), settings.selection, force=run.force, on_message=on_message
     )
@@ -431,9 +460,12 @@ def settings_of(start: Start, settings: TrainSettings, origin: str) -> TrainSett
         If others are given.
     """
     card = start.saved.card
-    if settings.preset not in (DEFAULT_PRESET, card.preset):
-        raise ModelError(f"{origin} is {card.preset!r}, not {settings.preset!r}; leave --preset out")
-    if settings.genes != DEFAULT_GENES and str(settings.genes) != str(DEFAULT_GENES):
+    if settings.preset is not None and (wanted := find_estimator(settings.preset).name) != card.preset:
+        raise ModelError(
+            f"{origin} is a model of preset {card.preset!r}, which stays, and {wanted!r} was given; leave --preset out, or "
+            "train without --from"
+        )
+    if settings.genes is not None:
         raise ModelError(f"{origin} predicts {len(card.genes)} genes, which stay; leave --genes out")
     if settings.loss != SQUARED_ERROR or settings.stains or settings.selection.others:
         raise ModelError(
@@ -445,6 +477,9 @@ def settings_of(start: Start, settings: TrainSettings, origin: str) -> TrainSett
 
 def describe_training(samples: str | Path, store: str | Path, settings: TrainSettings) -> MadeWith:
     """Return what a model is made with: settings, and fingerprints of encoder, grid, slides and expression."""
+    settings = settings.with_defaults()
+    assert settings.preset is not None
+    assert settings.genes is not None
     own = {"preset": describe_preset(settings.preset), "genes": describe_genes(settings.genes)}
     return describe_settings(settings, **own) | describe_sections(samples, store, settings.selection)
 
@@ -464,18 +499,6 @@ def _find_finished(
         return replace(load_model(folder, named), was_there=True)
     except ModelError as error:
         raise ModelError(f"{error}, with --overwrite") from error
-
-
-def _checked(settings: TrainSettings) -> NamedEstimator:
-    """Return what fits the model; refuse what it cannot do, before any data is loaded."""
-    estimator = find_estimator(settings.preset)
-    estimator.check_loss(settings.loss)
-    if settings.stains and settings.selection.others:
-        raise ModelError("--stains takes one encoder; leave it out, or name one --encoder")
-    if settings.stains and not estimator.capabilities.takes_stain_pairs:
-        raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
-    check_numbers(settings.epochs, settings.seed)
-    return estimator
 
 
 def _with_stain_pairs(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from _cohorts import MadeCohort, write_cohort, write_section, write_sheet
 from _dense_oracle import DenseOracle, predict_exactly
+from typer.testing import CliRunner
 
 from featurestore.errors import StoreError
 from featurestore.events import Progress
@@ -20,6 +21,7 @@ from histosge.errors import ModelError
 from histosge.training.saved_model import SavedModel, load_model
 from histosge.training.streaming.fit_streamed import STREAM_FROM_BYTES
 from histosge.training.train import TrainSettings, train
+from histosge_cli.main import app
 
 # Two rows of blocks are narrower than the widest Gaussian: bands overlap.
 MADE = MadeCohort(sections=5, shape=(37, 41), dim=13, spots=211, genes=23, block=(7, 11), frame=5)
@@ -263,11 +265,28 @@ def test_sums_are_left_out_where_they_are_not_wanted(
         train(*seven, tmp_path / "model", start_from=tmp_path / "bare")
 
 
+def test_the_preset_of_another_kind_is_refused_with_both_names(
+    cohort: tuple[Path, Path], seven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """`dense` is also what is trained where no preset is given: it must not pass for one that was left out."""
+    train(*cohort, tmp_path / "five", replace(SETTINGS, preset="ridge", intervals=False))
+    command = ["train", *map(str, (*seven, tmp_path / "model")), "--from", str(tmp_path / "five"), "--quiet"]
+    refused = CliRunner().invoke(app, [*command, "--preset", "dense"])
+    assert isinstance(refused.exception, ModelError)
+    assert "preset 'ridge', which stays, and 'dense' was given" in str(refused.exception)
+    assert "\n" not in str(refused.exception)
+    assert not (tmp_path / "model").exists()
+    same = CliRunner().invoke(app, [*command, "--preset", "ridge"])
+    assert same.exit_code == 0, same.output
+    assert load_model(tmp_path / "model").card.preset == "ridge"
+
+
 def test_other_genes_presets_and_damaged_sums_are_refused(
     of_five: Path, seven: tuple[Path, Path], tmp_path: Path
 ) -> None:
     for settings, why in (
         (TrainSettings(genes=5), "leave --genes out"),
+        (TrainSettings(genes=1000), "leave --genes out"),
         (TrainSettings(preset="ridge"), "leave --preset out"),
         (TrainSettings(loss="nb"), "leave --loss"),
     ):
