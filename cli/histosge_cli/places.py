@@ -68,9 +68,9 @@ def model_place(context: typer.Context, value: str) -> str:
     return _checked_kind(context, readable_place(value) or value, kinds)
 
 
-def earlier_model(context: typer.Context, value: Path | None) -> Path | None:
+def earlier_model(context: typer.Context, value: str | None) -> str | None:
     """Refuse a file or a store where an option names a trained model."""
-    return None if value is None else Path(model_place(context, str(value)))
+    return None if value is None else model_place(context, value)
 
 
 def new_store(context: typer.Context, value: str) -> str:

@@ -6,6 +6,7 @@ Its settings hold: ``HF_ENDPOINT``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``.
 
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,16 @@ def whole_model_folder(place: str | Path, files: tuple[str, ...], folder: str) -
     if not is_hub_place(place):
         return Path(place)
     from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]  # the client has no types
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # The client shows its bars also where nobody sees them, as in a job's log.
+            super().__init__(*args, **{**kwargs, "disable": not sys.stderr.isatty()})
 
     hub = _HubModel.parse(place)
+    # First: where the repository holds no model, the client would warn that nothing matches, and return an empty folder.
+    _download(hub, files[0])
     prefix = f"{hub.folder}/" if hub.folder else ""
     is_offline = not hub_answers()
     with _errors_of(hub, folder):
@@ -79,6 +88,7 @@ def whole_model_folder(place: str | Path, files: tuple[str, ...], folder: str) -
             endpoint=os.environ.get("HF_ENDPOINT"),
             # The client would try for half a minute first.
             local_files_only=is_offline,
+            tqdm_class=Bar,
             **hub.settings,
         )
     local = Path(found) / hub.folder
