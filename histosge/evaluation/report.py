@@ -92,8 +92,9 @@ def _map_block(scores: Scores) -> Block:
             f"Maps of {shown.gene}: H&E, measured spots and prediction for every patch of {shown.slide_id}",
             f"{shown.role} gene of {scores.default_preset}: held-out r = {shown.pearson:.3f}",
             shown.gene,
+            f"map{number}",
         )
-        for shown in scores.maps
+        for number, shown in enumerate(scores.maps)
     )
     text = (
         f"The best, the median and the worst gene of {scores.default_preset} by held-out Pearson on section"
