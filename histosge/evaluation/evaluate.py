@@ -1,9 +1,11 @@
 """A sample sheet and a store -> scores and a report on disk."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from featurestore.credentials import strip_credentials
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
@@ -223,6 +225,7 @@ def evaluate(
             annotation=annotation,
             bins=bins,
             made_with=made_with,
+            command=_command(samples, store, report_dir, settings),
             on_progress=on_progress,
         )
     found = {
@@ -238,8 +241,34 @@ def evaluate(
     }
     scores = merge_encoders(found)
     notes = dict.fromkeys(note for sections in loaded.values() for note in _notes(sections))
-    write_evaluation(scores, report_dir, notes=list(notes), made_with=made_with)
+    command = _command(samples, store, report_dir, settings)
+    write_evaluation(scores, report_dir, notes=list(notes), made_with=made_with, command=command)
     return scores
+
+
+def _command(
+    samples: str | Path, store: str | Path, report_dir: str | Path, settings: EvaluateSettings
+) -> str:
+    """Return the command that makes the same evaluation, without credentials."""
+    presets = [preset if isinstance(preset, str) else describe_preset(preset) for preset in settings.presets]
+    genes = settings.genes if isinstance(settings.genes, (str, int, Path)) else ",".join(settings.genes)
+    keys: list[str | None] = list(dict.fromkeys(settings.encoders)) or [settings.selection.encoder]
+    given: list[tuple[str, object]] = [
+        ("--split", settings.split),
+        ("--presets", ",".join(presets)),
+        ("--genes", genes),
+        ("--seeds", settings.seeds),
+        ("--epochs", settings.epochs),
+        ("--protocol", settings.protocol),
+        ("--grid", settings.selection.grid),
+        *(("--encoder", key) for key in keys),
+        ("--annotation", settings.annotation),
+        ("--at", None if settings.at_um is None else f"{settings.at_um:g}"),
+    ]
+    places = [strip_credentials(str(place)) for place in (samples, store, report_dir)]
+    options = [str(part) for name, value in given if value is not None for part in (name, value)]
+    words = ["histosge", "evaluate", *places, *options, *(["--ablate"] if settings.ablate else [])]
+    return shlex.join(words)
 
 
 def _part_of(on_progress: OnProgress, number: int, total: int, encoder: str) -> OnProgress:
@@ -280,6 +309,7 @@ def score_sections(
     annotation: Annotation | None = None,
     bins: FineBins | None = None,
     made_with: MadeWith | None = None,
+    command: str = "",
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Score loaded sections and write the report, in the place of an earlier one; `extra` blocks stand below the scores.
@@ -291,7 +321,9 @@ def score_sections(
     scores = with_encoder(
         _score(loaded, settings, reencoder, annotation, bins, on_progress), loaded[0].slide.identity.key
     )
-    write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
+    write_evaluation(
+        scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with, command=command
+    )
     return scores
 
 

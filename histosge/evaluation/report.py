@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from histosge.evaluation.bin_report import bin_block
 from histosge.evaluation.map_plots import gene_map
-from histosge.evaluation.results import CONTROLS, MODEL, NOISE, NOISE_LIMIT, SMOOTH_NOISE, Scores
+from histosge.evaluation.results import CONTROLS, MODEL, NOISE, NOISE_LIMIT, SMOOTH_NOISE, GeneMap, Scores
 from histosge.evaluation.score_plots import (
     Defect,
     Difference,
@@ -20,6 +20,7 @@ from histosge.evaluation.score_plots import (
     difference_plot,
     score_distributions,
 )
+from histosge.evaluation.shown_maps import KEPT_GENES, MOST_SECTIONS, OTHER_SECTION
 from histosge.heldout.metric_registry import METRICS
 from histosge.heldout.splits import INTERLEAVED, WITHIN_SECTION
 from histosge.reporting.page import Block, Picture, Table
@@ -79,7 +80,7 @@ def evaluation_blocks(scores: Scores, notes: Sequence[str] = ()) -> list[Block]:
     # Maps first: whoever reads on to the tables has seen what a correlation of 0.3 looks like.
     plots = [_map_block(scores), _spread_block(scores), *_difference_block(scores), *ablation]
     tables = [_score_block(scores), *bin_block(scores), *_domain_block(scores)]
-    return [*plots, *tables, _limitation_block(scores, notes)]
+    return [*plots, *tables, *_other_sections_block(scores), _limitation_block(scores, notes)]
 
 
 def _map_block(scores: Scores) -> Block:
@@ -87,13 +88,9 @@ def _map_block(scores: Scores) -> Block:
         return Block("Maps", "No gene was chosen in every fold of the section shown, so there is no map.")
     first = scores.maps[0]
     pictures = tuple(
-        Picture(
-            gene_map(shown),
-            f"Maps of {shown.gene}: H&E, measured spots and prediction for every patch of {shown.slide_id}",
-            f"{shown.role} gene of {scores.default_preset}: held-out r = {shown.pearson:.3f}",
-            shown.gene,
-        )
-        for shown in scores.maps
+        _map_picture(shown, number, f"{shown.role} gene of {scores.default_preset}")
+        for number, shown in enumerate(scores.maps)
+        if shown.role != OTHER_SECTION
     )
     text = (
         f"The best, the median and the worst gene of {scores.default_preset} by held-out Pearson on section"
@@ -103,6 +100,32 @@ def _map_block(scores: Scores) -> Block:
     if scores.split in INTERLEAVED:
         text += " The spots between those shown are training spots."
     return Block("Maps: best, median and worst gene", text, pictures)
+
+
+def _other_sections_block(scores: Scores) -> list[Block]:
+    """Return the maps of further sections, and say how many are left out; nothing for a single section."""
+    others = [(i, shown) for i, shown in enumerate(scores.maps) if shown.role == OTHER_SECTION]
+    if not others:
+        return []
+    gene = scores.maps[0].gene
+    text = (
+        f"One gene of each: {gene}, where it is among the {KEPT_GENES} genes that {scores.default_preset} predicts best"
+        " there, else the best one. Each section has a colour scale of its own."
+    )
+    if len(others) + 1 >= MOST_SECTIONS:
+        text += f" At most {MOST_SECTIONS} sections are shown, in the order of their ids; scores are of all."
+    pictures = tuple(_map_picture(shown, i, shown.slide_id) for i, shown in others)
+    return [Block("Maps of the other sections", text, pictures)]
+
+
+def _map_picture(shown: GeneMap, number: int, label: str) -> Picture:
+    return Picture(
+        gene_map(shown),
+        f"Maps of {shown.gene}: H&E, measured spots and prediction for every patch of {shown.slide_id}",
+        f"{label}: held-out r = {shown.pearson:.3f}",
+        shown.gene,
+        f"map{number}",
+    )
 
 
 def _score_block(scores: Scores) -> Block:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from featurestore.earlier_results import MadeWith
 from featurestore.errors import first_line
 from featurestore.whole_file import check_output, is_partial, restore_replaced, whole_file, whole_folder
 from histosge.errors import HistosgeError
+from histosge.evaluation.gene_lookup import lookup_block
 from histosge.evaluation.report import evaluation_blocks
 from histosge.evaluation.results import BinFacts, Entry, FoldCount, Scores
 from histosge.reporting.page import Block, read_record, render_report
@@ -46,6 +49,7 @@ def write_evaluation(
     notes: Sequence[str] = (),
     extra: Sequence[Block] = (),
     made_with: MadeWith | None = None,
+    command: str = "",
 ) -> Path:
     """Write report.html, its tables; after a failure there is no report.html, or the earlier one.
 
@@ -62,6 +66,8 @@ def write_evaluation(
         Further blocks for the page, below the scores.
     made_with
         Settings and inputs, by which `evaluate` recognises it; None if it need not.
+    command
+        That makes the same evaluation, without credentials, for the page's last line.
 
     Returns
     -------
@@ -89,14 +95,21 @@ def write_evaluation(
         },
         PAGE: render_report(
             "How well held-out spots are predicted",
-            [maps, *rest[:-1], *extra, rest[-1]],
+            [maps, lookup_block(scores), *rest[:-1], *extra, rest[-1]],
             subtitle=subtitle,
-            footer="Recompute every number from scores.csv and genes.csv beside this page.",
+            footer=_footer(command),
             record={"made_with": made_with, "scores": _facts(scores)},
         ),
     }
     write_texts(folder, texts)
     return folder / PAGE
+
+
+def _footer(command: str) -> str:
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    made = f"histosge {version('histosge')}, {now}"
+    made += f": {command}" if command else ""
+    return f"{made}. Recompute every number from scores.csv and genes.csv beside this page."
 
 
 def write_texts(folder: Path, texts: Mapping[str, str]) -> None:

@@ -47,7 +47,7 @@ class GeneMap:
     Parameters
     ----------
     gene, role
-        Whose map, and why it is shown: ``best``, ``median`` or ``worst``.
+        Whose map, and why it is shown: ``best``, ``median`` or ``worst``; ``other section``: one gene of a further section.
     pearson
         Held-out, mean over the folds that hold out spots of this section.
     slide_id
@@ -198,7 +198,8 @@ class Scores:
     folds
         Counts of spots, for every seed asked for.
     maps
-        Best, median and worst gene; empty if no gene is scored in all folds of the shown section.
+        Best, median and worst gene of one section, then one gene of each other; empty if no gene is scored in all folds of
+        the first.
     notes
         Further sentences for the report's caveats.
     left_out

@@ -40,7 +40,7 @@ from histosge.evaluation.methods import (
 )
 from histosge.evaluation.paired_bootstrap import HeldOutSpots, PairedBootstrap, ordered_pairs
 from histosge.evaluation.results import NOISE, SMOOTH_NOISE, FoldCount, Scores
-from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps
+from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps, shown_maps
 from histosge.evaluation.tasks import Plan, Task
 from histosge.heldout.metric_registry import METRICS, ScoredSpots
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
@@ -188,7 +188,7 @@ def score_plan(
         for number, method in enumerate(methods):
             table.report_progress(method.name, task)
             is_shown = method.name == shown
-            result = scorer.score(method, maps if is_shown and task.seed == seeds[0] else None)
+            result = scorer.score(method, maps if is_shown and task.seed == seeds[0] else ())
             table.add(method.name, result)
             table.bootstrap.add(method.name, result.held_out, result.predicted)
             table.add_domains(method.name, result, with_measured=number == 0)
@@ -212,7 +212,7 @@ def score_plan(
         buffer_um=plan.buffer_um,
         gene_rule=_gene_rule(plan.genes),
         folds=tuple(_count(seed, fold) for seed in seeds for fold in plan.folds(seed)),
-        maps=maps.maps(),
+        maps=shown_maps(maps),
         notes=(
             *_notes(plan, table.halo_um),
             *domain_notes(annotation),
@@ -301,8 +301,8 @@ class _TaskScorer:
     fitted: dict[str, _MethodScore] = field(default_factory=dict)
     bins: HeldOutBins | None = None
 
-    def score(self, method: Method, maps: HeldOutMaps | None = None) -> _MethodScore:
-        """Fit on the task's training spots, and score all of its held-out spots; `maps` takes the map, if given."""
+    def score(self, method: Method, maps: Sequence[HeldOutMaps] = ()) -> _MethodScore:
+        """Fit on the task's training spots, and score all of its held-out spots; `maps` take the map, if given."""
         if not isinstance(method, AblationMethod):
             return self._score(method, maps, with_all_spots=self.with_all_spots)
         name = method.fit_name(self.task)
@@ -310,7 +310,7 @@ class _TaskScorer:
             self.fitted[name] = self._score(method, maps, with_all_spots=True)
         return self.fitted[name]
 
-    def _score(self, method: Method, maps: HeldOutMaps | None, *, with_all_spots: bool) -> _MethodScore:
+    def _score(self, method: Method, maps: Sequence[HeldOutMaps], *, with_all_spots: bool) -> _MethodScore:
         task = method.prepare(self.task)
         fitted = method.fit(task, self.epochs)
         sections = task.held_out()
@@ -326,8 +326,8 @@ class _TaskScorer:
             )
         spots = ScoredSpots(held_out.depth, held_out.section, xy_um)
         genes = score_genes(held_out.truth, predicted, spots, METRICS.records())
-        if maps is not None:
-            _add_map(maps, task, fitted, genes)
+        for shown in maps:
+            _add_map(shown, task, fitted, genes)
         all_spots = _all_spots(task, fitted) if with_all_spots else None
         at_bins = None if self.bins is None else self.bins.score_method(task, fitted)
         return _MethodScore(task, held_out, predicted, genes, all_spots, fitted, at_bins)
@@ -360,7 +360,7 @@ def _check_intervals(method: Method, result: _MethodScore, epochs: int | None) -
 
 
 def _add_map(maps: HeldOutMaps, task: Task, fitted: FittedMethod, genes: GeneScores) -> None:
-    """Add the map of the shown section, if this fold holds out spots of it and the method predicts patches.
+    """Add the map of a shown section, if this fold holds out spots of it and the method predicts patches.
 
     All of its patches are drawn, also those that neither training nor held-out spots may see: no score looks at them.
     """

@@ -30,12 +30,15 @@ class Picture:
         The picture, the same in words, and what stands under it.
     name
         Printed bold before the caption.
+    anchor
+        By which links on the page find it.
     """
 
     png: bytes
     alt: str
     caption: str
     name: str = ""
+    anchor: str = ""
 
     @property
     def base64(self) -> str:
@@ -67,6 +70,35 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Lookup:
+    """A long table of which the reader sees the rows that a search finds.
+
+    Parameters
+    ----------
+    label, what
+        Of the search box; and what a row's name is, the heading of the first column.
+    columns, rows
+        Headings; and names with one number a column, None where there is none. Rows come in the order in which they are
+        shown.
+    anchors
+        Name of a row -> `Picture.anchor` of a picture of it on the same page.
+    """
+
+    label: str
+    what: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]
+    anchors: Mapping[str, str]
+
+    @property
+    def json(self) -> str:
+        """Return the table for the page's script; no text in it can end the script."""
+        values = {"columns": [self.what, *self.columns], "rows": self.rows, "anchors": dict(self.anchors)}
+        text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+        return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+@dataclass(frozen=True)
 class Block:
     """One part of a page, under its own title; all parts are optional.
 
@@ -78,6 +110,10 @@ class Block:
         Shown in this order; points are a list of sentences.
     status, status_text
         ``good`` or ``bad`` and one sentence; a bad one is repeated at the top of the page, in red.
+    lookup
+        A table to search, below the text.
+    links
+        Label and name of files beside the page.
     """
 
     title: str
@@ -87,6 +123,8 @@ class Block:
     points: tuple[str, ...] = ()
     status: str = ""
     status_text: str = ""
+    lookup: Lookup | None = None
+    links: tuple[tuple[str, str], ...] = ()
 
 
 def render_report(

@@ -1,9 +1,12 @@
 import base64
 import io
+import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,10 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from histosge.evaluation.gene_lookup import lookup_block
 from histosge.evaluation.map_plots import gene_map
 from histosge.evaluation.report import evaluation_blocks
+from histosge.evaluation.report_files import write_evaluation
 from histosge.evaluation.results import FoldCount, GeneMap, Scores
 from histosge.evaluation.score_plots import (
     Defect,
@@ -21,7 +26,7 @@ from histosge.evaluation.score_plots import (
     difference_plot,
     score_distributions,
 )
-from histosge.reporting.page import Block, Picture, Table, render_report
+from histosge.reporting.page import Block, Lookup, Picture, Table, render_report
 from histosge.reporting.plots import slide_maps
 
 GRID = (17, 13)
@@ -264,3 +269,79 @@ def test_any_name_is_text_in_pictures_and_tables(name: str) -> None:
         "Title", [Block(name, name, tables=(Table((name,), ((name,),), name),), points=(name,))]
     )
     assert "<script>" not in text
+
+
+def test_every_gene_is_found_with_its_scores_beside_the_controls() -> None:
+    lookup = lookup_block(make_scores()).lookup
+    assert lookup is not None
+    assert lookup.columns == ("ridge", "dense", "noise")
+    assert lookup.rows == (("GENE1", 0.3, 0.4, 0.002), ("GENE2", 0.3, 0.4, 0.002))
+    assert lookup.anchors == {"GENE1": "map0"}
+
+
+def test_the_page_says_version_date_and_command_and_links_its_tables(tmp_path: Path) -> None:
+    page = write_evaluation(make_scores(), tmp_path, command="histosge evaluate a.csv 'my store' out")
+    text = page.read_text("utf-8")
+    assert f"histosge {version('histosge')}, 20" in text
+    assert "histosge evaluate a.csv &#39;my store&#39; out. Recompute" in text
+    places = [attrs["href"] or "" for attrs in Structure(text).tags("a")]
+    assert places == ["scores.csv", "genes.csv", "differences.csv"]
+    assert all((tmp_path / place).is_file() for place in places)
+
+
+def test_no_name_ends_the_script_that_holds_the_scores() -> None:
+    name = "</script><script>alert(1)</script>&\\u2028"
+    lookup = Lookup("Find", "gene", (name,), ((name, 0.5), ("B", None)), {})
+    text = render_report("t", [Block("b", lookup=lookup)])
+    page = Structure(text)
+    assert len(page.tags("script")) == 2
+    held = re.search(r'<script type="application/json">(.*?)</script>', text, re.DOTALL)
+    assert held is not None
+    assert json.loads(held[1]) == {
+        "columns": ["gene", name],
+        "rows": [[name, 0.5], ["B", None]],
+        "anchors": {},
+    }
+
+
+@pytest.mark.browser
+def test_a_reader_types_a_gene_sees_its_scores_and_gets_them_as_csv(
+    tmp_path: Path, chromium_path: str
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    scores = make_scores()
+    more = [scores.genes.with_columns(pl.lit(f"GENE{i}").alias("gene")) for i in (10, 11)]
+    scores = replace(scores, genes=pl.concat([scores.genes, *more]), maps=(make_map("GENE11"),))
+    page_file = write_evaluation(scores, tmp_path)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path,
+            headless=True,
+            args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"],
+            timeout=30_000,
+        )
+        page = browser.new_page(viewport={"width": 1024, "height": 700})
+        wrong: list[str] = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(page_file.as_uri())
+        names = page.locator(".lookup tbody th")
+        assert names.count() == 4
+        page.get_by_label("Find a gene").fill("gene11")
+        assert [name.split()[0] for name in names.all_inner_texts()] == ["GENE11"]
+        assert page.locator(".lookup tbody td").all_inner_texts() == ["0.300", "0.400", "0.002"]
+        page.get_by_role("link", name="map").click()
+        assert page.url.endswith("#map0")
+        page.get_by_label("Find a gene").fill("GENE2, gene1")
+        assert page.locator(".found").inner_text() == "4 found."
+        assert names.all_inner_texts()[:2] == ["GENE1", "GENE2"]
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Save these as CSV").click()
+        table = pl.read_csv(Path(download.value.path()))
+        assert table.columns == ["gene", "ridge", "dense", "noise"]
+        assert table["gene"].to_list()[:2] == ["GENE1", "GENE2"]
+        page.get_by_label("Find a gene").fill("<b>")
+        assert "No gene here has" in page.locator(".found").inner_text()
+        assert page.evaluate("document.documentElement.scrollWidth") <= 1024
+        assert not wrong
+        browser.close()

@@ -16,6 +16,7 @@ from featurestore.errors import OutputError
 from featurestore.events import Progress
 from histosge.data.sections import Section
 from histosge.errors import HistosgeError, SplitError
+from histosge.evaluation import shown_maps
 from histosge.evaluation.report_files import read_evaluation, write_evaluation
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import NOISE_DRAWS, SMOOTH_DRAWS, evaluate_sections
@@ -174,7 +175,8 @@ def test_counts_of_held_out_spots_change_no_prediction(three: list[Section]) -> 
         evaluate_sections(sections, ["ridge"], split="section", genes=genes, seeds=(0,)).maps
         for sections in (three, other)
     ]
-    predicted = [{shown.gene: shown.predicted for shown in found} for found in maps]
+    # The maps of the other sections are by models that were trained on the changed counts.
+    predicted = [{s.gene: s.predicted for s in found if s.slide_id == found[0].slide_id} for found in maps]
     for gene in genes:
         np.testing.assert_array_equal(predicted[0][gene], predicted[1][gene])
 
@@ -208,7 +210,9 @@ def test_the_default_preset_is_shown_and_how_far_it_looks_is_said(three: list[Se
 
 
 def test_maps_are_of_the_best_median_and_worst_gene_with_their_held_out_score(by_section: Scores) -> None:
-    assert [shown.role for shown in by_section.maps] == ["best", "median", "worst"]
+    roles = ["best", "median", "worst", "other section", "other section"]
+    assert [shown.role for shown in by_section.maps] == roles
+    assert [shown.slide_id for shown in by_section.maps] == ["A", "A", "A", "B", "C"]
     mine = by_section.genes.filter(
         (pl.col("preset") == by_section.default_preset) & (pl.col("seed") == 0) & (pl.col("fold") == "A")
     )
@@ -218,6 +222,21 @@ def test_maps_are_of_the_best_median_and_worst_gene_with_their_held_out_score(by
         assert shown.predicted.shape == GRID
         assert np.isfinite(shown.predicted).all()
         assert len(shown.measured) == GRID[0] * GRID[1]
+    # Of a further section: its own held-out score, of a gene that is predicted well there.
+    for shown in by_section.maps[3:]:
+        own = by_section.genes.filter(
+            (pl.col("preset") == "ridge") & (pl.col("seed") == 0) & (pl.col("fold") == shown.slide_id)
+        )
+        assert shown.pearson == pytest.approx(own.filter(pl.col("gene") == shown.gene)["pearson"].item())
+
+
+def test_of_many_sections_as_many_have_maps_as_fit_on_a_page(
+    three: list[Section], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shown_maps, "MOST_SECTIONS", 2)
+    monkeypatch.setattr(shown_maps, "KEPT_GENES", 1)
+    scores = evaluate_sections(three, ["ridge"], split="block", genes=N_GENES, seeds=(0,))
+    assert [shown.slide_id for shown in scores.maps] == ["A", "A", "A", "B"]
 
 
 def test_the_same_call_gives_the_same_numbers(three: list[Section], by_section: Scores) -> None:
@@ -293,12 +312,15 @@ def test_the_page_loads_nothing_and_shows_three_maps(by_section: Scores, tmp_pat
     )
     page = _Page()
     page.feed(text)
-    assert len(page.loads) == 5  # three maps, spread, differences
-    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+    pictures = [load for load in page.loads if load.startswith("data:image/png;base64,")]
+    assert len(pictures) == 7  # three maps of one section, one of each other, spread, differences
+    # The rest is to be clicked on: the tables beside the page.
+    assert sorted(set(page.loads) - set(pictures)) == ["differences.csv", "genes.csv", "scores.csv"]
     assert not re.search(r"https?://|@import|url\(", text)
     assert "7 spots under 100 counts left out." in text
     for shown in by_section.maps:
-        caption = f"{shown.role} gene of ridge: held-out r = {shown.pearson:.3f}"
+        label = shown.slide_id if shown.role == "other section" else f"{shown.role} gene of ridge"
+        caption = f"{label}: held-out r = {shown.pearson:.3f}"
         assert f"<strong>{shown.gene}</strong> {caption}" in text
 
 
