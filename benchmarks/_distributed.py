@@ -3,9 +3,9 @@
     python benchmarks/distributed.py [--quick] [--json FILE]
 
 `fit_pca` of a store of random embeddings (1,536 numbers), and `predict` of 1,000 genes, on one and on two worker processes,
-started and warm, one BLAS thread each. The plain processes do half of the slides each, by the same code without dask. Median
-of three runs of at least 30 s on one worker. The machine must be idle. The store is kept under ``HISTOSGE_BENCH_CACHE``,
-where that is set.
+started and warm, one BLAS thread each. The plain processes do half of the slides each, by the same code without dask.
+`predict` also of one slide as large as all of them, beside the same plain processes. Median of three runs of at least 30 s
+on one worker. The machine must be idle. The stores are kept under ``HISTOSGE_BENCH_CACHE``, where that is set.
 """
 
 import os
@@ -47,15 +47,20 @@ def main() -> None:
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     slides = 6 if asked.quick else 16
     with tempfile.TemporaryDirectory() as name:
-        kept = Path(os.environ.get("HISTOSGE_BENCH_CACHE", name)) / f"distributed-{slides}"
+        cache = Path(os.environ.get("HISTOSGE_BENCH_CACHE", name))
+        kept, one_slide = cache / f"distributed-{slides}", cache / f"distributed-one-{slides}"
         if not kept.exists():
             write_store(kept, slides, SLIDE)
-        results = measure(str(kept), Path(name), quick=asked.quick)
+        if not one_slide.exists():
+            # As many patches in all, in a slide as wide as four of the others.
+            rows, cols = SLIDE.shape
+            write_store(one_slide, 1, Made((rows * slides // 4, cols * 4), SLIDE.dim))
+        results = measure(str(kept), str(one_slide), Path(name), quick=asked.quick)
     report("distributed", results, asked)
 
 
-def measure(url: str, folder: Path, *, quick: bool) -> list[Result]:
-    """Compare analysis and prediction of a store on one and on two processes."""
+def measure(url: str, one_slide: str, folder: Path, *, quick: bool) -> list[Result]:
+    """Compare analysis and prediction of a store, and prediction of one large slide, on one and on two processes."""
     names = PatchStream(EmbeddingSource(url)).names
     model = folder / "model"
     invent_model(Store.open(url), names[0], model, GENES)
@@ -76,6 +81,12 @@ def measure(url: str, folder: Path, *, quick: bool) -> list[Result]:
             *_compared(
                 "predict",
                 lambda n: _predict_on(clients[n], url, model, folder),
+                lambda n: _predict_apart(pool, n, names, url, model, folder),
+                quick=quick,
+            ),
+            *_compared(
+                "predict_one_slide",
+                lambda n: _predict_on(clients[n], one_slide, model, folder),
                 lambda n: _predict_apart(pool, n, names, url, model, folder),
                 quick=quick,
             ),

@@ -117,6 +117,14 @@ def predict(
             rich_help_panel=RUN,
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(
+            metavar="D",
+            help="Where embeddings are projected (dense): cpu, cuda, or auto for a GPU where there is one.",
+            rich_help_panel=RUN,
+        ),
+    ] = "cpu",
     overwrite: Overwrite = False,
     grid: Grid = None,
     encoder: EncoderKey = None,
@@ -163,7 +171,7 @@ def predict(
             store,
             model,
             out_store,
-            PredictSettings(selection, processes or 1, preset, scheduler),
+            PredictSettings(selection, processes or 1, preset, scheduler, device),
             slide_ids=slide or [],
             genes=names,
             condition_on=condition_on,

@@ -104,6 +104,7 @@ PACKAGES = {
             "models.registry",
             "training.saved_model",
             "prediction.predict",
+            "prediction.slide_prediction.PredictResult",
             "prediction.expression_store",
             "heldout.splits",
             "heldout.metrics",

@@ -20,6 +20,7 @@ from histosge.data.gaussian_pooling import TRUNCATE, Values, gaussian_pool, sum_
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, symmetric_eigen
 from histosge.models.nested_state import read_config, take
+from histosge.models.prediction_device import project
 from histosge.models.protocol import State
 from histosge.models.ridge_sums import RidgeSolver, RidgeSums, choose_penalties, total
 from histosge.models.stain_invariance import stain_covariance
@@ -69,7 +70,7 @@ class ScaleRidges:
         # Single precision: embeddings are stored in half, and double took 2.9 times as long in prediction.
         weight = self.weight.astype(np.float32)
         parts = np.array_split(embedding, max(1, len(embedding) // _PATCHES_AT_ONCE))
-        return np.concatenate([part.astype(np.float32, copy=False) @ weight for part in parts])
+        return np.concatenate([project(part.astype(np.float32, copy=False), weight) for part in parts])
 
     def project(self, patches: Patches, of: Indices | None = None) -> Floats:
         """Return the outputs at all patches, or at some, ``(n, n_outputs)``."""

@@ -23,6 +23,7 @@ from histosge.data.embedded_slide import EmbeddedSlide, check_complete
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
 from histosge.models.estimators import ModelSource
+from histosge.models.prediction_device import prediction_device
 from histosge.models.protocol import Model
 from histosge.prediction.conditioning import load_conditioned
 from histosge.prediction.expression_store import ExpressionStore
@@ -58,12 +59,16 @@ class PredictSettings:
         `histosge.training.saved_model.load_model`.
     scheduler
         Address of a running dask scheduler, whose workers share the blocks out in place of processes of this machine.
+    device
+        Where embeddings are projected: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one. Maps of a GPU are
+        equal up to rounding, those of CPUs byte for byte.
     """
 
     selection: Selection = field(default_factory=Selection)
     workers: int | Literal["auto"] = 1
     preset: ModelSource | None = None
     scheduler: str | None = None
+    device: str = "cpu"
 
 
 def predict(
@@ -130,6 +135,9 @@ def predict(
     keep_to_own_cores()
     if settings.workers != "auto":
         check_workers(settings.workers)
+    if settings.scheduler is None:  # of a cluster, its workers tell whether they have a GPU
+        with prediction_device(settings.device):
+            pass  # refused here, before anything is read
     source = Store.open(str(store))
     folder = model if isinstance(model, str | Path) else None
     saved = model if isinstance(model, SavedModel) else None
@@ -170,8 +178,9 @@ def predict(
         assert folder is not None
         run.predict_on_workers(folder, tuple(columns) if genes else None, ids, on_progress)
     else:
-        for slide_id in ids:
-            run.predict_here(slide_id, predictor, target, on_progress)
+        with prediction_device(settings.device):
+            for slide_id in ids:
+                run.predict_here(slide_id, predictor, target, on_progress)
     return run.finished(ids, on_message)
 
 
@@ -267,6 +276,7 @@ class _Run:
             columns,
             settings.selection,
             settings.preset,
+            settings.device,
             self._overwrite,
         )
         left = [slide_id for slide_id in ids if slide_id not in self._results]

@@ -22,6 +22,7 @@ from histosge.data.embedded_slide import EmbeddedSlide, Part, read_part
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
 from histosge.models.estimators import ModelSource
+from histosge.models.prediction_device import prediction_device
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.prediction.pieces import Pieces, cut_into_pieces
 from histosge.prediction.predictor import Predictor
@@ -73,6 +74,7 @@ class PredictJob:
     columns: tuple[int, ...] | None = field(compare=False, repr=False)
     selection: Selection = field(compare=False)
     preset: ModelSource | None = field(compare=False)
+    device: str = field(compare=False)
     overwrite: bool = field(compare=False)
 
 
@@ -193,7 +195,8 @@ def _task(job: PredictJob) -> Iterator[None]:
             _limit.enter_context(one_blas_thread())
         _n_tasks += 1
     try:
-        yield
+        with prediction_device(job.device):
+            yield
     finally:
         with _lock:
             _n_tasks -= 1

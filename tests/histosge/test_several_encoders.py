@@ -1,6 +1,7 @@
 """Models of several encoders: one fit each, predictions averaged, also where their grids differ."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -140,13 +141,17 @@ def test_the_same_training_again_is_nothing_to_do_and_the_encoders_order_decides
 def test_a_store_that_lacks_one_encoder_is_refused_with_the_command_that_makes_it(folder: Path) -> None:
     shutil.copytree(folder / "same", folder / "lacking")
     shutil.rmtree(folder / "lacking" / "S2" / FINE.key / "morphology")
-    with pytest.raises(
-        ModelError,
-        match=r"'S2' has no embedding by 'morphology' .* histosge embed SLIDES .* --encoder morphology "
-        r"--mpp 1.0 --patch 48 --stride 24",
-    ):
-        predict(folder / "lacking", folder / "both", folder / "lacking.zarr")
+    refused = (
+        r"'S2' has no embedding by 'morphology' .* histosge embed SLIDES .* --encoder morphology "
+        r"--mpp 1.0 --patch 48 --stride 24"
+    )
+    with pytest.raises(ModelError, match=refused):
+        predict(folder / "lacking", folder / "both", folder / "lacking.zarr", slide_ids=["S2", "S1"])
     assert not (folder / "lacking.zarr").exists()
+    # Not the first one: slides are opened one after the other, and this one is set aside.
+    results = predict(folder / "lacking", folder / "both", folder / "lacking.zarr")
+    assert [bool(result.failed) for result in results] == [result.slide_id == "S2" for result in results]
+    assert re.search(refused, results[1].failed)
 
 
 def test_a_patch_that_one_encoder_lacks_is_left_out(folder: Path) -> None:

@@ -192,6 +192,7 @@ def _job(made: Cohort, out: Path) -> PredictJob:
         None,
         Selection(),
         None,
+        "cpu",
         overwrite=False,
     )
 
