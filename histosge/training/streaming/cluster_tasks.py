@@ -143,7 +143,7 @@ def _unchanged(value: Any) -> Any:
 def _work(wanted: str, work: Callable[[Any, Any], Any], shared: Any, item: Any) -> Any:
     # Also here, since workers join while a run goes on.
     check_version(version(PACKAGE), wanted, f"process {os.getpid()}")
-    # As `histosge.training.train` has it: products of two threads may have other bits.
+    # As in `histosge.training.train`: products of two threads may have other bits.
     with one_blas_thread():
         result = work(shared, item)
         return list(result) if isinstance(result, Iterator) else result

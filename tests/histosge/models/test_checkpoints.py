@@ -13,7 +13,8 @@ from histosge.models.checkpoint import Checkpoint
 from histosge.models.protocol import is_resumable
 from histosge.models.registry import load_preset
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
-from histosge.training.train import TrainSettings, checkpoint_path, train
+from histosge.training.in_memory import checkpoint_path
+from histosge.training.train import TrainSettings, train
 
 EPOCHS = 7
 STOP_AFTER = 3

@@ -181,7 +181,7 @@ def test_a_large_cohort_is_streamed_by_itself(
     train(*cohort, tmp_path / "small", replace(SETTINGS, preset="ridge"), on_message=said.append)
     assert not any("streamed" in line for line in said)
     assert STREAM_FROM_BYTES == 1 << 30
-    monkeypatch.setattr("histosge.training.train.STREAM_FROM_BYTES", 1000)
+    monkeypatch.setattr("histosge.training.streamed.STREAM_FROM_BYTES", 1000)
     train(*cohort, tmp_path / "large", replace(SETTINGS, preset="ridge"), on_message=said.append)
     assert any("sections are streamed" in line for line in said)
     train(*cohort, tmp_path / "other", replace(SETTINGS, preset="knn"), on_message=said.append)

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,14 +123,22 @@ def test_an_interrupted_training_goes_on_without_what_workers_gave(
     assert _contents(tmp_path / "model") == _contents(alone)
 
 
+@contextmanager
+def _workers_that_die(plugin: DeadlySection) -> Iterator[Client]:
+    # A nanny gives its process five seconds to end, and one that was just started anew may take longer on a busy machine.
+    with suppress(TimeoutError), connect(2, None) as client:
+        client.register_plugin(plugin)
+        yield client
+        client.wait_for_workers(2)
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("deaths", [1, 2])
 def test_a_worker_that_dies_changes_no_bit(
     deaths: int, cohort: tuple[Path, Path], alone: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "deaths").mkdir()
-    with connect(2, None) as client:
-        client.register_plugin(DeadlySection("S003", tmp_path / "deaths", deaths))
+    with _workers_that_die(DeadlySection("S003", tmp_path / "deaths", deaths)) as client:
         # After two deaths dask gives the section up, and it is tried alone.
         train(*cohort, tmp_path / "model", _on(client))
     assert len(list((tmp_path / "deaths").iterdir())) == deaths
@@ -142,10 +150,11 @@ def test_a_section_that_kills_workers_ends_the_training_with_its_name(
     cohort: tuple[Path, Path], alone: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "deaths").mkdir()
-    with connect(2, None) as client:
-        client.register_plugin(DeadlySection("S003", tmp_path / "deaths", 1000))
-        with pytest.raises(ModelError, match="section 'S003' kills the process that reads it") as refused:
-            train(*cohort, tmp_path / "model", _on(client))
+    with (
+        _workers_that_die(DeadlySection("S003", tmp_path / "deaths", 1000)) as client,
+        pytest.raises(ModelError, match="section 'S003' kills the process that reads it") as refused,
+    ):
+        train(*cohort, tmp_path / "model", _on(client))
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "model").exists()
     # What the others gave stays.
