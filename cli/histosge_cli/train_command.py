@@ -74,12 +74,13 @@ def train(
         ),
     ] = False,
     start_from: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--from",
             metavar="MODEL",
             callback=earlier_model,
-            help="Add the sheet's new sections to the sums of this model (dense, ridge); its own are not read again.",
+            help="Add the sheet's new sections to the sums of this model (dense, ridge; a folder or hf://OWNER/NAME); its "
+            "own are not read again.",
             rich_help_panel=TRAINING,
         ),
     ] = None,

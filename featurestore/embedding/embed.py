@@ -38,6 +38,7 @@ from featurestore.embedding.tissue_choice import with_masks
 from featurestore.encoders.protocol import Encoder
 from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.location import PathOrUrl, as_url
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
@@ -107,6 +108,7 @@ def embed(
         it is so with some of them only, they are ``failed``.
     """
     settings = settings or EmbedSettings()
+    check_writable(store)
     rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
     rows = with_masks(rows, settings)
     if (workers or scheduler) and not dry_run and rows:

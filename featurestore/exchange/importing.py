@@ -24,6 +24,7 @@ from featurestore.exchange.lattice import Lattice, find_lattice, find_step
 from featurestore.exchange.raw2features import read_raw2features
 from featurestore.grid import LEVEL_TOLERANCE, GridSpec, OffsetGridSpec, PatchGrid
 from featurestore.location import PathOrUrl, as_url
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import MPP_RANGE
@@ -135,6 +136,7 @@ def import_embeddings(file: PathOrUrl, store: PathOrUrl, options: ImportOptions)
         If the slide's scale is neither in the file nor in `options`, or absurd.
     """
     options.check()
+    check_writable(store)
     external = _read(Path(file), options)
     key = options.encoder or external.encoder
     if not key:

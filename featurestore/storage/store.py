@@ -24,7 +24,7 @@ from featurestore.errors import (
     StoreError,
 )
 from featurestore.grid import PatchGrid
-from featurestore.location import Location, PathOrUrl
+from featurestore.location import Location, PathOrUrl, store_location
 from featurestore.names import RESERVED, check_new_name, check_segment, is_segment, slug
 from featurestore.storage.block_array import FLOAT16, BlockArray
 from featurestore.storage.choose_embedding import choose_embedding
@@ -154,7 +154,7 @@ class Store:
         StoreError
             If there is something else, or a store of a newer version.
         """
-        location = Location(url)
+        location = store_location(url)
         absent = f"there is no store at {location.label}; make one with: histosge embed"
         root = open_root(location, SPEC_NAME, SPEC_VERSION, "feature store", absent)
         return cls(location, root.private)
@@ -173,7 +173,7 @@ class Store:
         StoreError
             If there is something else, or a store of the other kind.
         """
-        location = Location(url)
+        location = store_location(url, writable=True)
         attrs = {"private": new_token()} if private else None
         root = create_root(location, SPEC_NAME, SPEC_VERSION, "feature store", attrs)
         if private and not root.private:

@@ -14,6 +14,8 @@ from typing import Literal, cast
 from featurestore.embedding.limits import check_workers
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
+from featurestore.file_systems import fixed_url
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 from featurestore.threads import keep_to_own_cores
@@ -124,6 +126,7 @@ def predict(
         If the store holds several grids or encoders and none is named.
     """
     settings = settings or PredictSettings()
+    check_writable(out)
     keep_to_own_cores()
     if settings.workers != "auto":
         check_workers(settings.workers)
@@ -257,7 +260,7 @@ class _Run:
         job = PredictJob(
             new_run(),
             version(PACKAGE),
-            self._source.location.url,
+            fixed_url(self._source.location.url),
             model,
             self._out,
             self.saved.fingerprint,
