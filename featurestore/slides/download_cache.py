@@ -12,7 +12,7 @@ import tempfile
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,12 +22,14 @@ from featurestore.credentials import strip_credentials
 from featurestore.errors import SlideError, SlideWarning
 from featurestore.file_systems import open_file_system
 from featurestore.slides.access_errors import access_as_slide_error
-from featurestore.whole_file import is_partial, whole_file
+from featurestore.whole_file import is_partial, whole_file, whole_folder
 
 ENV_FOLDER, ENV_GB = "HISTOSGE_CACHE", "HISTOSGE_CACHE_GB"
 DEFAULT_GB = 50.0
 SEVERAL_FILES = (".mrxs",)
 """Suffixes of formats of more than one file: they cannot be fetched as one."""
+FOLDER_SUFFIX = ".series"
+"""Of folders of the cache: what was unpacked from one file."""
 COPY_BYTES = 8 << 20
 """Copied at once: large enough that a remote file system sends large requests."""
 LOCKED_COPIES = 64
@@ -70,6 +72,37 @@ def fetch(url: str) -> Path:
         os.utime(target)
         _evict(target)
     return target
+
+
+def keep_folder(name: str, fill: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache, filled now if there is none of this name; it counts and gives way as copies do.
+
+    Parameters
+    ----------
+    name
+        Of the folder: another content has another name.
+    fill
+        Called with an empty folder.
+
+    Raises
+    ------
+    SlideError
+        If it cannot be written, as on a full disk; and whatever `fill` raises.
+    """
+    target = cache_folder() / name
+    with access_as_slide_error(str(target), "cannot be written"), _fetching.hold(target):
+        while not _locks.lock(target):
+            with whole_folder(target) as partial:
+                partial.mkdir()
+                fill(partial)
+        os.utime(target)
+        _evict(target)
+    return target
+
+
+def cache_bytes() -> int:
+    """Return how many bytes the cache may take."""
+    return int(float(os.environ.get(ENV_GB) or DEFAULT_GB) * 1e9)
 
 
 def cache_folder() -> Path:
@@ -134,7 +167,7 @@ class CopyLocks:
     def lock(self, path: Path) -> bool:
         """Lock a copy until many others were used; False if it is not there."""
         with self._lock:
-            if path in self._held and path.is_file():
+            if path in self._held and path.exists():
                 self._held.move_to_end(path)
                 return True
             try:
@@ -142,7 +175,7 @@ class CopyLocks:
             except FileNotFoundError:
                 return False
             fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if not path.is_file():  # removed between opening and locking
+            if not path.exists():  # removed between opening and locking
                 os.close(descriptor)
                 return False
             self._held[path] = descriptor
@@ -180,22 +213,38 @@ _fetching = KeyedLocks()
 
 def _remove_unless_used(path: Path) -> bool:
     # Without waiting: a copy that some process holds a shared lock on is in use, and stays.
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
         return True
+    finally:
+        os.close(descriptor)
+
+
+def _size(copy: Path) -> int:
+    parts = copy.iterdir() if copy.is_dir() else (copy,)
+    return sum(part.stat().st_size for part in parts)
 
 
 def _evict(keep: Path) -> None:
     """Remove the copies used longest ago until the rest fits; what some process still uses stays."""
-    cap = float(os.environ.get(ENV_GB) or DEFAULT_GB) * 1e9
-    files = [file for file in keep.parent.iterdir() if file.is_file() and not is_partial(file.name)]
+    cap = cache_bytes()
+    # Folders that somebody else put there are not ours to remove.
+    files = [
+        file
+        for file in keep.parent.iterdir()
+        if (file.is_file() or file.name.endswith(FOLDER_SUFFIX)) and not is_partial(file.name)
+    ]
     copies = sorted(files, key=lambda file: file.stat().st_mtime)
-    total = sum(p.stat().st_size for p in copies)
+    total = sum(map(_size, copies))
     for copy in copies:
         if total > cap and copy != keep:
-            size = copy.stat().st_size
+            size = _size(copy)
             total -= size if _remove_unless_used(copy) else 0

@@ -55,6 +55,8 @@ class SlideReader:
         None: all have to be.
     is_folder
         A slide is a folder, which is never fetched.
+    looks_inside
+        Its suffixes are those of other files, too: in a folder, a file counts as a slide only if it is recognised.
     """
 
     name: str
@@ -65,6 +67,7 @@ class SlideReader:
     recognises: Callable[[str], Recognition] | None = None
     open_url: Callable[[str, float | None], Slide | None] | None = None
     is_folder: bool = False
+    looks_inside: bool = False
 
     def __post_init__(self) -> None:
         # Checked when a package is loaded, where it is one warning; a suffix that never matches would not be noticed.
@@ -126,7 +129,10 @@ def is_folder_slide(source: str) -> bool:
 def is_slide_file(path: Path) -> bool:
     """Whether a path is a file that some reader reads, by its name."""
     return path.is_file() and any(
-        reader.has_suffix(path.name) for reader in READERS.records() if not reader.is_folder
+        reader.has_suffix(path.name)
+        and not (reader.looks_inside and reader.recognition(str(path)) is Recognition.NO)
+        for reader in READERS.records()
+        if not reader.is_folder
     )
 
 

@@ -32,7 +32,8 @@ from featurestore.storage.validation import validate
 from histosge_cli import main as command_line
 
 MPP = 2.0
-SETTINGS = EmbedSettings(("colour",), GridSpec(MPP, 32, 32), block_shape=(7, 5))
+# One slide is embedded from the cloud and from this machine.
+SETTINGS = EmbedSettings(("colour",), GridSpec(MPP, 32, 32), block_shape=(7, 5), allow_duplicates=True)
 SCHEMES = [pytest.param("gs", marks=pytest.mark.gcs), pytest.param("az", marks=pytest.mark.azure)]
 VARIABLES = (
     "STORAGE_EMULATOR_HOST",

@@ -31,7 +31,9 @@ def _sheet(folder: Path, text: str) -> str:
 def test_paths_are_relative_to_the_sheet_and_defaults_filled_in(folder: Path) -> None:
     text = "slide_id,slide,expression,mpp,donor\nA 1,slides/a.svs,a.h5ad,0.25,D\n,slides/b.tif,,,\n"
     first, second = read_samples(_sheet(folder, text), slide_mpp=0.7)
-    assert first == Sample("A-1", str(folder / "slides/a.svs"), str(folder / "a.h5ad"), 0.25, "D", 0.7)
+    assert first == Sample(
+        "A-1", str(folder / "slides/a.svs"), str(folder / "a.h5ad"), 0.25, "D", 0.7, is_named=True
+    )
     assert second == Sample("b", str(folder / "slides/b.tif"), None, None, "b", 0.7)
 
 

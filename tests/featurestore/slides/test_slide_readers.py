@@ -170,7 +170,7 @@ def test_a_folder_scan_sees_the_suffix_of_another_package(site: Path, tmp_path: 
     write_array(folder / "B.XYZ")
     (folder / "notes.txt").touch()
     with (
-        pytest.raises(SampleSheetError, match=r"known suffixes: \.bif .*\.zarr$"),
+        pytest.raises(SampleSheetError, match=r"known suffixes: \.bif .*\.zarr \.zip$"),
         pytest.warns(SlideWarning, match=r"no reader knows .*: B\.XYZ$"),
     ):
         read_samples(str(folder))

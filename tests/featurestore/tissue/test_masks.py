@@ -327,11 +327,13 @@ def test_slides_without_a_mask_follow_texture_or_fail_alone(slide_file: Path, tm
     with pytest.warns(
         SlideWarning, match="tissue of 1 slides is that of the sheet's column mask, of the other 1"
     ):
-        results = embed(table, tmp_path / "mixed", EmbedSettings(("colour",), SPEC))
+        results = embed(table, tmp_path / "mixed", EmbedSettings(("colour",), SPEC, allow_duplicates=True))
     assert [result.state for result in results] == ["done", "done"]
     store = Store.open(tmp_path / "mixed")
     assert [store.grid_attrs(name, SPEC.key)["tissue"]["name"] for name in "AB"] == ["mask", "texture"]
-    results = embed(table, tmp_path / "only", EmbedSettings(("colour",), SPEC, tissue="mask"))
+    results = embed(
+        table, tmp_path / "only", EmbedSettings(("colour",), SPEC, tissue="mask", allow_duplicates=True)
+    )
     assert [result.state for result in results] == ["done", "failed"]
     assert results[1].reason.startswith(
         "--tissue mask needs a mask for slide 'B', and there is none in the sheet's"
