@@ -95,7 +95,7 @@ def main() -> None:
                 Result(f"{label}, {where}: Pearson", float(pearson)),
                 Result(f"{label}, {where}: squared error", float(error)),
             ]
-    report(f"other stains ({what}, {len(scores)} sections)", results, asked)
+    report(f"augmenting (other stains: {what}, {len(scores)} sections)", results, asked)
 
 
 def _held_out(cohort: Cohort, k: int) -> dict[str, Score]:

@@ -49,7 +49,7 @@ Held = tuple[list[TrainingSection], TrainingSection]
 def main() -> None:
     """Print and record what `measure` gives."""
     asked = options(__doc__)
-    report("trust and coverage", measure(quick=asked.quick), asked)
+    report("calibration", measure(quick=asked.quick), asked)
 
 
 def measure(*, quick: bool) -> list[Result]:

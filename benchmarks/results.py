@@ -4,8 +4,9 @@ python benchmarks/results.py [--parts demo,sections,ideas,...] [--take FILE] [--
 
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
-the pages anew. --take FILE stores the JSON of `gpu.py` from a machine with a GPU as the part `gpu`. --render writes the
-pages from the record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
+the pages anew. --take FILE stores the JSON of another benchmark: its figures that have a target stand in the table of
+targets, and those of `gpu.py`, from a machine with a GPU, in a table of their own. --render writes the pages from the
+record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
 
 Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
@@ -16,6 +17,7 @@ Parts
     codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
     pipeline  part of `python benchmarks/embedding.py`: the pipeline without a network beside bare decoding; 3 minutes
     donors    `python benchmarks/donors.py`: every preset on synthetic donors that training has not seen; about 20 minutes
+    stains    `python benchmarks/donors.py --stains`: the first two cohorts with and without stain normalisation
     trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
@@ -52,6 +54,8 @@ PAGES = ("README.md", "docs/results.md", "docs/morphology.md")
 ENCODERS = ("morphology", "colour")
 METRICS = ("pearson_mean", "pearson_depth_adjusted", "mse")
 GENES, SEEDS = 250, 3
+STAIN_SEEDS = donors.SEEDS[:2]
+"""Each is three times the work of another cohort."""
 
 Values = dict[str, float]
 Record = Mapping[str, Mapping[str, Any]]
@@ -67,14 +71,20 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small demo; write neither record nor pages")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures of this run here")
     parser.add_argument(
-        "--take", metavar="FILE", type=Path, help="store the JSON that gpu.py wrote; run nothing"
+        "--take",
+        metavar="FILE",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="store JSON of benchmarks; run nothing",
     )
     given = parser.parse_args()
     record = json.loads(RECORD.read_text()) if RECORD.is_file() else {}
-    if given.take is not None:
-        record["gpu"] = taken(json.loads(given.take.read_text()))
+    for path in given.take:
+        name, part = taken(json.loads(path.read_text()))
+        record[name] = part
         RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-    if given.render or given.take is not None:
+    if given.render or given.take:
         write_pages(record)
         return
     names = ["demo"] if given.quick else given.parts.split(",")
@@ -133,6 +143,11 @@ def run_the_donors(folder: Path, quick: bool) -> Values:
     return {result.what: result.value for result in donors.measure(folder, donors.SEEDS, quick=quick)}
 
 
+def run_the_stains(folder: Path, quick: bool) -> Values:
+    """Score ridge and `dense` on synthetic donors with and without stain normalisation."""
+    return {result.what: result.value for result in donors.measure_stains(folder, STAIN_SEEDS, quick=quick)}
+
+
 def run_the_trust(folder: Path, quick: bool) -> Values:
     """Measure how often smooth fields are called trusted, and what intervals cover."""
     return {result.what: result.value for result in calibration.measure(quick=quick)}
@@ -164,21 +179,26 @@ def run_the_pipeline(folder: Path, quick: bool) -> Values:
     return {result.what: result.value for result in results if result.value is not None}
 
 
-def taken(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of a record that another machine's JSON is: of `gpu.py`, which has no git there."""
-    name = str(document["benchmark"])
-    if not name.startswith("gpu ("):
-        raise SystemExit(f"--take needs the JSON of gpu.py; this is of {name!r}")
-    if name == "gpu (cpu)":
+def taken(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the name and the part of a record that the JSON of another benchmark is."""
+    # The first word is the benchmark's file, what follows says on what it ran.
+    name, _, about = str(document["benchmark"]).partition(" ")
+    if name in PARTS or not (ROOT / "benchmarks" / f"{name}.py").is_file():
+        raise SystemExit(
+            f"--take needs the JSON of a benchmark that is no part of its own; this is of {name!r}"
+        )
+    if (name, about) == ("gpu", "(cpu)"):
         raise SystemExit("gpu.py found no GPU where this JSON was written; only figures of one are shown")
-    return {
-        "command": "python benchmarks/gpu.py",
+    figures = [one for one in document["results"] if one["value"] is not None]
+    return name, {
+        "command": f"python benchmarks/{name}.py{' --quick' if document['quick'] else ''}",
+        # A machine with a GPU may have no git.
         "commit": document["commit"] or commit(),
         "date": document["date"][:10],
-        "machine": f"{name.removeprefix('gpu (').removesuffix(')')}, {document['machine']}",
-        "values": {
-            one["what"]: round(one["value"], 6) for one in document["results"] if one["value"] is not None
-        },
+        "machine": f"{about.strip('()')}, {document['machine']}" if name == "gpu" else document["machine"],
+        "values": {one["what"]: round(one["value"], 6) for one in figures},
+        "units": {one["what"]: one["unit"] for one in figures if one["target"]},
+        "targets": {one["what"]: one["target"] for one in figures if one["target"]},
     }
 
 
@@ -216,6 +236,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "codings": run_the_codings,
     "pipeline": run_the_pipeline,
     "donors": run_the_donors,
+    "stains": run_the_stains,
     "trust": run_the_trust,
     "paper": run_the_paper,
 }
@@ -516,6 +537,24 @@ def donors_block(record: Record) -> str:
     return "\n".join([*lines, "", gain, "", _source(record, "donors")])
 
 
+def stains_block(record: Record) -> str:
+    """Donors that training has not seen, with and without stain normalisation."""
+    value = record["stains"]["values"]
+    columns = [(encoder, preset) for encoder in donors.ENCODERS for preset in ("ridge", "dense")]
+    lines = [
+        "| Pearson / depth-adjusted | " + " | ".join(f"`{one}` on `{on}`" for on, one in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for stain in ("none", *donors.STAINS):
+        cells = [
+            f"{value[f'{stain}, {encoder}, {preset}: Pearson']:z.3f} / "
+            f"{value[f'{stain}, {encoder}, {preset}: after depth']:z.3f}"
+            for encoder, preset in columns
+        ]
+        lines.append(f"| `--stain {stain}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(record, "stains")])
+
+
 _IDEAS = tuple(
     f"{prefix}{name}"
     for prefix in ideas.CHOICES
@@ -572,6 +611,20 @@ def gpu_block(record: Record) -> str:
     return "\n".join([*lines, "", f"On {record['gpu']['machine']}. {_source(record, 'gpu')}"])
 
 
+def targets_block(record: Record) -> str:
+    """Every figure with a target, of benchmarks whose JSON was taken."""
+    names = [name for name, part in record.items() if name != "gpu" and part.get("targets")]
+    lines = ["| benchmark | figure | measured | target | |", "|---|---|---|---|---|"]
+    for name in sorted(names):
+        part = record[name]
+        for what, target in sorted(part["targets"].items()):
+            result = Result(what, part["values"][what], part["units"][what], target)
+            verdict = "met" if result.met else "**missed**"
+            value = f"{result.value:.3g} {result.unit}".strip()
+            lines.append(f"| `{name}` | {what} | {value} | {target} | {verdict} |")
+    return "\n".join([*lines, "", *(f"- {_source(record, name)}" for name in sorted(names))])
+
+
 def _source(record: Record, part: str) -> str:
     entry = record[part]
     return f"`{entry['command']}`, commit {entry['commit'][:7]}, {entry['date']}."
@@ -589,7 +642,9 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "pipeline": (("pipeline",), pipeline_block),
     "gpu": (("gpu",), gpu_block),
     "donors": (("donors",), donors_block),
+    "stains": (("stains",), stains_block),
     "trust": (("trust",), trust_block),
+    "targets": ((), targets_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""
 _BLOCK = re.compile(r"(<!-- results:(\w+) -->\n).*?(\n<!-- /results -->)", re.DOTALL)

@@ -122,13 +122,37 @@ def halo_steps(halo_um: float, stride_um: float) -> int:
     return int(np.ceil(halo_um / stride_um - 1e-6))
 
 
-@dataclass(frozen=True)
-class _Planned:
+class PlannedBlock(NamedTuple):
+    """The spots of one block of a section."""
+
     section: int
     spots: Indices
 
 
-class SectionBlocks:
+class PlannedBlocks:
+    """What every source of blocks knows before it reads: the spots of each block.
+
+    Parameters
+    ----------
+    plan
+        In the order of the blocks' numbers.
+    """
+
+    def __init__(self, plan: Iterable[PlannedBlock]) -> None:
+        self.plan = list(plan)
+
+    @property
+    def section_of(self) -> Indices:
+        """Return the section of each block, ``(n_blocks,)``."""
+        return np.array([one.section for one in self.plan], np.int64)
+
+    @property
+    def n_spots(self) -> Indices:
+        """Return the spots of each block, ``(n_blocks,)``."""
+        return np.array([len(one.spots) for one in self.plan], np.int64)
+
+
+class SectionBlocks(PlannedBlocks):
     """Blocks of sections whose embeddings are in memory.
 
     Parameters
@@ -146,28 +170,18 @@ class SectionBlocks:
     ) -> None:
         self._sections, self._halo_um = sections, halo_um
         self._grids = [SpotsOnGrid.from_section(section) for section in sections]
-        self._plan = [
-            _Planned(number, spots)
+        super().__init__(
+            PlannedBlock(number, spots)
             for number, grid in enumerate(self._grids)
             for spots in grid.by_block(block)
-        ]
-
-    @property
-    def section_of(self) -> Indices:
-        """Return the section of each block."""
-        return np.array([one.section for one in self._plan], np.int64)
-
-    @property
-    def n_spots(self) -> Indices:
-        """Return the spots of each block."""
-        return np.array([len(one.spots) for one in self._plan], np.int64)
+        )
 
     def read(self, numbers: Iterable[int]) -> Iterator[SpotBlock]:
         """Cut blocks out of the sections, one after the other."""
         for number in numbers:
-            yield self._cut(self._plan[number])
+            yield self._cut(self.plan[number])
 
-    def _cut(self, planned: _Planned) -> SpotBlock:
+    def _cut(self, planned: PlannedBlock) -> SpotBlock:
         section, grid = self._sections[planned.section], self._grids[planned.section]
         patches = section.patches
         under, rows, cols = grid.needed(planned.spots, halo_steps(self._halo_um, patches.stride_um))

@@ -20,7 +20,14 @@ from featurestore.grid import PatchGrid
 from featurestore.storage.float16 import nan_rows
 from featurestore.storage.raw_read import RawBlocks
 from histosge.data.sections import Patches
-from histosge.data.spot_blocks import SpotBlock, SpotsOnGrid, halo_steps, make_block
+from histosge.data.spot_blocks import (
+    PlannedBlock,
+    PlannedBlocks,
+    SpotBlock,
+    SpotsOnGrid,
+    halo_steps,
+    make_block,
+)
 from histosge.threads import prefetch
 
 Indices = NDArray[np.int64]
@@ -58,11 +65,6 @@ class StoredSection:
         return self.reader.slot_shape[0], self.reader.slot_shape[1]
 
 
-class _Planned(NamedTuple):
-    section: int
-    spots: Indices
-
-
 class _Part(NamedTuple):
     """The patches of one stored object that have an embedding, as it is stored."""
 
@@ -71,7 +73,7 @@ class _Part(NamedTuple):
     values: NDArray[np.floating]
 
 
-class StoredBlocks:
+class StoredBlocks(PlannedBlocks):
     """Blocks of sections in a store: a `histosge.data.spot_blocks.SpotBlocks`.
 
     Parameters
@@ -100,23 +102,13 @@ class StoredBlocks:
         cache_mb: int = CACHE_MB,
     ) -> None:
         self._sections, self._halo_um, self._threads = sections, halo_um, threads
-        self._plan = [
-            _Planned(number, spots)
+        super().__init__(
+            PlannedBlock(number, spots)
             for number, section in enumerate(sections)
             for spots in section.spots().by_block(section.block_shape)
-        ]
+        )
         self._parts: ByteCache[_Part | None] = ByteCache(cache_mb * 2**20, _part_bytes)
         self.n_objects = 0
-
-    @property
-    def section_of(self) -> Indices:
-        """Return the section of each block."""
-        return np.array([one.section for one in self._plan], np.int64)
-
-    @property
-    def n_spots(self) -> Indices:
-        """Return the spots of each block."""
-        return np.array([len(one.spots) for one in self._plan], np.int64)
 
     def read(self, numbers: Iterable[int]) -> Iterator[SpotBlock]:
         """Read blocks in the given order; threads are a few blocks ahead.
@@ -129,7 +121,7 @@ class StoredBlocks:
         return prefetch(self._read, numbers, self._threads)
 
     def _read(self, number: int) -> SpotBlock:
-        planned = self._plan[number]
+        planned = self.plan[number]
         section = self._sections[planned.section]
         spots = section.spots()
         halo = halo_steps(self._halo_um, section.grid.stride_um)

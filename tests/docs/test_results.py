@@ -1,10 +1,13 @@
 """The scores in the pages are those of the committed record, which one command writes."""
 
+import argparse
 import json
 import re
+from pathlib import Path
 
 import pytest
 import results
+from _common import Result, write
 
 RECORD = json.loads(results.RECORD.read_text())
 
@@ -19,7 +22,8 @@ def test_the_pages_hold_what_the_record_gives(name: str) -> None:
 def test_every_block_stands_in_a_page_and_every_part_is_recorded_with_its_origin() -> None:
     text = "".join((results.ROOT / name).read_text() for name in results.PAGES)
     assert set(re.findall(r"<!-- results:(\w+) -->", text)) == set(results.BLOCKS)
-    assert set(RECORD) <= set(results.PARTS)
+    benchmarks = {path.stem for path in (results.ROOT / "benchmarks").glob("[!_]*.py")}
+    assert set(RECORD) <= set(results.PARTS) | benchmarks
     assert "demo" in RECORD
     for part in RECORD.values():
         assert re.fullmatch(r"[0-9a-f]{40}", part["commit"])
@@ -38,3 +42,23 @@ def test_a_figure_that_is_typed_by_hand_is_noticed() -> None:
     )
     assert changed != text
     assert results.rendered(changed, RECORD) == text
+
+
+def test_the_json_of_a_benchmark_becomes_rows_of_the_table_of_targets(tmp_path: Path) -> None:
+    asked = argparse.Namespace(quick=True, json=tmp_path / "reading.json")
+    rows = [Result("speed", 5.25, "x", ">= 5"), Result("peak", 3.0, "GB", "<= 2"), Result("other", 1.0)]
+    write("reading (a slide)", rows, asked)
+    name, part = results.taken(json.loads(asked.json.read_text()))
+    table = results.targets_block({name: part})
+    assert "| `reading` | speed | 5.25 x | >= 5 | met |" in table
+    assert "| `reading` | peak | 3 GB | <= 2 | **missed** |" in table
+    assert "other" not in table
+    assert "`python benchmarks/reading.py --quick`" in table
+
+
+@pytest.mark.parametrize("name", ["demo", "nothing"])
+def test_json_of_what_is_no_other_benchmark_is_refused(tmp_path: Path, name: str) -> None:
+    asked = argparse.Namespace(quick=True, json=tmp_path / "one.json")
+    write(name, [Result("speed", 1.0)], asked)
+    with pytest.raises(SystemExit, match=name):
+        results.taken(json.loads(asked.json.read_text()))
