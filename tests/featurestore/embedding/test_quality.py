@@ -257,6 +257,7 @@ def test_damaged_flags_are_named_and_end_no_command(slide: Path, tmp_path: Path,
     _, quality = _grid(store)
     if kind == "dtype":
         _set_document(store, data_type="uint16")
+        (folder / "c" / "0" / "0").unlink()  # its bytes alone would be refused as too few
     elif kind == "shape":
         _set_document(store, shape=[3, 5])
     elif kind == "bytes":

@@ -109,6 +109,11 @@ def test_a_field_that_is_covered_with_tissue_has_no_flag() -> None:
     assert not any(mask.any() for mask in masks.values())
 
 
+def test_a_field_that_is_covered_with_ink_is_all_pen() -> None:
+    masks, _ = overview_masks(_rgb(np.broadcast_to((1.9, 1.1, 0.25), (HEIGHT, WIDTH, 3))), MPP)
+    assert masks[Flag.PEN].all()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (3, 2), (40, 37)])
 @pytest.mark.parametrize("grey", [0, 120, 255])
 def test_slides_of_one_colour_and_of_a_few_pixels_are_judged(shape: tuple[int, int], grey: int) -> None:
