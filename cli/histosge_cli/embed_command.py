@@ -106,6 +106,16 @@ def embed(
     no_tissue: Annotated[
         bool, typer.Option("--no-tissue", hidden=True, help="Same as --tissue none.")
     ] = False,
+    skip: Annotated[
+        str | None,
+        typer.Option(
+            "--skip",
+            metavar="pen,blur,fold",
+            help="Leave out patches with these quality flags: pen, blur, fold, bubble, edge. With blur every tissue patch "
+            "is read once before.",
+            rich_help_panel=TISSUE,
+        ),
+    ] = None,
     slide_mpp: Annotated[
         float | None,
         typer.Option(help="Microns per pixel of slides whose file does not state it.", rich_help_panel=GRID),
@@ -298,6 +308,7 @@ def embed(
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
         store_as=store_as,
+        skip=tuple((skip or "").split(",")),
         private=private,
         allow_duplicates=allow_duplicates,
     )
@@ -370,10 +381,20 @@ def _outcome(result: "SlideResult") -> str:
     if result.state == "planned":
         return (
             f"{result.patches} patches in {result.planned} objects, {size(result.bytes_to_store)} to store, "
-            f"{duration(result.seconds)} on this device, {size(result.worker_bytes)} of memory"
+            f"{duration(result.seconds)} on this device, {size(result.worker_bytes)} of memory{_flags(result)}"
         )
     done = f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
-    if not result.patches:
+    if not result.patches and result.skipped:
+        done = f"all {result.skipped} tissue patches are left out by --skip, nothing to do"
+    elif not result.patches:
         done = "no tissue found, nothing to do; --tissue none encodes every patch"
     failed = f", {result.unreadable} patches could not be read" if result.unreadable else ""
-    return f"{done}, {result.patches} patches{failed}"
+    skipped = f", {result.skipped} left out by --skip" if result.skipped and result.patches else ""
+    return f"{done}, {result.patches} patches{skipped}{failed}"
+
+
+def _flags(result: "SlideResult") -> str:
+    """Return the shares of the quality flags of a planned slide, if it has any."""
+    from featurestore.tissue.flags import shares_text
+
+    return f"; {shares_text(result.flags)}" if result.flags else ""

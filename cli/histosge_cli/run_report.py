@@ -191,7 +191,7 @@ def _failures(failures: list[dict[str, str]]) -> "list[Block]":
 def _slides(slides: list[dict[str, Any]]) -> "list[Block]":
     from histosge.reporting.page import Block, Table
 
-    header = ("slide_id", "state", "patches", "encoded", "objects", "planned", "unreadable")
+    header = ("slide_id", "state", "patches", "encoded", "objects", "planned", "unreadable", "skipped")
     rows = tuple(tuple(str(slide[name]) for name in header) for slide in slides[:MAX_ROWS])
     table = Table(("slide", *header[1:]), rows, _count(slides), folded=True)
     return [Block("Slides", tables=(table,))] if slides else []

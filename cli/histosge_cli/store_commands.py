@@ -47,6 +47,7 @@ def ls(store: StoreArg, as_json: Json = False) -> None:
         "size",
         "written",
         "unreadable",
+        "flags",
         "reason",
     )
     table(header, (_cells(row) for row in frame.iter_rows(named=True)))
@@ -81,7 +82,7 @@ def _cells(row: dict[str, Any]) -> list[object]:
     taken = None if row["bytes"] is None else size(row["bytes"])
     named = [row["slide"], row["grid"], row["encoder"], row["state"], blocks, row["patches"], taken]
     written = None if row["modified"] is None else f"{row['modified']:%Y-%m-%d %H:%M}"
-    return [*named, written, row["unreadable"], row["reason"]]
+    return [*named, written, row["unreadable"], row["flags"], row["reason"]]
 
 
 def validate(

@@ -21,6 +21,7 @@ from featurestore.blocks import Block
 from featurestore.embedding.costs import BlockClocks, Costs
 from featurestore.embedding.memory_model import WRITERS
 from featurestore.embedding.positions import PatchFailure, failed_positions, patches_to_read, positions_of
+from featurestore.embedding.quality import set_focus
 from featurestore.embedding.stain_fit import slide_normaliser
 from featurestore.encoders.protocol import Encoder, PendingVectors, patches_at_once, start_encoding
 from featurestore.errors import StoreError
@@ -32,6 +33,7 @@ from featurestore.slides.protocol import Slide
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import embedding_path, failure_path
 from featurestore.storage.store import Store, StoredGrid
+from featurestore.tissue.focus import is_blurred
 
 PROBE_BATCHES = 3
 """Batches that are timed for a dry run's estimate, besides a first one that is not counted."""
@@ -40,6 +42,8 @@ BATCHES_AHEAD = 1
 """Batches that a device is given before the vectors of the last one are waited for: it computes one while it copies one."""
 
 T = TypeVar("T")
+_ReadBatch = tuple[PatchBatch, NDArray[np.bool_] | None]
+"""A batch, and which of its patches are out of focus, where that is judged."""
 
 
 class ThroughputProbe:
@@ -81,7 +85,8 @@ class ThroughputProbe:
 class BlockResult:
     """Counts of one block: objects written, patches encoded, patches that have no vector, and what all this cost.
 
-    Costs of a stage that several blocks share come with the block that is finished first.
+    Costs of a stage that several blocks share come with the block that is finished first. `focus` holds the bits of the
+    block's patches where their focus was judged, one byte each in row-major order.
     """
 
     block: Block
@@ -89,6 +94,7 @@ class BlockResult:
     patches: int
     unreadable: int
     costs: Costs = field(default_factory=Costs)
+    focus: bytes = b""
 
 
 def embed_blocks(
@@ -100,6 +106,7 @@ def embed_blocks(
     *,
     check_slide: Callable[[], None] = lambda: None,
     retried: bool = False,
+    judging_focus: bool = False,
 ) -> Generator[BlockResult, None, None]:
     """Read, encode and write blocks of one slide; reading runs ahead of encoding in a thread.
 
@@ -111,6 +118,8 @@ def embed_blocks(
         Called after a block's pixels were read and before it is written: raises if the slide is no longer the same.
     retried
         Whether some blocks may have records of earlier failures, which are removed once a block has none.
+    judging_focus
+        Whether to judge the focus of the patches that are read, see `featurestore.tissue.focus`.
 
     Yields
     ------
@@ -137,19 +146,23 @@ def embed_blocks(
     stained = [key for key in arrays if "stain" in encoders[key].identity.facts]
     normalise = slide_normaliser(store, stored, stained)
 
-    def read(patches: Block) -> Iterator[PatchBatch]:
-        wanted = patches_to_read(tissue[of_patches[patches].slices], grid)
-        batches = read_batches(slide, grid.encoded, patches, wanted, size)
-        if normalise is not None:
-            # Here, in the threads that read, of which there are several where a GPU encodes.
-            batches = (replace(batch, pixels=normalise(batch.pixels)) for batch in batches)
-        return clocks.pixels.timed(batches)
+    def prepare(batch: PatchBatch) -> _ReadBatch:
+        # In the threads that read, of which there are several where a GPU encodes. Focus is measured on the slide's own
+        # pixels: flags belong to the grid, which encoders with and without stain normalisation share.
+        blurred = is_blurred(batch.pixels, grid.effective_mpp) if judging_focus else None
+        return batch if normalise is None else replace(batch, pixels=normalise(batch.pixels)), blurred
 
-    def start(batch: PatchBatch) -> tuple[PatchBatch, dict[str, PendingVectors]]:
+    def read(patches: Block) -> Iterator[_ReadBatch]:
+        wanted = patches_to_read(tissue[of_patches[patches].slices], grid)
+        return clocks.pixels.timed(map(prepare, read_batches(slide, grid.encoded, patches, wanted, size)))
+
+    def start(item: _ReadBatch) -> tuple[PatchBatch, NDArray[np.bool_] | None, dict[str, PendingVectors]]:
+        batch, blurred = item
         keys = blocks[of_patches[batch.block]]
         with clocks.encoding.running():
             started = {key: start_encoding(encoders[key], batch.pixels) for key in keys}
-        return replace(batch, pixels=batch.pixels[:0].copy()), started  # the pixels are not needed any more
+        no_pixels = batch.pixels[:0].copy()  # they are not needed any more
+        return replace(batch, pixels=no_pixels), blurred, started
 
     def write(computed: _ComputedBlock) -> BlockResult:
         n_bytes = n_objects = 0
@@ -172,11 +185,13 @@ def embed_blocks(
         closing(read_in_turn([partial(read, patches) for patches in of_patches], threads)) as batches,
     ):
         computed = None
-        for batch, started in delayed(map(start, batches), BATCHES_AHEAD):
+        for batch, blurred, started in delayed(map(start, batches), BATCHES_AHEAD):
             block = of_patches[batch.block]
             computed = computed or _ComputedBlock(block, blocks[block])
             with clocks.encoding.running():
                 computed.add(batch, started, tissue, grid, encoders)
+            if blurred is not None:
+                computed.add_focus(batch, blurred, tissue, grid)
             if batch.last:
                 check_slide()
                 writing.append(writers.submit(write, computed))
@@ -209,6 +224,8 @@ class _ComputedBlock:
         Positions that could not be read; and by encoder key those without a finite vector.
     patches
         Positions with tissue that were read.
+    focus
+        Bits of the block's positions, where they are judged.
     """
 
     block: Block
@@ -217,6 +234,15 @@ class _ComputedBlock:
     failures: list[PatchFailure] = field(default_factory=list)
     not_finite: dict[str, list[PatchFailure]] = field(default_factory=dict)
     patches: int = 0
+    focus: NDArray[np.uint8] | None = None
+
+    def add_focus(
+        self, batch: PatchBatch, blurred: NDArray[np.bool_], tissue: NDArray[np.bool_], grid: PatchGrid
+    ) -> None:
+        """Take which patches of a batch are out of focus."""
+        if self.focus is None:
+            self.focus = np.zeros(self.block.shape, np.uint8)
+        set_focus(self.focus, (self.block.rows[0], self.block.cols[0]), batch, blurred, tissue, grid)
 
     def add(
         self,
@@ -248,7 +274,8 @@ class _ComputedBlock:
         """Return the block's counts."""
         # As a set, since a patch without a vector from two encoders is one patch.
         nan = len({(row, col) for rows in self.not_finite.values() for row, col, _ in rows})
-        return BlockResult(self.block, len(self.keys), self.patches, len(self.failures) + nan)
+        focus = b"" if self.focus is None else self.focus.tobytes()
+        return BlockResult(self.block, len(self.keys), self.patches, len(self.failures) + nan, focus=focus)
 
 
 def check_written(

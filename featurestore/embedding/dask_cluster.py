@@ -28,6 +28,7 @@ from featurestore.embedding.dask_clients import (
 )
 from featurestore.embedding.duplicates import DuplicateCheck
 from featurestore.embedding.plan import EmbedSettings, show_remark
+from featurestore.embedding.quality import QualityPlan, write_focus
 from featurestore.embedding.round_robin import RoundRobin
 from featurestore.embedding.slide_result import (
     OnResult,
@@ -74,6 +75,10 @@ class _SlideState:
         Tissue patches of the slide; those in the computed blocks; those of them that have no vector.
     costs
         Of what is done.
+    quality
+        As in `featurestore.embedding.plan.SlidePlan`.
+    judged
+        Focus of the patches of the computed blocks: a byte a patch.
     fingerprint
         Of the slide's file as it was planned.
     blocks
@@ -93,6 +98,8 @@ class _SlideState:
     n_patches_done: int = 0
     n_unreadable: int = 0
     costs: Costs = field(default_factory=Costs)
+    quality: QualityPlan = field(default_factory=QualityPlan)
+    judged: list[tuple[Block, bytes]] = field(default_factory=list)
     deferred: list[BlockWork] = field(default_factory=list)
 
 
@@ -218,7 +225,9 @@ class _Run:
             # Ahead of blocks, since a plan is what gives the other threads work.
             future = self._client.submit(plan_job, state.job, priority=10, **options)
         else:
-            future = self._client.submit(embed_block, state.job, state.fingerprint, *work, **options)
+            future = self._client.submit(
+                embed_block, state.job, state.fingerprint, *work, state.quality.judging_focus, **options
+            )
         self._running[future] = _Task(slide_id, work)
         self._completions.add(future)
         return future
@@ -254,6 +263,7 @@ class _Run:
             state.n_patches, state.fingerprint = result.patches, result.fingerprint
             state.blocks = tuple(result.blocks.items())
             state.costs += result.costs
+            state.quality = result.quality
             self._queue.add(slide_id, state.blocks)
         else:
             state.n_done += 1
@@ -261,6 +271,7 @@ class _Run:
             state.n_unreadable += result.unreadable
             state.n_patches_done += result.patches
             state.costs += result.costs
+            state.judged.append((result.block, result.focus))
             self._on_progress(Progress(state.n_done, state.n_blocks, slide_id, state.n_patches_done))
         if state.n_done == state.n_blocks and slide_id not in self._finished:
             self._finish(self._check_done(state))
@@ -270,8 +281,10 @@ class _Run:
         """Return the result of a slide whose blocks were all computed: done, if they are still there."""
         slide_id = state.job.sample.slide_id
         if state.blocks:
+            grid_key = state.job.settings.spec.key
             try:
-                check_written(self._store, slide_id, state.job.settings.spec.key, dict(state.blocks))
+                check_written(self._store, slide_id, grid_key, dict(state.blocks))
+                write_focus(self._store, slide_id, grid_key, state.quality, state.judged)
             except StoreError as error:
                 return fail_slide(self._store, state.job.sample, error)
         return SlideResult(
@@ -281,6 +294,7 @@ class _Run:
             computed=state.n_written,
             patches=state.n_patches,
             unreadable=state.n_unreadable,
+            skipped=state.quality.skipped,
             costs=state.costs,
         )
 

@@ -9,6 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Literal
 
+from featurestore.blocks import Block
 from featurestore.embedding.block_task import ThroughputProbe, check_written, embed_blocks
 from featurestore.embedding.costs import Costs, plan_costs
 from featurestore.embedding.duplicates import DuplicateCheck
@@ -23,6 +24,7 @@ from featurestore.embedding.plan import (
     plan_slide,
     show_remark,
 )
+from featurestore.embedding.quality import write_focus
 from featurestore.embedding.slide_result import (
     ONE_SLIDE,
     OnResult,
@@ -198,6 +200,7 @@ def _embed_planned(
     total = len(blocks)
     computed = unreadable = patches = 0
     costs = Costs()
+    judged: list[tuple[Block, bytes]] = []
     if blocks:
         # Closed, also where `on_progress` raises or Ctrl-C stops the run: its thread reads the slide ahead, and a slide
         # that is closed while a thread reads it ends the process. When the generator is collected is not ours to say.
@@ -210,6 +213,7 @@ def _embed_planned(
                 encoders,
                 check_slide=lambda: watch.check(plan.fingerprint),
                 retried=retried,
+                judging_focus=plan.quality.judging_focus,
             )
         ) as results:
             for number, result in enumerate(results, start=1):
@@ -217,8 +221,10 @@ def _embed_planned(
                 unreadable += result.unreadable
                 patches += result.patches
                 costs += result.costs
+                judged.append((result.block, result.focus))
                 on_progress(Progress(number, total, slide_id, patches))
         check_written(store, slide_id, plan.stored.grid.spec.key, blocks)
+        write_focus(store, slide_id, plan.stored.grid.spec.key, plan.quality, judged)
     return SlideResult(
         slide_id,
         "done",
@@ -226,5 +232,6 @@ def _embed_planned(
         computed=computed,
         patches=int(plan.stored.is_tissue.sum()),
         unreadable=unreadable,
+        skipped=plan.quality.skipped,
         costs=costs,
     )

@@ -18,6 +18,13 @@ from featurestore.credentials import strip_credentials
 from featurestore.embedding.limits import check_spec
 from featurestore.embedding.memory_model import memory_bytes, worker_bytes
 from featurestore.embedding.positions import patches_to_read
+from featurestore.embedding.quality import (
+    QualityPlan,
+    plan_quality,
+    quality_remark,
+    skip_text,
+    survey_without,
+)
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.embedding.stain_fit import fit_of_slide
 from featurestore.embedding.tissue_choice import check_tissue, tissue_request
@@ -36,7 +43,7 @@ from featurestore.storage.coding import Coding, parse_coding
 from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
-from featurestore.tissue.survey import Survey, survey
+from featurestore.tissue.flags import count_skipped, flag_shares, parse_skip
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
 
 NO_STAIN = "none"
@@ -72,6 +79,8 @@ class EmbedSettings:
         How embeddings are coded, see `featurestore.storage.coding`; None for ``float16``, or as those that were begun.
     masks
         Folder with a mask or annotation file for each slide, named by its id; None for the sheet's column mask.
+    skip
+        Names of quality flags (`featurestore.tissue.flags`) whose patches are left out.
     within, without
         Classes of the masks to which tissue is restricted, and those that are left out.
     stain
@@ -95,6 +104,7 @@ class EmbedSettings:
     within: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     stain: str = NO_STAIN
+    skip: tuple[str, ...] = ()
     private: bool = False
     allow_duplicates: bool = False
 
@@ -109,6 +119,7 @@ class EmbedSettings:
         if self.stain != NO_STAIN:
             check_method(self.stain)
         check_spec(self.spec)
+        object.__setattr__(self, "skip", parse_skip(self.skip))
         _ = self.coding  # refused here if there is none of that name
         tokens = self.spec if isinstance(self.spec, TokenGridSpec) else None
         object.__setattr__(self, "options", replace(self.options, tokens=tokens))
@@ -129,6 +140,8 @@ class SlidePlan:
         encoders differ where their arrays were made with different block shapes.
     remark
         What the user should know of the slide's scale and its mask; empty if there is nothing.
+    quality
+        What the run does with the grid's quality flags.
     """
 
     sample: Sample
@@ -137,6 +150,7 @@ class SlidePlan:
     missing: dict[str, list[Block]]
     planned: dict[str, list[Block]]
     remark: str = ""
+    quality: QualityPlan = field(default_factory=QualityPlan)
 
     @property
     def n_planned(self) -> int:
@@ -233,7 +247,9 @@ def plan_slide(
             ]
             _forget_failures(store, stored, key, missing[key])
     remark = "; ".join(filter(None, (mpp_difference(slide, sample.mpp), *remarks)))
-    return SlidePlan(sample, stored, fingerprint, missing, planned, remark)
+    to_compute = {block for blocks in missing.values() for block in blocks}
+    quality = plan_quality(store, slide, stored, to_compute, retried=settings.retry_failed)
+    return SlidePlan(sample, stored, fingerprint, missing, planned, remark, quality)
 
 
 def _because(remark: str) -> str:
@@ -320,13 +336,18 @@ def _add_grid(
     attrs = store.grid_attrs(slide_id, grid.spec.key)
     request = tissue_request(settings, sample)
     if not attrs.get("grid"):
-        found = survey(slide, grid, request)
+        found = survey_without(slide, grid, request, settings.skip)
         store.add_grid(slide_id, grid, found, software_versions())
-        return found.remarks
+        return (*found.remarks, quality_remark(found, sample.slide))
     clear = f"clear it with: histosge rm {store.location.label} --slide {slide_id} --grid {grid.spec.key}"
     if attrs["grid"] != grid.to_attrs():
         raise IdentityMismatchError(
             f"{slide_id}/{grid.spec.key} is stored as {attrs['grid']}, now it is {grid.to_attrs()}; {clear}"
+        )
+    if attrs.get("skip", []) != list(settings.skip):
+        earlier, now = skip_text(attrs.get("skip")), skip_text(settings.skip)
+        raise IdentityMismatchError(
+            f"{slide_id}/{grid.spec.key} is stored with {earlier}, now it is {now}; go on with {earlier}, or {clear}"
         )
     stored_tissue = attrs["tissue"].get("name")
     # A grid that was imported names no method of ours. Its tissue is kept, unless another is named explicitly.
@@ -421,8 +442,9 @@ def dry_run_slide(
     grid = make_grid(slide, sample, settings.spec)
     show_remark(mpp_difference(slide, sample.mpp))
     check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
-    found: Survey = survey(slide, grid, tissue_request(settings, sample))
-    show_remark("; ".join(found.remarks))
+    found = survey_without(slide, grid, tissue_request(settings, sample), settings.skip)
+    assert found.quality is not None  # only imported grids have none
+    show_remark("; ".join(filter(None, (*found.remarks, quality_remark(found, sample.slide)))))
     stored = StoredGrid(sample.slide_id, grid, found.tissue, found.rgb)
     block_shape = whole_patches(settings.block_shape, grid.tokens)
     blocks = stored.planned(block_shape)
@@ -436,6 +458,8 @@ def dry_run_slide(
         "planned",
         planned=len(blocks) * len(encoders),
         patches=patches,
+        skipped=count_skipped(found.quality),
+        flags=flag_shares(found.quality, stored.is_tissue),
         bytes_to_store=object_bytes * len(blocks),
         seconds=int(patches_to_read(stored.is_tissue, grid).sum()) * seconds_per_patch(slide, stored, blocks),
         worker_bytes=worker_bytes(

@@ -106,6 +106,7 @@ class RunReport:
                     "objects": r.computed,
                     "planned": r.planned,
                     "unreadable": r.unreadable,
+                    "skipped": r.skipped,
                 }
                 for r in self.results
             ],
@@ -142,6 +143,7 @@ def describe_run(
         {
             "grid": settings.spec.key,
             "tissue": settings.tissue or "the mask of a slide that has one, else texture",
+            "skip": ",".join(settings.skip) or "none",
             "store_as": settings.store_as or "float16",
             "device": settings.options.device,
             "precision": settings.options.precision,

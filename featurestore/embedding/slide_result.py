@@ -30,6 +30,10 @@ class SlideResult:
         Objects that belong in the store, and those that this run wrote, over all encoders.
     patches
         Tissue patches on the grid.
+    skipped
+        Tissue patches that were left out for their quality flags; they are not among `patches`.
+    flags
+        Name of a quality flag -> share of the tissue patches (dry run).
     unreadable
         Patches without a vector in the blocks of this run: not readable, or not encoded to finite numbers.
     bytes_to_store
@@ -57,6 +61,8 @@ class SlideResult:
     worker_bytes: int = 0
     mismatch: bool = False
     costs: Costs = field(default_factory=Costs)
+    skipped: int = 0
+    flags: dict[str, float] = field(default_factory=dict)
 
 
 OnResult = Callable[[SlideResult], None]

@@ -21,6 +21,7 @@ from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, embed_blocks
 from featurestore.embedding.costs import Costs, plan_costs
 from featurestore.embedding.plan import EmbedSettings, blocks_to_read, load_encoders, plan_slide
+from featurestore.embedding.quality import QualityPlan
 from featurestore.embedding.slide_result import ONE_SLIDE, SlideResult, fail_slide, is_of_one_slide
 from featurestore.embedding.slide_watch import SlideWatch
 from featurestore.encoders.protocol import (
@@ -65,6 +66,8 @@ class PlannedSlide:
         What the user should know of the slide's scale: a warning in a worker would reach nobody, or in Python's own form.
     costs
         Of planning.
+    quality
+        As in `featurestore.embedding.plan.SlidePlan`.
     """
 
     slide_id: str
@@ -74,6 +77,7 @@ class PlannedSlide:
     fingerprint: str
     remark: str = ""
     costs: Costs = field(default_factory=Costs)
+    quality: QualityPlan = field(default_factory=QualityPlan)
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,12 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
         plan.fingerprint,
         plan.remark,
         costs,
+        plan.quality,
     )
 
 
 def embed_block(
-    job: Job, fingerprint: str, block: Block, keys: tuple[str, ...]
+    job: Job, fingerprint: str, block: Block, keys: tuple[str, ...], judging_focus: bool = False
 ) -> BlockResult | SlideResult | PermanentFailure:
     """Read, encode and write one block for the encoders that lack it, if the slide still has this fingerprint."""
     try:
@@ -160,6 +165,7 @@ def embed_block(
                         dict(encoders),
                         check_slide=lambda: watch.check(fingerprint),
                         retried=job.settings.retry_failed,
+                        judging_focus=judging_focus,
                     )
             except ONE_SLIDE as error:
                 if not is_of_one_slide(error):

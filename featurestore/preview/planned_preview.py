@@ -62,6 +62,7 @@ class PlannedPreview:
             grid=stored.grid.spec.key,
             patches=result.patches,
             tissue_share=round(float(stored.is_tissue.mean()), 4),
+            flags=result.flags,
             embeddings=tuple(
                 EmbeddingCard(stored.grid.spec.key, key, "planned", planned=n_blocks) for key in self.encoders
             ),

@@ -27,6 +27,7 @@ from featurestore.slides.download_cache import is_remote
 from featurestore.slides.stored_source import open_stored_slide
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
+from featurestore.tissue.flags import flag_shares
 
 AHEAD = 64
 """Slides whose pictures are asked for at once: a part of the cohort, so that memory does not grow with it."""
@@ -152,12 +153,14 @@ def _card(store: Store, page: PageFolder, slide_id: str, rows: list[dict[str, An
         return card
     key = min(set(wanted), key=lambda name: (-wanted.count(name), name))
     stored = store.grid(slide_id, key)
+    quality = store.quality(slide_id, key, stored.grid.shape)
     name, made_of = stored_picture(page, record.fingerprint, stored, lambda: _read_slide(record))
     return replace(
         card,
         grid=key,
         patches=int(stored.is_tissue.sum()),
         tissue_share=round(float(stored.is_tissue.mean()), 4),
+        flags={} if quality is None else flag_shares(quality, stored.is_tissue),
         picture=name,
         picture_of=made_of,
     )

@@ -23,6 +23,9 @@ GRID_ARRAYS: dict[str, tuple[tuple[str, ...], str]] = {
     "rgb": (("y", "x", "channel"), "uint8"),
 }
 """Arrays of every grid: name -> (dimensions, dtype)."""
+QUALITY = "quality"
+QUALITY_ARRAY: tuple[tuple[str, ...], str] = (("y", "x"), "uint8")
+"""Dimensions and dtype of the array of flags, which a grid may lack."""
 
 _CHUNK = re.compile(r"c/(\d+)/(\d+)/(\d+)")
 

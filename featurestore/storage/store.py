@@ -34,6 +34,8 @@ from featurestore.storage.layout import (
     EMBEDDING_DIMS,
     FAILURES,
     GRID_ARRAYS,
+    QUALITY,
+    QUALITY_ARRAY,
     SPEC_NAME,
     SPEC_VERSION,
     check_encoder_key,
@@ -44,6 +46,7 @@ from featurestore.storage.layout import (
 )
 from featurestore.storage.private_map import PrivateMap, new_token
 from featurestore.storage.private_text import remove_names
+from featurestore.storage.quality_array import read_quality, replace_quality
 from featurestore.storage.stored_documents import (
     EncoderAttrs,
     FailureRecord,
@@ -62,6 +65,7 @@ from featurestore.storage.zarr_metadata import (
     read_attrs,
     write_group,
 )
+from featurestore.tissue.flags import flag_attrs
 from featurestore.tissue.survey import Survey
 from featurestore.tissue.threshold import is_tissue
 
@@ -271,6 +275,21 @@ class Store:
         tissue = read_array(self.location, f"{path}/tissue", grid.shape)
         return StoredGrid(slide_id, grid, tissue, read_array(self.location, f"{path}/rgb", (*grid.shape, 3)))
 
+    def quality(self, slide_id: str, grid_key: str, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """Read the flags of a grid's patches, see `featurestore.tissue.flags`; None if the grid has none.
+
+        Parameters
+        ----------
+        shape
+            Of the grid, which is checked before memory is taken.
+
+        Raises
+        ------
+        DocumentError
+            If they are damaged.
+        """
+        return read_quality(self.location, grid_path(slide_id, grid_key), shape)
+
     def embedding(
         self, slide_id: str, grid_key: str, encoder_key: str, *, read_only: bool = True
     ) -> BlockArray:
@@ -376,12 +395,29 @@ class Store:
         for name, (dims, dtype) in GRID_ARRAYS.items():
             attrs: dict[str, Any] = {"units": "micrometer"} if name in dims else {}
             _write_array(self.location, f"{path}/{name}", np.asarray(values[name], dtype=dtype), dims, attrs)
+        if survey.quality is not None:
+            dims, dtype = QUALITY_ARRAY
+            quality = np.asarray(survey.quality, dtype=dtype)
+            _write_array(self.location, f"{path}/{QUALITY}", quality, dims, flag_attrs())
+        facts: dict[str, Any] = {
+            "grid": grid.to_attrs(),
+            "tissue": dict(survey.method),
+            "software": dict(software),
+        }
+        if survey.skip:
+            facts["skip"] = list(survey.skip)
         # Last, since a grid counts as written once its group has attributes: a killed run leaves arrays without them.
-        write_group(
-            self.location,
-            path,
-            {"grid": grid.to_attrs(), "tissue": dict(survey.method), "software": dict(software)},
-        )
+        write_group(self.location, path, facts)
+
+    def write_quality(self, slide_id: str, grid_key: str, quality: NDArray[np.uint8]) -> None:
+        """Replace the flags of a grid that has some, in one object.
+
+        Raises
+        ------
+        StoreError
+            If the grid has none.
+        """
+        replace_quality(self.location, grid_path(slide_id, grid_key), quality)
 
     def add_embedding(
         self,

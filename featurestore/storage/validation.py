@@ -18,11 +18,19 @@ from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl
 from featurestore.names import is_segment, slug
 from featurestore.storage.block_array import CODING, BlockArray
-from featurestore.storage.layout import EMBEDDING_DIMS, FAILURES, GRID_ARRAYS, SPOTS, grid_path
+from featurestore.storage.layout import (
+    EMBEDDING_DIMS,
+    FAILURES,
+    GRID_ARRAYS,
+    QUALITY,
+    SPOTS,
+    grid_path,
+)
 from featurestore.storage.spots import check_spots
 from featurestore.storage.store import Store, StoredGrid
 from featurestore.storage.stored_documents import EncoderAttrs, parse_grid
 from featurestore.storage.zarr_metadata import document_label, open_array, read_attrs, read_values
+from featurestore.tissue.flags import Flag, has_any
 
 
 @dataclass(frozen=True)
@@ -136,15 +144,40 @@ def _check_grid(store: Store, slide_id: str, grid_key: str, *, deep: bool) -> It
     arrays: dict[str, NDArray[Any]] = {}
     yield from check_grid_arrays(store.location, path, grid, remove_it, arrays)
     for name in store.location.folders(path):
-        if name in GRID_ARRAYS or (is_segment(name) and store.location.exists(f"{path}/{name}/zarr.json")):
+        if name in (*GRID_ARRAYS, QUALITY) or (
+            is_segment(name) and store.location.exists(f"{path}/{name}/zarr.json")
+        ):
             continue
         yield stray_folder(f"{path}/{name}")
     if set(arrays) != set(GRID_ARRAYS):
         return
+    yield from _check_quality(store, slide_id, grid, attrs, arrays["tissue"])
     stored = StoredGrid(slide_id, grid, arrays["tissue"], arrays["rgb"])
     for encoder_slug in store.encoder_slugs(slide_id, grid_key):
         found = _check_embedding(store, stored, path, encoder_slug, deep=deep)
         yield from check_documents(found, _remove_command(store, slide_id, grid_key, encoder_slug))
+
+
+def _check_quality(
+    store: Store, slide_id: str, grid: PatchGrid, attrs: dict[str, Any], tissue: NDArray[np.uint8]
+) -> Iterator[Problem]:
+    """Yield what is wrong with a grid's flags; none at all is right, too."""
+    path = f"{grid_path(slide_id, grid.spec.key)}/{QUALITY}"
+    embed_anew = f"{_remove_command(store, slide_id, grid.spec.key)}, then {EMBED_AGAIN}"
+    try:
+        quality = store.quality(slide_id, grid.spec.key, grid.shape)
+    except DocumentError as error:
+        yield Problem(path, f"damaged: {first_line(error)}", embed_anew)
+        return
+    if quality is None:
+        if attrs.get("skip"):
+            yield Problem(path, f"the array is missing, and the grid skips {attrs['skip']}", embed_anew)
+        return
+    skipped = has_any(quality, Flag.SKIPPED)
+    if n := int((tissue[skipped] > 0).sum()):
+        yield Problem(path, f"{n} patches are skipped, and their share of tissue is not 0", embed_anew)
+    if skipped.any() and not attrs.get("skip"):
+        yield Problem(path, f"{int(skipped.sum())} patches are skipped, and the grid skips none", embed_anew)
 
 
 def check_grid_arrays(

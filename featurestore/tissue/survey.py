@@ -5,7 +5,7 @@ Terms
     share      how much of a patch's footprint is tissue, 0..255
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from featurestore.tissue.annotation import Frame
 from featurestore.tissue.mask_check import check_mask
 from featurestore.tissue.methods.texture import texture_mask
 from featurestore.tissue.overview import Overview, read_overview
+from featurestore.tissue.overview_flags import MIN_SHARE, overview_masks
 from featurestore.tissue.region import Region, TissueRequest
 from featurestore.tissue.threshold import is_tissue
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS, TissueMethod
@@ -40,12 +41,19 @@ class Survey:
         JSON-ready: how tissue was decided.
     remarks
         What the user should know of the file that restricts tissue.
+    quality
+        Bits of `featurestore.tissue.flags`, ``(n_rows, n_cols)``, as far as the overview shows them; None of a grid from
+        elsewhere.
+    skip
+        Names of the flags whose patches were left out: their `tissue` is 0.
     """
 
     tissue: NDArray[np.uint8]
     rgb: NDArray[np.uint8]
     method: dict[str, Any]
     remarks: tuple[str, ...] = ()
+    quality: NDArray[np.uint8] | None = None
+    skip: tuple[str, ...] = ()
 
 
 def survey(slide: Slide, grid: PatchGrid, request: TissueRequest | str = DEFAULT_TISSUE) -> Survey:
@@ -70,16 +78,36 @@ def survey(slide: Slide, grid: PatchGrid, request: TissueRequest | str = DEFAULT
     overview = read_overview(slide)
     scale = grid.effective_mpp / overview.mpp
     rgb = _mean_bytes(overview.rgb.astype(np.float64), grid, scale, 1.0)
+    found = _survey(record, overview, grid, rgb, request)
+    return replace(found, quality=quality_of(overview, grid))
+
+
+def _survey(
+    record: TissueMethod, overview: Overview, grid: PatchGrid, rgb: NDArray[np.uint8], request: TissueRequest
+) -> Survey:
     if request.region is not None:
         return _survey_region(record, overview, grid, rgb, request.region)
     if record.needs_region:
         raise MaskError(
-            f"--tissue {record.name} needs a mask for {slide.source}; give one in the sheet's column mask, or --mask DIR"
+            f"--tissue {record.name} needs a mask for {overview.slide.source}; give one in the sheet's column mask, or "
+            "--mask DIR"
         )
     attrs = record.to_attrs(overview.mpp)
     if record.mask is None:
         return Survey(np.full(grid.shape, 255, np.uint8), rgb, attrs)
+    scale = grid.effective_mpp / overview.mpp
     return Survey(_shares(_tissue_mask(record, overview), grid, scale), rgb, attrs)
+
+
+def quality_of(overview: Overview, grid: PatchGrid) -> NDArray[np.uint8]:
+    """Return the quality flags of a grid's patches that an overview shows, ``(n_rows, n_cols)``."""
+    bits = np.zeros(grid.shape, np.uint8)
+    masks, mpp = overview_masks(overview.rgb, overview.mpp)
+    for flag, mask in masks.items():
+        if mask.any():
+            shares = _shares(mask, grid, grid.effective_mpp / mpp)
+            bits[shares >= MIN_SHARE * 255] |= np.uint8(flag)
+    return bits
 
 
 def _survey_region(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.storage.zarr_metadata import read_attrs, read_values
+from featurestore.tissue.flags import Flag
 from histosge.errors import ExportError, ViewError
 from histosge.exporting.domain_labels import MAX_LABEL, read_label_table
 from histosge.prediction.expression_store import open_optional
@@ -64,11 +65,15 @@ def quality_names(location: Location, path: str, grid: PatchGrid) -> list[str]:
     array = open_optional(location, f"{path}/quality")
     if array is None or array.shape != grid.shape or array.dtype != np.uint8:
         return []
-    found = read_attrs(location, f"{path}/quality").get("flags")
-    named: dict[int, str] = {}
-    # Names in the order of their bits, or each with its bit; a store from elsewhere may hold anything.
-    if isinstance(found, list):
-        named = {bit: str(name)[:40] for bit, name in enumerate(found[:8])}
-    elif isinstance(found, dict):
-        named = {int(bit): str(name)[:40] for name, bit in found.items() if bit in range(8)}
-    return [named.get(bit, f"flag {bit + 1}") for bit in range(max(named, default=7) + 1)]
+    attrs = read_attrs(location, f"{path}/quality")
+    masks, words = attrs.get("flag_masks"), attrs.get("flag_meanings")
+    # A store from elsewhere may hold anything.
+    if not isinstance(masks, list) or not isinstance(words, str):
+        return [f"flag {bit + 1}" for bit in range(8)]
+    named = {
+        mask: word[:40] for mask, word in zip(masks, words.split(), strict=False) if isinstance(mask, int)
+    }
+    # It tells that focus was measured, which is true of nearly every patch: no flag to colour a map by.
+    named.pop(Flag.FOCUS_KNOWN, None)
+    last = max((bit for bit in range(8) if 1 << bit in named), default=7)
+    return [named.get(1 << bit, f"flag {bit + 1}") for bit in range(last + 1)]

@@ -12,6 +12,7 @@ from PIL import Image
 from viewer_world import GENES, GRID, MPP, SIZE, SPOT_GENES, Get, World
 
 from featurestore.slides.open_slide import open_slide
+from featurestore.storage.store import Store
 from histosge.prediction.expression_store import ExpressionStore
 
 BARE, GONE, HERE = 0, 1, 2
@@ -55,6 +56,16 @@ def test_a_gene_comes_as_the_store_holds_it(get: Get, world: World) -> None:
         values = np.frombuffer(body, "<f2").reshape(layer["shape"])
         expected = stored.array.read((0, layer["shape"][0]), (0, layer["shape"][1]))[..., gene]
         np.testing.assert_array_equal(values, expected)
+
+
+def test_quality_flags_come_with_their_names_as_the_store_holds_them(get: Get, world: World) -> None:
+    """The slide is clean: its tissue patches have no flag but that their focus was measured, which is not shown."""
+    layer = _json(get, f"data/{HERE}/layers/0/layer.json")
+    assert layer["quality"] == ["pen", "blur", "fold", "bubble", "edge", "skipped"]
+    body = get(f"data/{HERE}/layers/0/quality.u8").body
+    stored = Store.open(str(world.store)).quality("here", GRID.key, tuple(layer["shape"]))
+    np.testing.assert_array_equal(np.frombuffer(body, np.uint8).reshape(layer["shape"]), stored)
+    assert stored.any()
 
 
 def test_patches_are_placed_around_their_centres(get: Get, world: World) -> None:
