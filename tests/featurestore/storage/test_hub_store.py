@@ -123,7 +123,7 @@ def test_a_part_of_a_file_is_that_part(hub: Hub, start: int | None, end: int | N
 @pytest.mark.parametrize(
     ("url", "status", "code", "message"),
     [
-        ("hf://datasets/lab/gone", 200, "", r"404 RepoNotFound .*check the name, and run `hf auth login`"),
+        ("hf://datasets/lab/gone", 200, "", r"404 RepoNotFound .*check the name, and run hf auth login"),
         (f"hf://datasets/lab/gone@{COMMIT}", 200, "", "404 RepoNotFound"),
         (f"{URL}@v9", 200, "", r"404 RevisionNotFound .*name a branch, a tag or a commit"),
         (f"{URL}@{'1' * 40}", 200, "", "404 RevisionNotFound"),
