@@ -10,6 +10,7 @@ from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
     DATA,
     OUTPUT,
+    RUN,
     TRAINING,
     Epochs,
     Force,
@@ -25,6 +26,7 @@ from histosge_cli.places import (
 )
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.shared_options import Log, Overwrite, Quiet, StoreArg
+from histosge_cli.worker_count import worker_count
 
 
 def register(app: typer.Typer) -> None:
@@ -98,6 +100,23 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = "auto",
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Stream the sections, and share them out among processes (dense, ridge); auto: one per core.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Instead, the workers of a running dask cluster, such as tcp://host:8786; they see the same store and "
+            "expression files.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     force: Force = False,
     report: Page = None,
     overwrite: Overwrite = False,
@@ -124,6 +143,7 @@ def train(
     from featurestore.events import Progress
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
+    from histosge.errors import ModelError
     from histosge.training.processes import is_first_process
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
@@ -137,7 +157,22 @@ def train(
     # Each once: an average of a model with itself is that model.
     first, *others = dict.fromkeys(encoder) if encoder else (None,)
     selection = Selection(grid, first, tuple(name for name in others if name is not None))
-    settings = TrainSettings(preset, genes, epochs, seed, selection, loss=loss, stains=stains)
+    processes = worker_count(workers)
+    if processes is not None and scheduler is not None:
+        raise ModelError(
+            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
+        )
+    settings = TrainSettings(
+        preset,
+        genes,
+        epochs,
+        seed,
+        selection,
+        loss=loss,
+        stains=stains,
+        workers=processes,
+        scheduler=scheduler,
+    )
     with resumable(), console.bars("sections and passes") as bars:
 
         def on_progress(progress: Progress) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.encoders.protocol import EncoderIdentity
@@ -39,7 +39,7 @@ from histosge.training.made_with import (
     describe_sections,
     describe_settings,
 )
-from histosge.training.processes import first_writes, is_first_process, joined, wait_for_all
+from histosge.training.processes import first_writes, is_first_process, is_launched, joined, wait_for_all
 from histosge.training.report import write_training_report
 from histosge.training.saved_model import (
     ModelCard,
@@ -59,6 +59,8 @@ from histosge.training.streaming.fit_streamed import (
     is_attention,
     why_in_memory,
 )
+from histosge.training.streaming.open_tasks import open_tasks
+from histosge.training.streaming.section_tasks import SectionTasks
 from histosge.training.streaming.start import Start, new_sections, open_start
 from histosge.training.streaming.survey import card_sections
 from histosge.training.streaming.work_folder import WorkFolder
@@ -96,6 +98,11 @@ class TrainSettings:
     stains
         Encode some patches of the training slides in other stains, for models that use such pairs (`dense`): it
         penalises weights along what those move, see `histosge.models.stain_invariance`.
+    workers
+        Stream the sections, and share them out among so many processes of this machine; ``auto`` for one per core. No
+        part of what a model is made with: its bits do not depend on it.
+    scheduler
+        Instead, the address of a running dask scheduler, whose workers see the same store and expression files.
     """
 
     # None and not the default itself: `dense` that is asked for must not pass for a preset that was left out.
@@ -107,6 +114,13 @@ class TrainSettings:
     intervals: bool | None = None
     loss: str = SQUARED_ERROR
     stains: bool = False
+    workers: int | Literal["auto"] | None = None
+    scheduler: str | None = None
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether sections are worked on by other processes."""
+        return self.workers is not None or self.scheduler is not None
 
     def with_defaults(self) -> "TrainSettings":
         """Return these settings with the defaults of a new training where preset or genes are None."""
@@ -241,7 +255,9 @@ class _Run:
     force: bool
     keep_sums: bool
 
-    def inputs(self, samples: Sequence[Sample], choice: GeneChoice, *, calibrated: bool) -> StreamedInputs:
+    def inputs(
+        self, samples: Sequence[Sample], choice: GeneChoice, tasks: SectionTasks, *, calibrated: bool
+    ) -> StreamedInputs:
         """Return what a streamed training works on; its work folder is made."""
         return StreamedInputs(
             samples,
@@ -251,6 +267,7 @@ class _Run:
             WorkFolder.open(self.model, self.made_with),
             calibrated,
             self.force,
+            tasks,
         )
 
     def writing(
@@ -272,11 +289,11 @@ class _Run:
 
 def _is_streamed(run: _Run, stream: bool | None) -> bool:
     """Decide whether sections are streamed; say why where a large cohort cannot be."""
-    if stream is False:
+    settings, is_wanted = run.settings, bool(stream) or run.settings.is_shared_out
+    if stream is False and not settings.is_shared_out:
         return False
-    settings = run.settings
-    n_bytes = 0 if stream else embedding_bytes(run.samples, run.store, settings.selection)
-    if not stream and n_bytes < STREAM_FROM_BYTES:
+    n_bytes = 0 if is_wanted else embedding_bytes(run.samples, run.store, settings.selection)
+    if not is_wanted and n_bytes < STREAM_FROM_BYTES:
         return False
     reason = why_in_memory(
         settings.checked().estimator,
@@ -286,11 +303,36 @@ def _is_streamed(run: _Run, stream: bool | None) -> bool:
         stains=settings.stains,
         calibrated=run.is_calibrated,
     )
+    if settings.is_shared_out:
+        _check_shared_out(settings, reason)
     if reason and stream:
         raise ModelError(f"sections cannot be streamed: {reason}; leave stream out")
     if reason:
         run.on_message(f"embeddings of all sections are held in memory ({n_bytes / 1e9:.1f} GB): {reason}")
     return not reason
+
+
+def _check_shared_out(settings: TrainSettings, reason: str) -> None:
+    """Refuse workers for a training that they cannot share.
+
+    Parameters
+    ----------
+    reason
+        Why it cannot be streamed; empty if it can.
+    """
+    if is_attention(settings.checked().estimator):
+        raise ModelError(
+            "--workers and --scheduler share out sections for dense and ridge; several processes train attention with: "
+            "torchrun --nproc-per-node N -m histosge_cli train ..."
+        )
+    if reason:
+        raise ModelError(
+            f"--workers and --scheduler share out sections that are streamed, and these cannot be: {reason}; leave them out"
+        )
+    if is_launched():
+        raise ModelError(
+            "torchrun starts processes of its own; leave --workers and --scheduler out, or torchrun"
+        )
 
 
 def _train_streamed(run: _Run) -> SavedModel:
@@ -306,15 +348,17 @@ def _train_streamed(run: _Run) -> SavedModel:
             return first_writes(partial(_train, run), partial(load_model, run.model))
         wait_for_all()
     choice = settings.gene_choice
-    inputs = run.inputs(read_samples(str(run.samples)), choice, calibrated=run.is_calibrated)
-    found = fit_streamed(
-        inputs,
-        cast(type[Model], estimator.estimator),
-        run.on_message,
-        run.on_progress,
-        seed=settings.seed,
-        epochs=settings.epochs,
-    )
+    samples = read_samples(str(run.samples))
+    with open_tasks(settings.workers, settings.scheduler, len(samples)) as tasks:
+        inputs = run.inputs(samples, choice, tasks, calibrated=run.is_calibrated)
+        found = fit_streamed(
+            inputs,
+            cast(type[Model], estimator.estimator),
+            run.on_message,
+            run.on_progress,
+            seed=settings.seed,
+            epochs=settings.epochs,
+        )
     if found is None:
         run.on_message("too few sections are usable for folds of several: they are held in memory")
         if is_shared and is_first_process():
@@ -333,8 +377,9 @@ def _train_further(run: _Run, start: Start) -> SavedModel:
     names = [section.slide_id for section in start.kept.sections]
     run.on_message(f"{len(new)} sections are added to the sums of {len(names)}, which are not read again")
     choice = GeneChoice.parse(start.saved.card.genes)
-    inputs = run.inputs(new, choice, calibrated=False)
-    found = fit_from_sums(inputs, start, run.on_message, run.on_progress)
+    with open_tasks(run.settings.workers, run.settings.scheduler, len(new)) as tasks:
+        inputs = run.inputs(new, choice, tasks, calibrated=False)
+        found = fit_from_sums(inputs, start, run.on_message, run.on_progress)
     if found.covered is not None and found.intervals is not None:
         share, n_spots = found.covered
         run.on_message(
@@ -481,7 +526,10 @@ def describe_training(samples: str | Path, store: str | Path, settings: TrainSet
     assert settings.preset is not None
     assert settings.genes is not None
     own = {"preset": describe_preset(settings.preset), "genes": describe_genes(settings.genes)}
-    return describe_settings(settings, **own) | describe_sections(samples, store, settings.selection)
+    made_with = describe_settings(settings, **own)
+    # Who works on the sections changes no bit, and models of earlier versions do not record it.
+    del made_with["workers"], made_with["scheduler"]
+    return made_with | describe_sections(samples, store, settings.selection)
 
 
 def _find_finished(
