@@ -80,7 +80,7 @@ _KEYS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or --anonymous for a public bucket",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING; "
     "--anonymous for a public container",
-    "hf": "check the name, and run `hf auth login` or set HF_TOKEN if the repository is private or gated",
+    "hf": "check the name, and run hf auth login or set HF_TOKEN if the repository is private or gated",
     "http": "it needs a password, a token or a signature, or the URL's has expired",
 }
 _AGAIN = "run the same command again, it goes on from here"
@@ -114,7 +114,7 @@ _ADVICE_OF = {
     "hf": {
         "RepoNotFound": _KEYS["hf"],
         "RevisionNotFound": "name a branch, a tag or a commit of the repository after the @",
-        "GatedRepo": "accept its terms on its page, then run `hf auth login` or set HF_TOKEN",
+        "GatedRepo": "accept its terms on its page, then run hf auth login or set HF_TOKEN",
     },
 }
 """The same, where another scheme than S3's needs other advice."""

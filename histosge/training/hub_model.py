@@ -68,12 +68,13 @@ def whole_model_folder(place: str | Path, files: tuple[str, ...], folder: str) -
     if not is_hub_place(place):
         return Path(place)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # re-exported without a list
 
-    class Bar(tqdm):  # type: ignore[misc]  # the client has no types
+    class Bar(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             # The client shows its bars also where nobody sees them, as in a job's log.
-            super().__init__(*args, **{**kwargs, "disable": not sys.stderr.isatty()})
+            kwargs["disable"] = not sys.stderr.isatty()
+            super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     hub = _HubModel.parse(place)
     # First: where the repository holds no model, the client would warn that nothing matches, and return an empty folder.

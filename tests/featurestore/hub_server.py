@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pytest
 
@@ -21,6 +21,7 @@ TOKEN = "hf_secret_token_of_a_user"
 COMMIT = "5" * 40
 LATER = "7" * 40
 BRANCH = "refs/pr/3"
+_ELSEWHERE = "/elsewhere/"
 
 
 @dataclass
@@ -37,10 +38,16 @@ class Hub:
         Answer everything so, if the status is not 200.
     failures
         Statuses that the next requests for files and listings get, first to last.
+    redirects
+        Send whoever reads a file to another host, as the hub does for large files.
+    has_ranges
+        Answer requests for a part with that part, not with the file.
     page
         Entries of a listing in one answer; the hub's own number is 1,000.
     requests
         Method and path of each request.
+    tokens, tokens_elsewhere
+        What was sent as ``Authorization``: here, and to the other host.
     """
 
     files: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
@@ -49,9 +56,12 @@ class Hub:
     code: str = ""
     message: str = ""
     failures: list[int] = field(default_factory=list)
+    redirects: bool = False
+    has_ranges: bool = True
     page: int = 1000
     requests: list[str] = field(default_factory=list)
     tokens: set[str | None] = field(default_factory=set)
+    tokens_elsewhere: set[str | None] = field(default_factory=set)
     url: str = ""
 
     def add(self, repository: str, path: str, data: bytes, commit: str = COMMIT) -> None:
@@ -74,6 +84,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, method: str) -> None:
         hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        if self.path.startswith(_ELSEWHERE):
+            hub.tokens_elsewhere.add(self.headers.get("Authorization"))
+            repository, commit, path = unquote(self.path.removeprefix(_ELSEWHERE)).split("|")
+            return self._file(hub.files[repository, commit], path, commit)
         hub.requests.append(f"{method} {unquote(self.path)}")
         hub.tokens.add(self.headers.get("Authorization"))
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -102,15 +116,25 @@ class _Handler(BaseHTTPRequestHandler):
         files = hub.files.get((repository, commit))
         if files is None:
             return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if what == "resolve" and hub.redirects and path in files:
+            # The same server by its other name, which is another host for the client.
+            host = hub.url.replace("127.0.0.1", "localhost")
+            return self._send(
+                302, b"", {"Location": f"{host}{_ELSEWHERE}{quote(f'{repository}|{commit}|{path}')}"}
+            )
         if what == "resolve":
             return self._file(files, path, commit)
         if what == "revision":
             return self._json({"id": repository.removeprefix("datasets/"), "sha": commit, "siblings": []})
         if what == "paths-info":
             wanted = parse_qs(body.decode())["paths"]
-            return self._json(
-                [entry for entry in _entries(files, "", recursive=True) if entry["path"] in wanted]
-            )
+            entries = _entries(files, "", recursive=True)
+            return self._json([entry for entry in entries if entry["path"] in wanted])
+        return self._tree(files, path, revision)
+
+    def _tree(self, files: dict[str, bytes], path: str, revision: str) -> None:
+        hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        parts = urlsplit(self.path)
         query = parse_qs(parts.query)
         found = _entries(files, path, recursive=query.get("recursive", [""])[0].lower() in ("true", "1"))
         if path and not found:
@@ -125,7 +149,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound", "Entry not found")
         data, status = files[path], 200
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": commit}
-        if wanted := self.headers.get("Range"):
+        hub: Hub = self.server.hub  # type: ignore[attr-defined]
+        if hub.has_ranges and (wanted := self.headers.get("Range")):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             start = int(first) if first else max(0, len(data) - int(last))
             if start >= len(data):

@@ -112,7 +112,9 @@ def test_each_block_is_one_request(hub: Hub) -> None:
     ("start", "end"),
     [(None, None), (3, 11), (7, None), (None, 5), (-13, None), (0, 1), (5, 10**6), (10**6, None)],
 )
-def test_a_part_of_a_file_is_that_part(hub: Hub, start: int | None, end: int | None) -> None:
+@pytest.mark.parametrize("answers", ["part", "whole file", "redirect"])
+def test_a_part_of_a_file_is_that_part(hub: Hub, start: int | None, end: int | None, answers: str) -> None:
+    hub.has_ranges, hub.redirects = answers != "whole file", answers == "redirect"
     data = bytes(range(101))
     hub.add("datasets/lab/cohort", "a file", data)
     fs, path = open_file_system(URL, schemes=["hf"])
@@ -123,7 +125,7 @@ def test_a_part_of_a_file_is_that_part(hub: Hub, start: int | None, end: int | N
 @pytest.mark.parametrize(
     ("url", "status", "code", "message"),
     [
-        ("hf://datasets/lab/gone", 200, "", r"404 RepoNotFound .*check the name, and run `hf auth login`"),
+        ("hf://datasets/lab/gone", 200, "", r"404 RepoNotFound .*check the name, and run hf auth login"),
         (f"hf://datasets/lab/gone@{COMMIT}", 200, "", "404 RepoNotFound"),
         (f"{URL}@v9", 200, "", r"404 RevisionNotFound .*name a branch, a tag or a commit"),
         (f"{URL}@{'1' * 40}", 200, "", "404 RevisionNotFound"),
@@ -217,6 +219,13 @@ def test_the_token_is_sent_where_access_is_not_anonymous(hub: Hub) -> None:
     with anonymous_access():
         Store.open(URL)
     assert hub.tokens == {None}
+
+
+def test_the_token_is_not_sent_on_to_another_host(hub: Hub, folder: Path) -> None:
+    hub.redirects = True
+    assert np.array_equal(_values(URL), _values(folder / "store"), equal_nan=True)
+    assert hub.tokens == {f"Bearer {TOKEN}"}
+    assert hub.tokens_elsewhere == {None}
 
 
 def test_nothing_is_written_to_the_hub(hub: Hub, tmp_path: Path) -> None:
