@@ -322,19 +322,27 @@ def embed(
     for result in results:
         console.record("slide", **asdict(result))
         out.print(f"{result.slide_id}: {_outcome(result)}", markup=False)
-    if dry_run and len(results) > 1:
-        out.print(
-            f"{len(results)} slides: {sum(r.patches for r in results)} patches in {sum(r.planned for r in results)} "
-            f"objects, {size(sum(r.bytes_to_store for r in results))} to store, "
-            f"{duration(sum(r.seconds for r in results))} on this device, one process",
-            markup=False,
-        )
+    if dry_run:
+        _print_plan(results, preview)
     failed = sum(result.state == "failed" for result in results)
     if failed:
         out.print(
             f"{failed} of {len(results)} slides failed; the others are complete. See: histosge ls {store}"
         )
         raise typer.Exit(1)
+
+
+def _print_plan(results: "list[SlideResult]", page: Path | None) -> None:
+    """Print what all slides of a dry run would take, and where their page is."""
+    if len(results) > 1:
+        out.print(
+            f"{len(results)} slides: {sum(r.patches for r in results)} patches in {sum(r.planned for r in results)} "
+            f"objects, {size(sum(r.bytes_to_store for r in results))} to store, "
+            f"{duration(sum(r.seconds for r in results))} on this device, one process",
+            markup=False,
+        )
+    if page is not None:
+        out.print(f"{page}/index.html: what would be embedded", markup=False)
 
 
 def _outcome(result: "SlideResult") -> str:
