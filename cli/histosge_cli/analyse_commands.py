@@ -525,6 +525,12 @@ def signatures(
         with _staged_folder(folder, overwrite=overwrite) as staged:
             assert staged is not None
             frame = write_signatures(maps, kept, staged)
+    if not as_json:
+        # Of a single slide the mean is 0 but for rounding, which would be printed as 3e-10; and -0 as "-0".
+        mean = frame["mean"].round(6)
+        frame = frame.with_columns(
+            mean.zip_with(mean != 0, mean.clear(len(mean)).fill_null(0.0)).alias("mean")
+        )
     _print_table(frame, as_json=as_json, out_file=None)
 
 

@@ -351,13 +351,8 @@ def embed(
     for result in results:
         console.record("slide", **asdict(result))
         out.print(f"{result.slide_id}: {_outcome(result)}", markup=False)
-    if dry_run and len(results) > 1:
-        out.print(
-            f"{len(results)} slides: {sum(r.patches for r in results)} patches in {sum(r.planned for r in results)} "
-            f"objects, {size(sum(r.bytes_to_store for r in results))} to store, "
-            f"{duration(sum(r.seconds for r in results))} on this device, one process",
-            markup=False,
-        )
+    if dry_run:
+        _print_plan(results, preview)
     _say_where_names_are(console, store, is_private=private and not dry_run)
     failed = sum(result.state == "failed" for result in results)
     if failed:
@@ -372,6 +367,19 @@ def _say_where_names_are(console: Console, store: str, *, is_private: bool) -> N
 
     if is_private and (names := Store.open(store).private_map):
         console.message(f"the store holds no file names; they are in {names.file}")
+
+
+def _print_plan(results: "list[SlideResult]", page: Path | None) -> None:
+    """Print what all slides of a dry run would take, and where their page is."""
+    if len(results) > 1:
+        out.print(
+            f"{len(results)} slides: {sum(r.patches for r in results)} patches in {sum(r.planned for r in results)} "
+            f"objects, {size(sum(r.bytes_to_store for r in results))} to store, "
+            f"{duration(sum(r.seconds for r in results))} on this device, one process",
+            markup=False,
+        )
+    if page is not None:
+        out.print(f"{page}/index.html: what would be embedded", markup=False)
 
 
 def _outcome(result: "SlideResult") -> str:

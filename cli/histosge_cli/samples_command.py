@@ -89,6 +89,10 @@ def samples(
     with staged_result(sheet, overwrite=overwrite) as staged:
         write_sheet(found, sheet, staged.path)
     todo = "nothing to do, " if staged.was_there else ""
-    donors = len({row.get("donor") or row["slide_id"] for row in found.rows})
+    # A slide without a donor counts as a donor of its own in a split, but it is not known to be one.
+    named = [row["donor"] for row in found.rows if row.get("donor")]
+    donors = f" of {len(set(named))} donors" if len(named) == len(found.rows) else ""
+    unnamed = len(found.rows) - len(named)
+    hint = f"; {unnamed} without a donor: fill in the column donor" if unnamed else ""
     skipped = f", {len(found.left_out)} left out" if found.left_out else ""
-    out.print(f"{sheet}: {todo}{len(found.rows)} slides of {donors} donors{skipped}", markup=False)
+    out.print(f"{sheet}: {todo}{len(found.rows)} slides{donors}{skipped}{hint}", markup=False)

@@ -24,6 +24,7 @@ def test_a_dry_run_writes_a_page_and_no_store(histosge: Histosge, world: Path, t
     sheet = next((world / "data").glob("*.csv"))
     ran = histosge("embed", sheet, tmp_path / "S", *options, "--dry-run", "--preview", tmp_path / "page")
     assert ran.code == 0
+    assert f"\n{tmp_path}/page/index.html: " in ran.out
     assert (tmp_path / "page/index.html").is_file()
     assert not (tmp_path / "S").exists()
 

@@ -12,6 +12,7 @@ from featurestore.errors import SampleSheetError
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.slides.sheet_listing import write_sheet
 from featurestore.slides.slide_tree import list_tree, unique_ids
+from histosge_cli import main
 
 
 def slide(path: Path, mpp: float = 0.5) -> Path:
@@ -113,6 +114,22 @@ def test_a_slide_without_a_scale_has_a_row_that_says_so(tmp_path: Path) -> None:
     Image.fromarray(painted(40, 30)).save(tmp_path / "A.png")
     (row,) = list_tree(tmp_path).rows
     assert row["known"] == "no mpp: fill in the column mpp, 40 x 30 px, png"
+
+
+def test_the_command_names_no_donors_that_nobody_gave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slide(tmp_path / "slides" / "A.tif")
+    slide(tmp_path / "slides" / "B.tif")
+    monkeypatch.setattr(
+        "sys.argv", ["histosge", "samples", str(tmp_path / "slides"), str(tmp_path / "sheet.csv")]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    assert not stopped.value.code
+    assert capsys.readouterr().out.endswith(
+        "sheet.csv: 2 slides; 2 without a donor: fill in the column donor\n"
+    )
 
 
 def test_a_folder_without_slides_is_refused(tmp_path: Path) -> None:

@@ -177,6 +177,27 @@ def test_files_that_are_no_gmt_are_one_line(tmp_path: Path, text: str, message: 
         read_gmt(tmp_path / "s.gmt")
 
 
+def test_the_printed_mean_of_a_signature_of_one_slide_is_0(
+    maps: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "analyse",
+        str(maps),
+        "signatures",
+        str(tmp_path / "scores"),
+        "--slide",
+        "B",
+        "--set",
+        "A=noise",
+        "--quiet",
+    ]
+    monkeypatch.setattr("sys.argv", ["histosge", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main.main()
+    assert not stopped.value.code
+    assert capsys.readouterr().out.splitlines()[1].split()[:4] == ["B", "A", "1", "0"]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
