@@ -193,7 +193,7 @@ def attainable(counts: Floats, depth: Floats, section: NDArray[np.int64]) -> flo
 
     Each bin's molecules are dealt into two parts by chance. The correlation r of log1p(CP10k) of the parts gives the
     reliability of the whole, 2 r / (1 + r) (Spearman 1910, Brown 1910), and its root is the correlation with the truth.
-    On synthetic bins of 10 to 1,000 counts it lay between 0.93 and 1.13 of that correlation: the logarithm is not linear.
+    On synthetic bins of 10 to 1,000 counts it lay between 0.85 and 1.13 of that correlation: the logarithm is not linear.
 
     Parameters
     ----------
