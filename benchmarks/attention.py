@@ -196,8 +196,8 @@ def _seconds_of_epoch(
     return time.perf_counter() - begun
 
 
-MEMORY = MadeCohort(sections=40, shape=(96, 96), dim=1536, spots=225, genes=30)
-"""28 MB of stored objects a section: a quarter of the sections fills the 256 MB of objects that training keeps, so that
+MEMORY = MadeCohort(sections=40, shape=(160, 160), dim=512, spots=225, genes=30)
+"""26 MB of stored objects a section: a quarter of the sections fills the 256 MB of objects that training keeps, so that
 this fixed cost stands on both sides."""
 
 

@@ -1,6 +1,6 @@
 """Every preset on donors that training has not seen: synthetic cohorts whose donors differ in picture and expression.
 
-    python benchmarks/donors.py [--quick] [--json FILE] [--seeds 0,1,2,3,4]
+    python benchmarks/donors.py [--quick] [--json FILE] [--seeds 0,1,2,3,4] [--stains]
 
 Leave-donor-out. A cohort has 8 donors with one section of 1.8 x 1.8 mm each; what a donor changes is drawn as
 `histosge.synthetic.donors` writes down (stain, scanner, tissue composition, levels of genes, depth). All 60 genes are
@@ -8,6 +8,8 @@ scored by the mean Pearson within sections, as they are and after depth is remov
 `morphology`. Seeds 0 to 4 give the figures and were not used while anything was developed; that was done on seeds
 from 100 on. The target is on the mean over encoders and cohorts. With --quick: `colour` alone, seed 0, five donors.
 Stores are kept under ``HISTOSGE_BENCH_CACHE`` where that is set.
+
+--stains: the same cohorts, encoded with `embed --stain none|macenko|reinhard`; ridge and `dense` alone.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import polars as pl
 from _common import Result, report
 
 from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.encoders.stain_normalisation import METHODS as STAINS
 from featurestore.grid import GridSpec
 from histosge.data.section_loading import Selection, load_sections
 from histosge.data.sections import Section
@@ -53,13 +56,15 @@ class Cohort:
     sections: tuple[Section, ...]
 
 
-def load(folder: Path, seed: int, encoders: Sequence[str], n_donors: int) -> list[Cohort]:
+def load(
+    folder: Path, seed: int, encoders: Sequence[str], n_donors: int, stain: str = "none"
+) -> list[Cohort]:
     """Make and embed a cohort."""
     # Sections of different cohorts share no seed.
     spec = SyntheticSpec(size_px=(SIDE_PX, SIDE_PX), seed=1000 * (seed + 1), programme_seed=seed)
     made = make_cohort(folder / f"cohort-{seed}-{n_donors}", spec, n_donors, donors_differ=True)
-    store = str(folder / f"store-{seed}-{n_donors}")
-    embed(str(made.sheet), store, EmbedSettings(encoders=tuple(encoders), spec=GRID))
+    store = str(folder / f"store-{seed}-{n_donors}{'' if stain == 'none' else f'-{stain}'}")
+    embed(str(made.sheet), store, EmbedSettings(encoders=tuple(encoders), spec=GRID, stain=stain))
     return [
         Cohort(
             seed,
@@ -97,16 +102,46 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small case")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="cohorts; from 100 on to develop")
+    parser.add_argument("--stains", action="store_true", help="what stain normalisation gives")
     asked = parser.parse_args()
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
-        report("donors", measure(Path(scratch), seeds, quick=asked.quick), asked)
+        measured = (measure_stains if asked.stains else measure)(Path(scratch), seeds, quick=asked.quick)
+        report("donors", measured, asked)
+
+
+def _sizes(quick: bool) -> tuple[Sequence[str], int]:
+    return (ENCODERS[:1], QUICK_DONORS) if quick else (ENCODERS, N_DONORS)
+
+
+def _folder(scratch: Path) -> Path:
+    return Path(os.environ.get("HISTOSGE_BENCH_CACHE", scratch)) / "donors"
+
+
+def measure_stains(scratch: Path, seeds: Sequence[int], *, quick: bool) -> list[Result]:
+    """Score ridge and `dense` on cohorts of these seeds, with and without stain normalisation."""
+    encoders, n_donors = _sizes(quick)
+    methods = [ModelMethod(find_estimator(name), name) for name in ("ridge", "dense")]
+    found = []
+    for stain in ("none", *STAINS):
+        tables = [
+            score(cohort, methods)
+            for seed in seeds[: 1 if quick else None]
+            for cohort in load(_folder(scratch), seed, encoders, n_donors, stain)
+        ]
+        table = pl.concat(tables)
+        for encoder in encoders:
+            for name in ("ridge", "dense", NOISE):
+                for metric, label in METRICS.items():
+                    value = _mean(table, encoder, name, metric)
+                    found.append(Result(f"{stain}, {encoder}, {name}: {label}", value))
+    return found
 
 
 def measure(scratch: Path, seeds: Sequence[int], *, quick: bool) -> list[Result]:
     """Score every preset on cohorts of these seeds; quick: on a smaller one of the first seed."""
-    encoders, n_donors = (ENCODERS[:1], QUICK_DONORS) if quick else (ENCODERS, N_DONORS)
-    folder = Path(os.environ.get("HISTOSGE_BENCH_CACHE", scratch)) / "donors"
+    encoders, n_donors = _sizes(quick)
+    folder = _folder(scratch)
     tables, methods = [], presets()
     for seed in seeds[: 1 if quick else None]:
         tables += [score(cohort, methods) for cohort in load(folder, seed, encoders, n_donors)]

@@ -43,7 +43,9 @@ def main() -> None:
             (folder / f"slide{i:05}.tif").hardlink_to(slide)
         (folder / "cohort.csv").write_text("slide\n" + "".join(f"slide{i:05}.tif\n" for i in range(SLIDES)))
         catalogue_s, samples = timed(read_samples, str(folder / "cohort.csv"))
-        settings = EmbedSettings(("colour",), GridSpec(0.5, 32, 32), block_shape=(4, 4))
+        settings = EmbedSettings(
+            ("colour",), GridSpec(0.5, 32, 32), block_shape=(4, 4), allow_duplicates=True
+        )
         encoder_s, vectors = _encoding(settings)
         with local_client(WORKERS) as client:
             client.wait_for_workers(WORKERS)

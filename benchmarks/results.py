@@ -17,6 +17,7 @@ Parts
     codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
     pipeline  part of `python benchmarks/embedding.py`: the pipeline without a network beside bare decoding; 3 minutes
     donors    `python benchmarks/donors.py`: every preset on synthetic donors that training has not seen; about 20 minutes
+    stains    `python benchmarks/donors.py --stains`: the first two cohorts with and without stain normalisation
     trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
@@ -53,6 +54,8 @@ PAGES = ("README.md", "docs/results.md", "docs/morphology.md")
 ENCODERS = ("morphology", "colour")
 METRICS = ("pearson_mean", "pearson_depth_adjusted", "mse")
 GENES, SEEDS = 250, 3
+STAIN_SEEDS = donors.SEEDS[:2]
+"""Each is three times the work of another cohort."""
 
 Values = dict[str, float]
 Record = Mapping[str, Mapping[str, Any]]
@@ -138,6 +141,11 @@ def run_the_ideas(folder: Path, quick: bool) -> Values:
 def run_the_donors(folder: Path, quick: bool) -> Values:
     """Score every preset on synthetic donors that training has not seen."""
     return {result.what: result.value for result in donors.measure(folder, donors.SEEDS, quick=quick)}
+
+
+def run_the_stains(folder: Path, quick: bool) -> Values:
+    """Score ridge and `dense` on synthetic donors with and without stain normalisation."""
+    return {result.what: result.value for result in donors.measure_stains(folder, STAIN_SEEDS, quick=quick)}
 
 
 def run_the_trust(folder: Path, quick: bool) -> Values:
@@ -228,6 +236,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "codings": run_the_codings,
     "pipeline": run_the_pipeline,
     "donors": run_the_donors,
+    "stains": run_the_stains,
     "trust": run_the_trust,
     "paper": run_the_paper,
 }
@@ -528,6 +537,24 @@ def donors_block(record: Record) -> str:
     return "\n".join([*lines, "", gain, "", _source(record, "donors")])
 
 
+def stains_block(record: Record) -> str:
+    """Donors that training has not seen, with and without stain normalisation."""
+    value = record["stains"]["values"]
+    columns = [(encoder, preset) for encoder in donors.ENCODERS for preset in ("ridge", "dense")]
+    lines = [
+        "| Pearson / depth-adjusted | " + " | ".join(f"`{one}` on `{on}`" for on, one in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for stain in ("none", *donors.STAINS):
+        cells = [
+            f"{value[f'{stain}, {encoder}, {preset}: Pearson']:z.3f} / "
+            f"{value[f'{stain}, {encoder}, {preset}: after depth']:z.3f}"
+            for encoder, preset in columns
+        ]
+        lines.append(f"| `--stain {stain}` | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(record, "stains")])
+
+
 _IDEAS = tuple(
     f"{prefix}{name}"
     for prefix in ideas.CHOICES
@@ -615,6 +642,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "pipeline": (("pipeline",), pipeline_block),
     "gpu": (("gpu",), gpu_block),
     "donors": (("donors",), donors_block),
+    "stains": (("stains",), stains_block),
     "trust": (("trust",), trust_block),
     "targets": ((), targets_block),
 }

@@ -34,6 +34,8 @@ _SECRET_VARIABLES = (
     "AZURE_STORAGE_CLIENT_SECRET",
     "AZURE_CLIENT_SECRET",
     "AZURE_STORAGE_SAS_TOKEN",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
 )
 # Shorter values are placeholders ("x", "test"), which would be cut out of ordinary words.
 _SHORTEST_SECRET = 8

@@ -7,7 +7,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import PurePath
@@ -17,12 +17,17 @@ import fsspec
 
 from featurestore.credentials import strip_credentials
 from featurestore.errors import StoreError
+from featurestore.object_stores.hub_place import SCHEME as HUB
+from featurestore.object_stores.hub_place import HubPlace
+from featurestore.server_errors import access_as_error
 
 PathOrUrl = str | os.PathLike[str]
 """A folder or file of this machine, or a URL as a string."""
 
 SCHEMES = ("file", "s3", "gs", "az", "http", "https")
 """Of the URLs of slides, stores and tables. fsspec knows some thirty more, of which some run code that they name."""
+STORE_SCHEMES = (*SCHEMES, "hf")
+"""Of stores that the user names. Nothing that a store or a sheet names is opened on the hub: its token is a person's."""
 _IN_PROCESS = "memory"
 """Also allowed, and not advertised: it holds what this process itself put there, and so nothing that a URL from elsewhere
 could reach. Tests keep stores in it."""
@@ -33,7 +38,13 @@ S3_MAX_KEY_BYTES = 1024
 """S3's own limit of an object's name. Servers answer longer ones in ways that clients repeat for ever."""
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure"}
 # Each library has its own word for it.
-_ANONYMOUS: dict[str, dict[str, Any]] = {"s3": {"anon": True}, "gs": {"token": "anon"}, "az": {"anon": True}}
+_ANONYMOUS: dict[str, dict[str, Any]] = {
+    "s3": {"anon": True},
+    "gs": {"token": "anon"},
+    "az": {"anon": True},
+    "hf": {"token": False},
+}
+HUB_ENDPOINT = "https://huggingface.co"
 ENV_ANONYMOUS = "HISTOSGE_ANONYMOUS"
 ENV_SIGNED = "HISTOSGE_SIGNED"
 
@@ -52,8 +63,8 @@ def as_url(place: PathOrUrl) -> str:
     return url
 
 
-def check_url(url: str) -> None:
-    """Refuse a URL whose scheme is none of `SCHEMES`, wherever it was taken from: an argument, a sheet, a store.
+def check_url(url: str, schemes: Collection[str] = SCHEMES) -> None:
+    """Refuse a URL whose scheme is none of those allowed, wherever it was taken from: an argument, a sheet, a store.
 
     Raises
     ------
@@ -64,15 +75,45 @@ def check_url(url: str) -> None:
     if not found:
         return  # a path of this machine; what fsspec would make of "zip::" in it plays no part
     label = strip_credentials(url)
-    if scheme not in (*SCHEMES, _IN_PROCESS) or "::" in url:
+    if scheme not in (*schemes, _IN_PROCESS) or "::" in url:
         raise StoreError(
-            f"{label} is not opened: a URL begins with one of {', '.join(f'{name}://' for name in SCHEMES)}"
+            f"{label} is not opened: a URL begins with one of {', '.join(f'{name}://' for name in schemes)}"
         )
     key = rest.partition("?")[0].partition("/")[2]
     if scheme == "s3" and len(key.encode()) > S3_MAX_KEY_BYTES:
         raise StoreError(
             f"{label[:80]}... cannot be on S3: its name has {len(key.encode())} bytes, S3 takes {S3_MAX_KEY_BYTES}"
         )
+
+
+def fixed_url(place: PathOrUrl) -> str:
+    """Return the URL of content that does not change: of a store on the hub, with the commit in place of the revision.
+
+    Parts of a run, also in other processes, then read the same commit where a branch is pushed to. Other URLs stay.
+
+    Raises
+    ------
+    StoreError
+        If it is on the hub, and no repository of data.
+    AccessError
+        If the hub refuses, or has no such repository or revision.
+    """
+    url = as_url(place)
+    if not url.startswith(HUB):
+        return url
+    hub = _hub_place(url)
+    if hub.is_fixed:
+        return hub.url
+    label = strip_credentials(url)
+    with access_as_error(label, url, is_anonymous=is_anonymous(url)):
+        return hub.at(_open_cloud("hf", storage_options(url)).commit_of(hub)).url
+
+
+def _hub_place(url: str) -> HubPlace:
+    try:
+        return HubPlace.parse(url)
+    except ValueError as error:
+        raise StoreError(f"{strip_credentials(url)[:200]} is not opened: {error}") from error
 
 
 @contextmanager
@@ -138,16 +179,21 @@ def storage_options(url: str) -> dict[str, Any]:
             "connect_timeout": 10,
             "read_timeout": 60,
         }
+    if scheme == "hf":
+        # Read here, as the client reads it once, when it is imported.
+        options = {"endpoint": os.environ.get("HF_ENDPOINT") or HUB_ENDPOINT}
     if is_anonymous(url):
         options |= _ANONYMOUS.get(scheme, {})
     return options
 
 
-def open_file_system(url: str, **options: Any) -> tuple[Any, str]:
+def open_file_system(url: str, *, schemes: Collection[str] = SCHEMES, **options: Any) -> tuple[Any, str]:
     """Return the fsspec file system of a URL and the path in it: the only place where one is made.
 
     Parameters
     ----------
+    schemes
+        Of URLs that may be opened.
     options
         For fsspec, beside `storage_options`.
 
@@ -156,7 +202,7 @@ def open_file_system(url: str, **options: Any) -> tuple[Any, str]:
     StoreError
         If the scheme is not allowed, or needs a package that is not installed.
     """
-    check_url(url)
+    check_url(url, schemes)
     label = strip_credentials(url)
     scheme = url.partition("://")[0]
     try:
@@ -167,12 +213,17 @@ def open_file_system(url: str, **options: Any) -> tuple[Any, str]:
         if scheme in ("gs", "az"):
             fs = _open_cloud(scheme, storage_options(url) | options)
             return fs, url.partition("://")[2].rstrip("/")
+        if scheme == "hf":
+            place = _hub_place(fixed_url(url))
+            return _open_cloud(scheme, storage_options(url) | options), place.path
         fs, path = fsspec.core.url_to_fs(url, **storage_options(url), **options)
     except ImportError as error:
         extra = _EXTRAS.get(scheme, "s3")
         raise StoreError(
             f"{label} needs an extra package ({error}); install it with: pip install 'histosge[{extra}]'"
         ) from error
+    except StoreError:
+        raise
     except ValueError as error:
         raise StoreError(f"{label} cannot be opened: {error}") from error
     if url.startswith("s3://"):
@@ -186,6 +237,10 @@ def _open_cloud(scheme: str, options: dict[str, Any]) -> Any:
         from featurestore.object_stores.gcs import GoogleStorage
 
         return GoogleStorage(**options)
+    if scheme == "hf":
+        from featurestore.object_stores.hub import open_hub
+
+        return open_hub(**options)
     from featurestore.object_stores.azure import open_azure
 
     return open_azure(**options)

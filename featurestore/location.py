@@ -1,4 +1,4 @@
-"""Where a store is: a folder of this machine, or a URL of one of `SCHEMES`.
+"""Where a store is: a folder of this machine, or a URL of one of `STORE_SCHEMES`.
 
 All handles of file systems and zarr stores are made here, so credentials, listing caches, atomic writes and what a
 server refuses are handled once. Nothing here knows what the store holds.
@@ -12,6 +12,7 @@ import errno
 import json
 import stat
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +23,17 @@ from typing import TYPE_CHECKING, Any
 from featurestore.credentials import strip_credentials
 from featurestore.documents import DocumentError, check_file, parse_json
 from featurestore.errors import StoreError
+from featurestore.file_systems import (
+    SCHEMES,
+    STORE_SCHEMES,
+    check_url,
+    fixed_url,
+    is_anonymous,
+    open_file_system,
+)
 from featurestore.file_systems import PathOrUrl as PathOrUrl
 from featurestore.file_systems import as_url as as_url
-from featurestore.file_systems import check_url, is_anonymous, open_file_system
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.server_errors import ABSENT, access_as_error
 from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 
@@ -78,12 +87,20 @@ class Location:
     ----------
     url
         A folder, or a URL. Credentials come from the environment or the profile, not from here.
+    schemes
+        Of URLs that may be opened: more for a store that the user names (`store_location`) than for what files name.
     """
 
     url: str
+    schemes: Collection[str]
 
-    def __init__(self, url: PathOrUrl) -> None:
+    def __init__(self, url: PathOrUrl, schemes: Collection[str] = SCHEMES) -> None:
         object.__setattr__(self, "url", as_url(url))
+        object.__setattr__(self, "schemes", tuple(schemes))
+
+    def below(self, relative: str) -> "Location":
+        """Return a folder of this location."""
+        return Location(f"{self.url.rstrip('/')}/{relative}", self.schemes)
 
     @property
     def label(self) -> str:
@@ -97,7 +114,7 @@ class Location:
 
     @cached_property
     def _fs_root(self) -> tuple[Any, str]:
-        fs, root = open_file_system(self.url)
+        fs, root = open_file_system(self.url, schemes=self.schemes)
         return fs, root.rstrip("/")
 
     def _access(self, relative: str, what: str = "cannot be read") -> AbstractContextManager[None]:
@@ -121,7 +138,8 @@ class Location:
             return CheckedStore(LocalStore(self._fs_root[1], read_only=read_only), self.label)
         from featurestore.remote_zarr import RemoteZarrStore
 
-        return CheckedStore(RemoteZarrStore.open_url(self.url, read_only=read_only), self.label)
+        store = RemoteZarrStore.open_url(self.url, read_only=read_only, schemes=self.schemes)
+        return CheckedStore(store, self.label)
 
     def path(self, relative: str) -> str:
         """Return the full path of something below the root, as its file system takes it."""
@@ -129,7 +147,7 @@ class Location:
         if not relative:
             return root
         if not self.is_local:
-            check_url(f"{self.url.rstrip('/')}/{relative}")
+            check_url(f"{self.url.rstrip('/')}/{relative}", self.schemes)
         return f"{root}/{relative}"
 
     def exists(self, relative: str = "") -> bool:
@@ -275,3 +293,23 @@ class Location:
                     file.unlink()
                     swept += 1
         return swept
+
+
+def store_location(url: PathOrUrl, *, writable: bool = False) -> Location:
+    """Return the location of a store that the user names, also on the hub: there it is that of one commit.
+
+    Parameters
+    ----------
+    writable
+        Whether it is going to be written.
+
+    Raises
+    ------
+    StoreError
+        If it is on the hub and to be written, or names no repository of data there.
+    AccessError
+        If the hub refuses, or has no such repository or revision.
+    """
+    if writable:
+        check_writable(url)
+    return Location(fixed_url(url), STORE_SCHEMES)

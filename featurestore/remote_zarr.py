@@ -5,7 +5,7 @@ is not there and of refused requests over http, too: blocks would read as NaN.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import AbstractContextManager, suppress
 from typing import Self
 
@@ -15,7 +15,7 @@ from zarr.storage import FsspecStore
 from zarr.storage._fsspec import _make_async
 
 from featurestore.credentials import strip_credentials
-from featurestore.file_systems import check_url, is_anonymous, open_file_system
+from featurestore.file_systems import SCHEMES, check_url, is_anonymous, open_file_system
 from featurestore.server_errors import ABSENT, access_as_error
 
 
@@ -23,28 +23,29 @@ class RemoteZarrStore(FsspecStore):
     """`zarr.storage.FsspecStore`, opened by `open_url`."""
 
     url = ""
+    schemes: Collection[str] = SCHEMES
 
     @classmethod
-    def open_url(cls, url: str, *, read_only: bool) -> Self:
-        """Open a URL as a zarr store."""
+    def open_url(cls, url: str, *, read_only: bool, schemes: Collection[str] = SCHEMES) -> Self:
+        """Open a URL, of one of these schemes, as a zarr store."""
         # Asynchronous: zarr calls the file system from an event loop of its own.
-        fs, path = open_file_system(url, asynchronous=True)
+        fs, path = open_file_system(url, schemes=schemes, asynchronous=True)
         # No exception is allowed below this class: each has to be looked at.
         store = cls(
             fs if fs.async_impl else _make_async(fs), read_only, path.rstrip("/"), allowed_exceptions=()
         )
-        store.url = url
+        store.url, store.schemes = url, schemes
         return store
 
     def with_read_only(self, read_only: bool = False) -> Self:
         """Return the same store with another mode."""
         store = type(self)(self.fs, read_only, self.path, self.allowed_exceptions)
-        store.url = self.url
+        store.url, store.schemes = self.url, self.schemes
         return store
 
     def _access(self, key: str, what: str = "cannot be read") -> AbstractContextManager[None]:
         url = f"{self.url.rstrip('/')}/{key}"
-        check_url(url)  # a name may be too long
+        check_url(url, self.schemes)  # a name may be too long
         label = strip_credentials(url)
         return access_as_error(label, self.url, what, is_anonymous=is_anonymous(self.url))
 

@@ -30,6 +30,7 @@ _REPLY_ERRORS = (OSError, ValueError, LookupError, RuntimeError, TypeError, Attr
 ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 """What `access_as_error` lets through: no object has that name."""
 _GONE = (404, 410)
+_TOO_MANY = 429
 _GONE_CODES = ("404", "NoSuchKey", "NoSuchVersion", "BlobNotFound")
 _NO_CREDENTIALS = (
     "NoCredentialsError",
@@ -79,6 +80,7 @@ _KEYS = {
     "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or --anonymous for a public bucket",
     "az": "set AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or AZURE_STORAGE_CONNECTION_STRING; "
     "--anonymous for a public container",
+    "hf": "check the name, and run `hf auth login` or set HF_TOKEN if the repository is private or gated",
     "http": "it needs a password, a token or a signature, or the URL's has expired",
 }
 _AGAIN = "run the same command again, it goes on from here"
@@ -109,6 +111,11 @@ _NO_CONTAINER = "check the container's name and the storage account's, or make t
 _ADVICE_OF = {
     "gs": {"NoSuchBucket": "check the bucket's name, or make the bucket first"},
     "az": dict.fromkeys(("NoSuchBucket", "ContainerNotFound"), _NO_CONTAINER),
+    "hf": {
+        "RepoNotFound": _KEYS["hf"],
+        "RevisionNotFound": "name a branch, a tag or a commit of the repository after the @",
+        "GatedRepo": "accept its terms on its page, then run `hf auth login` or set HF_TOKEN",
+    },
 }
 """The same, where another scheme than S3's needs other advice."""
 
@@ -155,7 +162,7 @@ def is_transient(error: BaseException) -> bool:
     code, _, status = _reply(error)
     if code in _FULL or status == 507:
         return False
-    return code in _BUSY or (status or 0) >= 500 or _is_unreachable(error)
+    return code in _BUSY or (status or 0) >= 500 or status == _TOO_MANY or _is_unreachable(error)
 
 
 @contextmanager
@@ -281,9 +288,9 @@ def _advice(error: BaseException, url: str, *, is_anonymous: bool) -> str:
         return _KEYS[scheme]
     if status == 507 or getattr(error, "errno", None) == errno.ENOSPC:
         return _MAKE_ROOM
-    if (status or 0) >= 500:
+    if (status or 0) >= 500 or status == _TOO_MANY:
         return _AGAIN
     if _is_unreachable(error):
-        where = "AWS_ENDPOINT_URL" if scheme == "s3" else "the address"
+        where = {"s3": "AWS_ENDPOINT_URL", "hf": "HF_ENDPOINT"}.get(scheme, "the address")
         return f"check {where} and the network, then {_AGAIN}"
     return ""

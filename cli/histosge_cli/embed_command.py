@@ -207,6 +207,22 @@ def embed(
             "--retry-failed", help="Compute blocks with failed patches again.", rich_help_panel=OUTPUT
         ),
     ] = False,
+    private: Annotated[
+        bool,
+        typer.Option(
+            "--private",
+            help="Keep file names and paths out of the store; a list of them stays on this machine.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    allow_duplicates: Annotated[
+        bool,
+        typer.Option(
+            "--allow-duplicates",
+            help="Embed a slide also if the store or an earlier row has the same file under another id.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -282,6 +298,8 @@ def embed(
         retry_failed=retry_failed,
         weights=weights_option(weights or [], keys),
         store_as=store_as,
+        private=private,
+        allow_duplicates=allow_duplicates,
     )
     for remark in scale_remarks(keys, spec):
         console.message(remark)
@@ -324,6 +342,7 @@ def embed(
         out.print(f"{result.slide_id}: {_outcome(result)}", markup=False)
     if dry_run:
         _print_plan(results, preview)
+    _say_where_names_are(console, store, is_private=private and not dry_run)
     failed = sum(result.state == "failed" for result in results)
     if failed:
         out.print(
@@ -343,6 +362,13 @@ def _print_plan(results: "list[SlideResult]", page: Path | None) -> None:
         )
     if page is not None:
         out.print(f"{page}/index.html: what would be embedded", markup=False)
+
+
+def _say_where_names_are(console: Console, store: str, *, is_private: bool) -> None:
+    from featurestore.storage.store import Store
+
+    if is_private and (names := Store.open(store).private_map):
+        console.message(f"the store holds no file names; they are in {names.file}")
 
 
 def _outcome(result: "SlideResult") -> str:

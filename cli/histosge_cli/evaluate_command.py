@@ -151,6 +151,15 @@ def evaluate(
             rich_help_panel=DATA,
         ),
     ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            "--at",
+            metavar="UM",
+            help="Score maps at measured bins of this side in µm, too (Visium HD, Xenium), such as 8.",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     force: Force = False,
     grid: Grid = None,
@@ -197,6 +206,7 @@ def evaluate(
         selection=Selection(grid),
         encoders=tuple(encoder or ()),
         annotation=annotation,
+        at_um=at,
     )
     with console.steps("fits") as on_progress:
         scores = run(

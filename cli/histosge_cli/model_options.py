@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,16 +30,20 @@ EncoderKey = Annotated[
         "--encoder", metavar="K", help="Needed when the store holds several encoders.", rich_help_panel=DATA
     ),
 ]
-Genes = Annotated[
-    str,
-    typer.Option(
+
+
+def genes_option(note: str = "") -> Any:
+    """Return the option ``--genes``, with a note at the end of its help."""
+    return typer.Option(
         "--genes",
         metavar="GENES",
         help="N: the N most variable genes; seurat_v3:N: by excess over the mean's trend; all; N+A,B: the N and the "
-        "named ones; or a file, one gene a line.",
+        "named ones; or a file, one gene a line." + note,
         rich_help_panel=DATA,
-    ),
-]
+    )
+
+
+Genes = Annotated[str, genes_option()]
 Epochs = Annotated[
     int | None,
     typer.Option(

@@ -14,6 +14,7 @@ from typing import TypeVar
 import typer
 
 from featurestore.errors import OutputError, StoreError
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.whole_file import check_output
 
 Place = TypeVar("Place", str, Path)
@@ -67,9 +68,9 @@ def model_place(context: typer.Context, value: str) -> str:
     return _checked_kind(context, readable_place(value) or value, kinds)
 
 
-def earlier_model(context: typer.Context, value: Path | None) -> Path | None:
+def earlier_model(context: typer.Context, value: str | None) -> str | None:
     """Refuse a file or a store where an option names a trained model."""
-    return None if value is None else Path(model_place(context, str(value)))
+    return None if value is None else model_place(context, value)
 
 
 def new_store(context: typer.Context, value: str) -> str:
@@ -121,6 +122,7 @@ def output_file(value: Place | None) -> Place | None:
     """Refuse a place where no file can be written."""
     if value is not None:
         text = _checked_name(value)
+        check_writable(text)
         # A Path has lost the second slash of a URL; such outputs are refused by the functions, with what to do.
         if ":/" not in text:
             check_output(text)
@@ -131,6 +133,7 @@ def output_folder(value: Place | None) -> Place | None:
     """Refuse a place where no folder can be made; a URL is left to the store behind it."""
     if value is not None:
         text = _checked_name(value)
+        check_writable(text)
         if ":/" not in text:
             check_output(text, folder=True)
     return value
@@ -140,6 +143,7 @@ def output_place(value: Place | None) -> Place | None:
     """Refuse a place where neither a file nor a folder can be written: which of them it is depends on the format."""
     if value is not None:
         text = _checked_name(value)
+        check_writable(text)
         if ":/" not in text:
             _refuse_special(text)
             check_output(text, folder=Path(text).is_dir())

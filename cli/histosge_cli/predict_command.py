@@ -1,7 +1,7 @@
 """The command that predicts maps of gene expression."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,7 +28,7 @@ from histosge_cli.worker_count import worker_count
 
 if TYPE_CHECKING:
     from histosge.data.expression.loaded_expression import SlideFrame
-    from histosge.prediction.predict import PredictResult
+    from histosge.prediction.slide_prediction import PredictResult
 
 
 def register(app: typer.Typer) -> None:
@@ -105,7 +105,7 @@ def predict(
         str | None,
         typer.Option(
             metavar="N|auto",
-            help="Processes that share several slides out among themselves; auto: one per core.",
+            help="Processes that share the blocks of all slides out among themselves; auto: one per core.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -134,11 +134,7 @@ def predict(
     from histosge.prediction.predict import predict as run
 
     console = Console(quiet, log)
-    processes = worker_count(workers)
-    if processes is not None and scheduler is not None:
-        raise ModelError(
-            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
-        )
+    processes = _processes(workers, scheduler)
     find_own_class(preset)
     # Before anything is predicted: a store of a thousand slides takes hours.
     for option, value in (("--h5ad", h5ad), ("--cells", cells)):
@@ -176,22 +172,58 @@ def predict(
             on_progress=bars.update,
             on_message=console.message,
         )
+    _print_results(console, results)
+    if h5ad is not None:
+        _write_table(console, out_store, results[0], h5ad, cells, frame, overwrite=overwrite, force=force)
+    failed = sum(bool(result.failed) for result in results)
+    if failed and report is not None:
+        # A page records its slides, and is not made again for the same: it must not be missing some of them.
+        console.message(f"{report} is written once all slides are predicted; {failed} failed")
+    elif report is not None:
+        _write_report(out_store, results, model, preset, report, made_with, names)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _processes(workers: str | None, scheduler: str | None) -> int | Literal["auto"] | None:
+    from histosge.errors import ModelError
+
+    processes = worker_count(workers)
+    if processes is not None and scheduler is not None:
+        raise ModelError(
+            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
+        )
+    return processes
+
+
+def _print_results(console: Console, results: "list[PredictResult]") -> None:
     for result in results:
         console.record("slide", **vars(result))
+        if result.failed:
+            out.print(f"{result.slide_id}: failed: {result.failed}", markup=False)
+            continue
         # The same again, finished, is no error: it says so, and exits with 0.
         todo = (
             f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
         )
         out.print(f"{result.slide_id}: {todo}, {result.patches} patches", markup=False)
-    if h5ad is not None:
-        _write_table(console, out_store, results[0], h5ad, cells, frame, overwrite=overwrite, force=force)
-    if report is not None:
-        from histosge.prediction.report import write_prediction_report
-        from histosge.training.saved_model import load_model
 
-        shown = [(result.slide_id, result.grid_key) for result in results]
-        write_prediction_report(out_store, shown, load_model(model, preset), report, made_with, names)
-        out.print(str(report), markup=False)
+
+def _write_report(
+    out_store: str,
+    results: "list[PredictResult]",
+    model: str,
+    preset: str | None,
+    report: Path,
+    made_with: dict[str, Any],
+    names: list[str],
+) -> None:
+    from histosge.prediction.report import write_prediction_report
+    from histosge.training.saved_model import load_model
+
+    shown = [(result.slide_id, result.grid_key) for result in results]
+    write_prediction_report(out_store, shown, load_model(model, preset), report, made_with, names)
+    out.print(str(report), markup=False)
 
 
 def _cells_place(out_store: str, slide_id: str) -> Path:

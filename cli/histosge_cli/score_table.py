@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from histosge.evaluation.bin_report import bin_header, bin_rows
 from histosge.evaluation.results import NOISE, NOISE_LIMIT, Scores
 from histosge_cli.console import out, table
 
@@ -44,6 +45,11 @@ def print_scores(scores: Scores) -> None:
         table(
             ["domains from", "ARI", "NMI"],
             [[name, f"{ari:z.3f} ± {sd:.3f}", f"{nmi:z.3f}"] for name, ari, sd, nmi in means],
+        )
+    if scores.bins is not None:
+        table(
+            [f"at bins of {scores.bins.side_um:g} µm", *bin_header(scores)],
+            [list(row) for row in bin_rows(scores)],
         )
     for sentence in scores.left_out:
         out.print(f"note: {sentence}", markup=False)

@@ -10,14 +10,15 @@ from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
     DATA,
     OUTPUT,
+    RUN,
     TRAINING,
     Epochs,
     Force,
-    Genes,
     Grid,
     Page,
     SamplesArg,
     find_own_class,
+    genes_option,
 )
 from histosge_cli.places import (
     earlier_model,
@@ -25,6 +26,7 @@ from histosge_cli.places import (
 )
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.shared_options import Log, Overwrite, Quiet, StoreArg
+from histosge_cli.worker_count import worker_count
 
 
 def register(app: typer.Typer) -> None:
@@ -44,14 +46,12 @@ def train(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", callback=new_model, help="Folder to write the model to.")
     ],
+    # Without a default of their own: --from takes those of its model.
     preset: Annotated[
-        str,
-        typer.Option(
-            metavar="P",
-            rich_help_panel=TRAINING,
-        ),
-    ] = "dense",
-    genes: Genes = "1000",
+        str | None,
+        typer.Option(metavar="P", rich_help_panel=TRAINING),
+    ] = None,
+    genes: Annotated[str | None, genes_option(" 1000 unless given.")] = None,
     epochs: Epochs = None,
     seed: Annotated[
         int,
@@ -74,12 +74,13 @@ def train(
         ),
     ] = False,
     start_from: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--from",
             metavar="MODEL",
             callback=earlier_model,
-            help="Add the sheet's new sections to the sums of this model (dense, ridge); its own are not read again.",
+            help="Add the sheet's new sections to the sums of this model (dense, ridge; a folder or hf://OWNER/NAME); its "
+            "own are not read again.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
@@ -99,6 +100,23 @@ def train(
             rich_help_panel=TRAINING,
         ),
     ] = "auto",
+    workers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Stream the sections, and share them out among processes (dense, ridge); auto: one per core.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Instead, the workers of a running dask cluster, such as tcp://host:8786; they see the same store and "
+            "expression files.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     force: Force = False,
     report: Page = None,
     overwrite: Overwrite = False,
@@ -125,6 +143,7 @@ def train(
     from featurestore.events import Progress
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
+    from histosge.errors import ModelError
     from histosge.training.processes import is_first_process
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
@@ -138,7 +157,22 @@ def train(
     # Each once: an average of a model with itself is that model.
     first, *others = dict.fromkeys(encoder) if encoder else (None,)
     selection = Selection(grid, first, tuple(name for name in others if name is not None))
-    settings = TrainSettings(preset, genes, epochs, seed, selection, loss=loss, stains=stains)
+    processes = worker_count(workers)
+    if processes is not None and scheduler is not None:
+        raise ModelError(
+            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
+        )
+    settings = TrainSettings(
+        preset,
+        genes,
+        epochs,
+        seed,
+        selection,
+        loss=loss,
+        stains=stains,
+        workers=processes,
+        scheduler=scheduler,
+    )
     with resumable(), console.bars("sections and passes") as bars:
 
         def on_progress(progress: Progress) -> None:

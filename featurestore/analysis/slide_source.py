@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featurestore.blocks import Block
 from featurestore.errors import AmbiguousSelectionError, StoreError
+from featurestore.file_systems import fixed_url
 from featurestore.grid import PatchGrid
 from featurestore.location import PathOrUrl, as_url
 from featurestore.storage.block_array import BlockArray
@@ -143,7 +144,7 @@ class EmbeddingSource:
 
     def __reduce__(self) -> tuple[type["EmbeddingSource"], tuple[object, ...]]:
         # Without what is open: file systems and event loops belong to their process.
-        return EmbeddingSource, (self._url, self._slides, self._grid, self._encoder)
+        return EmbeddingSource, (fixed_url(self._url), self._slides, self._grid, self._encoder)
 
     @cached_property
     def _store(self) -> tuple[Store, Any]:

@@ -158,7 +158,7 @@ def embed_blocks(
             n_objects += arrays[key].n_groups
             n_bytes += arrays[key].n_groups * math.prod(arrays[key].object_shape) * values.itemsize
             with clocks.writing.running():
-                _commit(store, arrays[key], stored, computed.block, key, values, failed)
+                _commit(store, arrays[key], stored, computed.block, key, values, failed, slide.source)
             if retried and not failed:
                 store.location.remove(failure_path(slide_id, grid.spec.key, key, computed.block.index))
         return replace(computed.result(), costs=clocks.take(computed.patches, n_bytes, n_objects))
@@ -301,6 +301,7 @@ def _commit(
     key: str,
     values: NDArray[np.float16],
     failures: Sequence[PatchFailure],
+    source: str,
 ) -> None:
     path = failure_path(stored.slide_id, stored.grid.spec.key, key, block.index)
     if failures:
@@ -312,6 +313,7 @@ def _commit(
                 "patches": [[row, col] for row, col, _ in failures],
                 "reason": failures[0][2],
             },
+            [source],
         )
     array.write(block, values)
 

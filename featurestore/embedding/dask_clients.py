@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -108,10 +108,21 @@ def local_client(
         # A nanny sets them in this process, too, where they would stay.
         _restored_environment(thread_limits),
         dask.config.set(settings),
-        SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50) as cluster,
+        _closed_at_end(SpecCluster(workers=specs, scheduler=scheduler, silence_logs=50)) as cluster,
         Client(cluster) as client,
     ):
         yield client
+
+
+@contextmanager
+def _closed_at_end(cluster: SpecCluster) -> Iterator[SpecCluster]:
+    try:
+        yield cluster.__enter__()
+    finally:
+        # Not by its own `__exit__`, which raises where a worker takes longer to end than the few seconds that dask waits
+        # (2026.8), as on a busy machine. What it was to do is done by then, and it ends with this process at the latest.
+        with suppress(TimeoutError):
+            cluster.close()
 
 
 def gpu_client(

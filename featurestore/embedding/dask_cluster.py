@@ -26,6 +26,7 @@ from featurestore.embedding.dask_clients import (
     check_versions,
     scheduler_loss_as_error,
 )
+from featurestore.embedding.duplicates import DuplicateCheck
 from featurestore.embedding.plan import EmbedSettings, show_remark
 from featurestore.embedding.round_robin import RoundRobin
 from featurestore.embedding.slide_result import (
@@ -35,6 +36,7 @@ from featurestore.embedding.slide_result import (
     ignore_result,
     settle_mismatches,
 )
+from featurestore.embedding.target_store import open_target
 from featurestore.embedding.worker import (
     Job,
     PermanentFailure,
@@ -46,7 +48,6 @@ from featurestore.embedding.worker import (
 from featurestore.errors import ClusterError, SlideError, StoreError
 from featurestore.events import OnProgress, Progress
 from featurestore.slides.sample_sheet import Sample
-from featurestore.storage.store import Store
 
 BLOCKS_PER_THREAD = 3
 """Size of the window: one block that runs, and two that wait, so that no worker idles while a result travels."""
@@ -152,11 +153,15 @@ class _Run:
     ) -> None:
         self._client, self._on_progress, self._on_result = client, on_progress, on_result
         run = uuid.uuid4().hex[:12]
-        self._slide_ids = [sample.slide_id for sample in samples]
-        self._to_plan = (_SlideState(Job(run, store, sample, settings)) for sample in samples)
         # Before the store is made: a mistyped encoder must leave nothing behind.
         self._result_of(client.submit(check_encoders, Job(run, store, samples[0], settings), pure=False))
-        self._store = Store.open_or_create(store)
+        self._store, named = open_target(store, samples, settings)
+        self._slide_ids = [sample.slide_id for sample in named]
+        # Here, where the rows have an order: of two slides that workers plan at once, the earlier row wins.
+        accepted = DuplicateCheck(self._store, allowed=settings.allow_duplicates).accepted(
+            named, self._refuse
+        )
+        self._to_plan = (_SlideState(Job(run, store, sample, settings)) for sample in accepted)
         self._states: dict[str, _SlideState] = {}
         self._queue: RoundRobin[BlockWork] = RoundRobin()
         self._running: dict[Future, _Task] = {}
@@ -268,7 +273,7 @@ class _Run:
             try:
                 check_written(self._store, slide_id, state.job.settings.spec.key, dict(state.blocks))
             except StoreError as error:
-                return fail_slide(self._store, slide_id, error)
+                return fail_slide(self._store, state.job.sample, error)
         return SlideResult(
             slide_id,
             "done",
@@ -278,6 +283,9 @@ class _Run:
             unreadable=state.n_unreadable,
             costs=state.costs,
         )
+
+    def _refuse(self, sample: Sample, error: SlideError) -> None:
+        self._finish(fail_slide(self._store, sample, error))
 
     def _finish(self, result: SlideResult) -> None:
         self._finished[result.slide_id] = result
@@ -304,7 +312,7 @@ class _Run:
         except KilledWorker:
             tries = ALLOWED_WORKER_DEATHS + 1
             reason = f"{state.job.sample.slide} kills the process that reads it ({tries} tries, nothing else running)"
-            self._finish(fail_slide(self._store, slide_id, SlideError(reason)))
+            self._finish(fail_slide(self._store, state.job.sample, SlideError(reason)))
 
     def _run_in_isolation(self, state: _SlideState, work: BlockWork | None) -> None:
         future = self._submit(state, work)

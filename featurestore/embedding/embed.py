@@ -11,6 +11,7 @@ from typing import Literal
 
 from featurestore.embedding.block_task import ThroughputProbe, check_written, embed_blocks
 from featurestore.embedding.costs import Costs, plan_costs
+from featurestore.embedding.duplicates import DuplicateCheck
 from featurestore.embedding.plan import (
     EmbedSettings as EmbedSettings,
 )
@@ -32,10 +33,12 @@ from featurestore.embedding.slide_result import (
 )
 from featurestore.embedding.slide_result import SlideResult as SlideResult
 from featurestore.embedding.slide_watch import SlideWatch
+from featurestore.embedding.target_store import open_target, planned_names
 from featurestore.embedding.tissue_choice import with_masks
 from featurestore.encoders.protocol import Encoder
 from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.location import PathOrUrl, as_url
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample, read_samples
@@ -105,6 +108,7 @@ def embed(
         it is so with some of them only, they are ``failed``.
     """
     settings = settings or EmbedSettings()
+    check_writable(store)
     rows, url = read_samples(as_url(samples), slide_mpp), as_url(store)
     rows = with_masks(rows, settings)
     if (workers or scheduler) and not dry_run and rows:
@@ -121,12 +125,14 @@ def embed(
     encoders = load_encoders(settings)
     if dry_run:
         probe = ThroughputProbe(encoders)
-        return [_dry_run(sample, encoders, settings, probe, on_survey) for sample in rows]
+        named = planned_names(url, rows, settings)
+        return [_dry_run(sample, encoders, settings, probe, on_survey) for sample in named]
     # After the encoders: a mistyped encoder or missing weights must leave no empty store behind.
-    target = Store.open_or_create(url)
+    target, rows = open_target(url, rows, settings)
+    duplicates = DuplicateCheck(target, allowed=settings.allow_duplicates)
     results = []
     for sample in rows:
-        results.append(_embed_slide(target, sample, encoders, settings, on_progress))
+        results.append(_embed_slide(target, sample, encoders, settings, on_progress, duplicates))
         on_result(results[-1])
     settle_mismatches(target, results)
     return results
@@ -148,7 +154,7 @@ def _dry_run(
         finally:
             slide.close()
     except ONE_SLIDE as error:
-        return fail_slide(None, sample.slide_id, error)
+        return fail_slide(None, sample, error)
 
 
 def _embed_slide(
@@ -157,13 +163,14 @@ def _embed_slide(
     encoders: dict[str, Encoder],
     settings: EmbedSettings,
     on_progress: OnProgress,
+    duplicates: DuplicateCheck,
 ) -> SlideResult:
     begun = time.perf_counter()
     watch = SlideWatch(sample.slide)  # before the slide is opened
     try:
         slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
         try:
-            plan = plan_slide(store, slide, sample, encoders, settings)
+            plan = plan_slide(store, slide, sample, encoders, settings, duplicates.check)
             watch.check_since_opened()
             show_remark(plan.remark)
             planned = plan_costs(time.perf_counter() - begun, slide)
@@ -174,7 +181,7 @@ def _embed_slide(
     except ONE_SLIDE as error:
         if not is_of_one_slide(error):
             raise
-        return fail_slide(store, sample.slide_id, error)
+        return fail_slide(store, sample, error)
 
 
 def _embed_planned(

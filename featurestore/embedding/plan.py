@@ -77,6 +77,10 @@ class EmbedSettings:
     stain
         ``macenko`` or ``reinhard``: normalise the stain of each slide before its patches are encoded. It is part of the
         encoders' identity.
+    private
+        Keep file names and paths out of the store, see `featurestore.storage.private_map`.
+    allow_duplicates
+        Embed a slide that the store, or an earlier row, has under another id.
     """
 
     encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
@@ -91,6 +95,8 @@ class EmbedSettings:
     within: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     stain: str = NO_STAIN
+    private: bool = False
+    allow_duplicates: bool = False
 
     @property
     def coding(self) -> Coding | None:
@@ -166,9 +172,19 @@ def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
 
 
 def plan_slide(
-    store: Store, slide: Slide, sample: Sample, encoders: dict[str, Encoder], settings: EmbedSettings
+    store: Store,
+    slide: Slide,
+    sample: Sample,
+    encoders: dict[str, Encoder],
+    settings: EmbedSettings,
+    check_duplicate: Callable[[str, str], None] = lambda slide_id, fingerprint: None,
 ) -> SlidePlan:
     """Write what is missing of a slide's metadata, and list the blocks that each encoder lacks.
+
+    Parameters
+    ----------
+    check_duplicate
+        Called with the slide's id and fingerprint before anything is written: raises for a slide that is another one.
 
     Raises
     ------
@@ -181,6 +197,7 @@ def plan_slide(
     grid = make_grid(slide, sample, settings.spec)
     check_block_fits(sample, grid, [e.identity.dim for e in encoders.values()], settings.block_shape)
     fingerprint = slide_fingerprint(sample.slide)
+    check_duplicate(slide_id, fingerprint)
     store.add_slide(
         SlideRecord(slide_id, strip_credentials(sample.slide), slide.size_px, slide.mpp, fingerprint)
     )

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from featurestore.embedding.costs import Costs
 from featurestore.errors import AccessError, IdentityMismatchError, SlideError, StoreError, StoreNotFoundError
+from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.layout import failure_path
+from featurestore.storage.private_text import remove_names
 from featurestore.storage.store import Store
 
 ONE_SLIDE = (SlideError, StoreError, MemoryError)
@@ -70,14 +72,18 @@ def is_of_one_slide(error: Exception) -> bool:
     return isinstance(error, ONE_SLIDE) and not isinstance(error, (StoreNotFoundError, AccessError))
 
 
-def fail_slide(store: Store | None, slide_id: str, error: Exception) -> SlideResult:
+def fail_slide(store: Store | None, sample: Sample, error: Exception) -> SlideResult:
     """Record in the store, if there is one, why a slide could not be embedded; return its result."""
-    if isinstance(error, IdentityMismatchError):
-        # Recorded by `settle_mismatches`: if the whole run is a mistake, the store must not call its slides failed.
-        return SlideResult(slide_id, "failed", str(error), mismatch=True)
-    reason = str(error)
+    slide_id, reason = sample.slide_id, str(error)
     if isinstance(error, MemoryError):
         reason = f"there is too little memory for it ({reason or 'MemoryError'}); use fewer workers, or smaller patches"
+    if sample.is_private:
+        # Here, since the result goes into the run's report and log, too.
+        files = [name for name in (sample.slide, sample.mask, sample.expression) if name]
+        reason = remove_names(reason, files, [slide_id])
+    if isinstance(error, IdentityMismatchError):
+        # Recorded by `settle_mismatches`: if the whole run is a mistake, the store must not call its slides failed.
+        return SlideResult(slide_id, "failed", reason, mismatch=True)
     if store is not None:
         store.record_failure(failure_path(slide_id), {"slide_id": slide_id, "reason": reason})
     return SlideResult(slide_id, "failed", reason)

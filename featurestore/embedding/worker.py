@@ -127,7 +127,7 @@ def plan_job(job: Job) -> PlannedSlide | SlideResult | PermanentFailure:
             except ONE_SLIDE as error:
                 if not is_of_one_slide(error):
                     raise
-                return fail_slide(store, job.sample.slide_id, error)
+                return fail_slide(store, job.sample, error)
     except FeatureStoreError as error:
         return _given_up(error)
     n_tissue = int(plan.stored.is_tissue.sum())
@@ -164,7 +164,7 @@ def embed_block(
             except ONE_SLIDE as error:
                 if not is_of_one_slide(error):
                     raise
-                return fail_slide(Store.open(job.store), job.sample.slide_id, error)
+                return fail_slide(Store.open(job.store), job.sample, error)
     except FeatureStoreError as error:
         return _given_up(error)
     return result

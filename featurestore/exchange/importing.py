@@ -24,6 +24,7 @@ from featurestore.exchange.lattice import Lattice, find_lattice, find_step
 from featurestore.exchange.raw2features import read_raw2features
 from featurestore.grid import LEVEL_TOLERANCE, GridSpec, OffsetGridSpec, PatchGrid
 from featurestore.location import PathOrUrl, as_url
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import MPP_RANGE
@@ -135,6 +136,7 @@ def import_embeddings(file: PathOrUrl, store: PathOrUrl, options: ImportOptions)
         If the slide's scale is neither in the file nor in `options`, or absurd.
     """
     options.check()
+    check_writable(store)
     external = _read(Path(file), options)
     key = options.encoder or external.encoder
     if not key:
@@ -153,7 +155,7 @@ def import_embeddings(file: PathOrUrl, store: PathOrUrl, options: ImportOptions)
     identity = EncoderIdentity(key, vectors.shape[1], facts)
     if placed is None:
         spots = _spots(external, record, options, scale)
-        target = Store.open_or_create(store)
+        target = _open_target(store)
         target.add_slide(record)
         about = {"imported": external.provenance}
         add_spots(target, record.slide_id, spots, identity, vectors, about, software_versions())
@@ -163,10 +165,21 @@ def import_embeddings(file: PathOrUrl, store: PathOrUrl, options: ImportOptions)
     rows, cols = lattice.rows[lattice.is_on], lattice.cols[lattice.is_on]
     if len(np.unique(rows * grid.n_cols + cols)) < len(rows):
         raise StoreError(f"{external.label} holds a patch twice")
-    target = Store.open_or_create(store)
+    target = _open_target(store)
     _write(target, record, grid, (rows, cols), vectors[lattice.is_on], identity, external)
     bad = int(not_finite[lattice.is_on].sum())
     return ImportResult(record.slide_id, grid.spec.key, len(rows) - bad, bad, int((~lattice.is_on).sum()))
+
+
+def _open_target(store: PathOrUrl) -> Store:
+    target = Store.open_or_create(store)
+    if target.is_private:
+        # What other tools write beside vectors is kept, and it may name the slide.
+        raise StoreError(
+            f"{target.location.label} was made with --private, and the files of other tools may name their slides; import "
+            "into another store"
+        )
+    return target
 
 
 def _write(

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -55,6 +55,10 @@ class Sample:
         Microns per pixel at level 0 if neither `mpp` nor the file gives them.
     mask
         A mask or annotation file: PNG, TIFF or GeoJSON; None if there is none.
+    is_named
+        Whether the sheet gives the id; otherwise it is made from the file's name.
+    is_private
+        Whether the names of its files may not stand in the store.
     """
 
     slide_id: str
@@ -64,6 +68,8 @@ class Sample:
     donor: str = ""
     fallback_mpp: float | None = None
     mask: str | None = None
+    is_named: bool = False
+    is_private: bool = False
 
 
 def read_samples(samples: str | os.PathLike[str], slide_mpp: float | None = None) -> list[Sample]:
@@ -216,8 +222,9 @@ def _row(values: dict[str, str], folder: Path, slide_mpp: float | None) -> Sampl
     slide_id, mpp, donor, expression, mask = (
         values.get(name, "") for name in ("slide_id", "mpp", "donor", "expression", "mask")
     )
-    return _sample(
-        slide_id if slide_id.lower() not in MISSING else _stem(values["slide"]),
+    is_named = slide_id.lower() not in MISSING
+    row = _sample(
+        slide_id if is_named else _stem(values["slide"]),
         _resolve(folder, "slide", values["slide"]),
         _resolve(folder, "expression", expression) if expression.lower() not in MISSING else None,
         _parse_mpp(mpp) if mpp.lower() not in MISSING else None,
@@ -225,6 +232,7 @@ def _row(values: dict[str, str], folder: Path, slide_mpp: float | None) -> Sampl
         slide_mpp,
         _resolve(folder, "mask", mask) if mask.lower() not in MISSING else None,
     )
+    return replace(row, is_named=is_named)
 
 
 def _parse_mpp(text: str) -> float:

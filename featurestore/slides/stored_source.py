@@ -6,7 +6,7 @@ handed to a reader by naming it in a store.
 """
 
 from featurestore.credentials import strip_credentials
-from featurestore.errors import SlideError
+from featurestore.errors import SlideError, SlideNotFoundError
 from featurestore.slides.access_errors import check_slide_url
 from featurestore.slides.download_cache import is_remote
 from featurestore.slides.fingerprint import slide_fingerprint
@@ -36,6 +36,11 @@ def open_stored_slide(source: str, mpp: float, fingerprint: str) -> Slide:
     SlideError
         If the file is another one, or cannot be opened.
     """
+    if not source:
+        raise SlideNotFoundError(
+            "the store names no file of this slide (it was imported, or embedded with --private elsewhere); name it in a "
+            "sample sheet where the command takes --samples"
+        )
     check_slide_url(source)
     # Of a remote slide the caller compares the size: a fingerprint would need its bytes once more.
     if not is_remote(source):

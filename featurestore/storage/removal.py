@@ -3,6 +3,7 @@
 from featurestore.errors import StoreError
 from featurestore.location import PathOrUrl
 from featurestore.names import slug
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.storage.store import Store
 
 
@@ -23,10 +24,12 @@ def remove(
     Raises
     ------
     StoreError
-        If no name was given, or nothing matches.
+        If no name was given, nothing matches, or the store is only read.
     """
     if slide is None and grid is None and encoder is None:
         raise StoreError("rm needs --slide, --grid or --encoder; to remove a whole store, delete its folder")
+    if not dry_run:
+        check_writable(url)
     store = Store.open(url)
     targets = list(_targets(store, slide, grid, encoder))
     if not targets:

@@ -5,7 +5,7 @@ carries the identity of what it was made from; asking for another is refused, wi
 `docs/SPEC.md` says what each name means; `validate` checks it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from featurestore.errors import (
     StoreError,
 )
 from featurestore.grid import PatchGrid
-from featurestore.location import Location, PathOrUrl
+from featurestore.location import Location, PathOrUrl, store_location
 from featurestore.names import RESERVED, check_new_name, check_segment, is_segment, slug
 from featurestore.storage.block_array import FLOAT16, BlockArray
 from featurestore.storage.choose_embedding import choose_embedding
@@ -42,6 +42,8 @@ from featurestore.storage.layout import (
     failure_path,
     grid_path,
 )
+from featurestore.storage.private_map import PrivateMap, new_token
+from featurestore.storage.private_text import remove_names
 from featurestore.storage.stored_documents import (
     EncoderAttrs,
     FailureRecord,
@@ -131,8 +133,15 @@ class StoredGrid:
 class Store:
     """A feature store at a location. Make one with `Store.open` or `Store.open_or_create`."""
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, private_token: str = "") -> None:
         self.location = location
+        self.private_map = PrivateMap(private_token) if private_token else None
+        """Where the file names of a private store are; None for a store that holds them itself."""
+
+    @property
+    def is_private(self) -> bool:
+        """Whether no name of a slide's file may stand in it."""
+        return self.private_map is not None
 
     @classmethod
     def open(cls, url: PathOrUrl) -> "Store":
@@ -145,17 +154,38 @@ class Store:
         StoreError
             If there is something else, or a store of a newer version.
         """
-        location = Location(url)
+        location = store_location(url)
         absent = f"there is no store at {location.label}; make one with: histosge embed"
-        open_root(location, SPEC_NAME, SPEC_VERSION, "feature store", absent)
-        return cls(location)
+        root = open_root(location, SPEC_NAME, SPEC_VERSION, "feature store", absent)
+        return cls(location, root.private)
 
     @classmethod
-    def open_or_create(cls, url: PathOrUrl) -> "Store":
-        """Open a store, or make an empty one where there is nothing yet."""
-        location = Location(url)
-        create_root(location, SPEC_NAME, SPEC_VERSION, "feature store")
-        return cls(location)
+    def open_or_create(cls, url: PathOrUrl, *, private: bool | None = None) -> "Store":
+        """Open a store, or make an empty one where there is nothing yet.
+
+        Parameters
+        ----------
+        private
+            Whether it keeps file names out; None to open one of either kind.
+
+        Raises
+        ------
+        StoreError
+            If there is something else, or a store of the other kind.
+        """
+        location = store_location(url, writable=True)
+        attrs = {"private": new_token()} if private else None
+        root = create_root(location, SPEC_NAME, SPEC_VERSION, "feature store", attrs)
+        if private and not root.private:
+            raise StoreError(
+                f"{location.label} was made without --private and may hold file names; give a new store, or leave --private "
+                "out"
+            )
+        if private is False and root.private:
+            raise StoreError(
+                f"{location.label} was made with --private and holds no file names; give --private again"
+            )
+        return cls(location, root.private)
 
     # ------------------------------------------------------------------ what the store holds
 
@@ -200,7 +230,10 @@ class Store:
         attrs = self._slide_attrs(slide_id)
         if attrs is None:
             raise StoreError(f"{self.location.label} holds no slide {slide_id!r}; see: histosge ls")
-        return SlideRecord(slide_id, attrs.source, attrs.size_px, attrs.mpp, attrs.fingerprint)
+        source = attrs.source
+        if not source and self.private_map is not None:
+            source = self.private_map.sources.get(slide_id, "")
+        return SlideRecord(slide_id, source, attrs.size_px, attrs.mpp, attrs.fingerprint)
 
     def _slide_attrs(self, slide_id: str) -> SlideAttrs | None:
         found = read_attrs(self.location, check_segment(slide_id, "slide id")).get("slide")
@@ -328,7 +361,8 @@ class Store:
                         f"--slide {record.slide_id}"
                     )
             return
-        write_group(self.location, record.slide_id, {"slide": record.to_attrs()})
+        source = "" if self.is_private else record.source
+        write_group(self.location, record.slide_id, {"slide": {**record.to_attrs(), "source": source}})
 
     def add_grid(self, slide_id: str, grid: PatchGrid, survey: Survey, software: dict[str, str]) -> None:
         """Write a grid with its tissue and thumbnail."""
@@ -441,9 +475,17 @@ class Store:
 
     # ------------------------------------------------------------------ failures and removal
 
-    def record_failure(self, path: str, reason: dict[str, Any]) -> None:
-        """Write down why something could not be read. It is for diagnosis; no decision depends on it."""
+    def record_failure(self, path: str, reason: dict[str, Any], files: Sequence[str] = ()) -> None:
+        """Write down why something could not be read. It is for diagnosis; no decision depends on it.
+
+        Parameters
+        ----------
+        files
+            What the reason may be about: a private store keeps their names out.
+        """
         record = {key: redact(value) if isinstance(value, str) else value for key, value in reason.items()}
+        if self.is_private and isinstance(text := record.get("reason"), str):
+            record["reason"] = remove_names(text, files, [str(record.get("slide_id", ""))])
         self.location.write_json(path, record)
 
     def failures(self) -> tuple[dict[str, str], dict[str, list[str]]]:

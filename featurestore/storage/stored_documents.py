@@ -46,6 +46,8 @@ class RootAttrs(msgspec.Struct, frozen=True):
 
     spec: Text = ""
     version: Count = 0
+    # The name of a file on the user's machine, so nothing else may stand in it.
+    private: Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{32})?\Z")] = ""
 
 
 class SlideAttrs(msgspec.Struct, frozen=True):

@@ -56,7 +56,7 @@ def open_store(url: PathOrUrl) -> xr.DataTree:
 
 def _open_slide(location: Location, slide_id: str) -> xr.DataTree | None:
     # xarray looks for consolidated metadata at the root of what it is given, so it is given the slide.
-    slide = Location(f"{location.url.rstrip('/')}/{slide_id}").zarr(read_only=True)
+    slide = location.below(slide_id).zarr(read_only=True)
     # Without dask at first: what it makes of an array raises zarr's own errors where an object is damaged.
     opened = partial(xr.open_datatree, cast(Any, slide), engine="zarr", zarr_format=3, chunks=None)
     try:

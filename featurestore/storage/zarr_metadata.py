@@ -6,6 +6,7 @@ all its attributes or is not: that is what a commit of metadata means here.
 
 import lzma
 import zlib
+from collections.abc import Mapping
 from itertools import filterfalse
 from typing import Any
 
@@ -175,8 +176,15 @@ def documents_below(document: dict[str, Any], label: str) -> dict[str, dict[str,
     return found.metadata if found else {}
 
 
-def create_root(location: Location, spec: str, version: int, what: str) -> None:
-    """Make an empty store, or check the existing one.
+def create_root(
+    location: Location, spec: str, version: int, what: str, attrs: Mapping[str, Any] | None = None
+) -> RootAttrs:
+    """Make an empty store, or check the existing one; return the attributes of its root.
+
+    Parameters
+    ----------
+    attrs
+        Further attributes of a store that is made.
 
     Raises
     ------
@@ -190,17 +198,21 @@ def create_root(location: Location, spec: str, version: int, what: str) -> None:
     # Looked for again after the listing. Another run that starts at this moment writes the root's document first, so if
     # the listing shows anything of that run, the document exists by now.
     if has_document or location.exists("zarr.json"):
-        _check_root(read_attrs(location, ""), location, spec, version, what)
-    elif others:
+        return _check_root(read_attrs(location, ""), location, spec, version, what)
+    if others:
         raise StoreError(
             f"{location.label} holds something that is not a {what}; nothing was written, give an empty or new path"
         )
-    else:
-        write_group(location, "", {"spec": spec, "version": version})
+    made = {"spec": spec, "version": version, **(attrs or {})}
+    write_group(location, "", made)
+    # Where attributes were given, read again: of two runs that make a store at this moment the last one's stay.
+    return _check_root(read_attrs(location, "") if attrs else made, location, spec, version, what)
 
 
-def open_root(location: Location, spec: str, version: int, what: str, if_absent: str) -> None:
+def open_root(location: Location, spec: str, version: int, what: str, if_absent: str) -> RootAttrs:
     """Check that a location holds a store of a version that we know, and that there is anything at all.
+
+    Returns the attributes of its root.
 
     Parameters
     ----------
@@ -218,10 +230,12 @@ def open_root(location: Location, spec: str, version: int, what: str, if_absent:
     attributes = read_attrs(location, "")
     if not attributes and not location.exists():
         raise StoreNotFoundError(if_absent)
-    _check_root(attributes, location, spec, version, what)
+    return _check_root(attributes, location, spec, version, what)
 
 
-def _check_root(attributes: dict[str, Any], location: Location, spec: str, version: int, what: str) -> None:
+def _check_root(
+    attributes: dict[str, Any], location: Location, spec: str, version: int, what: str
+) -> RootAttrs:
     attrs = convert(attributes, RootAttrs, document_label(location, ""), at="attributes")
     if attrs.spec != spec:
         found = f"spec {attrs.spec[:60]!r}" if attrs.spec else "no histosge store"
@@ -231,3 +245,4 @@ def _check_root(attributes: dict[str, Any], location: Location, spec: str, versi
             f"{location.label} is a {what} of version {attrs.version}, newer than {version}; "
             "upgrade with: pip install -U histosge"
         )
+    return attrs

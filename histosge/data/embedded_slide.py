@@ -4,7 +4,7 @@ Stored blocks are read whole; patches without tissue or without an embedding (Na
 so that no model ever sees them.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -199,7 +199,7 @@ class Window:
 
 
 def stream_windows(
-    slide: EmbeddedSlide, blocks: list[Block], halo_um: float, reduce: Reduce | None = None
+    slide: EmbeddedSlide, blocks: Sequence[Block], halo_um: float, reduce: Reduce | None = None
 ) -> Iterator[Window]:
     """Read blocks in row-major order with a halo.
 
@@ -212,27 +212,48 @@ def stream_windows(
     reduce
         Applied to embeddings as they are read, once for all windows that they are in.
     """
-
-    def read_part(block: Block) -> Part:
-        rows, cols, embedding = read_tissue(slide, block)
-        return rows, cols, embedding if reduce is None else reduce(embedding)
-
-    halo = int(np.ceil(halo_um / slide.stored.grid.stride_um))
     planned = {b.index: b for b in slide.stored.planned(slide.array.block_shape)}
     # The block's own row and those above and below that the halo reaches, and one more: while a row of windows is gone
     # through, the blocks of the row before are still needed on the right and those of the next are read on the left.
-    rows_of_blocks = 2 + 2 * -(-halo // slide.array.block_shape[0])
+    rows_of_blocks = 2 + 2 * -(-halo_patches(slide, halo_um) // slide.array.block_shape[0])
     n_blocks = rows_of_blocks * -(-slide.stored.grid.n_cols // slide.array.block_shape[1])
     cache: ByteCache[Part] = ByteCache(n_blocks * _block_bytes(slide, reduce), _part_bytes)
     for block in blocks:
-        rows = (block.rows[0] - halo, block.rows[1] + halo)
-        cols = (block.cols[0] - halo, block.cols[1] + halo)
-        touched = (planned.get(index) for index in _indices(rows, cols, slide.array.block_shape))
-        found = (cache.get(b.index, partial(read_part, b)) for b in touched if b is not None)
-        parts = [clip_part(part, rows, cols) for part in found]
-        patches = join_parts(slide, parts)
-        own = _inside(patches.rows, block.rows) & _inside(patches.cols, block.cols)
-        yield Window(block, patches, own)
+        touched = (planned.get(index) for index in touched_indices(slide, block, halo_um))
+        found = (cache.get(b.index, partial(read_part, slide, b, reduce)) for b in touched if b is not None)
+        yield cut_window(slide, block, halo_um, found)
+
+
+def read_part(slide: EmbeddedSlide, block: Block, reduce: Reduce | None) -> Part:
+    """Read a block's patches as `read_tissue` does, with their embeddings reduced."""
+    rows, cols, embedding = read_tissue(slide, block)
+    return rows, cols, embedding if reduce is None else reduce(embedding)
+
+
+def touched_indices(slide: EmbeddedSlide, block: Block, halo_um: float) -> Iterator[tuple[int, int]]:
+    """Yield the indices of the blocks that a block's window touches, also of those that hold no tissue."""
+    return _indices(*_window_bounds(slide, block, halo_um), slide.array.block_shape)
+
+
+def cut_window(slide: EmbeddedSlide, block: Block, halo_um: float, parts: Iterable[Part]) -> Window:
+    """Put a block's window together from the parts of the blocks that it touches, in row-major order."""
+    rows, cols = _window_bounds(slide, block, halo_um)
+    patches = join_parts(slide, [clip_part(part, rows, cols) for part in parts])
+    own = _inside(patches.rows, block.rows) & _inside(patches.cols, block.cols)
+    return Window(block, patches, own)
+
+
+def halo_patches(slide: EmbeddedSlide, halo_um: float) -> int:
+    """Return how many patches of a slide's grid a halo reaches."""
+    return int(np.ceil(halo_um / slide.stored.grid.stride_um))
+
+
+def _window_bounds(
+    slide: EmbeddedSlide, block: Block, halo_um: float
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the rows and columns of a block's window, which may reach beyond the grid."""
+    halo = halo_patches(slide, halo_um)
+    return (block.rows[0] - halo, block.rows[1] + halo), (block.cols[0] - halo, block.cols[1] + halo)
 
 
 def _part_bytes(part: Part) -> int:

@@ -141,6 +141,16 @@ class GeneVariance:
         self._squares += np.asarray(values.multiply(values).sum(axis=0)).ravel()
         self._n_spots += len(spots)
 
+    def merge(self, other: "GeneVariance") -> None:
+        """Count what another one counted, as `add` does for one section; it may be of another process."""
+        if not self._is_given:
+            self._keep_shared(other._genes)
+        column = {gene: i for i, gene in enumerate(other._genes)}
+        columns = [column[gene] for gene in self._genes]
+        self._total += other._total[columns]
+        self._squares += other._squares[columns]
+        self._n_spots += other._n_spots
+
     def _keep_shared(self, genes: tuple[str, ...]) -> None:
         """Drop what this section did not measure; the first section's genes give the order."""
         if self._n_spots == 0:

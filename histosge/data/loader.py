@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from featurestore.errors import StoreError
+from featurestore.file_systems import fixed_url
 from featurestore.storage.block_cache import BlockCache
 from featurestore.storage.selection import open_slides
 from featurestore.storage.store import Store
@@ -128,7 +129,7 @@ class Loader(Generic[B]):
             slides, grid, encoder = targets.slide_ids, targets.grid_key, encoder or targets.encoder_key
         self.targets = targets
         # What another process needs to open the same anew.
-        self._arguments = {"store": str(store), "slides": slides, "grid": grid, "encoder": encoder}
+        self._arguments = {"store": fixed_url(str(store)), "slides": slides, "grid": grid, "encoder": encoder}
         self._store = Store.open(str(store))
         self._slides, self.slides_without_embedding = open_slides(
             self._store, list(slides) or None, grid, encoder

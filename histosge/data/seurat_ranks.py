@@ -62,6 +62,11 @@ class SeuratRanks:
         self._sections.append((spots.genes, excess))
         self._n_spots += len(spots)
 
+    def merge(self, other: "SeuratRanks") -> None:
+        """Count the sections that another one counted, after its own; it may be of another process."""
+        self._sections += other._sections
+        self._n_spots += other._n_spots
+
     def choose(self, n: int) -> tuple[str, ...]:
         """Return the `n` genes of least median rank; fewer if fewer vary.
 

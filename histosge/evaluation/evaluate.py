@@ -15,6 +15,7 @@ from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.ablation import needs_slides
 from histosge.evaluation.annotated_domains import Annotation
 from histosge.evaluation.encoder_comparison import keep_common_spots, merge_encoders, with_encoder
+from histosge.evaluation.fine_bins import FineBins, check_side
 from histosge.evaluation.hest_protocol import hest_split, score_hest
 from histosge.evaluation.method_choice import find_methods
 from histosge.evaluation.report_files import (
@@ -75,6 +76,9 @@ class EvaluateSettings:
     encoders
         Several encoders to compare: each preset is scored on each, on the same held-out spots. Empty: that of
         `selection`.
+    at_um
+        Side of measured bins in microns at which maps are scored, too, where the expression files measure that finely
+        (Visium HD, Xenium); None: at the spots alone.
     """
 
     split: str | None = None
@@ -88,6 +92,7 @@ class EvaluateSettings:
     selection: Selection = field(default_factory=Selection)
     encoders: Sequence[str] = ()
     annotation: str | None = None
+    at_um: float | None = None
 
     @property
     def default_split(self) -> str:
@@ -117,6 +122,12 @@ class EvaluateSettings:
             raise HistosgeError(
                 f"an annotation belongs to presets, protocol {self.protocol} has none: leave out --annotation or --protocol"
             )
+        if self.at_um is not None:
+            check_side(self.at_um)
+            if self.protocol is not None:
+                raise HistosgeError(
+                    f"protocol {self.protocol} has no maps to score at {self.at_um:g} µm: leave out --at or --protocol"
+                )
         GeneChoice.parse(self.genes)
         # An ablation adds methods of its own, so that no preset need be named.
         if self.protocol is None and not self.ablate:
@@ -197,6 +208,11 @@ def evaluate(
     if settings.annotation is not None:
         # Once: all encoders are scored on the same spots now.
         annotation = Annotation.read(str(samples), next(iter(loaded.values())), settings.annotation)
+    bins = None
+    if settings.at_um is not None:
+        bins = FineBins.read(str(samples), str(store), list(loaded.values()), settings.at_um)
+        for line in bins.facts.describe():
+            on_message(line)
     if len(loaded) == 1:
         ((key, sections),) = loaded.items()
         return score_sections(
@@ -205,12 +221,18 @@ def evaluate(
             settings,
             reencoder=reencoders.get(key),
             annotation=annotation,
+            bins=bins,
             made_with=made_with,
             on_progress=on_progress,
         )
     found = {
         key: _score(
-            sections, settings, reencoders.get(key), annotation, _part_of(on_progress, i, len(loaded), key)
+            sections,
+            settings,
+            reencoders.get(key),
+            annotation,
+            bins,
+            _part_of(on_progress, i, len(loaded), key),
         )
         for i, (key, sections) in enumerate(loaded.items())
     }
@@ -234,9 +256,10 @@ def _made_with(samples: str | Path, store: str | Path, settings: EvaluateSetting
     presets = [describe_preset(p) if not isinstance(p, str) else p for p in settings.presets]
     own = {"presets": presets, "genes": describe_genes(settings.genes)}
     described = dict(describe_settings(settings, **own))
-    # Evaluations of earlier versions have no such entry.
-    if settings.annotation is None:
-        described.pop("annotation")
+    # Evaluations of earlier versions have no such entries.
+    for name in ("annotation", "at_um"):
+        if described[name] is None:
+            described.pop(name)
     keys: list[str | None] = list(dict.fromkeys(settings.encoders)) or [settings.selection.encoder]
     for key in keys:
         found = describe_sections(samples, store, Selection(settings.selection.grid, key))
@@ -255,6 +278,7 @@ def score_sections(
     extra: Sequence[Block] = (),
     reencoder: Reencoder | None = None,
     annotation: Annotation | None = None,
+    bins: FineBins | None = None,
     made_with: MadeWith | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
@@ -265,7 +289,7 @@ def score_sections(
     # Again: the demo, and notebooks, come here without `evaluate`.
     settings.check()
     scores = with_encoder(
-        _score(loaded, settings, reencoder, annotation, on_progress), loaded[0].slide.identity.key
+        _score(loaded, settings, reencoder, annotation, bins, on_progress), loaded[0].slide.identity.key
     )
     write_evaluation(scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with)
     return scores
@@ -276,6 +300,7 @@ def _score(
     settings: EvaluateSettings,
     reencoder: Reencoder | None,
     annotation: Annotation | None,
+    bins: FineBins | None,
     on_progress: OnProgress,
 ) -> Scores:
     sections = [item.section for item in loaded]
@@ -291,6 +316,7 @@ def _score(
         ablate=settings.ablate,
         reencode=reencoder,
         annotation=annotation,
+        bins=bins,
         on_progress=on_progress,
     )
 

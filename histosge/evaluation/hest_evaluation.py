@@ -12,6 +12,7 @@ from featurestore.earlier_results import MadeWith, content_fingerprint, is_same_
 from featurestore.encoders.loading import load_encoder
 from featurestore.encoders.protocol import Encoder
 from featurestore.events import OnProgress, Progress, ignore_progress
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.storage.store import Store
 from featurestore.threads import keep_to_own_cores
 from histosge.data.gene_choice import GeneChoice
@@ -103,6 +104,7 @@ def evaluate_bench(
     EncoderError, IdentityMismatchError
         If an encoder cannot be loaded, or the store holds another one's vectors.
     """
+    check_writable(store or report_dir)
     keep_to_own_cores()
     task = read_task(settings.bench, settings.task)
     folder = check_report_place(report_dir)

@@ -82,6 +82,15 @@ class AblationMethod(Method, Protocol):
         ...
 
 
+@runtime_checkable
+class BinModel(Protocol):
+    """A fitted method that can be scored at bins finer than spots: it predicts a map, or needs none."""
+
+    def predict_bins(self, section: Section) -> NDArray[np.float32]:
+        """Return log1p(CP10k) of bins, which stand in the place of the section's spots, ``(n_bins, n_genes)``."""
+        ...
+
+
 @dataclass(frozen=True)
 class MapModel:
     """A trained model: scored by the map that a user would get."""
@@ -98,6 +107,10 @@ class MapModel:
         """Average the map under each disc."""
         # Not from the mean embedding under a spot, as a ridge is often scored: users get the map.
         return spots_from_patches(section.overlap, self.predict_map(section))
+
+    def predict_bins(self, section: Section) -> NDArray[np.float32]:
+        """Average the map over each bin's area."""
+        return self.predict_spots(section)
 
     def predict_spot_depth(self, section: Section) -> NDArray[np.float64]:
         """Predict the log of total counts of a section's spots, ``(n_spots,)``; NaN where the model knows none."""
@@ -164,10 +177,18 @@ class FittedLibrarySize:
 
     oracle: DepthOracle
     halo_um: float = 0.0
+    median_depth: float = 1.0
+    """Of the training spots."""
 
     def predict_spots(self, section: Section) -> NDArray[np.float32]:
         """Predict from the spots' own total counts."""
         return self.oracle.predict(library_size(section.spots))
+
+    def predict_bins(self, section: Section) -> NDArray[np.float32]:
+        """Predict from the bins' own total counts, scaled so that their median is that of the training spots."""
+        # A bin has a hundredth of a spot's counts: the fitted square would be read far beyond where it was fitted.
+        depth = library_size(section.spots)
+        return self.oracle.predict(depth * (self.median_depth / np.median(depth)))
 
     def predict_map(self, section: Section) -> None:
         """Return nothing: no patch has counts."""
@@ -191,4 +212,4 @@ class LibrarySizeMethod:
         # apart.
         depth = np.concatenate([library_size(spots) for spots in task.training_spots()])
         target = np.concatenate([section.target for section in task.training()])
-        return FittedLibrarySize(DepthOracle.fit(depth, target))
+        return FittedLibrarySize(DepthOracle.fit(depth, target), median_depth=float(np.median(depth)))

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from histosge.evaluation.bin_report import bin_block
 from histosge.evaluation.map_plots import gene_map
 from histosge.evaluation.results import CONTROLS, MODEL, NOISE, NOISE_LIMIT, SMOOTH_NOISE, Scores
 from histosge.evaluation.score_plots import (
@@ -77,7 +78,8 @@ def evaluation_blocks(scores: Scores, notes: Sequence[str] = ()) -> list[Block]:
     ablation = [_ablation_block(scores)] if _variants(scores) else []
     # Maps first: whoever reads on to the tables has seen what a correlation of 0.3 looks like.
     plots = [_map_block(scores), _spread_block(scores), *_difference_block(scores), *ablation]
-    return [*plots, _score_block(scores), *_domain_block(scores), _limitation_block(scores, notes)]
+    tables = [_score_block(scores), *bin_block(scores), *_domain_block(scores)]
+    return [*plots, *tables, _limitation_block(scores, notes)]
 
 
 def _map_block(scores: Scores) -> Block:

@@ -13,7 +13,7 @@ from featurestore.errors import first_line
 from featurestore.whole_file import check_output, is_partial, restore_replaced, whole_file, whole_folder
 from histosge.errors import HistosgeError
 from histosge.evaluation.report import evaluation_blocks
-from histosge.evaluation.results import Entry, FoldCount, Scores
+from histosge.evaluation.results import BinFacts, Entry, FoldCount, Scores
 from histosge.reporting.page import Block, read_record, render_report
 
 PAGE = "report.html"
@@ -158,6 +158,8 @@ def read_evaluation(out_dir: str | Path) -> tuple[MadeWith, Scores] | None:
         }
         facts["folds"] = tuple(FoldCount(**fold) for fold in facts["folds"])
         facts["entries"] = {name: Entry(**entry) for name, entry in facts.get("entries", {}).items()}
+        bins = facts.pop("bins", None)
+        facts["bins"] = None if bins is None else BinFacts.from_json(bins)
         # JSON knows no tuples.
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
         scores = Scores(**tables, **plain)
@@ -185,6 +187,7 @@ def _facts(scores: Scores) -> dict[str, Any]:
         "folds": [asdict(fold) for fold in scores.folds],
         "kinds": dict(scores.kinds),
         "entries": {name: asdict(entry) for name, entry in scores.entries.items()},
+        "bins": None if scores.bins is None else asdict(scores.bins),
     }
     return facts | schemas | plain
 

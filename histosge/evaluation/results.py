@@ -10,6 +10,7 @@ Terms
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import numpy as np
 import polars as pl
@@ -81,6 +82,91 @@ class GeneMap:
 
 
 @dataclass(frozen=True)
+class BinnedSection:
+    """What a section's bins are made of.
+
+    Parameters
+    ----------
+    slide_id, measured
+        Which section, and in what its file counts, such as ``bins of 8 µm``.
+    n_units, n_bins
+        Bins or cells of the file, and bins of the stated side.
+    n_few, n_uncovered
+        Bins left out: too few counts, no patch.
+    n_scored
+        Bins scored, drawn from the others where there are very many.
+    median_counts
+        Of the bins with counts and a patch, over all genes.
+    turned_degrees
+        By which bins lie askew, where it matters; else 0.
+    """
+
+    slide_id: str
+    measured: str
+    n_units: int
+    n_bins: int
+    n_few: int
+    n_uncovered: int
+    n_scored: int
+    median_counts: float
+    turned_degrees: float = 0.0
+
+
+@dataclass(frozen=True)
+class BinFacts:
+    """At what an evaluation scored maps more finely than at spots.
+
+    Parameters
+    ----------
+    side_um, spot_um
+        Of a bin; and of the widest spot.
+    sections
+        Those with bins.
+    maps
+        Resolution of the maps, in words; one for each kind of grid.
+    notes
+        One sentence for each section that cannot give such bins.
+    """
+
+    side_um: float
+    spot_um: float
+    sections: tuple[BinnedSection, ...]
+    maps: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> list[str]:
+        """Return one line for each section: what was measured, how many bins there are, with how many counts."""
+        lines = []
+        for each in self.sections:
+            pooled = "" if each.n_bins == each.n_units else f" pooled from {each.n_units} {each.measured}"
+            askew = f"; they lie askew by {each.turned_degrees:.0f}°" if each.turned_degrees else ""
+            drawn = each.n_bins - each.n_few - each.n_uncovered
+            lines.append(
+                f"{each.slide_id}: {each.n_scored} of {drawn} bins of {self.side_um:g} µm scored{pooled}, median "
+                f"{each.median_counts:g} counts; {each.n_few} with too few counts and {each.n_uncovered} without a patch "
+                f"left out{askew}"
+            )
+        return [*lines, *self.notes]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Rebuild it from what `dataclasses.asdict` gave.
+
+        Raises
+        ------
+        TypeError, KeyError
+            If it is something else.
+        """
+        return cls(
+            float(values["side_um"]),
+            float(values["spot_um"]),
+            tuple(BinnedSection(**each) for each in values["sections"]),
+            tuple(values["maps"]),
+            tuple(values["notes"]),
+        )
+
+
+@dataclass(frozen=True)
 class Entry:
     """A preset on one encoder's embeddings."""
 
@@ -133,6 +219,10 @@ class Scores:
         Name in `presets` -> preset and encoder, where there are several encoders.
     bootstrap
         Values of all presets in all draws, to compare them with those of another encoder.
+    bins
+        Of what size and how many the bins are at which maps were scored, too; None where none were asked for. Their rows
+        have metrics such as ``pearson_mean_at_8um``, and `genes` the columns ``pearson_at_8um`` and
+        ``pearson_within_spots_at_8um``. The oracle ``depth`` has such rows also where it is none of `presets`.
     was_there
         Whether `histosge.evaluate` found them finished, so that nothing was fitted.
     """
@@ -156,6 +246,7 @@ class Scores:
     encoders: tuple[str, ...] = ()
     entries: Mapping[str, Entry] = field(default_factory=dict)
     bootstrap: PairedBootstrap | None = field(default=None, repr=False, compare=False)
+    bins: BinFacts | None = None
     was_there: bool = False
 
     @property

@@ -26,8 +26,18 @@ from histosge.data.sections import Section
 from histosge.errors import HistosgeError, ModelError
 from histosge.evaluation.ablation import Reencode, ablation_names
 from histosge.evaluation.annotated_domains import Annotation, HeldOutDomains, domain_notes, domain_rows
+from histosge.evaluation.bin_scores import BinScores, HeldOutBins, bin_suffix
+from histosge.evaluation.fine_bins import FineBins
 from histosge.evaluation.method_choice import choose_shown, find_methods
-from histosge.evaluation.methods import AblationMethod, FittedMethod, MapModel, Method, ModelMethod
+from histosge.evaluation.methods import (
+    DEPTH,
+    AblationMethod,
+    FittedMethod,
+    LibrarySizeMethod,
+    MapModel,
+    Method,
+    ModelMethod,
+)
 from histosge.evaluation.paired_bootstrap import HeldOutSpots, PairedBootstrap, ordered_pairs
 from histosge.evaluation.results import NOISE, SMOOTH_NOISE, FoldCount, Scores
 from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps
@@ -67,6 +77,7 @@ def evaluate_sections(
     ablate: bool = False,
     reencode: Reencode | None = None,
     annotation: Annotation | None = None,
+    bins: FineBins | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Fit each preset on each fold for each seed, and score it on the held-out spots.
@@ -92,6 +103,8 @@ def evaluate_sections(
         Encodes the patches under spots again, for the defects that lie there; None leaves those out.
     annotation
         Labels of spots, with which domains are compared; None: no domains are found.
+    bins
+        Measured bins finer than the spots, at which maps are scored, too; None: at spots alone.
     on_progress
         Called before each fit, and once at the end.
 
@@ -118,6 +131,7 @@ def evaluate_sections(
         epochs=epochs,
         ablate=ablate,
         annotation=annotation,
+        bins=bins,
         on_progress=on_progress,
     )
     return replace(scores, left_out=left_out)
@@ -137,6 +151,7 @@ def score_plan(
     epochs: int | None = None,
     ablate: bool = False,
     annotation: Annotation | None = None,
+    bins: FineBins | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Run methods over a plan, and the control on random embeddings, white and smooth.
@@ -161,10 +176,12 @@ def score_plan(
     n_fits = len(folds) * (len(names) * len(seeds) + n_control)
     spots = {section.slide_id: len(section.spots) for section in plan.sections}
     table = _ScoreTable(plan.split, n_fits, on_progress, PairedBootstrap(spots))
+    table.bin_suffix = bin_suffix(bins.side_um) if bins else ""
     table.domains = HeldOutDomains(plan.sections, annotation, plan.split) if annotation else None
     for task in plan.tasks(seeds):
         # Half of every section is trained on in this split: then the published figure is given for all methods.
         scorer = _TaskScorer(task, epochs, with_all_spots=plan.split == "random")
+        scorer = replace(scorer, bins=HeldOutBins.from_task(bins, task) if bins else None)
         on_noise = None
         if ablate:
             on_noise = replace(scorer, task=task.with_random_embeddings(task.seed), fitted={})
@@ -180,24 +197,9 @@ def score_plan(
                 table.add_rows(method.name, result.task, _check_intervals(method, result, epochs))
             if isinstance(method, AblationMethod):
                 table.add_ablation(method, result, on_noise.score(method) if on_noise else None)
-        for draw in draws[task.seed]:
-            noise = task.with_random_embeddings(draw)
-            table.report_progress(NOISE, noise)
-            # Through the same scorer as the methods: a leak in it must show in the control, too.
-            result = replace(scorer, task=noise, fitted={}).score(control)
-            table.add(NOISE, result)
-            # One draw a seed: k-means takes longer than the fit.
-            if draw == draws[task.seed][0]:
-                table.add_domains(NOISE, result)
-        for number, draw in enumerate(smooth_draws[task.seed]):
-            smooth = task.with_smooth_embeddings(draw)
-            table.report_progress(SMOOTH_NOISE, smooth)
-            result = replace(scorer, task=smooth, fitted={}).score(control)
-            table.add(SMOOTH_NOISE, result)
-            # How many genes would be trusted that were predicted from nothing; once a fold and seed, as of the model.
-            if number == 0:
-                table.add_domains(SMOOTH_NOISE, result)
-                table.add_rows(SMOOTH_NOISE, result.task, _check_intervals(control, result, epochs))
+        if scorer.bins is not None and DEPTH not in names:
+            table.add_depth_at_bins(scorer)
+        _score_controls(table, scorer, control, draws[task.seed], smooth_draws[task.seed])
     table.report_progress("", None)
     domains = table.score_domains()
     return Scores(
@@ -219,7 +221,39 @@ def score_plan(
         differences=table.bootstrap.table(ordered_pairs(names, shown), plan.split),
         kinds={method.name: method.kind for method in methods},
         bootstrap=table.bootstrap,
+        bins=bins.facts if bins else None,
     )
+
+
+def _score_controls(
+    table: "_ScoreTable",
+    scorer: "_TaskScorer",
+    control: Method,
+    draws: Sequence[int],
+    smooth_draws: Sequence[int],
+) -> None:
+    """Score the control on random embeddings of a fold, white and smooth, one fit a draw."""
+    task = scorer.task
+    for number, draw in enumerate(draws):
+        noise = task.with_random_embeddings(draw)
+        table.report_progress(NOISE, noise)
+        # At bins as many draws as of the smooth control: each has thousands of bins to be scored on.
+        at_bins = scorer.bins if number < SMOOTH_DRAWS else None
+        # Through the same scorer as the methods: a leak in it must show in the control, too.
+        result = replace(scorer, task=noise, fitted={}, bins=at_bins).score(control)
+        table.add(NOISE, result)
+        # One draw a seed: k-means takes longer than the fit.
+        if number == 0:
+            table.add_domains(NOISE, result)
+    for number, draw in enumerate(smooth_draws):
+        smooth = task.with_smooth_embeddings(draw)
+        table.report_progress(SMOOTH_NOISE, smooth)
+        result = replace(scorer, task=smooth, fitted={}).score(control)
+        table.add(SMOOTH_NOISE, result)
+        # How many genes would be trusted that were predicted from nothing; once a fold and seed, as of the model.
+        if number == 0:
+            table.add_domains(SMOOTH_NOISE, result)
+            table.add_rows(SMOOTH_NOISE, result.task, _check_intervals(control, result, scorer.epochs))
 
 
 @dataclass(frozen=True)
@@ -234,6 +268,8 @@ class _MethodScore:
         log1p(CP10k) of the held-out spots, ``(n_spots, n_genes)``.
     all_spots
         The published figure, over training spots, too; None where it was not asked for.
+    bins
+        Scores at finer bins; None without such bins or without a map.
     """
 
     task: Task
@@ -242,6 +278,7 @@ class _MethodScore:
     genes: GeneScores
     all_spots: float | None
     fitted: FittedMethod
+    bins: BinScores | None = None
 
 
 @dataclass(frozen=True)
@@ -254,12 +291,15 @@ class _TaskScorer:
         Whether the published figure is given for every method, not for ablations alone.
     fitted
         Scores by name of what was fitted: variants that differ in their figure alone share a fit.
+    bins
+        The fold's bins, if maps are scored at bins, too.
     """
 
     task: Task
     epochs: int | None
     with_all_spots: bool
     fitted: dict[str, _MethodScore] = field(default_factory=dict)
+    bins: HeldOutBins | None = None
 
     def score(self, method: Method, maps: HeldOutMaps | None = None) -> _MethodScore:
         """Fit on the task's training spots, and score all of its held-out spots; `maps` takes the map, if given."""
@@ -289,7 +329,8 @@ class _TaskScorer:
         if maps is not None:
             _add_map(maps, task, fitted, genes)
         all_spots = _all_spots(task, fitted) if with_all_spots else None
-        return _MethodScore(task, held_out, predicted, genes, all_spots, fitted)
+        at_bins = None if self.bins is None else self.bins.score_method(task, fitted)
+        return _MethodScore(task, held_out, predicted, genes, all_spots, fitted, at_bins)
 
 
 def _check_intervals(method: Method, result: _MethodScore, epochs: int | None) -> dict[str, float]:
@@ -364,6 +405,8 @@ class _ScoreTable:
         How many there will be, for `on_progress`.
     halo_um
         Preset -> how far beyond a patch it looked, at most.
+    bin_suffix
+        Ends the names of metrics at bins; empty where none are scored.
     """
 
     split: str
@@ -375,6 +418,7 @@ class _ScoreTable:
     halo_um: dict[str, float] = field(default_factory=dict)
     done: int = 0
     domains: HeldOutDomains | None = None
+    bin_suffix: str = ""
 
     def report_progress(self, preset: str, task: Task | None) -> None:
         """Report how far it is, before a fit; without a task: at the end."""
@@ -387,11 +431,34 @@ class _ScoreTable:
         values = result.genes.summary(top)
         if result.all_spots is not None:
             values["paper_all_spots"] = result.all_spots
+        if result.bins is not None:
+            values |= result.bins.values
         key = self.add_rows(preset, result.task, values)
-        self.genes.append(_gene_rows(key, result.task.genes, result.genes, top))
+        rows = _gene_rows(key, result.task.genes, result.genes, top)
+        self.genes.append(rows.with_columns(self._bin_columns(result.bins)))
         # It may differ from fold to fold: that of the published network follows the distance between spots.
         self.halo_um[preset] = max(result.fitted.halo_um, self.halo_um.get(preset, 0.0))
         self.done += 1
+
+    def add_depth_at_bins(self, scorer: _TaskScorer) -> None:
+        """Add what depth alone scores at bins, also where nobody asked for it."""
+        # At few counts a gene's logarithm follows the depth most of all.
+        fitted = LibrarySizeMethod().fit(scorer.task, scorer.epochs)
+        scores = scorer.bins.score_method(scorer.task, fitted) if scorer.bins else None
+        if scores is not None:
+            self.add_rows(DEPTH, scorer.task, scores.values)
+
+    def _bin_columns(self, bins: BinScores | None) -> list[pl.Series | pl.Expr]:
+        """Return the columns of genes.csv at bins, empty where this fit was not scored there."""
+        if not self.bin_suffix:
+            return []
+        names = (f"pearson_{self.bin_suffix}", f"pearson_within_spots_{self.bin_suffix}")
+        if bins is None:
+            return [pl.lit(None, dtype=pl.Float64).alias(name) for name in names]
+        return [
+            pl.Series(name, values)
+            for name, values in zip(names, (bins.pearson, bins.within_spots), strict=True)
+        ]
 
     def add_domains(self, preset: str, result: _MethodScore, *, with_measured: bool = False) -> None:
         """Add held-out predictions to the domains, where an annotation was given; and what was measured there."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.errors import StoreError, StoreNotFoundError
-from featurestore.location import Location
+from featurestore.location import Location, store_location
 from featurestore.storage.block_array import check_whole
 from featurestore.storage.layout import SPEC_NAME as FEATURE_SPEC
 from featurestore.storage.store import Store
@@ -50,7 +50,7 @@ def is_feature_store(url: str) -> bool:
     StoreNotFoundError
         If there is nothing.
     """
-    location = Location(url)
+    location = store_location(url)
     if not location.exists():
         raise StoreNotFoundError(
             f"there is no store at {location.label}; give a feature store or an expression store"

@@ -15,6 +15,7 @@ from featurestore.analysis.slide_source import SlideArray
 from featurestore.blocks import Block, planned_blocks
 from featurestore.documents import DocumentError
 from featurestore.errors import AmbiguousSelectionError, IdentityMismatchError, StoreError
+from featurestore.file_systems import fixed_url
 from featurestore.grid import PatchGrid
 from featurestore.location import PathOrUrl, as_url
 from featurestore.names import is_segment
@@ -92,7 +93,7 @@ class ExpressionSource:
 
     def __reduce__(self) -> tuple[type["ExpressionSource"], tuple[object, ...]]:
         # Without what is open: file systems and event loops belong to their process.
-        return ExpressionSource, (self._url, self._slides, self._grid)
+        return ExpressionSource, (fixed_url(self._url), self._slides, self._grid)
 
     @cached_property
     def _store(self) -> ExpressionStore:

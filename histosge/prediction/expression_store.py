@@ -22,7 +22,7 @@ from featurestore.blocks import Block, planned_blocks
 from featurestore.documents import DocumentError
 from featurestore.errors import IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
-from featurestore.location import Location, PathOrUrl
+from featurestore.location import Location, PathOrUrl, store_location
 from featurestore.names import is_segment
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import grid_path
@@ -177,7 +177,7 @@ class ExpressionStore:
         StoreError
             If it is no expression store, or of a newer version.
         """
-        location = Location(url)
+        location = store_location(url)
         absent = f"there is no expression store at {location.label}; make one with: histosge predict"
         open_root(location, SPEC_NAME, SPEC_VERSION, "expression store", absent)
         return cls(location)
@@ -185,7 +185,7 @@ class ExpressionStore:
     @classmethod
     def open_or_create(cls, url: str) -> "ExpressionStore":
         """Open an expression store, or make an empty one where there is nothing yet."""
-        location = Location(url)
+        location = store_location(url, writable=True)
         create_root(location, SPEC_NAME, SPEC_VERSION, "expression store")
         return cls(location)
 
@@ -469,7 +469,7 @@ def is_rim(tissue: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def is_expression_store(url: PathOrUrl) -> bool:
     """Tell whether there is an expression store; False where there is nothing, or something else."""
-    location = Location(url)
+    location = store_location(url)
     return location.exists() and read_attrs(location, "").get("spec") == SPEC_NAME
 
 

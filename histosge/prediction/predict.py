@@ -4,46 +4,41 @@ Resumable like the embedding: a block is done when its objects exist. Memory hol
 predicted, never a slide.
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self, cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal, cast
 
 from featurestore.embedding.limits import check_workers
 from featurestore.errors import AmbiguousSelectionError
-from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
-from featurestore.grid import spec_from_values
-from featurestore.names import slug
+from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
+from featurestore.file_systems import fixed_url
+from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 from featurestore.threads import keep_to_own_cores
-from histosge.data.embedded_slide import (
-    EmbeddedSlide,
-    Reduce,
-    Window,
-    check_complete,
-    open_embedded,
-    stream_windows,
-)
+from histosge.data.embedded_slide import EmbeddedSlide, check_complete
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
 from histosge.models.estimators import ModelSource
-from histosge.models.protocol import DepthModel, Model, PartialModel, ReducingModel
-from histosge.prediction.conditioning import ConditionedModel, load_conditioned
-from histosge.prediction.embedding_evidence import distance_from_training, evidence_sentences
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
-from histosge.prediction.slide_tasks import map_slides
-from histosge.threads import one_blas_thread, side_by_side, usable_cores
-from histosge.training.saved_model import SavedModel, describe_fitted, embed_options, load_model
+from histosge.models.protocol import Model
+from histosge.prediction.conditioning import load_conditioned
+from histosge.prediction.expression_store import ExpressionStore
+from histosge.prediction.predictor import Predictor
+from histosge.prediction.slide_prediction import (
+    SLIDE_ERRORS,
+    PredictResult,
+    check_slide,
+    concerns_one_slide,
+    open_slide,
+    predict_slide,
+    set_aside,
+)
+from histosge.threads import one_blas_thread
+from histosge.training.saved_model import SavedModel, describe_fitted, load_model
 
-_MAX_WORKING_BYTES = 1 << 30
-"""Memory of all predictions that are computed at once, about."""
 # Of names in a message, which is one line whatever is in the store.
 _SHOWN_SLIDES, _SHOWN_LETTERS = 10, 100
 
@@ -57,42 +52,18 @@ class PredictSettings:
     selection
         Grid and encoder; of several in the store, those of the saved model where they are not named.
     workers
-        Processes that share the slides out among themselves, ``auto`` for one per core; the maps are the same.
+        Processes that share the blocks of all slides out among themselves, ``auto`` for one per core; the maps are the same.
     preset
         The class of the saved model, where that is none of the registered ones; see
         `histosge.training.saved_model.load_model`.
     scheduler
-        Address of a running dask scheduler, whose workers share the slides out in place of processes of this machine.
+        Address of a running dask scheduler, whose workers share the blocks out in place of processes of this machine.
     """
 
     selection: Selection = field(default_factory=Selection)
     workers: int | Literal["auto"] = 1
     preset: ModelSource | None = None
     scheduler: str | None = None
-
-
-@dataclass(frozen=True)
-class PredictResult:
-    """One slide's map.
-
-    Parameters
-    ----------
-    slide_id, grid_key
-        Which map of the expression store.
-    planned, computed
-        Blocks with tissue, and those that this run computed; the others existed.
-    patches
-        Patches with tissue.
-    note
-        For a slide that the model was not trained on: for whom its intervals and trust hold. Else empty.
-    """
-
-    slide_id: str
-    grid_key: str
-    planned: int
-    computed: int
-    patches: int
-    note: str = ""
 
 
 def predict(
@@ -110,6 +81,9 @@ def predict(
     on_message: OnMessage = ignore_message,
 ) -> list[PredictResult]:
     """Predict a dense map for slides of a store; of a map that the same model began, the missing blocks.
+
+    Slides are opened one after the other. One that cannot be predicted (blocks are missing, it has another model's map)
+    is set aside with its reason, see `PredictResult.failed`, and the others go on; if none is left, its error is raised.
 
     Parameters
     ----------
@@ -143,13 +117,16 @@ def predict(
     ModelError
         If the model does not fit the store, or does not predict one of the genes.
     IdentityMismatchError
-        If a slide has a map by another model or of other genes, and `overwrite` is not set.
+        If all slides have maps by another model or of other genes, and `overwrite` is not set.
     StoreError
-        If blocks of a slide are missing.
+        If all slides lack blocks.
+    ClusterError
+        If the scheduler does not answer or goes away, or a worker runs another version of this package.
     AmbiguousSelectionError
         If the store holds several grids or encoders and none is named.
     """
     settings = settings or PredictSettings()
+    check_writable(out)
     keep_to_own_cores()
     if settings.workers != "auto":
         check_workers(settings.workers)
@@ -159,58 +136,169 @@ def predict(
     if folder is not None:
         saved = load_model(folder, settings.preset)
     ids = _check_slides(source, slide_ids)
-    # All slides are checked before the first is predicted, so that hours are not spent before a refusal.
-    slides = [_open(source, slide_id, settings.selection, saved) for slide_id in ids]
-    if saved is None:
-        saved = describe_fitted(cast(Model, model), genes, slides[0].identity, slides[0].stored.grid)
-    columns = _gene_columns(saved, genes)
-    for slide in slides:
-        saved.check_fits(slide.identity, slide.stored.grid)
-        check_complete(slide)
-    task = _Task.from_saved(saved, columns)
+    if saved is not None:  # before slides are opened: a mistyped gene is said at once
+        _gene_columns(saved, genes)
     if condition_on is not None:
-        if len(saved.encoders) > 1:
-            raise ModelError("--condition-on takes a model of one encoder; train one with a single --encoder")
-        if len(ids) != 1:
-            raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
-        sample = Sample(ids[0], "", str(condition_on))
-        chosen = (slides[0].stored.grid.spec.key, slides[0].identity.key)
-        with one_blas_thread():
-            conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
-        task = _Task(saved, saved.model, conditioned, columns, conditioned.fingerprint)
-    # A conditioned model has one slide, and is not sent to workers.
-    is_shared_out = condition_on is None and (
-        settings.scheduler is not None or (settings.workers != 1 and len(ids) > 1)
-    )
+        _check_condition(saved, ids)
+    is_shared_out = settings.scheduler is not None or settings.workers != 1
+    if is_shared_out and condition_on is not None:
+        # Fitting the spots, which is most of the work, is not divided; workers would each do all of it.
+        on_message(
+            "a map conditioned on spots is predicted by this process; --workers and --scheduler are not used"
+        )
+        is_shared_out = False
     if is_shared_out and folder is None:
         raise ModelError(
             f"workers={settings.workers} load the model themselves: give a saved model's folder, or workers=1"
         )
+    run = _Run(source, settings, saved, str(out), overwrite=overwrite)
+    first = run.first_usable(ids)
+    if saved is None:
+        saved = describe_fitted(cast(Model, model), genes, first.identity, first.stored.grid)
+        run.saved = saved
+    columns = _gene_columns(saved, genes)
+    predictor = Predictor.from_saved(saved, columns)
+    if condition_on is not None:
+        sample = Sample(ids[0], "", str(condition_on))
+        chosen = (first.stored.grid.spec.key, first.identity.key)
+        with one_blas_thread():
+            conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
+        predictor = Predictor(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     # Only after all checks, so that a refused call writes nothing.
     target = ExpressionStore.open_or_create(str(out))
-    if is_shared_out and folder is not None:
-        run = partial(
-            _predict_one,
-            str(store),
-            folder,
-            str(out),
-            replace(settings, workers=1, scheduler=None),
-            tuple(genes),
-            overwrite,
-        )
-        results = map_slides(
-            run,
-            ids,
-            settings.workers,
-            lambda slide_id, result: on_progress(Progress(result.planned, result.planned, slide_id)),
-            settings.scheduler,
-        )
+    if is_shared_out:
+        assert folder is not None
+        run.predict_on_workers(folder, tuple(columns) if genes else None, ids, on_progress)
     else:
-        results = [_predict_slide(slide, task, target, on_progress, overwrite=overwrite) for slide in slides]
-    for result in results:
-        if result.note:
-            on_message(f"{result.slide_id}: {result.note}")
-    return results
+        for slide_id in ids:
+            run.predict_here(slide_id, predictor, target, on_progress)
+    return run.finished(ids, on_message)
+
+
+class _Run:
+    """The slides of one call: opened when their turn comes, and set aside where something is wrong with them alone."""
+
+    def __init__(
+        self, source: Store, settings: PredictSettings, saved: SavedModel | None, out: str, *, overwrite: bool
+    ) -> None:
+        self._source, self._settings, self._out, self._overwrite = source, settings, out, overwrite
+        self.saved = saved
+        self._first: EmbeddedSlide | None = None
+        self._results: dict[str, PredictResult] = {}
+        self._error: Exception | None = None
+
+    def first_usable(self, ids: Sequence[str]) -> EmbeddedSlide:
+        """Open the first slide that can be predicted.
+
+        Raises
+        ------
+        ModelError, AmbiguousSelectionError
+            If the model does not fit the first slide: most likely it fits none, and opening thousands would tell no more.
+        FeatureStoreError
+            If there is none.
+        """
+        for slide_id in ids:
+            try:
+                self._first = self._open(slide_id)
+            except (ModelError, AmbiguousSelectionError) as error:
+                if slide_id == ids[0]:
+                    raise
+                self._set_aside(slide_id, error)
+            except SLIDE_ERRORS as error:
+                self._set_aside(slide_id, error)
+            else:
+                return self._first
+        assert self._error is not None
+        raise self._error
+
+    def _open(self, slide_id: str) -> EmbeddedSlide:
+        if self._first is not None and self._first.slide_id == slide_id:
+            return self._first
+        slide = open_slide(self._source, slide_id, self._settings.selection, self.saved)
+        if self.saved is not None:
+            check_slide(slide, self.saved)
+        else:
+            check_complete(slide)
+        return slide
+
+    def _set_aside(self, slide_id: str, error: Exception) -> None:
+        if not concerns_one_slide(error):
+            raise error
+        self._error = self._error or error
+        self._results[slide_id] = set_aside(slide_id, error)
+
+    def predict_here(
+        self, slide_id: str, predictor: Predictor, target: ExpressionStore, on_progress: OnProgress
+    ) -> None:
+        """Predict one slide in this process."""
+        if slide_id in self._results:
+            return
+        try:
+            slide = self._open(slide_id)
+            self._results[slide_id] = predict_slide(
+                slide, predictor, target, on_progress, overwrite=self._overwrite
+            )
+        except SLIDE_ERRORS as error:
+            self._set_aside(slide_id, error)
+
+    def predict_on_workers(
+        self,
+        model: str | Path,
+        columns: tuple[int, ...] | None,
+        ids: Sequence[str],
+        on_progress: OnProgress,
+    ) -> None:
+        """Share the slides that are left out among processes of this machine, or the workers of a cluster."""
+        # Imported here: a prediction in one process needs no dask.
+        from featurestore.analysis.cluster_stream import connect
+        from featurestore.embedding.dask_clients import PACKAGE
+        from histosge.prediction.dask_cluster import new_run, predict_on_cluster
+        from histosge.prediction.worker import PredictJob
+
+        assert self.saved is not None
+        settings = self._settings
+        job = PredictJob(
+            new_run(),
+            version(PACKAGE),
+            fixed_url(self._source.location.url),
+            model,
+            self._out,
+            self.saved.fingerprint,
+            columns,
+            settings.selection,
+            settings.preset,
+            self._overwrite,
+        )
+        left = [slide_id for slide_id in ids if slide_id not in self._results]
+        with connect(settings.workers, settings.scheduler) as client:
+            predict_on_cluster(client, job, left, on_progress, self._record)
+
+    def _record(self, result: PredictResult, error: Exception | None) -> None:
+        self._results[result.slide_id] = result
+        self._error = self._error or error
+
+    def finished(self, ids: Sequence[str], on_message: OnMessage) -> list[PredictResult]:
+        """Return the results in the order of the slides.
+
+        Raises
+        ------
+        FeatureStoreError
+            If every slide was set aside: then the call itself was most likely a mistake.
+        """
+        results = [self._results[slide_id] for slide_id in ids]
+        if self._error is not None and all(result.failed for result in results):
+            raise self._error
+        for result in results:
+            if result.note and not result.failed:
+                on_message(f"{result.slide_id}: {result.note}")
+        return results
+
+
+def _check_condition(saved: SavedModel | None, ids: Sequence[str]) -> None:
+    if saved is not None and len(saved.encoders) > 1:
+        raise ModelError("--condition-on takes a model of one encoder; train one with a single --encoder")
+    if len(ids) != 1:
+        raise ModelError("--condition-on belongs to one slide; name it with --slide ID")
 
 
 def _check_slides(source: Store, slide_ids: Sequence[str]) -> list[str]:
@@ -230,101 +318,6 @@ def _check_slides(source: Store, slide_ids: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(slide_ids)) or known
 
 
-def _open(source: Store, slide_id: str, selection: Selection, saved: SavedModel | None) -> EmbeddedSlide:
-    """Open a slide's embedding: the only one, or of several the one that the model was trained on."""
-    if saved is not None and len(saved.encoders) > 1:
-        return _open_several(source, slide_id, saved)
-    try:
-        return selection.open(source, slide_id)
-    except AmbiguousSelectionError:
-        if saved is None:
-            raise
-        # By name here; whether it is the same encoder, with the same weights, is checked afterwards.
-        grid = selection.grid or spec_from_values(saved.card.grid).key
-        return open_embedded(source, slide_id, grid, selection.encoder or str(saved.card.encoder["key"]))
-
-
-def _open_several(source: Store, slide_id: str, saved: SavedModel) -> EmbeddedSlide:
-    """Open the embeddings of all encoders that a model was trained on, each on its grid of the training."""
-    names = [(str(encoder["grid"]["key"]), str(encoder["key"])) for encoder in saved.encoders]
-    for (grid, encoder), needed in zip(names, saved.encoders, strict=True):
-        how = embed_options(spec_from_values(needed["grid"]))
-        there = grid in source.grid_keys(slide_id) and slug(encoder) in source.encoder_slugs(slide_id, grid)
-        if not there:
-            raise ModelError(
-                f"slide {slide_id!r} has no embedding by {encoder!r} on grid {grid}, one of {len(names)} encoders that the "
-                f"model needs; make it with: histosge embed SLIDES {source.location.label} --encoder {encoder} {how}"
-            )
-    first, *others = names
-    return open_embedded(source, slide_id, *first, others)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """The models and genes of a prediction.
-
-    Parameters
-    ----------
-    depth_model, model
-        Predict depth, and genes: one and the same unless the latter is conditioned on spots.
-    columns
-        Of the model's genes, those to predict.
-    spots
-        Fingerprint of the spots that it was conditioned on, or None.
-    reduce
-        Applied to embeddings before either model, see `ReducingModel`.
-    """
-
-    saved: SavedModel
-    depth_model: Model
-    model: Model | ConditionedModel
-    columns: list[int]
-    spots: str | None
-    reduce: Reduce | None = None
-
-    @classmethod
-    def from_saved(cls, saved: SavedModel, columns: list[int]) -> Self:
-        """Predict with the saved model, not conditioned."""
-        reduce, model = saved.model.split() if isinstance(saved.model, ReducingModel) else (None, saved.model)
-        return cls(saved, model, model, columns, None, reduce)
-
-    @property
-    def predicts_depth(self) -> bool:
-        return isinstance(self.depth_model, DepthModel) and self.depth_model.depth is not None
-
-    def predict(self, window: Window) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-        """Return the chosen genes of the block's own patches, and their depth where the model predicts it."""
-        own = np.flatnonzero(window.own)
-        depth: NDArray[np.float32] | None = None
-        if self.predicts_depth:
-            genes, depth = cast(DepthModel, self.depth_model).predict_with_depth(window.patches, own)
-        if self.spots is not None or not self.predicts_depth:
-            genes = self._genes(window, own)
-        # Taking all columns by index would copy the largest array there is.
-        every = self.columns == list(range(genes.shape[1]))
-        return genes if every else genes[:, self.columns], depth
-
-    def _genes(self, window: Window, own: NDArray[np.int64]) -> NDArray[np.float32]:
-        if isinstance(self.model, PartialModel):  # the halo's patches are needed, their predictions are not
-            return self.model.predict_some(window.patches, own)
-        return self.model.predict(window.patches)[own]
-
-
-def _predict_one(
-    store: str,
-    model: str | Path,
-    out: str,
-    settings: PredictSettings,
-    genes: tuple[str, ...],
-    overwrite: bool,
-    slide_id: str,
-) -> PredictResult:
-    """Predict one slide in a worker."""
-    # Opened again here: neither stores nor models are sent between processes.
-    (result,) = predict(store, model, out, settings, slide_ids=[slide_id], genes=genes, overwrite=overwrite)
-    return result
-
-
 def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
     """Return the columns of some genes, or of all if none is named."""
     known = {gene: i for i, gene in enumerate(saved.card.genes)}
@@ -339,109 +332,3 @@ def _gene_columns(saved: SavedModel, genes: Sequence[str]) -> list[int]:
             raise ModelError(f"the model does not predict gene {gene!r}: {hint}")
     # In the order given, each once.
     return [known[gene] for gene in dict.fromkeys(genes)] or list(range(len(known)))
-
-
-def _predict_slide(
-    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, on_progress: OnProgress, *, overwrite: bool
-) -> PredictResult:
-    made_by, genes = _made_by(slide, task)
-    grid_key = slide.stored.grid.spec.key
-    if overwrite and target.holds_other(slide.slide_id, grid_key, genes, made_by):
-        with target.replacing(slide.slide_id, grid_key) as fresh:
-            return _write_map(slide, task, fresh, on_progress)
-    return _write_map(slide, task, target, on_progress)
-
-
-def _made_by(slide: EmbeddedSlide, task: _Task) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return what decides a map's values, and its genes: a map of anything else is not mixed with this one."""
-    saved = task.saved
-    genes = tuple(saved.card.genes[i] for i in task.columns)
-    made_by: dict[str, Any] = {
-        "model": saved.fingerprint,
-        "preset": saved.card.preset,
-        "encoder": slide.identity.fingerprint,
-        "slide": slide.fingerprint,
-        "genes": len(genes),
-    }
-    if task.spots is not None:
-        made_by["spots"] = task.spots
-    return made_by, genes
-
-
-def _write_map(
-    slide: EmbeddedSlide, task: _Task, target: ExpressionStore, on_progress: OnProgress
-) -> PredictResult:
-    """Predict the blocks of a slide that a store lacks."""
-    planned = slide.stored.planned(slide.array.block_shape)
-    saved = task.saved
-    made_by, genes = _made_by(slide, task)
-    grid_key = slide.stored.grid.spec.key
-    intervals = saved.intervals.take(task.columns) if saved.intervals else None
-    stored_map = target.add_map(
-        slide.stored,
-        genes,
-        slide.array.block_shape,
-        made_by,
-        intervals=intervals,
-        depth=task.predicts_depth,
-        trained_on=saved.was_trained_on(slide.fingerprint),
-        embedding_distance=None
-        if target.holds(slide.slide_id, grid_key)
-        else distance_from_training(slide, saved),
-    )
-    missing = stored_map.array.missing(planned)
-    windows = stream_windows(slide, missing, task.model.halo_um, task.reduce)
-    work = partial(_predict_window, task=task, stored_map=stored_map)
-    # Threads are enough: products of matrices and writing release Python's lock.
-    threads = _threads(slide.array.block_shape, len(genes))
-    for number, _ in enumerate(side_by_side(work, windows, threads), start=1):
-        on_progress(Progress(number, len(missing), slide.slide_id))
-    return PredictResult(
-        slide.slide_id,
-        grid_key,
-        len(planned),
-        len(missing),
-        int(slide.stored.is_tissue.sum()),
-        " ".join(evidence_sentences(saved, slide.fingerprint, stored_map.embedding_distance)),
-    )
-
-
-def _threads(block_shape: tuple[int, int], n_genes: int) -> int:
-    """Return how many blocks to predict at once: one a core, as far as memory allows."""
-    bytes_each = 4 * block_shape[0] * block_shape[1] * n_genes
-    # Three times the float32 values of a block: the values, their stored form, and working memory of the model.
-    return max(1, min(usable_cores(), _MAX_WORKING_BYTES // (3 * bytes_each)))
-
-
-def _predict_window(window: Window, task: _Task, stored_map: StoredMap) -> None:
-    """Predict one block and write it."""
-    shape = window.block.shape
-    rows = window.patches.rows[window.own] - window.block.rows[0]
-    cols = window.patches.cols[window.own] - window.block.cols[0]
-    places = rows * shape[1] + cols
-    predicted, depth = np.empty((0, len(task.columns)), np.float32), None
-    if len(places):
-        predicted, depth = task.predict(window)
-    # Expression last: a block counts as done when that exists, so an interruption in between computes it again.
-    if stored_map.depth is not None:
-        column = np.full((len(places), 1), np.nan, np.float32) if depth is None else depth.reshape(-1, 1)
-        stored_map.depth.write(window.block, _lay_out(column, places, shape, column.dtype))
-    stored_map.array.write(window.block, _lay_out(predicted, places, shape, stored_map.array.dtype))
-
-
-def _lay_out(
-    values: NDArray[np.float32], places: NDArray[np.int64], shape: tuple[int, int], dtype: np.dtype[Any]
-) -> NDArray[Any]:
-    """Return ``(n, n_channels)`` values on a block, ``(*shape, n_channels)``; NaN where there is no patch.
-
-    Parameters
-    ----------
-    places
-        Of the patches in the block, counted row by row.
-    """
-    if len(places) == math.prod(shape) and bool((np.diff(places) == 1).all()):
-        # Inside the tissue there are no gaps: the largest array there is, is not copied once more.
-        return values.astype(dtype).reshape(*shape, -1)
-    block = np.full((math.prod(shape), values.shape[1]), np.nan, dtype)
-    block[places] = values.astype(dtype)
-    return block.reshape(*shape, -1)

@@ -6,8 +6,12 @@ Its settings hold: ``HF_ENDPOINT``, ``HF_HUB_CACHE``, ``HF_HUB_OFFLINE``.
 
 import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from featurestore.encoders.hub import TRANSPORTS, hub_answers
 from featurestore.errors import first_line
@@ -41,20 +45,120 @@ def model_folder(place: str | Path, files: tuple[str, ...]) -> Path:
     """
     if not is_hub_place(place):
         return Path(place)
-    found = _PLACE.fullmatch(str(place))
-    # A repository of data is named hf://datasets/OWNER/NAME: three parts, so it would be taken for a folder.
-    if found is None or found["repository"].startswith(("datasets/", "spaces/")) or ".." in str(place):
-        raise ModelError(
-            f"{str(place)[:200]!r} names no model on the hub; give hf://OWNER/NAME, such as hf://lab/model@main"
-        )
-    folder = (found["folder"] or "").strip("/")
-    paths = [_download(found["repository"], found["revision"], folder, file) for file in files]
+    hub = _HubModel.parse(place)
+    paths = [_download(hub, file) for file in files]
     return paths[0].parent
 
 
-def _download(repository: str, revision: str | None, folder: str, file: str) -> Path:
+def whole_model_folder(place: str | Path, files: tuple[str, ...], folder: str) -> Path:
+    """Return a model's folder on this machine, with a folder in it that may be absent; all of one commit.
+
+    Parameters
+    ----------
+    place, files
+        As in `model_folder`.
+    folder
+        Name of the folder below, such as that of the sums.
+
+    Raises
+    ------
+    ModelError
+        As `model_folder` does.
+    """
+    if not is_hub_place(place):
+        return Path(place)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import tqdm
+
+    class Bar(tqdm):  # type: ignore[misc]  # the client has no types
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            # The client shows its bars also where nobody sees them, as in a job's log.
+            super().__init__(*args, **{**kwargs, "disable": not sys.stderr.isatty()})
+
+    hub = _HubModel.parse(place)
+    # First: where the repository holds no model, the client would warn that nothing matches, and return an empty folder.
+    _download(hub, files[0])
+    prefix = f"{hub.folder}/" if hub.folder else ""
+    is_offline = not hub_answers()
+    with _errors_of(hub, folder):
+        found = snapshot_download(
+            hub.repository,
+            # Not the whole repository, which may hold anything beside the model.
+            allow_patterns=[*(prefix + file for file in files), f"{prefix}{folder}/*"],
+            endpoint=os.environ.get("HF_ENDPOINT"),
+            # The client would try for half a minute first.
+            local_files_only=is_offline,
+            tqdm_class=Bar,
+            **hub.settings,
+        )
+    local = Path(found) / hub.folder
+    # Older clients return what is there of a model that was loaded without this folder.
+    if is_offline and not (local / folder).is_dir():
+        raise ModelError(hub.unreachable(f"{folder}/"))
+    if missing := [file for file in files if not (local / file).is_file()]:
+        raise ModelError(hub.lacks(missing[0]))
+    return local
+
+
+@dataclass(frozen=True)
+class _HubModel:
+    """Where a model is on the hub."""
+
+    repository: str
+    revision: str | None
+    folder: str
+
+    @classmethod
+    def parse(cls, place: str | Path) -> Self:
+        found = _PLACE.fullmatch(str(place))
+        # A repository of data is named hf://datasets/OWNER/NAME: three parts, so it would be taken for a folder.
+        if found is None or found["repository"].startswith(("datasets/", "spaces/")) or ".." in str(place):
+            raise ModelError(
+                f"{str(place)[:200]!r} names no model on the hub; give hf://OWNER/NAME, such as hf://lab/model@main"
+            )
+        return cls(found["repository"], found["revision"], (found["folder"] or "").strip("/"))
+
+    @property
+    def label(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{SCHEME}{self.repository}{revision}{f'/{self.folder}' if self.folder else ''}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the client takes, beside the repository."""
+        return {"revision": self.revision, "cache_dir": os.environ.get("HF_HUB_CACHE")}
+
+    def unreachable(self, file: str) -> str:
+        return (
+            f"the hub cannot be reached for {self.label}, and {file} is not here; download the model on a machine with "
+            f"network (hf download {self.repository} --local-dir MODEL), and give that folder"
+        )
+
+    def lacks(self, file: str) -> str:
+        return f"{self.label} has no {file}: it is no histosge model, or another revision or folder of the repository is"
+
+
+def _download(hub: _HubModel, file: str) -> Path:
     # Inside functions: the client takes 0.3 s to import.
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    name = f"{hub.folder}/{file}" if hub.folder else file
+    kept = try_to_load_from_cache(hub.repository, name, **hub.settings)
+    if not isinstance(kept, str) and not hub_answers():
+        raise ModelError(hub.unreachable(file))  # now: the client would try for half a minute first
+    with _errors_of(hub, file):
+        # The client reads its settings when it is imported; the endpoint may have been set since.
+        endpoint = os.environ.get("HF_ENDPOINT")
+        return Path(
+            hf_hub_download(
+                hub.repository, file, subfolder=hub.folder or None, endpoint=endpoint, **hub.settings
+            )
+        )
+
+
+@contextmanager
+def _errors_of(hub: _HubModel, file: str) -> Iterator[None]:
+    """Raise a `ModelError` for whatever the client raises."""
     from huggingface_hub.errors import (
         EntryNotFoundError,
         GatedRepoError,
@@ -64,27 +168,15 @@ def _download(repository: str, revision: str | None, folder: str, file: str) -> 
         RevisionNotFoundError,
     )
 
-    settings: dict[str, Any] = {"revision": revision, "cache_dir": os.environ.get("HF_HUB_CACHE")}
-    where = f"{SCHEME}{repository}{f'@{revision}' if revision else ''}{f'/{folder}' if folder else ''}"
-    unreachable = (
-        f"the hub cannot be reached for {where}, and {file} is not here; download the model on a machine with network "
-        f"(hf download {repository} --local-dir MODEL), and give that folder"
-    )
-    kept = try_to_load_from_cache(repository, f"{folder}/{file}" if folder else file, **settings)
-    if not isinstance(kept, str) and not hub_answers():
-        raise ModelError(unreachable)  # now: the client would try for half a minute first
+    where = hub.label
     try:
-        # The client reads its settings when it is imported; the endpoint may have been set since.
-        endpoint = os.environ.get("HF_ENDPOINT")
-        return Path(
-            hf_hub_download(repository, file, subfolder=folder or None, endpoint=endpoint, **settings)
-        )
+        yield
     except LocalEntryNotFoundError as error:
         # The client raises it for most answers that are errors, too.
         status = getattr(getattr(error.__cause__, "response", None), "status_code", None)
-        reason = (
-            unreachable if status is None else f"the hub answered {status} for {file} of {where}; try again"
-        )
+        reason = hub.unreachable(file)
+        if status is not None:
+            reason = f"the hub answered {status} for {file} of {where}; try again"
         raise ModelError(reason) from error
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise ModelError(
@@ -92,9 +184,7 @@ def _download(repository: str, revision: str | None, folder: str, file: str) -> 
             "private or gated"
         ) from error
     except (RevisionNotFoundError, EntryNotFoundError) as error:
-        raise ModelError(
-            f"{where} has no {file}: it is no histosge model, or another revision or folder of the repository is"
-        ) from error
+        raise ModelError(hub.lacks(file)) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         raise ModelError(f"the hub answered {status} for {file} of {where}; try again") from error

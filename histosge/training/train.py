@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.encoders.protocol import EncoderIdentity
@@ -39,7 +39,7 @@ from histosge.training.made_with import (
     describe_sections,
     describe_settings,
 )
-from histosge.training.processes import first_writes, is_first_process, joined, wait_for_all
+from histosge.training.processes import first_writes, is_first_process, is_launched, joined, wait_for_all
 from histosge.training.report import write_training_report
 from histosge.training.saved_model import (
     ModelCard,
@@ -59,6 +59,8 @@ from histosge.training.streaming.fit_streamed import (
     is_attention,
     why_in_memory,
 )
+from histosge.training.streaming.open_tasks import open_tasks
+from histosge.training.streaming.section_tasks import SectionTasks
 from histosge.training.streaming.start import Start, new_sections, open_start
 from histosge.training.streaming.survey import card_sections
 from histosge.training.streaming.work_folder import WorkFolder
@@ -74,10 +76,12 @@ class TrainSettings:
     ----------
     preset
         A registered name, ``module:Class``, a model class, or an object whose ``fit(sections, *, seed, epochs)``
-        returns a fitted model; see `histosge.models.protocol.Model`.
+        returns a fitted model; see `histosge.models.protocol.Model`. None means `DEFAULT_PRESET`, or that of the model
+        which a training goes on from.
     genes
         How many of the most variable genes, ``all``, ``seurat_v3:N`` (the N most variable in excess of the trend over
-        the mean), ``N+A,B`` (the N most variable and the named ones), a file with one gene a line, or gene names.
+        the mean), ``N+A,B`` (the N most variable and the named ones), a file with one gene a line, or gene names. None
+        means `DEFAULT_GENES`, or those of the model which a training goes on from.
     epochs
         For models that iterate; None means the model's own.
     seed
@@ -94,16 +98,56 @@ class TrainSettings:
     stains
         Encode some patches of the training slides in other stains, for models that use such pairs (`dense`): it
         penalises weights along what those move, see `histosge.models.stain_invariance`.
+    workers
+        Stream the sections, and share them out among so many processes of this machine; ``auto`` for one per core. No
+        part of what a model is made with: its bits do not depend on it.
+    scheduler
+        Instead, the address of a running dask scheduler, whose workers see the same store and expression files.
     """
 
-    preset: ModelSource = DEFAULT_PRESET
-    genes: GeneSource = DEFAULT_GENES
+    # None and not the default itself: `dense` that is asked for must not pass for a preset that was left out.
+    preset: ModelSource | None = None
+    genes: GeneSource | None = None
     epochs: int | None = None
     seed: int = 0
     selection: Selection = field(default_factory=Selection)
     intervals: bool | None = None
     loss: str = SQUARED_ERROR
     stains: bool = False
+    workers: int | Literal["auto"] | None = None
+    scheduler: str | None = None
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether sections are worked on by other processes."""
+        return self.workers is not None or self.scheduler is not None
+
+    def with_defaults(self) -> "TrainSettings":
+        """Return these settings with the defaults of a new training where preset or genes are None."""
+        preset = DEFAULT_PRESET if self.preset is None else self.preset
+        return replace(self, preset=preset, genes=DEFAULT_GENES if self.genes is None else self.genes)
+
+    def checked(self) -> NamedEstimator:
+        """Return what fits the model.
+
+        Raises
+        ------
+        ModelError
+            If it cannot do what the settings want, before any data is loaded.
+        """
+        estimator = find_estimator(DEFAULT_PRESET if self.preset is None else self.preset)
+        estimator.check_loss(self.loss)
+        if self.stains and self.selection.others:
+            raise ModelError("--stains takes one encoder; leave it out, or name one --encoder")
+        if self.stains and not estimator.capabilities.takes_stain_pairs:
+            raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
+        check_numbers(self.epochs, self.seed)
+        return estimator
+
+    @property
+    def gene_choice(self) -> GeneChoice:
+        """Which genes."""
+        return GeneChoice.parse(DEFAULT_GENES if self.genes is None else self.genes)
 
 
 @one_blas_thread()
@@ -173,10 +217,9 @@ def train(
     settings = settings or TrainSettings()
     keep_to_own_cores()
     start = None if start_from is None else open_start(start_from)
-    if start is not None:
-        settings = settings_of(start, settings, str(start_from))
+    settings = settings.with_defaults() if start is None else settings_of(start, settings, str(start_from))
     # All that can be refused is refused here: loading a cohort takes minutes.
-    _checked(settings)
+    settings.checked()
     check_model_place(model)
     made_with = describe_training(samples, store, settings)
     if start is not None:
@@ -212,7 +255,9 @@ class _Run:
     force: bool
     keep_sums: bool
 
-    def inputs(self, samples: Sequence[Sample], choice: GeneChoice, *, calibrated: bool) -> StreamedInputs:
+    def inputs(
+        self, samples: Sequence[Sample], choice: GeneChoice, tasks: SectionTasks, *, calibrated: bool
+    ) -> StreamedInputs:
         """Return what a streamed training works on; its work folder is made."""
         return StreamedInputs(
             samples,
@@ -222,6 +267,7 @@ class _Run:
             WorkFolder.open(self.model, self.made_with),
             calibrated,
             self.force,
+            tasks,
         )
 
     def writing(
@@ -238,25 +284,27 @@ class _Run:
     def is_calibrated(self) -> bool:
         """Whether intervals are measured."""
         wanted = self.settings.intervals
-        return _checked(self.settings).capabilities.calibrated_by_default if wanted is None else wanted
+        return self.settings.checked().capabilities.calibrated_by_default if wanted is None else wanted
 
 
 def _is_streamed(run: _Run, stream: bool | None) -> bool:
     """Decide whether sections are streamed; say why where a large cohort cannot be."""
-    if stream is False:
+    settings, is_wanted = run.settings, bool(stream) or run.settings.is_shared_out
+    if stream is False and not settings.is_shared_out:
         return False
-    settings = run.settings
-    n_bytes = 0 if stream else embedding_bytes(run.samples, run.store, settings.selection)
-    if not stream and n_bytes < STREAM_FROM_BYTES:
+    n_bytes = 0 if is_wanted else embedding_bytes(run.samples, run.store, settings.selection)
+    if not is_wanted and n_bytes < STREAM_FROM_BYTES:
         return False
     reason = why_in_memory(
-        _checked(settings).estimator,
+        settings.checked().estimator,
         len(read_samples(str(run.samples))),
         settings.selection,
         settings.loss,
         stains=settings.stains,
         calibrated=run.is_calibrated,
     )
+    if settings.is_shared_out:
+        _check_shared_out(settings, reason)
     if reason and stream:
         raise ModelError(f"sections cannot be streamed: {reason}; leave stream out")
     if reason:
@@ -264,9 +312,32 @@ def _is_streamed(run: _Run, stream: bool | None) -> bool:
     return not reason
 
 
+def _check_shared_out(settings: TrainSettings, reason: str) -> None:
+    """Refuse workers for a training that they cannot share.
+
+    Parameters
+    ----------
+    reason
+        Why it cannot be streamed; empty if it can.
+    """
+    if is_attention(settings.checked().estimator):
+        raise ModelError(
+            "--workers and --scheduler share out sections for dense and ridge; several processes train attention with: "
+            "torchrun --nproc-per-node N -m histosge_cli train ..."
+        )
+    if reason:
+        raise ModelError(
+            f"--workers and --scheduler share out sections that are streamed, and these cannot be: {reason}; leave them out"
+        )
+    if is_launched():
+        raise ModelError(
+            "torchrun starts processes of its own; leave --workers and --scheduler out, or torchrun"
+        )
+
+
 def _train_streamed(run: _Run) -> SavedModel:
     """Fit from sums, section after section; what a run that was interrupted left is used."""
-    settings, estimator = run.settings, _checked(run.settings)
+    settings, estimator = run.settings, run.settings.checked()
     run.on_message(
         "sections are streamed: they are read one after another, and memory does not grow with them"
     )
@@ -276,16 +347,18 @@ def _train_streamed(run: _Run) -> SavedModel:
         if not is_shared:
             return first_writes(partial(_train, run), partial(load_model, run.model))
         wait_for_all()
-    choice = GeneChoice.parse(settings.genes)
-    inputs = run.inputs(read_samples(str(run.samples)), choice, calibrated=run.is_calibrated)
-    found = fit_streamed(
-        inputs,
-        cast(type[Model], estimator.estimator),
-        run.on_message,
-        run.on_progress,
-        seed=settings.seed,
-        epochs=settings.epochs,
-    )
+    choice = settings.gene_choice
+    samples = read_samples(str(run.samples))
+    with open_tasks(settings.workers, settings.scheduler, len(samples)) as tasks:
+        inputs = run.inputs(samples, choice, tasks, calibrated=run.is_calibrated)
+        found = fit_streamed(
+            inputs,
+            cast(type[Model], estimator.estimator),
+            run.on_message,
+            run.on_progress,
+            seed=settings.seed,
+            epochs=settings.epochs,
+        )
     if found is None:
         run.on_message("too few sections are usable for folds of several: they are held in memory")
         if is_shared and is_first_process():
@@ -304,8 +377,9 @@ def _train_further(run: _Run, start: Start) -> SavedModel:
     names = [section.slide_id for section in start.kept.sections]
     run.on_message(f"{len(new)} sections are added to the sums of {len(names)}, which are not read again")
     choice = GeneChoice.parse(start.saved.card.genes)
-    inputs = run.inputs(new, choice, calibrated=False)
-    found = fit_from_sums(inputs, start, run.on_message, run.on_progress)
+    with open_tasks(run.settings.workers, run.settings.scheduler, len(new)) as tasks:
+        inputs = run.inputs(new, choice, tasks, calibrated=False)
+        found = fit_from_sums(inputs, start, run.on_message, run.on_progress)
     if found.covered is not None and found.intervals is not None:
         share, n_spots = found.covered
         run.on_message(
@@ -357,7 +431,7 @@ def _train(run: _Run) -> SavedModel:
     """Fit to all sections in memory."""
     samples, store, model, settings = run.samples, run.store, run.model, run.settings
     on_message = run.on_message
-    estimator, choice = _checked(settings), GeneChoice.parse(settings.genes)
+    estimator, choice = settings.checked(), settings.gene_choice
     loaded = load_sections(
         str(samples), str(store), settings.selection, force=run.force, on_message=on_message
     )
@@ -431,9 +505,12 @@ def settings_of(start: Start, settings: TrainSettings, origin: str) -> TrainSett
         If others are given.
     """
     card = start.saved.card
-    if settings.preset not in (DEFAULT_PRESET, card.preset):
-        raise ModelError(f"{origin} is {card.preset!r}, not {settings.preset!r}; leave --preset out")
-    if settings.genes != DEFAULT_GENES and str(settings.genes) != str(DEFAULT_GENES):
+    if settings.preset is not None and (wanted := find_estimator(settings.preset).name) != card.preset:
+        raise ModelError(
+            f"{origin} is a model of preset {card.preset!r}, which stays, and {wanted!r} was given; leave --preset out, or "
+            "train without --from"
+        )
+    if settings.genes is not None:
         raise ModelError(f"{origin} predicts {len(card.genes)} genes, which stay; leave --genes out")
     if settings.loss != SQUARED_ERROR or settings.stains or settings.selection.others:
         raise ModelError(
@@ -445,8 +522,14 @@ def settings_of(start: Start, settings: TrainSettings, origin: str) -> TrainSett
 
 def describe_training(samples: str | Path, store: str | Path, settings: TrainSettings) -> MadeWith:
     """Return what a model is made with: settings, and fingerprints of encoder, grid, slides and expression."""
+    settings = settings.with_defaults()
+    assert settings.preset is not None
+    assert settings.genes is not None
     own = {"preset": describe_preset(settings.preset), "genes": describe_genes(settings.genes)}
-    return describe_settings(settings, **own) | describe_sections(samples, store, settings.selection)
+    made_with = describe_settings(settings, **own)
+    # Who works on the sections changes no bit, and models of earlier versions do not record it.
+    del made_with["workers"], made_with["scheduler"]
+    return made_with | describe_sections(samples, store, settings.selection)
 
 
 def _find_finished(
@@ -464,18 +547,6 @@ def _find_finished(
         return replace(load_model(folder, named), was_there=True)
     except ModelError as error:
         raise ModelError(f"{error}, with --overwrite") from error
-
-
-def _checked(settings: TrainSettings) -> NamedEstimator:
-    """Return what fits the model; refuse what it cannot do, before any data is loaded."""
-    estimator = find_estimator(settings.preset)
-    estimator.check_loss(settings.loss)
-    if settings.stains and settings.selection.others:
-        raise ModelError("--stains takes one encoder; leave it out, or name one --encoder")
-    if settings.stains and not estimator.capabilities.takes_stain_pairs:
-        raise ModelError(f"preset {estimator.name!r} takes no stain pairs; leave --stains out")
-    check_numbers(settings.epochs, settings.seed)
-    return estimator
 
 
 def _with_stain_pairs(

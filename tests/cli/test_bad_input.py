@@ -284,7 +284,7 @@ def test_a_full_disk_is_said_in_one_line_and_the_run_goes_on_once_there_is_room(
     slide: Path, tmp_path: Path
 ) -> None:
     command = ["unshare", "-rm", "bash", "-c", FULL_DISK, "bash", tmp_path / "disk", sys.executable, slide]
-    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
     assert "code 2" in ran.stdout, ran
     assert "error: cannot write" in ran.stderr
     assert "No space left on device" in ran.stderr

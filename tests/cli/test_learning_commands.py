@@ -89,13 +89,27 @@ def test_a_class_in_the_current_folder_is_trained_and_predicts_where_it_is_named
     predicted = histosge("predict", cohort.store, model, maps, *named)
     assert predicted.code == 0, predicted.err
     assert report.is_file()
-    again = histosge("predict", cohort.store, model, maps, "--preset", "mymodels:Line", "--workers", 2)
+    again = histosge("predict", cohort.store, model, maps, "--preset", "mymodels:Line")
     assert again.code == 0, again.err
     assert again.out.splitlines()[0].startswith("S1: nothing to do")
     assert "S2: " in again.out
 
     wrong = histosge("predict", cohort.store, model, own_folder / "other", "--preset", "mymodels:Other")
     assert "was trained with 'mymodels:Line', not with 'mymodels:Other'" in _one_line(wrong.err)
+
+
+@pytest.mark.e2e
+def test_workers_find_a_class_in_the_current_folder(
+    histosge: Histosge, cohort: Cohort, own_folder: Path
+) -> None:
+    model, maps = own_folder / "model", own_folder / "maps"
+    preset = ("--preset", "mymodels:Line")
+    assert histosge("train", cohort.sheet, cohort.store, model, *preset, "--genes", GENES).code == 0
+    assert histosge("predict", cohort.store, model, maps, *preset, "--slide", "S1").code == 0
+    again = histosge("predict", cohort.store, model, maps, *preset, "--workers", 2)
+    assert again.code == 0, again.err
+    assert again.out.splitlines()[0].startswith("S1: nothing to do")
+    assert "S2: " in again.out
 
 
 def test_own_models_are_scored_beside_the_presets(

@@ -55,7 +55,7 @@ def on_a_terminal(*arguments: object, cwd: Path) -> tuple[int, str]:
             break
         drawn += data
     os.close(leader)
-    return running.wait(timeout=60), drawn.decode()
+    return running.wait(timeout=180), drawn.decode()
 
 
 @pytest.mark.torch

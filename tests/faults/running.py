@@ -32,7 +32,7 @@ class Run:
 
     process: "subprocess.Popen[str]"
 
-    def wait(self, timeout: float = 180) -> tuple[int, str, str]:
+    def wait(self, timeout: float = 600) -> tuple[int, str, str]:
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err
 
@@ -52,7 +52,7 @@ class Run:
 Start = Callable[..., Run]
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -14,7 +14,7 @@ from running import OPTIONS, Start, blocks, contents, wait_until
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.validation import validate
 
-pytestmark = pytest.mark.e2e  # tests/histosge/prediction/test_slide_tasks.py kills workers by default
+pytestmark = pytest.mark.e2e  # tests/histosge/prediction/test_dask_cluster.py kills workers by default
 CLUSTER = ("--workers", 2)
 COLOUR = ("--encoder", "colour")
 
@@ -240,7 +240,7 @@ def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_o
     try:
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-            Client(address, timeout=20) as client,
+            Client(address, timeout=120) as client,
         ):
             with pytest.raises(FileNotFoundError), scheduler_loss_as_error(client):
                 client.submit(open, "no such file").result()

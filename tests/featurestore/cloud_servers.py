@@ -15,7 +15,7 @@ from pathlib import Path
 from _s3 import free_port
 
 BUCKET = "test"
-START_S = 60
+START_S = 180
 # Azurite's own account, which is in its documentation.
 AZURE_ACCOUNT = "devstoreaccount1"
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -98,7 +98,7 @@ def make_container(server: CloudServer, name: str, public: str | None = None) ->
 
 
 def make_bucket(server: CloudServer, name: str) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     connection.request(
         "POST", "/storage/v1/b", json.dumps({"name": name}), {"Content-Type": "application/json"}
     )

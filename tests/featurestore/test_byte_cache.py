@@ -36,11 +36,16 @@ def test_what_many_ask_for_at_once_is_made_once(limit: int) -> None:
 
     def make() -> bytes:
         made.append(1)
-        time.sleep(0.2)  # the others ask meanwhile
+        # Until all others wait for this value: no time is long enough on a busy machine.
+        waiting = cache._making["one"]._condition._waiters
+        deadline = time.monotonic() + 120
+        while len(waiting) < 7:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         return b"12345"
 
     def ask() -> None:
-        together.wait(5)
+        together.wait(120)
         cache.get("one", make)
 
     threads = [threading.Thread(target=ask) for _ in range(8)]

@@ -13,11 +13,11 @@ import numpy as np
 
 from featurestore.exchange.hdf5_file import whole_hdf5
 from featurestore.slides.protocol import Slide
-from featurestore.whole_file import whole_folder
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.open_tables import table_of_map
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import small_picture
+from histosge.exporting.whole_zarr_folder import whole_zarr_folder
 from histosge.prediction.expression_store import StoredMap
 
 
@@ -53,7 +53,7 @@ def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> 
         warnings.simplefilter("ignore", category=UserWarning)
         warnings.simplefilter("ignore", category=FutureWarning)
         if path.suffix == ".zarr":
-            with whole_folder(path) as partial:
+            with whole_zarr_folder(path) as partial:
                 data.write_zarr(partial)
         else:
             _write_hdf5(data, path)

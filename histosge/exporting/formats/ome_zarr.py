@@ -12,10 +12,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from featurestore.whole_file import whole_folder
 from histosge.errors import ExportError
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
+from histosge.exporting.whole_zarr_folder import whole_zarr_folder
 
 VERSIONS = ("0.4", "0.5")
 MOST_CHANNELS = 64
@@ -40,7 +40,7 @@ def write_ome_zarr(table: PatchTable, path: Path, version: str = "0.4") -> int:
     check_gene_count(table)
     if version not in VERSIONS:
         raise ExportError(f"cannot write NGFF {version!r}; known: {', '.join(VERSIONS)}")
-    with whole_folder(path) as partial:
+    with whole_zarr_folder(path) as partial:
         group = zarr.open_group(partial, mode="w", zarr_format=2 if version == "0.4" else 3)
         return _write_levels(table, group, version)
 

@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from featurestore.whole_file import whole_folder
 from histosge.data.expression.loaded_expression import unique_names
 from histosge.data.genes import log_cp10k
 from histosge.data.sections import Spots
@@ -21,6 +20,7 @@ from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSet
 from histosge.exporting.formats.anndata_files import annotated
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import SlidePicture, lazy_picture
+from histosge.exporting.whole_zarr_folder import whole_zarr_folder
 from histosge.extras import load_extra
 
 SMALLEST_PX = 1024
@@ -57,7 +57,7 @@ def write_spatialdata(items: Sequence[ExportItem], path: Path, mpp: float = 2.0)
                 annotations[f"{table.slide_id}_measured"] = _measured(item.spots, region)
         data = spatialdata.SpatialData(images=images, shapes=shapes, tables=annotations)
         # One chunk at a time: dask's threads would hold as many as there are processors.
-        with whole_folder(path) as partial, dask.config.set(scheduler="synchronous"):
+        with whole_zarr_folder(path) as partial, dask.config.set(scheduler="synchronous"):
             data.write(partial)
     return [*images, *shapes, *annotations]
 

@@ -18,7 +18,6 @@ from featurestore.storage.block_cache import BlockCache
 from histosge.data.loader import THREADS_LOCAL, THREADS_REMOTE
 from histosge.data.spot_blocks import SpotsOnGrid
 from histosge.data.stored_blocks import StoredBlocks, StoredSection
-from histosge.errors import ModelError
 from histosge.models.block_attention import AttentionModel, donor_groups
 from histosge.models.block_training import AttentionSettings, DensePatches
 from histosge.models.checkpoint import Checkpoint
@@ -27,7 +26,6 @@ from histosge.models.target_sums import GeneMoments
 from histosge.training.processes import is_first_process, wait_for_all
 from histosge.training.streaming.cohort import Cohort
 from histosge.training.streaming.dense_fit import StreamedDense, fit_dense
-from histosge.training.streaming.hold_out import HeldOutSection
 from histosge.training.streaming.progress import Passes
 
 _CACHE_BYTES = 64 << 20
@@ -41,16 +39,8 @@ class StreamedAttention:
     model: AttentionModel
     # It does not follow from sums alone: `--from` cannot add to it.
     sums: None = None
-
-    def predict_held_out(self, index: int) -> HeldOutSection:
-        """Refuse: intervals take further fits.
-
-        Raises
-        ------
-        ModelError
-            Always; `histosge.training.streaming.fit_streamed.why_in_memory` says so before.
-        """
-        raise ModelError("attention has no intervals where it is streamed; leave them out")
+    # Further fits of the network would take as long as this one.
+    held_out: None = None
 
 
 def fit_attention(

@@ -1,8 +1,9 @@
 """The sections of a streamed training: who they are, what is held out together, and their files in the work folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,12 @@ from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
 from histosge.calibration.conformal import named_donors
 from histosge.calibration.held_out_parts import fold_sections, number_donors, what_is_held_out
+from histosge.data.block_bands import SpotPatches
 from histosge.data.embedded_slide import EmbeddedSlide
 from histosge.data.section_loading import Selection
 from histosge.data.section_survey import SectionSurvey
 from histosge.models.scale_ridges import MAX_GROUPS
+from histosge.training.streaming.section_tasks import InThisProcess, SectionTasks
 from histosge.training.streaming.work_folder import WorkFolder
 
 Indices = NDArray[np.int64]
@@ -53,12 +56,60 @@ class CohortSection:
 
 
 @dataclass(frozen=True)
+class SectionSource:
+    """Where embeddings are. It pickles: a worker opens the same store by itself.
+
+    Parameters
+    ----------
+    store, selection
+        Store, and which of its embeddings.
+    """
+
+    store: Store
+    selection: Selection
+
+    def open(self, slide_id: str) -> EmbeddedSlide:
+        """Open the embedding of a section."""
+        return self.selection.open(self.store, slide_id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its address: handles of files and servers belong to one process.
+        return _open_source, (self.store.location.url, self.selection)
+
+
+def _open_source(url: str, selection: Selection) -> SectionSource:
+    return SectionSource(Store.open(url), selection)
+
+
+@dataclass(frozen=True)
+class SectionInput:
+    """What a pass needs of a surveyed section beside its embeddings.
+
+    Parameters
+    ----------
+    slide_id
+        Whose it is.
+    under
+        Patches under its usable spots.
+    library
+        Total counts of these spots, ``(n_spots,)``.
+    target
+        log1p(CP10k) of the chosen genes, ``(n_spots, n_genes)``, float32.
+    """
+
+    slide_id: str
+    under: SpotPatches
+    library: NDArray[np.float64]
+    target: sparse.csr_matrix
+
+
+@dataclass(frozen=True)
 class Cohort:
     """All sections that are trained on, by slide id.
 
     Parameters
     ----------
-    store, selection
+    source
         Where their embeddings are.
     sections
         By slide id: sums are rounded, so that another order would change the last bits.
@@ -70,15 +121,17 @@ class Cohort:
         Whether folds are held out.
     n_before
         Sections whose sums are there already, so that groups are counted on from them.
+    tasks
+        What visits sections.
     """
 
-    store: Store
-    selection: Selection
+    source: SectionSource
     sections: Sequence[CohortSection]
     first: EmbeddedSlide
     folder: WorkFolder
     calibrated: bool
     n_before: int = 0
+    tasks: SectionTasks = field(default_factory=InThisProcess)
 
     @cached_property
     def donors(self) -> list[str]:
@@ -132,7 +185,7 @@ class Cohort:
 
     def open(self, index: int) -> EmbeddedSlide:
         """Open the embedding of a section: tissue and thumbnails of a thousand slides would not fit into memory."""
-        return self.selection.open(self.store, self.sections[index].slide_id)
+        return self.source.open(self.sections[index].slide_id)
 
     def survey(self, index: int) -> SectionSurvey:
         """Return what pass 1 kept of a section."""
@@ -144,6 +197,11 @@ class Cohort:
         return sparse.csr_matrix(
             (found["data"], found["indices"], found["indptr"]), shape=tuple(found["shape"])
         )
+
+    def input(self, index: int) -> SectionInput:
+        """Return what passes need of a section whose targets are written."""
+        survey = self.survey(index)
+        return SectionInput(self.sections[index].slide_id, survey.under, survey.library, self.target(index))
 
 
 @dataclass(frozen=True)

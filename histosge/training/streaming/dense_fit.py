@@ -1,9 +1,11 @@
 """The preset `dense` on a cohort that does not fit into memory: the fit of `histosge.models.dense`, from sums."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from histosge.models.cohort_ridges import ScaleSolution, StackingSums, solve_scale
 from histosge.models.dense import DenseModel
@@ -12,35 +14,33 @@ from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
 from histosge.training.kept_sums import KeptSums, SumsToKeep, dense_shared
-from histosge.training.streaming.cohort import Cohort, Fit
+from histosge.training.streaming.cohort import Cohort, Fit, SectionInput, SectionSource
 from histosge.training.streaming.gather import GroupSums, gather_sums
 from histosge.training.streaming.hold_out import HeldOutSection, predict_section, take_genes
 from histosge.training.streaming.progress import Passes
+from histosge.training.streaming.section_tasks import OnStep
 from histosge.training.streaming.start import Start
 from histosge.training.streaming.survey import fit_bases
 
 
-@dataclass
+@dataclass(frozen=True)
 class _PatternOutputs:
     """Patterns of every fit side by side, and depth: what the ridges are fitted to."""
 
-    cohort: Cohort
     bases: Sequence[TargetBasis]
-    n_outputs: int
-    _section: int = -1
-    _values: Floats | None = None
 
-    def of_section(self, index: int, spots: Indices) -> Floats:
-        # Bands of one section follow each other: its outputs are computed once.
-        if index != self._section or self._values is None:
-            self._values, self._section = section_outputs(self.cohort, index, self.bases), index
-        return self._values[spots]
+    @property
+    def n_outputs(self) -> int:
+        return sum(int(basis.axes.shape[1]) for basis in self.bases) + 1
+
+    def of_section(self, section: SectionInput) -> Callable[[Indices], Floats]:
+        return section_outputs(section, self.bases).__getitem__
 
 
-def section_outputs(cohort: Cohort, index: int, bases: Sequence[TargetBasis]) -> Floats:
+def section_outputs(section: SectionInput, bases: Sequence[TargetBasis]) -> Floats:
     """Return the patterns of each basis, and depth about the section's own mean, ``(n_spots, n_outputs)``."""
-    target, log = cohort.target(index), log_library(cohort.survey(index).library)
-    return np.column_stack([*(basis.patterns(target) for basis in bases), log - log.mean()])
+    log = log_library(section.library)
+    return np.column_stack([*(basis.patterns(section.target) for basis in bases), log - log.mean()])
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,37 @@ class _Solved:
         return len(self.columns) - 1
 
 
+HeldOutPatterns = tuple[int, NDArray[np.float32]]
+"""A section's fold, and predictions of the patches under its spots, ``(n_scales, n, n_outputs)``, without offsets."""
+
+
+@dataclass(frozen=True)
+class DensePredictor:
+    """Predicts sections by one of several fits, from what their scales predict.
+
+    Parameters
+    ----------
+    fits
+        Ridges and targets by fold.
+    """
+
+    fits: Mapping[int, tuple[ScaleRidges, LowRankTargets]]
+
+    def project(self, found: HeldOutPatterns) -> tuple[NDArray[np.float32], LowRankTargets]:
+        """Return the patterns and the depth of the patches, and what turns patterns into genes."""
+        fold, at_patches = found
+        ridges, targets = self.fits[fold]
+        # The map's own precision, so that intervals are of what prediction gives.
+        projected = np.tensordot(np.array(ridges.weights), at_patches, axes=1) + ridges.offset
+        return projected.astype(np.float32), targets
+
+    def predict(self, section: SectionInput, found: HeldOutPatterns) -> HeldOutSection:
+        """Predict the patches under a section's spots."""
+        projected, targets = self.project(found)
+        patterns, depth = projected[:, :-1].astype(np.float64), projected[:, -1]
+        return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), depth)
+
+
 @dataclass(frozen=True)
 class StreamedDense:
     """A fitted `dense`, and what its fits without a section predict of it.
@@ -77,35 +108,31 @@ class StreamedDense:
     ----------
     model
         Fitted to all sections.
-    held_out
-        Per fold, the ridges and targets of the fit without it.
+    predictor
+        The fits without each fold.
     sums
         Of the final fit, to be kept.
     """
 
     model: DenseModel
     cohort: Cohort
-    held_out: dict[int, tuple[ScaleRidges, LowRankTargets]]
+    predictor: DensePredictor
     sums: SumsToKeep
 
-    def predict_held_out(self, index: int) -> HeldOutSection:
-        """Predict the patches under a section's spots by the fit without its fold."""
-        projected, targets = self._projected(index)
-        patterns, depth = projected[:, :-1].astype(np.float64), projected[:, -1]
+    @property
+    def held_out(self) -> "StreamedDense":
+        """Return itself: it knows the fits without each fold."""
+        return self
 
-        return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), depth)
-
-    def held_out_patterns(self, index: int) -> tuple[np.ndarray, LowRankTargets]:
-        """Return the patterns of the same patches, float32, and what turns them into genes."""
-        projected, targets = self._projected(index)
-        return projected[:, :-1], targets
-
-    def _projected(self, index: int) -> tuple[np.ndarray, LowRankTargets]:
-        ridges, targets = self.held_out[int(self.cohort.fold[index])]
+    def held_out_input(self, index: int) -> HeldOutPatterns:
+        """Return what pass 3 left of a section."""
         at_patches = self.cohort.folder.load_one(_held_out_name(self.cohort, index), "at_patches")
-        weights = np.array(ridges.weights)
-        # The map's own precision, so that intervals are of what prediction gives.
-        return (np.tensordot(weights, at_patches, axes=1) + ridges.offset).astype(np.float32), targets
+        return int(self.cohort.fold[index]), at_patches
+
+    def held_out_patterns(self, index: int) -> tuple[NDArray[np.float32], LowRankTargets]:
+        """Return the patterns of the patches under a section's spots, and what turns them into genes."""
+        projected, targets = self.predictor.project(self.held_out_input(index))
+        return projected[:, :-1], targets
 
 
 def fit_dense(
@@ -124,8 +151,7 @@ def fit_dense(
     kept = None if start is None else start.kept
     bases = fit_bases(cohort, moments) if kept is None else [kept.basis]
     reference = cohort.survey(0).embedding_mean if kept is None else kept.reference
-    n_patterns, sizes = bases[0].axes.shape[1], [basis.axes.shape[1] for basis in bases]
-    outputs = _PatternOutputs(cohort, bases, sum(sizes) + 1)
+    n_patterns, outputs = bases[0].axes.shape[1], _PatternOutputs(bases)
     gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"))
     solved = list[_Solved]()
     for number, fit in enumerate(cohort.fits):
@@ -135,11 +161,7 @@ def fit_dense(
         scales = [solve_scale(sums, reference, n_patterns) for sums in groups]
         solved.append(_Solved(fit, columns, groups[0].groups, scales))
     if start is None:
-        on_step = passes.begin("holding out")
-        for index in range(len(cohort.sections)):
-            on_step(cohort.sections[index].slide_id)
-            if not cohort.folder.has(_held_out_name(cohort, index)):
-                _hold_out(cohort, index, solved, bases)
+        _hold_out(cohort, solved, bases, passes.begin("holding out"))
         weights = [_weights(cohort, part).weights() for part in solved]
     else:
         weights = [_weights_of(start.saved.model)]
@@ -156,7 +178,7 @@ def fit_dense(
             sums = _sums_to_keep(cohort, part, basis, reference, found, kept)
     model = DenseModel(*fitted.pop(None), has_depth=True)
     held_out = {fold: found for fold, found in fitted.items() if fold is not None}
-    return StreamedDense(model, cohort, held_out, sums)
+    return StreamedDense(model, cohort, DensePredictor(held_out), sums)
 
 
 def _weights_of(model: object) -> Floats:
@@ -170,8 +192,47 @@ def _held_out_name(cohort: Cohort, index: int) -> str:
     return f"heldout-{cohort.sections[index].slide_id}"
 
 
-def _hold_out(cohort: Cohort, index: int, solved: Sequence[_Solved], bases: Sequence[TargetBasis]) -> None:
+@dataclass(frozen=True)
+class _HoldingOut:
+    source: SectionSource
+    bases: Sequence[TargetBasis]
+
+
+@dataclass(frozen=True)
+class _HeldOutSection:
+    """A section with the fits that it is no part of.
+
+    Parameters
+    ----------
+    weighing
+        Names and output columns of the fits whose scales it helps to weigh.
+    ridges
+        Per scale, of those fits without its group; then of the fit without its fold, where `is_calibrating`.
+    """
+
+    section: SectionInput
+    weighing: Sequence[tuple[str, Indices]]
+    is_calibrating: bool
+    ridges: Sequence[Affine]
+
+
+def _hold_out(
+    cohort: Cohort, solved: Sequence[_Solved], bases: Sequence[TargetBasis], on_step: OnStep
+) -> None:
     """Write what the fits without a section predict of it: sums for the scales' weights, and the patches under spots."""
+
+    def items() -> Iterator[tuple[str, _HeldOutSection | None]]:
+        for index, section in enumerate(cohort.sections):
+            is_there = cohort.folder.has(_held_out_name(cohort, index))
+            yield section.slide_id, None if is_there else _with_fits(cohort, index, solved)
+
+    found = cohort.tasks.run(_predict_held_out, _HoldingOut(cohort.source, bases), items(), on_step)
+    for index, arrays in enumerate(found):
+        if arrays is not None:
+            cohort.folder.save(_held_out_name(cohort, index), arrays)
+
+
+def _with_fits(cohort: Cohort, index: int, solved: Sequence[_Solved]) -> _HeldOutSection:
     group, fold = int(cohort.group[index]), int(cohort.fold[index])
     # Of the fits that the section is in, those without its group; of the fit without its fold, the whole solution.
     weighing = [part for part in solved if part.fit.fold != fold and len(part.groups) > 1]
@@ -183,19 +244,26 @@ def _hold_out(cohort: Cohort, index: int, solved: Sequence[_Solved], bases: Sequ
         ridges.append(
             Affine(np.hstack([fit.weight for fit in found]), np.concatenate([fit.offset for fit in found]))
         )
-    predicted = predict_section(cohort, index, SIGMAS_UM, ridges)
-    outputs, arrays, start = section_outputs(cohort, index, bases), dict[str, np.ndarray](), 0
-    for part in weighing:
-        sums = StackingSums.zeros(1, part.n_patterns)
-        columns = slice(start, start + part.n_patterns)
-        sums.add(0, predicted.at_spots[:, :, columns], outputs[:, part.columns[:-1]])
-        arrays |= {f"{part.fit.name}.{name}": array for name, array in sums.arrays().items()}
+    named = [(part.fit.name, part.columns[:-1]) for part in weighing]
+    return _HeldOutSection(cohort.input(index), named, bool(calibrating), ridges)
+
+
+def _predict_held_out(how: _HoldingOut, item: _HeldOutSection) -> dict[str, NDArray[Any]]:
+    section, ridges = item.section, item.ridges
+    slide = how.source.open(section.slide_id)
+    predicted = predict_section(slide, section.under, SIGMAS_UM, ridges)
+    outputs, arrays, start = section_outputs(section, how.bases), dict[str, np.ndarray](), 0
+    for name, own in item.weighing:
+        sums = StackingSums.zeros(1, len(own))
+        columns = slice(start, start + len(own))
+        sums.add(0, predicted.at_spots[:, :, columns], outputs[:, own])
+        arrays |= {f"{name}.{key}": array for key, array in sums.arrays().items()}
         start = columns.stop
-    if calibrating:
+    if item.is_calibrating:
         # Offsets are added with the weights of the scales, which are not known yet.
         offsets = np.stack([part.offset[start:] for part in ridges])[:, None, :]
         arrays["at_patches"] = (predicted.at_patches[:, :, start:] - offsets).astype(np.float32)
-    cohort.folder.save(_held_out_name(cohort, index), arrays)
+    return arrays
 
 
 def _weights(cohort: Cohort, part: _Solved) -> StackingSums:

@@ -1,7 +1,7 @@
 """A streamed training from the sheet to a fitted model with its intervals."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol, cast
@@ -24,13 +24,20 @@ from histosge.models.protocol import SQUARED_ERROR, Model
 from histosge.models.scale_ridges import ScaleRidges
 from histosge.models.target_sums import GeneMoments
 from histosge.training.kept_sums import SumsToKeep
-from histosge.training.streaming.cohort import Cohort
+from histosge.training.streaming.cohort import Cohort, SectionInput, SectionSource
 from histosge.training.streaming.dense_fit import fit_dense
-from histosge.training.streaming.hold_out import HeldOutSection, collect_held_out, predict_section, take_genes
+from histosge.training.streaming.hold_out import (
+    HeldOutFits,
+    HeldOutSection,
+    collect_held_out,
+    predict_section,
+    take_genes,
+)
 from histosge.training.streaming.progress import Passes
-from histosge.training.streaming.ridge_fit import fit_ridge
+from histosge.training.streaming.ridge_fit import RidgePredictor, fit_ridge
+from histosge.training.streaming.section_tasks import InThisProcess, SectionTasks
 from histosge.training.streaming.start import Start
-from histosge.training.streaming.survey import Surveyed, survey_cohort, write_targets
+from histosge.training.streaming.survey import Surveyed, SurveyPlan, survey_cohort, write_targets
 from histosge.training.streaming.work_folder import WorkFolder
 
 STREAM_FROM_BYTES = 1 << 30
@@ -53,8 +60,9 @@ class StreamedFit(Protocol):
         """Return the sums that it was fitted from; None for a model that does not follow from sums alone."""
         ...
 
-    def predict_held_out(self, index: int) -> HeldOutSection:
-        """Predict a section by the fit without its fold."""
+    @property
+    def held_out(self) -> HeldOutFits | None:
+        """Return the fits without each fold; None for a model whose fits take long."""
         ...
 
 
@@ -162,6 +170,8 @@ class StreamedInputs:
         Whether intervals are measured.
     force
         Take spots that do not fit their slide, with a warning.
+    tasks
+        What visits sections.
     """
 
     samples: Sequence[Sample]
@@ -171,6 +181,7 @@ class StreamedInputs:
     folder: WorkFolder
     calibrated: bool
     force: bool
+    tasks: SectionTasks = field(default_factory=InThisProcess)
 
     def survey(
         self, passes: Passes, on_message: OnMessage, *, n_before: int = 0, has_folds: bool = False
@@ -184,18 +195,9 @@ class StreamedInputs:
         has_folds
             Whether fits without each fold are wanted.
         """
-        return survey_cohort(
-            self.samples,
-            self.store,
-            self.selection,
-            self.choice,
-            self.folder,
-            calibrated=has_folds,
-            force=self.force,
-            n_before=n_before,
-            on_message=on_message,
-            on_step=passes.begin("survey of"),
-        )
+        source = SectionSource(Store.open(self.store), self.selection)
+        plan = SurveyPlan(source, self.choice, self.folder, self.tasks, has_folds, self.force, n_before)
+        return survey_cohort(self.samples, plan, on_message, passes.begin("survey of"))
 
 
 def fit_streamed(
@@ -231,7 +233,8 @@ def fit_streamed(
     fitted = fitter(cohort, moments, passes)
     intervals = None
     if inputs.calibrated:
-        spots = collect_held_out(cohort, len(genes), fitted.predict_held_out, passes.begin("intervals on"))
+        assert fitted.held_out is not None  # `why_in_memory` has refused intervals of `attention`
+        spots = collect_held_out(cohort, len(genes), fitted.held_out, passes.begin("intervals on"))
         surveys = (cohort.survey(index) for index in range(len(cohort.sections)))
         reference = EmbeddingReference.from_moments(
             [(survey.embedding_mean, survey.embedding_variance) for survey in surveys]
@@ -260,9 +263,8 @@ def fit_from_sums(
     covered = None
     if start.saved.intervals is not None:
         # By the earlier model, which has not seen these sections: afterwards none would be held out.
-        spots = collect_held_out(
-            cohort, len(genes), partial(predict_by, start.saved.model, cohort), passes.begin("intervals on")
-        )
+        earlier = ByEarlierModel(start.saved.model, cohort.source)
+        spots = collect_held_out(cohort, len(genes), earlier, passes.begin("intervals on"))
         parts = [
             coverage(
                 start.saved.intervals.take(some.tolist()), spots.truth[:, some], spots.predicted[:, some]
@@ -275,19 +277,34 @@ def fit_from_sums(
     return StreamedTraining(fitted.model, genes, cohort, start.saved.intervals, fitted.sums, covered)
 
 
-def predict_by(model: Model, cohort: Cohort, index: int) -> HeldOutSection:
-    """Predict the patches under a section's spots by a fitted model of `FITTERS`."""
-    if isinstance(model, RidgeModel):
-        predicted = predict_section(cohort, index, (0.0,), [model.affine]).at_patches[0]
-        values = np.maximum(predicted, 0.0).astype(np.float32)
-        return HeldOutSection(lambda some: values[:, some], None)
-    assert isinstance(model, DenseModel)
-    linear, targets = model.linear, model.targets
-    assert isinstance(linear, ScaleRidges)
-    assert linear.weight is not None
-    n = len(linear.offset)
-    weights = np.split(linear.weight, len(linear.sigmas_um), axis=1)
-    ridges = [Affine(weight, np.zeros(n)) for weight in weights]
-    found = predict_section(cohort, index, linear.sigmas_um, ridges).at_patches.sum(axis=0) + linear.offset
-    patterns = found[:, : targets.axes.shape[1]]
-    return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), None)
+@dataclass(frozen=True)
+class ByEarlierModel:
+    """Predicts sections by a model of `FITTERS` that has not seen them."""
+
+    model: Model
+    source: SectionSource
+
+    @property
+    def predictor(self) -> "ByEarlierModel":
+        """Return itself."""
+        return self
+
+    def held_out_input(self, index: int) -> None:
+        """Return nothing: the model and the section are enough."""
+
+    def predict(self, section: SectionInput, found: None) -> HeldOutSection:
+        """Predict the patches under a section's spots."""
+        model = self.model
+        if isinstance(model, RidgeModel):
+            return RidgePredictor(self.source, {0: model}).predict(section, 0)
+        assert isinstance(model, DenseModel)
+        linear, targets = model.linear, model.targets
+        assert isinstance(linear, ScaleRidges)
+        assert linear.weight is not None
+        n = len(linear.offset)
+        weights = np.split(linear.weight, len(linear.sigmas_um), axis=1)
+        ridges = [Affine(weight, np.zeros(n)) for weight in weights]
+        slide = self.source.open(section.slide_id)
+        scales = predict_section(slide, section.under, linear.sigmas_um, ridges).at_patches
+        patterns = (scales.sum(axis=0) + linear.offset)[:, : targets.axes.shape[1]]
+        return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), None)

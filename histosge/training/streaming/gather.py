@@ -1,7 +1,7 @@
 """Pass 2 of a streamed training: Gram matrices of what is pooled around spots, per scale and cell of sections."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, overload
 
@@ -11,8 +11,8 @@ from histosge.data.block_bands import pool_spots_by_band
 from histosge.models.linear_algebra import Floats, Indices
 from histosge.models.ridge_sums import RidgeSums
 from histosge.training.kept_sums import KeptSums
-from histosge.training.streaming.cohort import Cell, Cohort, Fit
-from histosge.training.streaming.survey import OnStep
+from histosge.training.streaming.cohort import Cell, Cohort, Fit, SectionInput, SectionSource
+from histosge.training.streaming.section_tasks import OnStep
 from histosge.training.streaming.work_folder import WorkFolder
 
 SECONDS_BETWEEN_SAVES = 20.0
@@ -20,22 +20,46 @@ SECONDS_BETWEEN_SAVES = 20.0
 
 
 class SpotOutputs(Protocol):
-    """What a model's ridges are fitted to."""
+    """What a model's ridges are fitted to; it pickles."""
 
     @property
     def n_outputs(self) -> int:
         """Return how many outputs a spot has."""
         ...
 
-    def of_section(self, index: int, spots: Indices) -> Floats:
-        """Return the outputs of some spots of a section, ``(n, n_outputs)``."""
+    def of_section(self, section: SectionInput) -> Callable[[Indices], Floats]:
+        """Return what gives the outputs of some spots of a section, ``(n, n_outputs)``."""
         ...
+
+
+@dataclass(frozen=True)
+class _Gathering:
+    """What is added up of every section; see `gather_sums`."""
+
+    source: SectionSource
+    sigmas_um: tuple[float, ...]
+    outputs: SpotOutputs
+    reference: Floats
+
+
+def _section_sums(how: _Gathering, section: SectionInput) -> list[RidgeSums]:
+    """Return the sums of one section at each scale."""
+    sums = [RidgeSums.zeros(len(how.reference), how.outputs.n_outputs) for _ in how.sigmas_um]
+    outputs = how.outputs.of_section(section)
+    slide = how.source.open(section.slide_id)
+    for pooled in pool_spots_by_band(slide, section.under, how.sigmas_um):
+        values, scale = pooled.values, pooled.scale
+        values -= how.reference
+        sums[scale] = sums[scale].add_rows(values, outputs(pooled.spots))
+    return sums
 
 
 def gather_sums(
     cohort: Cohort, sigmas_um: Sequence[float], outputs: SpotOutputs, reference: Floats, on_step: OnStep
 ) -> None:
     """Add up the sums of every cell in the work folder; what is there already is not read again.
+
+    Each section is added up by itself, and to the cell in the order of sections: one order, whoever adds up.
 
     Parameters
     ----------
@@ -46,37 +70,43 @@ def gather_sums(
     reference
         Subtracted from all inputs, ``(dim,)``.
     """
+
+    def items() -> Iterator[tuple[str, SectionInput | None]]:
+        for cell in cohort.cells:
+            done = _sections_done(cohort.folder, cell)
+            for index in cell.sections.tolist():
+                yield cohort.sections[index].slide_id, None if index in done else cohort.input(index)
+
+    how = _Gathering(cohort.source, tuple(sigmas_um), outputs, reference)
+    found = cohort.tasks.run(_section_sums, how, items(), on_step)
     for cell in cohort.cells:
-        sums, done = _load_cell(cohort.folder, cell, len(sigmas_um)), set[int]()
-        if sums is None:
-            sums = [RidgeSums.zeros(len(reference), outputs.n_outputs) for _ in sigmas_um]
-        else:
-            done = set(cohort.folder.load_one(cell.name, "sections").tolist())
-        saved = time.monotonic()
-        for index in cell.sections.tolist():
-            on_step(cohort.sections[index].slide_id)
-            if index in done:
-                continue
-            under = cohort.survey(index).under
-            for pooled in pool_spots_by_band(cohort.open(index), under, sigmas_um):
-                values, scale = pooled.values, pooled.scale
-                values -= reference
-                sums[scale] = sums[scale].add_rows(values, outputs.of_section(index, pooled.spots))
-            done.add(index)
-            if time.monotonic() - saved > SECONDS_BETWEEN_SAVES or len(done) == len(cell.sections):
-                _save_cell(cohort.folder, cell, sums, done)
-                saved = time.monotonic()
+        _gather_cell(cohort, cell, len(sigmas_um), found)
+    # To its end, where it lets go of what it holds.
+    assert next(found, None) is None
+
+
+def _gather_cell(cohort: Cohort, cell: Cell, n_scales: int, found: Iterator[list[RidgeSums] | None]) -> None:
+    done, sums, saved = _sections_done(cohort.folder, cell), None, time.monotonic()
+    if 0 < len(done) < len(cell.sections):
+        sums = [load_sums(cohort.folder, cell, scale) for scale in range(n_scales)]
+    for index in cell.sections.tolist():
+        added = next(found)
+        if added is None:
+            continue
+        sums = added if sums is None else [a.add_sums(b) for a, b in zip(sums, added, strict=True)]
+        done.add(index)
+        if time.monotonic() - saved > SECONDS_BETWEEN_SAVES or len(done) == len(cell.sections):
+            _save_cell(cohort.folder, cell, sums, done)
+            saved = time.monotonic()
+
+
+def _sections_done(folder: WorkFolder, cell: Cell) -> set[int]:
+    return set(folder.load_one(cell.name, "sections").tolist()) if folder.has(cell.name) else set()
 
 
 def _save_cell(folder: WorkFolder, cell: Cell, sums: Sequence[RidgeSums], done: set[int]) -> None:
     arrays = {f"{scale}.{name}": a for scale, part in enumerate(sums) for name, a in part.arrays().items()}
     folder.save(cell.name, {**arrays, "sections": np.array(sorted(done), np.int64)})
-
-
-def _load_cell(folder: WorkFolder, cell: Cell, n_scales: int) -> list[RidgeSums] | None:
-    if not folder.has(cell.name):
-        return None
-    return [load_sums(folder, cell, scale) for scale in range(n_scales)]
 
 
 def load_sums(folder: WorkFolder, cell: Cell, scale: int) -> RidgeSums:

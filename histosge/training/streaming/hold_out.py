@@ -1,20 +1,23 @@
 """Pass 3 of a streamed training: what fits without a section predict of it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
 from histosge.calibration.trust import OutOfFold
-from histosge.data.block_bands import stream_bands
+from histosge.data.block_bands import SpotPatches, stream_bands
+from histosge.data.embedded_slide import EmbeddedSlide
 from histosge.data.gaussian_pooling import RIM_SHARE, TRUNCATE, Moment, pool_moments
 from histosge.data.sections import Patches
 from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.target_sums import gene_slices
-from histosge.training.streaming.cohort import Cohort
+from histosge.training.streaming.cohort import Cohort, SectionInput
+from histosge.training.streaming.section_tasks import OnStep
 
 MAX_VALUES = 400_000_000
 """Spots times genes that intervals and trust are measured on exactly: two arrays of 1.6 GB on disk. Of a larger cohort
@@ -40,16 +43,17 @@ class ScaleOutputs:
 
 
 def predict_section(
-    cohort: Cohort, index: int, sigmas_um: Sequence[float], ridges: Sequence[Affine]
+    slide: EmbeddedSlide, under: SpotPatches, sigmas_um: Sequence[float], ridges: Sequence[Affine]
 ) -> ScaleOutputs:
     """Predict a section by one ridge for each scale; each block is read once.
 
     Parameters
     ----------
+    under
+        Patches under its spots.
     ridges
         From embeddings pooled at each of the scales to outputs.
     """
-    under = cohort.survey(index).under
     weight = np.hstack([ridge.weight for ridge in ridges])
     n, n_scales = ridges[0].weight.shape[1], len(sigmas_um)
 
@@ -58,7 +62,6 @@ def predict_section(
 
     at_spots = np.zeros((n_scales, under.overlap.shape[0], n))
     at_patches = np.zeros((n_scales, len(under.rows), n))
-    slide = cohort.open(index)
     for band in stream_bands(slide, TRUNCATE * max(sigmas_um), project):
         own, at = under.in_band(band, slide.slide_id)
         if len(own) == 0:
@@ -112,16 +115,52 @@ class HeldOutSection:
     depth: Values | None
 
 
-def collect_held_out(
-    cohort: Cohort, n_genes: int, predict: Callable[[int], HeldOutSection], on_step: Callable[[str], None]
-) -> OutOfFold:
-    """Write truth and prediction of all held-out spots to the work folder, gene after gene.
+class SectionPredictor(Protocol):
+    """Predicts the patches under a section's spots, by a fit without it; it pickles."""
 
-    Parameters
-    ----------
-    predict
-        From the index of a section to what the fit without its fold predicts.
-    """
+    def predict(self, section: SectionInput, found: Any) -> HeldOutSection:
+        """Predict.
+
+        Parameters
+        ----------
+        found
+            What an earlier pass left of the section, see `HeldOutFits`.
+        """
+        ...
+
+
+class HeldOutFits(Protocol):
+    """What predicts each section by the fit without its fold."""
+
+    @property
+    def predictor(self) -> SectionPredictor:
+        """Return what predicts all sections."""
+        ...
+
+    def held_out_input(self, index: int) -> Any:
+        """Return what the predictor needs of a section beside its `SectionInput`."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    predictor: SectionPredictor
+    every: int
+
+
+def _held_out_values(how: _Scoring, item: tuple[SectionInput, Any]) -> Iterator[NDArray[Any] | None]:
+    """Yield the depth of a section's held-out spots, then their genes, a slice of them at a time."""
+    section, found = item[0], how.predictor.predict(*item)
+    overlap = sparse.csr_matrix(section.under.overlap[:: how.every])
+    yield None if found.depth is None else np.asarray(overlap @ found.depth.astype(np.float64))
+    for some in gene_slices(section.target.shape[1]):
+        # The mean of rates, as `spots_from_patches` takes it.
+        rates = np.expm1(found.genes(some).astype(np.float64))
+        yield np.log1p(overlap @ rates).astype(np.float32)
+
+
+def collect_held_out(cohort: Cohort, n_genes: int, fits: HeldOutFits, on_step: OnStep) -> OutOfFold:
+    """Write truth and prediction of all held-out spots to the work folder, gene after gene."""
     every = -(-cohort.n_spots * n_genes // MAX_VALUES)
     # In the order of `histosge.calibration.conformal`, so that trust draws the same spots.
     order = np.lexsort((np.arange(len(cohort.sections)), cohort.fold)).tolist()
@@ -129,19 +168,21 @@ def collect_held_out(
     shape = (sum(counts), n_genes)
     truth, predicted = (cohort.folder.new_columns(name, shape) for name in ("truth", "predicted"))
     depths, places, start = list[Floats](), list[Floats](), 0
-    for index, count in zip(order, counts, strict=True):
-        on_step(cohort.sections[index].slide_id)
-        survey, target, found = cohort.survey(index), cohort.target(index), predict(index)
-        overlap = sparse.csr_matrix(survey.under.overlap[::every])
-        for some in gene_slices(n_genes):
+    items = (
+        (cohort.sections[index].slide_id, (cohort.input(index), fits.held_out_input(index)))
+        for index in order
+    )
+    found = cohort.tasks.run(_held_out_values, _Scoring(fits.predictor, every), items, on_step)
+    for index, count, of_section in zip(order, counts, found, strict=True):
+        assert of_section is not None
+        values, target = iter(of_section), cohort.target(index)
+        if (depth := next(values)) is not None:
+            depths.append(np.asarray(depth, np.float64))
+        for some, of_genes in zip(gene_slices(n_genes), values, strict=True):
             columns = range(n_genes)[some]
             truth.write(start, columns, target[::every, some].toarray())
-            # The mean of rates, as `spots_from_patches` takes it.
-            rates = np.expm1(found.genes(some).astype(np.float64))
-            predicted.write(start, columns, np.log1p(overlap @ rates).astype(np.float32))
-        if found.depth is not None:
-            depths.append(np.asarray(overlap @ found.depth.astype(np.float64)))
-        places.append(survey.xy_um[::every])
+            predicted.write(start, columns, np.asarray(of_genes, np.float32))
+        places.append(cohort.survey(index).xy_um[::every])
         start += count
     sections = np.repeat(order, counts)
     return OutOfFold(

@@ -1,6 +1,6 @@
 """The preset `ridge` on a cohort that does not fit into memory: the fit of `histosge.models.presets.ridge`, from sums."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from histosge.models.linear_algebra import Floats, Indices
 from histosge.models.presets.ridge import RidgeModel
 from histosge.models.target_sums import GeneMoments, read_rows
 from histosge.training.kept_sums import SumsToKeep
-from histosge.training.streaming.cohort import Cohort
+from histosge.training.streaming.cohort import Cohort, SectionInput, SectionSource
 from histosge.training.streaming.gather import GroupSums, gather_sums
 from histosge.training.streaming.hold_out import HeldOutSection, predict_section
 from histosge.training.streaming.progress import Passes
@@ -24,11 +24,34 @@ SCALES_UM = (0.0,)
 class _GeneOutputs:
     """log1p(CP10k) of all genes."""
 
-    cohort: Cohort
     n_outputs: int
 
-    def of_section(self, index: int, spots: Indices) -> Floats:
-        return read_rows(self.cohort.target(index), spots).astype(np.float64)
+    def of_section(self, section: SectionInput) -> Callable[[Indices], Floats]:
+        # A few spots at a time: of all genes, the targets of a section are not held as an array.
+        return lambda spots: read_rows(section.target, spots).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class RidgePredictor:
+    """Predicts sections by one of several ridges.
+
+    Parameters
+    ----------
+    source
+        Where embeddings are.
+    models
+        By fold.
+    """
+
+    source: SectionSource
+    models: Mapping[int, RidgeModel]
+
+    def predict(self, section: SectionInput, found: int) -> HeldOutSection:
+        """Predict the patches under a section's spots; `found` is its fold."""
+        slide, affine = self.source.open(section.slide_id), self.models[found].affine
+        predicted = predict_section(slide, section.under, SCALES_UM, [affine]).at_patches[0]
+        values = np.maximum(predicted, 0.0).astype(np.float32)
+        return HeldOutSection(lambda some: values[:, some], None)
 
 
 @dataclass(frozen=True)
@@ -37,15 +60,17 @@ class StreamedRidge:
 
     model: RidgeModel
     cohort: Cohort
-    held_out: dict[int, RidgeModel]
+    predictor: RidgePredictor
     sums: SumsToKeep
 
-    def predict_held_out(self, index: int) -> HeldOutSection:
-        """Predict the patches under a section's spots by the fit without its fold."""
-        model = self.held_out[int(self.cohort.fold[index])]
-        predicted = predict_section(self.cohort, index, SCALES_UM, [model.affine]).at_patches[0]
-        values = np.maximum(predicted, 0.0).astype(np.float32)
-        return HeldOutSection(lambda some: values[:, some], None)
+    @property
+    def held_out(self) -> "StreamedRidge":
+        """Return itself: it knows the fits without each fold."""
+        return self
+
+    def held_out_input(self, index: int) -> int:
+        """Return the fold of a section."""
+        return int(self.cohort.fold[index])
 
 
 def fit_ridge(
@@ -60,7 +85,7 @@ def fit_ridge(
     """
     n_genes, kept = len(moments[0].mean), None if start is None else start.kept
     reference = cohort.survey(0).embedding_mean if kept is None else kept.reference
-    gather_sums(cohort, SCALES_UM, _GeneOutputs(cohort, n_genes), reference, passes.begin("reading"))
+    gather_sums(cohort, SCALES_UM, _GeneOutputs(n_genes), reference, passes.begin("reading"))
     every, fits = np.arange(n_genes), dict[int | None, RidgeModel]()
     for fit in cohort.fits:
         fits[fit.fold] = ridge_from_sums(GroupSums(cohort, fit, 0, every, kept), reference)
@@ -69,4 +94,4 @@ def fit_ridge(
     n_sections = cohort.n_before + len(cohort.sections)
     groups = ((number, [whole[i]]) for i, number in enumerate(whole.groups))
     sums = SumsToKeep(RidgeModel.name, SCALES_UM, {"reference": reference}, n_sections, groups)
-    return StreamedRidge(fits[None], cohort, held_out, sums)
+    return StreamedRidge(fits[None], cohort, RidgePredictor(cohort.source, held_out), sums)

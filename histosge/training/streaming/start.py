@@ -7,8 +7,9 @@ from typing import Any
 
 from featurestore.slides.sample_sheet import Sample
 from histosge.errors import ModelError
-from histosge.training.kept_sums import KeptSums
-from histosge.training.saved_model import SavedModel, load_model
+from histosge.training.hub_model import whole_model_folder
+from histosge.training.kept_sums import FOLDER, KeptSums
+from histosge.training.saved_model import CONFIG, WEIGHTS, SavedModel, load_model
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,10 @@ def open_start(folder: str | Path) -> Start:
     Raises
     ------
     ModelError
-        If it is no model, or keeps no sums.
+        If it is no model, keeps no sums, or is on the hub and the hub refuses.
     """
-    saved, kept = load_model(folder), KeptSums.open(folder)
+    local = whole_model_folder(folder, (CONFIG, WEIGHTS), FOLDER)
+    saved, kept = load_model(local), KeptSums.open(local)
     if kept is None:
         raise ModelError(
             f"{folder} keeps no sums (stats/) to add sections to: dense and ridge with one encoder and squared errors keep "

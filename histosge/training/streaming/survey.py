@@ -1,33 +1,32 @@
 """Pass 1 of a streamed training: usable spots, the choice of genes, their targets on disk, and patterns of genes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import sparse
 
 from featurestore.events import OnMessage
 from featurestore.slides.sample_sheet import Sample
-from featurestore.storage.store import Store
 from histosge.calibration.embedding_distance import every_patch
 from histosge.data.distinct_spots import DistinctSpots
 from histosge.data.gene_choice import GeneChoice
-from histosge.data.genes import SCALE, gene_columns
+from histosge.data.genes import SCALE, GeneVariance, gene_columns
 from histosge.data.section_loading import (
-    Selection,
+    SpotCounts,
     check_one_kind,
     no_section,
     report_spots,
 )
 from histosge.data.section_survey import SectionSurvey, read_surveyed, survey_section
 from histosge.data.sections import Spots
+from histosge.data.seurat_ranks import SeuratRanks
 from histosge.models.dense import N_PATTERNS
 from histosge.models.target_sums import GeneMoments, TargetBasis, gene_products
-from histosge.training.streaming.cohort import Cohort, CohortSection
+from histosge.training.streaming.cohort import Cohort, CohortSection, SectionSource
+from histosge.training.streaming.section_tasks import OnStep, SectionTasks
 from histosge.training.streaming.work_folder import WorkFolder
-
-OnStep = Callable[[str], None]
-"""Called with the slide id of each section before it is worked on."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +37,84 @@ class Surveyed:
     genes: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _ToSurvey:
+    """A section that is surveyed, or that was in an earlier run: then its genes alone are ranked."""
+
+    sample: Sample
+    earlier: SectionSurvey | None
+
+
+@dataclass(frozen=True)
+class _HowToSurvey:
+    source: SectionSource
+    choice: GeneChoice
+    force: bool
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What one section gave.
+
+    Parameters
+    ----------
+    survey, counts, description, marks
+        See `SurveyedSpots`; None of a section that was surveyed in an earlier run.
+    ranking
+        Of its genes.
+    """
+
+    survey: SectionSurvey | None
+    counts: SpotCounts | None
+    description: str
+    marks: NDArray[np.uint64] | None
+    ranking: GeneVariance | SeuratRanks
+
+
+def _survey(how: _HowToSurvey, section: _ToSurvey) -> _Found:
+    sample, store, ranking = section.sample, how.source.store, how.choice.new_ranking()
+    slide = how.source.open(sample.slide_id)
+    if section.earlier is not None:
+        ranking.add(read_surveyed(sample, store, slide, section.earlier))
+        return _Found(None, None, "", None, ranking)
+    found = survey_section(sample, store, slide, every_patch, force=how.force)
+    ranking.add(found.spots)
+    return _Found(found.survey, found.counts, found.description, found.marks, ranking)
+
+
+@dataclass(frozen=True)
+class SurveyPlan:
+    """How a cohort is surveyed.
+
+    Parameters
+    ----------
+    source
+        Where embeddings are.
+    choice
+        Of genes.
+    folder
+        For files of the training.
+    tasks
+        What visits sections.
+    calibrated
+        Whether folds are held out.
+    force
+        Take spots that do not fit their slide, with a warning.
+    n_before
+        Sections whose sums are there already.
+    """
+
+    source: SectionSource
+    choice: GeneChoice
+    folder: WorkFolder
+    tasks: SectionTasks
+    calibrated: bool
+    force: bool
+    n_before: int
+
+
 def survey_cohort(
-    samples: Sequence[Sample],
-    store_url: str,
-    selection: Selection,
-    choice: GeneChoice,
-    folder: WorkFolder,
-    *,
-    calibrated: bool,
-    force: bool,
-    n_before: int,
-    on_message: OnMessage,
-    on_step: OnStep,
+    samples: Sequence[Sample], plan: SurveyPlan, on_message: OnMessage, on_step: OnStep
 ) -> Surveyed:
     """Look at every section once, and choose genes as `histosge.data.section_loading.load_sections` and `choose` do.
 
@@ -58,52 +123,94 @@ def survey_cohort(
     ExpressionError, StoreError, ModelError
         If a section cannot be used, none is left, or encoders or grids differ.
     """
-    store = Store.open(store_url)
-    distinct, ranking = DistinctSpots(), choice.new_ranking()
+    folder, distinct, ranking = plan.folder, DistinctSpots(), plan.choice.new_ranking()
     sections, first = list[CohortSection](), None
-    for sample in sorted(samples, key=lambda sample: sample.slide_id):
-        on_step(sample.slide_id)
-        slide = selection.open(store, sample.slide_id)
-        name, counts_name = f"survey-{sample.slide_id}", f"counted-{sample.slide_id}"
-        if folder.has(counts_name):
-            survey = SectionSurvey.from_arrays(folder.load(name))
-            under_min, uncovered, is_used = folder.load(counts_name)["counts"].tolist()
-            spots = read_surveyed(sample, store, slide, survey)
-        else:
-            found = survey_section(sample, store, slide, every_patch, force=force)
+    ordered = sorted(samples, key=lambda sample: sample.slide_id)
+
+    def items() -> Iterator[tuple[str, _ToSurvey]]:
+        for sample in ordered:
+            earlier = None
+            if folder.has(_counted(sample)):
+                earlier = SectionSurvey.from_arrays(folder.load(_surveyed(sample)))
+            yield sample.slide_id, _ToSurvey(sample, earlier)
+
+    how = _HowToSurvey(plan.source, plan.choice, plan.force)
+    for sample, found in zip(ordered, plan.tasks.run(_survey, how, items(), on_step), strict=True):
+        assert found is not None
+        if found.survey is not None and found.counts is not None:
             distinct.add(sample, found.marks)
             is_used = report_spots(sample.slide_id, found.description, found.counts, on_message)
-            under_min, uncovered = found.counts.n_under_min_counts, len(found.counts.uncovered)
-            survey, spots = found.survey, found.spots
-            folder.save(name, survey.arrays())
-            folder.save(counts_name, {"counts": np.array([under_min, uncovered, is_used])})
+            counted = [found.counts.n_under_min_counts, len(found.counts.uncovered), is_used]
+            folder.save(_surveyed(sample), found.survey.arrays())
+            folder.save(_counted(sample), {"counts": np.array(counted)})
+        under_min, uncovered, is_used = folder.load(_counted(sample))["counts"].tolist()
         if not is_used:
             continue
-        ranking.add(spots)
+        merge_rankings(ranking, found.ranking)
+        slide = plan.source.open(sample.slide_id)
         # Compared with the first as they come: one that differs is refused before the others are read.
         first = first or slide
         check_one_kind([first, slide])
-        counts = len(survey.usable), int(under_min), int(uncovered)
-        sections.append(CohortSection(sample, slide.fingerprint, *counts))
+        n_spots = len(folder.load_one(_surveyed(sample), "usable"))
+        sections.append(CohortSection(sample, slide.fingerprint, n_spots, int(under_min), int(uncovered)))
     if first is None:
         raise no_section("the sample sheet")
-    cohort = Cohort(store, selection, sections, first, folder, calibrated, n_before)
-    return Surveyed(cohort, choice.choose_from(ranking))
+    cohort = Cohort(plan.source, sections, first, folder, plan.calibrated, plan.n_before, plan.tasks)
+    return Surveyed(cohort, plan.choice.choose_from(ranking))
+
+
+def _surveyed(sample: Sample) -> str:
+    return f"survey-{sample.slide_id}"
+
+
+def _counted(sample: Sample) -> str:
+    return f"counted-{sample.slide_id}"
+
+
+def merge_rankings(ranking: GeneVariance | SeuratRanks, other: GeneVariance | SeuratRanks) -> None:
+    """Add a section's ranking of genes to that of the sections before it."""
+    if isinstance(ranking, GeneVariance):
+        assert isinstance(other, GeneVariance)
+        ranking.merge(other)
+    else:
+        assert isinstance(other, SeuratRanks)
+        ranking.merge(other)
 
 
 def write_targets(cohort: Cohort, genes: Sequence[str], on_step: OnStep) -> list[GeneMoments]:
     """Write log1p(CP10k) of the chosen genes of each section to the work folder; return the genes' moments."""
-    moments = []
-    for index, section in enumerate(cohort.sections):
-        on_step(section.slide_id)
-        name, survey = f"target-{section.slide_id}", cohort.survey(index)
-        if not cohort.folder.has(name):
-            spots = read_surveyed(section.sample, cohort.store, cohort.open(index), survey)
-            target = sparse_target(spots, genes, survey.library)
+
+    def items() -> Iterator[tuple[str, _Untargeted | None]]:
+        for index, section in enumerate(cohort.sections):
+            is_there = cohort.folder.has(f"target-{section.slide_id}")
+            yield section.slide_id, None if is_there else _Untargeted(section.sample, cohort.survey(index))
+
+    how, moments = _HowToTarget(cohort.source, tuple(genes)), []
+    for index, target in enumerate(cohort.tasks.run(_target, how, items(), on_step)):
+        if target is not None:
             parts = {"data": target.data, "indices": target.indices, "indptr": target.indptr}
+            name = f"target-{cohort.sections[index].slide_id}"
             cohort.folder.save(name, {**parts, "shape": np.array(target.shape)})
-        moments.append(GeneMoments.from_section(cohort.target(index), survey.library))
+        moments.append(GeneMoments.from_section(cohort.target(index), cohort.survey(index).library))
     return moments
+
+
+@dataclass(frozen=True)
+class _HowToTarget:
+    source: SectionSource
+    genes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Untargeted:
+    sample: Sample
+    survey: SectionSurvey
+
+
+def _target(how: _HowToTarget, section: _Untargeted) -> sparse.csr_matrix:
+    slide = how.source.open(section.sample.slide_id)
+    spots = read_surveyed(section.sample, how.source.store, slide, section.survey)
+    return sparse_target(spots, how.genes, section.survey.library)
 
 
 def sparse_target(spots: Spots, genes: Sequence[str], library: np.ndarray) -> sparse.csr_matrix:

@@ -232,7 +232,7 @@ def test_a_scheduler_that_dies_is_one_line(store: str) -> None:
         scheduler.wait()
 
 
-def _wait_for(port: int, seconds: float = 60) -> None:
+def _wait_for(port: int, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:

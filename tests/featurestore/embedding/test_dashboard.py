@@ -29,10 +29,10 @@ def _other_address() -> str:
 def test_it_answers_on_its_port_of_loopback_and_nowhere_else() -> None:
     port = _free_port()
     with local_client(1, threads=1, dashboard=port):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=120) as answer:
             assert answer.status == 200
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((_other_address(), port), timeout=10)
+            socket.create_connection((_other_address(), port), timeout=120)
 
 
 def test_a_port_that_is_taken_and_a_package_that_is_missing_are_refused(

@@ -22,7 +22,7 @@ class Device:
         self.go = threading.Event()
 
     def start(self, patches: np.ndarray) -> PendingVectors:
-        self.go.wait(timeout=30)
+        self.go.wait(timeout=120)
         name = str(int(patches[0, 0, 0, 0]))
         self.log.append(f"start {name}")
         if self.fails == f"start {name}":

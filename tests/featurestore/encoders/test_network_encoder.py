@@ -144,7 +144,7 @@ def test_a_process_whose_memory_really_ends_goes_on_with_smaller_batches() -> No
     # Else the allocator keeps what was freed, and the limit is never felt.
     environ = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", OUT_OF_MEMORY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environ)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environ)
     assert done.returncode == 0, done.stderr
     said, chunk, same = done.stdout.split()
     assert int(said) >= 1

@@ -411,8 +411,8 @@ class TestRealSlides:
             "slides/cmu-1-small-region.svs",
             "slides/openslide_small.svs",
             "her2st/C2.tif",
-            "her2st/C3.tif",
-            "her2st/C4.tif",
+            # From the same scanner.
+            *(pytest.param(f"her2st/{name}.tif", marks=pytest.mark.slow) for name in ("C3", "C4")),
         ],
     )
     def test_every_level_equals_openslide(self, data_dir: Path, name: str) -> None:

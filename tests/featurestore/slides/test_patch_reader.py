@@ -181,7 +181,7 @@ def test_several_streams_come_in_order_and_as_many_run_at_once_as_there_are_thre
             running += 1
             most = max(most, running)
         if together is not None and number < together.parties:
-            together.wait(timeout=30)  # or they do not run at once
+            together.wait(timeout=120)  # or they do not run at once
         for i in range(7):
             yield number, i
         with lock:

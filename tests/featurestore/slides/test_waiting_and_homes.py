@@ -21,7 +21,7 @@ from featurestore.slides.download_cache import ENV_FOLDER, KeyedLocks, cache_fol
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import Slide
 
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 class _Gate(SimpleHTTPRequestHandler):

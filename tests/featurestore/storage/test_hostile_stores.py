@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,10 @@ IDENTITY = EncoderIdentity("toy", DIM, {"version": 1})
 ARRAY = f"S/{KEY}/toy/embedding"
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    store = Store.open_or_create(str(tmp_path / "store"))
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("written") / "store"
+    store = Store.open_or_create(str(folder))
     for name in ("S", "T"):
         store.add_slide(SlideRecord(name, "s.tif", (211, 117), 0.5, f"7-{name}"))
         tissue = np.full(GRID.shape, 255, np.uint8)
@@ -38,7 +40,13 @@ def folder(tmp_path: Path) -> Path:
         for block in store.grid(name, KEY).planned((3, 4)):
             array.write(block, np.ones((*block.shape, DIM), np.float16))
         store.consolidate(name)
-    return tmp_path / "store"
+    return folder
+
+
+@pytest.fixture
+def folder(written: Path, tmp_path: Path) -> Path:
+    """A copy of a small store, which a test may damage."""
+    return Path(shutil.copytree(written, tmp_path / "store"))
 
 
 def read_all(url: str) -> None:

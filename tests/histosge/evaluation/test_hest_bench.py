@@ -56,6 +56,7 @@ def test_the_benchmark_s_number_is_that_of_the_authors_code(published: Path) -> 
     )
 
 
+@pytest.mark.slow
 def test_one_command_gives_the_authors_number_and_ours_with_controls(
     published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

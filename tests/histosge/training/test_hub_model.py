@@ -1,78 +1,20 @@
 """Models on the hub: the card that a folder carries, and models that are read from a small server with its protocol."""
 
-import hashlib
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from _models import invent_model
 from _stores import Made, write_store
+from hub_server import COMMIT, TOKEN, Hub, serving_hub
 from huggingface_hub import ModelCard
 
 from histosge.errors import ModelError
 from histosge.prediction.predict import predict
 from histosge.training.saved_model import load_model, read_fingerprint
 
-TOKEN = "hf_secret_token_of_a_user"
-COMMIT = "5" * 40
 MADE = Made((19, 23), 11, (7, 11), frame=2)
-
-
-@dataclass
-class Hub:
-    """Files of repositories by ``owner/name`` and path, and what was read."""
-
-    files: dict[tuple[str, str], bytes] = field(default_factory=dict)
-    status: int = 200
-    code: str = ""
-    asked: list[str] = field(default_factory=list)
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def _answer(self, *, body: bool) -> None:
-        hub: Hub = self.server.hub  # type: ignore[attr-defined]
-        hub.asked.append(f"{self.command} {self.path}")
-        repository, _, rest = self.path[1:].partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        if hub.status != 200:
-            self._refuse(hub.status, hub.code)
-        elif revision not in ("main", "v2", COMMIT):
-            self._refuse(404, "RevisionNotFound")
-        elif repository not in {known for known, _ in hub.files}:
-            self._refuse(404, "RepoNotFound")
-        elif (repository, name) not in hub.files:
-            self._refuse(404, "EntryNotFound")
-        else:
-            data = hub.files[repository, name]
-            self.send_response(200)
-            self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            if body:
-                self.wfile.write(data)
-
-    def _refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        if code:
-            self.send_header("X-Error-Code", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def do_HEAD(self) -> None:
-        self._answer(body=False)
-
-    def do_GET(self) -> None:
-        self._answer(body=True)
-
-    def log_message(self, *args: object) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -85,22 +27,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def hub(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    found = Hub()
-    for file in (world / "model").iterdir():
-        found.files["lab/model", file.name] = found.files["lab/models", f"breast/v1/{file.name}"] = (
-            file.read_bytes()
-        )
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.hub = found  # type: ignore[attr-defined]
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield found
-    server.shutdown()
-    server.server_close()
+    with serving_hub(monkeypatch, tmp_path / "cache") as found:
+        found.add_folder("lab/model", world / "model")
+        found.add_folder("lab/models", world / "model", "breast/v1/")
+        yield found
 
 
 @pytest.mark.parametrize(
@@ -116,7 +46,7 @@ def hub(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
 def test_a_model_on_the_hub_is_the_one_that_was_uploaded(hub: Hub, world: Path, place: str | Path) -> None:
     assert read_fingerprint(place) == read_fingerprint(world / "model")
     assert load_model(place).fingerprint == load_model(world / "model").fingerprint
-    assert {line.split(" ")[0] for line in hub.asked} <= {"HEAD", "GET"}
+    assert {line.split(" ")[0] for line in hub.requests} <= {"HEAD", "GET"}
 
 
 def test_a_prediction_with_it_is_that_of_the_folder(hub: Hub, world: Path, tmp_path: Path) -> None:

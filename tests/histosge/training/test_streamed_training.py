@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from _cohorts import MadeCohort, write_cohort, write_section, write_sheet
 from _dense_oracle import DenseOracle, predict_exactly
+from typer.testing import CliRunner
 
 from featurestore.errors import StoreError
 from featurestore.events import Progress
@@ -20,6 +21,7 @@ from histosge.errors import ModelError
 from histosge.training.saved_model import SavedModel, load_model
 from histosge.training.streaming.fit_streamed import STREAM_FROM_BYTES
 from histosge.training.train import TrainSettings, train
+from histosge_cli.main import app
 
 # Two rows of blocks are narrower than the widest Gaussian: bands overlap.
 MADE = MadeCohort(sections=5, shape=(37, 41), dim=13, spots=211, genes=23, block=(7, 11), frame=5)
@@ -51,11 +53,25 @@ def _difference(a: SavedModel, b: SavedModel, store: Path) -> float:
     return float(np.abs(one - other).max() / one.std())
 
 
+@pytest.fixture(scope="module")
+def of_five(cohort: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `dense` of five sections that were streamed; only for reading."""
+    folder = tmp_path_factory.mktemp("five") / "model"
+    train(*cohort, folder, SETTINGS, stream=True)
+    assert not list(folder.parent.glob(".*"))
+    return folder
+
+
 @pytest.mark.parametrize("preset", ["dense", "ridge"])
-def test_streamed_and_in_memory_are_one_model(preset: str, cohort: tuple[Path, Path], tmp_path: Path) -> None:
+def test_streamed_and_in_memory_are_one_model(
+    preset: str, cohort: tuple[Path, Path], of_five: Path, tmp_path: Path
+) -> None:
     settings = replace(SETTINGS, preset=preset)
     whole = train(*cohort, tmp_path / "whole", settings, stream=False)
-    streamed = train(*cohort, tmp_path / "streamed", settings, stream=True)
+    # A `dense` that was streamed is there already.
+    folder = of_five if preset == "dense" else tmp_path / "streamed"
+    streamed = train(*cohort, folder, settings, stream=True)
+    assert streamed.was_there == (preset == "dense")
     assert streamed.card == whole.card
     # Predictions are in single precision, of which each has an error of 1e-6 of their spread.
     assert _difference(whole, streamed, cohort[1]) < 1e-5
@@ -103,9 +119,9 @@ class StoppedError(Exception):
 
 
 def test_an_interrupted_training_goes_on_where_it_was(
-    cohort: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: tuple[Path, Path], of_five: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = train(*cohort, tmp_path / "undisturbed", SETTINGS, stream=True)
+    undisturbed = load_model(of_five)
     monkeypatch.setattr("histosge.training.streaming.gather.SECONDS_BETWEEN_SAVES", 0.0)
 
     def stop_at(label: str):  # type: ignore[no-untyped-def]
@@ -173,14 +189,6 @@ def test_a_large_cohort_is_streamed_by_itself(
 
 
 @pytest.fixture(scope="module")
-def of_five(cohort: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A `dense` of five sections."""
-    folder = tmp_path_factory.mktemp("five") / "model"
-    train(*cohort, folder, SETTINGS, stream=True)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def seven(cohort: tuple[Path, Path]) -> tuple[Path, Path]:
     """The same cohort with two further sections."""
     folder = cohort[0].parent
@@ -190,26 +198,30 @@ def seven(cohort: tuple[Path, Path]) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("preset", ["dense", "ridge"])
-@pytest.mark.parametrize("stream", [True, False])
 def test_sections_added_to_sums_give_the_model_of_all_sections(
-    preset: str, stream: bool, cohort: tuple[Path, Path], seven: tuple[Path, Path], tmp_path: Path
+    preset: str, cohort: tuple[Path, Path], seven: tuple[Path, Path], tmp_path: Path
 ) -> None:
     settings = replace(SETTINGS, preset=preset, intervals=False)
-    train(*cohort, tmp_path / "five", settings, stream=stream)
-    further = train(*seven, tmp_path / "further", start_from=tmp_path / "five")
-    genes = further.card.genes
-    whole = train(*seven, tmp_path / "whole", replace(settings, genes=genes), stream=True)
     patches = load_patches(open_embedded(Store.open(str(cohort[1])), "S006", None, None))
-    if preset == "ridge":
-        wanted = whole.predict(patches).values
-        assert np.abs(further.predict(patches).values - wanted).max() / wanted.std() < 1e-5
-        return
-    wanted = _with_patterns_and_weights(*seven, genes, load_model(tmp_path / "five"), patches)
-    found = predict_exactly(further.model.state(), patches)
-    assert np.abs(found - wanted).max() / wanted.std() < 1e-6
-    # With patterns and weights of its own, a full training is another model, but nearly the same.
-    own = predict_exactly(whole.model.state(), patches)
-    assert 1e-6 < np.abs(found - own).max() / own.std() < 0.3
+    whole = None
+    for stream in (True, False):
+        five = tmp_path / f"five-{stream}"
+        train(*cohort, five, settings, stream=stream)
+        further = train(*seven, tmp_path / f"further-{stream}", start_from=five)
+        genes = further.card.genes
+        if whole is None:
+            whole = train(*seven, tmp_path / "whole", replace(settings, genes=genes), stream=True)
+        assert whole.card.genes == genes
+        if preset == "ridge":
+            wanted = whole.predict(patches).values
+            assert np.abs(further.predict(patches).values - wanted).max() / wanted.std() < 1e-5
+            continue
+        wanted = _with_patterns_and_weights(*seven, genes, load_model(five), patches)
+        found = predict_exactly(further.model.state(), patches)
+        assert np.abs(found - wanted).max() / wanted.std() < 1e-6
+        # With patterns and weights of its own, a full training is another model, but nearly the same.
+        own = predict_exactly(whole.model.state(), patches)
+        assert 1e-6 < np.abs(found - own).max() / own.std() < 0.3
 
 
 def _with_patterns_and_weights(
@@ -263,11 +275,28 @@ def test_sums_are_left_out_where_they_are_not_wanted(
         train(*seven, tmp_path / "model", start_from=tmp_path / "bare")
 
 
+def test_the_preset_of_another_kind_is_refused_with_both_names(
+    cohort: tuple[Path, Path], seven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """`dense` is also what is trained where no preset is given: it must not pass for one that was left out."""
+    train(*cohort, tmp_path / "five", replace(SETTINGS, preset="ridge", intervals=False))
+    command = ["train", *map(str, (*seven, tmp_path / "model")), "--from", str(tmp_path / "five"), "--quiet"]
+    refused = CliRunner().invoke(app, [*command, "--preset", "dense"])
+    assert isinstance(refused.exception, ModelError)
+    assert "preset 'ridge', which stays, and 'dense' was given" in str(refused.exception)
+    assert "\n" not in str(refused.exception)
+    assert not (tmp_path / "model").exists()
+    same = CliRunner().invoke(app, [*command, "--preset", "ridge"])
+    assert same.exit_code == 0, same.output
+    assert load_model(tmp_path / "model").card.preset == "ridge"
+
+
 def test_other_genes_presets_and_damaged_sums_are_refused(
     of_five: Path, seven: tuple[Path, Path], tmp_path: Path
 ) -> None:
     for settings, why in (
         (TrainSettings(genes=5), "leave --genes out"),
+        (TrainSettings(genes=1000), "leave --genes out"),
         (TrainSettings(preset="ridge"), "leave --preset out"),
         (TrainSettings(loss="nb"), "leave --loss"),
     ):

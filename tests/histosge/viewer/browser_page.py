@@ -10,7 +10,7 @@ from viewer_world import GENES
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-WAIT_MS = 20_000
+WAIT_MS = 60_000
 MEASURED, PREDICTED = "#measured", "#predicted"
 
 

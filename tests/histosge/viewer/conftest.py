@@ -32,7 +32,7 @@ def get(address: str) -> Get:
     def ask(path: str, **headers: str) -> Answer:
         request = urllib.request.Request(f"{address}/{path}", headers=headers)
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=120) as response:
                 return Answer(response.status, response.read(), dict(response.headers))
         except urllib.error.HTTPError as error:
             with error:
@@ -48,7 +48,7 @@ def browser(chromium_path: str) -> "Iterator[Browser]":
     flags = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=chromium_path, headless=True, args=flags, timeout=30_000
+            executable_path=chromium_path, headless=True, args=flags, timeout=120_000
         )
         yield started
         started.close()

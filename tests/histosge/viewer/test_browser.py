@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from browser_page import MEASURED, PREDICTED, WAIT_MS, change, middle, open_page, pixels, readout, settled
+from browser_page import (
+    MEASURED,
+    PREDICTED,
+    WAIT_MS,
+    change,
+    middle,
+    open_page,
+    pixels,
+    readout,
+    settled,
+    still,
+)
 from viewer_world import GENES, GRID, HALF_WIDTHS, World, serving
 
 from histosge.prediction.expression_store import ExpressionStore
@@ -33,8 +44,7 @@ def test_a_map_is_drawn_over_the_slide_in_the_right_colours(page: "Page", addres
     assert right[1] > left[1] + 60
     assert right[1] > right[2] + 20
     page.locator("#opacity").fill("0")
-    page.wait_for_timeout(100)
-    bare = middle(pixels(page, PREDICTED)).mean((0, 1))
+    bare = middle(still(page, PREDICTED)).mean((0, 1))
     assert bare[0] > bare[1] + 20, "without the map there is pink tissue"
 
 
@@ -68,8 +78,7 @@ def test_views_zoom_and_move_together_and_tiles_sharpen(page: "Page", address: s
     open_page(page, address)
     # Until the slide is ready its thumbnail stands in for it, and what is compared with at the end is the slide itself.
     page.wait_for_selector("body[data-picture=tiles]")
-    page.wait_for_timeout(400)
-    whole = {name: pixels(page, name) for name in (MEASURED, PREDICTED)}
+    whole = {name: still(page, name) for name in (MEASURED, PREDICTED)}
     box = page.locator(MEASURED).bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -77,9 +86,8 @@ def test_views_zoom_and_move_together_and_tiles_sharpen(page: "Page", address: s
         for _ in range(6):
             page.mouse.wheel(0, -300)
             page.wait_for_timeout(80)
-    page.wait_for_timeout(1200)
     for name, old in whole.items():
-        assert change(old, pixels(page, name)) > 0.2, name
+        assert change(old, still(page, name)) > 0.2, name
     # The same place lies under the same pixel of both views.
     said = []
     for name in (MEASURED, PREDICTED):
@@ -90,8 +98,7 @@ def test_views_zoom_and_move_together_and_tiles_sharpen(page: "Page", address: s
         said.append([int(n) for n in re.findall(r"[xy] (-?\d+) µm", readout(page))])
     assert np.abs(np.subtract(*said)).max() <= 2
     page.get_by_role("button", name="Whole slide").click()
-    page.wait_for_timeout(1200)
-    assert change(whole[PREDICTED][5:-40, 5:-5], pixels(page, PREDICTED)[5:-40, 5:-5]) < 0.02
+    assert change(whole[PREDICTED][5:-40, 5:-5], still(page, PREDICTED)[5:-40, 5:-5]) < 0.02
 
 
 def test_the_whole_slide_stays_in_sight_when_the_views_change_their_size(page: "Page", address: str) -> None:
@@ -100,11 +107,9 @@ def test_the_whole_slide_stays_in_sight_when_the_views_change_their_size(page: "
 
     def fits() -> bool:
         """Tell whether pressing the button for the whole slide changes nothing."""
-        page.wait_for_timeout(1200)
-        before = pixels(page, PREDICTED)
+        before = still(page, PREDICTED)
         page.get_by_role("button", name="Whole slide").click()
-        page.wait_for_timeout(1200)
-        return change(before[5:-40, 5:-5], pixels(page, PREDICTED)[5:-40, 5:-5]) < 0.02
+        return change(before[5:-40, 5:-5], still(page, PREDICTED)[5:-40, 5:-5]) < 0.02
 
     page.add_style_tag(content="#notes { min-height: 140px }")
     assert fits()
@@ -118,6 +123,7 @@ def test_pointing_at_a_patch_reads_its_value_and_the_spots(page: "Page", address
     box = page.locator(PREDICTED).bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + box["height"] * 0.55)
+    page.locator("#readout", has_text="AAA1").wait_for()
     said = readout(page)
     x = int(re.search(r"x (\d+) µm", said)[1])  # type: ignore[index]
     row, column, value = re.search(r"patch row (\d+), column (\d+): AAA1 (\d+\.\d+)", said).groups()  # type: ignore[union-attr]
@@ -125,6 +131,7 @@ def test_pointing_at_a_patch_reads_its_value_and_the_spots(page: "Page", address
     assert int(column) == (x - 16) // 32
     assert float(value) == pytest.approx(int(column) / 8, abs=0.006)
     page.mouse.move(box["x"] + 8, box["y"] + 8)
+    page.locator("#readout", has_text="AAA1").wait_for(state="detached")
     assert "AAA1" not in readout(page)
 
 
@@ -165,7 +172,7 @@ def test_a_link_that_names_an_unknown_gene_says_so_until_one_is_chosen(page: "Pa
     settled(page, GENES[0])
     page.locator("#notes", has_text="NOSUCH1 is neither predicted nor measured on this slide").wait_for()
     page.get_by_role("button", name="Next gene").click()
-    page.wait_for_timeout(300)
+    page.locator("#notes", has_text="NOSUCH1").wait_for(state="detached")
     assert "NOSUCH1" not in page.locator("#notes").inner_text()
 
 
@@ -186,12 +193,11 @@ def test_everything_is_reached_and_worked_by_keyboard(page: "Page", address: str
     page.locator(f"{PREDICTED} [role=application]").focus()
     page.keyboard.press("Shift+Tab")
     page.keyboard.press("Tab")
-    page.wait_for_timeout(100)
+    page.locator("#readout", has_text="patch row").wait_for()
     before = readout(page)
-    assert "patch row" in before
     assert page.locator("#readout").get_attribute("aria-live") == "polite"
     page.keyboard.press("ArrowRight")
-    page.wait_for_timeout(900)
+    still(page, PREDICTED)
     moved = readout(page)
     assert moved != before
     page.keyboard.press("r")
@@ -199,7 +205,7 @@ def test_everything_is_reached_and_worked_by_keyboard(page: "Page", address: str
     page.wait_for_timeout(600)
     assert readout(page) == moved, "a view is neither turned nor mirrored"
     page.keyboard.press("0")
-    page.wait_for_timeout(900)
+    still(page, PREDICTED)
     assert readout(page) == before
 
 
@@ -249,8 +255,7 @@ def test_colour_maps_and_domains_recolour_the_patches(page: "Page", address: str
     settled(page, GENES[0])
     assert "domain 1" in page.locator("#predicted-legend").inner_text()
     page.locator("#opacity").fill("100")
-    page.wait_for_timeout(100)
-    domains = pixels(page, PREDICTED)
+    domains = still(page, PREDICTED)
     assert change(middle(seen[-1]), middle(domains)) > 0.5
     # What is drawn at a place is what is read out there: find the border between the two domains in the picture.
     box = page.locator(PREDICTED).bounding_box()
@@ -260,8 +265,7 @@ def test_colour_maps_and_domains_recolour_the_patches(page: "Page", address: str
     border = int(domains.shape[1] * 0.3) + int(np.abs(np.diff(line, axis=0)).sum(axis=1).argmax())
     for x, domain in ((border - 1, 0), (border + 3, 1)):
         page.mouse.move(box["x"] + x, box["y"] + y)
-        page.wait_for_timeout(50)
-        assert f"domain {domain}" in readout(page)
+        page.locator("#readout", has_text=f"domain {domain}").wait_for()
 
 
 def test_slides_are_changed_and_what_is_missing_is_said(page: "Page", address: str) -> None:

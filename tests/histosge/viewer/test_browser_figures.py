@@ -101,11 +101,15 @@ def test_a_pasted_set_is_the_mean_of_z_scores_and_says_what_is_missing(page: "Pa
     # AAA1 grows to the right and BBB2 downwards: along the other diagonal their z-scores cancel out.
     box = page.locator(PREDICTED).bounding_box()
     assert box is not None
-    found = []
+    found, seen = [], ""
     for x, y in ((0.35, 0.4), (0.6, 0.65)):
         page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
-        page.wait_for_timeout(60)
-        found.append(float(re.search(r"patch row .*> (-?[\d.]+)", readout(page))[1]))  # type: ignore[index]
+        page.wait_for_function(
+            "seen => { const t = document.querySelector('#readout').innerText; return t !== seen && t.includes('row'); }",
+            arg=seen,
+        )
+        seen = readout(page)
+        found.append(float(re.search(r"patch row .*> (-?[\d.]+)", seen)[1]))  # type: ignore[index]
     assert found[1] - found[0] > 1
 
 

@@ -25,7 +25,7 @@ def _post(address: str, path: str, content: object, kind: str = "application/jso
     data = content if isinstance(content, bytes) else json.dumps(content).encode()
     request = urllib.request.Request(f"{address}/{path}", data, {"content-type": kind})
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:

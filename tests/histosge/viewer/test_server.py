@@ -165,7 +165,7 @@ def test_what_is_not_there_is_not_found(get: Get, path: str) -> None:
 def test_a_page_asked_for_under_another_name_is_refused(address: str, host: str) -> None:
     where = urllib.parse.urlsplit(address)
     for path in ("/", "/data/index.json"):
-        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=5)
+        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=120)
         connection.putrequest("GET", path, skip_host=True)
         connection.putheader("Host", host)
         connection.endheaders()

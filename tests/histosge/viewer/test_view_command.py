@@ -98,9 +98,9 @@ def test_the_command_serves_the_page_on_a_free_port_until_it_is_interrupted(worl
     try:
         assert run.stdout is not None
         address = run.stdout.readline().split()[0]
-        with urllib.request.urlopen(f"{address}data/index.json", timeout=10) as answer:
+        with urllib.request.urlopen(f"{address}data/index.json", timeout=120) as answer:
             assert b"here" in answer.read()
     finally:
         run.send_signal(signal.SIGINT)
-        _, remarks = run.communicate(timeout=10)
+        _, remarks = run.communicate(timeout=120)
     assert (run.returncode, remarks) == (0, "")

@@ -145,5 +145,5 @@ def serving(collection: Collection) -> Iterator[str]:
         yield f"http://{HOST}:{taken.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(120)
         taken.close()
