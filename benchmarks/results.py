@@ -552,7 +552,8 @@ def stains_block(record: Record) -> str:
             for encoder, preset in columns
         ]
         lines.append(f"| `--stain {stain}` | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", _source(record, "stains")])
+    noise = max(abs(score) for what, score in value.items() if f", {NOISE}: " in what)
+    return "\n".join([*lines, "", f"Noise control: at most {noise:.3f} from 0. {_source(record, 'stains')}"])
 
 
 _IDEAS = tuple(
