@@ -12,7 +12,7 @@ import sys
 
 from featurestore import read_samples
 from featurestore.errors import FeatureStoreError
-from featurestore.slides.sample_sheet import COLUMNS
+from featurestore.slides.sample_sheet import COLUMNS, Sample
 
 EMPTY = 3
 
@@ -38,8 +38,15 @@ def main() -> int:
     columns = [column for column in COLUMNS if hasattr(rows[0], column)]
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(columns)
-    table.writerows([getattr(row, column) for column in columns] for row in rows)
+    table.writerows([_cell(row, column) for column in columns] for row in rows)
     return 0
+
+
+def _cell(row: Sample, column: str) -> object:
+    """Return what stands in the sheet; what was made from a file's name stays empty, as `embed --private` must see."""
+    value = getattr(row, column)
+    is_made = not row.is_named and column in ("slide_id", "donor") and value == row.slide_id
+    return "" if is_made else value
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from histosge.data.sections import Patches, TrainingSection
-from histosge.data.spot_overlap import find_patches
+from histosge.data.spot_overlap import find_patches, heaviest_patches
 
 Indices = NDArray[np.int64]
 BLOCK = (32, 32)
@@ -99,7 +99,7 @@ class SpotsOnGrid(NamedTuple):
     def by_block(self, block_shape: tuple[int, int]) -> list[Indices]:
         """Return the spots of each block that has any, in row-major order of blocks; spots are sorted."""
         height, width = block_shape
-        heaviest = np.asarray(self.overlap.argmax(axis=1)).ravel()
+        heaviest = heaviest_patches(self.overlap)
         place = np.stack([self.rows[heaviest] // height, self.cols[heaviest] // width])
         _, label = np.unique(place, axis=1, return_inverse=True)
         label = label.ravel()

@@ -173,6 +173,12 @@ def spots_from_patches(overlap: sparse.csr_matrix, log_patches: NDArray[np.float
     return np.log1p(means).astype(np.float32)
 
 
+def heaviest_patches(overlap: sparse.csr_matrix) -> Indices:
+    """Return the patch that covers most of each spot, ``(n_spots,)``."""
+    # Of a copy: scipy sorts the indices of what it searches, and sums over it would round in another order afterwards.
+    return np.asarray(overlap.copy().argmax(axis=1)).ravel().astype(np.int64)
+
+
 def spot_embeddings(overlap: sparse.csr_matrix, patches: Patches) -> Floats:
     """Return the area-weighted mean embedding under each disc, ``(n_spots, dim)``."""
     return np.asarray(overlap @ patches.embedding.astype(np.float64))

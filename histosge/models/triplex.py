@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from histosge.data.gaussian_pooling import TRUNCATE, gaussian_pool
 from histosge.data.sections import Patches, TrainingSection
-from histosge.data.spot_overlap import Neighbourhood, neighbourhood
+from histosge.data.spot_overlap import Neighbourhood, heaviest_patches, neighbourhood
 from histosge.models.bleep import at_most
 from histosge.models.linear_algebra import Indices, Standardiser
 from histosge.models.multiscale import MultiscaleFeatures
@@ -244,7 +244,7 @@ class TriplexModel:
         features, genes = MultiscaleFeatures.fit(sections), GeneScale.fit(sections)
         reduced = [features.components(section.patches) for section in sections]
         # One patch a spot, as published: the one that covers most of its disc.
-        middles = [np.asarray(s.overlap.argmax(axis=1)).ravel().astype(np.int64) for s in sections]
+        middles = [heaviest_patches(section.overlap) for section in sections]
         at_spots = np.concatenate([p.embedding[m] for p, m in zip(reduced, middles, strict=True)])
         standardiser = Standardiser.fit(at_spots.astype(np.float64))
         windows = [
