@@ -207,6 +207,9 @@ class HubStorage(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no typ
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in _TRANSPORTS:
                 raise
+            # Clients before 1.0 raise the transport's own error for a reply that stays one after all tries.
+            if (reply := getattr(error, "response", None)) is not None:
+                raise _refusal(reply, path) from error
             raise ConnectionError(" ".join(str(error).split()) or type(error).__name__) from error
         if response.status_code >= 400 and response.status_code not in allowed:
             raise _refusal(response, path)

@@ -12,10 +12,12 @@ import polars as pl
 from featurestore.blocks import planned_blocks
 from featurestore.documents import DocumentError, convert
 from featurestore.encoders.protocol import EncoderIdentity
+from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
 from featurestore.location import Entry, Location, PathOrUrl
 from featurestore.names import is_segment
-from featurestore.storage.layout import EMBEDDING, QUALITY, SPOTS, chunk_index
+from featurestore.storage.layout import EMBEDDING, QUALITY, SPOTS, chunk_index, grid_path
+from featurestore.storage.quality_array import read_quality
 from featurestore.storage.spots import spot_state
 from featurestore.storage.store import Store
 from featurestore.storage.stored_documents import (
@@ -25,7 +27,12 @@ from featurestore.storage.stored_documents import (
     check_on_grid,
     parse_grid,
 )
-from featurestore.storage.zarr_metadata import document_label, documents_below, read_array
+from featurestore.storage.zarr_metadata import (
+    array_from_document,
+    document_label,
+    documents_below,
+    read_values,
+)
 from featurestore.tissue.flags import flag_shares, shares_text
 from featurestore.tissue.threshold import is_tissue
 from featurestore.zarr_documents import ArrayDocument, GroupDocument, check_node
@@ -91,7 +98,7 @@ def _rows(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a slide: it costs one listing, the slide's document, and the tissue of each grid."""
+    """Yield the rows of a slide: it costs one listing, the slide's document, and tissue and flags of each grid."""
     entries = store.location.entries(slide_id)
     documents = _Documents(store.location, slide_id, entries)
     if "zarr.json" not in entries:
@@ -110,10 +117,13 @@ def _slide_rows(store: Store, slide_id: str, blocks_failed: dict[str, list[str]]
             continue
         label = f"{store.location.label}/{slide_id}/{grid_key}"
         grid = parse_grid((grid_attrs.attributes or {})["grid"], f"{label}/zarr.json")
-        tissue = is_tissue(read_array(store.location, f"{slide_id}/{grid_key}/tissue", grid.shape))
+        at = f"{slide_id}/{grid_key}/tissue"
+        shares = array_from_document(store.location, at, documents.raw(f"{grid_key}/tissue"))
+        tissue = is_tissue(read_values(shares, f"{store.location.label}/{at}", grid.shape))
         flags = None
         if f"{grid_key}/{QUALITY}/zarr.json" in entries:
-            quality = store.quality(slide_id, grid_key, grid.shape)
+            document = documents.raw(f"{grid_key}/{QUALITY}")
+            quality = read_quality(store.location, grid_path(slide_id, grid_key), grid.shape, document)
             flags = None if quality is None else shares_text(flag_shares(quality, tissue))
         ends = f"/{EMBEDDING}/zarr.json"
         slugs = [
@@ -196,8 +206,25 @@ class _Documents:
         if f"{path}/zarr.json" not in self._entries and path:
             return None
         whole = f"{self._slide_id}/{path}" if path else self._slide_id
-        document = self._consolidated.get(path) or self._location.read_json(f"{whole}/zarr.json")
+        document = self._json(path)
         return None if document is None else check_node(document, document_label(self._location, whole))
+
+    def raw(self, path: str) -> dict[str, Any]:
+        """Return the document of an array below the slide as it is stored.
+
+        Raises
+        ------
+        StoreError
+            If there is none.
+        """
+        document = self._json(path)
+        if document is None:
+            raise StoreError(f"{self._location.label}/{self._slide_id} holds no array {path}")
+        return document
+
+    def _json(self, path: str) -> dict[str, Any] | None:
+        whole = f"{self._slide_id}/{path}" if path else self._slide_id
+        return self._consolidated.get(path) or self._location.read_json(f"{whole}/zarr.json")
 
     def attributes(self, path: str, name: str, schema: type[Schema]) -> Schema:
         """Return one of a node's attributes, typed."""

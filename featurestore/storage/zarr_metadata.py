@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import StorePath
 
 from featurestore.documents import DocumentError, convert
 from featurestore.errors import StoreError, StoreNotFoundError, first_line
@@ -85,6 +86,26 @@ def open_array(location: Location, path: str, *, read_only: bool = True) -> "zar
         raise
     except ZARR_ERRORS as error:
         raise DocumentError(f"{document_label(location, path)} is damaged: {first_line(error)}") from error
+
+
+def array_from_document(location: Location, path: str, document: dict[str, Any]) -> "zarr.Array[Any]":
+    """Open an array of format 3 whose document was read before, as from a group's consolidated ones: without a request.
+
+    Raises
+    ------
+    DocumentError
+        If its metadata are damaged, or it may not be opened.
+    """
+    label = document_label(location, path)
+    check_node(document, label)
+    metadata: Any = document  # zarr types it, and takes any
+    try:
+        place = StorePath(location.zarr(read_only=True), path)
+        return zarr.Array(zarr.AsyncArray(metadata=metadata, store_path=place))
+    except StoreError:
+        raise
+    except ZARR_ERRORS as error:
+        raise DocumentError(f"{label} is damaged: {first_line(error)}") from error
 
 
 def read_array(

@@ -19,7 +19,7 @@ from featurestore.tissue.flags import Flag, has_any
 
 MPP = 1.0
 SPEC = GridSpec(MPP, 64, 64)
-SETTINGS = EmbedSettings(("colour",), SPEC, block_shape=(5, 7))
+SETTINGS = EmbedSettings(("colour",), SPEC, block_shape=(3, 4))
 
 
 def _spoiled(path: Path) -> Path:

@@ -373,6 +373,7 @@ def test_a_store_without_a_map_shows_components_clusters_and_tissue(page: "Page"
         assert page.locator("#show option:not([hidden])").all_inner_texts() == [
             "three components as colours",
             "clusters of embeddings",
+            "quality flags",
             "tissue share",
         ]
         assert page.locator("#about-gene").inner_text() == ""
