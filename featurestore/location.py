@@ -40,6 +40,8 @@ from featurestore.whole_file import PARTIAL_AGE_S, PARTIAL_SUFFIX, whole_file
 if TYPE_CHECKING:
     from zarr.abc.store import Store as ZarrStore
 
+WRITE_TRIES = 5
+"""Of writing a file whose folder is removed meanwhile: a folder is removed once."""
 REMOVE_TRIES = 20
 """Of removing a folder that another process writes into: between two blocks of a run there are milliseconds at least."""
 
@@ -59,6 +61,23 @@ def _modified(entry: dict[str, Any]) -> dt.datetime | None:
     if isinstance(value, (int, float)):
         return dt.datetime.fromtimestamp(value, dt.UTC)
     return value.astimezone(dt.UTC) if isinstance(value, dt.datetime) else None
+
+
+def _write_whole(path: Path, *parts: bytes | memoryview) -> None:
+    """Write a file of this machine, also where another process removes the folder that it goes to meanwhile.
+
+    What is written into a removed slide is found when the slide is complete; it must not end the run of the others.
+    """
+    for tries_left in reversed(range(WRITE_TRIES)):
+        try:
+            with whole_file(path) as partial, partial.open("wb") as file:
+                for part in parts:
+                    file.write(part)
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+        else:
+            return
 
 
 def _remove_tree(fs: Any, path: str) -> None:
@@ -258,14 +277,11 @@ class Location:
             with self._access(relative, "cannot be written"):
                 self._fs_root[0].pipe_file(path, data)
             return
-        with whole_file(Path(self.path(relative))) as partial:
-            partial.write_bytes(data)
+        _write_whole(Path(self.path(relative)), data)
 
     def write_file(self, relative: str, *parts: bytes | memoryview) -> None:
         """Write an object of a folder on this machine, whole or not at all; a part after another, without joining them."""
-        with whole_file(Path(self.path(relative))) as partial, partial.open("wb") as file:
-            for part in parts:
-                file.write(part)
+        _write_whole(Path(self.path(relative)), *parts)
 
     def remove(self, relative: str) -> None:
         """Remove an object, or everything below a folder; it is no error if there is neither."""

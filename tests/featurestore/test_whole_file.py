@@ -8,6 +8,7 @@ import pytest
 
 import featurestore.whole_file
 from featurestore.errors import OutputError
+from featurestore.location import Location
 from featurestore.whole_file import (
     PARTIAL_AGE_S,
     check_output,
@@ -193,3 +194,25 @@ def test_a_sweep_takes_what_killed_runs_left_of_this_file_and_nothing_else(tmp_p
         partial.write_text("whole")
         assert is_partial(partial.name)
     assert set(_names(tmp_path)) == {"a.txt", running.name, other.name}
+
+
+@pytest.mark.parametrize("write", ["write_file", "write_json"])
+def test_a_write_into_a_folder_that_is_removed_meanwhile_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    location, replaces = Location(tmp_path / "store"), []
+
+    def remove_first(source: str | Path, target: str | Path) -> None:
+        replaces.append(target)
+        if len(replaces) == 1:
+            location.remove("slide")
+        rename(source, target)
+
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", remove_first)
+    if write == "write_file":
+        location.write_file("slide/c/0", b"{", memoryview(b"}"))
+    else:
+        location.write_json("slide/c/0", {})
+    assert len(replaces) == 2
+    assert location.read_json("slide/c/0") == {}
