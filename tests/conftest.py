@@ -3,6 +3,7 @@
 import gc
 import os
 import shutil
+import socketserver
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -24,6 +25,18 @@ threadpool_limits(1)
 # Where Python may not keep bytecode, each child process compiles about 1,500 modules anew: 3 CPU-seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+_report_error = socketserver.BaseServer.handle_error
+
+
+def _report_own_error(server: socketserver.BaseServer, request: Any, client_address: Any) -> None:
+    if not isinstance(sys.exc_info()[1], ConnectionError):
+        _report_error(server, request, client_address)
+
+
+# Servers of the tests run in threads of the tests' process. A client that closes its connection is no error of theirs,
+# and the traceback that they print would stand in what a command prints that runs meanwhile.
+socketserver.BaseServer.handle_error = _report_own_error  # type: ignore[method-assign]
 
 DATA = Path(os.environ.get("HISTOSGE_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TORCH = ("torch", "torchvision", "timm")
