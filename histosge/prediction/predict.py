@@ -60,8 +60,8 @@ class PredictSettings:
     scheduler
         Address of a running dask scheduler, whose workers share the blocks out in place of processes of this machine.
     device
-        Where embeddings are projected: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one. Maps of a GPU are
-        equal up to rounding, those of CPUs byte for byte.
+        Where embeddings are projected, and the network of `attention` computes: ``cpu``, ``cuda``, or ``auto`` for a
+        GPU where there is one. Maps of a GPU are equal up to rounding, those of CPUs byte for byte.
     """
 
     selection: Selection = field(default_factory=Selection)
