@@ -5,8 +5,8 @@ python benchmarks/results.py [--parts demo,sections,ideas,...] [--take FILE] [--
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
 the pages anew. --take FILE stores the JSON of another benchmark: its figures that have a target stand in the table of
-targets, and those of `gpu.py`, from a machine with a GPU, in a table of their own. --render writes the pages from the
-record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
+targets, and those of `tissue.py`, `quality.py` and `gpu.py`, which needs a machine with a GPU, in tables of their own.
+--render writes the pages from the record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
 
 Parts
     demo      `histosge demo`: one synthetic slide with known truth; about 2 minutes
@@ -43,6 +43,7 @@ from _common import Result, commit, machine, report
 from _public import SPEC, public_sheet
 
 from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.tissue.flags import NAMES
 from histosge.demo import run_demo
 from histosge.evaluation.evaluate import EvaluateSettings, evaluate
 from histosge.evaluation.results import CONTROLS, NOISE, SMOOTH_NOISE, Scores
@@ -56,6 +57,25 @@ METRICS = ("pearson_mean", "pearson_depth_adjusted", "mse")
 GENES, SEEDS = 250, 3
 STAIN_SEEDS = donors.SEEDS[:2]
 """Each is three times the work of another cohort."""
+
+OWN_TABLES = ("gpu", "tissue", "quality")
+"""Benchmarks whose JSON is taken into tables of their own."""
+TISSUE_KINDS = {
+    "usual": "usual",
+    "faint": "faint: 0.35 of the usual density",
+    "fainter": "0.2 of the usual density",
+    "faintest": "0.1 of the usual density",
+    "public_fainter": "public sections, diluted to 0.2",
+    "public_faintest": "public sections, diluted to 0.1",
+    "fatty": "fatty",
+    "blood": "blood on the glass",
+    "pen": "marks of a pen",
+    "pen, with --skip pen": "the same with `--skip pen`",
+    "fold": "a fold",
+    "bubbles": "air bubbles",
+    "dust": "dust and fibres",
+    "two": "two sections",
+}
 
 Values = dict[str, float]
 Record = Mapping[str, Mapping[str, Any]]
@@ -612,9 +632,54 @@ def gpu_block(record: Record) -> str:
     return "\n".join([*lines, "", f"On {record['gpu']['machine']}. {_source(record, 'gpu')}"])
 
 
+def tissue_block(record: Record) -> str:
+    """One row a kind of slide: how much of the tissue `texture` finds, and how much area."""
+    value = record["tissue"]["values"]
+
+    def cell(what: str) -> str:
+        target = record["tissue"]["targets"].get(what, "")
+        missed = Result(what, value[what], "", target).met is False
+        return f"{value[what]:.3f}{' **missed**' if missed else ''}"
+
+    lines = [
+        (
+            "| slides | tissue kept (target 0.95) | area over true area (target 1.3) | kept by Otsu of saturation "
+            "| area by Otsu of saturation |"
+        ),
+        "|---|---|---|---|---|",
+    ]
+    for kind, title in TISSUE_KINDS.items():
+        method = "texture"
+        if kind == "pen, with --skip pen":
+            kind, method = "pen", "texture_skip_pen"
+        ours = " | ".join(cell(f"{what}_{method}_{kind}") for what in ("kept", "area"))
+        otsu = " | ".join(
+            cell(f"{what}_otsu_{kind}") if method == "texture" else "" for what in ("kept", "area")
+        )
+        lines.append(f"| {title} | {ours} | {otsu} |")
+    return "\n".join([*lines, "", _source(record, "tissue")])
+
+
+def quality_block(record: Record) -> str:
+    """One row a quality flag."""
+    value = record["quality"]["values"]
+    lines = ["| flag | area under the ROC curve | found | flagged wrongly |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {value[f'auc_{name}']:.3f} | {value[f'found_{name}']:.0%} | {value[f'false_{name}']:.1%} |"
+        for name in NAMES
+    ]
+    lines += [
+        "",
+        f"Of the patches of clean slides {value['clean_flagged']:.1%} have a flag. {value['patches']:,.0f} patches.",
+        "",
+        _source(record, "quality"),
+    ]
+    return "\n".join(lines)
+
+
 def targets_block(record: Record) -> str:
     """Every figure with a target, of benchmarks whose JSON was taken."""
-    names = [name for name, part in record.items() if name != "gpu" and part.get("targets")]
+    names = [name for name, part in record.items() if name not in OWN_TABLES and part.get("targets")]
     lines = ["| benchmark | figure | measured | target | |", "|---|---|---|---|---|"]
     for name in sorted(names):
         part = record[name]
@@ -645,6 +710,8 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "donors": (("donors",), donors_block),
     "stains": (("stains",), stains_block),
     "trust": (("trust",), trust_block),
+    "tissue": (("tissue",), tissue_block),
+    "quality": (("quality",), quality_block),
     "targets": ((), targets_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""
