@@ -14,6 +14,7 @@ Parts
     tokens    `python benchmarks/tokens.py`: positions per second of tokens and of overlapping patches
     tokens_accuracy  the same command's held-out scores; ten minutes, most of them for the overlapping patches
     ideas     `python benchmarks/ideas.py`: what each part of `dense` gives, on every encoder at hand
+    genes     ridge and `dense` on the same sections with both choices of genes, and two encoders together; 3 minutes
     codings   `python benchmarks/storage.py --part codings`: bytes, speed and accuracy of `embed --store-as`
     pipeline  part of `python benchmarks/embedding.py`: the pipeline without a network beside bare decoding; 3 minutes
     donors    `python benchmarks/donors.py`: every preset on synthetic donors that training has not seen; about 20 minutes
@@ -138,6 +139,12 @@ def run_the_ideas(folder: Path, quick: bool) -> Values:
     return {result.what: result.value for result in ideas.measure(every, quick=quick)}
 
 
+def run_the_genes(folder: Path, quick: bool) -> Values:
+    """Score ridge and `dense` on the public sections with both choices of genes, and two encoders together."""
+    every = ideas.load(folder, quick=quick, with_random=False)
+    return {result.what: result.value for result in ideas.score_choices(every)}
+
+
 def run_the_donors(folder: Path, quick: bool) -> Values:
     """Score every preset on synthetic donors that training has not seen."""
     return {result.what: result.value for result in donors.measure(folder, donors.SEEDS, quick=quick)}
@@ -231,6 +238,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "demo": run_the_demo,
     "sections": run_the_sections,
     "ideas": run_the_ideas,
+    "genes": run_the_genes,
     "tokens": run_the_tokens,
     "tokens_accuracy": run_the_token_accuracy,
     "codings": run_the_codings,
@@ -353,15 +361,18 @@ def encoders_block(record: Record) -> str:
     )
 
 
+ENCODER_TITLES = {
+    "colour": "`colour`, 6 numbers",
+    "morphology": "`morphology`, 164 numbers",
+    "random": "ResNet-18 with random weights, 512 numbers",
+    "pretrained": "EfficientNet-Lite0 (ImageNet), 1,280 numbers",
+}
+"""Label of an encoder in the record -> how pages name it."""
+
+
 def ideas_block(record: Record) -> str:
     """What each part of `dense` gives, by encoder."""
-    value = record["ideas"]["values"]
-    titles = {
-        "colour": "`colour`, 6 numbers",
-        "morphology": "`morphology`, 164 numbers",
-        "random": "ResNet-18 with random weights, 512 numbers",
-        "pretrained": "EfficientNet-Lite0 (ImageNet), 1,280 numbers",
-    }
+    value, titles = record["ideas"]["values"], ENCODER_TITLES
     encoders = [name for name in titles if f"{name}, dense: Pearson" in value]
     lines = [
         "| Pearson / depth-adjusted | " + " | ".join(titles[name] for name in encoders) + " |",
@@ -396,6 +407,25 @@ def ideas_block(record: Record) -> str:
         _source(record, "ideas"),
     ]
     return "\n".join(lines)
+
+
+def genes_block(record: Record) -> str:
+    """`ridge` and `dense` for both choices of genes."""
+    value = record["genes"]["values"]
+    titles = {**ENCODER_TITLES, "two encoders": "`morphology` and EfficientNet-Lite0, a fit each, averaged"}
+    lines = ["| Pearson / depth-adjusted | genes | `ridge` | `dense` | noise |", "|---|---|---|---|---|"]
+    for encoder, title in titles.items():
+        for prefix, choice in (("", "variance of log1p"), ("seurat_v3 ", "`seurat_v3`")):
+            if f"{encoder}, {prefix}dense: Pearson" not in value:
+                continue
+            cells = [
+                f"{value[f'{name}: Pearson']:z.3f} / {value[f'{name}: after depth']:z.3f}"
+                if f"{name}: Pearson" in value
+                else ""
+                for name in (f"{encoder}, {prefix}{preset}" for preset in ("ridge", "dense", NOISE))
+            ]
+            lines.append(f"| {title} | {choice} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", _source(record, "genes")])
 
 
 def codings_block(record: Record) -> str:
@@ -637,6 +667,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "readme": (("sections",), readme_block),
     "encoders": (("sections",), encoders_block),
     "ideas": (("ideas",), ideas_block),
+    "genes": (("genes",), genes_block),
     "tokens": (("tokens",), tokens_block),
     "tokens_accuracy": (("tokens_accuracy",), token_accuracy_block),
     "codings": (("codings",), codings_block),
