@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +23,7 @@ from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import FeatureStoreError, first_line
 from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec, spec_from_values
+from featurestore.software import version
 from featurestore.storage.stored_documents import (
     MAX_CHANNELS,
     Count,
