@@ -5,8 +5,8 @@ python benchmarks/results.py [--parts demo,sections,ideas,...] [--take FILE] [--
 Runs the parts (all without --parts) on this working tree, stores what they give in benchmarks/results.json with
 commit, date, machine and command, and writes the blocks between ``<!-- results:NAME -->`` and ``<!-- /results -->`` of
 the pages anew. --take FILE stores the JSON of another benchmark: its figures that have a target stand in the table of
-targets, and those of `gpu.py`, from a machine with a GPU, in a table of their own. --render writes the pages from the
-record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
+targets, and those of `tissue.py`, `quality.py` and `gpu.py`, which needs a machine with a GPU, in tables of their own.
+--render writes the pages from the record alone. --quick runs the demo's slide at a quarter of its size and writes nothing.
 
 A part, with its tables, is one module of benchmarks/_results/parts; --help lists them all.
 """

@@ -70,7 +70,12 @@ PACKAGES = {
     "azure": (("adlfs",), "install it: pip install 'histosge[azure]'"),
     "formats": (("pylibCZIrw", "isyntax", "czifile"), "install: pip install 'histosge[czi,isyntax]' czifile"),
     "gcs": (("gcsfs", "gcp_storage_emulator"), "install: pip install 'histosge[gcs]' gcp-storage-emulator"),
+    "napari": (
+        ("napari_spatialdata", "qtpy", "spatialdata"),
+        "install it, best in an environment of its own: pip install 'histosge[spatialdata]' 'napari-spatialdata[all]'",
+    ),
     "spatialdata": (("spatialdata_io",), "install them: pip install 'histosge[spatialdata]' spatialdata-io"),
+    "spatialdata_plot": (("spatialdata_plot",), "install it: pip install spatialdata-plot"),
     "torch": (("torch",), "no torch: pip install torch"),
 }
 """Marker -> the modules that its tests import, and how to get them."""

@@ -80,10 +80,18 @@ def train(
             metavar="MODEL",
             callback=earlier_model,
             help="Add the sheet's new sections to the sums of this model (dense, ridge; a folder or hf://OWNER/NAME); its "
-            "own are not read again.",
+            "own are not read again. A model without sums is adapted.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    adapt: Annotated[
+        bool,
+        typer.Option(
+            "--adapt",
+            help="With --from: fit to the new sections alone, shrunk towards the model's weights, also where it keeps sums.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
     no_stats: Annotated[
         bool,
         typer.Option(
@@ -174,6 +182,7 @@ def train(
             overwrite=overwrite,
             force=force,
             start_from=start_from,
+            adapt=adapt,
             keep_sums=not no_stats,
             device=device,
             on_message=console.message,

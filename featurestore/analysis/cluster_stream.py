@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import groupby
 from typing import Any, Generic, Literal
 
@@ -44,6 +43,7 @@ from featurestore.embedding.dask_clients import (
 )
 from featurestore.errors import ClusterError
 from featurestore.events import OnProgress, ignore_progress
+from featurestore.software import version
 from featurestore.threads import one_blas_thread_in_tasks
 
 PIECE_BLOCKS = 16

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 from featurestore.blocks import Block
 from featurestore.embedding.dask_clients import PACKAGE, check_version
 from featurestore.errors import AccessError, ClusterError, FeatureStoreError
 from featurestore.events import ignore_progress
+from featurestore.software import version
 from featurestore.storage.store import Store
 from featurestore.threads import one_blas_thread_in_tasks
 from histosge.data.embedded_slide import EmbeddedSlide, Part, read_part

@@ -15,6 +15,14 @@ METHODS = tuple(
 """Rows of the table, in its order."""
 _QUOTED = ("ridge", "dense", "seurat_v3")
 
+ENCODER_TITLES = {
+    "colour": "`colour`, 6 numbers",
+    "morphology": "`morphology`, 164 numbers",
+    "random": "ResNet-18 with random weights, 512 numbers",
+    "pretrained": "EfficientNet-Lite0 (ImageNet), 1,280 numbers",
+}
+"""Label of an encoder in the record -> how pages name it."""
+
 
 def measure(folder: Path, quick: bool) -> Values:
     """Score the variants of `dense` on the public sections, for every encoder at hand."""
@@ -23,13 +31,7 @@ def measure(folder: Path, quick: bool) -> Values:
 
 def ideas_table(record: Record) -> str:
     """What each part of `dense` gives, by encoder."""
-    value = record["ideas"]["values"]
-    titles = {
-        "colour": "`colour`, 6 numbers",
-        "morphology": "`morphology`, 164 numbers",
-        "random": "ResNet-18 with random weights, 512 numbers",
-        "pretrained": "EfficientNet-Lite0 (ImageNet), 1,280 numbers",
-    }
+    value, titles = record["ideas"]["values"], ENCODER_TITLES
     encoders = [name for name in titles if f"{name}, dense: Pearson" in value]
     lines = [
         "| Pearson / depth-adjusted | " + " | ".join(titles[name] for name in encoders) + " |",

@@ -4,10 +4,13 @@ from _common import Result
 
 from _results.part import Part, Record, Table, source
 
+OWN_TABLES = ("gpu", "tissue", "quality")
+"""Benchmarks whose JSON is taken into tables of their own."""
+
 
 def targets_table(record: Record) -> str:
-    """One row a figure, by benchmark; those of `gpu.py` have a table of their own."""
-    names = [name for name, part in record.items() if name != "gpu" and part.get("targets")]
+    """One row a figure, by benchmark; benchmarks with tables of their own are left out."""
+    names = [name for name, part in record.items() if name not in OWN_TABLES and part.get("targets")]
     lines = ["| benchmark | figure | measured | target | |", "|---|---|---|---|---|"]
     for name in sorted(names):
         part = record[name]
