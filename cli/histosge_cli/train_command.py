@@ -143,7 +143,6 @@ def train(
     from featurestore.events import Progress
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
-    from histosge.errors import ModelError
     from histosge.training.processes import is_first_process
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
@@ -157,11 +156,7 @@ def train(
     # Each once: an average of a model with itself is that model.
     first, *others = dict.fromkeys(encoder) if encoder else (None,)
     selection = Selection(grid, first, tuple(name for name in others if name is not None))
-    processes = worker_count(workers)
-    if processes is not None and scheduler is not None:
-        raise ModelError(
-            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
-        )
+    processes = worker_count(workers, scheduler)
     settings = TrainSettings(
         preset,
         genes,

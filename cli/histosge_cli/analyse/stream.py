@@ -92,16 +92,11 @@ def _stream(
 ) -> "Iterator[PatchStream]":
     """Open a stream whose passes are made here, by worker processes, or by a running cluster."""
     from featurestore.analysis.patch_stream import PatchStream
-    from featurestore.errors import ClusterError
 
-    processes = worker_count(choice.workers)
+    processes = worker_count(choice.workers, choice.scheduler)
     if processes is None and choice.scheduler is None:
         yield PatchStream(source, on_progress)
         return
-    if processes is not None and choice.scheduler is not None:
-        raise ClusterError(
-            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
-        )
     from featurestore.analysis.cluster_stream import ClusterStream, connect
 
     source.names()  # a store that is not there is refused before processes are started
