@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, err, out, resumable, table
 from histosge_cli.model_options import EncoderKey, Grid
 from histosge_cli.places import output_file, output_folder, readable_place
@@ -113,14 +114,14 @@ def _open_stream(
     what = "embedding" if stream.columns is None else "map"
     if stream.skipped:
         console.message(
-            f"{len(stream.skipped)} slides do not have this {what} and are left out: {_first_few(stream.skipped)}"
+            f"{counted(len(stream.skipped), 'slide')} left out, without this {what}: {_first_few(stream.skipped)}"
         )
     absent = stream.counts.absent
     if absent.total():
         affected = [name for name, count in absent.items() if count]
         why = "no embedding (unreadable, or not embedded yet)" if stream.columns is None else "no prediction"
         console.message(
-            f"{absent.total()} tissue patches have {why} and are left out: {_first_few(affected)}; see: histosge ls"
+            f"{counted(absent.total(), 'tissue patch')} left out, with {why}: {_first_few(affected)}; see: histosge ls"
         )
 
 
@@ -280,7 +281,7 @@ def summary(
             files = annotation_files(annotations, stream.names)
             if absent := [name for name in stream.names if name not in files]:
                 Console(quiet, log).message(
-                    f"{len(absent)} slides have no annotations and are left out: {_first_few(absent)}"
+                    f"{counted(len(absent), 'slide')} left out, without annotations: {_first_few(absent)}"
                 )
             frame = summarise_classes(stream, files, _sizes(context.obj, maps=stream.columns is not None))
     _print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite, genes=stream.columns)

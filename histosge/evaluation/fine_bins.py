@@ -21,6 +21,7 @@ from scipy.spatial import cKDTree
 
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.storage.store import Store
+from featurestore.wording import counted
 from histosge.data.expression.pseudo_spots import pool_spots
 from histosge.data.genes import library_size
 from histosge.data.section_loading import MIN_SPOTS, LoadedSection
@@ -152,7 +153,7 @@ class FineBins:
             except ExpressionError as error:
                 refused.append(f"{section.slide_id}: {error}")
         if not found:
-            more = f" (and {len(refused) - 1} sections more)" if len(refused) > 1 else ""
+            more = f" (and {counted(len(refused) - 1, 'section')} more)" if len(refused) > 1 else ""
             raise HistosgeError(f"nothing can be scored at {side_um:g} µm: {refused[0]}{more}")
         facts = BinFacts(
             side_um,
