@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, out
 from histosge_cli.places import output_place, readable_place, store_place
 from histosge_cli.registry_help import listed, with_registry_help
@@ -62,7 +63,7 @@ def import_(
 
     options = ImportOptions(slide, slide_id, encoder, slide_mpp, mpp, patch, grid, scale)
     done = import_embeddings(file, store, options)
-    line = f"{done.slide_id}: {done.patches} patches imported as {done.grid_key}"
+    line = f"{done.slide_id}: {counted(done.patches, 'patch')} imported as {done.grid_key}"
     if done.not_finite:
         line += f"; {done.not_finite} more have no finite vector in the file, and count as not readable"
     if done.grid_key.startswith("spots-"):
@@ -72,7 +73,7 @@ def import_(
         )
     if done.off_grid:
         line += (
-            f"; {done.off_grid} patches of the first row or column were left out: TRIDENT places them off the grid of "
+            f"; {counted(done.off_grid, 'patch')} of the first row or column left out: TRIDENT places them off the grid of "
             "all others"
         )
     out.print(line, markup=False)

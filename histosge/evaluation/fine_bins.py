@@ -22,6 +22,7 @@ from scipy.spatial import cKDTree
 
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store, StoredGrid
+from featurestore.wording import counted
 from histosge.data.expression.find_expression import find_molecules
 from histosge.data.expression.loaded_expression import SlideFrame
 from histosge.data.expression.molecules import Molecules, bin_molecules
@@ -175,7 +176,7 @@ class FineBins:
             except ExpressionError as error:
                 refused.append(f"{section.slide_id}: {error}")
         if not found:
-            more = f" (and {len(refused) - 1} sections more)" if len(refused) > 1 else ""
+            more = f" (and {counted(len(refused) - 1, 'section')} more)" if len(refused) > 1 else ""
             raise HistosgeError(f"nothing can be scored at {side_um:g} µm: {refused[0]}{more}")
         facts = BinFacts(
             side_um,
