@@ -5,10 +5,10 @@ import os
 import shutil
 import socketserver
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from threadpoolctl import threadpool_limits
@@ -245,3 +245,26 @@ def own_environment() -> Iterator[None]:
             del os.environ[name]
         elif os.environ.get(name) != before[name]:
             os.environ[name] = before[name]
+
+
+class Ran(NamedTuple):
+    """What a command gave: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def histosge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run the command line in this process."""
+    from histosge_cli import main
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr("sys.argv", ["histosge", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main.main()
+        return Ran(int(stopped.value.code or 0), *capsys.readouterr())
+
+    return run
