@@ -2,15 +2,18 @@
 
 The earlier model predicts the new sections. The solvers of a new training are fitted to what these predictions lack, and
 the result is added to the earlier weights: the penalty of a ridge then bounds how far the weights move. Its strength is
-chosen on sections left out in turn (stripes of a lone section), up to `KEEP`, where the earlier weights stay. Means and
+chosen on sections left out in turn (stripes of few sections), up to `KEEP`, where the earlier weights stay. Means and
 spreads of the genes are always those of the new sections, as a ridge does not shrink its intercept.
 
 For `dense`, in units of each gene's spread within a section:
 
-    z - A (p - mean p)  =  U q + rest        A, p   genes' loadings and patterns of the earlier model
-                                             U      principal axes of the left side, over the new sections
-                                             q      fitted by `fit_scale_ridges`
-    gene                =  mean + sd * (A p + U q)
+    z  =  B (p - mean p)  +  U q  +  rest       A, p   genes' loadings and patterns of the earlier model
+                                                B      loadings anew: a ridge of z on p, shrunk towards c A; c one slope
+                                                U      principal axes of z - B (p - mean p), over the new sections
+                                                q      fitted by `fit_scale_ridges`
+    gene  =  mean + sd * (B p + U q)
+
+Ten patterns are few: a section shows how its genes follow them long before it shows what else its tissue has.
 
 Terms
     earlier  the model that is adapted; it has not seen the new sections
@@ -27,6 +30,7 @@ from histosge.errors import ModelError
 from histosge.models import linear_algebra, ridge_sums
 from histosge.models.dense import N_PATTERNS, DenseModel, log_depth
 from histosge.models.linear_algebra import (
+    N_STRIPES,
     Affine,
     Floats,
     Indices,
@@ -39,6 +43,7 @@ from histosge.models.linear_algebra import (
 from histosge.models.low_rank_targets import LowRankTargets, pattern_axes, standardise
 from histosge.models.presets.ridge import MAX_DIM, RidgeModel
 from histosge.models.protocol import Model
+from histosge.models.ridge_sums import RidgeSolver, RidgeSums, choose_penalties, total
 from histosge.models.scale_ridges import (
     MAX_GROUPS,
     SIGMAS_UM,
@@ -53,7 +58,12 @@ KEEP = 1e12
 number, since the JSON of a model's config has no infinity."""
 # Two more than a new training has: between its largest penalty and keeping the weights lie small corrections.
 DENSE_PENALTIES = (*ridge_sums.PENALTIES, 1e4, KEEP)
+# Patterns are ten numbers where embeddings are hundreds: the penalties begin lower.
+LOADING_PENALTIES = (*(float(p) for p in 10.0 ** np.arange(-4, 2.01, 0.5)), KEEP)
 RIDGE_PENALTIES = (*linear_algebra.PENALTIES, KEEP)
+FEW_SECTIONS = 4
+"""With fewer sections, stripes of each are left out in place of whole ones: a fit without one of two sections has half of
+the spots, and wants a far larger penalty than the fit to both."""
 
 
 def why_not_adapted(model: Model) -> str:
@@ -128,7 +138,7 @@ def adapt_ridge(earlier: RidgeModel, columns: Indices, sections: Sequence[Traini
     X = standardiser.apply(X)
     axes = principal_axes(X, MAX_DIM) if X.shape[1] > MAX_DIM else None
     X = X if axes is None else X @ axes
-    penalty = choose_penalty(X, Y, spatial_groups(sections) % MAX_GROUPS, RIDGE_PENALTIES)
+    penalty = choose_penalty(X, Y, adaptation_groups(sections), RIDGE_PENALTIES)
     change = RidgePath.fit(X, Y).solve(penalty)
     if axes is not None:
         change = Affine(axes @ change.weight, change.offset)
@@ -147,16 +157,20 @@ def adapt_dense(earlier: DenseModel, columns: Indices, sections: Sequence[Traini
     """
     assert isinstance(earlier.linear, ScaleRidges)
     start = EarlierDense.take(earlier, columns)
-    predicted = [start.at_spots(section) for section in sections]
-    start = replace(start, axes=_slope(sections, start.axes, predicted) * start.axes)
-    residual = [_residual(s, start.axes, p) for s, p in zip(sections, predicted, strict=True)]
+    predicted, groups = [start.at_spots(section) for section in sections], adaptation_groups(sections)
+    n_patterns = start.axes.shape[1]
+    patterns = [p[:, :n_patterns] - p[:, :n_patterns].mean(axis=0) for p in predicted]
+    loadings, _ = adapt_loadings(_pattern_sums(sections, patterns, groups), start.axes)
+    start = replace(start, axes=loadings)
+    # About the section's mean on both sides: how it was stained and sequenced is no pattern of its tissue.
+    residual = [standardise(s.target) - p @ loadings.T for s, p in zip(sections, patterns, strict=True)]
     axes = pattern_axes(residual, N_PATTERNS, lambda values: values.astype(np.float64))
     values = np.concatenate([part @ axes for part in residual])
     depth = log_depth(sections) if start.has_depth else None
     if depth is not None:
         earlier_depth = np.concatenate([p[:, -1] - p[:, -1].mean() for p in predicted])
         values = np.column_stack([values, depth - earlier_depth])
-    outputs = Outputs(values, spatial_groups(sections), axes.shape[1])
+    outputs = Outputs(values, groups, axes.shape[1])
     change = fit_scale_ridges(sections, outputs, penalties_to_try=DENSE_PENALTIES).ridges
     mean = np.average([p.mean(axis=0) for p in predicted], axis=0, weights=[len(p) for p in predicted])
     linear, axes = start.plus(change, axes, mean, has_depth=depth is not None)
@@ -169,29 +183,63 @@ def adapt_dense(earlier: DenseModel, columns: Indices, sections: Sequence[Traini
     return DenseModel(linear, targets, depth is not None)
 
 
-def _slope(sections: Sequence[TrainingSection], axes: Floats, predicted: Sequence[Floats]) -> float:
-    """Return the regression slope of the spots' standardised genes on an earlier model's predictions, not below 0.
+def adaptation_groups(sections: Sequence[TrainingSection]) -> Indices:
+    """Label spots by what is left out together, ``(n_spots of all sections,)``: sections, or stripes of `FEW_SECTIONS`."""
+    if len(sections) >= FEW_SECTIONS:
+        return spatial_groups(sections) % MAX_GROUPS
+    parts = [number * N_STRIPES + spatial_groups([section]) for number, section in enumerate(sections)]
+    return np.asarray(np.concatenate(parts) % MAX_GROUPS)
+
+
+def adapt_loadings(groups: Sequence[RidgeSums], axes: Floats) -> tuple[Floats, float]:
+    """Fit loadings of the genes on an earlier model's patterns, shrunk towards its own loadings times one slope.
 
     A gene's spread within a section is that of its tissue and of its counts' noise, whose share differs between
-    laboratories. One number for all genes and spots; ridges, which shrink every direction alike, would have to give up all
-    of their pull to the earlier weights to learn it.
+    laboratories: hence the slope, at least 0.
+
+    Parameters
+    ----------
+    groups
+        Sums of what is left out together, of patterns and standardised genes, both about the section's mean.
+    axes
+        Of the earlier model, ``(n_genes, n_patterns)``.
+
+    Returns
+    -------
+    numpy.ndarray, float
+        Loadings, ``(n_genes, n_patterns)``, and the penalty on their distance from the earlier ones.
     """
-    product = square = 0.0
-    for section, at_spots in zip(sections, predicted, strict=True):
-        patterns = at_spots[:, : axes.shape[1]]
-        values = (patterns - patterns.mean(axis=0)) @ axes.T
-        product += float((standardise(section.target) * values).sum())
-        square += float((values**2).sum())
-    return max(product / square, 0.0) if square > 0 else 0.0
+    whole = total(groups)
+    square = float((axes * (axes @ whole.xx)).sum())
+    start = max(float((axes * whole.xy.T).sum()) / square, 0.0) * axes if square > 0 else 0 * axes
+    if len(groups) < 2:
+        return start, KEEP
+    residual = [_less(sums, start) for sums in groups]
+    chosen = choose_penalties(residual, [slice(0, len(axes))], LOADING_PENALTIES)
+    change = RidgeSolver.from_sums(total(residual)).solve(chosen.penalties)
+    return start + change.weight.T, float(chosen.penalties[0])
 
 
-def _residual(section: TrainingSection, axes: Floats, predicted: Floats) -> Floats:
-    """Return what an earlier model lacks at a section's spots, in units of the genes' spread, ``(n_spots, n_genes)``.
+def _less(sums: RidgeSums, axes: Floats) -> RidgeSums:
+    """Return the sums with the outputs less ``inputs @ axes.T``."""
+    y = sums.y - axes @ sums.x
+    xy = sums.xy - sums.xx @ axes.T
+    yy = sums.yy - 2 * (axes * sums.xy.T).sum(axis=1) + (axes * (axes @ sums.xx)).sum(axis=1)
+    return replace(sums, y=y, xy=xy, yy=yy)
 
-    Both sides are taken about the section's mean: how it was stained and sequenced is no pattern of its tissue.
-    """
-    patterns = predicted[:, : axes.shape[1]]
-    return np.asarray(standardise(section.target) - (patterns - patterns.mean(axis=0)) @ axes.T)
+
+def _pattern_sums(
+    sections: Sequence[TrainingSection], patterns: Sequence[Floats], groups: Indices
+) -> list[RidgeSums]:
+    """Add up patterns and standardised genes of each group; patterns are about their section's mean."""
+    found, start = dict[int, RidgeSums](), 0
+    for section, values in zip(sections, patterns, strict=True):
+        own, target = groups[start : start + len(values)], standardise(section.target)
+        for group in np.unique(own).tolist():
+            sums = RidgeSums.from_rows(values[own == group], target[own == group])
+            found[group] = found[group] + sums if group in found else sums
+        start += len(values)
+    return [found[group] for group in sorted(found)]
 
 
 @dataclass(frozen=True)
