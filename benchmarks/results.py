@@ -18,6 +18,7 @@ Parts
     pipeline  part of `python benchmarks/embedding.py`: the pipeline without a network beside bare decoding; 3 minutes
     donors    `python benchmarks/donors.py`: every preset on synthetic donors that training has not seen; about 20 minutes
     stains    `python benchmarks/donors.py --stains`: the first two cohorts with and without stain normalisation
+    adapting  `python benchmarks/adapting.py`: models of many donors adapted to a new one; about 15 minutes
     trust     `python benchmarks/calibration.py`: smooth fields called trusted, coverage of intervals; about 5 minutes
     paper     the published network on the same sections and `morphology`; the longest; its rows are left out until it
               has run
@@ -32,6 +33,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import adapting
 import calibration
 import donors
 import embedding
@@ -148,6 +150,11 @@ def run_the_stains(folder: Path, quick: bool) -> Values:
     return {result.what: result.value for result in donors.measure_stains(folder, STAIN_SEEDS, quick=quick)}
 
 
+def run_the_adapting(folder: Path, quick: bool) -> Values:
+    """Score models of many donors adapted to sections of a new one."""
+    return {result.what: result.value for result in adapting.measure(folder, adapting.SEEDS, quick=quick)}
+
+
 def run_the_trust(folder: Path, quick: bool) -> Values:
     """Measure how often smooth fields are called trusted, and what intervals cover."""
     return {result.what: result.value for result in calibration.measure(quick=quick)}
@@ -237,6 +244,7 @@ PARTS: dict[str, Callable[[Path, bool], Values]] = {
     "pipeline": run_the_pipeline,
     "donors": run_the_donors,
     "stains": run_the_stains,
+    "adapting": run_the_adapting,
     "trust": run_the_trust,
     "paper": run_the_paper,
 }
@@ -556,6 +564,30 @@ def stains_block(record: Record) -> str:
     return "\n".join([*lines, "", f"Noise control: at most {noise:.3f} from 0. {_source(record, 'stains')}"])
 
 
+def adapting_block(record: Record) -> str:
+    """Models of many donors on a new donor: as they are, trained anew on a few sections, and adapted to these."""
+    value = record["adapting"]["values"]
+    columns = [(encoder, preset) for encoder in adapting.ENCODERS for preset in adapting.PRESETS]
+    lines = [
+        "| Pearson / depth-adjusted | " + " | ".join(f"`{one}` on `{on}`" for on, one in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    rows = [("earlier", "model of eight other donors")]
+    for n, sections in enumerate(("one section", "two sections"), start=1):
+        rows.append((f"alone, {n}", f"training on {sections} of the new donor alone"))
+        rows.append((f"adapted, {n}", f"earlier model adapted to {sections} (`--from`)"))
+    for name, title in rows:
+        cells = [
+            f"{value[f'{encoder}, {preset}, {name}: Pearson']:z.3f} / "
+            f"{value[f'{encoder}, {preset}, {name}: after depth']:z.3f}"
+            for encoder, preset in columns
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    gains = ", ".join(f"{value[f'gain_over_{way}']:+.3f} over {title}" for way, title in _GAINS)
+    return "\n".join([*lines, "", f"`dense` adapted to two sections: {gains}. {_source(record, 'adapting')}"])
+
+
+_GAINS = (("earlier", "the earlier model"), ("alone", "the two sections alone"))
 _IDEAS = tuple(
     f"{prefix}{name}"
     for prefix in ideas.CHOICES
@@ -644,6 +676,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "gpu": (("gpu",), gpu_block),
     "donors": (("donors",), donors_block),
     "stains": (("stains",), stains_block),
+    "adapting": (("adapting",), adapting_block),
     "trust": (("trust",), trust_block),
     "targets": ((), targets_block),
 }

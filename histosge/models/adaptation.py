@@ -2,15 +2,15 @@
 
 The earlier model predicts the new sections. The solvers of a new training are fitted to what these predictions lack, and
 the result is added to the earlier weights: the penalty of a ridge then bounds how far the weights move. Its strength is
-chosen on sections left out in turn (stripes of few sections), up to `KEEP`, where the earlier weights stay. Means and
-spreads of the genes are always those of the new sections, as a ridge does not shrink its intercept.
+chosen on sections left out in turn, or on stripes of a lone section. Means and spreads of the genes are always those of the
+new sections, as a ridge does not shrink its intercept.
 
 For `dense`, in units of each gene's spread within a section:
 
     z  =  B (p - mean p)  +  U q  +  rest       A, p   genes' loadings and patterns of the earlier model
                                                 B      loadings anew: a ridge of z on p, shrunk towards c A; c one slope
                                                 U      principal axes of z - B (p - mean p), over the new sections
-                                                q      fitted by `fit_scale_ridges`
+                                                q      fitted by `fit_scale_ridges`, see `CAUTION`
     gene  =  mean + sd * (B p + U q)
 
 Ten patterns are few: a section shows how its genes follow them long before it shows what else its tissue has.
@@ -27,10 +27,9 @@ import numpy as np
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spot_embeddings
 from histosge.errors import ModelError
-from histosge.models import linear_algebra, ridge_sums
-from histosge.models.dense import N_PATTERNS, DenseModel, log_depth
+from histosge.models import linear_algebra
+from histosge.models.dense import N_PATTERNS, DenseModel, LinearFit, log_depth
 from histosge.models.linear_algebra import (
-    N_STRIPES,
     Affine,
     Floats,
     Indices,
@@ -56,14 +55,13 @@ from histosge.models.scale_ridges import (
 KEEP = 1e12
 """As good as infinite: weights move by a millionth of a millionth of what an ordinary penalty of 1 lets them move. A finite
 number, since the JSON of a model's config has no infinity."""
-# Two more than a new training has: between its largest penalty and keeping the weights lie small corrections.
-DENSE_PENALTIES = (*ridge_sums.PENALTIES, 1e4, KEEP)
 # Patterns are ten numbers where embeddings are hundreds: the penalties begin lower.
 LOADING_PENALTIES = (*(float(p) for p in 10.0 ** np.arange(-4, 2.01, 0.5)), KEEP)
 RIDGE_PENALTIES = (*linear_algebra.PENALTIES, KEEP)
-FEW_SECTIONS = 4
-"""With fewer sections, stripes of each are left out in place of whole ones: a fit without one of two sections has half of
-the spots, and wants a far larger penalty than the fit to both."""
+CAUTION = float(np.sqrt(10))
+"""Penalties on what is fitted to the residuals, as a multiple of those of a training anew on the same sections, which hold
+as much noise and more signal. Chosen on the residuals themselves, with keeping the weights among the choices, they were
+noisier: 0.003 less on synthetic donors, and on some of these less than a training anew."""
 
 
 def why_not_adapted(model: Model) -> str:
@@ -138,7 +136,7 @@ def adapt_ridge(earlier: RidgeModel, columns: Indices, sections: Sequence[Traini
     X = standardiser.apply(X)
     axes = principal_axes(X, MAX_DIM) if X.shape[1] > MAX_DIM else None
     X = X if axes is None else X @ axes
-    penalty = choose_penalty(X, Y, adaptation_groups(sections), RIDGE_PENALTIES)
+    penalty = choose_penalty(X, Y, spatial_groups(sections) % MAX_GROUPS, RIDGE_PENALTIES)
     change = RidgePath.fit(X, Y).solve(penalty)
     if axes is not None:
         change = Affine(axes @ change.weight, change.offset)
@@ -157,10 +155,10 @@ def adapt_dense(earlier: DenseModel, columns: Indices, sections: Sequence[Traini
     """
     assert isinstance(earlier.linear, ScaleRidges)
     start = EarlierDense.take(earlier, columns)
-    predicted, groups = [start.at_spots(section) for section in sections], adaptation_groups(sections)
+    predicted, groups = [start.at_spots(section) for section in sections], spatial_groups(sections)
     n_patterns = start.axes.shape[1]
     patterns = [p[:, :n_patterns] - p[:, :n_patterns].mean(axis=0) for p in predicted]
-    loadings, _ = adapt_loadings(_pattern_sums(sections, patterns, groups), start.axes)
+    loadings, _ = adapt_loadings(_pattern_sums(sections, patterns, groups % MAX_GROUPS), start.axes)
     start = replace(start, axes=loadings)
     # About the section's mean on both sides: how it was stained and sequenced is no pattern of its tissue.
     residual = [standardise(s.target) - p @ loadings.T for s, p in zip(sections, patterns, strict=True)]
@@ -171,7 +169,10 @@ def adapt_dense(earlier: DenseModel, columns: Indices, sections: Sequence[Traini
         earlier_depth = np.concatenate([p[:, -1] - p[:, -1].mean() for p in predicted])
         values = np.column_stack([values, depth - earlier_depth])
     outputs = Outputs(values, groups, axes.shape[1])
-    change = fit_scale_ridges(sections, outputs, penalties_to_try=DENSE_PENALTIES).ridges
+    n_penalties = 1 if depth is None else 2
+    anew = LinearFit.fit(sections).ridges.penalties
+    given = [tuple(CAUTION * penalty for penalty in of_scale[:n_penalties]) for of_scale in anew]
+    change = fit_scale_ridges(sections, outputs, given=given).ridges
     mean = np.average([p.mean(axis=0) for p in predicted], axis=0, weights=[len(p) for p in predicted])
     linear, axes = start.plus(change, axes, mean, has_depth=depth is not None)
     targets = LowRankTargets.with_axes(sections, axes)
@@ -181,14 +182,6 @@ def adapt_dense(earlier: DenseModel, columns: Indices, sections: Sequence[Traini
         highest = np.maximum(targets.highest, earlier.targets.highest[columns])
         targets = replace(targets, highest=highest)
     return DenseModel(linear, targets, depth is not None)
-
-
-def adaptation_groups(sections: Sequence[TrainingSection]) -> Indices:
-    """Label spots by what is left out together, ``(n_spots of all sections,)``: sections, or stripes of `FEW_SECTIONS`."""
-    if len(sections) >= FEW_SECTIONS:
-        return spatial_groups(sections) % MAX_GROUPS
-    parts = [number * N_STRIPES + spatial_groups([section]) for number, section in enumerate(sections)]
-    return np.asarray(np.concatenate(parts) % MAX_GROUPS)
 
 
 def adapt_loadings(groups: Sequence[RidgeSums], axes: Floats) -> tuple[Floats, float]:
