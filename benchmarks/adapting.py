@@ -6,8 +6,8 @@ A cohort has eight donors with one section of 1.8 x 1.8 mm each, and a ninth don
 donor changes (stain, scanner, composition, expression, depth) is drawn as `histosge.synthetic.donors` writes down. Scored
 on the last three sections of the new donor, which nothing was trained on: the model of the eight (`earlier`), a training on
 the first one or two sections of the new donor (`alone`), and the earlier model adapted to these (`adapted`). Mean Pearson
-within sections over all 60 genes, as they are and after depth is removed. Encoders: `colour` and `morphology`. Seeds 0
-to 4 give the figures and were not used while anything was developed; that was done on seeds from 100 on. With --quick:
+within sections over all 60 genes, as they are and after depth is removed, and squared error. Encoders: `colour` and
+`morphology`. Seeds 0 to 4 give the figures and were not used while anything was developed; that was done on seeds from 100 on. With --quick:
 `colour` alone, seed 0, four earlier donors. Stores are kept under ``HISTOSGE_BENCH_CACHE`` where that is set.
 
 The targets are on `dense` from two sections, mean over encoders and cohorts.
@@ -129,6 +129,7 @@ def _score(model: Model, sections: Sequence[TrainingSection]) -> dict[str, float
     return {
         "Pearson": float(scores.pearson.mean()),
         "after depth": float(scores.pearson_depth_adjusted.mean()),
+        "squared error": float(((predicted - truth) ** 2).mean()),
     }
 
 

@@ -569,7 +569,9 @@ def adapting_block(record: Record) -> str:
     value = record["adapting"]["values"]
     columns = [(encoder, preset) for encoder in adapting.ENCODERS for preset in adapting.PRESETS]
     lines = [
-        "| Pearson / depth-adjusted | " + " | ".join(f"`{one}` on `{on}`" for on, one in columns) + " |",
+        "| Pearson / depth-adjusted / squared error | "
+        + " | ".join(f"`{one}` on `{on}`" for on, one in columns)
+        + " |",
         "|---|" + "---|" * len(columns),
     ]
     rows = [("earlier", "model of eight other donors")]
@@ -579,7 +581,8 @@ def adapting_block(record: Record) -> str:
     for name, title in rows:
         cells = [
             f"{value[f'{encoder}, {preset}, {name}: Pearson']:z.3f} / "
-            f"{value[f'{encoder}, {preset}, {name}: after depth']:z.3f}"
+            f"{value[f'{encoder}, {preset}, {name}: after depth']:z.3f} / "
+            f"{value[f'{encoder}, {preset}, {name}: squared error']:.3f}"
             for encoder, preset in columns
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
