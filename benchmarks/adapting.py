@@ -7,8 +7,9 @@ donor changes (stain, scanner, composition, expression, depth) is drawn as `hist
 on the last three sections of the new donor, which nothing was trained on: the model of the eight (`earlier`), a training on
 the first one or two sections of the new donor (`alone`), and the earlier model adapted to these (`adapted`). Mean Pearson
 within sections over all 60 genes, as they are and after depth is removed, and squared error. Encoders: `colour` and
-`morphology`. Seeds 0 to 4 give the figures and were not used while anything was developed; that was done on seeds from 100 on. With --quick:
-`colour` alone, seed 0, four earlier donors. Stores are kept under ``HISTOSGE_BENCH_CACHE`` where that is set.
+`morphology`. Seeds 0 to 4 give the figures and were not used while anything was developed; that was done on seeds from 100
+on. With --quick: `colour` alone, seed 0, four earlier donors. Stores are kept under ``HISTOSGE_BENCH_CACHE`` where that is
+set.
 
 The targets are on `dense` from two sections, mean over encoders and cohorts.
 """

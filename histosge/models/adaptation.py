@@ -1,4 +1,4 @@
-"""Adapt a fitted `dense` or `ridge` to further sections: shrink towards its weights instead of towards 0.
+"""Adapt a fitted `dense`, `ridge` or `attention` to further sections: shrink towards its weights instead of towards 0.
 
 The earlier model predicts the new sections. The solvers of a new training are fitted to what these predictions lack, and
 the result is added to the earlier weights: the penalty of a ridge then bounds how far the weights move. Its strength is
@@ -21,6 +21,8 @@ Terms
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
@@ -28,6 +30,7 @@ from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spot_embeddings
 from histosge.errors import ModelError
 from histosge.models import linear_algebra
+from histosge.models.checkpoint import Checkpoint
 from histosge.models.dense import N_PATTERNS, DenseModel, LinearFit, log_depth
 from histosge.models.linear_algebra import (
     Affine,
@@ -52,6 +55,9 @@ from histosge.models.scale_ridges import (
     pool_spots,
 )
 
+if TYPE_CHECKING:
+    from histosge.models.block_attention import AttentionModel
+
 KEEP = 1e12
 """As good as infinite: weights move by a millionth of a millionth of what an ordinary penalty of 1 lets them move. A finite
 number, since the JSON of a model's config has no infinity."""
@@ -64,12 +70,24 @@ as much noise and more signal. Chosen on the residuals themselves, with keeping 
 noisier: 0.003 less on synthetic donors, and on some of these less than a training anew."""
 
 
+def _is_attention(model: Model) -> "TypeGuard[AttentionModel]":
+    """Tell whether a fitted model is of the preset `attention`."""
+    # By its name first, so that adapting something else does not import torch.
+    if getattr(model, "name", "") != "attention":
+        return False
+    from histosge.models.block_attention import AttentionModel
+
+    return isinstance(model, AttentionModel)
+
+
 def why_not_adapted(model: Model) -> str:
     """Return why a fitted model cannot be adapted, in a few words; empty if it can."""
     if isinstance(model, RidgeModel):
         return ""
+    if _is_attention(model):
+        model = model.dense
     if not isinstance(model, DenseModel):
-        return "dense and ridge of one encoder can be adapted"
+        return "dense, ridge and attention of one encoder can be adapted"
     if not isinstance(model.linear, ScaleRidges):
         return "it is a dense of an earlier version"
     if model.count_head is not None:
@@ -92,8 +110,20 @@ class Adaptation:
     earlier: Model
     columns: Indices
 
-    def fit(self, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Model:
-        """Solve in closed form; seed and epochs have no effect.
+    @property
+    def resumable(self) -> bool:
+        """Whether it iterates, so that `fit` uses a checkpoint."""
+        return _is_attention(self.earlier)
+
+    def fit(
+        self,
+        sections: Sequence[TrainingSection],
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Model:
+        """Adapt to sections; seed, epochs and checkpoint are for the network of `attention`, all else is solved.
 
         Raises
         ------
@@ -102,10 +132,16 @@ class Adaptation:
         """
         if why_not := why_not_adapted(self.earlier):
             raise ModelError(f"the model cannot be adapted: {why_not}; train without --from")
-        if isinstance(self.earlier, RidgeModel):
-            return adapt_ridge(self.earlier, self.columns, sections)
-        assert isinstance(self.earlier, DenseModel)
-        return adapt_dense(self.earlier, self.columns, sections)
+        earlier = self.earlier
+        if isinstance(earlier, RidgeModel):
+            return adapt_ridge(earlier, self.columns, sections)
+        if _is_attention(earlier):
+            fit_dense = partial(adapt_dense, earlier.dense, self.columns)
+            return earlier.adapt(
+                sections, fit_dense, self.columns, seed=seed, epochs=epochs, checkpoint=checkpoint
+            )
+        assert isinstance(earlier, DenseModel)
+        return adapt_dense(earlier, self.columns, sections)
 
 
 def describe_change(adapted: Model) -> str:
@@ -113,6 +149,7 @@ def describe_change(adapted: Model) -> str:
     if isinstance(adapted, RidgeModel):
         penalties = [adapted.penalty]
     else:
+        adapted = adapted.dense if _is_attention(adapted) else adapted
         assert isinstance(adapted, DenseModel)
         assert isinstance(adapted.linear, ScaleRidges)
         penalties = [of_scale[0] for of_scale in adapted.linear.penalties]

@@ -366,7 +366,7 @@ def _with_genes(world: Path, folder: Path, names: Sequence[str]) -> Path:
 
 def test_what_cannot_be_adapted_is_refused_in_one_line(world: Path, tmp_path: Path) -> None:
     sheet, store = world / "cohort.csv", world / "store"
-    train(sheet, store, tmp_path / "nb", replace(SETTINGS, loss="nb"))
+    train(sheet, store, tmp_path / "nb", replace(SETTINGS, genes=4, loss="nb"))
     train(sheet, store, tmp_path / "mean", replace(SETTINGS, preset="mean"))
     train(
         sheet,
@@ -382,7 +382,7 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(world: Path, tmp_path: Pa
         (world / "dense", TrainSettings(preset="ridge"), "leave --preset out"),
         (world / "dense", TrainSettings(loss="nb"), "leave --loss"),
         (tmp_path / "nb", None, "only squared errors are adapted"),
-        (tmp_path / "mean", None, "dense and ridge of one encoder can be adapted"),
+        (tmp_path / "mean", None, "dense, ridge and attention of one encoder can be adapted"),
     ):
         with pytest.raises(ModelError, match=why) as refused:
             train(world / "new.csv", store, tmp_path / "model", settings, start_from=start)
