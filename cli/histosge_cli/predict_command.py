@@ -121,7 +121,7 @@ def predict(
         str,
         typer.Option(
             metavar="D",
-            help="Where embeddings are projected (dense): cpu, cuda, or auto for a GPU where there is one.",
+            help="Where dense projects and attention computes: cpu, cuda, or auto for a GPU where there is one.",
             rich_help_panel=RUN,
         ),
     ] = "cpu",

@@ -8,7 +8,6 @@ import typer
 
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
-    DATA,
     OUTPUT,
     RUN,
     TRAINING,
@@ -17,6 +16,7 @@ from histosge_cli.model_options import (
     Grid,
     Page,
     SamplesArg,
+    encoders_option,
     find_own_class,
     genes_option,
 )
@@ -129,15 +129,7 @@ def train(
     report: Page = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--encoder",
-            metavar="K",
-            help="Needed when the store holds several; repeat to average the models of several.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    encoder: Annotated[list[str] | None, encoders_option("repeat to average the models of several.")] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:

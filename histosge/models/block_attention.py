@@ -10,14 +10,18 @@ whether it is kept, and, from 8 on, some that decide nothing, whose error is rep
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Self
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
@@ -40,17 +44,25 @@ from histosge.models.block_training import (
 from histosge.models.checkpoint import Checkpoint
 from histosge.models.dense import DenseModel
 from histosge.models.dense_attention import lower_limit
+from histosge.models.gpu_memory import Division, MemoryLimit
 from histosge.models.linear_algebra import Indices, Standardiser
 from histosge.models.low_rank_targets import MAX_LOG
 from histosge.models.nested_state import nest, read_config, take, unnest
 from histosge.models.network_fitting import load_network, network_state
+from histosge.models.prediction_device import chosen_device_name
 from histosge.models.protocol import State
 from histosge.models.ranks import current_ranks
+from histosge.threads import usable_cores
 
 MAX_FOLDS = 5
 """Fits of `dense` that leave out a share of the groups each, for out-of-fold predictions."""
 _PATCHES_AT_ONCE = 4096
 """Patches whose neighbours are gathered together: 150 MB at the default radius on a grid of 56 um, 64 wide."""
+_BY_PATCHES = Division[NDArray[Any]](
+    len, lambda rows: (rows[: len(rows) // 2], rows[len(rows) // 2 :]), "patches"
+)
+_THREADS_GPU = 4
+"""That prepare blocks for a GPU. Each holds a block, of 30 MB at 1,536 numbers and 1,000 genes."""
 
 
 @dataclass(frozen=True)
@@ -256,16 +268,20 @@ class AttentionModel:
         parts = split_sections(groups, seed)
         if parts is None or not dense.targets.axes.any():
             return cls(dense, standardiser, None)
+        device = settings.torch_device()
         data = TrainingData(
             open_blocks(sum(settings.radii_um)),
             held_out(),
             standardiser,
             dense.targets.sd,
             settings.radii_um,
+            # A step on a GPU is shorter than the preparation of a block by one core.
+            threads=min(_THREADS_GPU, usable_cores()) if device.type == "cuda" else 1,
         )
         shape = settings.shape(len(standardiser.mean), *dense.targets.axes.shape)
-        # Weights and dropout draw from torch's global generator: it is seeded here, and given back as it was.
-        with torch.random.fork_rng(devices=[]):
+        # Weights and dropout draw from torch's global generators: they are seeded here and in each step, and given back
+        # as they were.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
             network = BlockNetwork(shape, dense.targets.axes, dense.targets.sd)
             if start is not None:
@@ -321,9 +337,11 @@ class AttentionModel:
             tokens = patches.with_embedding(patches.embedding[:, :width])
             own = patches.with_embedding(patches.embedding[:, width:])
         values, depth = self.dense.predict_with_depth(own, of)
+        limit = MemoryLimit("--device cpu")
         for start in range(0, len(of), _PATCHES_AT_ONCE):
             part = slice(start, start + _PATCHES_AT_ONCE)
-            values[part] += self._added(tokens, of[part])
+            added = limit.run(partial(self._added, tokens), of[part], _BY_PATCHES)
+            values[part] += added[0] if len(added) == 1 else np.concatenate(added)
         return np.clip(values, 0, MAX_LOG, out=values), depth
 
     def _added(self, patches: Patches, of: Indices) -> NDArray[np.float32]:
@@ -331,17 +349,26 @@ class AttentionModel:
         assert self.network is not None
         plan = plan_patches(patches, self.network.shape.radii_um, of)
         values = patches.embedding[plan.needed]
+        network, device = network_here(self.network)
         with torch.inference_mode():
-            tokens = torch.from_numpy(values if self.takes_tokens else self._tokens(values))
-            return np.asarray(self.network.from_tokens(tokens, plan).numpy())
+            tokens = torch.from_numpy(values if self.takes_tokens else self._tokens(values)).to(device)
+            # Gathered windows on a GPU, too: they take a fifth of the memory of all pairs of so many patches.
+            return np.asarray(network.from_tokens(tokens, plan.to(device), pairs=False).cpu().numpy())
 
     def _tokens(self, embedding: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return the tokens of embeddings, ``(n, width)``."""
         assert self.network is not None
+        network, device = network_here(self.network)
+
+        def tokens(part: NDArray[np.floating]) -> Tensor:
+            made: Tensor = network.tokens(single(self.standardiser.apply(part)).to(device)).cpu()
+            return made
+
+        limit, made = MemoryLimit("--device cpu"), list[Tensor]()
         with torch.inference_mode():
-            parts = np.array_split(embedding, max(1, len(embedding) // _PATCHES_AT_ONCE))
-            tokens = [self.network.tokens(single(self.standardiser.apply(part))) for part in parts]
-            return np.asarray(torch.cat(tokens).numpy())
+            for part in np.array_split(embedding, max(1, len(embedding) // _PATCHES_AT_ONCE)):
+                made += limit.run(tokens, part, _BY_PATCHES)
+            return np.asarray(torch.cat(made).numpy())
 
     def split(self) -> tuple[Reduce | None, "AttentionModel"]:
         """Return tokens and projections of embeddings, side by side, and the model that takes those."""
@@ -381,6 +408,21 @@ class AttentionModel:
         if chosen.network is not None:
             network = _rebuild(chosen.network, unnest("network", state), dense, len(standardiser.mean))
         return cls(dense, standardiser, network, chosen.training)
+
+
+_copies: "WeakKeyDictionary[BlockNetwork, BlockNetwork]" = WeakKeyDictionary()
+
+
+def network_here(network: BlockNetwork) -> tuple[BlockNetwork, torch.device]:
+    """Return a network on the device that predictions were chosen to be computed on; its copy there is made once."""
+    device = torch.device(chosen_device_name())
+    if device.type == "cpu":
+        return network, device
+    copied = _copies.get(network)
+    if copied is None:
+        # Not moved: the model may be predicted on the CPU, or saved, at the same time.
+        copied = _copies[network] = deepcopy(network).to(device)
+    return copied, device
 
 
 _MAX_SAMPLE = 20_000

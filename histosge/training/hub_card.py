@@ -4,12 +4,12 @@ A folder can be uploaded as it is. The card names no donor and no slide: `config
 """
 
 import json
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
 
 from featurestore.encoders.records import find
+from featurestore.software import version
 from histosge.calibration.conformal import TRUSTED, Intervals
 from histosge.calibration.wording import adapted_sentence, method_sentence, trust_sentence
 

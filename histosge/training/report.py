@@ -19,7 +19,7 @@ from histosge.calibration.wording import (
     trust_sentence,
 )
 from histosge.reporting.page import Block, Picture, Table, render_report, write_page
-from histosge.reporting.plots import trust_plot
+from histosge.reporting.plots import to_svg, trust_plot
 from histosge.training.saved_model import ModelCard, SavedModel
 
 
@@ -76,7 +76,7 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
         for i in order
     )
     picture = Picture(
-        trust_plot(intervals.trust, TRUSTED),
+        to_svg(trust_plot(intervals.trust, TRUSTED)),
         f"Histogram of trust over {len(genes)} genes.",
         f"{trust_sentence(intervals.n_spots, intervals.scope, by_effective_spots=bool(intervals.method))}"
         f"{_by_depth(intervals)}",

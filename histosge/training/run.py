@@ -10,7 +10,8 @@ from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.events import OnMessage, OnProgress
 from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import Sample, read_samples
-from featurestore.storage.store import Store, identity_attrs
+from featurestore.storage.store import Store
+from featurestore.storage.stored_documents import identity_attrs
 from histosge.calibration.conformal import Intervals
 from histosge.data.gene_choice import GeneChoice
 from histosge.data.genes import MIN_COUNTS

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +23,17 @@ from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import FeatureStoreError, first_line
 from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec, spec_from_values
-from featurestore.storage.store import identity_attrs
-from featurestore.storage.stored_documents import MAX_CHANNELS, Count, Key, Microns, Pixels, Text, Tokens
+from featurestore.software import version
+from featurestore.storage.stored_documents import (
+    MAX_CHANNELS,
+    Count,
+    Key,
+    Microns,
+    Pixels,
+    Text,
+    Tokens,
+    identity_attrs,
+)
 from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches

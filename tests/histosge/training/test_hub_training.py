@@ -16,7 +16,6 @@ from histosge.errors import ModelError
 from histosge.prediction.predict import predict
 from histosge.training.saved_model import load_model
 from histosge.training.train import TrainSettings, train
-from histosge_cli import main as command_line
 
 MADE = MadeCohort(sections=4, shape=(17, 19), dim=7, spots=61, genes=5, block=(7, 11), frame=2)
 URL = "hf://datasets/lab/cohort"
@@ -45,20 +44,6 @@ def hub(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         found.add("lab/models", "other/large.bin", b"0")
         found.add_folder("lab/bare", world / "bare")
         yield found
-
-
-@pytest.fixture
-def histosge(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["histosge", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        return int(stopped.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def _predicted(world: Path, model: Path) -> np.ndarray:  # type: ignore[type-arg]
