@@ -120,6 +120,11 @@ def train_adapted(run: Run, start: StartFromWeights) -> SavedModel:
     """Adapt an earlier model to the sheet's new sections."""
     if run.settings.is_shared_out:
         raise ModelError("a model is adapted in one process; leave --workers and --scheduler out")
+    n_bytes = embedding_bytes(run.samples, run.store, run.settings.selection)
+    if n_bytes >= STREAM_FROM_BYTES:
+        run.on_message(
+            f"embeddings of all new sections are held in memory ({n_bytes / 1e9:.1f} GB with those left out)"
+        )
     return train_in_memory(run, start)
 
 
