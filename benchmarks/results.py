@@ -612,6 +612,29 @@ def gpu_block(record: Record) -> str:
     return "\n".join([*lines, "", f"On {record['gpu']['machine']}. {_source(record, 'gpu')}"])
 
 
+def attention_block(record: Record) -> str:
+    """One row a truth, means over its seeds; a figure that an earlier record lacks is a dash."""
+    value = record["attention"]["values"]
+
+    def mean(truth: str, figure: str) -> str:
+        each = [v for what, v in value.items() if re.fullmatch(rf"{truth}, seed \d+: {figure}", what)]
+        return f"{sum(each) / len(each):.3f}" if each else "-"
+
+    scores = ("dense", "attention", "one ridge on all scales", "dense with the places of nests")
+    added = ("added at mixed nests", "added at nests apart", "added elsewhere")
+    lines = [
+        (
+            "| truth | `dense` | `attention` | one ridge on all scales | `dense` with the places of nests "
+            "| added at mixed nests | at nests apart | elsewhere |"
+        ),
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for truth, name in (("long", "long-range"), ("local", "local"), ("permuted", "permuted")):
+        lines.append(f"| {name} | " + " | ".join(mean(truth, figure) for figure in (*scores, *added)) + " |")
+    seeds = sorted({found[1] for what in value if (found := re.match(r"long, seed (\d+):", what))})
+    return "\n".join([*lines, "", f"Seeds {', '.join(seeds)}. {_source(record, 'attention')}"])
+
+
 def targets_block(record: Record) -> str:
     """Every figure with a target, of benchmarks whose JSON was taken."""
     names = [name for name, part in record.items() if name != "gpu" and part.get("targets")]
@@ -645,6 +668,7 @@ BLOCKS: dict[str, tuple[tuple[str, ...], Callable[[Record], str]]] = {
     "donors": (("donors",), donors_block),
     "stains": (("stains",), stains_block),
     "trust": (("trust",), trust_block),
+    "attention": (("attention",), attention_block),
     "targets": ((), targets_block),
 }
 """Name of a block -> parts of the record that it is made of, and what writes it."""
