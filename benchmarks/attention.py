@@ -244,6 +244,7 @@ def merge(files: Sequence[Path]) -> tuple[list[Result], dict[str, Any]]:
     return kept, {**documents[-1], "results": rows}
 
 
+CPU = torch.device("cpu")
 STREAMED = MadeCohort(sections=4, shape=(96, 96), dim=256, spots=900, genes=50)
 """Slides of 5.4 mm: nine blocks each, whose halos reach into the blocks around."""
 ROUNDS = 3
@@ -270,18 +271,20 @@ class Held:
         return (self.blocks[number] for number in numbers)
 
 
-def streaming(folder: Path) -> list[Result]:
+def streaming(
+    folder: Path, device: torch.device = CPU, settings: AttentionSettings = SETTINGS
+) -> list[Result]:
     """Compare steps on blocks from a store with steps on the same blocks in memory; both take turns."""
     sheet, store = write_cohort(folder / "streamed", STREAMED)
     targets = SpotTargets.from_samples(sheet, store, STREAMED.genes)
     # 32 MB of stored objects in memory: a small part of the cohort, as with a large one.
     loader = Loader(store, targets=targets, settings=LoadSettings(buffer_mb=32))
-    streamed = loader.spot_blocks(sum(SETTINGS.radii_um))
+    streamed = loader.spot_blocks(sum(settings.radii_um))
     numbers = np.arange(len(streamed.n_spots))
     held = Held(list(streamed.read(numbers.tolist())))
     torch.manual_seed(0)
-    shape = SETTINGS.shape(STREAMED.dim, STREAMED.genes, 1)
-    network = BlockNetwork(shape, np.ones((STREAMED.genes, 1)), np.ones(STREAMED.genes)).train()
+    shape = settings.shape(STREAMED.dim, STREAMED.genes, 1)
+    network = BlockNetwork(shape, np.ones((STREAMED.genes, 1)), np.ones(STREAMED.genes)).to(device).train()
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4)
     streamed_s, held_s = list[float](), list[float]()
     for number in range(ROUNDS):
@@ -314,13 +317,16 @@ def _seconds_of_epoch(
         [constant] * STREAMED.sections,
         Standardiser(np.zeros(STREAMED.dim), np.ones(STREAMED.dim)),
         np.ones(STREAMED.genes),
-        SETTINGS.radii_um,
+        network.shape.radii_um,
     )
+    device = network.tokens.weight.device
     begun = time.perf_counter()
     for example in data.examples(order):
         optimiser.zero_grad()
-        torch.autograd.backward(data.spot_errors(network, example).mean())
+        torch.autograd.backward(data.spot_errors(network, example.to(device)).mean())
         optimiser.step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter() - begun
 
 

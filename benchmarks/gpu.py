@@ -16,15 +16,21 @@ For each network
 - milliseconds of one thread, or of the device, per 1,000 patches: reading the file, decoding, cutting, copying to the
   device, encoding, writing
 
-Then the training that has a GPU path: the published network (`paper`), beside `dense` on the CPU.
+Then training and prediction where they have a GPU path
+- the published network (`paper`), beside `dense` on the CPU
+- `attention`: steps a second on blocks that are streamed from a store; their share of the steps on blocks read before is
+  the share of the time in which the device does not wait
+- `predict --device`: patches of a `dense` map a second, beside the CPU in turn
 """
 
 import argparse
 import os
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +38,9 @@ import simplejpeg
 import tifffile
 import torch
 from _common import Result, report, timed, write
+from _models import invent_model
+from _stores import Made, write_store
+from attention import STREAMED, streaming
 from numpy.typing import NDArray
 from reading import MPP, TILE_PX, aperio_like
 from torch.utils.flop_counter import FlopCounterMode
@@ -49,6 +58,8 @@ from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.patch_reader import read_batches
 from featurestore.storage.store import Store
+from histosge.models.block_training import AttentionSettings
+from histosge.prediction.predict import PredictSettings, predict
 
 GPU_KEYS = ("uni", "uni2-h")
 CPU_KEYS = ("timm:test_vit",)
@@ -90,6 +101,8 @@ def main() -> None:
             if asked.json is not None:  # what was measured stays, whatever becomes of the rest
                 write(benchmark, results, asked)
         results += side_by_side(Path(folder) / "training", 100)
+        results += attention(Path(folder) / "attention", device)
+        results += prediction(Path(folder) / "prediction", device)
     report(benchmark, results, asked)
 
 
@@ -197,6 +210,39 @@ def _flops(encoder: NetworkEncoder, batch: NDArray[np.uint8]) -> float:
     with torch.inference_mode(), counter:
         encoder.forward(torch.from_numpy(batch[:1]).to(encoder.device))
     return float(counter.get_total_flops())
+
+
+def attention(folder: Path, device: torch.device) -> list[Result]:
+    """Train the network of `attention` on blocks from a store, in its default size."""
+    found = streaming(folder, device, AttentionSettings())
+    return [
+        replace(
+            one, what=f"attention, {STREAMED.dim} dims: {one.what}" if one.unit else f"{one.what} {device}"
+        )
+        for one in found
+    ]
+
+
+PREDICTED = {"cuda": (320, 320), "cpu": (64, 64)}
+"""Patches of the slide that is predicted: 100,000, and as many as a CPU does at once."""
+
+
+def prediction(folder: Path, device: torch.device, dim: int = 1536, genes: int = 1000) -> list[Result]:
+    """Predict one slide by `dense` on the device and on the CPU, in turn."""
+    shape = PREDICTED[device.type]
+    store = write_store(folder / "store", 1, Made(shape, dim))
+    invent_model(store, "S00", folder / "model", genes)
+    seconds: dict[str, list[float]] = {"cpu": [], device.type: []}
+    for _ in range(3):
+        for name, each in seconds.items():
+            shutil.rmtree(folder / "maps", ignore_errors=True)
+            settings = PredictSettings(device=name)
+            each.append(timed(predict, store.location.url, folder / "model", folder / "maps", settings)[0])
+    n = shape[0] * shape[1]
+    return [
+        Result(f"predict, {dim} dims, {genes} genes, {name}: {n} patches", n / min(each), "patches/s")
+        for name, each in seconds.items()
+    ]
 
 
 def _agreement(
