@@ -100,9 +100,11 @@ def main() -> None:
             results += network(key, slide, Path(folder), device, peak)
             if asked.json is not None:  # what was measured stays, whatever becomes of the rest
                 write(benchmark, results, asked)
+        for part in (attention, prediction):
+            results += part(Path(folder) / part.__name__, device)
+            if asked.json is not None:
+                write(benchmark, results, asked)
         results += side_by_side(Path(folder) / "training", 100)
-        results += attention(Path(folder) / "attention", device)
-        results += prediction(Path(folder) / "prediction", device)
     report(benchmark, results, asked)
 
 
@@ -145,7 +147,7 @@ def network(key: str, slide: Path, folder: Path, device: torch.device, peak: flo
     return [
         Result(f"{label}: loading, random weights", loading, "s"),
         Result(f"{label}: first run, {result.patches} patches", first, "s"),
-        Result(f"{label}: bare encoder, {dtype}, {encoder.chunk} a pass", bare, "patches/s"),
+        Result(f"{label}: bare encoder, {dtype}, {_pass_size(encoder)} a pass", bare, "patches/s"),
         Result(f"{label}: end to end", whole, "patches/s"),
         Result(f"share_of_bare_encoder {label}", whole / bare, "", target),
         Result(f"{label}: operations of a patch", flops / 1e9, "GFLOP"),
@@ -184,9 +186,14 @@ def _in_memory(path: Path, size: int, limit: int = 8) -> list[NDArray[np.uint8]]
     return found
 
 
+def _pass_size(encoder: NetworkEncoder) -> int:
+    """Return the patches of a forward pass: memory may have room for more than a batch."""
+    return min(encoder.chunk, encoder.batch)
+
+
 def _bare_rate(encoder: NetworkEncoder, batches: list[NDArray[np.uint8]], device: torch.device) -> float:
     """Encode batches whose bytes are on the device already: no copies, no slide, no store."""
-    chunk = encoder.chunk
+    chunk = _pass_size(encoder)
     on_device = [
         part
         for batch in batches
@@ -200,6 +207,7 @@ def _bare_rate(encoder: NetworkEncoder, batches: list[NDArray[np.uint8]], device
             encoder.forward(part)
         _wait(device)
 
+    assert on_device, f"the slide has no whole batch of {chunk} patches"
     run(on_device[:1])
     return sum(map(len, on_device)) / timed(run, on_device)[0]
 
