@@ -46,7 +46,7 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_blocks import SpotBlock, SpotBlocks
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.heldout.metrics import correlate
-from histosge.models.block_attention import AttentionModel
+from histosge.models.block_attention import AttentionModel, preparing_threads
 from histosge.models.block_network import BlockNetwork
 from histosge.models.block_training import AttentionSettings, DensePatches, TrainingData
 from histosge.models.dense import DenseModel
@@ -312,14 +312,15 @@ def _seconds_of_epoch(
         to_genes,
         np.zeros(STREAMED.genes, np.float32),
     )
+    device = network.tokens.weight.device
     data = TrainingData(
         source,
         [constant] * STREAMED.sections,
         Standardiser(np.zeros(STREAMED.dim), np.ones(STREAMED.dim)),
         np.ones(STREAMED.genes),
         network.shape.radii_um,
+        preparing_threads(device),
     )
-    device = network.tokens.weight.device
     begun = time.perf_counter()
     for example in data.examples(order):
         optimiser.zero_grad()

@@ -66,6 +66,12 @@ _THREADS_GPU = 4
 """That prepare blocks for a GPU. Each holds a block, of 30 MB at 1,536 numbers and 1,000 genes."""
 
 
+def preparing_threads(device: torch.device) -> int:
+    """Return how many threads prepare blocks while a device computes."""
+    # A step on a GPU is shorter than the preparation of a block by one core.
+    return min(_THREADS_GPU, usable_cores()) if device.type == "cuda" else 1
+
+
 @dataclass(frozen=True)
 class AttentionModel:
     """log1p(CP10k) = clip(dense + network), clipped to what it can be.
@@ -276,8 +282,7 @@ class AttentionModel:
             standardiser,
             dense.targets.sd,
             settings.radii_um,
-            # A step on a GPU is shorter than the preparation of a block by one core.
-            threads=min(_THREADS_GPU, usable_cores()) if device.type == "cuda" else 1,
+            preparing_threads(device),
         )
         shape = settings.shape(len(standardiser.mean), *dense.targets.axes.shape)
         # Weights and dropout draw from torch's global generators: they are seeded here and in each step, and given back
