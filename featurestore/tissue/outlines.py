@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
 from featurestore.documents import DocumentError, parse_json
@@ -113,6 +112,9 @@ def read_outlines(data: bytes, label: str) -> Outlines:
     MaskError
         If it is no GeoJSON, or holds no polygon.
     """
+    # Loaded for annotations only: every command imports this module, and few slides come with any.
+    import shapely
+
     try:
         document = parse_json(data, label)
     except DocumentError as error:
