@@ -70,20 +70,19 @@ def check_mask(
     # Before the mask is drawn again: with 100,000 outlines each reading takes seconds.
     if share >= MOSTLY_ON[0] and overlap >= OVERLAP_DOUBTED[0]:
         return ""
-    said = f"{label} lies on tissue by {share:.0%} of its area"
     readings = [r for r in _readings(mask, annotation, selection, frame) if r.mask.any()]
     best = max(readings, key=lambda r: _share(r.mask, tissue), default=None)
     if best is not None:
         other = _share(best.mask, tissue)
         if share <= REFUSED[0] and other >= REFUSED[1]:
             raise MaskError(
-                f"{said}, and {best.name} by {other:.0%}: {best.fix}, or if it is right as it is, use it with --tissue none "
-                "and --within"
+                f"{label} lies on tissue by {share:.0%} of its area, and {best.name} by {other:.0%}: {best.fix}, or if it "
+                "is right as it is, use it with --tissue none and --within"
             )
         if (share < DOUBTED[0] and other >= share + DOUBTED[1]) or (
             share < MOSTLY_ON[0] and other >= MOSTLY_ON[1]
         ):
-            return f"{said}, and {best.name} by {other:.0%}; is it right?"
+            return f"{label} lies on tissue by {share:.0%} of its area, and {best.name} by {other:.0%}; is it right?"
     best = max(readings, key=lambda r: _dice(r.mask, tissue), default=None)
     if best is not None:
         other = _dice(best.mask, tissue)
@@ -93,8 +92,11 @@ def check_mask(
         return ""
     for reading in _scaled(annotation, selection, frame):
         if reading.mask.any() and (other := _share(reading.mask, tissue)) >= REFUSED[1]:
-            return f"{said}, and {reading.name} by {other:.0%}: {reading.fix}; is it right?"
-    return f"{said}; is it right?"
+            return (
+                f"{label} lies on tissue by {share:.0%} of its area, and {reading.name} by {other:.0%}: {reading.fix}; is "
+                "it right?"
+            )
+    return f"{label} lies on tissue by {share:.0%} of its area; is it right?"
 
 
 def _scaled(annotation: Annotation, selection: Selection, frame: Frame) -> Iterator[_Reading]:
