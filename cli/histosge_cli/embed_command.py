@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli import embed_options as option
 from histosge_cli.console import Console, duration, out, resumable, size
 from histosge_cli.encoder_tables import scale_remarks, weights_option
@@ -170,8 +171,9 @@ def _print_plan(results: "list[SlideResult]", page: Path | None) -> None:
     """Print what all slides of a dry run would take, and where their page is."""
     if len(results) > 1:
         out.print(
-            f"{len(results)} slides: {sum(r.patches for r in results)} patches in {sum(r.planned for r in results)} "
-            f"objects, {size(sum(r.bytes_to_store for r in results))} to store, "
+            f"{counted(len(results), 'slide')}: {counted(sum(r.patches for r in results), 'patch')} in "
+            f"{counted(sum(r.planned for r in results), 'object')}, "
+            f"{size(sum(r.bytes_to_store for r in results))} to store, "
             f"{duration(sum(r.seconds for r in results))} on this device, one process",
             markup=False,
         )
@@ -185,17 +187,18 @@ def _outcome(result: "SlideResult") -> str:
         return f"failed: {result.reason}"
     if result.state == "planned":
         return (
-            f"{result.patches} patches in {result.planned} objects, {size(result.bytes_to_store)} to store, "
+            f"{counted(result.patches, 'patch')} in {counted(result.planned, 'object')}, "
+            f"{size(result.bytes_to_store)} to store, "
             f"{duration(result.seconds)} on this device, {size(result.worker_bytes)} of memory{_flags(result)}"
         )
     done = f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
     if not result.patches and result.skipped:
-        done = f"all {result.skipped} tissue patches are left out by --skip, nothing to do"
+        done = f"{counted(result.skipped, 'tissue patch')}, all left out by --skip; nothing to do"
     elif not result.patches:
         done = "no tissue found, nothing to do; --tissue none encodes every patch"
-    failed = f", {result.unreadable} patches could not be read" if result.unreadable else ""
+    failed = f", {counted(result.unreadable, 'patch')} could not be read" if result.unreadable else ""
     skipped = f", {result.skipped} left out by --skip" if result.skipped and result.patches else ""
-    return f"{done}, {result.patches} patches{skipped}{failed}"
+    return f"{done}, {counted(result.patches, 'patch')}{skipped}{failed}"
 
 
 def _flags(result: "SlideResult") -> str:

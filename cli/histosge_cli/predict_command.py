@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
     DATA,
@@ -203,7 +204,7 @@ def _print_results(console: Console, results: "list[PredictResult]") -> None:
         todo = (
             f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
         )
-        out.print(f"{result.slide_id}: {todo}, {result.patches} patches", markup=False)
+        out.print(f"{result.slide_id}: {todo}, {counted(result.patches, 'patch')}", markup=False)
 
 
 def _write_report(
@@ -274,10 +275,11 @@ def _write_table(
         )
         todo = "nothing to do, " if done.was_there else ""
         out.print(
-            f"{path}: {todo}{done.cells} cells x {len(stored.genes)} genes. {done.resolution}", markup=False
+            f"{path}: {todo}{counted(done.cells, 'cell')} x {counted(len(stored.genes), 'gene')}. {done.resolution}",
+            markup=False,
         )
         return
     with staged_result(path, overwrite=overwrite) as staged:
         rows = write_h5ad(stored, staged.path)
     todo = "nothing to do, " if staged.was_there else ""
-    out.print(f"{path}: {todo}{rows} patches x {len(stored.genes)} genes", markup=False)
+    out.print(f"{path}: {todo}{counted(rows, 'patch')} x {counted(len(stored.genes), 'gene')}", markup=False)

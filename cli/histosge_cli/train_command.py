@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
     OUTPUT,
@@ -193,8 +194,8 @@ def train(
     spots = sum(section["spots"] for section in saved.card.sections)
     todo = "nothing to do, " if saved.was_there else ""
     out.print(
-        f"{model}: {todo}{saved.card.preset} for {len(saved.card.genes)} genes from {spots} spots of "
-        f"{len(saved.card.sections)} sections, fingerprint {saved.fingerprint[:16]}",
+        f"{model}: {todo}{saved.card.preset} for {counted(len(saved.card.genes), 'gene')} from {counted(spots, 'spot')} of "
+        f"{counted(len(saved.card.sections), 'section')}, fingerprint {saved.fingerprint[:16]}",
         markup=False,
     )
     if saved.intervals is not None:

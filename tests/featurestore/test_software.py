@@ -25,9 +25,9 @@ def test_a_checkout_that_is_not_installed_has_the_version_of_its_project_file(tm
     shutil.copy(root / "featurestore" / "software.py", tmp_path / "featurestore")
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "histosge"\nversion = "7.8.9"\n')
     # -I -S: neither installed packages nor this checkout are on the path.
-    begin = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
-    script = f"{begin}; from featurestore.software import version; print(version())"
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True, check=False
+    script = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from featurestore.software import version; print(version())"
     )
+    command = [sys.executable, "-I", "-S", "-c", script, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("7.8.9", "")
