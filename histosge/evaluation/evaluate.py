@@ -222,9 +222,7 @@ def evaluate(
             sections,
             report_dir,
             settings,
-            reencoder=reencoders.get(key),
-            annotation=annotation,
-            bins=bins,
+            inputs=ExtraInputs(reencoders.get(key), annotation, bins),
             made_with=made_with,
             command=_command(samples, store, report_dir, settings),
             on_progress=on_progress,
@@ -233,9 +231,7 @@ def evaluate(
         key: _score(
             sections,
             settings,
-            reencoders.get(key),
-            annotation,
-            bins,
+            ExtraInputs(reencoders.get(key), annotation, bins),
             _part_of(on_progress, i, len(loaded), key),
         )
         for i, (key, sections) in enumerate(loaded.items())
@@ -300,27 +296,44 @@ def _made_with(samples: str | Path, store: str | Path, settings: EvaluateSetting
     return described
 
 
+@dataclass(frozen=True)
+class ExtraInputs:
+    """What an evaluation reads besides sections.
+
+    Parameters
+    ----------
+    reencoder
+        Encodes the patches under spots again, for the defects of an ablation that lie there.
+    annotation
+        Labels of spots, with which domains are compared.
+    bins
+        Measured bins finer than the spots, at which maps are scored, too.
+    """
+
+    reencoder: Reencoder | None = None
+    annotation: Annotation | None = None
+    bins: FineBins | None = None
+
+
 def score_sections(
     loaded: Sequence[LoadedSection],
     report_dir: str | Path,
     settings: EvaluateSettings,
     *,
     extra: Sequence[Block] = (),
-    reencoder: Reencoder | None = None,
-    annotation: Annotation | None = None,
-    bins: FineBins | None = None,
+    inputs: ExtraInputs | None = None,
     made_with: MadeWith | None = None,
     command: str = "",
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Score loaded sections and write the report, in the place of an earlier one; `extra` blocks stand below the scores.
 
-    Without a `reencoder` the defects that concern how patches are encoded are left out of an ablation.
+    Without `inputs` spots alone are scored, and an ablation leaves out the defects that concern how patches are encoded.
     """
     # Again: the demo, and notebooks, come here without `evaluate`.
     settings.check()
     scores = with_encoder(
-        _score(loaded, settings, reencoder, annotation, bins, on_progress), loaded[0].slide.identity.key
+        _score(loaded, settings, inputs or ExtraInputs(), on_progress), loaded[0].slide.identity.key
     )
     write_evaluation(
         scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with, command=command
@@ -331,9 +344,7 @@ def score_sections(
 def _score(
     loaded: Sequence[LoadedSection],
     settings: EvaluateSettings,
-    reencoder: Reencoder | None,
-    annotation: Annotation | None,
-    bins: FineBins | None,
+    inputs: ExtraInputs,
     on_progress: OnProgress,
 ) -> Scores:
     sections = [item.section for item in loaded]
@@ -347,9 +358,9 @@ def _score(
         seeds=range(settings.seeds),
         epochs=settings.epochs,
         ablate=settings.ablate,
-        reencode=reencoder,
-        annotation=annotation,
-        bins=bins,
+        reencode=inputs.reencoder,
+        annotation=inputs.annotation,
+        bins=inputs.bins,
         on_progress=on_progress,
     )
 
