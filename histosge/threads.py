@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import lru_cache
 from importlib import import_module
 from typing import TypeVar
@@ -81,13 +82,15 @@ def prefetch(
     """Yield ``work(item)`` for every item, in order, with `threads` of them at work and one more in memory.
 
     Items are taken in the calling thread. An error of one item is raised in its turn; those behind it that have begun
-    are finished first. Each thread calls `begin` first.
+    are finished first. Each thread calls `begin` first. Context variables are the caller's.
     """
     with ThreadPoolExecutor(threads, initializer=begin) as executor:
         running: deque[Future[Result]] = deque()
         try:
             for item in items:
-                running.append(executor.submit(work, item))
+                # A copy for each item: two threads cannot be in one context. Without it they would not know what was
+                # chosen for the run, such as the device.
+                running.append(executor.submit(copy_context().run, work, item))
                 # One more than the threads: the next result is computed while the caller uses this one.
                 if len(running) > threads:
                     yield running.popleft().result()

@@ -1,7 +1,7 @@
 """The command that predicts maps of gene expression."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -122,7 +122,7 @@ def predict(
         str,
         typer.Option(
             metavar="D",
-            help="Where embeddings are projected (dense): cpu, cuda, or auto for a GPU where there is one.",
+            help="Where dense projects and attention computes: cpu, cuda, or auto for a GPU where there is one.",
             rich_help_panel=RUN,
         ),
     ] = "cpu",
@@ -143,7 +143,7 @@ def predict(
     from histosge.prediction.predict import predict as run
 
     console = Console(quiet, log)
-    processes = _processes(workers, scheduler)
+    processes = worker_count(workers, scheduler)
     find_own_class(preset)
     # Before anything is predicted: a store of a thousand slides takes hours.
     for option, value in (("--h5ad", h5ad), ("--cells", cells)):
@@ -192,17 +192,6 @@ def predict(
         _write_report(out_store, results, model, preset, report, made_with, names)
     if failed:
         raise typer.Exit(1)
-
-
-def _processes(workers: str | None, scheduler: str | None) -> int | Literal["auto"] | None:
-    from histosge.errors import ModelError
-
-    processes = worker_count(workers)
-    if processes is not None and scheduler is not None:
-        raise ModelError(
-            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
-        )
-    return processes
 
 
 def _print_results(console: Console, results: "list[PredictResult]") -> None:

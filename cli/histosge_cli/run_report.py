@@ -105,7 +105,7 @@ class ReportFiles:
             render_report(
                 "Embedding run",
                 _blocks(report),
-                subtitle=f"{report['store']}, begun {report['begun'].replace('T', ' ')}",
+                subtitle=f"{report['store']}, begun {report['begun'].replace('T', ' ').replace('+00:00', ' UTC')}",
                 footer="The same values, with all slides, are in the JSON file of the same name.",
                 record={"spec": report["spec"]},
             ),

@@ -9,7 +9,6 @@ import typer
 from featurestore.wording import counted
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
-    DATA,
     OUTPUT,
     RUN,
     TRAINING,
@@ -18,6 +17,7 @@ from histosge_cli.model_options import (
     Grid,
     Page,
     SamplesArg,
+    encoders_option,
     find_own_class,
     genes_option,
 )
@@ -81,10 +81,18 @@ def train(
             metavar="MODEL",
             callback=earlier_model,
             help="Add the sheet's new sections to the sums of this model (dense, ridge; a folder or hf://OWNER/NAME); its "
-            "own are not read again.",
+            "own are not read again. A model without sums is adapted.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    adapt: Annotated[
+        bool,
+        typer.Option(
+            "--adapt",
+            help="With --from: fit to the new sections alone, shrunk towards the model's weights, also where it keeps sums.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
     no_stats: Annotated[
         bool,
         typer.Option(
@@ -122,15 +130,7 @@ def train(
     report: Page = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--encoder",
-            metavar="K",
-            help="Needed when the store holds several; repeat to average the models of several.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    encoder: Annotated[list[str] | None, encoders_option("repeat to average the models of several.")] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -144,7 +144,6 @@ def train(
     from featurestore.events import Progress
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
-    from histosge.errors import ModelError
     from histosge.training.processes import is_first_process
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
@@ -158,11 +157,7 @@ def train(
     # Each once: an average of a model with itself is that model.
     first, *others = dict.fromkeys(encoder) if encoder else (None,)
     selection = Selection(grid, first, tuple(name for name in others if name is not None))
-    processes = worker_count(workers)
-    if processes is not None and scheduler is not None:
-        raise ModelError(
-            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
-        )
+    processes = worker_count(workers, scheduler)
     settings = TrainSettings(
         preset,
         genes,
@@ -188,6 +183,7 @@ def train(
             overwrite=overwrite,
             force=force,
             start_from=start_from,
+            adapt=adapt,
             keep_sums=not no_stats,
             device=device,
             on_message=console.message,

@@ -10,14 +10,18 @@ whether it is kept, and, from 8 on, some that decide nothing, whose error is rep
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, ClassVar, Self
+from weakref import WeakKeyDictionary
 
 import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
 from featurestore.wording import counted
 from histosge.data.embedded_slide import Reduce
@@ -41,17 +45,31 @@ from histosge.models.block_training import (
 from histosge.models.checkpoint import Checkpoint
 from histosge.models.dense import DenseModel
 from histosge.models.dense_attention import lower_limit
+from histosge.models.gpu_memory import Division, MemoryLimit
 from histosge.models.linear_algebra import Indices, Standardiser
 from histosge.models.low_rank_targets import MAX_LOG
 from histosge.models.nested_state import nest, read_config, take, unnest
 from histosge.models.network_fitting import load_network, network_state
+from histosge.models.prediction_device import chosen_device_name
 from histosge.models.protocol import State
 from histosge.models.ranks import current_ranks
+from histosge.threads import usable_cores
 
 MAX_FOLDS = 5
 """Fits of `dense` that leave out a share of the groups each, for out-of-fold predictions."""
 _PATCHES_AT_ONCE = 4096
 """Patches whose neighbours are gathered together: 150 MB at the default radius on a grid of 56 um, 64 wide."""
+_BY_PATCHES = Division[NDArray[Any]](
+    len, lambda rows: (rows[: len(rows) // 2], rows[len(rows) // 2 :]), "patches"
+)
+_THREADS_GPU = 4
+"""That prepare blocks for a GPU. Each holds a block, of 30 MB at 1,536 numbers and 1,000 genes."""
+
+
+def preparing_threads(device: torch.device) -> int:
+    """Return how many threads prepare blocks while a device computes."""
+    # A step on a GPU is shorter than the preparation of a block by one core.
+    return min(_THREADS_GPU, usable_cores()) if device.type == "cuda" else 1
 
 
 @dataclass(frozen=True)
@@ -135,10 +153,74 @@ class AttentionModel:
         settings = settings or AttentionSettings()
         if epochs is not None:
             settings = replace(settings, epochs=epochs)
+        under = [s.patches.embedding[np.unique(s.overlap.indices)] for s in sections]
+        every = -(-sum(map(len, under)) // _MAX_SAMPLE)
+        standardiser = Standardiser.fit(np.concatenate(under)[::every].astype(np.float64))
+
+        def fit_dense(some: Sequence[TrainingSection]) -> DenseModel:
+            return DenseModel.fit(some, seed=seed)
+
+        return cls._fit_sections(
+            sections, fit_dense, standardiser, settings, seed=seed, checkpoint=checkpoint
+        )
+
+    def adapt(
+        self,
+        sections: Sequence[TrainingSection],
+        fit_dense: Callable[[Sequence[TrainingSection]], DenseModel],
+        columns: Indices,
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Self:
+        """Go on training from this model's network, on what an adapted `dense` lacks; keep it as `fit` does.
+
+        Parameters
+        ----------
+        fit_dense
+            Sections -> this model's `dense`, adapted to them.
+        columns
+            Of this model's genes those of the sections.
+        """
+        settings, network = AttentionSettings(), self.network
+        if network is not None:
+            shape = network.shape
+            settings = replace(settings, radii_um=shape.radii_um, width=shape.width, heads=shape.heads)
+        if epochs is not None:
+            settings = replace(settings, epochs=epochs)
+
+        def start(new: BlockNetwork) -> BlockNetwork:
+            assert network is not None
+            return network_with_genes(network, new, columns)
+
+        # Its own standardiser: the network's tokens are of embeddings in its units.
+        return self._fit_sections(
+            sections,
+            fit_dense,
+            self.standardiser,
+            settings,
+            seed=seed,
+            checkpoint=checkpoint,
+            start=None if network is None else start,
+        )
+
+    @classmethod
+    def _fit_sections(
+        cls,
+        sections: Sequence[TrainingSection],
+        fit_dense: Callable[[Sequence[TrainingSection]], DenseModel],
+        standardiser: Standardiser,
+        settings: AttentionSettings,
+        *,
+        seed: int,
+        checkpoint: Checkpoint | None,
+        start: Callable[[BlockNetwork], BlockNetwork] | None = None,
+    ) -> Self:
         groups = donor_groups([section.donor for section in sections])
 
-        def fit_dense(some: Indices) -> DenseModel:
-            return DenseModel.fit([sections[i] for i in some], seed=seed)
+        def fit_some(some: Indices) -> DenseModel:
+            return fit_dense([sections[i] for i in some])
 
         def hold_out(dense: DenseModel, number: int) -> DensePatches:
             section = sections[number]
@@ -147,18 +229,16 @@ class AttentionModel:
             overlap = sparse.csr_matrix(section.overlap[:, under])
             return DensePatches.from_spots(patterns, dense.to_genes, overlap, section.target)
 
-        under = [s.patches.embedding[np.unique(s.overlap.indices)] for s in sections]
-        every = -(-sum(map(len, under)) // _MAX_SAMPLE)
-        standardiser = Standardiser.fit(np.concatenate(under)[::every].astype(np.float64))
         return cls.fit_blocks(
             lambda halo_um: SectionBlocks(sections, halo_um),
             groups,
             standardiser,
-            fit_dense(np.arange(len(sections))),
-            lambda: out_of_fold(groups, fit_dense, hold_out),
+            fit_dense(sections),
+            lambda: out_of_fold(groups, fit_some, hold_out),
             settings,
             seed=seed,
             checkpoint=checkpoint,
+            start=start,
         )
 
     @classmethod
@@ -173,6 +253,7 @@ class AttentionModel:
         *,
         seed: int = 0,
         checkpoint: Checkpoint | None = None,
+        start: Callable[[BlockNetwork], BlockNetwork] | None = None,
     ) -> Self:
         """Train on blocks from any source.
 
@@ -188,24 +269,31 @@ class AttentionModel:
             Fitted to all sections.
         held_out
             Returns the predictions of each section by a `dense` without it; called where a network is trained.
+        start
+            A new network -> the one that training starts from; None for the new one itself, which adds nothing.
         """
         parts = split_sections(groups, seed)
         if parts is None or not dense.targets.axes.any():
             return cls(dense, standardiser, None)
+        device = settings.torch_device()
         data = TrainingData(
             open_blocks(sum(settings.radii_um)),
             held_out(),
             standardiser,
             dense.targets.sd,
             settings.radii_um,
+            preparing_threads(device),
         )
         shape = settings.shape(len(standardiser.mean), *dense.targets.axes.shape)
-        # Weights and dropout draw from torch's global generator: it is seeded here, and given back as it was.
-        with torch.random.fork_rng(devices=[]):
+        # Weights and dropout draw from torch's global generators: they are seeded here and in each step, and given back
+        # as they were.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
             network = BlockNetwork(shape, dense.targets.axes, dense.targets.sd)
+            if start is not None:
+                network = start(network)
             trained = train_network(network, data, parts, settings, seed=seed, checkpoint=checkpoint)
-        return cls._judge(dense, standardiser, trained, data, parts)
+        return cls._judge(dense, standardiser, trained, data, parts, adds_nothing=start is None)
 
     @classmethod
     def _judge(
@@ -215,6 +303,8 @@ class AttentionModel:
         trained: TrainedNetwork,
         data: TrainingData,
         parts: Parts,
+        *,
+        adds_nothing: bool,
     ) -> Self:
         """Keep the network if sections that chose nothing gain from it beyond chance."""
         judging, reported = (
@@ -229,7 +319,8 @@ class AttentionModel:
             "sections": [len(part) for part in parts],
         }
         # The interval of the mean, not the mean alone: one section that gains much cannot pay for others that lose.
-        kept = trained.epochs > 0 and lower_limit([-change for change in judging]) > 0
+        # A new network adds nothing before its first epoch; an earlier one may be best as it was.
+        kept = not (adds_nothing and trained.epochs == 0) and lower_limit([-change for change in judging]) > 0
         return cls(dense, standardiser, trained.network if kept else None, facts)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
@@ -252,9 +343,11 @@ class AttentionModel:
             tokens = patches.with_embedding(patches.embedding[:, :width])
             own = patches.with_embedding(patches.embedding[:, width:])
         values, depth = self.dense.predict_with_depth(own, of)
+        limit = MemoryLimit("--device cpu")
         for start in range(0, len(of), _PATCHES_AT_ONCE):
             part = slice(start, start + _PATCHES_AT_ONCE)
-            values[part] += self._added(tokens, of[part])
+            added = limit.run(partial(self._added, tokens), of[part], _BY_PATCHES)
+            values[part] += added[0] if len(added) == 1 else np.concatenate(added)
         return np.clip(values, 0, MAX_LOG, out=values), depth
 
     def _added(self, patches: Patches, of: Indices) -> NDArray[np.float32]:
@@ -262,17 +355,26 @@ class AttentionModel:
         assert self.network is not None
         plan = plan_patches(patches, self.network.shape.radii_um, of)
         values = patches.embedding[plan.needed]
+        network, device = network_here(self.network)
         with torch.inference_mode():
-            tokens = torch.from_numpy(values if self.takes_tokens else self._tokens(values))
-            return np.asarray(self.network.from_tokens(tokens, plan).numpy())
+            tokens = torch.from_numpy(values if self.takes_tokens else self._tokens(values)).to(device)
+            # Gathered windows on a GPU, too: they take a fifth of the memory of all pairs of so many patches.
+            return np.asarray(network.from_tokens(tokens, plan.to(device), pairs=False).cpu().numpy())
 
     def _tokens(self, embedding: NDArray[np.floating]) -> NDArray[np.float32]:
         """Return the tokens of embeddings, ``(n, width)``."""
         assert self.network is not None
+        network, device = network_here(self.network)
+
+        def tokens(part: NDArray[np.floating]) -> Tensor:
+            made: Tensor = network.tokens(single(self.standardiser.apply(part)).to(device)).cpu()
+            return made
+
+        limit, made = MemoryLimit("--device cpu"), list[Tensor]()
         with torch.inference_mode():
-            parts = np.array_split(embedding, max(1, len(embedding) // _PATCHES_AT_ONCE))
-            tokens = [self.network.tokens(single(self.standardiser.apply(part))) for part in parts]
-            return np.asarray(torch.cat(tokens).numpy())
+            for part in np.array_split(embedding, max(1, len(embedding) // _PATCHES_AT_ONCE)):
+                made += limit.run(tokens, part, _BY_PATCHES)
+            return np.asarray(torch.cat(made).numpy())
 
     def split(self) -> tuple[Reduce | None, "AttentionModel"]:
         """Return tokens and projections of embeddings, side by side, and the model that takes those."""
@@ -312,6 +414,21 @@ class AttentionModel:
         if chosen.network is not None:
             network = _rebuild(chosen.network, unnest("network", state), dense, len(standardiser.mean))
         return cls(dense, standardiser, network, chosen.training)
+
+
+_copies: "WeakKeyDictionary[BlockNetwork, BlockNetwork]" = WeakKeyDictionary()
+
+
+def network_here(network: BlockNetwork) -> tuple[BlockNetwork, torch.device]:
+    """Return a network on the device that predictions were chosen to be computed on; its copy there is made once."""
+    device = torch.device(chosen_device_name())
+    if device.type == "cpu":
+        return network, device
+    copied = _copies.get(network)
+    if copied is None:
+        # Not moved: the model may be predicted on the CPU, or saved, at the same time.
+        copied = _copies[network] = deepcopy(network).to(device)
+    return copied, device
 
 
 _MAX_SAMPLE = 20_000
@@ -355,6 +472,33 @@ def _rebuild(sizes: _Network, state: State, dense: DenseModel, dim: int) -> Bloc
         take(state, f"layers.{layer}.query.weight", sizes.width, sizes.width)
     shape = NetworkShape(dim, n_genes, n_patterns, sizes.width, sizes.heads, sizes.radii_um)
     return load_network(lambda: BlockNetwork(shape, dense.targets.axes, dense.targets.sd), state)
+
+
+def network_with_genes(earlier: BlockNetwork, new: BlockNetwork, columns: Indices) -> BlockNetwork:
+    """Give a new network the weights of an earlier one, for some of its genes and other patterns of these.
+
+    Parameters
+    ----------
+    new
+        Of the same sizes, but for genes and patterns; it is changed and returned.
+    columns
+        Of the earlier network's genes those of the new one.
+    """
+    with torch.no_grad():
+        values = {**new.state_dict(), **_without_head(earlier)}
+        at = torch.from_numpy(columns)
+        # In units of the genes' spread, as `dense` is adapted. What the new patterns cannot express goes to the part of
+        # the single genes.
+        head = earlier.axes[at] @ earlier.patterns.weight + earlier.residual.weight[at]
+        values["patterns.weight"] = new.axes.T @ earlier.axes[at] @ earlier.patterns.weight
+        values["residual.weight"] = head - new.axes @ values["patterns.weight"]
+        new.load_state_dict(values)
+    return new
+
+
+def _without_head(network: BlockNetwork) -> dict[str, torch.Tensor]:
+    head = {"axes", "sd", "patterns.weight", "residual.weight"}
+    return {name: value for name, value in network.state_dict().items() if name not in head}
 
 
 def donor_groups(donors: Sequence[str]) -> Indices:

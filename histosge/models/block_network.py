@@ -128,6 +128,27 @@ class BlockPlan(NamedTuple):
             return self
         return BlockPlan(self.needed, tuple(layer.to(device) for layer in self.layers))
 
+    def take(self, outputs: Tensor) -> tuple["BlockPlan", Tensor]:
+        """Return the plan of some outputs, and which of the tokens it takes, as indices among those of this plan."""
+        layers = []
+        for layer in reversed(self.layers):
+            neighbours = layer.neighbours[outputs]
+            # A patch is its own neighbour, so these are all inputs.
+            inputs = torch.unique(neighbours[neighbours >= 0])
+            # Index -1, no patch, finds the last entry, which stays -1.
+            place = torch.full((len(layer.rows) + 1,), -1)
+            place[inputs] = torch.arange(len(inputs))
+            layers.append(
+                layer._replace(
+                    own=place[layer.own[outputs]],
+                    neighbours=place[neighbours],
+                    rows=layer.rows[inputs],
+                    cols=layer.cols[inputs],
+                )
+            )
+            outputs = inputs
+        return BlockPlan(self.needed[outputs.numpy()], tuple(reversed(layers))), outputs
+
 
 def plan_layers(
     rows: Indices, cols: Indices, stride_um: float, radii_um: Sequence[float], of: Indices

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,17 +23,11 @@ from torch import Tensor, nn
 
 from histosge.data.sections import Patches
 from histosge.data.spot_blocks import SpotBlock, SpotBlocks
-from histosge.models.block_network import (
-    BlockNetwork,
-    BlockPlan,
-    NetworkShape,
-    plan_layers,
-    single,
-    spot_prediction,
-)
+from histosge.models.block_example import BY_SPOTS, Example
+from histosge.models.block_network import BlockNetwork, BlockPlan, NetworkShape, plan_layers, single
 from histosge.models.checkpoint import Checkpoint
+from histosge.models.gpu_memory import MemoryLimit
 from histosge.models.linear_algebra import Floats, Indices, Standardiser
-from histosge.models.low_rank_targets import MAX_LOG
 from histosge.models.ranks import Ranks, current_ranks
 from histosge.models.training_device import chosen_device
 from histosge.threads import prefetch
@@ -196,39 +190,6 @@ class DensePatches(NamedTuple):
         return self.to_genes(np.asarray(self.patterns[at], np.float64))
 
 
-class Example(NamedTuple):
-    """A block as tensors: see `BlockNetwork.forward` and `spot_prediction`."""
-
-    section: int
-    embedding: Tensor
-    plan: BlockPlan
-    dense: Tensor
-    dense_spot: Tensor
-    overlap: tuple[Tensor, Tensor, Tensor]
-    target: Tensor
-
-    def to(self, device: torch.device) -> Self:
-        """Move all tensors."""
-        if device.type == "cpu":
-            return self
-        return self._replace(
-            embedding=self.embedding.to(device),
-            plan=self.plan.to(device),
-            dense=self.dense.to(device),
-            dense_spot=self.dense_spot.to(device),
-            overlap=(self.overlap[0].to(device), self.overlap[1].to(device), self.overlap[2].to(device)),
-            target=self.target.to(device),
-        )
-
-    def predict(self, network: BlockNetwork) -> Tensor:
-        """Return log1p(CP10k) of the spots, ``(n_spots, n_genes)``."""
-        # bf16 on a GPU for the network alone: rates up to 10,000 need the digits of single precision.
-        on_gpu = self.embedding.device.type == "cuda"
-        with torch.autocast(self.embedding.device.type, torch.bfloat16, enabled=on_gpu):
-            added = network(self.embedding, self.plan)
-        return spot_prediction(self.dense_spot, self.dense, added.float(), self.overlap, float(MAX_LOG))
-
-
 @dataclass(frozen=True)
 class TrainingData:
     """Blocks, and what the linear model predicts of them.
@@ -353,7 +314,7 @@ def train_network(
     on_epoch
         Called with the number of complete epochs and the error on the stopping part.
     """
-    device, ranks = settings.torch_device(), current_ranks()
+    device, ranks, limit = settings.torch_device(), current_ranks(), MemoryLimit("--device cpu")
     state = _Progress(network, settings.epochs).to(device)
     optimiser = torch.optim.AdamW(
         state.network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -365,7 +326,7 @@ def train_network(
     # All processes read the same file, or start alike: they must not disagree on the epoch.
     begin = 0 if checkpoint is None else checkpoint.restore(state, optimiser, rng)
     if begin == 0:
-        error = mean_error(state.average, data, stopping, device, ranks)
+        error = mean_error(state.average, data, stopping, device, ranks, limit)
         state.best_error.fill_(error)
         state.history[0, 1] = error
     for epoch in range(begin, settings.epochs):
@@ -373,8 +334,8 @@ def train_network(
             break
         order = np.random.default_rng([seed, epoch]).permutation(training)
         batches = [batch.tolist() for batch in np.array_split(order, n_batches)]
-        loss = _run_epoch(state, optimiser, data, batches, settings, (seed, epoch), ranks)
-        error = mean_error(state.average, data, stopping, device, ranks)
+        loss = _run_epoch(state, optimiser, data, batches, settings, (seed, epoch), ranks, limit)
+        error = mean_error(state.average, data, stopping, device, ranks, limit)
         state.history[epoch + 1] = torch.tensor([loss, error], dtype=torch.float64)
         if error < float(state.best_error):
             state.best.load_state_dict(state.average.state_dict())
@@ -401,6 +362,7 @@ def _run_epoch(
     settings: AttentionSettings,
     seed: tuple[int, int],
     ranks: Ranks,
+    limit: MemoryLimit,
 ) -> float:
     """Take a step on each batch, and return the mean loss over the steps."""
     network, device = state.network.train(), next(state.network.parameters()).device
@@ -418,11 +380,19 @@ def _run_epoch(
         optimiser.zero_grad()
         loss = torch.zeros(1, device=device)
         # Seeded by the step: a training that goes on from a checkpoint drops the same numbers.
-        torch.default_generator.manual_seed(hash_seed(*seed, at, ranks.rank))
+        _seed_dropout(hash_seed(*seed, at, ranks.rank), device)
+
+        def add_gradient(part: Example, size: int = size) -> Tensor:
+            error = data.spot_errors(network, part.to(device)).sum() / size
+            # Not `backward`, which adds to the parameters while it runs: where memory runs out on the way, a part of
+            # the gradient would be there already, and be added again.
+            for parameter, gradient in zip(parameters, torch.autograd.grad(error, parameters), strict=True):
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+            return error.detach()
+
         for _ in ranks.share(batch):
-            part = data.spot_errors(network, next(examples).to(device)).sum() / size
-            torch.autograd.backward(part)
-            loss += part.detach()
+            for part in limit.run(add_gradient, next(examples), BY_SPOTS):
+                loss += part
         for parameter in parameters:
             if parameter.grad is None:  # this process had no block in the batch
                 parameter.grad = torch.zeros_like(parameter)
@@ -433,6 +403,13 @@ def _run_epoch(
         _update_average(state, settings.average, step)
         total += float(loss)
     return total / len(batches)
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the generator that dropout draws from, which each device has for itself."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 def hash_seed(*numbers: int) -> int:
@@ -463,23 +440,32 @@ def section_errors(
     numbers: Indices,
     device: torch.device,
     ranks: Ranks,
+    limit: MemoryLimit | None = None,
 ) -> Floats:
     """Return sums of errors and numbers of spots of each section, ``(2, n_sections)``."""
     sums = torch.zeros(2, len(data.dense), dtype=torch.float64)
+    limit = limit or MemoryLimit("--device cpu")
     if network is not None:
         network.eval()
     with torch.inference_mode():
         for example in data.examples(ranks.share(numbers.tolist())):
-            error = data.spot_errors(network, example.to(device))
-            sums[0, example.section] += float(error.sum())
-            sums[1, example.section] += len(error)
+            errors = limit.run(
+                lambda part: data.spot_errors(network, part.to(device)).sum(), example, BY_SPOTS
+            )
+            sums[0, example.section] += float(sum(errors))
+            sums[1, example.section] += len(example.target)
     ranks.sum([sums])
     return np.asarray(sums.numpy())
 
 
 def mean_error(
-    network: BlockNetwork | None, data: TrainingData, numbers: Indices, device: torch.device, ranks: Ranks
+    network: BlockNetwork | None,
+    data: TrainingData,
+    numbers: Indices,
+    device: torch.device,
+    ranks: Ranks,
+    limit: MemoryLimit,
 ) -> float:
     """Return the mean error over the spots of some blocks."""
-    error, count = section_errors(network, data, numbers, device, ranks)
+    error, count = section_errors(network, data, numbers, device, ranks, limit)
     return float(error.sum() / max(1.0, count.sum()))

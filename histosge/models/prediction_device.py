@@ -1,7 +1,7 @@
 """Where the products of a prediction are computed: one choice for a whole run, whatever model it is of.
 
-On a GPU is what costs most and is one product: the projection of embeddings. Pooling, the step to genes and writing stay on
-the CPU, and so do models that make no such product.
+On a GPU is what costs most: the projection of embeddings, which is one product, and the network of `attention`. Pooling,
+the step to genes and writing stay on the CPU, and so do models that have neither.
 """
 
 from collections.abc import Iterator
@@ -41,6 +41,11 @@ def prediction_device(name: str) -> Iterator[None]:
         yield
     finally:
         _CHOSEN.reset(token)
+
+
+def chosen_device_name() -> str:
+    """Return what was chosen for this thread: ``cpu`` or ``cuda``."""
+    return _CHOSEN.get()
 
 
 def project(values: Values, weight: Values) -> Values:

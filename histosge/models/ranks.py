@@ -74,16 +74,24 @@ def joined_processes() -> Iterator[Ranks]:
     Raises
     ------
     ModelError
-        If this torch cannot connect processes.
+        If this torch cannot connect processes, or there are more of them than GPUs.
     """
     if not torch.distributed.is_available():
         raise ModelError("this build of torch cannot connect processes; start one process without torchrun")
+    device = None
     if torch.cuda.is_available():
+        local, n_gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+        if local >= n_gpus:  # nccl refuses two processes on one GPU
+            raise ModelError(
+                f"torchrun started at least {local + 1} processes on a machine where torch sees {n_gpus} GPU; start one a "
+                f"GPU: --nproc-per-node {n_gpus}, or set CUDA_VISIBLE_DEVICES= to train on the CPU"
+            )
         # Before the group: it binds to the current device, and all processes would share the first.
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
     # Others wait while the first one reads a large cohort: half an hour, which is usual, would not do.
     torch.distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=2)
+        "gloo" if device is None else "nccl", timeout=timedelta(days=2), device_id=device
     )
     try:
         yield current_ranks()

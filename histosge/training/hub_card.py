@@ -4,15 +4,15 @@ A folder can be uploaded as it is. The card names no donor and no slide: `config
 """
 
 import json
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
 
 from featurestore.encoders.records import find
+from featurestore.software import version
 from featurestore.wording import counted
 from histosge.calibration.conformal import TRUSTED, Intervals
-from histosge.calibration.wording import method_sentence, trust_sentence
+from histosge.calibration.wording import adapted_sentence, method_sentence, trust_sentence
 
 README = "README.md"
 SHOWN_GENES = 20
@@ -34,6 +34,8 @@ class Card(Protocol):
     def normalisation(self) -> dict[str, Any]: ...  # noqa: D102
     @property
     def sections(self) -> tuple[dict[str, Any], ...]: ...  # noqa: D102
+    @property
+    def origin(self) -> dict[str, Any] | None: ...  # noqa: D102
 
 
 def write_card(card: Card, intervals: Intervals | None, fingerprint: str, embed_options: str) -> str:
@@ -151,7 +153,18 @@ def _data(card: Card) -> str:
         f"{counted(len(card.sections), 'section')}, {named}, {counted(spots, 'measured spot')}. "
         f"Target: {card.normalisation.get('target', '')}; "
         f"spots with fewer than {least} counts are left out. Grid: patches of {grid['patch_px']} px every "
-        f"{grid['stride_px']} px at {grid['mpp']:g} µm per pixel."
+        f"{grid['stride_px']} px at {grid['mpp']:g} µm per pixel.{_origin(card)}"
+    )
+
+
+def _origin(card: Card) -> str:
+    if card.origin is None:
+        return ""
+    n_new = len(card.sections) - int(card.origin["sections"])
+    return (
+        f" Adapted: it started from the weights of a model of {card.origin['sections']} of these sections "
+        f"(fingerprint `{_code(card.origin['fingerprint'])[:16]}`) and was fitted to the other {n_new} alone, shrunk "
+        "towards those weights."
     )
 
 
@@ -183,8 +196,13 @@ def _figures(card: Card, intervals: Intervals | None) -> list[str]:
         for i in order
     ]
     level = round(100 * intervals.level)
+    measured = (
+        ""
+        if card.origin is None
+        else f" {adapted_sentence(len(card.sections) - int(card.origin['sections']))}"
+    )
     return [
-        f"{int(intervals.trusted.sum())} of {len(card.genes)} genes are trusted ({_cell(intervals.scope)}).",
+        f"{int(intervals.trusted.sum())} of {len(card.genes)} genes are trusted ({_cell(intervals.scope)}).{measured}",
         _cell(trust_sentence(intervals.n_spots, intervals.scope, by_effective_spots=bool(intervals.method))),
         # Without the donors' names.
         _cell(method_sentence(intervals.method, intervals.level, {})),

@@ -13,6 +13,7 @@ from featurestore.wording import counted
 from histosge.calibration.conformal import TRUSTED, Intervals
 from histosge.calibration.wording import (
     SCORES,
+    adapted_sentence,
     half_width_text,
     interval_name,
     method_sentence,
@@ -134,5 +135,15 @@ def _section_block(card: ModelCard) -> Block:
         f"{card.grid['stride_px']} px at {card.grid['mpp']:g} µm per pixel"
         + (f", groups of tokens, {k} x {k} of each patch." if (k := card.grid.get("tokens")) else "."),
         tables=(Table(header, rows, "Sections and their spots."),),
-        points=caveat,
+        points=(*caveat, *_origin(card)),
+    )
+
+
+def _origin(card: ModelCard) -> tuple[str, ...]:
+    if card.origin is None:
+        return ()
+    n_earlier = int(card.origin["sections"])
+    return (
+        f"Adapted to the sections after the first {n_earlier}, from the weights of model {card.origin['fingerprint'][:16]}.",
+        adapted_sentence(len(card.sections) - n_earlier),
     )

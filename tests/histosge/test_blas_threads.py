@@ -1,11 +1,13 @@
-"""Products of matrices run on one thread, unless one is so large that all cores pay."""
+"""Products of matrices run on one thread, unless one is so large that all cores pay; threads know the run's choices."""
+
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from histosge.models.ridge_sums import RidgeSums
-from histosge.threads import blas_threads_for, one_blas_thread, side_by_side
+from histosge.threads import blas_threads_for, one_blas_thread, prefetch, side_by_side
 
 LARGE, SMALL = 10**10, 10**6
 
@@ -53,3 +55,12 @@ def test_sums_of_many_wide_rows_are_a_large_product(monkeypatch: pytest.MonkeyPa
     sums = RidgeSums.from_rows(X, X[:, :3])
     np.testing.assert_allclose(sums.xx, X.T @ X)
     assert asked == [70 * 11**2]
+
+
+def test_threads_know_what_was_chosen_for_the_run() -> None:
+    chosen = ContextVar("chosen", default="nothing")
+    token = chosen.set("cuda")
+    try:
+        assert list(prefetch(lambda _: chosen.get(), range(5), 2)) == ["cuda"] * 5
+    finally:
+        chosen.reset(token)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,8 @@ from histosge.models.block_network import BlockNetwork, NetworkShape
 from histosge.models.checkpoint import Checkpoint
 from histosge.models.linear_algebra import Standardiser
 from histosge.prediction.expression_store import ExpressionStore
-from histosge.prediction.predict import predict
-from histosge.training.saved_model import save_model
+from histosge.prediction.predict import PredictSettings, predict
+from histosge.training.saved_model import ModelCard, save_model
 from histosge.training.train import TrainSettings, train
 
 MADE = MadeCohort(sections=7, shape=(23, 31), dim=5, spots=97, genes=11, block=(7, 11), frame=5)
@@ -49,18 +50,23 @@ def test_streamed_attention_is_trained_on_what_streamed_dense_lacks(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_maps_are_those_of_the_whole_slide_wherever_blocks_end(
-    cohort: tuple[Path, Path], tmp_path: Path
-) -> None:
-    trained = train(*cohort, tmp_path / "dense", replace(SETTINGS, preset="dense", intervals=False))
+def _with_network(cohort: tuple[Path, Path], folder: Path) -> tuple[AttentionModel, ModelCard]:
+    """A model whose network is not trained, and not at its start: it adds something everywhere."""
+    trained = train(*cohort, folder / "dense", replace(SETTINGS, preset="dense", intervals=False))
     dense, dim = trained.model, MADE.dim
     torch.manual_seed(1)
-    # Not trained, and not at its start: it adds something everywhere.
     shape = NetworkShape(dim, *dense.targets.axes.shape, 16, 2, (120.0, 120.0))
     network = BlockNetwork(shape, dense.targets.axes, dense.targets.sd).eval()
     torch.nn.init.normal_(network.residual.weight, std=0.3)
     ones = np.ones(dim)
-    model = AttentionModel(dense, Standardiser(0 * ones, ones), network)
+    return AttentionModel(dense, Standardiser(0 * ones, ones), network), trained.card
+
+
+def test_maps_are_those_of_the_whole_slide_wherever_blocks_end(
+    cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    model, card = _with_network(cohort, tmp_path)
+    dense = model.dense
     slide = open_embedded(Store.open(str(cohort[1])), "S002", None, None)
     patches = load_patches(slide)
     whole = model.predict(patches)
@@ -83,11 +89,49 @@ def test_maps_are_those_of_the_whole_slide_wherever_blocks_end(
             at = window.patches.rows[own], window.patches.cols[own]
             found[at] = reduced.predict_some(window.patches, own)
         np.testing.assert_allclose(found[patches.rows, patches.cols], whole, atol=1e-5, rtol=0)
-    save_model(tmp_path / "model", model, replace(trained.card, preset="attention"))
+    save_model(tmp_path / "model", model, replace(card, preset="attention"))
     predict(cohort[1], tmp_path / "model", tmp_path / "maps", slide_ids=["S002"])
     stored = ExpressionStore.open(str(tmp_path / "maps")).map("S002", slide.stored.grid.spec.key)
     values = stored.array.read((0, n_rows), (0, n_cols))[patches.rows, patches.cols]
     np.testing.assert_allclose(values, whole, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.gpu
+def test_maps_that_are_predicted_on_a_gpu_are_those_of_the_cpu(
+    cohort: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored as float16: within 2e-3, as maps of the same values are."""
+    model, card = _with_network(cohort, tmp_path)
+    save_model(tmp_path / "model", model, replace(card, preset="attention"))
+    seen, from_tokens = set[str](), BlockNetwork.from_tokens
+
+    def watched(self: BlockNetwork, tokens: torch.Tensor, *args: Any, **settings: Any) -> torch.Tensor:
+        seen.add(tokens.device.type)
+        return from_tokens(self, tokens, *args, **settings)
+
+    monkeypatch.setattr(BlockNetwork, "from_tokens", watched)
+    values = []
+    for device in ("cpu", "cuda"):
+        predict(cohort[1], tmp_path / "model", tmp_path / device, PredictSettings(device=device))
+        stored = ExpressionStore.open(str(tmp_path / device))
+        slide = open_embedded(Store.open(str(cohort[1])), "S002", None, None)
+        found = stored.map("S002", slide.stored.grid.spec.key).array
+        values.append(found.read(*((0, n) for n in slide.stored.grid.shape)))
+    assert seen == {"cpu", "cuda"}
+    np.testing.assert_allclose(values[1], values[0], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.gpu
+def test_a_streamed_training_on_a_gpu_follows_that_on_the_cpu(
+    cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The command's own path, width as on a GPU and dropout on: only the loss is compared, and only roughly."""
+    losses = []
+    for device in ("cpu", "cuda"):
+        trained = train(*cohort, tmp_path / device, SETTINGS, stream=True, device=device)
+        losses.append(trained.model.config()["training"]["loss"])
+    assert np.isfinite(losses).all()
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.2)
 
 
 @pytest.mark.e2e
