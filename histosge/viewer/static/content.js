@@ -7,6 +7,13 @@ import { PatchLayer, SpotLayer, lowFirst, scaleColour } from "./layers.js";
 import { blendLegend, labelLegend, noLegend, number, scaleLegend } from "./legend.js";
 
 const MIXABLE = new Set(["gene", "blend"]);
+const TITLES = {
+  domains: "Spatial domains",
+  components: "Components of the embeddings",
+  clusters: "Clusters of the embeddings",
+  quality: "Quality flags",
+  tissue: "Tissue share",
+};
 
 /** What each view is to show: {name of the view, what: "spots" or "patches", show, subject, other}. */
 export function plan(shown) {
@@ -81,7 +88,8 @@ function titleOf({ layer }, { what, show, subject }) {
   const paired = find("layout").value.startsWith("pair");
   if (what === "spots") return paired ? `Measured: ${subject?.label ?? "no gene"}` : "Measured spots";
   if (paired) return `Predicted: ${subject?.label ?? "no gene"}`;
-  return MIXABLE.has(show) && layer?.genes.length ? "Predicted, every patch" : "Slide";
+  if (MIXABLE.has(show)) return layer?.genes.length ? "Predicted, every patch" : "Slide";
+  return TITLES[show] ?? "Slide";
 }
 
 function renderSpots(shown, each, { values, others }, range, figure) {

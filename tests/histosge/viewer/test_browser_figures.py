@@ -237,6 +237,7 @@ def test_domains_are_hidden_one_by_one_and_have_the_colours_of_exports(page: "Pa
     )
     shown = [[int(n) for n in re.findall(r"\d+", text)] for text in swatches]
     assert shown == [domain_colour(0), domain_colour(1)]
+    assert page.locator("#predicted-title").inner_text() == "Spatial domains"
     before = pixels(page, PREDICTED)
     page.get_by_label("domain 1").uncheck()
     assert change(before, still(page, PREDICTED)) > 0.05
