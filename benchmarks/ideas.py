@@ -1,6 +1,6 @@
 """What each idea in `dense` gives on held-out sections, for every encoder at hand, and the whole against `ridge`.
 
-    python benchmarks/ideas.py [--quick] [--json FILE]
+    python benchmarks/ideas.py [--quick] [--json FILE] [--together]
 
 Leave-section-out on the sections of ``$HISTOSGE_DATA/cohort.csv``; 250 genes chosen on the training part, by the
 variance of log1p, and by ``seurat_v3`` for the default and `ridge`. Encoders: `colour`, `morphology`, a ResNet-18
@@ -8,6 +8,9 @@ with random weights, and EfficientNet-Lite0 with the ImageNet weights of the pac
 model`` where that is installed, see `_pretrained.py` (about ten minutes on two cores; the store is kept under
 ``HISTOSGE_BENCH_CACHE`` where that is set). With --quick, or without the sections: `colour` alone, on made ones.
 Every variant goes through the scoring of `histosge evaluate`, the control on random embeddings beside them.
+
+--together: what decides whether a change is kept. The differences of each variant to `dense` on all of these sections, on
+two of an olfactory bulb and on synthetic donors for development, with an interval over sections (`_together.py`).
 """
 
 import os
@@ -18,15 +21,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from _common import Result, options, report
+from _common import Result, parser_of, report
 from _pretrained import PRETRAINED, RANDOM, efficientnet_weights, random_weights
 from _public import SPEC, public_sheet
+from _together import METRICS, HeldOutSet, compare, folds, further_sets
 
 from featurestore.embedding.embed import EmbedSettings, embed
 from histosge.data.section_loading import Selection, load_sections
 from histosge.data.sections import Section
 from histosge.evaluation.methods import MapModel, ModelMethod
-from histosge.evaluation.results import NOISE, VARIANT, Scores
+from histosge.evaluation.results import NOISE, VARIANT
 from histosge.evaluation.runner import noise_control, score_plan
 from histosge.evaluation.tasks import Plan, Task
 from histosge.models import dense, scale_ridges
@@ -35,7 +39,6 @@ from histosge.models.encoder_average import EncoderAverage
 from histosge.models.estimators import find_estimator
 from histosge.synthetic import SyntheticSpec, make_cohort
 
-METRICS = {"pearson_mean": "Pearson", "pearson_depth_adjusted": "after depth"}
 GENES = 250
 CHOICES = {"": f"{GENES}", "seurat_v3 ": f"seurat_v3:{GENES}"}
 """Prefix of a row -> how its genes are chosen."""
@@ -214,18 +217,11 @@ def score(encoded: Encoded, *, quick: bool) -> tuple[list[Result], list[float]]:
         for name in (*(method.name for method in methods), NOISE):
             for metric, label in METRICS.items():
                 results.append(Result(f"{encoded.label}, {prefix}{name}: {label}", scores.mean(name, metric)))
-        per_fold = np.subtract(_folds(scores, "dense"), _folds(scores, "ridge")).tolist()
+        per_fold = np.subtract(folds(scores, "dense"), folds(scores, "ridge")).tolist()
         key = f"gain_{encoded.label}" + ("" if prefix == "" else "_seurat_v3")
         results.append(Result(key, float(np.mean(per_fold)), "", ">= 0"))
         gains += per_fold
     return results, gains
-
-
-def _folds(scores: Scores, preset: str) -> list[float]:
-    rows = scores.scores.filter(
-        (scores.scores["preset"] == preset) & (scores.scores["metric"] == "pearson_mean")
-    )
-    return rows.sort("fold")["value"].to_list()
 
 
 def measure(every: Sequence[Encoded], *, quick: bool) -> list[Result]:
@@ -241,13 +237,29 @@ def measure(every: Sequence[Encoded], *, quick: bool) -> list[Result]:
     return [*results, Result("worst_fold", min(gains), "", ">= -0.005")]
 
 
+def measure_together(every: Sequence[Encoded], folder: Path, *, quick: bool) -> list[Result]:
+    """Compare every variant with `dense` on all sections together."""
+    sets = [HeldOutSet(encoded.sections, "section", GENES) for encoded in every if not encoded.dims]
+    if not quick:
+        sets += further_sets(folder, GENES)
+    return compare(sets, VARIANTS[0], VARIANTS[1 : 3 if quick else None])
+
+
 def main() -> None:
     """Score every step on every encoder."""
-    asked = options(__doc__)
+    parser = parser_of(__doc__)
+    parser.add_argument(
+        "--together", action="store_true", help="differences to dense on all sections together"
+    )
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         every = load(Path(folder), quick=asked.quick)
-        results = measure(every, quick=asked.quick)
-    report(f"ideas ({', '.join(encoded.label for encoded in every)})", results, asked)
+        if asked.together:
+            results = measure_together(every, Path(folder), quick=asked.quick)
+        else:
+            results = measure(every, quick=asked.quick)
+    title = "ideas together" if asked.together else "ideas"
+    report(f"{title} ({', '.join(encoded.label for encoded in every)})", results, asked)
 
 
 if __name__ == "__main__":

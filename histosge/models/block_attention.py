@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from featurestore.wording import counted
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_blocks import SectionBlocks, SpotBlocks
@@ -117,7 +118,7 @@ class AttentionModel:
             rest = self.facts["reported_change"]
             shown += f"; on {len(rest)} more, which decided nothing: {100 * np.mean(rest):+.1f} %"
         verdict = (
-            f"kept, after {self.facts['epochs']} epochs"
+            f"kept, after {counted(self.facts['epochs'], 'epoch')}"
             if self.network
             else "left out, as it does not reduce the error beyond chance; the model equals dense"
         )

@@ -5,11 +5,13 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from _common import Result, write
 from _results import catalogue, record
 from _results.pages import PAGES, rendered
 from _results.taking import taken
+from _together import bootstrap_mean
 
 RECORD = record.load()
 
@@ -64,3 +66,11 @@ def test_json_of_what_is_no_other_benchmark_is_refused(tmp_path: Path, name: str
     write(name, [Result("speed", 1.0)], asked)
     with pytest.raises(SystemExit, match=name):
         taken(json.loads(asked.json.read_text()))
+
+
+def test_the_interval_of_a_difference_over_sections_is_that_of_their_mean() -> None:
+    values = np.random.default_rng(5).normal(0.01, 0.02, 400)
+    mean, low, high = bootstrap_mean(values)
+    # Of many sections the mean is normal, and its bootstrap has the standard error of the values as they are.
+    half = 1.96 * values.std() / np.sqrt(len(values))
+    assert (mean, low, high) == pytest.approx((values.mean(), mean - half, mean + half), abs=half / 8)

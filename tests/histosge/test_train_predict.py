@@ -132,6 +132,21 @@ def test_block_by_block_equals_the_whole_slide_at_once(chain: Chain, patches: Pa
     np.testing.assert_allclose(_values(chain.out(preset))[patches.rows, patches.cols], whole, atol=5e-3)
 
 
+@pytest.mark.parametrize("preset", ["nearest", "linear", "cubic"])
+def test_a_saved_interpolation_predicts_the_slides_of_its_training_and_no_other(
+    chain: Chain, patches: Patches, tmp_path: Path, preset: str
+) -> None:
+    train(chain.sheet, chain.store, tmp_path / "model", _settings(preset))
+    predict(chain.store, tmp_path / "model", str(tmp_path / "map"))
+    model = load_model(tmp_path / "model").model
+    whole = model.predict(patches)
+    np.testing.assert_allclose(_values(str(tmp_path / "map"))[patches.rows, patches.cols], whole, atol=5e-3)
+    with pytest.raises(
+        ModelError, match=r"has none of slide 'T9': predict a slide that it was trained on \(S1\)"
+    ):
+        model.predict(replace(patches, slide_id="T9"))
+
+
 def test_a_map_holds_every_tissue_patch_and_nothing_else(chain: Chain, patches: Patches) -> None:
     tissue = Store.open(chain.store).grid("S1", GRID.key).is_tissue
     assert 0.2 < tissue.mean() < 0.95
