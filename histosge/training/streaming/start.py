@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from featurestore.documents import DocumentError, convert
 from featurestore.earlier_results import short_fingerprint
 from featurestore.events import OnMessage
 from featurestore.slides.sample_sheet import Sample
+from featurestore.storage.stored_documents import Count, Text
 from histosge.errors import ModelError
 from histosge.models.adaptation import why_not_adapted
 from histosge.models.linear_algebra import Indices
@@ -113,6 +116,23 @@ class StartFromWeights:
         return {"fingerprint": self.saved.fingerprint, "sections": len(card.sections), "spots": spots}
 
 
+class _SectionFacts(msgspec.Struct):
+    slide_id: Text
+    slide_fingerprint: Text
+    spots: Count
+    few_counts: Count
+    off_tissue: Count
+    donor: str | None
+
+
+def _check_sections(saved: SavedModel, origin: str) -> None:
+    # They are copied into the adapted model's card, its README and its page: a model from elsewhere may hold anything there.
+    try:
+        convert(list(saved.card.sections), list[_SectionFacts], f"{origin}/{CONFIG}", at="card.sections")
+    except DocumentError as error:
+        raise ModelError(f"{error}; adapt a model whose sections are described") from error
+
+
 def open_start(folder: str | Path, *, adapt: bool = False) -> Start | StartFromWeights:
     """Open a model to go on from.
 
@@ -136,6 +156,7 @@ def open_start(folder: str | Path, *, adapt: bool = False) -> Start | StartFromW
             raise ModelError(
                 f"{folder} {sums}cannot be adapted: {why_not}; train on all sections without --from"
             )
+        _check_sections(saved, str(folder))
         return StartFromWeights(saved, str(folder))
     dim, n_outputs = saved.card.encoder["dim"], kept.shape[1]
     if kept.preset != saved.card.preset or kept.shape[0] != dim:

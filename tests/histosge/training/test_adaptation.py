@@ -30,7 +30,8 @@ from histosge.models.linear_algebra import Affine
 from histosge.models.presets.ridge import RidgeModel
 from histosge.models.ridge_sums import PENALTIES
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges
-from histosge.training.saved_model import SavedModel, load_model
+from histosge.training.saved_model import SavedModel, load_model, save_model
+from histosge.training.saved_model import _fingerprint as fingerprint
 from histosge.training.train import TrainSettings, train
 from histosge_cli.main import app
 
@@ -393,6 +394,20 @@ def test_what_cannot_be_adapted_is_refused_in_one_line(world: Path, tmp_path: Pa
     with pytest.raises(ModelError, match="name it with --from"):
         train(world / "new.csv", store, tmp_path / "model", adapt=True)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_that_says_nothing_of_its_sections_is_refused(world: Path, tmp_path: Path) -> None:
+    saved = load_model(world / "ridge")
+    section = {**saved.card.sections[0], "spots": "many"}
+    save_model(tmp_path / "odd", saved.model, replace(saved.card, sections=({**saved.card.sections[1]},)))
+    config = tmp_path / "odd" / "config.json"
+    document = json.loads(config.read_text())
+    document["card"]["sections"] = [section]
+    document["fingerprint"] = fingerprint(tmp_path / "odd" / "model.safetensors", document)
+    config.write_text(json.dumps(document))
+    with pytest.raises(ModelError, match="spots") as refused:
+        train(world / "new.csv", world / "store", tmp_path / "model", start_from=tmp_path / "odd")
+    assert "\n" not in str(refused.value)
 
 
 def test_another_encoder_is_refused_with_both_values(world: Path, tmp_path: Path) -> None:
