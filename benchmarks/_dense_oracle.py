@@ -88,14 +88,14 @@ class DenseOracle:
                 predicted = np.empty_like(Y)
                 for g in np.unique(group):
                     out = group == g
-                    predicted[out] = _ridge(X[~out], Y[~out], penalty).predict(X[out])
-                errors.append((_centre(predicted - Y, group) ** 2).sum())
+                    predicted[out] = ridge(X[~out], Y[~out], penalty).predict(X[out])
+                errors.append((centre(predicted - Y, group) ** 2).sum())
                 predictions.append(predicted)
             best = int(np.argmin(errors))
-            scales.append((scaler, _ridge(X, Y, PENALTIES[best])))
-            held_out.append(_centre(predictions[best], group))
+            scales.append((scaler, ridge(X, Y, PENALTIES[best])))
+            held_out.append(centre(predictions[best], group))
         if weights is None:
-            weights = _stacking(held_out, _centre(Y, group), float((Y**2).sum()))
+            weights = stacking(held_out, centre(Y, group), float((Y**2).sum()))
         return cls(scales, weights, mean, sd, axes)
 
     def predict(self, patches: Patches) -> Floats:
@@ -106,20 +106,20 @@ class DenseOracle:
         return self.mean + patterns @ self.axes.T * self.sd
 
 
-def _ridge(X: Floats, Y: Floats, penalty: float) -> Ridge:
+def ridge(X: Floats, Y: Floats, penalty: float) -> Ridge:
     # The penalty is relative to the mean squared length of the centred inputs.
     length = float(X.var(axis=0).sum())
     return Ridge(alpha=penalty * length, solver="cholesky").fit(X, Y)
 
 
-def _centre(values: Floats, group: NDArray[np.int64]) -> Floats:
+def centre(values: Floats, group: NDArray[np.int64]) -> Floats:
     found = values.copy()
     for g in np.unique(group):
         found[group == g] -= found[group == g].mean(axis=0)
     return found
 
 
-def _stacking(held_out: Sequence[Floats], Y: Floats, size: float) -> Floats:
+def stacking(held_out: Sequence[Floats], Y: Floats, size: float) -> Floats:
     """Return weights of the scales by constrained least squares: none negative, summing to 1, pulled to equal ones."""
     n = len(held_out)
     columns = np.stack([values.ravel() for values in held_out], axis=1)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featurestore.storage.store import Store, identity_attrs
+from featurestore.storage.store import Store
+from featurestore.storage.stored_documents import identity_attrs
 from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import disc_overlap

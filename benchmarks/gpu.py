@@ -67,6 +67,9 @@ CPU_KEYS = ("timm:test_vit",)
 SPEC = GridSpec(mpp=MPP, patch_px=224, stride_px=224)
 SLIDE_PATCHES = 15_000
 """Tissue patches of a usual slide at 20x, for slides an hour."""
+SMALL_TIMES, USUAL_TIMES = 4, 7
+"""Sides of the slides in pictures of 4,096 px: 5,329 and 16,384 patches. What each slide costs before its first batch and
+after its last weighs more in the small one."""
 COMPARED = 16
 """Patches whose vectors are compared with the CPU's."""
 PRODUCT_SIDE = {"cuda": 8192, "cpu": 1024}
@@ -78,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="one slide of a third of the size")
+    parser.add_argument("--quick", action="store_true", help="fewer runs of each network")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
     parser.add_argument("--device", choices=DEVICES, default="auto")
     asked = parser.parse_args()
@@ -93,16 +96,21 @@ def main() -> None:
             f"no GPU: {', '.join(CPU_KEYS)} stand in for {', '.join(GPU_KEYS)} on this CPU", file=sys.stderr
         )
     with tempfile.TemporaryDirectory(dir=os.environ.get("HISTOSGE_BENCH_CACHE")) as folder:
-        slide = aperio_like(Path(folder), 1 if device.type == "cpu" else 4 if asked.quick else 7)
+        slides = [
+            aperio_like(_new_folder(folder, f"{times}"), times)
+            for times in ((1,) if device.type == "cpu" else (SMALL_TIMES, USUAL_TIMES))
+        ]
         peak = bf16_peak(device)
         results.append(Result("bf16 matrix products", peak / 1e12, "TFLOP/s"))
         for key in GPU_KEYS if device.type == "cuda" else CPU_KEYS:
-            results += network(key, slide, Path(folder), device, peak)
+            results += network(key, slides, Path(folder), device, peak, runs=2 if asked.quick else 5)
             if asked.json is not None:  # what was measured stays, whatever becomes of the rest
                 write(benchmark, results, asked)
+        for part in (attention, prediction):
+            results += part(Path(folder) / part.__name__, device)
+            if asked.json is not None:
+                write(benchmark, results, asked)
         results += side_by_side(Path(folder) / "training", 100)
-        results += attention(Path(folder) / "attention", device)
-        results += prediction(Path(folder) / "prediction", device)
     report(benchmark, results, asked)
 
 
@@ -125,19 +133,29 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def network(key: str, slide: Path, folder: Path, device: torch.device, peak: float) -> list[Result]:
-    """Measure one network."""
+def _new_folder(parent: str, name: str) -> Path:
+    folder = Path(parent) / name
+    folder.mkdir()
+    return folder
+
+
+def network(
+    key: str, slides: list[Path], folder: Path, device: torch.device, peak: float, *, runs: int
+) -> list[Result]:
+    """Measure one network on slides; the last one's figures count."""
     options = EncoderOptions(random_weights=True, device=device.type)
     loading, encoder = timed(load_encoder, key, options)
     assert isinstance(encoder, NetworkEncoder)
     label = key.removeprefix("timm:")
-    store = str(folder / f"{label}-warm")
+    slide, store = slides[-1], str(folder / f"{label}-warm")
     first, result = timed(_embed, slide, store, encoder)
     batches = _in_memory(slide, encoder.batch)
     bare = max(_bare_rate(encoder, batches, device) for _ in range(3))
-    whole = max(
-        result.patches / timed(_embed, slide, str(folder / f"{label}-{i}"), encoder)[0] for i in range(2)
-    )
+    rates = {
+        one: max(_rate(one, folder / f"{label}-{one.parent.name}-{i}", encoder) for i in range(runs))
+        for one in slides
+    }
+    whole, small = rates[slide], rates[slides[0]]
     flops = _flops(encoder, batches[0])
     hour = 3600 / (SLIDE_PATCHES / whole)
     dtype = encoder.identity.facts["dtype"]
@@ -145,8 +163,9 @@ def network(key: str, slide: Path, folder: Path, device: torch.device, peak: flo
     return [
         Result(f"{label}: loading, random weights", loading, "s"),
         Result(f"{label}: first run, {result.patches} patches", first, "s"),
-        Result(f"{label}: bare encoder, {dtype}, {encoder.chunk} a pass", bare, "patches/s"),
+        Result(f"{label}: bare encoder, {dtype}, {_pass_size(encoder)} a pass", bare, "patches/s"),
         Result(f"{label}: end to end", whole, "patches/s"),
+        Result(f"{label}: end to end, small slide", small, "patches/s"),
         Result(f"share_of_bare_encoder {label}", whole / bare, "", target),
         Result(f"{label}: operations of a patch", flops / 1e9, "GFLOP"),
         Result(f"share_of_bf16_peak {label}", whole * flops / peak),
@@ -157,6 +176,11 @@ def network(key: str, slide: Path, folder: Path, device: torch.device, peak: flo
             for what, seconds in _split(slide, store, encoder, batches, device, 1 / bare).items()
         ),
     ]
+
+
+def _rate(slide: Path, store: Path, encoder: NetworkEncoder) -> float:
+    seconds, result = timed(_embed, slide, str(store), encoder)
+    return result.patches / seconds
 
 
 def _embed(slide: Path, store: str, encoder: NetworkEncoder) -> embedding.SlideResult:
@@ -184,9 +208,14 @@ def _in_memory(path: Path, size: int, limit: int = 8) -> list[NDArray[np.uint8]]
     return found
 
 
+def _pass_size(encoder: NetworkEncoder) -> int:
+    """Return the patches of a forward pass: memory may have room for more than a batch."""
+    return min(encoder.chunk, encoder.batch)
+
+
 def _bare_rate(encoder: NetworkEncoder, batches: list[NDArray[np.uint8]], device: torch.device) -> float:
     """Encode batches whose bytes are on the device already: no copies, no slide, no store."""
-    chunk = encoder.chunk
+    chunk = _pass_size(encoder)
     on_device = [
         part
         for batch in batches
@@ -200,6 +229,7 @@ def _bare_rate(encoder: NetworkEncoder, batches: list[NDArray[np.uint8]], device
             encoder.forward(part)
         _wait(device)
 
+    assert on_device, f"the slide has no whole batch of {chunk} patches"
     run(on_device[:1])
     return sum(map(len, on_device)) / timed(run, on_device)[0]
 

@@ -40,7 +40,7 @@ from histosge.data.section_loading import LoadedSection, Selection, load_section
 from histosge.evaluation.encoder_comparison import keep_common_spots
 from histosge.evaluation.methods import ModelMethod
 from histosge.evaluation.paired_bootstrap import PairedBootstrap
-from histosge.evaluation.runner import _TaskScorer
+from histosge.evaluation.task_scorer import TaskScorer
 from histosge.evaluation.tasks import Plan
 from histosge.models.estimators import find_estimator
 from histosge.synthetic import SyntheticSpec, make_cohort
@@ -172,7 +172,7 @@ def score(loaded: Mapping[str, Sequence[LoadedSection]]) -> list[Result]:
         values: dict[tuple[str, str], list[float]] = {}
         for task in plan.tasks((0,)):
             # The scorer of `histosge evaluate`, without its 25 fits on random embeddings for each fold.
-            scorer = _TaskScorer(task, None, with_all_spots=False)
+            scorer = TaskScorer(task, None, with_all_spots=False)
             for model in MODELS:
                 found = scorer.score(ModelMethod(find_estimator(model), model))
                 drawn.add(model, found.held_out, found.predicted)

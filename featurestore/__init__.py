@@ -43,7 +43,7 @@ __all__ = list(_MODULES)
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         # Read on first use: looking through the installed packages takes longer than this import.
-        from importlib.metadata import version
+        from featurestore.software import version
 
         return version("histosge")
     if name not in _MODULES:

@@ -6,6 +6,12 @@ threads call them at once, their threads wait for each other, and some of them s
 
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from importlib import import_module
 
 from threadpoolctl import ThreadpoolController
 
@@ -63,3 +69,50 @@ def one_torch_thread_here() -> None:
         return
     torch.get_num_threads()  # at a thread's first call torch sets OpenMP to its own number
     ThreadpoolController().limit(limits=1, user_api="openmp")
+
+
+_tasks_lock = threading.Lock()
+_n_tasks = 0
+_tasks_limit = ExitStack()
+
+
+@contextmanager
+def one_blas_thread_in_tasks() -> Iterator[None]:
+    """Compute a worker's task on one thread of BLAS; several tasks may run in one process.
+
+    Products of matrices by several threads have other bits than by one, and workers differ in their numbers of cores.
+    """
+    global _n_tasks
+    # The limit is the process's: the task that ends first must not lift it while another one computes.
+    with _tasks_lock:
+        if _n_tasks == 0:
+            _tasks_limit.enter_context(_one_blas_thread())
+        _n_tasks += 1
+    try:
+        yield
+    finally:
+        with _tasks_lock:
+            _n_tasks -= 1
+            if _n_tasks == 0:
+                _tasks_limit.close()
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    # By a thread of its own, which lives as long: threadpoolctl (3.8) ignores all other threads than the one that holds
+    # a limit, and the task that ends last is seldom the one that began first.
+    with ThreadPoolExecutor(1) as holder:
+        limit = holder.submit(_loaded_libraries().limit, limits=1, user_api="blas").result()
+        holder.submit(limit.__enter__).result()
+        try:
+            yield
+        finally:
+            holder.submit(limit.__exit__, None, None, None).result()
+
+
+@lru_cache(maxsize=1)
+def _loaded_libraries() -> ThreadpoolController:
+    # Kept: to look for them reads the whole memory map of the process, 4 ms each time. That of scipy's decompositions
+    # must be loaded by then.
+    import_module("scipy.linalg")
+    return ThreadpoolController()

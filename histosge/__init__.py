@@ -52,7 +52,7 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         # Read when it is asked for: looking through the installed packages takes longer than this import.
-        from importlib.metadata import version
+        from featurestore.software import version
 
         return version("histosge")
     if name not in _HOMES:

@@ -5,10 +5,10 @@ import os
 import shutil
 import socketserver
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from threadpoolctl import threadpool_limits
@@ -70,7 +70,12 @@ PACKAGES = {
     "azure": (("adlfs",), "install it: pip install 'histosge[azure]'"),
     "formats": (("pylibCZIrw", "isyntax", "czifile"), "install: pip install 'histosge[czi,isyntax]' czifile"),
     "gcs": (("gcsfs", "gcp_storage_emulator"), "install: pip install 'histosge[gcs]' gcp-storage-emulator"),
+    "napari": (
+        ("napari_spatialdata", "qtpy", "spatialdata"),
+        "install it, best in an environment of its own: pip install 'histosge[spatialdata]' 'napari-spatialdata[all]'",
+    ),
     "spatialdata": (("spatialdata_io",), "install them: pip install 'histosge[spatialdata]' spatialdata-io"),
+    "spatialdata_plot": (("spatialdata_plot",), "install it: pip install spatialdata-plot"),
     "torch": (("torch",), "no torch: pip install torch"),
 }
 """Marker -> the modules that its tests import, and how to get them."""
@@ -239,3 +244,26 @@ def own_environment() -> Iterator[None]:
             del os.environ[name]
         elif os.environ.get(name) != before[name]:
             os.environ[name] = before[name]
+
+
+class Ran(NamedTuple):
+    """What a command gave: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def histosge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run the command line in this process."""
+    from histosge_cli import main
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr("sys.argv", ["histosge", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main.main()
+        return Ran(int(stopped.value.code or 0), *capsys.readouterr())
+
+    return run

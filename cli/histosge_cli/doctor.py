@@ -2,13 +2,14 @@
 
 import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError
 
 from featurestore.cores import count_cores
 from featurestore.encoders.loading import ENCODERS, load_encoder
 from featurestore.encoders.records import records
 from featurestore.errors import FeatureStoreError
 from featurestore.slides.slide_reader import READERS
+from featurestore.software import version
 from featurestore.tissue.tissue_method import TISSUE_METHODS
 
 STORAGE = {"s3fs": ("s3", "s3"), "gcsfs": ("gs", "gcs"), "adlfs": ("az", "azure")}

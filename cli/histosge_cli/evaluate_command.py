@@ -15,6 +15,7 @@ from histosge_cli.model_options import (
     Force,
     Genes,
     Grid,
+    encoders_option,
     find_own_class,
 )
 from histosge_cli.places import (
@@ -163,15 +164,7 @@ def evaluate(
     overwrite: Overwrite = False,
     force: Force = False,
     grid: Grid = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--encoder",
-            metavar="K",
-            help="Needed when the store holds several; repeat to score each preset on each.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    encoder: Annotated[list[str] | None, encoders_option("repeat to score each preset on each.")] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:

@@ -21,7 +21,6 @@ from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarnin
 from featurestore.server_errors import access_reason, is_client_error
 from featurestore.threads import keep_to_own_cores, spin_briefly
 from histosge_cli import (
-    analyse_commands,
     demo_command,
     embed_command,
     evaluate_command,
@@ -34,6 +33,7 @@ from histosge_cli import (
     train_command,
     view_command,
 )
+from histosge_cli.analyse import commands as analyse_commands
 from histosge_cli.anonymous_option import add_anonymous_option
 from histosge_cli.console import out
 from histosge_cli.places import refuse_empty

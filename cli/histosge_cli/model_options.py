@@ -32,6 +32,16 @@ EncoderKey = Annotated[
 ]
 
 
+def encoders_option(use_of_several: str) -> Any:
+    """Return the option ``--encoder`` of a command that takes several."""
+    return typer.Option(
+        "--encoder",
+        metavar="K",
+        help=f"Needed when the store holds several; {use_of_several}",
+        rich_help_panel=DATA,
+    )
+
+
 def genes_option(note: str = "") -> Any:
     """Return the option ``--genes``, with a note at the end of its help."""
     return typer.Option(

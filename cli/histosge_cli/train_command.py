@@ -8,7 +8,6 @@ import typer
 
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
-    DATA,
     OUTPUT,
     RUN,
     TRAINING,
@@ -17,6 +16,7 @@ from histosge_cli.model_options import (
     Grid,
     Page,
     SamplesArg,
+    encoders_option,
     find_own_class,
     genes_option,
 )
@@ -80,10 +80,18 @@ def train(
             metavar="MODEL",
             callback=earlier_model,
             help="Add the sheet's new sections to the sums of this model (dense, ridge; a folder or hf://OWNER/NAME); its "
-            "own are not read again.",
+            "own are not read again. A model without sums is adapted.",
             rich_help_panel=TRAINING,
         ),
     ] = None,
+    adapt: Annotated[
+        bool,
+        typer.Option(
+            "--adapt",
+            help="With --from: fit to the new sections alone, shrunk towards the model's weights, also where it keeps sums.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
     no_stats: Annotated[
         bool,
         typer.Option(
@@ -121,15 +129,7 @@ def train(
     report: Page = None,
     overwrite: Overwrite = False,
     grid: Grid = None,
-    encoder: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--encoder",
-            metavar="K",
-            help="Needed when the store holds several; repeat to average the models of several.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    encoder: Annotated[list[str] | None, encoders_option("repeat to average the models of several.")] = None,
     quiet: Quiet = False,
     log: Log = None,
 ) -> None:
@@ -187,6 +187,7 @@ def train(
             overwrite=overwrite,
             force=force,
             start_from=start_from,
+            adapt=adapt,
             keep_sums=not no_stats,
             device=device,
             on_message=console.message,

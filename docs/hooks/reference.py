@@ -4,6 +4,7 @@ mkdocs calls `on_files`; what is made here stands in no folder, so it cannot be 
 """
 
 import ast
+import base64
 import json
 import re
 from dataclasses import dataclass
@@ -143,10 +144,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = {"reference/cli.md": cli_page(), "reference/extensions.md": extensions_page()}
     for package, page in PACKAGES.items():
         pages[f"reference/{package}.md"] = api_page(package, page)
+    pictures: dict[str, bytes] = {}
     for notebook in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
-        pages[f"reference/{notebook.stem}.md"] = notebook_page(notebook)
-    for path, text in pages.items():
-        files.append(File.generated(config, path, content=text))
+        text, drawn = notebook_page(notebook)
+        pages[f"reference/{notebook.stem}.md"] = text
+        pictures |= {f"reference/{name}": content for name, content in drawn.items()}
+    for path, content in (pages | pictures).items():
+        files.append(File.generated(config, path, content=content))
     return files
 
 
@@ -209,13 +213,24 @@ def extensions_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def notebook_page(path: Path) -> str:
-    """Return a notebook's cells as a page."""
-    parts = []
-    for cell in json.loads(path.read_text())["cells"]:
+def notebook_page(path: Path) -> tuple[str, dict[str, bytes]]:
+    """Return a notebook's cells with their outputs as a page, and the pictures beside it by name."""
+    parts: list[str] = []
+    pictures: dict[str, bytes] = {}
+    for number, cell in enumerate(json.loads(path.read_text())["cells"]):
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-    return "\n\n".join([*parts, f"*This page is `docs/notebooks/{path.name}`, without its outputs.*"]) + "\n"
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"{path.stem}-{number:02d}.png"
+                pictures[name] = base64.b64decode(data["image/png"])
+                parts.append(f"![What the cell above draws]({name})")
+            else:
+                shown = "".join(output.get("text", data.get("text/plain", "")))
+                parts.append(f"```text\n{shown.rstrip()}\n```")
+    parts.append(f"*This page is `docs/notebooks/{path.name}` with the outputs of a run.*")
+    return "\n\n".join(parts) + "\n", pictures
 
 
 def cli_page() -> str:

@@ -18,14 +18,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from itertools import groupby
 from typing import Any, Generic, Literal
 
 import numpy as np
 from distributed import Client, Future, KilledWorker
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 from featurestore.analysis.patch_stream import (
     PassCounts,
@@ -45,6 +43,8 @@ from featurestore.embedding.dask_clients import (
 )
 from featurestore.errors import ClusterError
 from featurestore.events import OnProgress, ignore_progress
+from featurestore.software import version
+from featurestore.threads import one_blas_thread_in_tasks
 
 PIECE_BLOCKS = 16
 """Blocks of one task: about a slide of 10,000 patches. To merge two matrices of 1,536 x 1,536 doubles takes 0.05 s with the
@@ -277,8 +277,7 @@ def _add_up(job: _Job, make: Callable[[], Sum], piece: _Piece) -> _Part[Sum]:
         (slide, block, is_tissue[block.slices]) for block in slide.planned(is_tissue) if block.index in wanted
     )
     part = _Part(make(), PassCounts())
-    # A product of matrices by two threads has other bits than one by one, and workers have different numbers of cores.
-    with ThreadpoolController().limit(limits=1, user_api="blas"):
+    with one_blas_thread_in_tasks():
         for patches, absent in read_ahead(tasks):
             part.counts.blocks += 1
             part.counts.patches += len(patches.rows)

@@ -145,16 +145,7 @@ def embed_blocks(
 
     stained = [key for key in arrays if "stain" in encoders[key].identity.facts]
     normalise = slide_normaliser(store, stored, stained)
-
-    def prepare(batch: PatchBatch) -> _ReadBatch:
-        # In the threads that read, of which there are several where a GPU encodes. Focus is measured on the slide's own
-        # pixels: flags belong to the grid, which encoders with and without stain normalisation share.
-        blurred = is_blurred(batch.pixels, grid.effective_mpp) if judging_focus else None
-        return batch if normalise is None else replace(batch, pixels=normalise(batch.pixels)), blurred
-
-    def read(patches: Block) -> Iterator[_ReadBatch]:
-        wanted = patches_to_read(tissue[of_patches[patches].slices], grid)
-        return clocks.pixels.timed(map(prepare, read_batches(slide, grid.encoded, patches, wanted, size)))
+    reader = _BlockReader(slide, stored, of_patches, size, normalise, judging_focus, clocks)
 
     def start(item: _ReadBatch) -> tuple[PatchBatch, NDArray[np.bool_] | None, dict[str, PendingVectors]]:
         batch, blurred = item
@@ -182,7 +173,7 @@ def embed_blocks(
     # computed, and a block is written meanwhile.
     with (
         ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers,
-        closing(read_in_turn([partial(read, patches) for patches in of_patches], threads)) as batches,
+        closing(read_in_turn(reader.streams(threads), threads)) as batches,
     ):
         computed = None
         for batch, blurred, started in delayed(map(start, batches), BATCHES_AHEAD):
@@ -200,6 +191,78 @@ def embed_blocks(
                     yield writing.popleft().result()
         while writing:
             yield writing.popleft().result()
+
+
+@dataclass(frozen=True)
+class _BlockReader:
+    """Reads the wanted patches of blocks, and prepares them for the encoders.
+
+    Parameters
+    ----------
+    of_patches
+        Block of whole patches -> block of the grid that it is for.
+    size
+        Most patches in a batch.
+    normalise
+        Of the stain; None without.
+    """
+
+    slide: Slide
+    stored: StoredGrid
+    of_patches: Mapping[Block, Block]
+    size: int
+    normalise: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None
+    judging_focus: bool
+    clocks: BlockClocks
+
+    def streams(self, threads: int) -> list[Callable[[], Iterator[_ReadBatch]]]:
+        """Return what reads the blocks, in their order; the first one in parts where several threads read."""
+        blocks = list(self.of_patches)
+        if threads <= 1 or not blocks:
+            return [partial(self._read, block) for block in blocks]
+        # A GPU would wait for one thread to read the first block, while the others read what comes after it.
+        first, *rest = blocks
+        parts = split_positions(self._wanted(first), self.size)
+        return [
+            *(partial(self._read, first, part, ends=ends) for part, ends in parts),
+            *(partial(self._read, block) for block in rest),
+        ]
+
+    def _wanted(self, block: Block) -> NDArray[np.bool_]:
+        return patches_to_read(self.stored.is_tissue[self.of_patches[block].slices], self.stored.grid)
+
+    def _read(
+        self, block: Block, wanted: NDArray[np.bool_] | None = None, *, ends: bool = True
+    ) -> Iterator[_ReadBatch]:
+        """Read some patches of a block, by default all that are wanted; `ends` if the block's last are among them."""
+        wanted = self._wanted(block) if wanted is None else wanted
+        batches = read_batches(self.slide, self.stored.grid.encoded, block, wanted, self.size)
+        return self.clocks.pixels.timed(self._prepared(batches, ends=ends))
+
+    def _prepared(self, batches: Iterable[PatchBatch], *, ends: bool) -> Iterator[_ReadBatch]:
+        # In the threads that read, of which there are several where a GPU encodes. Focus is measured on the slide's own
+        # pixels: flags belong to the grid, which encoders with and without stain normalisation share.
+        mpp = self.stored.grid.effective_mpp
+        for batch in batches:
+            blurred = is_blurred(batch.pixels, mpp) if self.judging_focus else None
+            pixels = batch.pixels if self.normalise is None else self.normalise(batch.pixels)
+            yield replace(batch, pixels=pixels, last=batch.last and ends), blurred
+
+
+def split_positions(wanted: NDArray[np.bool_], size: int) -> list[tuple[NDArray[np.bool_], bool]]:
+    """Split the wanted positions of a block into runs of at most `size`, in row-major order.
+
+    Returns
+    -------
+    list of (mask, bool)
+        Each run as a mask of the block's shape, and whether it is the last one. There is at least one, which may be empty.
+    """
+    places = np.flatnonzero(wanted)
+    n = max(1, math.ceil(len(places) / size))
+    parts = [(np.zeros(wanted.shape, bool), number == n - 1) for number in range(n)]
+    for number, (part, _) in enumerate(parts):
+        part.flat[places[number * size : (number + 1) * size]] = True
+    return parts
 
 
 def delayed(items: Iterable[T], n: int) -> Iterator[T]:

@@ -25,6 +25,7 @@ from featurestore.embedding.limits import check_address, check_dashboard, check_
 from featurestore.embedding.memory_model import memory_bytes
 from featurestore.errors import ClusterError
 from featurestore.file_systems import anonymous_settings
+from featurestore.software import version as own_version
 
 PACKAGE = "histosge"
 THREADS_PER_WORKER = 2
@@ -268,9 +269,9 @@ def check_versions(client: Client) -> None:
     # A function of Python's own, which any worker can call.
     for worker, found in sorted(client.run(version, PACKAGE, on_error="return").items()):
         if isinstance(found, PackageNotFoundError):
-            raise ClusterError(f"worker {worker} has no {PACKAGE}; install version {version(PACKAGE)} there")
+            raise ClusterError(f"worker {worker} has no {PACKAGE}; install version {own_version()} there")
         if isinstance(found, str):
-            check_version(found, version(PACKAGE), worker)
+            check_version(found, own_version(), worker)
 
 
 def check_version(found: str, wanted: str, worker: str) -> None:

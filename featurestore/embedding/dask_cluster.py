@@ -1,35 +1,26 @@
 """Embedding on a cluster: dask.distributed carries keys and small results; workers do the rest.
 
-Tasks are submitted through a window, so a cohort of any size costs the scheduler the same. Slides take turns. When a
-task is given up because its workers died, its slide is quarantined until the others are done, and then retried with
-nothing else running: only then is it certain which slide kills workers.
-
-Terms
-    window      blocks that the scheduler holds at once
-    quarantine  slides with a block that was running when workers died; one of them is the cause
+`featurestore.embedding.slide_window` decides which task is submitted when.
 """
 
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, as_completed
+from distributed import Client, Future
 
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, check_written
 from featurestore.embedding.costs import Costs
 from featurestore.embedding.dask_clients import (
     ALLOWED_WORKER_DEATHS,
-    SCHEDULER_LOST,
     check_versions,
     scheduler_loss_as_error,
 )
 from featurestore.embedding.duplicates import DuplicateCheck
 from featurestore.embedding.plan import EmbedSettings, show_remark
 from featurestore.embedding.quality import QualityPlan, write_focus
-from featurestore.embedding.round_robin import RoundRobin
 from featurestore.embedding.slide_result import (
     OnResult,
     SlideResult,
@@ -37,6 +28,7 @@ from featurestore.embedding.slide_result import (
     ignore_result,
     settle_mismatches,
 )
+from featurestore.embedding.slide_window import PLAN_PRIORITY, TASK_RETRIES, SlideWindow, result_of
 from featurestore.embedding.target_store import open_target
 from featurestore.embedding.worker import (
     Job,
@@ -46,16 +38,9 @@ from featurestore.embedding.worker import (
     embed_block,
     plan_job,
 )
-from featurestore.errors import ClusterError, SlideError, StoreError
+from featurestore.errors import SlideError, StoreError
 from featurestore.events import OnProgress, Progress
 from featurestore.slides.sample_sheet import Sample
-
-BLOCKS_PER_THREAD = 3
-"""Size of the window: one block that runs, and two that wait, so that no worker idles while a result travels."""
-TASK_RETRIES = 2
-"""Further tries of a task that raised, as a network does that failed once. Deaths of workers do not count here."""
-THREAD_COUNT_INTERVAL = 64
-"""Completed tasks between two counts of the cluster's threads: a count is a request to the scheduler."""
 
 BlockWork = tuple[Block, tuple[str, ...]]
 """A block, and the keys of the encoders that lack it."""
@@ -83,8 +68,6 @@ class _SlideState:
         Of the slide's file as it was planned.
     blocks
         All that this run has to compute.
-    deferred
-        Blocks to run once the slide is retried in isolation.
     """
 
     job: Job
@@ -100,15 +83,6 @@ class _SlideState:
     costs: Costs = field(default_factory=Costs)
     quality: QualityPlan = field(default_factory=QualityPlan)
     judged: list[tuple[Block, bytes]] = field(default_factory=list)
-    deferred: list[BlockWork] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A submitted task: one block of a slide, or the planning of the slide where `work` is None."""
-
-    slide_id: str
-    work: BlockWork | None
 
 
 def embed_on_cluster(
@@ -161,7 +135,8 @@ class _Run:
         self._client, self._on_progress, self._on_result = client, on_progress, on_result
         run = uuid.uuid4().hex[:12]
         # Before the store is made: a mistyped encoder must leave nothing behind.
-        self._result_of(client.submit(check_encoders, Job(run, store, samples[0], settings), pure=False))
+        first = Job(run, store, samples[0], settings)
+        self.unpack(result_of(client.submit(check_encoders, first, pure=False)))
         self._store, named = open_target(store, samples, settings)
         self._slide_ids = [sample.slide_id for sample in named]
         # Here, where the rows have an order: of two slides that workers plan at once, the earlier row wins.
@@ -170,101 +145,76 @@ class _Run:
         )
         self._to_plan = (_SlideState(Job(run, store, sample, settings)) for sample in accepted)
         self._states: dict[str, _SlideState] = {}
-        self._queue: RoundRobin[BlockWork] = RoundRobin()
-        self._running: dict[Future, _Task] = {}
-        self._quarantined: dict[str, _SlideState] = {}
+        self._window: SlideWindow[BlockWork] = SlideWindow(client)
         self._finished: dict[str, SlideResult] = {}
-        self._completions = as_completed()
-        self._n_threads, self._n_completed = 1, 0
 
     def results(self) -> list[SlideResult]:
         """Run all slides, and return their results in the order of the samples."""
-        try:
-            self._run_until_idle()
-            for state in list(self._quarantined.values()):
-                self._retry_in_isolation(state)
-        except BaseException:
-            # Also on Ctrl-C: what is queued on a shared cluster would run on without us.
-            if self._client.status == "running":
-                with suppress(OSError):
-                    self._client.cancel(list(self._running))
-            raise
+        self._window.run(self)
         results = [self._finished[slide_id] for slide_id in self._slide_ids]
         settle_mismatches(self._store, results)
         return results
 
-    def _run_until_idle(self) -> None:
-        self._fill_window()
-        while self._running:
-            future = next(self._completions)
-            self._handle_completed(future)
-            self._fill_window()
-
-    def _fill_window(self) -> None:
-        if self._n_completed % THREAD_COUNT_INTERVAL == 0:  # workers come and go
-            self._n_threads = max(1, sum(self._client.nthreads().values()))
-        window = BLOCKS_PER_THREAD * self._n_threads
-        n_plans = sum(task.work is None for task in self._running.values())
-        # Planned only as far ahead as keeps two windows queued: the queue must not grow with the cohort.
-        while n_plans < self._n_threads and len(self._queue) < 2 * window:
-            state = next(self._to_plan, None)
-            if state is None:
-                break
-            self._states[state.job.sample.slide_id] = state
-            self._submit(state, None)
-            n_plans += 1
-        while len(self._queue) and len(self._running) - n_plans < window:
-            slide_id, work = self._queue.pop()
-            self._submit(self._states[slide_id], work)
-
-    def _submit(self, state: _SlideState, work: BlockWork | None) -> Future:
+    def next_slide(self) -> str | None:
+        """Return the next slide to plan; None after the last."""
+        state = next(self._to_plan, None)
+        if state is None:
+            return None
         slide_id = state.job.sample.slide_id
-        # Not pure: a block that is retried in isolation must be a new task, not the one that dask has given up.
-        options: dict[str, Any] = {"pure": False, "retries": TASK_RETRIES}
-        if work is None:
-            # Ahead of blocks, since a plan is what gives the other threads work.
-            future = self._client.submit(plan_job, state.job, priority=10, **options)
-        else:
-            future = self._client.submit(
-                embed_block, state.job, state.fingerprint, *work, state.quality.judging_focus, **options
-            )
-        self._running[future] = _Task(slide_id, work)
-        self._completions.add(future)
-        return future
+        self._states[slide_id] = state
+        return slide_id
 
-    def _handle_completed(self, future: Future) -> None:
-        self._n_completed += 1
-        task = self._running.pop(future)
-        state = self._states[task.slide_id]
-        try:
-            result = self._result_of(future)
-        except KilledWorker:
-            self._quarantine(state, task)
-            return
-        self._record_result(state, result)
+    def submit_plan(self, slide_id: str) -> Future:
+        """Submit the planning of a slide."""
+        return self._client.submit(
+            plan_job, self._states[slide_id].job, priority=PLAN_PRIORITY, pure=False, retries=TASK_RETRIES
+        )
 
-    def _result_of(self, future: Future) -> Any:
-        if future.cancelled():
-            raise ClusterError(SCHEDULER_LOST)
-        result = future.result()
+    def submit_work(self, slide_id: str, work: BlockWork) -> Future:
+        """Submit a block."""
+        state = self._states[slide_id]
+        return self._client.submit(
+            embed_block,
+            state.job,
+            state.fingerprint,
+            *work,
+            state.quality.judging_focus,
+            # Not pure: a block that is retried in isolation must be a new task, not the one that dask has given up.
+            pure=False,
+            retries=TASK_RETRIES,
+        )
+
+    def on_quarantine(self, slide_id: str) -> None:
+        """Do nothing: no block needs what another one left on a worker."""
+
+    def on_killer(self, slide_id: str) -> None:
+        """Fail a slide that kills workers."""
+        sample = self._states[slide_id].job.sample
+        tries = ALLOWED_WORKER_DEATHS + 1
+        reason = f"{sample.slide} kills the process that reads it ({tries} tries, nothing else running)"
+        self._finish(fail_slide(self._store, sample, SlideError(reason)))
+
+    def unpack(self, result: Any) -> Any:
+        """Return what a task returned; raise an error that is not of one slide."""
+        # Workers return it as a value: dask would try a task again that raised.
         if isinstance(result, PermanentFailure):
             raise result.error
         return result
 
-    def _record_result(self, state: _SlideState, result: PlannedSlide | BlockResult | SlideResult) -> None:
-        slide_id = state.job.sample.slide_id
-        if isinstance(result, SlideResult):  # the slide failed; several of its blocks may say so
-            self._queue.drop(slide_id)
-            if slide_id not in self._finished:
-                self._finish(replace(result, costs=state.costs))
-        elif isinstance(result, PlannedSlide):
+    def record(self, slide_id: str, result: PlannedSlide | BlockResult | SlideResult) -> None:
+        """Record the result of a plan or a block."""
+        state = self._states[slide_id]
+        if isinstance(result, SlideResult):  # the slide failed
+            self._finish(replace(result, costs=state.costs))
+            return
+        if isinstance(result, PlannedSlide):
             show_remark(result.remark)
             state.n_blocks, state.n_planned = len(result.blocks), result.planned
             state.n_patches, state.fingerprint = result.patches, result.fingerprint
             state.blocks = tuple(result.blocks.items())
             state.costs += result.costs
             state.quality = result.quality
-            self._queue.add(slide_id, state.blocks)
+            self._window.add(slide_id, state.blocks)
         else:
             state.n_done += 1
             state.n_written += result.written
@@ -273,9 +223,8 @@ class _Run:
             state.costs += result.costs
             state.judged.append((result.block, result.focus))
             self._on_progress(Progress(state.n_done, state.n_blocks, slide_id, state.n_patches_done))
-        if state.n_done == state.n_blocks and slide_id not in self._finished:
+        if state.n_done == state.n_blocks:
             self._finish(self._check_done(state))
-            del self._states[slide_id]
 
     def _check_done(self, state: _SlideState) -> SlideResult:
         """Return the result of a slide whose blocks were all computed: done, if they are still there."""
@@ -303,33 +252,6 @@ class _Run:
 
     def _finish(self, result: SlideResult) -> None:
         self._finished[result.slide_id] = result
+        self._window.close(result.slide_id)
+        self._states.pop(result.slide_id, None)
         self._on_result(result)
-
-    def _quarantine(self, state: _SlideState, task: _Task) -> None:
-        """Set a slide aside: its block was running when workers died, but blocks of other slides were, too."""
-        slide_id = task.slide_id
-        state.deferred += self._queue.drop(slide_id)
-        if task.work is not None:
-            state.deferred.insert(0, task.work)
-        self._quarantined[slide_id] = state
-
-    def _retry_in_isolation(self, state: _SlideState) -> None:
-        """Finish a quarantined slide, one task at a time: a worker that dies now was killed by this slide."""
-        slide_id = state.job.sample.slide_id
-        try:
-            if not state.n_blocks:  # it was being planned
-                self._run_in_isolation(state, None)
-                state.deferred += self._queue.drop(slide_id)
-            for work in sorted(state.deferred, key=lambda w: w[0].index):
-                if slide_id not in self._finished:
-                    self._run_in_isolation(state, work)
-        except KilledWorker:
-            tries = ALLOWED_WORKER_DEATHS + 1
-            reason = f"{state.job.sample.slide} kills the process that reads it ({tries} tries, nothing else running)"
-            self._finish(fail_slide(self._store, state.job.sample, SlideError(reason)))
-
-    def _run_in_isolation(self, state: _SlideState, work: BlockWork | None) -> None:
-        future = self._submit(state, work)
-        next(self._completions)
-        self._running.pop(future)
-        self._record_result(state, self._result_of(future))

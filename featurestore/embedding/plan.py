@@ -8,7 +8,6 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from typing import Any
 
 import psutil
@@ -38,6 +37,7 @@ from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import mpp_difference
 from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
+from featurestore.software import version
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.coding import Coding, parse_coding
 from featurestore.storage.float16 import rows_without_nan

@@ -13,11 +13,10 @@ from urllib.request import urlopen
 from featurestore.encoders.records import Published
 from featurestore.encoders.weights import check_sha256
 from featurestore.errors import EncoderError
+from featurestore.object_stores.hub_transport import transport_errors
 
 HUB = "https://huggingface.co"
 CONFIG = "config.json"
-TRANSPORTS = ("httpx", "httpx2", "requests", "urllib3")
-"""Modules whose errors the client lets through when a connection fails for good."""
 
 
 def fetch_weights(key: str, published: Published, folder: Path | None = None) -> tuple[Path, str]:
@@ -93,10 +92,8 @@ def _download(key: str, published: Published, file: str, folder: Path | None) ->
         raise EncoderError(
             f"the hub answered {status} for {file} of {where}; try again, or {other_ways}"
         ) from error
-    # Last, as it catches most: the client lets errors of its transport through, whichever that is.
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in TRANSPORTS:
-            raise
+    # Last, since errors of the client's own derive from these.
+    except transport_errors(OSError) as error:
         raise EncoderError(
             f"{file} of {key} could not be loaded to its end ({error}): repeat it, it goes on from there; or {other_ways}"
         ) from error

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from featurestore.encoders.uninitialised import without_initialisation
 from featurestore.encoders.variants import other_variant
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
+from featurestore.software import version
 
 RANDOM_SEED = 0
 """Of `--random-weights`: the same network on every machine, so that a run can be resumed and compared."""

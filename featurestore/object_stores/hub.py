@@ -21,6 +21,7 @@ from huggingface_hub.utils import build_hf_headers, http_backoff  # type: ignore
 
 from featurestore.object_stores.bucket_check import ServerReplyError
 from featurestore.object_stores.hub_place import SCHEME, HubPlace
+from featurestore.object_stores.hub_transport import transport_errors
 
 # The client logs each repeated request, with its URL, to a handler of its own that prints; what fails for good is an error.
 logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)
@@ -30,8 +31,6 @@ TRIES, FIRST_WAIT_S, MAX_WAIT_S = 6, 1.0, 8.0
 _REPEATED = (429, 500, 502, 503, 504)
 TIMEOUT_S = 60.0
 """Without a byte from the server, as for the other object stores."""
-_TRANSPORTS = ("httpx", "httpx2", "requests", "urllib3")
-"""Modules whose errors the client lets through when a connection fails for good: which it uses depends on its version."""
 _NO_RANGE = 416
 _MAX_MESSAGE = 200
 """Letters of the server's message that are shown."""
@@ -203,10 +202,7 @@ class HubStorage(AbstractFileSystem):  # type: ignore[misc]  # fsspec has no typ
             )
         except HfHubHTTPError as error:
             raise _refusal(error.response, path) from error
-        # Whatever transport the client uses, its errors share only the module.
-        except Exception as error:
-            if type(error).__module__.partition(".")[0] not in _TRANSPORTS:
-                raise
+        except transport_errors() as error:
             # Clients before 1.0 raise the transport's own error for a reply that stays one after all tries.
             if (reply := getattr(error, "response", None)) is not None:
                 raise _refusal(reply, path) from error

@@ -24,7 +24,7 @@ _ERRORS = (
 
 
 def read_cells(path: Path) -> list[tuple[int, list[str]]]:
-    """Return ``(number, cells)`` of each row of the first sheet.
+    """Return ``(number, cells)`` of each row of the first sheet that is not empty.
 
     Cells are as they would be in a CSV: whole numbers without decimals, dates as 2026-01-31, formulas as their last value.
 
@@ -67,12 +67,16 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         # What a file says of its own extent is often wrong, and trusted otherwise.
         sheet.reset_dimensions()
         for number, row in enumerate(sheet.iter_rows(max_row=EXCEL_ROWS, values_only=True), 1):
+            # openpyxl makes the rows that a file leaves out: one row with a high number has a million before it.
+            if not row:
+                continue
             cells = [_text(value) for value in row]
             if (number > MAX_ROWS and any(cells)) or len(cells) > MAX_COLUMNS:
                 raise SampleSheetError(f"{path} has cells beyond row {MAX_ROWS} or column {MAX_COLUMNS}")
             while cells and not cells[-1]:
                 cells.pop()
-            yield number, cells
+            if cells:
+                yield number, cells
     finally:
         book.close()
 

@@ -20,8 +20,8 @@ from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import IdentityMismatchError, first_line
 from featurestore.location import Location
 from featurestore.storage.layout import SPOTS, check_encoder_key, embedding_path, encoder_path, grid_path
-from featurestore.storage.store import Store, identity_attrs
-from featurestore.storage.stored_documents import EncoderAttrs
+from featurestore.storage.store import Store
+from featurestore.storage.stored_documents import EncoderAttrs, identity_attrs
 from featurestore.storage.zarr_metadata import (
     ZARR_ERRORS,
     document_label,

@@ -10,67 +10,45 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import Crc32cCodec
-from zarr.errors import ContainsArrayError
 
 from featurestore.blocks import DEFAULT_BLOCK, Block, planned_blocks
-from featurestore.credentials import redact
 from featurestore.documents import DocumentError, convert
 from featurestore.encoders.protocol import EncoderIdentity
-from featurestore.errors import (
-    IdentityMismatchError,
-    StoreError,
-)
+from featurestore.errors import IdentityMismatchError, StoreError
 from featurestore.grid import PatchGrid
 from featurestore.location import Location, PathOrUrl, store_location
 from featurestore.names import RESERVED, check_new_name, check_segment, is_segment, slug
-from featurestore.storage.block_array import FLOAT16, BlockArray
+from featurestore.storage import failure_records
+from featurestore.storage.block_array import BlockArray
 from featurestore.storage.choose_embedding import choose_embedding
 from featurestore.storage.coding import Coding
+from featurestore.storage.embedding_array import create_or_open, read_encoder
+from featurestore.storage.grid_group import write_grid
 from featurestore.storage.layout import (
     EMBEDDING,
-    EMBEDDING_DIMS,
     FAILURES,
-    GRID_ARRAYS,
-    QUALITY,
-    QUALITY_ARRAY,
     SPEC_NAME,
     SPEC_VERSION,
-    check_encoder_key,
     embedding_path,
-    encoder_path,
     failure_path,
     grid_path,
 )
 from featurestore.storage.private_map import PrivateMap, new_token
-from featurestore.storage.private_text import remove_names
 from featurestore.storage.quality_array import read_quality, replace_quality
-from featurestore.storage.stored_documents import (
-    EncoderAttrs,
-    FailureRecord,
-    SlideAttrs,
-    check_on_grid,
-    parse_grid,
-)
+from featurestore.storage.stored_documents import FailureRecord, SlideAttrs, parse_grid
 from featurestore.storage.zarr_metadata import (
     consolidate,
     consolidated_documents,
     create_root,
     document_label,
-    open_array,
     open_root,
     read_array,
     read_attrs,
     write_group,
 )
-from featurestore.tissue.flags import flag_attrs
 from featurestore.tissue.survey import Survey
 from featurestore.tissue.threshold import is_tissue
-
-MAX_REASON = 2000
-"""Letters that are shown of why something failed."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +290,7 @@ class Store:
         StoreError
             If there is no such embedding.
         """
-        attrs = self._encoder_attrs(embedding_path(slide_id, grid_key, encoder_key))
+        attrs = read_encoder(self.location, embedding_path(slide_id, grid_key, encoder_key))
         if attrs is None:
             raise StoreError(f"{slide_id}/{grid_key} holds no embedding of {encoder_key!r}; see: histosge ls")
         return EncoderIdentity(attrs.key, attrs.dim, attrs.facts)
@@ -330,11 +308,6 @@ class Store:
         if not isinstance(found, dict):
             raise DocumentError(f"{label} is damaged: attributes.stain is no object")
         return found, label
-
-    def _encoder_attrs(self, path: str) -> EncoderAttrs | None:
-        found = read_attrs(self.location, path).get("encoder")
-        label = document_label(self.location, path)
-        return convert(found, EncoderAttrs, label, at="attributes.encoder") if found else None
 
     def select(self, grid_key: str | None, encoder_key: str | None, slide_id: str) -> tuple[str, str]:
         """Return the grid and the encoder of a slide where the user named only one of them, or none.
@@ -385,29 +358,7 @@ class Store:
 
     def add_grid(self, slide_id: str, grid: PatchGrid, survey: Survey, software: dict[str, str]) -> None:
         """Write a grid with its tissue and thumbnail."""
-        path = grid_path(slide_id, grid.spec.key)
-        values: dict[str, NDArray[Any]] = {
-            "y": grid.y_um,
-            "x": grid.x_um,
-            "tissue": survey.tissue,
-            "rgb": survey.rgb,
-        }
-        for name, (dims, dtype) in GRID_ARRAYS.items():
-            attrs: dict[str, Any] = {"units": "micrometer"} if name in dims else {}
-            _write_array(self.location, f"{path}/{name}", np.asarray(values[name], dtype=dtype), dims, attrs)
-        if survey.quality is not None:
-            dims, dtype = QUALITY_ARRAY
-            quality = np.asarray(survey.quality, dtype=dtype)
-            _write_array(self.location, f"{path}/{QUALITY}", quality, dims, flag_attrs())
-        facts: dict[str, Any] = {
-            "grid": grid.to_attrs(),
-            "tissue": dict(survey.method),
-            "software": dict(software),
-        }
-        if survey.skip:
-            facts["skip"] = list(survey.skip)
-        # Last, since a grid counts as written once its group has attributes: a killed run leaves arrays without them.
-        write_group(self.location, path, facts)
+        write_grid(self.location, slide_id, grid, survey, software)
 
     def write_quality(self, slide_id: str, grid_key: str, quality: NDArray[np.uint8]) -> None:
         """Replace the flags of a grid that has some, in one object.
@@ -444,61 +395,7 @@ class Store:
         StoreError
             If the encoder's key cannot name a folder.
         """
-        check_encoder_key(identity.key)
-        path = embedding_path(slide_id, grid.spec.key, identity.key)
-        stored = self._encoder_attrs(path)
-        if stored is not None:
-            self._check_encoder(stored, identity, slide_id, grid.spec.key)
-            return self._check_coding(self._open_embedding(path, grid), coding)
-        if self.location.exists(f"{path}/c") and not self.location.exists(f"{path}/zarr.json"):
-            # Blocks without an array: a run wrote them after `rm` had removed it. They would count as done, although
-            # they may come from another encoder.
-            self.location.remove(f"{path}/c")
-        write_group(self.location, encoder_path(slide_id, grid.spec.key, identity.key), {})
-        # A block larger than the grid would be stored with its padding.
-        rows, cols = min(block_shape[0], grid.n_rows), min(block_shape[1], grid.n_cols)
-        try:
-            return BlockArray.create(
-                self.location,
-                path,
-                shape=(grid.n_rows, grid.n_cols, identity.dim),
-                chunks=(rows, cols, identity.dim),
-                dtype="float16",
-                dims=EMBEDDING_DIMS,
-                attrs={**(attrs or {}), "encoder": {**identity_attrs(identity)}},
-                coding=coding or FLOAT16,
-            )
-        except ContainsArrayError:  # another run created it since we looked: it must be the same encoder, too
-            stored = self._encoder_attrs(path) or EncoderAttrs("-", 1, {}, "")
-            self._check_encoder(stored, identity, slide_id, grid.spec.key)
-            return self._check_coding(self._open_embedding(path, grid), coding)
-
-    def _check_coding(self, array: BlockArray, coding: Coding | None) -> BlockArray:
-        if coding is not None and array.coding != coding:
-            slide_id, grid_key, encoder_slug, _ = array.path.split("/")
-            raise IdentityMismatchError(
-                f"the embedding {array.path} is stored as {array.coding.name}, now it is to be {coding.name}; leave out "
-                f"--store-as to go on, or clear it with: histosge rm {self.location.label} --slide {slide_id} --grid "
-                f"{grid_key} --encoder {encoder_slug}"
-            )
-        return array
-
-    def _open_embedding(self, path: str, grid: PatchGrid) -> BlockArray:
-        array = BlockArray.open(self.location, path, read_only=False)
-        check_on_grid(f"{self.location.label}/{path}", array.shape, grid)
-        return array
-
-    def _check_encoder(
-        self, stored: EncoderAttrs, identity: EncoderIdentity, slide_id: str, grid_key: str
-    ) -> None:
-        # The key, too: `a:b` and `a/b` have the same slug.
-        if stored.fingerprint == identity.fingerprint and stored.key == identity.key:
-            return
-        raise IdentityMismatchError(
-            f"{slide_id}/{grid_key} holds embeddings of encoder {stored.key!r} with fingerprint "
-            f"{stored.fingerprint[:16]}, now it is {identity.key!r} with {identity.fingerprint[:16]}; clear them with: "
-            f"histosge rm {self.location.label} --slide {slide_id} --grid {grid_key} --encoder {slug(identity.key)}"
-        )
+        return create_or_open(self.location, slide_id, grid, identity, block_shape, attrs, coding)
 
     def is_consolidated(self, slide_id: str, paths: Iterable[str]) -> bool:
         """Tell whether a slide's group already holds the metadata of some arrays."""
@@ -519,10 +416,7 @@ class Store:
         files
             What the reason may be about: a private store keeps their names out.
         """
-        record = {key: redact(value) if isinstance(value, str) else value for key, value in reason.items()}
-        if self.is_private and isinstance(text := record.get("reason"), str):
-            record["reason"] = remove_names(text, files, [str(record.get("slide_id", ""))])
-        self.location.write_json(path, record)
+        failure_records.write(self.location, path, reason, files if self.is_private else None)
 
     def failures(self) -> tuple[dict[str, str], dict[str, list[str]]]:
         """Return why slides could not be opened, and where the records of blocks are; one listing.
@@ -532,37 +426,15 @@ class Store:
         (dict, dict)
             Slide id -> reason, and ``slide/grid/encoder`` -> paths of records.
         """
-        blocks: dict[str, list[str]] = {}
-        slides: list[str] = []
-        for name in sorted(self.location.sizes(FAILURES)):
-            of, slash, _ = name.rpartition("/")
-            if slash:
-                blocks.setdefault(of, []).append(f"{FAILURES}/{name}")
-            elif is_segment(name.removesuffix(".json")):
-                slides.append(name.removesuffix(".json"))
-        return {name: str(self.failure_record(failure_path(name)).reason) for name in slides}, blocks
+        return failure_records.list_all(self.location)
 
     def failure_record(self, path: str) -> FailureRecord:
         """Read why something could not be read. A record that is damaged gives its own damage as the reason."""
-        # Records decide nothing, so none of them may stop what the blocks themselves decide.
-        try:
-            label = f"{self.location.label}/{path}"
-            found = convert(self.location.read_json(path) or {}, FailureRecord, label)
-        except DocumentError as error:
-            return FailureRecord(str(error))
-        # One line, without characters that a terminal would obey.
-        reason = "".join(c if c.isprintable() else " " for c in str(found.reason))[:MAX_REASON]
-        return FailureRecord(" ".join(reason.split()), found.block, found.patches)
+        return failure_records.read(self.location, path)
 
     def block_failures(self, slide_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield ``(path below the slide's failures, record)`` of every block with unreadable patches."""
-        base = f"{FAILURES}/{check_segment(slide_id, 'slide id')}"
-        if not self.location.exists(base):
-            return
-        for name in sorted(self.location.sizes(base)):
-            # Only records that name a block: what else may lie there is no record of ours.
-            if name.count("/") == 2 and self.failure_record(f"{base}/{name}").block is not None:
-                yield name.removesuffix(".json"), self.location.read_json(f"{base}/{name}") or {}
+        return failure_records.of_blocks(self.location, slide_id)
 
     def remove(self, slide_id: str, grid_key: str | None = None, encoder_key: str | None = None) -> None:
         """Remove a slide, one of its grids, or one encoder of a grid, with its failure records."""
@@ -575,40 +447,3 @@ class Store:
             self.location.remove(failure_path(slide_id))
         elif self.location.exists(f"{slide_id}/zarr.json"):
             self.consolidate(slide_id)  # it still lists what was removed
-
-
-def _write_array(
-    location: Location, path: str, values: NDArray[Any], dims: tuple[str, ...], attrs: dict[str, Any]
-) -> None:
-    """Write a small array as one object; an existing one is replaced.
-
-    It is replaced in place, not removed first, since another run of the same command may be reading it.
-    """
-    store = location.zarr()
-    try:
-        zarr.create_array(
-            store,
-            name=path,
-            data=values,
-            chunks=values.shape,
-            compressors=[Crc32cCodec()],
-            dimension_names=dims,
-            attributes=attrs,
-        )
-    except ContainsArrayError:
-        array = open_array(location, path, read_only=False)
-        if array.shape != values.shape or array.dtype != values.dtype:
-            location.remove(path)
-            _write_array(location, path, values, dims, attrs)
-            return
-        array[...] = values
-
-
-def identity_attrs(identity: EncoderIdentity) -> dict[str, Any]:
-    """Return an encoder's identity as JSON-ready attributes."""
-    return {
-        "key": identity.key,
-        "dim": identity.dim,
-        "facts": identity.facts,
-        "fingerprint": identity.fingerprint,
-    }

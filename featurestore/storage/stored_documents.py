@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from featurestore.documents import DocumentError, convert
+from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.grid import LEVEL_TOLERANCE, PatchGrid
 
 MAX_PATCHES = 2**27
@@ -81,6 +82,16 @@ class EncoderAttrs(msgspec.Struct, frozen=True):
     dim: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHANNELS)]
     facts: dict[str, Any]
     fingerprint: Text
+
+
+def identity_attrs(identity: EncoderIdentity) -> dict[str, Any]:
+    """Return the JSON-ready values of `EncoderAttrs`."""
+    return {
+        "key": identity.key,
+        "dim": identity.dim,
+        "facts": identity.facts,
+        "fingerprint": identity.fingerprint,
+    }
 
 
 class FailureRecord(msgspec.Struct, frozen=True):

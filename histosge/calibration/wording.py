@@ -138,6 +138,25 @@ def _one_line(name: str) -> str:
     return "".join(letter for letter in " ".join(name.split()) if letter.isprintable())[:60]
 
 
+def adapted_sentence(n_new: int) -> str:
+    """State on which sections intervals and trust of an adapted model were measured.
+
+    Parameters
+    ----------
+    n_new
+        Sections that the earlier model was adapted to.
+    """
+    if n_new == 1:
+        return (
+            "Intervals and trust were measured on blocks of the one section that the model was adapted to, each predicted "
+            "by the earlier model adapted to the rest of it; nothing is claimed for the earlier sections."
+        )
+    return (
+        f"Intervals and trust were measured on the {n_new} sections that the model was adapted to, each predicted by the "
+        "earlier model adapted to others of them; nothing is claimed for the earlier sections."
+    )
+
+
 def half_width_text(half_widths: list[float]) -> str:
     """Write a gene's half widths: ``± 0.64``, or ``± 0.21 to ± 1.14`` where they differ by predicted library size."""
     low, high = (f"± {width:.2f}" for width in (min(half_widths), max(half_widths)))

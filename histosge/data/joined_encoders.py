@@ -15,7 +15,8 @@ from featurestore.blocks import Block
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
-from featurestore.storage.store import StoredGrid, identity_attrs
+from featurestore.storage.store import StoredGrid
+from featurestore.storage.stored_documents import identity_attrs
 
 Indices = NDArray[np.int64]
 Values = NDArray[np.float32]

@@ -3,7 +3,7 @@
 Every section is checked against its slide, and all of them against each other, before anything is fitted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -125,13 +125,16 @@ def load_sections(
     store_url: str,
     selection: Selection,
     *,
+    among: Collection[str] | None = None,
     force: bool = False,
     on_message: OnMessage = ignore_message,
 ) -> list[LoadedSection]:
-    """Load every section of a sample sheet, and check that all embeddings are of one kind.
+    """Load the sections of a sample sheet, and check that all embeddings are of one kind.
 
     Parameters
     ----------
+    among
+        Slide ids of the rows to load; None means all.
     force
         Take spots that do not fit their slide, with a warning.
 
@@ -144,7 +147,8 @@ def load_sections(
     store = Store.open(store_url)
     loaded: list[LoadedSection] = []
     distinct = DistinctSpots()
-    for sample in read_samples(samples):
+    rows = (sample for sample in read_samples(samples) if among is None or sample.slide_id in among)
+    for sample in rows:
         item = load_section(
             sample, store, selection.grid, selection.encoder, others=selection.others, force=force
         )

@@ -92,6 +92,12 @@ def load_spots(
     return LoadedSpots(spots, alignment, description, spot_marks(found.spots))
 
 
+def slide_frame(sample: Sample, store: Store) -> SlideFrame:
+    """Return the slide that a sample's spots lie on."""
+    record = store.slide(sample.slide_id)
+    return SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
+
+
 def read_spots(
     sample: Sample, store: Store, stored: StoredGrid, *, min_counts: int = MIN_COUNTS
 ) -> tuple[LoadedExpression, Spots, str]:
@@ -107,10 +113,9 @@ def read_spots(
     ExpressionError
         If the sample names no expression, or it cannot be read.
     """
-    record, stride_um = store.slide(sample.slide_id), stored.grid.stride_um
-    frame = SlideFrame(sample.slide_id, sample.donor, record.mpp, record.size_px)
+    frame, stride_um = slide_frame(sample, store), stored.grid.stride_um
     found = find_expression(require_expression(sample), frame)
-    spots, description = found.spots, found.describe(record.mpp)
+    spots, description = found.spots, found.describe(frame.mpp)
     # Before counts are compared with the minimum.
     if needs_pooling(spots, stride_um, min_counts):
         spots = pool_spots(spots, stride_um)

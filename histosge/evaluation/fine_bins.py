@@ -10,22 +10,26 @@ Terms
     touched a bin touches a spot if one of the bin's units lies nearest to that spot
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from itertools import chain
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
 
-from featurestore.slides.sample_sheet import read_samples
-from featurestore.storage.store import Store
+from featurestore.slides.sample_sheet import Sample, read_samples
+from featurestore.storage.store import Store, StoredGrid
+from histosge.data.expression.find_expression import find_molecules
+from histosge.data.expression.loaded_expression import SlideFrame
+from histosge.data.expression.molecules import Molecules, bin_molecules
 from histosge.data.expression.pseudo_spots import pool_spots
 from histosge.data.genes import library_size
 from histosge.data.section_loading import MIN_SPOTS, LoadedSection
 from histosge.data.sections import Patches, Section, Spots
-from histosge.data.spot_loading import read_spots
+from histosge.data.spot_loading import read_spots, require_expression, slide_frame
 from histosge.data.spot_overlap import square_overlap
 from histosge.errors import ExpressionError, HistosgeError
 from histosge.evaluation.results import BinFacts, BinnedSection
@@ -80,6 +84,25 @@ class SectionBins:
 
 
 @dataclass(frozen=True)
+class MoleculeUnits:
+    """Single molecules, not read yet.
+
+    Parameters
+    ----------
+    molecules
+        Where they are.
+    frame
+        Of the slide.
+    cells
+        The cells that molecules belong to, as the section's file has them: spots of training are these, or pooled from them.
+    """
+
+    molecules: Molecules
+    frame: SlideFrame
+    cells: Spots
+
+
+@dataclass(frozen=True)
 class FineBins:
     """Bins of one size, of all sections that can give them.
 
@@ -123,7 +146,7 @@ class FineBins:
             for items in zip(*loaded, strict=True)
         ]
         measured = (
-            (section, patches, read_spots(by_id[section.slide_id], store, stored)[0].spots)
+            (section, patches, _read_units(by_id[section.slide_id], store, stored))
             for section, patches, stored in sections
         )
         return cls.from_sections(measured, side_um, max(one[0].spots.diameter_um for one in sections))
@@ -131,7 +154,7 @@ class FineBins:
     @classmethod
     def from_sections(
         cls,
-        measured: Iterable[tuple[Section, Sequence[Patches], Spots]],
+        measured: Iterable[tuple[Section, Sequence[Patches], "Spots | MoleculeUnits"]],
         side_um: float,
         spot_um: float,
     ) -> Self:
@@ -140,7 +163,7 @@ class FineBins:
         Parameters
         ----------
         measured
-            Section, its patches under each encoder, and the units of its file; read one by one.
+            Section, its patches under each encoder, and the units of its file or its molecules; read one by one.
         """
         found: dict[str, SectionBins] = {}
         refused: list[str] = []
@@ -203,7 +226,9 @@ def pool_units(units: Spots, side_um: float) -> tuple[Spots, NDArray[np.int64], 
             "leave out --at: the scores at the spots are those of such a section"
         )
     if side_um < unit_um * 0.999:
-        finer = f"give --at {np.ceil(unit_um):g} or more" if not gaps else "use Visium HD or Xenium as truth"
+        finer = "use Visium HD or Xenium as truth" if gaps else f"give --at {np.ceil(unit_um):g} or more"
+        if what == "cells":
+            finer += ", or put the Xenium run's transcripts.parquet into its folder"
         raise ExpressionError(
             f"{side_um:g} µm is finer than what was measured, {what} of {unit_um:.4g} µm; {finer}"
         )
@@ -300,8 +325,89 @@ class _SquareLattice:
         return float(abs(np.degrees(np.arctan2(col[1], col[0]))))
 
 
+@dataclass(frozen=True)
+class _Pooled:
+    """All bins of a section.
+
+    Parameters
+    ----------
+    bins
+        ``(n_bins,)``.
+    touched
+        Returns which spots some of the bins touch, by their indices, ``(n_chosen, n_spots)``.
+    measured, n_units
+        In what the file counts, and how many of them there are.
+    unit_um
+        The least step from one size of bins to another.
+    turned
+        Degrees by which the bins lie askew.
+    left_out
+        Units that were not pooled, in words; empty if none was left out.
+    """
+
+    bins: Spots
+    touched: Callable[[NDArray[np.int64]], sparse.csr_matrix]
+    measured: str
+    n_units: int
+    unit_um: float
+    turned: float = 0.0
+    left_out: str = ""
+
+
+def _read_units(sample: Sample, store: Store, stored: StoredGrid) -> Spots | MoleculeUnits:
+    spots = read_spots(sample, store, stored)[0].spots
+    frame = slide_frame(sample, store)
+    molecules = find_molecules(require_expression(sample), frame)
+    return spots if molecules is None else MoleculeUnits(molecules, frame, spots)
+
+
+def _pool(section: Section, units: Spots | MoleculeUnits, side_um: float) -> _Pooled:
+    if isinstance(units, Spots):
+        bins, bin_of_unit, turned = pool_units(units, side_um)
+        what = "bins" if units.shape == "square" else "cells"
+        touched = _touched(section.spots, units, bin_of_unit, len(bins))
+        measured = f"{what} of {units.diameter_um:.3g} µm"
+        return _Pooled(bins, lambda some: touched[some], measured, len(units), units.diameter_um, turned)
+    found = bin_molecules(units.molecules, units.frame, side_um)
+    # Cells without a position are none of the section's: no training spot has their molecules.
+    number = {name: i for i, name in enumerate(units.molecules.cells)}
+    of_cell = found.cells[:, [number[name] for name in units.cells.barcodes.tolist()]]
+    n_cells = len(units.cells)
+    spot_of_cell = _touched(section.spots, units.cells, np.arange(n_cells), n_cells)
+
+    def touch(some: NDArray[np.int64]) -> sparse.csr_matrix:
+        over = _overlapping(section.spots, found.spots.xy_um[some], side_um)
+        return sparse.csr_matrix(of_cell[some] @ spot_of_cell + over)
+
+    measured = f"molecules of quality {found.min_qv:g} or more"
+    return _Pooled(found.spots, touch, measured, found.n_kept, 1.0, left_out=found.describe_left_out())
+
+
+def _overlapping(spots: Spots, xy_um: Floats, side_um: float) -> sparse.csr_matrix:
+    """Return which spots share area with squares around `xy_um`, ``(n_squares, n_spots)``."""
+    reach = side_um / 2 + spots.diameter_um / 2
+    # The corner of a square is 1.41 times as far away as its edge.
+    near: Any = cKDTree(spots.xy_um).query_ball_point(
+        xy_um, reach * 1.5
+    )  # typed as one list (scipy-stubs 1.15)
+    square = np.repeat(np.arange(len(xy_um)), [len(each) for each in near])
+    spot = np.fromiter(chain.from_iterable(near), np.int64, len(square))
+    away = np.abs(xy_um[square] - spots.xy_um[spot])
+    if spots.shape == "square":
+        shared = (away < reach).all(axis=1)
+    else:
+        outside = np.maximum(away - side_um / 2, 0)
+        shared = np.hypot(*outside.T) < spots.diameter_um / 2
+    ones = np.ones(int(shared.sum()), np.float32)
+    return sparse.csr_matrix((ones, (square[shared], spot[shared])), shape=(len(xy_um), len(spots)))
+
+
 def _bins_of(
-    section: Section, patches: Sequence[Patches], units: Spots, side_um: float, spot_um: float
+    section: Section,
+    patches: Sequence[Patches],
+    units: Spots | MoleculeUnits,
+    side_um: float,
+    spot_um: float,
 ) -> SectionBins:
     step = max(each.stride_um for each in patches)
     if side_um * MOST_STEPS < step * (1 - 1e-6):
@@ -309,42 +415,42 @@ def _bins_of(
             f"{side_um:g} µm is finer than a map with one value every {step:g} µm can show; give --at "
             f"{step / MOST_STEPS:.4g} or more, or embed with a --stride or --tokens of at most {side_um * MOST_STEPS:g} µm"
         )
-    bins, bin_of_unit, turned = pool_units(units, side_um)
+    pooled = _pool(section, units, side_um)
+    bins = pooled.bins
     counts = library_size(bins)
-    enough = counts >= MIN_BIN_COUNTS
-    if enough.mean() < 1 - MOST_LEFT_OUT:
-        middle = max(float(np.median(counts)), 0.5)
-        wide = units.diameter_um * np.ceil(
-            side_um * np.sqrt(MIN_BIN_COUNTS / middle) * 1.01 / units.diameter_um
-        )
-        raise ExpressionError(
-            f"{int((~enough).sum())} of {len(bins)} bins have fewer than {MIN_BIN_COUNTS} counts (median "
-            f"{np.median(counts):g}); give --at {wide:g} or more"
-        )
     covered = np.ones(len(bins), bool)
     for each in patches:
         covered &= np.asarray(square_overlap(bins.xy_um, side_um, each).sum(axis=1)).ravel() > 0
-    usable = np.flatnonzero(enough & covered)
+    # Files of spots hold those under tissue; molecules lie on bare glass, too, so that most bins hold one or two of them.
+    on_tissue = np.ones(len(bins), bool) if isinstance(units, Spots) else covered
+    few = on_tissue & (counts < MIN_BIN_COUNTS)
+    if few.sum() > MOST_LEFT_OUT * on_tissue.sum():
+        middle = max(float(np.median(counts[on_tissue])), 0.5)
+        wide = pooled.unit_um * np.ceil(side_um * np.sqrt(MIN_BIN_COUNTS / middle) * 1.01 / pooled.unit_um)
+        raise ExpressionError(
+            f"{int(few.sum())} of {int(on_tissue.sum())} bins have fewer than {MIN_BIN_COUNTS} counts (median "
+            f"{np.median(counts[on_tissue]):g}); give --at {wide:g} or more"
+        )
+    usable = np.flatnonzero((counts >= MIN_BIN_COUNTS) & covered)
     if len(usable) < MIN_SPOTS:
         raise ExpressionError(
             f"{len(usable)} of {len(bins)} bins have {MIN_BIN_COUNTS} counts and a patch, {MIN_SPOTS} are needed"
         )
     kept = _draw(bins.xy_um, usable, spot_um)
-    what = "bins" if units.shape == "square" else "cells"
     facts = BinnedSection(
         section.slide_id,
-        f"{what} of {units.diameter_um:.3g} µm",
-        len(units),
+        pooled.measured,
+        pooled.n_units,
         len(bins),
-        int((~enough).sum()),
-        int((enough & ~covered).sum()),
+        int(few.sum()),
+        int((~few & ~covered).sum()),
         len(kept),
         float(np.median(counts[usable])),
-        turned if turned > TURNED_DEGREES else 0.0,
+        pooled.turned if pooled.turned > TURNED_DEGREES else 0.0,
+        pooled.left_out,
     )
-    touched = _touched(section.spots, units, bin_of_unit, len(bins))
     chosen = replace(bins, barcodes=bins.barcodes[kept], xy_um=bins.xy_um[kept], counts=bins.counts[kept])
-    return SectionBins(chosen, touched[kept], facts)
+    return SectionBins(chosen, pooled.touched(kept), facts)
 
 
 def _draw(xy_um: Floats, usable: NDArray[np.int64], spot_um: float) -> NDArray[np.int64]:

@@ -41,7 +41,8 @@ from histosge.evaluation.report_files import (
     write_evaluation,
 )
 from histosge.evaluation.results import NOISE, VARIANT, Scores
-from histosge.evaluation.runner import SCORE_SCHEMA, score_plan
+from histosge.evaluation.runner import score_plan
+from histosge.evaluation.score_rows import SCORE_SCHEMA
 from histosge.heldout.splits import Fold
 from histosge.models.estimators import find_estimator
 

@@ -4,65 +4,57 @@ Colours are from viridis, which stays readable without colour vision and in grey
 """
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from histosge.evaluation.results import GeneMap
-from histosge.reporting.plots import COLOURS, DPI, ROBUST, to_png
+from histosge.reporting.plots import COLOURS, DPI, MAX_MARKS, ROBUST, map_interpolation, scale_bar
 
 WIDTH_IN = 11.0
-
-
 FADE = 0.55
 """Share of white over the H&E, so that spots and patches stand out from it."""
 
 
-def gene_map(shown: GeneMap) -> bytes:
-    """Draw H&E, measured spots and dense prediction side by side, the latter two on one colour scale.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+def gene_map(shown: GeneMap) -> Figure:
+    """Draw H&E, measured spots and dense prediction side by side, the latter two on one colour scale."""
     figure = Figure(figsize=(WIDTH_IN, _height_in(shown)), dpi=DPI, layout="constrained")
     tissue, measured, predicted = figure.subplots(1, 3)
     # From the measured values, for both panels: on a scale of its own a flat prediction would look like a map.
     norm = _scale(shown.measured)
     left, right, bottom, top = _bounds(shown)
-    extent = _extent(shown)
+    extent, pixels = _extent(shown), map_interpolation(shown.predicted.shape)
     faded = (shown.thumbnail * (1 - FADE) + 255 * FADE).astype(np.uint8)
     for axes, title, background in (
         (tissue, "H&E", shown.thumbnail),
         (measured, f"measured, {len(shown.measured)} held-out spots", faded),
         (predicted, "predicted, every patch", faded),
     ):
-        axes.imshow(background, extent=extent, interpolation="nearest")
+        axes.imshow(background, extent=extent, interpolation=pixels)
         axes.set_title(title, fontsize=10)
         axes.set_axis_off()
         axes.set(xlim=(left, right), ylim=(bottom, top))
-    diameters = np.full(len(shown.measured), shown.spot_um)
-    # In data units, so that a spot covers its true diameter at any size of the figure.
+    # In data units, so that a spot covers its true diameter at any size of the figure. One shape for all: a shape of
+    # its own for each spot would make the file three times as large.
     discs = EllipseCollection(
-        diameters,
-        diameters,
-        np.zeros(len(diameters)),
+        [shown.spot_um],
+        [shown.spot_um],
+        [0.0],
         units="xy",
         offsets=shown.spot_xy_um,
         offset_transform=measured.transData,
         cmap=COLOURS,
         norm=norm,
+        rasterized=len(shown.measured) > MAX_MARKS,
     )
     discs.set_array(shown.measured)
     measured.add_collection(discs, autolim=False)
-    predicted.imshow(shown.predicted, extent=extent, cmap=COLOURS, norm=norm, interpolation="nearest")
-    _scale_bar(tissue)
+    predicted.imshow(shown.predicted, extent=extent, cmap=COLOURS, norm=norm, interpolation=pixels)
+    scale_bar(tissue, 1)
     bar = figure.colorbar(discs, ax=[measured, predicted], extend="both", shrink=0.85, pad=0.02)
     bar.set_label("log1p(CP10k)", fontsize=9)
-    return to_png(figure)
+    return figure
 
 
 def _scale(measured: NDArray[np.float32]) -> Normalize:
@@ -99,13 +91,3 @@ def _height_in(shown: GeneMap) -> float:
     left, right, bottom, top = _bounds(shown)
     panel = (WIDTH_IN - 1) / 3
     return float(np.clip(panel * (bottom - top) / (right - left) + 0.4, 1.8, 7))
-
-
-def _scale_bar(axes: Axes) -> None:
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    decade = 10.0 ** np.floor(np.log10((right - left) / 3))
-    length = max(step * decade for step in (1, 2, 5) if step * decade <= (right - left) / 3)
-    x, y = left + 0.04 * (right - left), bottom + 0.04 * (top - bottom)
-    axes.plot([x, x + length], [y, y], color="black", linewidth=3, solid_capstyle="butt")
-    text = f"{length / 1000:g} mm" if length >= 1000 else f"{length:g} µm"
-    axes.text(x + length / 2, y + 0.02 * (top - bottom), text, ha="center", va="bottom", fontsize=9)

@@ -24,6 +24,7 @@ from histosge.evaluation.shown_maps import KEPT_GENES, MOST_SECTIONS, OTHER_SECT
 from histosge.heldout.metric_registry import METRICS
 from histosge.heldout.splits import INTERLEAVED, WITHIN_SECTION
 from histosge.reporting.page import Block, Picture, Table
+from histosge.reporting.plots import to_svg
 
 CORRELATIONS = {
     "pearson_mean": "Pearson",
@@ -120,7 +121,7 @@ def _other_sections_block(scores: Scores) -> list[Block]:
 
 def _map_picture(shown: GeneMap, number: int, label: str) -> Picture:
     return Picture(
-        gene_map(shown),
+        to_svg(gene_map(shown)),
         f"Maps of {shown.gene}: H&E, measured spots and prediction for every patch of {shown.slide_id}",
         f"{label}: held-out r = {shown.pearson:.3f}",
         shown.gene,
@@ -240,7 +241,7 @@ def _ablation_block(scores: Scores) -> Block:
     metrics = ("pearson_mean", "paper_all_spots", "pearson_mean_on_noise", "paper_all_spots_on_noise")
     defects = [Defect(name, *(_mean(scores, name, metric) for metric in metrics)) for name in names]
     picture = Picture(
-        defect_plot(defects),
+        to_svg(defect_plot(defects)),
         "Held-out Pearson of the published code with each defect, beside the score that includes training spots",
         "Filled: the sections' embeddings. Hollow: random embeddings, which carry no information but the positions of"
         " spots.",
@@ -278,7 +279,11 @@ def _difference_block(scores: Scores) -> list[Block]:
         cells.append((gap.name, _TITLES[row["metric"]], f"{gap.value:+.3f}", f"{low:+.3f} to {high:+.3f}"))
     about = f"Paired bootstrap over genes and held-out spots, {rows[0]['draws']} draws, {rows[0]['confidence']:.0%} interval"
     picture = Picture(
-        difference_plot(differences, f"difference in held-out Pearson, {rows[0]['confidence']:.0%} interval"),
+        to_svg(
+            difference_plot(
+                differences, f"difference in held-out Pearson, {rows[0]['confidence']:.0%} interval"
+            )
+        ),
         f"Differences of {base} from every other preset with their intervals",
         "Grey: the interval includes 0, so the difference is not significant.",
     )
@@ -327,7 +332,7 @@ def _spread_block(scores: Scores) -> Block:
         for preset in _by_score(scores)
     }
     picture = Picture(
-        score_distributions(values),
+        to_svg(score_distributions(values)),
         "Box plots of the held-out Pearson of every gene, one row per preset",
         "One dot per gene: its mean over folds and seeds.",
     )

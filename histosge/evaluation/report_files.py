@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import polars as pl
 
 from featurestore.earlier_results import MadeWith
 from featurestore.errors import first_line
+from featurestore.software import version
 from featurestore.whole_file import check_output, is_partial, restore_replaced, whole_file, whole_folder
 from histosge.errors import HistosgeError
 from histosge.evaluation.gene_lookup import lookup_block

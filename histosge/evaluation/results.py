@@ -90,7 +90,7 @@ class BinnedSection:
     slide_id, measured
         Which section, and in what its file counts, such as ``bins of 8 µm``.
     n_units, n_bins
-        Bins or cells of the file, and bins of the stated side.
+        Bins, cells or molecules of the file, and bins of the stated side.
     n_few, n_uncovered
         Bins left out: too few counts, no patch.
     n_scored
@@ -99,6 +99,8 @@ class BinnedSection:
         Of the bins with counts and a patch, over all genes.
     turned_degrees
         By which bins lie askew, where it matters; else 0.
+    left_out
+        Units of the file that were not pooled, in words; empty if none was left out.
     """
 
     slide_id: str
@@ -110,6 +112,7 @@ class BinnedSection:
     n_scored: int
     median_counts: float
     turned_degrees: float = 0.0
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,7 +147,7 @@ class BinFacts:
             lines.append(
                 f"{each.slide_id}: {each.n_scored} of {drawn} bins of {self.side_um:g} µm scored{pooled}, median "
                 f"{each.median_counts:g} counts; {each.n_few} with too few counts and {each.n_uncovered} without a patch "
-                f"left out{askew}"
+                f"left out{askew}{f'; {each.left_out}' if each.left_out else ''}"
             )
         return [*lines, *self.notes]
 

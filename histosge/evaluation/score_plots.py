@@ -1,4 +1,4 @@
-"""Pictures of scores, as PNG bytes: spread over genes, differences with their intervals, and ablations.
+"""Figures of scores: spread over genes, differences with their intervals, and ablations.
 
 They read no file and leave the global state of matplotlib alone: a report may be written inside a notebook.
 """
@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from histosge.reporting.plots import DPI, NEUTRAL, hide_spines, to_png
+from histosge.reporting.plots import DPI, MAX_MARKS, NEUTRAL, hide_spines
 
 HELD_OUT, TRAINED_ON, NOISE = "#35608d", "#b8860b", "#8a8f98"
 
@@ -25,14 +25,8 @@ class Difference:
     high: float
 
 
-def difference_plot(differences: Sequence[Difference], label: str) -> bytes:
-    """Draw differences as points with intervals, one row each; grey where the interval holds 0.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+def difference_plot(differences: Sequence[Difference], label: str) -> Figure:
+    """Draw differences as points with intervals, one row each; grey where the interval holds 0."""
     figure = Figure(figsize=(9, 0.8 + 0.42 * len(differences)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     # From the top down, in the order given.
@@ -56,7 +50,7 @@ def difference_plot(differences: Sequence[Difference], label: str) -> bytes:
     axes.set_ylim(-0.6, len(differences) - 0.3)
     axes.set_xlabel(label, fontsize=9)
     hide_spines(axes)
-    return to_png(figure)
+    return figure
 
 
 @dataclass(frozen=True)
@@ -73,14 +67,8 @@ class Defect:
     noise_all_spots: float
 
 
-def defect_plot(defects: Sequence[Defect]) -> bytes:
-    """Draw each variant's held-out score beside the one that includes training spots.
-
-    Returns
-    -------
-    bytes
-        A PNG.
-    """
+def defect_plot(defects: Sequence[Defect]) -> Figure:
+    """Draw each variant's held-out score beside the one that includes training spots."""
     figure = Figure(figsize=(9, 1.0 + 0.45 * len(defects)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
     places = np.arange(len(defects))[::-1]
@@ -101,21 +89,16 @@ def defect_plot(defects: Sequence[Defect]) -> bytes:
     # Below the plot: four long labels would cover points wherever they stood inside.
     axes.legend(loc="upper center", bbox_to_anchor=(0.4, -0.18), ncols=2, fontsize=8, frameon=False)
     hide_spines(axes)
-    return to_png(figure)
+    return figure
 
 
-def score_distributions(pearson: Mapping[str, NDArray[np.float64]]) -> bytes:
+def score_distributions(pearson: Mapping[str, NDArray[np.float64]]) -> Figure:
     """Draw how the genes' held-out Pearson spreads, one row per preset.
 
     Parameters
     ----------
     pearson
         Preset -> one value per gene.
-
-    Returns
-    -------
-    bytes
-        A PNG.
     """
     figure = Figure(figsize=(9, 0.9 + 0.62 * len(pearson)), dpi=DPI, layout="constrained")
     axes = figure.subplots()
@@ -123,6 +106,7 @@ def score_distributions(pearson: Mapping[str, NDArray[np.float64]]) -> bytes:
     # Fixed, since the jitter has no meaning: the same scores make the same picture.
     rng = np.random.default_rng(0)
     shades = np.linspace(0.25, 0.85, len(pearson))
+    n_dots = sum(map(len, pearson.values()))
     for place, values, shade in zip(places, pearson.values(), shades, strict=True):
         # Not axes.boxplot: it reads all of rcParams, and so makes pyplot choose a backend for the whole process
         # (matplotlib 3.10).
@@ -141,9 +125,18 @@ def score_distributions(pearson: Mapping[str, NDArray[np.float64]]) -> bytes:
         )
         axes.plot((middle, middle), (place - 0.275, place + 0.275), color="black", linewidth=1.6, zorder=4)
         height = place + rng.uniform(-0.22, 0.22, len(values))
-        axes.scatter(values, height, s=5, color=NEUTRAL, alpha=0.55, linewidths=0, zorder=3)
+        axes.scatter(
+            values,
+            height,
+            s=5,
+            color=NEUTRAL,
+            alpha=0.55,
+            linewidths=0,
+            zorder=3,
+            rasterized=n_dots > MAX_MARKS,
+        )
     axes.axvline(0, color="black", linewidth=0.8, linestyle="--")
     axes.set_yticks(places, list(pearson), parse_math=False)
     axes.set_xlabel("held-out Pearson of a gene (box: quartiles; whiskers: 5 % and 95 %)", fontsize=9)
     hide_spines(axes)
-    return to_png(figure)
+    return figure

@@ -13,12 +13,12 @@ import json
 import pickle
 import time
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featurestore.software import version
 from featurestore.whole_file import whole_file
 from histosge.data.sections import TrainingSection
 

@@ -180,12 +180,12 @@ class RidgePath:
         return Affine(weight, self.y_mean - self.x_mean @ weight)
 
 
-def choose_penalty(X: Floats, Y: Floats, groups: Indices) -> float:
-    """Return the one of `PENALTIES` with the least squared error on groups left out in turn.
+def choose_penalty(X: Floats, Y: Floats, groups: Indices, penalties: Sequence[float] = PENALTIES) -> float:
+    """Return the one of some penalties with the least squared error on groups left out in turn.
 
     With one group there is nothing to leave out: the middle one is returned.
     """
-    return PENALTIES[int(_held_out_error(X, Y, groups).sum(axis=1).argmin())]
+    return penalties[int(_held_out_error(X, Y, groups, penalties).sum(axis=1).argmin())]
 
 
 def choose_penalties(X: Floats, Y: Floats, groups: Indices) -> Floats:
@@ -193,21 +193,21 @@ def choose_penalties(X: Floats, Y: Floats, groups: Indices) -> Floats:
 
     An output that the inputs do not predict gets the largest penalty, which is as good as leaving it out.
     """
-    return np.asarray(np.array(PENALTIES)[_held_out_error(X, Y, groups).argmin(axis=0)])
+    return np.asarray(np.array(PENALTIES)[_held_out_error(X, Y, groups, PENALTIES).argmin(axis=0)])
 
 
-def _held_out_error(X: Floats, Y: Floats, groups: Indices) -> Floats:
+def _held_out_error(X: Floats, Y: Floats, groups: Indices, penalties: Sequence[float]) -> Floats:
     """Return squared errors on left-out groups, ``(n_penalties, n_outputs)``."""
-    labels, error = np.unique(groups), np.zeros((len(PENALTIES), Y.shape[1]))
+    labels, error = np.unique(groups), np.zeros((len(penalties), Y.shape[1]))
     if len(labels) < 2:
-        error[len(PENALTIES) // 2] = -1.0  # the least of all, so argmin takes the middle one
+        error[len(penalties) // 2] = -1.0  # the least of all, so argmin takes the middle one
         return error
     for label in labels:
         held_out = groups == label
         path = RidgePath.fit(X[~held_out], Y[~held_out])
         # The basis is shared by all penalties: project the inputs on it once.
         inputs = (X[held_out] - path.x_mean) @ path.basis
-        for i, penalty in enumerate(PENALTIES):
+        for i, penalty in enumerate(penalties):
             predicted = inputs @ path.shrunk(penalty) + path.y_mean
             error[i] += ((predicted - Y[held_out]) ** 2).sum(axis=0)
     return error

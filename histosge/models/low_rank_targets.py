@@ -7,7 +7,7 @@ Terms
     pattern  a principal component of the genes: a weighted sum of genes that vary together
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -61,11 +61,16 @@ class LowRankTargets:
     @classmethod
     def fit(cls, sections: Sequence[TrainingSection], n_patterns: int) -> Self:
         """Compute the patterns of the training spots."""
+        return cls.with_axes(sections, pattern_axes([s.target for s in sections], n_patterns))
+
+    @classmethod
+    def with_axes(cls, sections: Sequence[TrainingSection], axes: Floats) -> Self:
+        """Measure mean, spread and highest value of the genes, and take the patterns as given."""
         counts = [len(section.target) for section in sections]
         means, variances = zip(*(gene_moments(section.target) for section in sections), strict=True)
         mean, variance = (np.average(values, axis=0, weights=counts) for values in (means, variances))
         highest = np.max([section.target.max(axis=0) for section in sections], axis=0).astype(np.float64)
-        return cls(mean, np.sqrt(variance), pattern_axes([s.target for s in sections], n_patterns), highest)
+        return cls(mean, np.sqrt(variance), axes, highest)
 
     def to_patterns(self, section: TrainingSection) -> Floats:
         """Return a section's targets as patterns, ``(n_spots, n_patterns)``."""
@@ -116,21 +121,31 @@ class LowRankTargets:
         return cls(mean, take(state, "targets.sd", len(mean)), axes, highest)
 
 
-def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
+def pattern_axes(
+    targets: Sequence[NDArray[np.floating]],
+    n_axes: int,
+    scale: Callable[[NDArray[np.floating]], Floats] | None = None,
+) -> Floats:
     """Return the leading principal axes of targets standardised within sections, ``(n_genes, n_axes)``.
 
     Exact from the smaller of the two Gram matrices, up to `MAX_EXACT` spots or genes; beyond, by subspace
     iteration. Genes are taken `_GENES_AT_ONCE` at a time: beside the targets themselves, memory holds the Gram matrix
     or ``n_genes + n_spots`` rows of axes, never a second copy of the targets.
+
+    Parameters
+    ----------
+    scale
+        What brings some genes of one section to a common scale; None means `standardise`.
     """
+    scale = scale or standardise
     n_spots, n_genes = sum(map(len, targets)), targets[0].shape[1]
     if n_spots > MAX_EXACT and n_genes <= MAX_EXACT:
-        square = sum((z.T @ z for z in map(standardise, targets)), np.zeros((n_genes, n_genes)))
+        square = sum((z.T @ z for z in map(scale, targets)), np.zeros((n_genes, n_genes)))
         return leading_axes(square, n_axes)
     if n_spots <= MAX_EXACT:
         square = np.zeros((n_spots, n_spots))
         for columns in _chunks(n_genes):
-            part = _standardised(targets, columns)
+            part = _scaled(targets, columns, scale)
             square += part @ part.T
         values, vectors = symmetric_eigen(square)
         order = np.argsort(values)[::-1][:n_axes]
@@ -145,12 +160,12 @@ def pattern_axes(targets: Sequence[NDArray[np.float32]], n_axes: int) -> Floats:
             left = np.linalg.qr(left)[0]
             again = np.zeros_like(left)
             for columns in _chunks(n_genes):
-                part = _standardised(targets, columns)
+                part = _scaled(targets, columns, scale)
                 again += part @ (part.T @ left)
             left = again
         vectors, values, _ = np.linalg.svd(left, full_matrices=False)
         left = vectors[:, :n_axes] / np.sqrt(np.maximum(values[:n_axes], 1e-300))
-    axes = np.concatenate([_standardised(targets, columns).T @ left for columns in _chunks(n_genes)])
+    axes = np.concatenate([_scaled(targets, columns, scale).T @ left for columns in _chunks(n_genes)])
     return fix_signs(axes / np.maximum(np.linalg.norm(axes, axis=0), 1e-300))
 
 
@@ -164,8 +179,10 @@ def _chunks(n_genes: int) -> list[slice]:
     return [slice(start, start + _GENES_AT_ONCE) for start in range(0, n_genes, _GENES_AT_ONCE)]
 
 
-def _standardised(targets: Sequence[NDArray[np.float32]], columns: slice) -> Floats:
-    return np.concatenate([standardise(target[:, columns]) for target in targets])
+def _scaled(
+    targets: Sequence[NDArray[np.floating]], columns: slice, scale: Callable[[NDArray[np.floating]], Floats]
+) -> Floats:
+    return np.concatenate([scale(target[:, columns]) for target in targets])
 
 
 def gene_moments(target: NDArray[np.float32]) -> tuple[Floats, Floats]:
@@ -177,7 +194,7 @@ def gene_moments(target: NDArray[np.float32]) -> tuple[Floats, Floats]:
     return mean, variance
 
 
-def standardise(target: NDArray[np.float32]) -> Floats:
+def standardise(target: NDArray[np.floating]) -> Floats:
     """Bring each gene of one section to mean 0 and spread 1; a gene that does not vary becomes 0."""
     values = target.astype(np.float64)
     sd = values.std(axis=0)

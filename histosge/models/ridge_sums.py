@@ -214,8 +214,10 @@ class ChosenRidges:
     without: list[Affine]
 
 
-def choose_penalties(groups: Sequence[RidgeSums], shared: Sequence[slice]) -> ChosenRidges:
-    """Choose the ones of `PENALTIES` with the least error within groups left out in turn.
+def choose_penalties(
+    groups: Sequence[RidgeSums], shared: Sequence[slice], penalties: Sequence[float] = PENALTIES
+) -> ChosenRidges:
+    """Choose the penalties with the least error within groups left out in turn.
 
     Parameters
     ----------
@@ -224,22 +226,24 @@ def choose_penalties(groups: Sequence[RidgeSums], shared: Sequence[slice]) -> Ch
     shared
         Outputs that have one penalty together. One for each output is noisier: on stripes of a lone section it lost
         0.016.
+    penalties
+        To choose from.
     """
     whole = total(groups)
     n_outputs = len(whole.y)
     if len(groups) < 2:
         return ChosenRidges(np.full(n_outputs, LONE_GROUP_PENALTY), [])
-    error = np.zeros((len(PENALTIES), n_outputs))
+    error = np.zeros((len(penalties), n_outputs))
     # Solutions for all penalties are kept, and not decompositions: each of those is as large as a Gram matrix.
     paths = list[list[Affine]]()
     for held_out in groups:
         solver = RidgeSolver.from_sums(whole - held_out)
-        paths.append([solver.solve(penalty) for penalty in PENALTIES])
+        paths.append([solver.solve(penalty) for penalty in penalties])
         error += [held_out.error_within(solution) for solution in paths[-1]]
     best = np.empty(n_outputs, np.int64)
     for part in shared:
         best[part] = error[:, part].sum(axis=1).argmin()
-    return ChosenRidges(np.array(PENALTIES)[best], [_pick(path, best) for path in paths])
+    return ChosenRidges(np.array(penalties)[best], [_pick(path, best) for path in paths])
 
 
 def _pick(path: Sequence[Affine], best: Indices) -> Affine:

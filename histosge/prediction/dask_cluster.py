@@ -1,24 +1,14 @@
 """Prediction on a cluster: dask.distributed carries names and reduced patches; workers read, predict and write.
 
-Tasks are submitted through a window, so that a cohort of any size costs the scheduler the same, and slides take turns, as in
-`featurestore.embedding.dask_cluster`. A slide whose task was given up because its workers died is set aside until the others
-are done, and is then tried with nothing else running: only then is it certain which slide kills workers.
-Loads dask when called, not when imported.
-
-Terms
-    window      pieces that the scheduler holds at once
-    quarantine  slides with a piece that was running when workers died; one of them is the cause
+`featurestore.embedding.slide_window` decides which task is submitted when. Loads dask when called, not when imported.
 """
 
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from featurestore.embedding.round_robin import RoundRobin
-from featurestore.errors import ClusterError
 from featurestore.events import OnProgress, Progress
 from histosge.errors import ModelError
 from histosge.prediction.pieces import Key, Piece, Pieces
@@ -28,14 +18,6 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
     from histosge.prediction.worker import PredictJob
-
-PIECES_PER_THREAD = 3
-"""Size of the window: one piece that is predicted, and two that wait, so that no worker idles while a result travels."""
-TASK_RETRIES = 2
-"""Further tries of a task that raised, as a network does that failed once. Deaths of workers do not count here."""
-THREAD_COUNT_INTERVAL = 64
-"""Completed tasks between two counts of the cluster's threads: a count is a request to the scheduler."""
-
 
 OnResult = Callable[[PredictResult, Exception | None], None]
 """Called with each slide's result as soon as it is known, and with the error for which it was set aside, if it was."""
@@ -90,8 +72,6 @@ class _SlideState:
         Of each reading: pieces that are not submitted yet and need it.
     readings
         Submitted tasks that some of these will need.
-    deferred
-        Pieces to run once the slide is retried in isolation; None for the planning, or the whole map.
     """
 
     slide_id: str
@@ -101,16 +81,6 @@ class _SlideState:
     n_blocks: int = 0
     users: Counter[Key] = field(default_factory=Counter)
     readings: dict[Key, "Future"] = field(default_factory=dict)
-    deferred: list[Piece | None] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """A submitted task: the planning of a slide, a piece of it, or its whole map where there is no piece."""
-
-    slide_id: str
-    piece: Piece | None
-    is_plan: bool
 
 
 class _Run:
@@ -124,71 +94,54 @@ class _Run:
         on_progress: OnProgress,
         on_result: OnResult,
     ) -> None:
-        from distributed import as_completed
+        from featurestore.embedding.slide_window import SlideWindow
 
         self._client, self._job = client, job
         self._on_progress, self._on_result = on_progress, on_result
         self._to_plan = iter(slide_ids)
         self._states: dict[str, _SlideState] = {}
-        self._queue: RoundRobin[Piece | None] = RoundRobin()
-        self._running: dict[Future, _Task] = {}
-        self._quarantined: dict[str, _SlideState] = {}
-        self._completions = as_completed()
-        self._n_threads, self._n_completed = 1, 0
+        # The work of a slide is its pieces, or None for its whole map.
+        self._window: SlideWindow[Piece | None] = SlideWindow(client)
 
     def complete(self) -> None:
         """Run all slides."""
-        try:
-            self._fill_window()
-            while self._running:
-                self._handle_completed(next(self._completions))
-                self._fill_window()
-            for state in list(self._quarantined.values()):
-                self._retry_in_isolation(state)
-        except BaseException:
-            # Also on Ctrl-C: what is queued on a shared cluster would run on without us.
-            if self._client.status == "running":
-                with suppress(OSError):
-                    self._client.cancel(list(self._running))
-            raise
+        self._window.run(self)
 
-    def _fill_window(self) -> None:
-        if self._n_completed % THREAD_COUNT_INTERVAL == 0:  # workers come and go
-            self._n_threads = max(1, sum(self._client.nthreads().values()))
-        window = PIECES_PER_THREAD * self._n_threads
-        n_plans = sum(task.is_plan for task in self._running.values())
-        # Planned only as far ahead as keeps two windows queued: the first slide is predicted before the last is opened.
-        while n_plans < self._n_threads and len(self._queue) < 2 * window:
-            slide_id = next(self._to_plan, None)
-            if slide_id is None:
-                break
-            state = self._states[slide_id] = _SlideState(slide_id)
-            self._submit(state, None)
-            n_plans += 1
-        while len(self._queue) and len(self._running) - n_plans < window:
-            slide_id, piece = self._queue.pop()
-            self._submit(self._states[slide_id], piece)
+    def next_slide(self) -> str | None:
+        """Return the next slide to plan; None after the last."""
+        slide_id = next(self._to_plan, None)
+        if slide_id is not None:
+            self._states[slide_id] = _SlideState(slide_id)
+        return slide_id
 
-    def _submit(self, state: _SlideState, piece: Piece | None) -> None:
-        from histosge.prediction.worker import plan_slide, predict_piece, replace_map
+    def submit_plan(self, slide_id: str) -> "Future":
+        """Submit the planning of a slide."""
+        from featurestore.embedding.slide_window import PLAN_PRIORITY
+        from histosge.prediction.worker import plan_slide
+
+        return self._submit(plan_slide, slide_id, priority=PLAN_PRIORITY)
+
+    def submit_work(self, slide_id: str, work: Piece | None) -> "Future":
+        """Submit a piece of a slide, or its whole map."""
+        from histosge.prediction.worker import predict_piece, replace_map
+
+        if work is None:
+            return self._submit(replace_map, slide_id)
+        state = self._states[slide_id]
+        readings = [self._reading(state, key) for key in work.readings]
+        future = self._submit(predict_piece, slide_id, work.blocks, readings)
+        state.users.subtract(work.readings)
+        # Dask keeps what a submitted piece needs; nobody else does, once the last piece that needs it is submitted.
+        state.readings = {key: kept for key, kept in state.readings.items() if state.users[key] > 0}
+        return future
+
+    def _submit(self, function: Callable[..., Any], slide_id: str, *args: Any, **options: Any) -> "Future":
+        from featurestore.embedding.slide_window import TASK_RETRIES
 
         # Not pure: a piece that is retried in isolation must be a new task, not the one that dask has given up.
-        options: dict[str, Any] = {"pure": False, "retries": TASK_RETRIES}
-        if state.result is None:
-            # Ahead of pieces, since a plan is what gives the other threads work.
-            future = self._client.submit(plan_slide, self._job, state.slide_id, priority=10, **options)
-        elif piece is None:
-            future = self._client.submit(replace_map, self._job, state.slide_id, **options)
-        else:
-            readings = [self._reading(state, key) for key in piece.readings]
-            future = self._client.submit(
-                predict_piece, self._job, state.slide_id, piece.blocks, readings, **options
-            )
-            state.users.subtract(piece.readings)
-            # Dask keeps what a submitted piece needs; nobody else does, once the last piece that needs it is submitted.
-            state.readings = {key: kept for key, kept in state.readings.items() if state.users[key] > 0}
-        self._running[future] = _Task(state.slide_id, piece, state.result is None)
-        self._completions.add(future)
+        return self._client.submit(
+            function, self._job, slide_id, *args, pure=False, retries=TASK_RETRIES, **options
+        )
 
     def _reading(self, state: _SlideState, key: Key) -> "Future":
         from histosge.prediction.worker import read_blocks
@@ -196,41 +149,23 @@ class _Run:
         if key not in state.readings:
             assert state.pieces is not None
             blocks = state.pieces.readings[key]
-            state.readings[key] = self._client.submit(
-                read_blocks, self._job, state.slide_id, blocks, pure=False, retries=TASK_RETRIES
-            )
+            state.readings[key] = self._submit(read_blocks, state.slide_id, blocks)
         return state.readings[key]
 
-    def _handle_completed(self, future: "Future") -> None:
-        from distributed import KilledWorker
-
-        self._n_completed += 1
-        task = self._running.pop(future)
-        state = self._states.get(task.slide_id)
-        try:
-            result = self._result_of(future)
-        except KilledWorker:
-            if state is not None:
-                self._quarantine(state, task)
-            return
-        if state is not None:
-            self._record_result(state, result)
-
-    def _result_of(self, future: "Future") -> Any:
-        from featurestore.embedding.dask_clients import SCHEDULER_LOST
+    def unpack(self, result: Any) -> Any:
+        """Return what a task returned; raise an error that is not of one slide."""
         from histosge.prediction.worker import FailedTask
 
-        if future.cancelled():
-            raise ClusterError(SCHEDULER_LOST)
-        result = future.result()
         if isinstance(result, FailedTask) and not result.is_of_one_slide:
             raise result.error
         return result
 
-    def _record_result(self, state: _SlideState, result: Any) -> None:
+    def record(self, slide_id: str, result: Any) -> None:
+        """Record the result of a plan, a piece or a whole map."""
         from histosge.prediction.worker import FailedTask, SlidePlan
 
-        if isinstance(result, FailedTask):  # several of its tasks may say so: the first is recorded
+        state = self._states[slide_id]
+        if isinstance(result, FailedTask):
             self._finish(state, set_aside(state.slide_id, result.error), result.error)
             return
         if isinstance(result, SlidePlan):
@@ -240,7 +175,7 @@ class _Run:
                 work = result.pieces.pieces
                 state.users = Counter(key for piece in result.pieces.pieces for key in piece.readings)
             state.n_left = len(work)
-            self._queue.add(state.slide_id, work)
+            self._window.add(slide_id, work)
             if work:
                 return
             result = state.result
@@ -254,42 +189,22 @@ class _Run:
         if state.n_left == 0:
             self._finish(state, state.result)
 
+    def on_quarantine(self, slide_id: str) -> None:
+        """Drop what was read, which may be lost with its worker."""
+        state = self._states[slide_id]
+        state.readings.clear()
+        # Then each reading is made for its piece alone: few pieces are left, and memory may be short.
+        state.users.clear()
+
+    def on_killer(self, slide_id: str) -> None:
+        """Set a slide aside that kills workers."""
+        error = ModelError(
+            f"slide {slide_id!r} kills the process that predicts it, also with nothing else running, probably for "
+            "lack of memory; blocks that are written stay: run the same command again with fewer --workers"
+        )
+        self._finish(self._states[slide_id], set_aside(slide_id, error), error)
+
     def _finish(self, state: _SlideState, result: PredictResult, error: Exception | None = None) -> None:
-        self._queue.drop(state.slide_id)
-        self._quarantined.pop(state.slide_id, None)
-        # What still runs of a slide that was set aside is ignored.
+        self._window.close(state.slide_id)
         del self._states[state.slide_id]
         self._on_result(result, error)
-
-    def _quarantine(self, state: _SlideState, task: _Task) -> None:
-        """Set a slide aside: its piece was running when workers died, but pieces of other slides were, too."""
-        state.deferred += [task.piece, *self._queue.drop(state.slide_id)]
-        state.readings.clear()
-        self._quarantined[state.slide_id] = state
-
-    def _retry_in_isolation(self, state: _SlideState) -> None:
-        """Finish a quarantined slide, one piece at a time: a worker that dies now was killed by this slide."""
-        from distributed import KilledWorker
-
-        work, state.deferred = state.deferred, []
-        if (
-            state.pieces is not None
-        ):  # each reading is made for its piece alone: few pieces are left, and memory may be short
-            state.users.clear()
-        try:
-            while work and state.slide_id in self._states:
-                self._run_in_isolation(state, work.pop(0))
-                if state.slide_id in self._states:  # it was being planned
-                    work += self._queue.drop(state.slide_id)
-        except KilledWorker:
-            error = ModelError(
-                f"slide {state.slide_id!r} kills the process that predicts it, also with nothing else running, probably for "
-                "lack of memory; blocks that are written stay: run the same command again with fewer --workers"
-            )
-            self._finish(state, set_aside(state.slide_id, error), error)
-
-    def _run_in_isolation(self, state: _SlideState, piece: Piece | None) -> None:
-        self._submit(state, piece)
-        future = next(self._completions)
-        self._running.pop(future)
-        self._record_result(state, self._result_of(future))

@@ -7,7 +7,6 @@ predicted, never a slide.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
 
@@ -17,6 +16,7 @@ from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_pr
 from featurestore.file_systems import fixed_url
 from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.sample_sheet import Sample
+from featurestore.software import version
 from featurestore.storage.store import Store
 from featurestore.threads import keep_to_own_cores
 from histosge.data.embedded_slide import EmbeddedSlide, check_complete

@@ -14,7 +14,7 @@ from histosge.calibration.wording import trained_on_sentence
 from histosge.prediction.embedding_evidence import evidence_sentences
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
 from histosge.reporting.page import Block, Picture, render_report, write_page
-from histosge.reporting.plots import robust_limits, shared_scale_maps, slide_maps
+from histosge.reporting.plots import robust_limits, shared_scale_maps, slide_maps, to_svg
 from histosge.training.report import trust_block
 from histosge.training.saved_model import SavedModel
 
@@ -90,7 +90,7 @@ def _read_genes(stored: StoredMap, genes: Sequence[str]) -> dict[str, NDArray[np
 
 def _large_picture(stored: StoredMap, genes: Sequence[str], limits: tuple[float, float]) -> Picture:
     return Picture(
-        shared_scale_maps(_read_genes(stored, genes), limits, stored.grid.stride_um),
+        to_svg(shared_scale_maps(_read_genes(stored, genes), limits, stored.grid.stride_um)),
         f"Predicted maps of {', '.join(genes)} on slide {stored.slide_id}.",
         "Predicted log1p(CP10k) of the chosen genes, on one colour scale for all of them and all slides of this page.",
         stored.slide_id,
@@ -109,7 +109,7 @@ def _slide_block(
     x, y = (start + (grid.patch_um - grid.stride_um) / 2 for start in grid.origin_um)
     corner = x, y
     picture = Picture(
-        slide_maps(stored.rgb, maps, grid.stride_um, corner),
+        to_svg(slide_maps(stored.rgb, maps, grid.stride_um, corner)),
         f"Slide {stored.slide_id} beside predicted maps of {', '.join(maps)}.",
         "Predicted log1p(CP10k), each map on its own colour scale. Shown are the genes with the highest trust.",
         stored.slide_id,

@@ -7,17 +7,18 @@ alone travel, from worker to worker.
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 from featurestore.blocks import Block
 from featurestore.embedding.dask_clients import PACKAGE, check_version
 from featurestore.errors import AccessError, ClusterError, FeatureStoreError
 from featurestore.events import ignore_progress
+from featurestore.software import version
 from featurestore.storage.store import Store
+from featurestore.threads import one_blas_thread_in_tasks
 from histosge.data.embedded_slide import EmbeddedSlide, Part, read_part
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
@@ -37,7 +38,6 @@ from histosge.prediction.slide_prediction import (
     predict_slide,
     replaces_map,
 )
-from histosge.threads import one_blas_thread
 from histosge.training.saved_model import load_model
 
 OPEN_SLIDES = 64
@@ -178,30 +178,13 @@ def _given_up(error: Exception) -> FailedTask:
     return FailedTask(error, concerns_one_slide(error))
 
 
-_lock = threading.Lock()
-_n_tasks = 0
-_limit = ExitStack()
-
-
 @contextmanager
 def _task(job: PredictJob) -> Iterator[None]:
-    """Compute a task on one thread of BLAS: products by several threads have other bits, and workers differ in cores."""
-    global _n_tasks
+    """Compute a task as every worker does: same version, one thread of BLAS, the device of the run."""
     # Also here, since workers join while a run goes on.
     check_version(version(PACKAGE), job.version, f"process {os.getpid()}")
-    # The limit is the process's: the task that ends first must not lift it while another one computes.
-    with _lock:
-        if _n_tasks == 0:
-            _limit.enter_context(one_blas_thread())
-        _n_tasks += 1
-    try:
-        with prediction_device(job.device):
-            yield
-    finally:
-        with _lock:
-            _n_tasks -= 1
-            if _n_tasks == 0:
-                _limit.close()
+    with one_blas_thread_in_tasks(), prediction_device(job.device):
+        yield
 
 
 _loading = threading.Lock()

@@ -1,4 +1,4 @@
-"""The page that reports are made of, and pictures as PNG bytes. Generic: each stage owns its own report.
+"""The page that reports are made of, and figures as SVG. Generic: each stage owns its own report.
 
 May use: errors.
 """

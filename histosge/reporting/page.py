@@ -22,11 +22,11 @@ _RECORD = re.compile(rb'<meta name="record" content="([^"]*)">')
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with what it shows, for those who see it and those who do not.
+    """An SVG with what it shows, for those who see it and those who do not.
 
     Parameters
     ----------
-    png, alt, caption
+    svg, alt, caption
         The picture, the same in words, and what stands under it.
     name
         Printed bold before the caption.
@@ -34,7 +34,7 @@ class Picture:
         By which links on the page find it.
     """
 
-    png: bytes
+    svg: bytes
     alt: str
     caption: str
     name: str = ""
@@ -42,8 +42,14 @@ class Picture:
 
     @property
     def base64(self) -> str:
-        """Return the PNG as text for a data URL."""
-        return base64.b64encode(self.png).decode("ascii")
+        """Return the SVG as text for a data URL."""
+        return base64.b64encode(self.svg).decode("ascii")
+
+    @property
+    def file_stem(self) -> str:
+        """Return the name, without a suffix, under which a reader saves it."""
+        words = re.sub(r"[^A-Za-z0-9.-]+", "_", self.name or self.alt).strip("._-")
+        return words[:60] or "figure"
 
 
 @dataclass(frozen=True)

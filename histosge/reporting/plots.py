@@ -1,20 +1,30 @@
-"""Pictures for reports, as PNG bytes: what all of them share, the distribution of trust, and maps beside a slide.
+"""Figures of reports: what all of them share, the distribution of trust, and maps beside a slide.
 
-It reads no file and touches no global state of matplotlib: every figure is an object of its own.
+It reads no file and touches no state of matplotlib that outlives a call: every figure is an object of its own.
 Colours are from viridis, which stays readable without colour vision and in grey.
 """
 
 import io
+import re
+import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 COLOURS = "viridis"
 NEUTRAL = "#8a8f98"
-DPI = 110
+DPI = 160
+"""Of what is drawn as pixels inside a figure: sharp at twice the width of a page on a usual screen."""
+MAX_MARKS = 2000
+"""Marks of one plot that are kept as shapes: each takes 100 bytes, so that 20,000 genes would make a page of 20 MB."""
+# A map of fewer patches is stored a pixel a patch; a larger one is resampled to what the figure shows of it.
+_MAX_EXACT_PATCHES = 200_000
+_NO_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 ROBUST = (2.0, 98.0)
 """Percentiles that a colour scale spans, so that single patches do not stretch it."""
 
@@ -25,14 +35,46 @@ def hide_spines(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def to_png(figure: Figure) -> bytes:
-    """Return a figure as the bytes of a PNG."""
+def to_svg(figure: Figure) -> bytes:
+    """Return a figure as an SVG whose text stays text; the same figure gives the same bytes."""
+    # Fonts as fonts, so that an author's program can edit the text. A fixed salt, since the usual ids are random.
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "histosge"}
+    # No metadata: they would name the date, and addresses on a page that is to load nothing.
+    metadata: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     target = io.BytesIO()
-    figure.savefig(target, format="png")
-    return target.getvalue()
+    with rc_context(style), warnings.catch_warnings():
+        # Letters are measured with the font that matplotlib brings, and drawn with one that the reader has.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(target, format="svg", metadata=metadata)
+    # matplotlib (3.11) writes control characters of a name as they are, and no browser opens such a file.
+    return _NO_XML.sub("\ufffd", target.getvalue().decode()).encode()
 
 
-def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
+def map_interpolation(shape: tuple[int, ...]) -> str:
+    """Return how matplotlib is to draw a map of ``(n_rows, n_cols)`` patches: exact where that is small."""
+    return "none" if shape[0] * shape[1] <= _MAX_EXACT_PATCHES else "nearest"
+
+
+def scale_bar(axes: Axes, unit_um: float) -> None:
+    """Draw a scale bar of a round length at the bottom left.
+
+    Parameters
+    ----------
+    unit_um
+        One unit of the axes, in microns.
+    """
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    longest_um = (right - left) * unit_um / 3
+    decade = 10.0 ** np.floor(np.log10(longest_um))
+    length_um = max(step * decade for step in (1, 2, 5) if step * decade <= longest_um)
+    length = length_um / unit_um
+    x, y = left + 0.04 * (right - left), bottom + 0.04 * (top - bottom)
+    axes.plot([x, x + length], [y, y], color="black", linewidth=3, solid_capstyle="butt")
+    text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
+    axes.text(x + length / 2, y + 0.02 * (top - bottom), text, ha="center", va="bottom", fontsize=9)
+
+
+def trust_plot(trust: NDArray[np.float32], threshold: float) -> Figure:
     """Draw the distribution of trust over genes, with the line below which a gene is abstained from."""
     # Figure, not pyplot: pyplot keeps every figure alive, and its state belongs to the user's own plots.
     figure = Figure(figsize=(8, 2.6), dpi=DPI, layout="constrained")
@@ -46,7 +88,7 @@ def trust_plot(trust: NDArray[np.float32], threshold: float) -> bytes:
     axes.set_ylabel("genes", fontsize=9)
     axes.legend(frameon=False, fontsize=9)
     hide_spines(axes)
-    return to_png(figure)
+    return figure
 
 
 def robust_limits(maps: Iterable[NDArray[np.float32]]) -> tuple[float, float]:
@@ -61,8 +103,8 @@ def robust_limits(maps: Iterable[NDArray[np.float32]]) -> tuple[float, float]:
 
 def shared_scale_maps(
     maps: dict[str, NDArray[np.float32]], limits: tuple[float, float], stride_um: float
-) -> bytes:
-    """Draw maps large, two in a row, on one colour scale with its bar and a scale bar.
+) -> Figure:
+    """Draw maps large, two in a row, on one colour scale with its bar, and with axes in mm and a scale bar.
 
     Parameters
     ----------
@@ -81,10 +123,10 @@ def shared_scale_maps(
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     step = stride_um / 1000  # in mm
     extent = (0.0, n_cols * step, n_rows * step, 0.0)
-    drawn = None
+    drawn, pixels = None, map_interpolation((n_rows, n_cols))
     for place, (title, values) in zip(axes, maps.items(), strict=False):
         drawn = place.imshow(
-            values, extent=extent, cmap=COLOURS, vmin=limits[0], vmax=limits[1], interpolation="nearest"
+            values, extent=extent, cmap=COLOURS, vmin=limits[0], vmax=limits[1], interpolation=pixels
         )
         # A gene's name may hold dollars, which matplotlib would take for a formula and may refuse.
         place.set_title(title, fontsize=13, parse_math=False)
@@ -93,10 +135,11 @@ def shared_scale_maps(
     for place in axes[len(maps) :]:
         place.set_visible(False)
     axes[0].set_xlabel("mm", fontsize=8)
+    scale_bar(axes[0], 1000)
     assert drawn is not None
     bar = figure.colorbar(drawn, ax=list(axes), shrink=0.8, pad=0.01, extend="both")
     bar.set_label("log1p(CP10k)", fontsize=9)
-    return to_png(figure)
+    return figure
 
 
 def slide_maps(
@@ -104,7 +147,7 @@ def slide_maps(
     maps: dict[str, NDArray[np.float32]],
     stride_um: float,
     corner_um: tuple[float, float],
-) -> bytes:
+) -> Figure:
     """Draw a slide's mean colours and some maps beside them, each on a scale of its own.
 
     Parameters
@@ -127,18 +170,18 @@ def slide_maps(
     axes = figure.subplots(1, panels, squeeze=False)[0]
     left, top, step = corner_um[0] / 1000, corner_um[1] / 1000, stride_um / 1000  # in mm
     extent = (left, left + n_cols * step, top + n_rows * step, top)
-    axes[0].imshow(thumbnail, extent=extent, interpolation="nearest")
+    pixels = map_interpolation(thumbnail.shape)
+    axes[0].imshow(thumbnail, extent=extent, interpolation=pixels)
     axes[0].set_title("H&E, a pixel a patch", fontsize=10)
     axes[0].set_xlabel("mm", fontsize=8)
+    scale_bar(axes[0], 1000)
     for place, (title, values) in zip(axes[1:], maps.items(), strict=True):
         known = values[np.isfinite(values)]
         # On one scale for all, a weakly expressed gene would be a single colour.
         low, high = np.percentile(known, ROBUST) if len(known) else (0.0, 1.0)
-        drawn = place.imshow(
-            values, extent=extent, cmap=COLOURS, vmin=low, vmax=high, interpolation="nearest"
-        )
+        drawn = place.imshow(values, extent=extent, cmap=COLOURS, vmin=low, vmax=high, interpolation=pixels)
         # A gene's name may hold dollars, which matplotlib would take for a formula and may refuse.
         place.set_title(title, fontsize=10, parse_math=False)
         place.set_axis_off()
         figure.colorbar(drawn, ax=place, shrink=0.7, pad=0.02)
-    return to_png(figure)
+    return figure

@@ -4,14 +4,14 @@ A folder can be uploaded as it is. The card names no donor and no slide: `config
 """
 
 import json
-from importlib.metadata import version
 from typing import Any, Protocol
 
 import numpy as np
 
 from featurestore.encoders.records import find
+from featurestore.software import version
 from histosge.calibration.conformal import TRUSTED, Intervals
-from histosge.calibration.wording import method_sentence, trust_sentence
+from histosge.calibration.wording import adapted_sentence, method_sentence, trust_sentence
 
 README = "README.md"
 SHOWN_GENES = 20
@@ -33,6 +33,8 @@ class Card(Protocol):
     def normalisation(self) -> dict[str, Any]: ...  # noqa: D102
     @property
     def sections(self) -> tuple[dict[str, Any], ...]: ...  # noqa: D102
+    @property
+    def origin(self) -> dict[str, Any] | None: ...  # noqa: D102
 
 
 def write_card(card: Card, intervals: Intervals | None, fingerprint: str, embed_options: str) -> str:
@@ -149,7 +151,18 @@ def _data(card: Card) -> str:
     return (
         f"{len(card.sections)} sections, {named}, {spots} measured spots. Target: {card.normalisation.get('target', '')}; "
         f"spots with fewer than {least} counts are left out. Grid: patches of {grid['patch_px']} px every "
-        f"{grid['stride_px']} px at {grid['mpp']:g} µm per pixel."
+        f"{grid['stride_px']} px at {grid['mpp']:g} µm per pixel.{_origin(card)}"
+    )
+
+
+def _origin(card: Card) -> str:
+    if card.origin is None:
+        return ""
+    n_new = len(card.sections) - int(card.origin["sections"])
+    return (
+        f" Adapted: it started from the weights of a model of {card.origin['sections']} of these sections "
+        f"(fingerprint `{_code(card.origin['fingerprint'])[:16]}`) and was fitted to the other {n_new} alone, shrunk "
+        "towards those weights."
     )
 
 
@@ -181,8 +194,13 @@ def _figures(card: Card, intervals: Intervals | None) -> list[str]:
         for i in order
     ]
     level = round(100 * intervals.level)
+    measured = (
+        ""
+        if card.origin is None
+        else f" {adapted_sentence(len(card.sections) - int(card.origin['sections']))}"
+    )
     return [
-        f"{int(intervals.trusted.sum())} of {len(card.genes)} genes are trusted ({_cell(intervals.scope)}).",
+        f"{int(intervals.trusted.sum())} of {len(card.genes)} genes are trusted ({_cell(intervals.scope)}).{measured}",
         _cell(trust_sentence(intervals.n_spots, intervals.scope, by_effective_spots=bool(intervals.method))),
         # Without the donors' names.
         _cell(method_sentence(intervals.method, intervals.level, {})),

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from featurestore.encoders.hub import TRANSPORTS, hub_answers
+from featurestore.encoders.hub import hub_answers
 from featurestore.errors import first_line
+from featurestore.object_stores.hub_transport import transport_errors
 from histosge.errors import ModelError
 
 SCHEME = "hf://"
@@ -189,8 +190,6 @@ def _errors_of(hub: _HubModel, file: str) -> Iterator[None]:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         raise ModelError(f"the hub answered {status} for {file} of {where}; try again") from error
-    # Last, as it catches most: the client lets errors of its transport through, whichever that is.
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in TRANSPORTS:
-            raise
+    # Last, since errors of the client's own derive from these.
+    except transport_errors(OSError) as error:
         raise ModelError(f"{file} of {where} could not be loaded ({first_line(error)}); try again") from error

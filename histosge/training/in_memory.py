@@ -8,12 +8,15 @@ from pathlib import Path
 from featurestore.events import OnMessage
 from featurestore.slides.sample_sheet import read_samples
 from histosge.calibration.conformal import calibrate, named_donors, widest_spot_um
+from histosge.calibration.wording import adapted_sentence
+from histosge.data.genes import shared_genes
 from histosge.data.section_loading import (
     LoadedSection,
     load_sections,
     training_section,
 )
 from histosge.data.sections import TrainingSection
+from histosge.models.adaptation import Adaptation, describe_change
 from histosge.models.checkpoint import Checkpoint, training_key
 from histosge.models.encoder_average import EncoderAverage
 from histosge.models.estimators import NamedEstimator
@@ -27,20 +30,32 @@ from histosge.training.saved_model import (
     save_model,
 )
 from histosge.training.settings import TrainSettings
+from histosge.training.streaming.start import StartFromWeights
 
 
-def train_in_memory(run: Run) -> SavedModel:
-    """Fit to all sections in memory, and save the model."""
+def train_in_memory(run: Run, start: StartFromWeights | None = None) -> SavedModel:
+    """Fit to all sections in memory, and save the model.
+
+    Parameters
+    ----------
+    start
+        A model that is adapted to those sections of the sheet that it has not seen.
+    """
     samples, store, model, settings = run.samples, run.store, run.model, run.settings
     on_message = run.on_message
     estimator, choice = settings.checked(), settings.gene_choice
+    among = None if start is None else [sample.slide_id for sample in run.unseen_by(start)]
     loaded = load_sections(
-        str(samples), str(store), settings.selection, force=run.force, on_message=on_message
+        str(samples), str(store), settings.selection, among=among, force=run.force, on_message=on_message
     )
     # By id: sums over sections are rounded, so that another order of the sheet's rows would change the last bits.
     loaded.sort(key=lambda item: item.section.slide_id)
     sections = [item.section for item in loaded]
-    genes = choice.choose([section.spots for section in sections])
+    if start is None:
+        genes = choice.choose([section.spots for section in sections])
+    else:
+        genes, columns = start.common_genes(shared_genes([section.spots for section in sections]), on_message)
+        estimator = replace(estimator, estimator=Adaptation(start.saved.model, columns), is_named=True)
     training = [training_section(s, genes) for s in sections]
     if settings.stains:
         training = _with_stain_pairs(str(samples), settings, loaded, training, on_message)
@@ -66,8 +81,18 @@ def train_in_memory(run: Run) -> SavedModel:
         # A buffer as wide as the widest spot: held-out discs of no section may touch those trained on.
         intervals = calibrate(fit, training, widest_spot_um(spots), donors=named_donors(spots))
         on_message(describe_intervals(intervals))
-    spec = first.stored.grid.spec
-    card = model_card(settings, estimator.name, genes, first.identity, spec, _card_sections(loaded))
+        if start is not None and intervals is not None:
+            on_message(adapted_sentence(len(sections)))
+    earlier, origin = ((), None) if start is None else (start.saved.card.sections, start.facts)
+    card = model_card(
+        settings,
+        estimator.name,
+        genes,
+        first.identity,
+        first.stored.grid.spec,
+        (*earlier, *_card_sections(loaded)),
+        origin,
+    )
     unfinished = checkpoint_path(model)
     # What decides the result beside the data: with any of it changed, a checkpoint must not be gone on from.
     facts = asdict(card) | {"epochs": settings.epochs, "loss": settings.loss}
@@ -77,6 +102,8 @@ def train_in_memory(run: Run) -> SavedModel:
     # A model may have decided something by itself, such as leaving a part of it out.
     if isinstance(fitted, RemarkingModel):
         on_message(fitted.remark)
+    if start is not None:
+        on_message(describe_change(fitted))
     # The checkpoint goes only now: a crash while saving must not lose the training.
     named = estimator.saved_name(fitted.models[0] if isinstance(fitted, EncoderAverage) else fitted)
     write = partial(
@@ -87,7 +114,8 @@ def train_in_memory(run: Run) -> SavedModel:
         intervals,
         made_with=run.made_with,
         also=run.writing(
-            sums_in_memory(fitted, training, settings.loss) if run.keep_sums else None,
+            # Sums of residuals of another model are none that sections could be added to.
+            sums_in_memory(fitted, training, settings.loss) if run.keep_sums and start is None else None,
             [section.slide_id for section in sections],
         ),
     )

@@ -12,13 +12,14 @@ from featurestore.earlier_results import MadeWith
 from histosge.calibration.conformal import TRUSTED, Intervals
 from histosge.calibration.wording import (
     SCORES,
+    adapted_sentence,
     half_width_text,
     interval_name,
     method_sentence,
     trust_sentence,
 )
 from histosge.reporting.page import Block, Picture, Table, render_report, write_page
-from histosge.reporting.plots import trust_plot
+from histosge.reporting.plots import to_svg, trust_plot
 from histosge.training.saved_model import ModelCard, SavedModel
 
 
@@ -75,7 +76,7 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
         for i in order
     )
     picture = Picture(
-        trust_plot(intervals.trust, TRUSTED),
+        to_svg(trust_plot(intervals.trust, TRUSTED)),
         f"Histogram of trust over {len(genes)} genes.",
         f"{trust_sentence(intervals.n_spots, intervals.scope, by_effective_spots=bool(intervals.method))}"
         f"{_by_depth(intervals)}",
@@ -133,5 +134,15 @@ def _section_block(card: ModelCard) -> Block:
         f"{card.grid['stride_px']} px at {card.grid['mpp']:g} µm per pixel"
         + (f", groups of tokens, {k} x {k} of each patch." if (k := card.grid.get("tokens")) else "."),
         tables=(Table(header, rows, "Sections and their spots."),),
-        points=caveat,
+        points=(*caveat, *_origin(card)),
+    )
+
+
+def _origin(card: ModelCard) -> tuple[str, ...]:
+    if card.origin is None:
+        return ()
+    n_earlier = int(card.origin["sections"])
+    return (
+        f"Adapted to the sections after the first {n_earlier}, from the weights of model {card.origin['fingerprint'][:16]}.",
+        adapted_sentence(len(card.sections) - n_earlier),
     )

@@ -9,8 +9,9 @@ from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.events import OnMessage, OnProgress
 from featurestore.grid import GridSpec
-from featurestore.slides.sample_sheet import Sample
-from featurestore.storage.store import identity_attrs
+from featurestore.slides.sample_sheet import Sample, read_samples
+from featurestore.storage.store import Store
+from featurestore.storage.stored_documents import identity_attrs
 from histosge.calibration.conformal import Intervals
 from histosge.data.gene_choice import GeneChoice
 from histosge.data.genes import MIN_COUNTS
@@ -23,6 +24,7 @@ from histosge.training.streaming.fit_streamed import (
     StreamedInputs,
 )
 from histosge.training.streaming.section_tasks import SectionTasks
+from histosge.training.streaming.start import StartFromWeights
 from histosge.training.streaming.work_folder import WorkFolder
 
 
@@ -39,6 +41,22 @@ class Run:
     on_progress: OnProgress
     force: bool
     keep_sums: bool
+
+    def unseen_by(self, start: StartFromWeights) -> list[Sample]:
+        """Return the rows of the sheet that a model was trained without, after a look at their encoder and grid.
+
+        Raises
+        ------
+        ModelError
+            If encoder or grid are others, with both values; or there is no such row.
+        """
+        new = start.unseen(read_samples(str(self.samples)), self.made_with["sections"], self.on_message)
+        first = self.settings.selection.open(Store.open(str(self.store)), new[0].slide_id)
+        start.saved.check_fits(first.identity, first.stored.grid)
+        self.on_message(
+            f"{start.origin} is adapted to {len(new)} new sections; its own {len(start.saved.card.sections)} are not read"
+        )
+        return new
 
     def inputs(
         self, samples: Sequence[Sample], choice: GeneChoice, tasks: SectionTasks, *, calibrated: bool
@@ -97,8 +115,9 @@ def model_card(
     identity: EncoderIdentity,
     spec: GridSpec,
     sections: tuple[dict[str, object], ...],
+    origin: dict[str, object] | None = None,
 ) -> ModelCard:
-    """Return the card of a model; `sections` is what it holds on each section."""
+    """Return the card of a model; `sections` is what it holds on each section, `origin` on the model it was adapted from."""
     # All sections share encoder and grid: loading has checked that.
     return ModelCard(
         preset=preset,
@@ -112,4 +131,5 @@ def model_card(
         },
         sections=sections,
         seed=settings.seed,
+        origin=origin,
     )

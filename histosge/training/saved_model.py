@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,8 +23,17 @@ from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import FeatureStoreError, first_line
 from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec, spec_from_values
-from featurestore.storage.store import identity_attrs
-from featurestore.storage.stored_documents import MAX_CHANNELS, Count, Key, Microns, Pixels, Text, Tokens
+from featurestore.software import version
+from featurestore.storage.stored_documents import (
+    MAX_CHANNELS,
+    Count,
+    Key,
+    Microns,
+    Pixels,
+    Text,
+    Tokens,
+    identity_attrs,
+)
 from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches
@@ -80,6 +88,12 @@ class _GridCard(msgspec.Struct, frozen=True):
             )  # fields that are right alone may contradict each other
 
 
+class _Origin(msgspec.Struct, frozen=True):
+    fingerprint: Text
+    sections: Count
+    spots: Count
+
+
 class _Card(msgspec.Struct, frozen=True):
     preset: Key
     genes: Annotated[tuple[Key, ...], msgspec.Meta(min_length=1, max_length=MAX_CHANNELS)]
@@ -89,6 +103,7 @@ class _Card(msgspec.Struct, frozen=True):
     sections: tuple[dict[str, Any], ...]
     seed: int
     trusted: dict[str, Any] | None = None
+    origin: _Origin | None = None
 
 
 class ModelDocument(msgspec.Struct, frozen=True):
@@ -123,6 +138,9 @@ class ModelCard:
     trusted
         How many genes are trusted, of how many, and the scope of that; None where the model was not calibrated, and in
         models of earlier versions.
+    origin
+        Of a model that was adapted (`histosge.models.adaptation`): fingerprint, sections and spots of the earlier one. Its
+        sections come first in `sections`. Else None, and not written.
     """
 
     preset: str
@@ -133,6 +151,7 @@ class ModelCard:
     sections: tuple[dict[str, Any], ...]
     seed: int
     trusted: dict[str, Any] | None = None
+    origin: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -286,7 +305,8 @@ def save_model(
         document = {
             "spec": SPEC_NAME,
             "format": FORMAT if isinstance(model, EncoderAverage) else 1,
-            "card": asdict(card),
+            # No key for the origin of a model without one: its fingerprint stays what it was before there were any.
+            "card": {name: value for name, value in asdict(card).items() if name != "origin" or value},
             "model": model.config(),
             "calibration": intervals.config() if intervals else None,
             "versions": {name: version(name) for name in ("histosge", "torch", "numpy")},

@@ -19,7 +19,7 @@ from histosge.training.made_with import (
     describe_sections,
     describe_settings,
 )
-from histosge.training.streaming.start import Start
+from histosge.training.streaming.start import Start, StartFromWeights
 
 DEFAULT_GENES = 1000
 
@@ -106,7 +106,7 @@ class TrainSettings:
         return GeneChoice.parse(DEFAULT_GENES if self.genes is None else self.genes)
 
 
-def settings_of(start: Start, settings: TrainSettings, origin: str) -> TrainSettings:
+def settings_of(start: Start | StartFromWeights, settings: TrainSettings, origin: str) -> TrainSettings:
     """Return the settings of a training that goes on from a model: its preset and genes.
 
     Raises
@@ -124,7 +124,7 @@ def settings_of(start: Start, settings: TrainSettings, origin: str) -> TrainSett
         raise ModelError(f"{origin} predicts {len(card.genes)} genes, which stay; leave --genes out")
     if settings.loss != SQUARED_ERROR or settings.stains or settings.selection.others:
         raise ModelError(
-            "sums are of squared errors and one encoder; leave --loss, --stains and further --encoder out, or train "
+            "--from goes on with squared errors and one encoder; leave --loss, --stains and further --encoder out, or train "
             "without --from"
         )
     return replace(settings, preset=card.preset, genes=card.genes)

@@ -26,7 +26,7 @@ from histosge.training.streaming.fit_streamed import (
     why_in_memory,
 )
 from histosge.training.streaming.open_tasks import open_tasks
-from histosge.training.streaming.start import Start, new_sections
+from histosge.training.streaming.start import Start, StartFromWeights, new_sections
 from histosge.training.streaming.survey import card_sections
 from histosge.training.streaming.work_folder import WorkFolder
 
@@ -113,6 +113,13 @@ def train_streamed(run: Run) -> SavedModel:
     if run.is_calibrated:
         run.on_message(describe_intervals(found.intervals))
     return _save_streamed(run, estimator.name, found, inputs.folder)
+
+
+def train_adapted(run: Run, start: StartFromWeights) -> SavedModel:
+    """Adapt an earlier model to the sheet's new sections."""
+    if run.settings.is_shared_out:
+        raise ModelError("a model is adapted in one process; leave --workers and --scheduler out")
+    return train_in_memory(run, start)
 
 
 def train_further(run: Run, start: Start) -> SavedModel:

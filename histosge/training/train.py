@@ -22,8 +22,8 @@ from histosge.training.saved_model import (
     read_made_with,
 )
 from histosge.training.settings import TrainSettings, describe_training, settings_of
-from histosge.training.streamed import is_streamed, train_further, train_streamed
-from histosge.training.streaming.start import open_start
+from histosge.training.streamed import is_streamed, train_adapted, train_further, train_streamed
+from histosge.training.streaming.start import StartFromWeights, open_start
 
 __all__ = ["TrainSettings", "train"]
 
@@ -41,6 +41,7 @@ def train(
     force: bool = False,
     stream: bool | None = None,
     start_from: str | Path | None = None,
+    adapt: bool = False,
     keep_sums: bool = True,
     device: str = "auto",
     on_message: OnMessage = ignore_message,
@@ -74,8 +75,12 @@ def train(
         Whether to stream; None means where embeddings of all sections would take more than
         `histosge.training.streaming.fit_streamed.STREAM_FROM_BYTES`.
     start_from
-        A saved `dense` or `ridge` that keeps its sums: the sheet's further sections are added to them, exactly, and
-        the old ones are not read. Its genes, patterns of genes, weights of scales, intervals and trust stay.
+        A saved `dense` or `ridge`. If it keeps its sums, the sheet's further sections are added to them, exactly, and
+        the old ones are not read; its genes, patterns of genes, weights of scales, intervals and trust stay. Without
+        sums it is adapted: fitted to the further sections alone, shrunk towards its weights, see
+        `histosge.models.adaptation`; intervals and trust are measured on these sections.
+    adapt
+        Adapt the model of `start_from` also where it keeps its sums.
     keep_sums
         Whether the model keeps the sums that it was fitted from, in ``stats/`` of its folder, where it has any.
     device
@@ -94,7 +99,9 @@ def train(
     """
     settings = settings or TrainSettings()
     keep_to_own_cores()
-    start = None if start_from is None else open_start(start_from)
+    if adapt and start_from is None:
+        raise ModelError("--adapt starts from a saved model; name it with --from MODEL")
+    start = None if start_from is None else open_start(start_from, adapt=adapt)
     settings = settings.with_defaults() if start is None else settings_of(start, settings, str(start_from))
     # All that can be refused is refused here: loading a cohort takes minutes.
     settings.checked()
@@ -102,6 +109,8 @@ def train(
     made_with = describe_training(samples, store, settings)
     if start is not None:
         made_with = {**made_with, "from": start.saved.fingerprint}
+    if isinstance(start, StartFromWeights):
+        made_with = {**made_with, "adapted": True}
     page = None if report is None else Path(report)
     if page is not None and is_page_there(page, made_with, overwrite=overwrite):
         page = None  # whole already, of this very model
@@ -109,7 +118,9 @@ def train(
     if saved is None:
         run = Run(samples, store, model, settings, made_with, on_message, on_progress, force, keep_sums)
         with training_device(device):
-            if start is not None:
+            if isinstance(start, StartFromWeights):
+                saved = train_adapted(run, start)
+            elif start is not None:
                 # What follows from sums gains nothing from further processes.
                 saved = first_writes(partial(train_further, run, start), partial(load_model, model))
             else:

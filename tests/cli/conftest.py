@@ -1,9 +1,7 @@
-"""The command line in this process: exit code, standard output, standard error."""
+"""Places for the commands to work on."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
@@ -12,33 +10,10 @@ from featurestore.grid import GridSpec
 from histosge.prediction.predict import predict
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.train import TrainSettings, train
-from histosge_cli import main
 
 SPEC = SyntheticSpec(
     size_px=(808, 760), mpp=0.5, genes=GeneCounts(4, 3, 2, 2), spot_diameter_um=41.0, spot_pitch_um=59.0
 )
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Histosge = Callable[..., Ran]
-
-
-@pytest.fixture
-def histosge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Histosge:
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr("sys.argv", ["histosge", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main.main()
-        code = stopped.value.code
-        return Ran(int(code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="session")

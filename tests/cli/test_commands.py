@@ -63,7 +63,7 @@ def test_the_whole_job(histosge: Histosge, sheet: Path, run_folder: Path) -> Non
     for page in pages:
         text = page.read_text()
         assert "Which genes to trust" in text
-        assert "data:image/png;base64," in text
+        assert "data:image/svg+xml;base64," in text
         assert "histosge evaluate" in text
         assert 'src="http' not in text
     assert "S2" in text

@@ -29,7 +29,6 @@ from featurestore.slides.open_slide import open_slide
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.store import Store
 from featurestore.storage.validation import validate
-from histosge_cli import main as command_line
 
 MPP = 2.0
 # One slide is embedded from the cloud and from this machine.
@@ -84,18 +83,6 @@ def server(running: CloudServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     _reach(monkeypatch, running.environment)
     yield running
     _forget_clients()
-
-
-@pytest.fixture
-def histosge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["histosge", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        return int(stopped.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def _upload(server: CloudServer, file: Path, name: str) -> str:

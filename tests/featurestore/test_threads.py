@@ -121,3 +121,35 @@ print(in_a_thread(pooled), torch.get_num_threads(), in_a_thread(torch.get_num_th
 @pytest.mark.torch
 def test_torch_has_one_thread_in_a_pool_and_its_own_number_in_threads_that_come_later(tmp_path: Path) -> None:
     assert run(tmp_path, TORCH, "300000") == ["3", "3", "1", "3", "3"]
+
+
+TASKS = """
+def task(begun, may_end, ended):
+    with featurestore.threads.one_blas_thread_in_tasks():
+        begun.set()
+        may_end.wait()
+    ended.set()
+    leave.wait()  # a worker's threads outlive its tasks
+
+import scipy.linalg
+# By a thread that ends: threadpoolctl ignores other threads while the one that set a number lives.
+in_a_thread(lambda: threadpool_limits(3, user_api="blas"))
+found = [blas() == {3}]
+leave = threading.Event()
+tasks = [[threading.Event() for _ in range(3)] for _ in range(2)]
+threads = [threading.Thread(target=task, args=events) for events in tasks]
+for thread, (begun, _, _) in zip(threads, tasks):
+    thread.start()
+    begun.wait()
+found.append(blas() == {1})
+for (_, may_end, ended), number in zip(tasks, (1, 3)):
+    may_end.set()
+    ended.wait()
+    found.append(blas() == {number})
+leave.set()
+print(*found)
+"""
+
+
+def test_the_limit_of_a_workers_tasks_lasts_until_the_last_of_them_ends(tmp_path: Path) -> None:
+    assert run(tmp_path, TASKS, "max") == ["True"] * 4

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from featurestore.extensions import Registry
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame
+from histosge.data.expression.molecules import Molecules
 from histosge.errors import ExpressionError
 
 
@@ -37,6 +38,9 @@ class ExpressionLayout:
     annotation
         Returns barcode -> label of a named column, see `histosge.data.expression.annotation`; None for files that hold
         no columns of spots.
+    molecules
+        Returns where single molecules are, see `histosge.data.expression.molecules`; it returns None for a folder without
+        them. Those who evaluate with ``--at`` count them in squares of any side.
     """
 
     name: str
@@ -46,6 +50,7 @@ class ExpressionLayout:
     order: int = 60  # after ours, so that another package takes nothing from them unless it says so
     has_sections: bool = False
     annotation: Callable[[Path, SlideFrame, str], Mapping[str, str]] | None = None
+    molecules: Callable[[Path, SlideFrame], Molecules | None] | None = None
 
 
 # Filled when it is first used: a layout's module imports this one.

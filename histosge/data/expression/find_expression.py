@@ -11,6 +11,7 @@ from featurestore.input_file import kind_of, shown
 from featurestore.slides.download_cache import fetch, is_remote
 from histosge.data.expression.expression_layout import LAYOUTS, ExpressionLayout
 from histosge.data.expression.loaded_expression import LoadedExpression, SlideFrame
+from histosge.data.expression.molecules import Molecules
 from histosge.data.expression.section_choice import MARK, listed, split_section
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
@@ -85,6 +86,23 @@ def find_layout(path: str | Path, frame: SlideFrame) -> Iterator[tuple[Expressio
 def read_expression(path: str | Path, slide_id: str, donor: str, slide_mpp: float) -> Spots:
     """Read only the spots of one section; see `find_expression`."""
     return find_expression(path, SlideFrame(slide_id, donor, slide_mpp)).spots
+
+
+def find_molecules(path: str | Path, frame: SlideFrame) -> Molecules | None:
+    """Return the single molecules of a section; None where its layout or its folder has none.
+
+    Parameters
+    ----------
+    path, frame
+        See `find_expression`.
+
+    Raises
+    ------
+    ExpressionError
+        If their file cannot be used.
+    """
+    with find_layout(path, frame) as (layout, place, own):
+        return None if layout.molecules is None else layout.molecules(place, own)
 
 
 def known_layouts() -> str:

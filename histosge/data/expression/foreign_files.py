@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ MOST_COMPRESSED = 1100
 MOST_OBJECTS = 100_000
 """Of one HDF5 file. AnnData files hold some hundred."""
 _POINTER = b"version https://git-lfs.github.com/spec"
+
+
+ROWS = 1 << 19
+"""Rows of a large table in memory at once: 10 MB of a cell's corners (some 20,000 cells), 30 MB of molecules."""
 
 
 @contextmanager
@@ -66,6 +71,22 @@ def require_file(path: Path) -> None:
         raise ExpressionError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
     if head == _POINTER:
         raise ExpressionError(f"{shown(path)} is a Git LFS pointer, not the file; run: git lfs pull")
+
+
+def parquet_slices(file: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield columns of a parquet file, `ROWS` rows at a time: never more is in memory than these and a row group.
+
+    Raises
+    ------
+    ExpressionError
+        If it cannot be read.
+    """
+    for number in count():
+        with reading(file, "parquet"):
+            found = pl.scan_parquet(file).select(columns).slice(number * ROWS, ROWS).collect()
+        if not len(found):
+            return
+        yield found
 
 
 def check_hdf5(path: Path) -> frozenset[str]:

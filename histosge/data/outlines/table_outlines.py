@@ -4,7 +4,6 @@ Read in slices of rows: a Xenium run has tens of millions of corners.
 """
 
 from collections.abc import Iterator
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ import polars as pl
 import shapely
 
 from featurestore.input_file import shown
-from histosge.data.expression.foreign_files import reading
+from histosge.data.expression.foreign_files import parquet_slices, reading
 from histosge.data.expression.layouts.xenium import place_on_slide
 from histosge.data.expression.loaded_expression import SlideFrame
 from histosge.data.outlines.outline_batch import RawOutline
 from histosge.errors import ExpressionError
 
-ROWS = 1 << 19
-"""Rows in a slice: 10 MB of corners, some 20,000 cells."""
 VERTICES = ("cell_id", "vertex_x", "vertex_y")
 _WANTED = (
     "give Xenium's cell_boundaries.parquet or nucleus_boundaries.parquet, or GeoParquet with outlines in level-0 pixels "
@@ -49,20 +46,11 @@ def read_table_outlines(file: Path, frame: SlideFrame) -> tuple[Iterator[RawOutl
     raise ExpressionError(f"{shown(file)} has columns {', '.join(list(names)[:8])}; {_WANTED}")
 
 
-def _slices(file: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
-    for number in count():
-        with reading(file, "parquet"):
-            found = pl.scan_parquet(file).select(columns).slice(number * ROWS, ROWS).collect()
-        if not len(found):
-            return
-        yield found
-
-
 def _xenium(file: Path, prefix: str, frame: SlideFrame, has_labels: bool) -> Iterator[RawOutline | None]:
     rest: pl.DataFrame | None = None
     seen: set[str] = set()
     columns = [*VERTICES, *(["label_id"] if has_labels else [])]
-    for part in _slices(file, columns):
+    for part in parquet_slices(file, columns):
         with reading(file, "a table of corners"):
             part = part.with_columns(
                 pl.col("cell_id").cast(pl.String), pl.col("vertex_x", "vertex_y").cast(pl.Float64)
@@ -110,7 +98,7 @@ def _geoparquet(file: Path) -> Iterator[RawOutline | None]:
     named = next((name for name in ("cell_id", "id", "__index_level_0__", "index") if name in names), None)
     kinds = next((name for name in ("classification", "cell_type", "class") if name in names), None)
     columns = ["geometry", *filter(None, (named, kinds))]
-    for table in _slices(file, columns):
+    for table in parquet_slices(file, columns):
         with reading(file, "GeoParquet"):
             shapes: Any = shapely.from_wkb(table["geometry"].to_list())
         ids = table[named].cast(pl.String).to_list() if named else [""] * len(table)

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, cast
 
 import dask
@@ -22,6 +21,7 @@ from featurestore.embedding.dask_clients import (
     check_versions,
     scheduler_loss_as_error,
 )
+from featurestore.software import version
 from histosge.errors import ModelError
 from histosge.threads import one_blas_thread
 from histosge.training.streaming.section_tasks import Item, OnStep, Result, Shared

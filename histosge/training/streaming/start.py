@@ -1,15 +1,24 @@
-"""An earlier model with its sums, which a training goes on from."""
+"""An earlier model that a training goes on from: with its sums, to add to, or without, to adapt its weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from featurestore.earlier_results import short_fingerprint
+from featurestore.events import OnMessage
 from featurestore.slides.sample_sheet import Sample
 from histosge.errors import ModelError
-from histosge.training.hub_model import whole_model_folder
+from histosge.models.adaptation import why_not_adapted
+from histosge.models.linear_algebra import Indices
+from histosge.training.hub_model import model_folder, whole_model_folder
 from histosge.training.kept_sums import FOLDER, KeptSums
 from histosge.training.saved_model import CONFIG, WEIGHTS, SavedModel, load_model
+
+_NAMED_GENES = 5
+"""Genes that a message names; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +37,106 @@ class Start:
     kept: KeptSums
 
 
-def open_start(folder: str | Path) -> Start:
+@dataclass(frozen=True)
+class StartFromWeights:
+    """A saved model whose weights are adapted to new sections, see `histosge.models.adaptation`.
+
+    Parameters
+    ----------
+    saved
+        The model.
+    origin
+        As the user named it, for messages.
+    """
+
+    saved: SavedModel
+    origin: str
+
+    def unseen(
+        self, samples: Sequence[Sample], fingerprints: Mapping[str, Mapping[str, Any]], on_message: OnMessage
+    ) -> list[Sample]:
+        """Return the rows of a sheet that the model was trained without; parameters as of `new_sections`.
+
+        Raises
+        ------
+        ModelError
+            If there is none.
+        """
+        # By the file: a laboratory numbers its slides anew, and how far the weights should move cannot be chosen on
+        # sections that they were fitted to.
+        seen = {short_fingerprint(str(s.get("slide_fingerprint"))) for s in self.saved.card.sections}
+        new = [sample for sample in samples if fingerprints[sample.slide_id]["slide"] not in seen]
+        if not new:
+            raise ModelError(
+                f"{self.origin} was trained on all {len(samples)} sections of the sheet; name new ones, or train without "
+                "--from"
+            )
+        if n_seen := len(samples) - len(new):
+            on_message(f"{n_seen} sections are left out: {self.origin} was trained on them")
+        return new
+
+    def common_genes(
+        self, measured: Collection[str], on_message: OnMessage
+    ) -> tuple[tuple[str, ...], Indices]:
+        """Return those of the model's genes that all new sections have, and their columns in the model.
+
+        Parameters
+        ----------
+        measured
+            Genes of all new sections.
+
+        Raises
+        ------
+        ModelError
+            If there is none.
+        """
+        genes, names = self.saved.card.genes, set(measured)
+        columns = np.array([i for i, gene in enumerate(genes) if gene in names], np.int64)
+        if not len(columns):
+            raise ModelError(
+                f"none of the {len(genes)} genes of {self.origin} (such as {genes[0]!r}) is among the {len(names)} genes of "
+                f"the new sections (such as {min(names, default='')!r}); name genes alike, or train without --from"
+            )
+        if missing := [gene for gene in genes if gene not in names]:
+            more = f" and {len(missing) - _NAMED_GENES} more" if len(missing) > _NAMED_GENES else ""
+            on_message(
+                f"{len(missing)} of {len(genes)} genes of {self.origin} are left out, since not all new sections have them: "
+                f"{', '.join(missing[:_NAMED_GENES])}{more}"
+            )
+        return tuple(genes[i] for i in columns), columns
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what the card of the adapted model tells of this one."""
+        card = self.saved.card
+        spots = sum(int(section["spots"]) for section in card.sections)
+        return {"fingerprint": self.saved.fingerprint, "sections": len(card.sections), "spots": spots}
+
+
+def open_start(folder: str | Path, *, adapt: bool = False) -> Start | StartFromWeights:
     """Open a model to go on from.
+
+    Parameters
+    ----------
+    adapt
+        Start from its weights also where it keeps sums.
 
     Raises
     ------
     ModelError
-        If it is no model, keeps no sums, or is on the hub and the hub refuses.
+        If it is no model, has neither sums nor weights that can be adapted, or is on the hub and the hub refuses.
     """
-    local = whole_model_folder(folder, (CONFIG, WEIGHTS), FOLDER)
-    saved, kept = load_model(local), KeptSums.open(local)
+    files = (CONFIG, WEIGHTS)
+    local = model_folder(folder, files) if adapt else whole_model_folder(folder, files, FOLDER)
+    saved = load_model(local)
+    kept = None if adapt else KeptSums.open(local)
     if kept is None:
-        raise ModelError(
-            f"{folder} keeps no sums (stats/) to add sections to: dense and ridge with one encoder and squared errors keep "
-            "them unless --no-stats is given; train on all sections without --from"
-        )
+        if why_not := why_not_adapted(saved.model):
+            sums = "" if adapt else "keeps no sums (stats/) to add sections to, and "
+            raise ModelError(
+                f"{folder} {sums}cannot be adapted: {why_not}; train on all sections without --from"
+            )
+        return StartFromWeights(saved, str(folder))
     dim, n_outputs = saved.card.encoder["dim"], kept.shape[1]
     if kept.preset != saved.card.preset or kept.shape[0] != dim:
         raise ModelError(

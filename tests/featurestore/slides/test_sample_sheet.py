@@ -11,6 +11,7 @@ import zarr
 from featurestore.errors import MppError, SampleSheetError, SlideWarning
 from featurestore.names import slug
 from featurestore.slides.sample_sheet import Sample, read_samples
+from featurestore.slides.spreadsheet import read_cells
 from featurestore.storage.store import Store
 
 
@@ -179,6 +180,19 @@ def test_an_excel_sheet_of_other_programs_gives_no_warning_of_its_styles(folder:
         for name, data in {**parts, "xl/styles.xml": styles}.items():
             archive.writestr(name, data)
     assert len(read_samples(path)) == 1  # a warning is an error in tests
+
+
+def test_rows_that_an_excel_sheet_leaves_out_are_not_made(folder: Path) -> None:
+    path = _xlsx(folder / "sheet.xlsx", [["slide"], ["slides/a.svs"]])
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    far = b'<row r="299993"><c r="A299993" t="inlineStr"><is><t>slides/b.tif</t></is></c></row></sheetData>'
+    parts[sheet] = parts[sheet].replace(b"</sheetData>", far)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in parts.items():
+            archive.writestr(name, data)
+    assert read_cells(path) == [(1, ["slide"]), (2, ["slides/a.svs"]), (299993, ["slides/b.tif"])]
 
 
 def test_an_excel_sheet_takes_no_more_memory_than_a_sheet_does(folder: Path) -> None:

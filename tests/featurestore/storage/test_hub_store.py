@@ -22,7 +22,6 @@ from featurestore.storage.removal import remove
 from featurestore.storage.store import Store
 from featurestore.storage.tree import open_store
 from featurestore.storage.validation import validate
-from histosge_cli import main as command_line
 
 MADE = Made((19, 23), 11, (7, 11), frame=2)
 URL = "hf://datasets/lab/cohort"
@@ -44,20 +43,6 @@ def hub(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
         found.add_folder("datasets/lab/cohort", folder / "later", commit=LATER)
         found.add_folder("datasets/lab/several", folder / "store", "breast/2026/")
         yield found
-
-
-@pytest.fixture
-def histosge(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["histosge", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            command_line.main()
-        return int(stopped.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def _values(url: str | Path, slide_id: str = "S01") -> np.ndarray[Any, Any]:

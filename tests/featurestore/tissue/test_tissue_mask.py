@@ -1,13 +1,15 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from make_slides import tissue_like, write_pyramid
+from scipy import ndimage
 from scipy.spatial import ConvexHull
 
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides.open_slide import open_slide
-from featurestore.tissue.methods.texture import texture_mask
+from featurestore.tissue.methods.texture import SETTINGS, texture_mask
 from featurestore.tissue.overview import read_overview
 from featurestore.tissue.survey import patch_means, survey
 from featurestore.tissue.threshold import is_tissue
@@ -32,6 +34,49 @@ def test_a_slide_of_glass_has_no_tissue_and_a_slide_of_tissue_nothing_else(side:
     tissue = rng.choice([70, 215], (side, side + 9, 1), p=[0.4, 0.6]) * np.array([1.0, 0.75, 0.95])
     assert not texture_mask(glass, 8.0).any()
     assert texture_mask(tissue.astype(np.uint8), 8.0).all()
+
+
+EARLIER = replace(SETTINGS, cut_ratio=0.0, least_od=1.0)
+"""Without a threshold for faint slides: version 1."""
+
+
+def _painted(strength: float, haze: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Return an overview of 8 microns per pixel with an ellipse of tissue, and where that is."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:307, :401]
+    truth = ((x - 190) / 120) ** 2 + ((y - 150) / 90) ** 2 < 1
+    # Log-normal, as the local spread of real sections: the faint part of it is what a threshold cuts off.
+    density = (
+        ndimage.gaussian_filter(rng.normal(size=truth.shape), 1.3)
+        * 1.5
+        * np.exp(ndimage.gaussian_filter(rng.normal(size=truth.shape), 13) * 14)
+    )
+    density = (truth * strength * (0.5 + density))[..., None] * np.array([0.6, 1.0, 0.5])
+    density += haze * ndimage.gaussian_filter(rng.normal(size=truth.shape), 2.5)[..., None]
+    rgb = 240 * np.exp(-density) + rng.normal(0, 0.5, density.shape)
+    return np.clip(np.round(rgb), 0, 255).astype(np.uint8), truth
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.1])
+def test_faint_tissue_is_found_whole_where_one_threshold_keeps_its_densest_part(strength: float) -> None:
+    rgb, truth = _painted(strength)
+    earlier, mask = texture_mask(rgb, 8.0, EARLIER), texture_mask(rgb, 8.0)
+    assert (earlier & truth).sum() / truth.sum() < 0.9
+    assert (mask & truth).sum() / truth.sum() > 0.95
+    assert mask.sum() / truth.sum() < 1.2
+
+
+def test_usual_tissue_has_the_mask_of_the_earlier_version() -> None:
+    rgb, truth = _painted(1.0)
+    mask = texture_mask(rgb, 8.0)
+    np.testing.assert_array_equal(mask, texture_mask(rgb, 8.0, EARLIER))
+    assert (mask & truth).sum() / truth.sum() > 0.95
+
+
+@pytest.mark.parametrize("haze", [0.02, 0.12, 0.3])
+def test_haze_on_glass_is_no_faint_tissue(haze: float) -> None:
+    rgb, _ = _painted(0.0, haze)
+    assert not texture_mask(rgb, 8.0).any()
 
 
 def test_means_of_patches_count_fractions_of_pixels() -> None:

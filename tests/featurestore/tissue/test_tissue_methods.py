@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from install_package import install
 from make_slides import tissue_like, write_pyramid
 
@@ -98,8 +99,9 @@ def test_patches_are_tissue_from_26_on() -> None:
 
 def test_the_attributes_of_our_methods_are_those_that_stores_hold(slide: Slide, grid: PatchGrid) -> None:
     texture = (
-        '{"name": "texture", "version": 1, "overview_mpp": 8.0, "texture_um": 40.0, "texture_od": 0.04, '
-        '"dense_od": 0.35, "close_um": 40.0, "hole_um2": 60000.0, "speck_um2": 30000.0}'
+        '{"name": "texture", "version": 2, "overview_mpp": 8.0, "texture_um": 40.0, "texture_od": 0.04, '
+        '"dense_od": 0.35, "close_um": 40.0, "hole_um2": 60000.0, "speck_um2": 30000.0, "cut_ratio": 1.5, '
+        '"glass_ratio": 5.0, "least_od": 0.01}'
     )
     assert json.dumps(survey(slide, grid).method) == texture
     assert json.dumps(survey(slide, grid, "none").method) == '{"name": "none", "version": 1}'
@@ -189,3 +191,28 @@ def test_parameters_cannot_hide_the_name_of_a_method() -> None:
 
     with pytest.raises(ValueError, match="parameters named name, version"):
         TissueMethod("a", "b", None, parameters={"version": 2, "name": "c", "other": 1})
+
+
+def test_a_run_goes_on_with_the_tissue_of_an_earlier_version(slide_file: Path, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    embed(str(slide_file), str(root), EmbedSettings(("colour",), SPEC, block_shape=(5, 7)))
+    folder = root / "A" / SPEC.key
+    document = json.loads((folder / "zarr.json").read_text())
+    earlier = document["attributes"]["tissue"] | {"version": 1}
+    for name in ("cut_ratio", "glass_ratio", "least_od"):
+        del earlier[name]
+    document["attributes"]["tissue"] = earlier
+    (folder / "zarr.json").write_text(json.dumps(document))
+    # As if the earlier version had lost a part of the tissue.
+    stored = zarr.open_array(folder / "tissue", mode="r+")
+    stored[:7] = 0
+    tissue = np.asarray(stored[:])
+    assert is_tissue(tissue).any()
+    for file in folder.rglob("embedding/c/*/*/0"):
+        file.unlink()
+    (result,) = embed(str(slide_file), str(root), EmbedSettings(("colour",), SPEC, block_shape=(5, 7)))
+    grid = Store.open(str(root)).grid("A", SPEC.key)
+    assert (result.state, result.computed) == ("done", len(grid.planned((5, 7))))
+    assert result.patches == is_tissue(tissue).sum()
+    np.testing.assert_array_equal(grid.tissue, tissue)
+    assert json.loads((folder / "zarr.json").read_text())["attributes"]["tissue"] == earlier

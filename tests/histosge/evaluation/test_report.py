@@ -8,6 +8,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import polars as pl
@@ -27,9 +28,10 @@ from histosge.evaluation.score_plots import (
     score_distributions,
 )
 from histosge.reporting.page import Block, Lookup, Picture, Table, render_report
-from histosge.reporting.plots import slide_maps
+from histosge.reporting.plots import shared_scale_maps, slide_maps, to_svg, trust_plot
 
 GRID = (17, 13)
+SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "img", "br", "hr", "link"}
 
 
@@ -106,6 +108,15 @@ def make_scores(noise: float = 0.002, split: str = "section", seeds: tuple[int, 
     )
 
 
+def svg_of(attrs: dict[str, str | None]) -> str:
+    """Return the picture that an img holds; fails unless it is well formed."""
+    kind, _, encoded = (attrs["src"] or "").partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    text = base64.b64decode(encoded).decode()
+    assert ET.fromstring(text).tag == f"{SVG}svg"
+    return text
+
+
 def page_of(scores: Scores, *notes: str) -> tuple[str, Structure]:
     text = render_report("Title", evaluation_blocks(scores, notes))
     return text, Structure(text)
@@ -120,10 +131,15 @@ def test_the_page_is_well_formed_and_its_tables_name_their_rows_and_columns() ->
 
 def test_the_page_loads_nothing_from_anywhere() -> None:
     text, page = page_of(make_scores())
-    assert all((attrs["src"] or "").startswith("data:image/png;base64,") for attrs in page.tags("img"))
-    assert not page.tags("link") + page.tags("script")
+    assert not page.tags("link")
+    assert not [attrs for attrs in page.tags("script") if "src" in attrs]
     assert "http" not in text
     assert "url(" not in text
+    figures = [svg_of(attrs) for attrs in page.tags("img")]
+    assert len(figures) == 2
+    for figure in figures:
+        assert re.findall(r'(?:href|src)="(?!#|data:image/png)', figure) == []
+        assert re.findall(r"url\((?!#)|@import|<script", figure) == []
 
 
 def test_the_maps_come_first_and_the_caveats_last() -> None:
@@ -199,15 +215,61 @@ def test_any_blocks_can_be_laid_out_and_their_text_is_escaped() -> None:
 
 
 def test_a_picture_travels_inside_the_page() -> None:
-    png = score_distributions({"dense": np.linspace(-0.1, 0.5, 23), "noise": np.zeros(23)})
-    page = Structure(render_report("t", [Block("b", pictures=(Picture(png, "alt", "caption", "NAME"),))]))
-    encoded = (page.tags("img")[0]["src"] or "").removeprefix("data:image/png;base64,")
-    assert base64.b64decode(encoded) == png
-    assert ("strong", "NAME") in page.words
+    svg = to_svg(score_distributions({"dense": np.linspace(-0.1, 0.5, 23), "noise": np.zeros(23)}))
+    page = Structure(render_report("t", [Block("b", pictures=(Picture(svg, "alt", "caption", "NAME 2"),))]))
+    assert svg_of(page.tags("img")[0]).encode() == svg
+    assert ("strong", "NAME 2") in page.words
+    assert [attrs["data-name"] for attrs in page.tags("p") if attrs.get("class") == "save"] == ["NAME_2"]
+
+
+def test_plots_are_shapes_and_text() -> None:
+    gaps = [Difference("dense - ridge", 0.1, 0.0, 0.2), Difference("dense - mean", 0.3, 0.2, 0.4)]
+    for figure, words in (
+        (score_distributions({"dense": np.linspace(-0.1, 0.5, 23)}), ("dense", "held-out Pearson of a gene")),
+        (difference_plot(gaps, "difference"), ("dense - ridge", "difference", "+0.100")),
+        (defect_plot([Defect("bgr", 0.1, 0.2, 0.3, 0.4)]), ("bgr", "Pearson, mean over genes")),
+        (trust_plot(np.linspace(-0.1, 0.5, 23, dtype=np.float32), 0.1), ("genes", "trusted")),
+    ):
+        text = to_svg(figure).decode()
+        assert "<image" not in text
+        assert all(any(word in line for line in re.findall(r"<text[^>]*>([^<]*)", text)) for word in words)
+
+
+def test_a_map_is_a_pixel_a_patch_in_a_frame_of_shapes_and_text() -> None:
+    shown = make_map()
+    text = to_svg(gene_map(shown)).decode()
+    pictures = [base64.b64decode(found) for found in re.findall(r"base64,([^\"]*)", text)]
+    sizes = [Image.open(io.BytesIO(found)).size for found in pictures]
+    # Three backgrounds and the prediction, without a column that lies outside of the panel; and the colour bar.
+    assert sizes.count((12, 17)) == 4
+    for word in ("H&amp;E", "predicted, every patch", "log1p(CP10k)", "200 µm"):
+        assert f">{word}</text>" in text
+    assert text.count("<use") >= len(shown.measured)
+
+
+@pytest.mark.parametrize("n", [1999, 23_000])
+def test_a_figure_of_many_marks_stays_small(n: int) -> None:
+    rng = np.random.default_rng(0)
+    shown = replace(make_map(), spot_xy_um=rng.uniform(200, 500, (n, 2)), measured=rng.random(n, np.float32))
+    for figure in (gene_map(shown), score_distributions({"dense": rng.random(n)})):
+        assert len(to_svg(figure)) < 500_000
+
+
+def test_a_large_map_is_resampled() -> None:
+    rng = np.random.default_rng(0)
+    shown = replace(make_map(), predicted=rng.random((997, 991), np.float32))
+    shown = replace(shown, thumbnail=np.full((997, 991, 3), 181, np.uint8))
+    assert len(to_svg(gene_map(shown))) < 1_500_000
+
+
+def test_the_same_figure_is_the_same_file() -> None:
+    assert to_svg(gene_map(make_map())) == to_svg(gene_map(make_map()))
 
 
 def pixels(shown: GeneMap) -> np.ndarray:
-    with Image.open(io.BytesIO(gene_map(shown))) as image:
+    drawn = io.BytesIO()
+    gene_map(shown).savefig(drawn, format="png")
+    with Image.open(drawn) as image:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
@@ -242,7 +304,7 @@ def settings():
     return {name: matplotlib.rcParams[name] for name in list(matplotlib.rcParams) if name != "backend"}
 before = settings()
 import test_report as report
-report.gene_map(report.make_map())
+report.to_svg(report.gene_map(report.make_map()))
 report.evaluation_blocks(report.make_scores())
 assert settings() == before
 print("matplotlib.pyplot" in sys.modules)
@@ -257,14 +319,18 @@ def test_drawing_leaves_the_global_state_of_matplotlib_alone() -> None:
     assert ran.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["$\\frac{", "a$b$c_{", "<script>alert(1)</script>"])
+@pytest.mark.parametrize("name", ["$\\frac{", "a$b$c_{", "<script>alert(1)</script>", "遺伝子", "a\x01b"])
 def test_any_name_is_text_in_pictures_and_tables(name: str) -> None:
-    assert difference_plot([Difference(name, 0.1, 0.0, 0.2)], "difference")
-    assert defect_plot([Defect(name, 0.1, 0.2, 0.3, 0.4)])
-    assert score_distributions({name: np.arange(5.0)})
-    assert gene_map(make_map(name))
     maps = {name: np.ones((3, 5), np.float32)}
-    assert slide_maps(np.zeros((3, 5, 3), np.uint8), maps, 50.0, (25.0, 31.0))
+    for figure in (
+        difference_plot([Difference(name, 0.1, 0.0, 0.2)], "difference"),
+        defect_plot([Defect(name, 0.1, 0.2, 0.3, 0.4)]),
+        score_distributions({name: np.arange(5.0)}),
+        slide_maps(np.zeros((3, 5, 3), np.uint8), maps, 50.0, (25.0, 31.0)),
+        shared_scale_maps(maps, (0.0, 1.0), 50.0),
+    ):
+        texts = [text.text for text in ET.fromstring(to_svg(figure)).iter(f"{SVG}text")]
+        assert name.replace("\x01", "\ufffd") in texts
     text = render_report(
         "Title", [Block(name, name, tables=(Table((name,), ((name,),), name),), points=(name,))]
     )
@@ -342,6 +408,16 @@ def test_a_reader_types_a_gene_sees_its_scores_and_gets_them_as_csv(
         assert table["gene"].to_list()[:2] == ["GENE1", "GENE2"]
         page.get_by_label("Find a gene").fill("<b>")
         assert "No gene here has" in page.locator(".found").inner_text()
+        figure = page.locator("#map0")
+        with page.expect_download() as download:
+            figure.get_by_role("button", name="SVG").click()
+        assert download.value.suggested_filename == "GENE11.svg"
+        assert b">GENE11" not in Path(download.value.path()).read_bytes()  # its name stands in the caption
+        assert ET.parse(download.value.path()).getroot().tag == f"{SVG}svg"
+        with page.expect_download() as download:
+            figure.get_by_role("button", name="PNG").click()
+        with Image.open(download.value.path()) as drawn:
+            assert drawn.width == 3300  # 11 inches at 300 dpi
         assert page.evaluate("document.documentElement.scrollWidth") <= 1024
         assert not wrong
         browser.close()

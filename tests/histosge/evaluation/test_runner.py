@@ -312,7 +312,7 @@ def test_the_page_loads_nothing_and_shows_three_maps(by_section: Scores, tmp_pat
     )
     page = _Page()
     page.feed(text)
-    pictures = [load for load in page.loads if load.startswith("data:image/png;base64,")]
+    pictures = [load for load in page.loads if load.startswith("data:image/svg+xml;base64,")]
     assert len(pictures) == 7  # three maps of one section, one of each other, spread, differences
     # The rest is to be clicked on: the tables beside the page.
     assert sorted(set(page.loads) - set(pictures)) == ["differences.csv", "genes.csv", "scores.csv"]

@@ -17,8 +17,9 @@ from make_maps import SLIDE_MPP, make_map
 from matplotlib.path import Path as Outline
 
 from featurestore.errors import EarlierResultError, FeatureStoreError
+from histosge.data.expression import foreign_files
 from histosge.data.expression.loaded_expression import SlideFrame
-from histosge.data.outlines import json_outlines, open_outlines, table_outlines
+from histosge.data.outlines import json_outlines, open_outlines
 from histosge.errors import HistosgeError
 from histosge.exporting.cell_table import check_outlines, write_cells
 from histosge.prediction.expression_store import StoredMap
@@ -227,7 +228,7 @@ def test_each_layout_gives_the_same_cells(
 ) -> None:
     # Parts far smaller than the file, so that cells lie across their ends.
     monkeypatch.setattr(json_outlines, "FIRST_LETTERS", 700)
-    monkeypatch.setattr(table_outlines, "ROWS", 100)
+    monkeypatch.setattr(foreign_files, "ROWS", 100)
     monkeypatch.setattr(open_outlines, "CELLS", 13)
     rings = _blobs()
     file = LAYOUTS[layout](tmp_path, rings)

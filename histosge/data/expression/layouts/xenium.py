@@ -1,4 +1,4 @@
-"""Xenium output: cells with their transcripts counted; positions brought from its own frame to the H&E's.
+"""Xenium output: cells with their transcripts counted, or single ones; positions brought from its own frame to the H&E's.
 
 The H&E is stained and scanned after the run. What ties it to the run is an alignment matrix, a CSV of
 3 x 3 numbers that Xenium Explorer writes: H&E pixels -> pixels of the morphology picture.
@@ -8,7 +8,10 @@ Terms
     prefix       the sample's name in front of every file's, as downloads have it
 """
 
+import gzip
+import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from histosge.data.expression.expression_layout import ExpressionLayout
-from histosge.data.expression.foreign_files import reading, require_file
+from histosge.data.expression.foreign_files import parquet_slices, reading, require_file
 from histosge.data.expression.loaded_expression import (
     LoadedExpression,
     SlideFrame,
@@ -25,6 +28,7 @@ from histosge.data.expression.loaded_expression import (
     parse_number,
     read_json,
 )
+from histosge.data.expression.molecules import Molecules
 from histosge.data.expression.section_choice import MARK, is_named, listed
 from histosge.data.expression.tenx import TenxMatrix, choose_matrix, find_matrices, read_matrix
 from histosge.errors import ExpressionError
@@ -32,6 +36,11 @@ from histosge.errors import ExpressionError
 MATRIX = "cell_feature_matrix"
 EXPERIMENT = "experiment.xenium"
 CELLS = ("cells.parquet", "cells.csv.gz", "cells.csv")
+TRANSCRIPTS = ("transcripts.parquet", "transcripts.csv.gz", "transcripts.csv")
+MIN_QV = 20.0
+"""Quality from which on the instrument counts a molecule into ``cell_feature_matrix``."""
+BLOCK_BYTES = 1 << 25
+"""Of a table of molecules as text, read at once: some 400,000 rows."""
 PIXEL_UM = 0.2125
 """Of every Xenium instrument so far: assumed where ``experiment.xenium`` is missing."""
 CELL_UM = 10.0
@@ -53,18 +62,7 @@ def recognises(path: Path) -> bool:
 
 def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     """Read cells: centroids in microns, through the alignment matrix if there is one."""
-    home = _home(path)
-    if home is None:
-        raise ExpressionError(f"{path} has no {MATRIX}.h5; give a whole Xenium output folder")
-    several = find_matrices(home, (MATRIX,))
-    place = (
-        path
-        if path.is_file() and path.name.endswith(f"{MATRIX}.h5")
-        else choose_matrix(home, (MATRIX,), frame)
-    )
-    assert place is not None
-    prefix = next((name for name, found in several.items() if found == place), "")
-    matrix = read_matrix(place)
+    home, prefix, matrix = _run(path, frame)
     cells = _cells(home, prefix, matrix)
     run_um = cells.select("x_centroid", "y_centroid").to_numpy().astype(np.float64)
     xy_px, mpp, note = place_on_slide(home, prefix, run_um, frame)
@@ -80,6 +78,98 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     )
     notes = [note, *([f"{matrix.other_features} control features left out"] if matrix.other_features else [])]
     return LoadedExpression(spots, "Xenium, one spot a cell", mpp, (*notes, *left_out(xy_um)))
+
+
+def molecules(path: Path, frame: SlideFrame) -> Molecules | None:
+    """Return where the run's transcripts are; None if its folder has no table of them.
+
+    Raises
+    ------
+    ExpressionError
+        If the table lacks a column.
+    """
+    home, prefix, matrix = _run(path, frame)
+    file = _file(home, prefix, TRANSCRIPTS)
+    if file is None:
+        return None
+    require_file(file)
+    # The columns of all versions of the instrument's software; `is_gene` is younger than the others.
+    needed = ("feature_name", "x_location", "y_location", "qv", "cell_id")
+    with reading(file, "a table of transcripts"):
+        is_table = file.suffix == ".parquet"
+        names = list(pl.read_parquet_schema(file)) if is_table else _header(file)
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise ExpressionError(
+            f"{file} has no column {missing[0]!r} (it has {', '.join(names[:9])}); give the transcripts of a Xenium run"
+        )
+    columns = [*needed, *(["is_gene"] if "is_gene" in names else [])]
+
+    def batches() -> Iterator[pl.DataFrame]:
+        found = parquet_slices(file, columns) if is_table else _csv_blocks(file, columns)
+        for table in found:
+            with reading(file, "a table of transcripts"):
+                part = _plain(table)
+            xy_px = place_on_slide(home, prefix, part.select("x", "y").to_numpy(), frame)[0]
+            x_um, y_um = (xy_px * frame.mpp).T
+            yield part.drop("x", "y").with_columns(x_um=pl.Series(x_um), y_um=pl.Series(y_um))
+
+    return Molecules(file, tuple(matrix.genes), tuple(matrix.barcodes), MIN_QV, batches)
+
+
+def _plain(table: pl.DataFrame) -> pl.DataFrame:
+    """Return transcripts with the same types from every version: names were bytes and cells numbers in early ones."""
+    is_gene = pl.lit(value=True)
+    if "is_gene" in table.columns:
+        is_gene = pl.col("is_gene").cast(pl.String).str.to_lowercase().is_in(["false", "0"]).not_()
+    return table.select(
+        pl.col("feature_name").cast(pl.String).alias("feature"),
+        pl.col("x_location").cast(pl.Float64).fill_null(np.nan).alias("x"),
+        pl.col("y_location").cast(pl.Float64).fill_null(np.nan).alias("y"),
+        pl.col("qv").cast(pl.Float64),
+        pl.col("cell_id").cast(pl.String).alias("cell"),
+        is_gene.alias("is_gene"),
+    )
+
+
+def _header(file: Path) -> list[str]:
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        first = stream.readline(1 << 16)
+    return pl.read_csv(io.BytesIO(first)).columns
+
+
+def _csv_blocks(file: Path, columns: list[str]) -> Iterator[pl.DataFrame]:
+    """Yield a table of text in blocks: polars (2.1) unpacks a compressed one whole."""
+    kinds = dict.fromkeys(columns, pl.String) | dict.fromkeys(("x_location", "y_location", "qv"), pl.Float64)
+    with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+        with reading(file, "a table of transcripts"):
+            head, rest = stream.readline(1 << 16), b""
+        while True:
+            with reading(file, "a table of transcripts"):
+                block = stream.read(BLOCK_BYTES)
+                # A block ends within a line, which belongs to the next one.
+                whole, mark, rest = (rest + block).rpartition(b"\n") if block else (rest, b"", b"")
+                found = pl.read_csv(io.BytesIO(head + whole + mark), columns=columns, schema_overrides=kinds)
+            if len(found):
+                yield found
+            if not block:
+                return
+
+
+def _run(path: Path, frame: SlideFrame) -> tuple[Path, str, TenxMatrix]:
+    """Return the folder of a run, the prefix of its files, and its matrix."""
+    home = _home(path)
+    if home is None:
+        raise ExpressionError(f"{path} has no {MATRIX}.h5; give a whole Xenium output folder")
+    several = find_matrices(home, (MATRIX,))
+    place = (
+        path
+        if path.is_file() and path.name.endswith(f"{MATRIX}.h5")
+        else choose_matrix(home, (MATRIX,), frame)
+    )
+    assert place is not None
+    prefix = next((name for name, found in several.items() if found == place), "")
+    return home, prefix, read_matrix(place)
 
 
 def _home(path: Path) -> Path | None:
@@ -222,4 +312,6 @@ def _pixel_um(home: Path, prefix: str) -> float:
     return stated or PIXEL_UM
 
 
-RECORD = ExpressionLayout("xenium", "a Xenium output folder", recognises, read, order=30, has_sections=True)
+RECORD = ExpressionLayout(
+    "xenium", "a Xenium output folder", recognises, read, order=30, has_sections=True, molecules=molecules
+)
