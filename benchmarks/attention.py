@@ -1,53 +1,72 @@
 """What attention over blocks gains over `dense`, and what its training from a store costs.
 
-    python benchmarks/attention.py [--quick] [--json FILE] [--seeds 0,1,2,3,4]
+    python benchmarks/attention.py [--quick] [--json FILE] [--seeds 0,1,2,3,4] [--part accuracy] [--merge FILE ...]
 
 Accuracy. Cohorts of `histosge.synthetic.arrangements`, whose truth is known: *long-range* genes depend on how patches
 200 to 250 um away are arranged, which no mean over them tells; *local* genes follow the patch's own features; in the
 *permuted* control genes follow another arrangement than the embedding shows. `dense` and `attention` learn from the same
 sections and are scored on sections that neither has seen, by the mean Pearson of genes within sections. Seeds 0 to 4
 give the figures and were not used in development, which was done on seeds from 10 on. The curve runs over the number of
-training sections. With --quick: seed 0, without the curve.
+training sections. With --quick: one seed, the first, without the curve; several such records are merged by --merge.
+
+What a gain consists of. Beside both stand one ridge on all scales at once, a linear map of the same pooled features that
+`dense` has not, as it averages ridges of single scales; and `dense` that is given where the nests are, but not of which
+kind. And what the network adds at the centres of mixed nests, of nests apart, and elsewhere.
 
 Training. Steps per second on blocks that are streamed from a store, beside the same steps on the same blocks, read
-before; both alternate in one process. Peak memory of a process that trains on 4 times as many sections, over that of
-one that trains on a quarter.
+before; both alternate in one process. Peak memory of a process that trains on all sections, over that of one that trains
+on a quarter of them with as many steps.
 """
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from _cohorts import MadeCohort, write_cohort
 from _common import Result, parser_of, report
 from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from sklearn.linear_model import RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from histosge import Loader, LoadSettings, SpotTargets
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_blocks import SpotBlock, SpotBlocks
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.heldout.metrics import correlate
-from histosge.models.block_attention import AttentionModel
+from histosge.models.block_attention import AttentionModel, preparing_threads
 from histosge.models.block_network import BlockNetwork
 from histosge.models.block_training import AttentionSettings, DensePatches, TrainingData
+from histosge.models.dense import DenseModel
 from histosge.models.linear_algebra import Standardiser
 from histosge.models.protocol import Model
-from histosge.synthetic.arrangements import ArrangementSpec, draw_counts, make_arrangement
+from histosge.models.scale_ridges import SIGMAS_UM
+from histosge.synthetic.arrangements import (
+    NEST_APART_UM,
+    NEST_SD_UM,
+    ArrangementSpec,
+    draw_counts,
+    make_arrangement,
+)
 from histosge.training.train import TrainSettings, train
 
 SEEDS = (0, 1, 2, 3, 4)
 SIZES, SIZE = (12, 25, 50, 100, 200), 100
 """Training sections of the curve, and those of the figures that have a target."""
 N_TEST = 12
+TITLE = f"attention ({SIZE} training sections, {N_TEST} held out)"
 SETTINGS = AttentionSettings(width=32, epochs=45, learning_rate=4e-3)
 """Half the default width, so that two cores take minutes; the rate was chosen on seed 10."""
 SPOT_UM, PITCH_UM = 55.0, 100.0
@@ -85,35 +104,144 @@ def score(model: Model, sections: Sequence[TrainingSection]) -> float:
     return float(np.mean(each))
 
 
-def compare(truth: str, size: int, seed: int) -> tuple[float, float, str]:
-    """Return the scores of `dense` and of `attention`, and what became of the network."""
+def all_scales(training: Sequence[TrainingSection], testing: Sequence[TrainingSection], side: int) -> float:
+    """Return the score of one ridge on the features pooled at all scales of `dense`, whose shape is a square."""
+
+    def features(section: TrainingSection) -> NDArray[np.float64]:
+        square = section.patches.embedding.reshape(side, side, -1).astype(np.float64)
+        pooled = []
+        for sigma_um in SIGMAS_UM:
+            sd, inside = sigma_um / section.patches.stride_um, np.ones((side, side, 1))
+            # Over the patches that exist: outside of the section there are none.
+            sums, weight = (gaussian_filter(one, (sd, sd, 0), mode="constant") for one in (square, inside))
+            pooled.append((sums / weight).reshape(side * side, -1))
+        values = section.overlap @ np.hstack(pooled)
+        return np.asarray(values - values.mean(axis=0))
+
+    target = np.concatenate([one.target - one.target.mean(axis=0) for one in training])
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(0, 5, 11)))
+    model.fit(np.concatenate([features(one) for one in training]), target)
+    guesses = [(one.target, model.predict(features(one)).astype(np.float32)) for one in testing]
+    return float(np.mean([correlate(t, guess, np.zeros(len(t)))[0].mean() for t, guess in guesses]))
+
+
+def nest_signal(spec: ArrangementSpec, number: int) -> NDArray[np.float64]:
+    """Return how near a patch is to a nest of either kind, ``(n_patches,)``: what genes of a control follow on average."""
+    made = make_arrangement(spec, number)
+    xy = np.stack([made.cols, made.rows], axis=1) * spec.stride_um
+    square = ((xy[:, None] - made.centres_um) ** 2).sum(axis=2)
+    return np.asarray(np.exp(-square / (2 * NEST_SD_UM**2)).sum(axis=1))
+
+
+def with_nests(sections: Sequence[TrainingSection], spec: ArrangementSpec) -> list[TrainingSection]:
+    """Return the sections with one more number in the embedding, `nest_signal`."""
+    found = []
+    for section in sections:
+        # As large as the other numbers: `dense` standardises them, and shrinks all alike.
+        signal = nest_signal(spec, int(section.patches.slide_id[1:])).astype(np.float32)
+        patches = section.patches
+        wide = np.column_stack([patches.embedding, signal / signal.std()])
+        found.append(replace(section, patches=patches.with_embedding(wide)))
+    return found
+
+
+def added_at_nests(
+    model: AttentionModel, spec: ArrangementSpec, sections: Sequence[TrainingSection]
+) -> tuple[float, float, float]:
+    """Return what the network adds within 100 um of centres of mixed nests, of nests apart, and elsewhere.
+
+    In log1p(CP10k), each gene counted in the direction in which mixed nests change it, the mean over genes.
+    """
+    values: tuple[list[float], ...] = ([], [], [])
+    for section in sections:
+        number = int(section.patches.slide_id[1:])
+        made, without = (make_arrangement(one, number) for one in (spec, replace(spec, strength=0.0)))
+        # The draws are the same: the ratio of the rates is what nests do.
+        direction = np.sign(np.log(made.rates / without.rates).sum(axis=0))
+        added = (model.predict(section.patches) - model.dense.predict(section.patches)) @ direction
+        xy = np.stack([made.cols, made.rows], axis=1) * spec.stride_um
+        distance = np.hypot(*(xy[:, None] - made.centres_um).transpose(2, 0, 1))
+        for centre, mixed in enumerate(made.is_mixed):
+            near = added[distance[:, centre] <= 100] / len(direction)
+            values[0 if mixed else 1].append(float(near.mean()))
+        values[2].append(float(added[distance.min(axis=1) > NEST_APART_UM / 2].mean() / len(direction)))
+    mixed, apart, elsewhere = (float(np.mean(some)) for some in values)
+    return mixed, apart, elsewhere
+
+
+def compare(truth: str, size: int, seed: int, *, explain: bool = True) -> tuple[dict[str, float], str]:
+    """Return scores and, to explain them, what else is in the data; and what became of the network."""
     spec = replace(TRUTHS[truth], seed=seed)
-    model = AttentionModel.fit(make_sections(spec, range(1, 1 + size)), seed=seed, settings=SETTINGS)
+    training = make_sections(spec, range(1, 1 + size))
+    model = AttentionModel.fit(training, seed=seed, settings=SETTINGS)
     testing = make_sections(spec, range(10_001, 10_001 + N_TEST))
-    return score(model.dense, testing), score(model, testing), model.remark
+    found = {"dense": score(model.dense, testing), "attention": score(model, testing)}
+    if explain:
+        found["one ridge on all scales"] = all_scales(training, testing, spec.side)
+        informed = DenseModel.fit(with_nests(training, spec), seed=seed)
+        found["dense with the places of nests"] = score(informed, with_nests(testing, spec))
+        names = ("at mixed nests", "at nests apart", "elsewhere")
+        for name, value in zip(names, added_at_nests(model, spec, testing), strict=True):
+            found[f"added {name}"] = value
+    return found, model.remark
 
 
 def accuracy(seeds: Sequence[int], sizes: Sequence[int]) -> list[Result]:
     """Return gains at `SIZE` sections, mean over seeds, and the curve of the first seed."""
-    results, gains = list[Result](), dict[str, list[float]]()
+    results = list[Result]()
     for truth in TRUTHS:
         for seed in seeds:
-            dense, attention, remark = compare(truth, SIZE, seed)
+            found, remark = compare(truth, SIZE, seed)
             print(f"  {truth}, seed {seed}: {remark}", flush=True)
-            gains.setdefault(truth, []).append(attention - dense)
             results += [
-                Result(f"{truth}, seed {seed}: dense", dense, "Pearson"),
-                Result(f"{truth}, seed {seed}: attention", attention, "Pearson"),
+                Result(
+                    f"{truth}, seed {seed}: {name}", value, "log" if name.startswith("added") else "Pearson"
+                )
+                for name, value in found.items()
             ]
     for size in sizes:
-        dense, attention, _ = compare("long", size, seeds[0])
-        results.append(Result(f"long, {size} sections: attention - dense", attention - dense, "Pearson"))
+        found, _ = compare("long", size, seeds[0], explain=False)
+        gain = found["attention"] - found["dense"]
+        results.append(Result(f"long, {size} sections: attention - dense", gain, "Pearson"))
+    return [*results, *gains(results)]
+
+
+def gains(results: Sequence[Result]) -> list[Result]:
+    """Return the gains that have a target: means over all seeds among some results."""
+    scores = {result.what: result.value for result in results}
+
+    def gain(truth: str) -> float:
+        each = [
+            float(value or 0) - float(scores[what.replace(": attention", ": dense")] or 0)
+            for what, value in scores.items()
+            if what.startswith(f"{truth}, seed") and what.endswith(": attention")
+        ]
+        return float(np.mean(each))
+
     return [
-        *results,
-        Result("gain_long_range", float(np.mean(gains["long"])), "Pearson", ">= 0.05"),
-        Result("loss_local", float(-np.mean(gains["local"])), "Pearson", "<= 0.005"),
-        Result("gain_permuted", float(np.mean(gains["permuted"])), "Pearson", "<= 0.01"),
+        Result("gain_long_range", gain("long"), "Pearson", ">= 0.05"),
+        Result("loss_local", -gain("local"), "Pearson", "<= 0.005"),
+        Result("gain_permuted", gain("permuted"), "Pearson", "<= 0.01"),
     ]
+
+
+GAINS = {"gain_long_range", "loss_local", "gain_permuted"}
+
+
+def merge(files: Sequence[Path]) -> tuple[list[Result], dict[str, Any]]:
+    """Return the figures of several records, whose gains are means over the seeds of all, and one record of them."""
+    documents = [json.loads(file.read_text()) for file in files]
+    about = {(one["commit"], one["machine"]) for one in documents}
+    if len(about) > 1:
+        raise SystemExit(f"records of {len(about)} commits or machines are not merged: {sorted(about)}")
+    found = dict[str, Result]()
+    for one in (one for document in documents for one in document["results"]):
+        found[one["what"]] = Result(one["what"], one["value"], one["unit"], one["target"])
+    kept = [result for what, result in found.items() if what not in GAINS]
+    if any(result.what.endswith(": attention") for result in kept):
+        kept += gains(kept)
+    rows = [{**asdict(result), "met": result.met} for result in kept]
+    return kept, {**documents[-1], "results": rows}
 
 
 CPU = torch.device("cpu")
@@ -184,14 +312,15 @@ def _seconds_of_epoch(
         to_genes,
         np.zeros(STREAMED.genes, np.float32),
     )
+    device = network.tokens.weight.device
     data = TrainingData(
         source,
         [constant] * STREAMED.sections,
         Standardiser(np.zeros(STREAMED.dim), np.ones(STREAMED.dim)),
         np.ones(STREAMED.genes),
         network.shape.radii_um,
+        preparing_threads(device),
     )
-    device = network.tokens.weight.device
     begun = time.perf_counter()
     for example in data.examples(order):
         optimiser.zero_grad()
@@ -202,19 +331,24 @@ def _seconds_of_epoch(
     return time.perf_counter() - begun
 
 
-MEMORY = MadeCohort(sections=40, shape=(160, 160), dim=512, spots=225, genes=30)
-"""26 MB of stored objects a section: a quarter of the sections fills the 256 MB of objects that training keeps, so that
-this fixed cost stands on both sides."""
+MEMORY = MadeCohort(sections=40, shape=(160, 160), dim=1024, spots=225, genes=30)
+"""52 MB of stored objects a section: the five or so that a quarter of the sections leaves to learn from fill the 256 MB of
+objects that training keeps. With 26 MB they did not, and this fixed cost was compared with a part of itself."""
+EPOCHS = 1
+"""On all sections. On a quarter of them four times as many, so that both take the same number of steps."""
 
 
 def memory(folder: Path) -> list[Result]:
     """Return the peak of training on all sections over that on a quarter of them, in processes of their own."""
     peaks = []
-    for sections in (MEMORY.sections // 4, MEMORY.sections):
-        place = folder / f"memory-{sections}"
-        write_cohort(place, replace(MEMORY, sections=sections))
+    for share in (4, 1):
+        place = folder / f"memory-{share}"
+        write_cohort(place, replace(MEMORY, sections=MEMORY.sections // share))
         ran = subprocess.run(
-            [sys.executable, __file__, "--peak-of", str(place)], capture_output=True, text=True, check=True
+            [sys.executable, __file__, "--peak-of", str(place), "--epochs", str(EPOCHS * share)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         peaks.append(float(ran.stdout.split()[-1]))
     return [
@@ -224,10 +358,10 @@ def memory(folder: Path) -> list[Result]:
     ]
 
 
-def peak_of(folder: Path) -> None:
-    """Train `attention` for one epoch on a cohort, and print this process's peak memory in GB."""
+def peak_of(folder: Path, epochs: int) -> None:
+    """Train `attention` on a cohort, and print this process's peak memory in GB."""
     with tempfile.TemporaryDirectory() as name:
-        settings = TrainSettings("attention", genes=MEMORY.genes, epochs=1)
+        settings = TrainSettings("attention", genes=MEMORY.genes, epochs=epochs)
         train(folder / "cohort.csv", folder / "store", f"{name}/model", settings, stream=True)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
@@ -237,14 +371,24 @@ def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--seeds", help="of the figures")
     parser.add_argument("--part", choices=("accuracy", "streaming", "memory"), help="only this part")
+    parser.add_argument("--merge", type=Path, nargs="+", metavar="FILE", help="records to merge; run nothing")
     parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.peak_of is not None:
-        peak_of(asked.peak_of)
+        peak_of(asked.peak_of, asked.epochs)
+        return
+    if asked.merge:
+        results, document = merge(asked.merge)
+        if asked.json is not None:
+            asked.json.write_text(json.dumps(document, indent=1) + "\n")
+        # Not again: the commit is that of the records.
+        asked.json = None
+        report(TITLE, results, asked)
         return
     seeds = [int(seed) for seed in asked.seeds.split(",")] if asked.seeds else list(SEEDS)
     sizes: Sequence[int] = () if asked.quick else SIZES
-    results: list[Result] = []
+    results = []
     with tempfile.TemporaryDirectory() as name:
         parts = {
             "accuracy": partial(accuracy, seeds[:1] if asked.quick else seeds, sizes),
@@ -254,7 +398,7 @@ def main() -> None:
         for part, measure in parts.items():
             if asked.part in (None, part):
                 results += measure()
-    report(f"attention ({SIZE} training sections, {N_TEST} held out)", results, asked)
+    report(TITLE, results, asked)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ TILE_SPEC = GridSpec(mpp=MPP, patch_px=256, stride_px=256)
 NULL_DIM = 384
 """Numbers in a vector of the encoder without a network: those of a ViT-S."""
 PARTS = {
-    "decoding": ("_decode_stream",),
+    "decoding": ("decode_stream",),
     "cutting patches": ("read_patches",),
     "reading the file": ("pread", "_compressed"),
     "arithmetic of torch": ("torch",),

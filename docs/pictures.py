@@ -1,9 +1,9 @@
-"""Draw the pictures of the tutorial and the gallery, on three synthetic sections.
+"""Draw the pictures of the tutorial, the viewer's page and the gallery, on three synthetic sections.
 
     python docs/pictures.py [--work DIR]
 
 They are PNG files in docs/images: pages in Chromium, and what `histosge figure` draws. The sections are synthetic, as in
-`histosge demo`, because the public sections of the tutorial come without a licence that permits to show them. It takes two
+`histosge demo`, because the public sections of the tutorial come without a licence that permits to show them. It takes three
 minutes on two cores, and needs the extras dev and view, and Chromium.
 """
 
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -36,6 +36,17 @@ MOST_BYTES = 150_000
 # A lasso over the right part of the tissue, a rectangle over the left: shares of a view's width and height.
 LASSO = ((0.64, 0.34), (0.84, 0.24), (0.90, 0.46), (0.76, 0.56), (0.62, 0.50))
 RECTANGLE = ((0.16, 0.30), (0.42, 0.52))
+VIEWER_PX = (1120, 680)
+SIGNATURE = "slide=S3&gene=FollowsTissue&set=MORPH01,MORPH02,MORPH03&layout=predicted"
+SHOWN = {
+    "viewer": "slide=S3&gene=MORPH01",
+    "viewer-two-genes": "slide=S3&gene=MORPH01&second=MORPH02&layout=pair-predicted",
+    "viewer-blend": "slide=S3&gene=MORPH01&second=MORPH03&show=blend",
+    "viewer-signature": SIGNATURE,
+    "viewer-trust": "slide=S3&gene=NOISE01&rim=hatched&least-tissue=80",
+    "viewer-link": "slide=S3&gene=MORPH09&map=magma&limits=3,1",
+}
+"""Picture of the viewer -> what its address says: a link restores all that is seen."""
 
 
 def main() -> None:
@@ -71,6 +82,18 @@ def follow(folder: Path) -> None:
         folder, "view", "store.zarr", "--expression", "maps.zarr", "--samples", "cohort.csv", "--domains", "domains",
         "--slide", "S3", "--static", "page.html", "--tiles-mpp", "4", "--genes", genes, "--overwrite",
     )  # fmt: skip
+    run(
+        folder,
+        "view",
+        "store.zarr",
+        "--slide",
+        "S3",
+        "--static",
+        "store.html",
+        "--tiles-mpp",
+        "4",
+        "--overwrite",
+    )
 
 
 def run(folder: Path, *words: str) -> None:
@@ -84,11 +107,19 @@ def draw(folder: Path) -> None:
         shot(browser, folder / "plan/index.html", (1000, 540), "tutorial-plan")
         shot(browser, folder / "report/report.html", (1000, 620), "tutorial-report")
         shot(browser, folder / "map.html", (1000, 660), "tutorial-map")
-        page = browser.new_page(viewport={"width": 1120, "height": 680})
-        page.goto(f"file://{folder}/page.html#slide=S3&gene={GENES[0]}")
-        page.wait_for_selector("body[data-state=ready]")
+        page = open_viewer(browser, folder / "page.html", f"slide=S3&gene={GENES[0]}")
         compare_regions(page)
         save(page, "tutorial-regions")
+        for name, state in SHOWN.items():
+            save(open_viewer(browser, folder / "page.html", state), name)
+        save(
+            open_viewer(browser, folder / "page.html", "slide=S3&show=domains", theme="dark"),
+            "viewer-domains",
+        )
+        save(open_viewer(browser, folder / "store.html", "slide=S3&show=components"), "viewer-store")
+        save_picture(
+            open_viewer(browser, folder / "page.html", "slide=S3&gene=MORPH01"), folder, "viewer-saved"
+        )
     picture = Image.open(folder / "figure.png").convert("RGB")
     width = 1100
     keep(
@@ -96,6 +127,27 @@ def draw(folder: Path) -> None:
         "tutorial-figure",
     )
     draw_signatures(folder)
+
+
+def open_viewer(
+    browser: "Browser", file: Path, state: str, *, theme: Literal["light", "dark"] = "light"
+) -> "Page":
+    """Open a page that `view --static` wrote, at what a link names."""
+    width, height = VIEWER_PX
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
+    page.goto(f"file://{file}#{state}")
+    page.wait_for_selector("body[data-state=ready]")
+    return page
+
+
+def save_picture(page: "Page", folder: Path, name: str) -> None:
+    """Keep the picture that *Save PNG* writes."""
+    page.wait_for_timeout(1500)  # tiles fade in
+    page.locator("#save-tools").evaluate("tools => { tools.open = true; }")
+    with page.expect_download() as downloaded:
+        page.get_by_role("button", name="Save PNG").click()
+    downloaded.value.save_as(folder / "saved.png")
+    keep(Image.open(folder / "saved.png").convert("RGB"), name)
 
 
 def compare_regions(page: "Page") -> None:

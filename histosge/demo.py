@@ -16,6 +16,7 @@ from featurestore.errors import EarlierResultError
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.grid import GridSpec
 from featurestore.whole_file import check_output, whole_file
+from featurestore.wording import counted
 from histosge.data.section_loading import Selection, load_sections
 from histosge.evaluation.evaluate import EvaluateSettings, score_sections
 from histosge.evaluation.results import Scores
@@ -103,7 +104,7 @@ def run_demo(
     on_progress(Progress(1, len(STEPS), STEPS[1]))
     results = embed(str(sheet), str(paths["store"]), EmbedSettings(spec=GRID))
     on_message(
-        f"{results[0].patches} tissue patches, {results[0].computed} of {results[0].planned} blocks computed"
+        f"{counted(results[0].patches, 'tissue patch')}, {results[0].computed} of {results[0].planned} blocks computed"
     )
     on_progress(Progress(2, len(STEPS), STEPS[2]))
     genes = _gene_file(section, folder / "data" / "genes.txt")

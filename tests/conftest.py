@@ -74,6 +74,7 @@ PACKAGES = {
         ("napari_spatialdata", "qtpy", "spatialdata"),
         "install it, best in an environment of its own: pip install 'histosge[spatialdata]' 'napari-spatialdata[all]'",
     ),
+    "qubalab": (("qubalab",), "install it: pip install qubalab"),
     "spatialdata": (("spatialdata_io",), "install them: pip install 'histosge[spatialdata]' spatialdata-io"),
     "spatialdata_plot": (("spatialdata_plot",), "install it: pip install spatialdata-plot"),
     "torch": (("torch",), "no torch: pip install torch"),

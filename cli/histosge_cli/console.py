@@ -15,6 +15,7 @@ from rich import progress as rich_progress
 from featurestore.credentials import redact
 from featurestore.errors import OutputError
 from featurestore.events import OnProgress, Progress
+from featurestore.wording import counted
 
 # A table that is piped is for a program or a log: nothing may be cut.
 out = rich_console.Console(soft_wrap=True, highlight=False)
@@ -23,6 +24,8 @@ err = rich_console.Console(stderr=True, soft_wrap=True, highlight=False)
 MAX_FINISHED_BARS = 8
 """Finished bars that stay on the screen: a cohort's would push the running ones off it."""
 PLAIN_INTERVAL_S = 10.0
+FEW_STEPS = 10
+"""The steps of `demo` are fewer, the fits of an evaluation are more: its log would be all progress."""
 """Least time between two plain lines, where there is no terminal: a log file must stay readable."""
 COLUMNS = (
     rich_progress.TextColumn("{task.description}", markup=False),
@@ -93,11 +96,14 @@ class Console:
 
     @contextmanager
     def steps(self, name: str) -> Iterator[OnProgress]:
-        """Yield a callback that shows one bar for work in steps; where there is no terminal, each step is a line."""
+        """Yield a callback that shows one bar for work in steps.
+
+        Where there is no terminal, each of `FEW_STEPS` is a line; of more there is a line every `PLAIN_INTERVAL_S`.
+        """
         with self.bars("steps") as bars:
 
             def on_progress(progress: Progress) -> None:
-                if bars.is_shown:
+                if bars.is_shown or progress.total > FEW_STEPS:
                     bars.update(replace(progress, label=name), note=progress.label)
                 else:
                     self.message(f"{progress.done}/{progress.total} {progress.label}")
@@ -150,7 +156,9 @@ class ProgressBars:
         self._last = now
         if patches:
             self._patches[name] = patches
-            note = f"{patches} patches, {patches / max(now - self._begun[name], 1e-3):.0f} patches/s"
+            note = (
+                f"{counted(patches, 'patch')}, {patches / max(now - self._begun[name], 1e-3):.0f} patches/s"
+            )
         task = self._tasks[name]
         self._progress.update(task, completed=done, total=total, note=note)
         if patches and self._all is not None:
@@ -188,7 +196,7 @@ class ProgressBars:
         if self._failed:
             parts.append(f"{self._failed} failed")
         if self._unreadable:
-            parts.append(f"{self._unreadable} patches unreadable")
+            parts.append(f"{counted(self._unreadable, 'patch')} unreadable")
         return ", ".join(parts)
 
     def _print_plain(self, *parts: str) -> None:

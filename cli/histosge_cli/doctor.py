@@ -11,6 +11,7 @@ from featurestore.errors import FeatureStoreError
 from featurestore.slides.slide_reader import READERS
 from featurestore.software import version
 from featurestore.tissue.tissue_method import TISSUE_METHODS
+from featurestore.wording import counted
 
 STORAGE = {"s3fs": ("s3", "s3"), "gcsfs": ("gs", "gcs"), "adlfs": ("az", "azure")}
 """Package -> scheme of its URLs, and the extra that brings it."""
@@ -141,7 +142,5 @@ def _store(url: str) -> tuple[str, bool]:
         reason = str(error)
         return f"store        {reason if label in reason else f'{label}: {reason}'}", False
     done = frame.filter(frame["state"] == "done").height
-    return (
-        f"store        {label}: answers, {frame['slide'].n_unique()} slides, {done} of {frame.height} embeddings whole",
-        True,
-    )
+    slides = counted(frame["slide"].n_unique(), "slide")
+    return f"store        {label}: answers, {slides}, {done} of {frame.height} embeddings whole", True

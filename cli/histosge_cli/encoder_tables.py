@@ -11,6 +11,7 @@ from featurestore.encoders.records import EncoderRecord, find, records
 from featurestore.errors import EncoderError
 from featurestore.events import Progress
 from featurestore.grid import GridSpec
+from featurestore.wording import counted
 from histosge_cli.console import Console, out, table
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _record_facts(record: EncoderRecord) -> dict[str, Any]:
 
 
 def _sources(count: int) -> str:
-    return "no source" if count == 0 else f"{count} independent source{'s' if count > 1 else ''}"
+    return "no source" if count == 0 else counted(count, "independent source")
 
 
 def golden(key: str, options: EncoderOptions) -> None:

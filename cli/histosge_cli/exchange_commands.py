@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from featurestore.wording import counted
+from histosge.errors import ExportError
 from histosge_cli.console import Console, out
-from histosge_cli.places import output_place, readable_place, store_place
+from histosge_cli.places import exported_place, output_place, readable_place
 from histosge_cli.registry_help import listed, with_registry_help
 from histosge_cli.shared_options import Overwrite, Quiet, StoreArg
 
@@ -62,7 +64,7 @@ def import_(
 
     options = ImportOptions(slide, slide_id, encoder, slide_mpp, mpp, patch, grid, scale)
     done = import_embeddings(file, store, options)
-    line = f"{done.slide_id}: {done.patches} patches imported as {done.grid_key}"
+    line = f"{done.slide_id}: {counted(done.patches, 'patch')} imported as {done.grid_key}"
     if done.not_finite:
         line += f"; {done.not_finite} more have no finite vector in the file, and count as not readable"
     if done.grid_key.startswith("spots-"):
@@ -72,7 +74,7 @@ def import_(
         )
     if done.off_grid:
         line += (
-            f"; {done.off_grid} patches of the first row or column were left out: TRIDENT places them off the grid of "
+            f"; {counted(done.off_grid, 'patch')} of the first row or column left out: TRIDENT places them off the grid of "
             "all others"
         )
     out.print(line, markup=False)
@@ -80,7 +82,12 @@ def import_(
 
 def export(
     store: Annotated[
-        str, typer.Argument(metavar="STORE", callback=store_place, help="Expression store or feature store.")
+        str,
+        typer.Argument(
+            metavar="STORE",
+            callback=exported_place,
+            help="Expression store or feature store; or the .h5ad that predict --cells has written.",
+        ),
     ],
     out_path: Annotated[
         Path, typer.Argument(metavar="OUT", callback=output_place, help="File or folder to write to.")
@@ -124,6 +131,7 @@ def export(
 
     Example: histosge export maps.zarr c4.h5ad --to h5ad --slide C4 --store store.zarr
     """
+    from histosge.exporting.cell_export import export_cells, is_cell_table
     from histosge.exporting.export import export as run
     from histosge.exporting.export_format import ExportSettings
     from histosge.exporting.open_tables import ExportSelection
@@ -134,5 +142,16 @@ def export(
     wanted = int(domains) if domains.isdecimal() and len(domains) < 10 else Path(domains)
     settings = ExportSettings(slides_of, picture_mpp, wanted, ngff, samples)
     message = Console(quiet).message
+    if is_cell_table(store):
+        _refuse_unused(slide, slides_of, samples, grid, encoder)
+        out.print(export_cells(store, out_path, to, names, overwrite=overwrite), markup=False)
+        return
     for line in run(store, out_path, to, selection, settings, overwrite=overwrite, on_message=message):
         out.print(line, markup=False)
+
+
+def _refuse_unused(*given: object) -> None:
+    names = ("--slide", "--store", "--samples", "--grid", "--encoder")
+    unused = [name for name, value in zip(names, given, strict=True) if value]
+    if unused:
+        raise ExportError(f"a table of cells is of one slide and map: leave out {', '.join(unused)}")

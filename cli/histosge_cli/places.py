@@ -57,6 +57,13 @@ def store_place(context: typer.Context, value: str) -> str:
     return _checked_kind(context, readable_place(value) or value, ("file", "model"))
 
 
+def exported_place(context: typer.Context, value: str) -> str:
+    """Refuse a model, or a file that is no table of cells, where what is exported goes."""
+    if value.lower().endswith(".h5ad"):
+        return readable_place(value) or value
+    return store_place(context, value)
+
+
 def expression_place(context: typer.Context, value: str) -> str:
     """Refuse a file, a model or a feature store where maps go."""
     return _checked_kind(context, readable_place(value) or value, ("file", "model", "feature store"))

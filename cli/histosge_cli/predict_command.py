@@ -1,10 +1,11 @@
 """The command that predicts maps of gene expression."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
     DATA,
@@ -142,7 +143,7 @@ def predict(
     from histosge.prediction.predict import predict as run
 
     console = Console(quiet, log)
-    processes = _processes(workers, scheduler)
+    processes = worker_count(workers, scheduler)
     find_own_class(preset)
     # Before anything is predicted: a store of a thousand slides takes hours.
     for option, value in (("--h5ad", h5ad), ("--cells", cells)):
@@ -193,17 +194,6 @@ def predict(
         raise typer.Exit(1)
 
 
-def _processes(workers: str | None, scheduler: str | None) -> int | Literal["auto"] | None:
-    from histosge.errors import ModelError
-
-    processes = worker_count(workers)
-    if processes is not None and scheduler is not None:
-        raise ModelError(
-            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
-        )
-    return processes
-
-
 def _print_results(console: Console, results: "list[PredictResult]") -> None:
     for result in results:
         console.record("slide", **vars(result))
@@ -214,7 +204,7 @@ def _print_results(console: Console, results: "list[PredictResult]") -> None:
         todo = (
             f"{result.computed} of {result.planned} blocks computed" if result.computed else "nothing to do"
         )
-        out.print(f"{result.slide_id}: {todo}, {result.patches} patches", markup=False)
+        out.print(f"{result.slide_id}: {todo}, {counted(result.patches, 'patch')}", markup=False)
 
 
 def _write_report(
@@ -285,10 +275,11 @@ def _write_table(
         )
         todo = "nothing to do, " if done.was_there else ""
         out.print(
-            f"{path}: {todo}{done.cells} cells x {len(stored.genes)} genes. {done.resolution}", markup=False
+            f"{path}: {todo}{counted(done.cells, 'cell')} x {counted(len(stored.genes), 'gene')}. {done.resolution}",
+            markup=False,
         )
         return
     with staged_result(path, overwrite=overwrite) as staged:
         rows = write_h5ad(stored, staged.path)
     todo = "nothing to do, " if staged.was_there else ""
-    out.print(f"{path}: {todo}{rows} patches x {len(stored.genes)} genes", markup=False)
+    out.print(f"{path}: {todo}{counted(rows, 'patch')} x {counted(len(stored.genes), 'gene')}", markup=False)

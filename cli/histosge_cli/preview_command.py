@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.places import output_folder
 from histosge_cli.shared_options import Log, Overwrite, Quiet, StoreArg
@@ -56,6 +57,6 @@ def preview(
     todo = "nothing to do, " if done.was_there else ""
     far = f", {done.outliers} far from the others" if done.outliers else ""
     out.print(
-        f"{out_dir}/index.html: {todo}{done.slides} slides, {done.failed} failed{far}",
+        f"{out_dir}/index.html: {todo}{counted(done.slides, 'slide')}, {done.failed} failed{far}",
         markup=False,
     )

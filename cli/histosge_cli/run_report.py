@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurestore.errors import EarlierResultError, OutputError
 from featurestore.whole_file import check_output, whole_file
+from featurestore.wording import counted
 from histosge_cli.console import duration, size
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class ReportFiles:
             render_report(
                 "Embedding run",
                 _blocks(report),
-                subtitle=f"{report['store']}, begun {report['begun'].replace('T', ' ')}",
+                subtitle=f"{report['store']}, begun {report['begun'].replace('T', ' ').replace('+00:00', ' UTC')}",
                 footer="The same values, with all slides, are in the JSON file of the same name.",
                 record={"spec": report["spec"]},
             ),
@@ -138,9 +139,11 @@ def _blocks(report: dict[str, Any]) -> "list[Block]":
     from histosge.reporting.page import Block, Table
 
     slides, failures = report["slides"], report["failures"]
-    done = f"{slides['done']} slides done, {slides['failed']} failed"
+    done = f"{counted(slides['done'], 'slide')} done, {slides['failed']} failed"
     if slides["planned"]:
-        done = f"{slides['planned']} slides planned, {slides['failed']} failed; nothing was embedded"
+        done = (
+            f"{counted(slides['planned'], 'slide')} planned, {slides['failed']} failed; nothing was embedded"
+        )
     status = done if report["complete"] else f"stopped before its end: {done}"
     summary = Block(
         "Summary",
@@ -198,8 +201,11 @@ def _slides(slides: list[dict[str, Any]]) -> "list[Block]":
 
 
 def _count(rows: list[Any]) -> str:
-    shown = f"the first {MAX_ROWS:,} of {len(rows):,}" if len(rows) > MAX_ROWS else f"{len(rows):,}"
-    return f"{shown} slide{'' if len(rows) == 1 else 's'}"
+    return (
+        f"the first {MAX_ROWS:,} of {len(rows):,} slides"
+        if len(rows) > MAX_ROWS
+        else counted(len(rows), "slide")
+    )
 
 
 def _made_with(report: dict[str, Any]) -> "Block":

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, out
 from histosge_cli.places import output_file
 from histosge_cli.shared_options import Log, Overwrite, Quiet
@@ -91,8 +92,8 @@ def samples(
     todo = "nothing to do, " if staged.was_there else ""
     # A slide without a donor counts as a donor of its own in a split, but it is not known to be one.
     named = [row["donor"] for row in found.rows if row.get("donor")]
-    donors = f" of {len(set(named))} donors" if len(named) == len(found.rows) else ""
+    donors = f" of {counted(len(set(named)), 'donor')}" if len(named) == len(found.rows) else ""
     unnamed = len(found.rows) - len(named)
     hint = f"; {unnamed} without a donor: fill in the column donor" if unnamed else ""
     skipped = f", {len(found.left_out)} left out" if found.left_out else ""
-    out.print(f"{sheet}: {todo}{len(found.rows)} slides{donors}{skipped}{hint}", markup=False)
+    out.print(f"{sheet}: {todo}{counted(len(found.rows), 'slide')}{donors}{skipped}{hint}", markup=False)

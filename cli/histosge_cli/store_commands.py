@@ -10,7 +10,14 @@ from histosge_cli.console import out, size, table
 from histosge_cli.shared_options import Json, StoreArg
 
 if TYPE_CHECKING:
-    pass
+    import polars as pl
+
+HEADER = (
+    *("slide", "grid", "encoder", "state", "blocks", "patches", "size", "written"),
+    *("unreadable", "flags", "reason"),
+)
+MAPS_HEADER = ("slide", "grid", "genes", "state", "blocks", "patches", "size", "written", "model", "reason")
+"""Columns of `ls`, of a feature store and of an expression store."""
 
 
 def register(app: typer.Typer) -> None:
@@ -25,64 +32,34 @@ def ls(store: StoreArg, as_json: Json = False) -> None:
     Example: histosge ls s3://bucket/store
     """
     from featurestore.storage.catalogue import catalogue
+    from histosge.prediction.expression_catalogue import expression_catalogue
     from histosge.prediction.expression_store import is_expression_store
 
     if is_expression_store(store):
-        _list_maps(store, as_json=as_json)
-        return
-    frame = catalogue(store)
+        _print_catalogue(expression_catalogue(store), MAPS_HEADER, as_json=as_json)
+    else:
+        _print_catalogue(catalogue(store), HEADER, as_json=as_json)
+
+
+def _print_catalogue(frame: "pl.DataFrame", header: tuple[str, ...], *, as_json: bool) -> None:
     if as_json:
         out.print(json.dumps(frame.to_dicts(), default=str), markup=False)
-        return
-    if not frame.height:
+    elif not frame.height:
         out.print("the store is empty")
-        return
-    header = (
-        "slide",
-        "grid",
-        "encoder",
-        "state",
-        "blocks",
-        "patches",
-        "size",
-        "written",
-        "unreadable",
-        "flags",
-        "reason",
-    )
-    table(header, (_cells(row) for row in frame.iter_rows(named=True)))
+    else:
+        rows = (row | _in_words(row) for row in frame.iter_rows(named=True))
+        table(header, ([row[name] for name in header] for row in rows))
 
 
-def _list_maps(store: str, *, as_json: bool) -> None:
-    from histosge.prediction.expression_catalogue import expression_catalogue
-
-    frame = expression_catalogue(store)
-    if as_json:
-        out.print(json.dumps(frame.to_dicts(), default=str), markup=False)
-        return
-    if not frame.height:
-        out.print("the store is empty")
-        return
-    header = ("slide", "grid", "genes", "state", "blocks", "patches", "size", "written", "model", "reason")
-    table(header, (_map_cells(row) for row in frame.iter_rows(named=True)))
-
-
-def _map_cells(row: dict[str, Any]) -> list[object]:
-    blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
-    taken = None if row["bytes"] is None else size(row["bytes"])
-    written = None if row["modified"] is None else f"{row['modified']:%Y-%m-%d %H:%M}"
-    # The beginning of a fingerprint tells models apart, as in messages.
-    model = (row["model"] or "")[:16]
-    named = [row["slide"], row["grid"], row["genes"], row["state"], blocks, row["patches"], taken]
-    return [*named, written, model, row["reason"]]
-
-
-def _cells(row: dict[str, Any]) -> list[object]:
-    blocks = None if row["planned"] is None else f"{row['done']}/{row['planned']}"
-    taken = None if row["bytes"] is None else size(row["bytes"])
-    named = [row["slide"], row["grid"], row["encoder"], row["state"], blocks, row["patches"], taken]
-    written = None if row["modified"] is None else f"{row['modified']:%Y-%m-%d %H:%M}"
-    return [*named, written, row["unreadable"], row["flags"], row["reason"]]
+def _in_words(row: dict[str, Any]) -> dict[str, object]:
+    """Return the columns of a catalogue that are printed otherwise than they are stored."""
+    return {
+        "blocks": None if row["planned"] is None else f"{row['done']}/{row['planned']}",
+        "size": None if row["bytes"] is None else size(row["bytes"]),
+        "written": None if row["modified"] is None else f"{row['modified']:%Y-%m-%d %H:%M}",
+        # The beginning of a fingerprint tells models apart, as in messages.
+        "model": (row.get("model") or "")[:16],
+    }
 
 
 def validate(

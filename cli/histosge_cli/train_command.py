@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, out, resumable
 from histosge_cli.model_options import (
     OUTPUT,
@@ -143,7 +144,6 @@ def train(
     from featurestore.events import Progress
     from featurestore.whole_file import check_output
     from histosge.data.section_loading import Selection
-    from histosge.errors import ModelError
     from histosge.training.processes import is_first_process
     from histosge.training.train import TrainSettings
     from histosge.training.train import train as run
@@ -157,11 +157,7 @@ def train(
     # Each once: an average of a model with itself is that model.
     first, *others = dict.fromkeys(encoder) if encoder else (None,)
     selection = Selection(grid, first, tuple(name for name in others if name is not None))
-    processes = worker_count(workers)
-    if processes is not None and scheduler is not None:
-        raise ModelError(
-            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
-        )
+    processes = worker_count(workers, scheduler)
     settings = TrainSettings(
         preset,
         genes,
@@ -198,8 +194,8 @@ def train(
     spots = sum(section["spots"] for section in saved.card.sections)
     todo = "nothing to do, " if saved.was_there else ""
     out.print(
-        f"{model}: {todo}{saved.card.preset} for {len(saved.card.genes)} genes from {spots} spots of "
-        f"{len(saved.card.sections)} sections, fingerprint {saved.fingerprint[:16]}",
+        f"{model}: {todo}{saved.card.preset} for {counted(len(saved.card.genes), 'gene')} from {counted(spots, 'spot')} of "
+        f"{counted(len(saved.card.sections), 'section')}, fingerprint {saved.fingerprint[:16]}",
         markup=False,
     )
     if saved.intervals is not None:

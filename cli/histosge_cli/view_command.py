@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, out, size
 from histosge_cli.places import output_file, output_folder, readable_place
 from histosge_cli.shared_options import Log, Overwrite, Quiet, StoreArg
@@ -116,7 +117,8 @@ def view(
         todo = "nothing to do, " if done.was_there else ""
         how = "open it with a double click" if is_file else f"look at it with: {SERVE} {static}"
         out.print(
-            f"{static}: {todo}{done.slides} slides, {done.tiles} tiles, {done.genes} genes, {size(done.n_bytes)}; {how}",
+            f"{static}: {todo}{counted(done.slides, 'slide')}, {counted(done.tiles, 'tile')}, "
+            f"{counted(done.genes, 'gene')}, {size(done.n_bytes)}; {how}",
             markup=False,
         )
         return

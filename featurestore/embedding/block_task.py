@@ -28,8 +28,9 @@ from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
 from featurestore.names import slug
 from featurestore.slides.fetch_meter import meter_of
-from featurestore.slides.patch_reader import PatchBatch, read_batches, read_in_turn
+from featurestore.slides.patch_reader import PatchBatch, read_batches
 from featurestore.slides.protocol import Slide
+from featurestore.slides.read_ahead import read_in_turn
 from featurestore.storage.block_array import BlockArray
 from featurestore.storage.layout import embedding_path, failure_path
 from featurestore.storage.store import Store, StoredGrid

@@ -19,8 +19,9 @@ from featurestore.embedding.dask_clients import (
     scheduler_loss_as_error,
 )
 from featurestore.embedding.duplicates import DuplicateCheck
-from featurestore.embedding.plan import EmbedSettings, show_remark
+from featurestore.embedding.plan import show_remark
 from featurestore.embedding.quality import QualityPlan, write_focus
+from featurestore.embedding.settings import EmbedSettings
 from featurestore.embedding.slide_result import (
     OnResult,
     SlideResult,

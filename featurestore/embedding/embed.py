@@ -14,17 +14,15 @@ from featurestore.embedding.block_task import ThroughputProbe, check_written, em
 from featurestore.embedding.costs import Costs, plan_costs
 from featurestore.embedding.duplicates import DuplicateCheck
 from featurestore.embedding.plan import (
-    EmbedSettings as EmbedSettings,
-)
-from featurestore.embedding.plan import (
     SlidePlan,
     blocks_to_read,
     dry_run_slide,
-    load_encoders,
     plan_slide,
     show_remark,
 )
 from featurestore.embedding.quality import write_focus
+from featurestore.embedding.settings import EmbedSettings as EmbedSettings
+from featurestore.embedding.settings import load_encoders
 from featurestore.embedding.slide_result import (
     ONE_SLIDE,
     OnResult,

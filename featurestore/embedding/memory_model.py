@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from featurestore.grid import PatchGrid
-from featurestore.slides import patch_reader, pyramid_slide
+from featurestore.slides import patch_reader, pyramid_slide, read_ahead
 
 RGB_BYTES = 3
 WRITERS = 2
@@ -63,7 +63,7 @@ def worker_bytes(
     scaling = 3 * 4 * RGB_BYTES * pyramid_slide.MAX_SOURCE_PX
     # Beside those in the queue: one that waits for a place in it, one that is encoded, and its copy when an encoder
     # joins the batches of several threads.
-    batches = (patch_reader.READ_AHEAD + 3) * batch * RGB_BYTES * patch_px**2
+    batches = (read_ahead.READ_AHEAD + 3) * batch * RGB_BYTES * patch_px**2
     # Vectors as the encoder's float32, as float16, and as the float16 of the blocks that are being written.
     vectors = rows * cols * sum(dims) * (4 + 2 + 2 * WRITERS)
     per_thread = strips + scaling + batches + vectors

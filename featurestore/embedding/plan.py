@@ -5,17 +5,13 @@ One process plans a slide; no other writes its metadata.
 """
 
 import warnings
-from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import psutil
-
-from featurestore.blocks import DEFAULT_BLOCK, Block, whole_patches
+from featurestore.blocks import Block, whole_patches
 from featurestore.credentials import strip_credentials
-from featurestore.embedding.limits import check_spec
-from featurestore.embedding.memory_model import memory_bytes, worker_bytes
+from featurestore.embedding.memory_model import worker_bytes
 from featurestore.embedding.positions import patches_to_read
 from featurestore.embedding.quality import (
     QualityPlan,
@@ -24,14 +20,14 @@ from featurestore.embedding.quality import (
     skip_text,
     survey_without,
 )
+from featurestore.embedding.settings import NO_STAIN, EmbedSettings
+from featurestore.embedding.slide_grid import check_block_fits, make_grid, resident_bytes
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.embedding.stain_fit import fit_of_slide
-from featurestore.embedding.tissue_choice import check_tissue, tissue_request
-from featurestore.encoders.loading import DEFAULT_ENCODER, canonical_key, load_encoder, takes_weights
-from featurestore.encoders.protocol import BATCH, Encoder, EncoderOptions, patches_at_once
-from featurestore.encoders.stain_normalisation import StainedEncoder, check_method
-from featurestore.errors import EncoderError, IdentityMismatchError, SlideError, SlideWarning, StoreError
-from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec
+from featurestore.embedding.tissue_choice import tissue_request
+from featurestore.encoders.protocol import Encoder, patches_at_once
+from featurestore.errors import IdentityMismatchError, SlideWarning, StoreError
+from featurestore.grid import PatchGrid
 from featurestore.names import slug
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import mpp_difference
@@ -39,90 +35,11 @@ from featurestore.slides.protocol import Slide
 from featurestore.slides.sample_sheet import Sample
 from featurestore.software import version
 from featurestore.storage.block_array import BlockArray
-from featurestore.storage.coding import Coding, parse_coding
 from featurestore.storage.float16 import rows_without_nan
 from featurestore.storage.layout import failure_path
 from featurestore.storage.store import SlideRecord, Store, StoredGrid
-from featurestore.tissue.flags import count_skipped, flag_shares, parse_skip
+from featurestore.tissue.flags import count_skipped, flag_shares
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
-
-NO_STAIN = "none"
-"""Stain normalisation that changes nothing."""
-MAX_GRID_PATCHES = 50_000_000
-"""Patches of one slide. A process that plans holds some 15 bytes for each. A slide of 100,000 x 100,000 px at 0.25
-microns has 39 million patches at --mpp 0.5 --stride 8, and with 1,024 features these are 80 GB of embeddings."""
-
-
-@dataclass(frozen=True)
-class EmbedSettings:
-    """How to embed; the same for every slide of a run.
-
-    Parameters
-    ----------
-    encoders
-        Keys; all are fed from one pass over each slide.
-    spec
-        The grid; a `TokenGridSpec` for one of tokens.
-    options
-        How to load the encoders; their `tokens` are those of `spec`.
-    tissue
-        Name of the `TissueMethod` that tells which patches are encoded; ``none`` encodes every patch. None: the mask of
-        a slide that has one, else ``texture``.
-    retry_failed
-        Compute blocks again in which a tissue patch has no vector, or which are damaged. Stored blocks are read to find
-        them.
-    block_shape
-        Patches in one stored object; on a token grid positions, rounded down to whole patches.
-    weights
-        ``(encoder key, file)`` of encoders that have files of their own; the others follow `options`.
-    store_as
-        How embeddings are coded, see `featurestore.storage.coding`; None for ``float16``, or as those that were begun.
-    masks
-        Folder with a mask or annotation file for each slide, named by its id; None for the sheet's column mask.
-    skip
-        Names of quality flags (`featurestore.tissue.flags`) whose patches are left out.
-    within, without
-        Classes of the masks to which tissue is restricted, and those that are left out.
-    stain
-        ``macenko`` or ``reinhard``: normalise the stain of each slide before its patches are encoded. It is part of the
-        encoders' identity.
-    private
-        Keep file names and paths out of the store, see `featurestore.storage.private_map`.
-    allow_duplicates
-        Embed a slide that the store, or an earlier row, has under another id.
-    """
-
-    encoders: tuple[str, ...] = (DEFAULT_ENCODER,)
-    spec: GridSpec = field(default_factory=GridSpec)
-    options: EncoderOptions = field(default_factory=EncoderOptions)
-    tissue: str | None = None
-    retry_failed: bool = False
-    block_shape: tuple[int, int] = DEFAULT_BLOCK
-    weights: tuple[tuple[str, str], ...] = ()
-    store_as: str | None = None
-    masks: str | None = None
-    within: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    stain: str = NO_STAIN
-    skip: tuple[str, ...] = ()
-    private: bool = False
-    allow_duplicates: bool = False
-
-    @property
-    def coding(self) -> Coding | None:
-        """How embeddings are coded, if it is said."""
-        return None if self.store_as is None else parse_coding(self.store_as)
-
-    def __post_init__(self) -> None:
-        # Here, not at the first slide: an unknown name must not fail ten thousand slides one by one.
-        check_tissue(self)
-        if self.stain != NO_STAIN:
-            check_method(self.stain)
-        check_spec(self.spec)
-        object.__setattr__(self, "skip", parse_skip(self.skip))
-        _ = self.coding  # refused here if there is none of that name
-        tokens = self.spec if isinstance(self.spec, TokenGridSpec) else None
-        object.__setattr__(self, "options", replace(self.options, tokens=tokens))
 
 
 @dataclass(frozen=True)
@@ -156,33 +73,6 @@ class SlidePlan:
     def n_planned(self) -> int:
         """Objects that belong in the store, over all encoders."""
         return sum(map(len, self.planned.values()))
-
-
-def load_encoders(settings: EmbedSettings) -> dict[str, Encoder]:
-    """Load the encoders of a run by key, in order, each once.
-
-    Raises
-    ------
-    EncoderError
-        If an encoder cannot be loaded, weights are named for one that is not used, or there is no network to compile.
-    """
-    files = {canonical_key(key): file for key, file in settings.weights}
-    keys = dict.fromkeys(canonical_key(key) for key in settings.encoders)
-    if unused := set(files) - set(keys):
-        raise EncoderError(
-            f"--weights names {', '.join(sorted(unused))}, but the encoders are {', '.join(keys)}"
-        )
-    # Of several encoders one is enough: the option is for all of them.
-    if settings.options.compile and not any(takes_weights(key) for key in keys):
-        raise EncoderError(f"{', '.join(keys)}: there is no network to compile; leave --compile out")
-    loaded = {key: _load(key, settings.options, files.get(key)) for key in keys}
-    if settings.stain == NO_STAIN:
-        return loaded
-    return {key: StainedEncoder(encoder, settings.stain) for key, encoder in loaded.items()}
-
-
-def _load(key: str, options: EncoderOptions, weights: str | None) -> Encoder:
-    return load_encoder(key, options if weights is None else replace(options, weights=weights))
 
 
 def plan_slide(
@@ -252,80 +142,10 @@ def plan_slide(
     return SlidePlan(sample, stored, fingerprint, missing, planned, remark, quality)
 
 
-def _because(remark: str) -> str:
-    """Return a remark as the end of a reason: a slide that fails has no plan to carry it."""
-    return f" ({remark})" if remark else ""
-
-
 def show_remark(remark: str) -> None:
     """Warn of what a plan remarks: in the process that the user sees, not in a worker's."""
     if remark:
         warnings.warn(remark, SlideWarning, stacklevel=2)
-
-
-def make_grid(slide: Slide, sample: Sample, spec: GridSpec) -> PatchGrid:
-    """Return the grid of a slide.
-
-    Raises
-    ------
-    SlideError
-        If patches would be finer than the slide's pixels, as an encoder would see detail that is not in the file; or if
-        there would be more than `MAX_GRID_PATCHES`.
-    """
-    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, spec)
-    finest = min(slide.level_mpps)
-    if grid.effective_mpp < finest * (1 - 1e-6):  # mpp from metadata carries rounding errors
-        raise SlideError(
-            f"{strip_credentials(sample.slide)} has {finest:.4g} microns per pixel at best, which is coarser than "
-            f"--mpp {spec.mpp:g}; give --mpp {finest:.4g} or more{_because(mpp_difference(slide, sample.mpp))}"
-        )
-    # Before anything is allocated: a stride of 1 px on a whole slide would take the machine's memory.
-    if grid.n_rows * grid.n_cols > MAX_GRID_PATCHES:
-        too_many = (
-            f"{strip_credentials(sample.slide)} would have {grid.n_rows} x {grid.n_cols} patches, and a slide may have "
-            f"{MAX_GRID_PATCHES // 10**6} million"
-        )
-        if isinstance(spec, TokenGridSpec):
-            raise SlideError(f"{too_many}; give fewer --tokens, or a coarser --mpp")
-        raise SlideError(f"{too_many}; give --stride {_least_stride(slide, spec)} or more")
-    return grid
-
-
-def _least_stride(slide: Slide, spec: GridSpec) -> int:
-    """Return the smallest stride, in pixels, with which a slide has no more than `MAX_GRID_PATCHES` patches."""
-
-    def fits(stride_px: int) -> bool:
-        shifted = replace(spec, stride_px=stride_px)
-        grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, shifted)
-        return grid.n_rows * grid.n_cols <= MAX_GRID_PATCHES
-
-    longest = spec.stride_px
-    while not fits(longest):
-        longest *= 2
-    return bisect_left(range(longest + 1), True, lo=spec.stride_px, key=fits)
-
-
-def check_block_fits(sample: Sample, grid: PatchGrid, dims: list[int], block_shape: tuple[int, int]) -> None:
-    """Refuse a grid of which one block alone needs more memory than there is.
-
-    Raises
-    ------
-    SlideError
-        With both numbers.
-    """
-    block_shape = whole_patches(block_shape, grid.tokens)
-    needed = worker_bytes(
-        resident_bytes(), grid, dims, threads=1, batch=BATCH, block_shape=block_shape, open_slides=1
-    )
-    there = memory_bytes()
-    if needed > there:
-        rows, cols = (min(pair) // grid.tokens for pair in zip(block_shape, grid.shape, strict=True))
-        patch_px = grid.encoded.spec.patch_px
-        raise SlideError(
-            f"{strip_credentials(sample.slide)}: a block of {rows} x {cols} patches of {patch_px} px needs about "
-            f"{needed / 1e9:.1f} GB of memory, and there are {there / 1e9:.1f}; use smaller patches (--patch), or from "
-            "Python a smaller block_shape"
-        )
 
 
 def _add_grid(
@@ -405,11 +225,6 @@ def _forget_failures(store: Store, stored: StoredGrid, key: str, retried: list[B
         index = tuple(record.get("block", ()))
         if name.startswith(f"{grid_key}/{slug(key)}/") and len(index) == 2 and index not in kept:
             store.location.remove(failure_path(stored.slide_id, grid_key, key, index))
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process, in bytes."""
-    return int(psutil.Process().memory_info().rss)
 
 
 def software_versions() -> dict[str, str]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from featurestore.credentials import redact
 from featurestore.embedding.costs import Costs
-from featurestore.embedding.plan import EmbedSettings, software_versions
+from featurestore.embedding.plan import software_versions
+from featurestore.embedding.settings import EmbedSettings
 from featurestore.embedding.slide_result import SlideResult
 from featurestore.encoders.loading import canonical_key
 from featurestore.errors import StoreError

@@ -13,6 +13,7 @@ from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.layout import failure_path
 from featurestore.storage.private_text import remove_names
 from featurestore.storage.store import Store
+from featurestore.wording import counted
 
 ONE_SLIDE = (SlideError, StoreError, MemoryError)
 """Errors of the work on one slide that concern that slide; `is_of_one_slide` names the exception."""
@@ -105,7 +106,7 @@ def settle_mismatches(store: Store, results: Sequence[SlideResult]) -> None:
     """
     refused = [result for result in results if result.mismatch]
     if refused and len(refused) == len(results):
-        more = f" (and {len(refused) - 1} slides more)" if len(refused) > 1 else ""
+        more = f" (and {counted(len(refused) - 1, 'slide')} more)" if len(refused) > 1 else ""
         raise IdentityMismatchError(refused[0].reason + more)
     for result in refused:
         store.record_failure(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from featurestore.embedding.plan import EmbedSettings
+from featurestore.embedding.settings import EmbedSettings
 from featurestore.errors import StoreNotFoundError
 from featurestore.location import PathOrUrl
 from featurestore.slides.sample_sheet import Sample

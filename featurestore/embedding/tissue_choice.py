@@ -10,6 +10,7 @@ from featurestore.slides.sample_sheet import Sample
 from featurestore.tissue.annotation_file import masks_by_slide
 from featurestore.tissue.region import Region, TissueRequest
 from featurestore.tissue.tissue_method import DEFAULT_TISSUE, TISSUE_METHODS
+from featurestore.wording import counted
 
 MASK = "mask"
 """The method that takes the area of a file as tissue: what a slide with a mask gets where no method is named."""
@@ -85,8 +86,8 @@ def with_masks(rows: Sequence[Sample], settings: TissueSettings) -> list[Sample]
         )
     elif settings.tissue is None and 0 < n_masks < len(rows) and not _uses_masks(settings, DEFAULT_TISSUE):
         warnings.warn(
-            f"tissue of {n_masks} slides is that of the sheet's column mask, of the other {len(rows) - n_masks} it is found "
-            f"by {DEFAULT_TISSUE!r}; --tissue names one method for all",
+            f"tissue of {counted(n_masks, 'slide')} is that of the sheet's column mask, of the other "
+            f"{len(rows) - n_masks} it is found by {DEFAULT_TISSUE!r}; --tissue names one method for all",
             SlideWarning,
             stacklevel=3,
         )

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.embedding.block_task import BlockResult, embed_blocks
 from featurestore.embedding.costs import Costs, plan_costs
-from featurestore.embedding.plan import EmbedSettings, blocks_to_read, load_encoders, plan_slide
+from featurestore.embedding.plan import blocks_to_read, plan_slide
 from featurestore.embedding.quality import QualityPlan
+from featurestore.embedding.settings import EmbedSettings, load_encoders
 from featurestore.embedding.slide_result import ONE_SLIDE, SlideResult, fail_slide, is_of_one_slide
 from featurestore.embedding.slide_watch import SlideWatch
 from featurestore.encoders.protocol import (

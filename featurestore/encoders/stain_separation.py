@@ -52,8 +52,8 @@ def separate(patches: Tensor, table: Tensor, matrix: Tensor) -> Tensor:
         Float32, shape ``(n, 3, height, width)``.
     """
     n, height, width, _ = patches.shape
-    planes = patches.permute(0, 3, 1, 2).reshape(-1).int()
-    density = table.index_select(0, planes).reshape(n, 3, height * width)
+    planes = patches.permute(0, 3, 1, 2).to(torch.int32, memory_format=torch.contiguous_format)
+    density = table.index_select(0, planes.view(-1)).reshape(n, 3, height * width)
     return torch.matmul(matrix, density).reshape(n, 3, height, width)
 
 

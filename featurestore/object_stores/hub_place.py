@@ -89,7 +89,12 @@ def check_writable(place: str | os.PathLike[str]) -> None:
     """
     url = os.fspath(place)
     if url.startswith(SCHEME[:-1]):
+        # A Path has lost the second slash.
+        url = SCHEME + url[len(SCHEME) - 1 :].lstrip("/")
+        command = "upload-large-folder OWNER/NAME FOLDER --repo-type dataset"
+        if not url.startswith(f"{SCHEME}datasets/"):
+            command = "upload OWNER/NAME FOLDER"
         raise StoreError(
             f"{strip_credentials(url)} is read-only: nothing is written to the hub; write to a folder, then upload it with: "
-            "hf upload-large-folder OWNER/NAME FOLDER --repo-type dataset"
+            f"hf {command}"
         )

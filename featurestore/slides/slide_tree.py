@@ -141,12 +141,13 @@ def _describe(file: Path) -> str | FeatureStoreError:
             slide = open_slide(file)
         except MppError as error:
             slide = open_slide(file, 1.0)  # its size can be had without its scale
+            # "PATH claims 352.9 microns per pixel, outside ...": the path stands in the sheet already.
+            claimed = first_line(error).rpartition(" claims ")[2].partition(",")[0]
             scale = (
-                f"no usable mpp ({first_line(error)[:60]}): fill in the column mpp"
+                f"no usable mpp (the file claims {claimed}): fill in the column mpp"
                 if "outside" in str(error)
-                else ""
+                else "no mpp: fill in the column mpp"
             )
-            scale = scale or "no mpp: fill in the column mpp"
         else:
             stated = slide.stated_mpp if isinstance(slide, PyramidSlide) else None
             scale = f"{stated or slide.mpp:.4g} um/px"

@@ -19,9 +19,10 @@ from featurestore.documents import convert
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import IdentityMismatchError, first_line
 from featurestore.location import Location
+from featurestore.storage.embedding_array import read_encoder
 from featurestore.storage.layout import SPOTS, check_encoder_key, embedding_path, encoder_path, grid_path
 from featurestore.storage.store import Store
-from featurestore.storage.stored_documents import EncoderAttrs, identity_attrs
+from featurestore.storage.stored_documents import MAX_PATCHES, EncoderAttrs, identity_attrs
 from featurestore.storage.zarr_metadata import (
     ZARR_ERRORS,
     document_label,
@@ -31,8 +32,6 @@ from featurestore.storage.zarr_metadata import (
     write_group,
 )
 
-MAX_PATCHES = 1 << 27
-"""As of a grid."""
 CHUNK = 1024
 """Patches of one object: as many as a block of a grid."""
 
@@ -110,10 +109,10 @@ def add_spots(
         # Last, as for a grid: patches without it were not written completely.
         write_group(location, path, {"spots": spots.to_attrs(), "software": dict(software)})
     array = embedding_path(slide_id, spots.key, identity.key)
-    stored = read_attrs(location, array).get("encoder")
-    if stored and (stored["key"], stored["fingerprint"]) != (identity.key, identity.fingerprint):
+    stored = read_encoder(location, array)
+    if stored and (stored.key, stored.fingerprint) != (identity.key, identity.fingerprint):
         raise IdentityMismatchError(
-            f"{path} holds embeddings of encoder {stored['key']!r} with fingerprint {stored['fingerprint'][:16]}, now it is "
+            f"{path} holds embeddings of encoder {stored.key!r} with fingerprint {stored.fingerprint[:16]}, now it is "
             f"{identity.key!r} with {identity.fingerprint[:16]}; {clear}"
         )
     if not stored or set(_chunks(location, array)) != set(range(_count(len(vectors)))):
@@ -135,12 +134,12 @@ def read_spots(
     location = store.location
     attrs = read_attrs(location, grid_path(slide_id, spots.key)).get("spots")
     array = embedding_path(slide_id, spots.key, identity.key)
-    stored = read_attrs(location, array).get("encoder")
+    stored = read_encoder(location, array)
     if not attrs or not stored:
         return None
-    if (stored["key"], stored["fingerprint"]) != (identity.key, identity.fingerprint):
+    if (stored.key, stored.fingerprint) != (identity.key, identity.fingerprint):
         raise IdentityMismatchError(
-            f"{array} holds vectors of fingerprint {str(stored['fingerprint'])[:16]}, now {identity.key!r} has "
+            f"{array} holds vectors of fingerprint {stored.fingerprint[:16]}, now {identity.key!r} has "
             f"{identity.fingerprint[:16]}; give another store"
         )
     n = len(spots.x_um)

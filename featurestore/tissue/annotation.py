@@ -20,6 +20,8 @@ IGNORED_SUFFIX = "*"
 ALWAYS_LEFT_OUT = "Ignore*"
 """QuPath's default class for what is not to be looked at: it is cut out of the others."""
 _LISTED = 8
+_LONGEST = 60
+"""Letters of a class in a message."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def select_classes(
                 "(in QuPath: Annotations > Set class)"
             )
         near = get_close_matches(name.lower(), [c.lower() for c in named], n=1, cutoff=0.6)
-        hint = next((f"; did you mean {c!r}?" for c in named if near and c.lower() == near[0]), "")
+        hint = next((f"; did you mean {_line(c)!r}?" for c in named if near and c.lower() == near[0]), "")
         raise MaskError(f"{label} has no class {name!r}; there is {_list(named)}{hint}")
     left_out = tuple(name for name in named if name in without or name == ALWAYS_LEFT_OUT)
     left_out = tuple(name for name in left_out if name not in within)
@@ -141,7 +143,13 @@ def select_classes(
 
 def _list(names: Sequence[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
+    return ", ".join(map(_line, names[:_LISTED])) + more
+
+
+def _line(name: str) -> str:
+    """Return a class as a part of one line: its name comes from somebody's file."""
+    plain = "".join(letter for letter in " ".join(name.split()) if letter.isprintable())
+    return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}..."
 
 
 def draw_selection(

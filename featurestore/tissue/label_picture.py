@@ -16,6 +16,10 @@ from featurestore.tissue.annotation import Frame
 
 MAX_CLASSES = 256
 """Values that a picture may hold. One with more is a photograph or a map of probabilities."""
+MANY_CLASSES = 64
+"""Values from which on the user is warned: smoothed edges and grey photographs have as many, few annotations do."""
+LARGEST_PIXEL_UM = 500.0
+"""A mask with larger pixels is refused: any picture of a few pixels has about the aspect ratio of any slide."""
 _POINTS = (1 / 6, 1 / 2, 5 / 6)
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -62,7 +66,14 @@ class LabelPicture:
                 f"{self.label} holds {len(values)} different values, so it is no mask; write one value for each class and 0 "
                 "for what is left out"
             )
-        object.__setattr__(self, "_values", tuple(int(value) for value in values if value != 0))
+        found = tuple(int(value) for value in values if value != 0)
+        object.__setattr__(self, "_values", found)
+        if len(found) > MANY_CLASSES and not self.remark:
+            remark = (
+                f"{self.label} holds {len(found)} different values, and all but 0 are taken; is it a photograph or a map of "
+                "probabilities?"
+            )
+            object.__setattr__(self, "remark", remark)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,10 +86,18 @@ class LabelPicture:
         Raises
         ------
         MaskError
-            If the picture has another aspect ratio than the slide.
+            If the picture has another aspect ratio than the slide, or only a few pixels.
         """
         check_aspect(self.full_px, frame.slide_px, self.label)
-        chosen = np.isin(self.labels, np.array([int(name) for name in classes], np.int64))
+        pixel_um = frame.slide_px[0] * frame.slide_mpp / self.full_px[0]
+        # Not of a slide that has no more pixels itself.
+        if pixel_um > LARGEST_PIXEL_UM and pixel_um > 2 * frame.mpp:
+            raise MaskError(
+                f"{self.label} is {self.full_px[0]} x {self.full_px[1]} px, so {pixel_um:.0f} microns each, and a mask's "
+                f"may have {LARGEST_PIXEL_UM:.0f}; write it at a finer scale, or use --tissue none for the whole slide"
+            )
+        # In the picture's own type: unsigned 64-bit values do not fit into a signed one.
+        chosen = np.isin(self.labels, np.array([int(name) for name in classes], self.labels.dtype))
         votes = np.zeros(frame.shape, np.uint8)
         # Nine points of each pixel: its centre alone lies on an edge of the mask's pixels where these are half as wide,
         # and all areas would be shifted by half of one. An odd number has no ties.

@@ -5,6 +5,7 @@ in the file tells. What tells is the slide: `texture` finds most tissue on most 
 calls tissue is compared with that of the mask in other readings.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,11 @@ DOUBTED = (0.5, 0.3)
 """Share below which there is a remark, if another reading is better by the second."""
 OVERLAP_DOUBTED = (0.5, 0.8)
 """The same for Dice's overlap of mask and tissue: a mask of all tissue in too small a scale may lie on tissue by chance."""
+MOSTLY_ON = (0.8, 0.95)
+"""The same for the share, where the other reading lies wholly on tissue: a mirrored section may cover most of itself."""
+SCALES = (2, 4, 8, 16, 32, 64)
+"""Downsamplings of a slide's levels: coordinates of a coarser one lie in the slide's top-left corner. Tried for a remark
+only, since with so many readings one may lie on tissue by chance."""
 _SAME_UNIT = 0.05
 """Where a pixel is a micron to within this share, the two units cannot be told apart, and need not be."""
 
@@ -61,23 +67,57 @@ def check_mask(
     if not tissue.any():
         return ""
     share, overlap = _share(mask, tissue), _dice(mask, tissue)
+    # Before the mask is drawn again: with 100,000 outlines each reading takes seconds.
+    if share >= MOSTLY_ON[0] and overlap >= OVERLAP_DOUBTED[0]:
+        return ""
+    said = f"{label} lies on tissue by {share:.0%} of its area"
     readings = [r for r in _readings(mask, annotation, selection, frame) if r.mask.any()]
     best = max(readings, key=lambda r: _share(r.mask, tissue), default=None)
     if best is not None:
         other = _share(best.mask, tissue)
         if share <= REFUSED[0] and other >= REFUSED[1]:
             raise MaskError(
-                f"{label} lies on tissue by {share:.0%} of its area, and {best.name} by {other:.0%}: {best.fix}, or if it "
-                "is right as it is, use it with --tissue none and --within"
+                f"{said}, and {best.name} by {other:.0%}: {best.fix}, or if it is right as it is, use it with --tissue none "
+                "and --within"
             )
-        if share < DOUBTED[0] and other >= share + DOUBTED[1]:
-            return f"{label} lies on tissue by {share:.0%} of its area, and {best.name} by {other:.0%}; is it right?"
+        if (share < DOUBTED[0] and other >= share + DOUBTED[1]) or (
+            share < MOSTLY_ON[0] and other >= MOSTLY_ON[1]
+        ):
+            return f"{said}, and {best.name} by {other:.0%}; is it right?"
     best = max(readings, key=lambda r: _dice(r.mask, tissue), default=None)
     if best is not None:
         other = _dice(best.mask, tissue)
         if overlap < OVERLAP_DOUBTED[0] and other >= OVERLAP_DOUBTED[1]:
             return f"{label} overlaps tissue by {overlap:.2f} (Dice), and {best.name} by {other:.2f}; is it right?"
-    return ""
+    if share > REFUSED[0]:
+        return ""
+    for reading in _scaled(annotation, selection, frame):
+        if reading.mask.any() and (other := _share(reading.mask, tissue)) >= REFUSED[1]:
+            return f"{said}, and {reading.name} by {other:.0%}: {reading.fix}; is it right?"
+    return f"{said}; is it right?"
+
+
+def _scaled(annotation: Annotation, selection: Selection, frame: Frame) -> Iterator[_Reading]:
+    """Yield a mask as it is if its coordinates are pixels of a coarser level, the finest first."""
+    if not isinstance(annotation, Outlines):
+        return
+    for factor in SCALES:
+        read = _draw(annotation, selection, frame, px_per_unit=float(factor))
+        yield _Reading(f"multiplied by {factor}", "coordinates are level-0 pixels", read)
+
+
+def _draw(
+    annotation: Outlines,
+    selection: Selection,
+    frame: Frame,
+    px_per_unit: float = 1.0,
+    *,
+    swapped: bool = False,
+) -> NDArray[np.bool_]:
+    read = annotation.draw(selection.taken, frame, px_per_unit, swapped=swapped)
+    if selection.left_out:
+        read &= ~annotation.draw(selection.left_out, frame, px_per_unit, swapped=swapped)
+    return read
 
 
 def _readings(
@@ -89,11 +129,10 @@ def _readings(
         _Reading("turned by 180 degrees", "turn it", mask[::-1, ::-1]),
     ]
     if isinstance(annotation, Outlines):
+        read = _draw(annotation, selection, frame, swapped=True)
+        readings.append(_Reading("with x and y swapped", "write x before y", read))
         if abs(frame.slide_mpp - 1) > _SAME_UNIT:
-            per_um = 1 / frame.slide_mpp
-            read = annotation.draw(selection.taken, frame, px_per_unit=per_um)
-            if selection.left_out:
-                read &= ~annotation.draw(selection.left_out, frame, px_per_unit=per_um)
+            read = _draw(annotation, selection, frame, 1 / frame.slide_mpp)
             fix = f"coordinates are level-0 pixels, so divide them by {frame.slide_mpp:.4g}"
             readings.append(_Reading("read in microns", fix, read))
     else:

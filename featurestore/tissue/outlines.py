@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featurestore.documents import DocumentError, parse_json
 from featurestore.errors import MaskError
 from featurestore.tissue.annotation import Frame
-from featurestore.tissue.polygon_raster import Ring, fill_rings
+from featurestore.tissue.polygon_raster import Ring, fill_crossing_rings, fill_rings
 
 NOT_AREAS = ("detection", "cell", "tile", "PathDetectionObject", "PathCellObject", "PathTileObject")
 """QuPath's objects that are no annotations; the second kind of name stands in exports before version 0.3."""
@@ -30,6 +30,7 @@ a little outside; those of another scale lie far out, or are found by what they 
 class _Area:
     name: str
     polygon: tuple[Ring, ...]
+    crosses_itself: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,12 @@ class Outlines:
         return tuple(sorted({area.name for area in self.areas}))
 
     def draw(
-        self, classes: Collection[str], frame: Frame, px_per_unit: float | None = None
+        self,
+        classes: Collection[str],
+        frame: Frame,
+        px_per_unit: float | None = None,
+        *,
+        swapped: bool = False,
     ) -> NDArray[np.bool_]:
         """Return which pixels of a frame lie in an area of these classes.
 
@@ -67,6 +73,8 @@ class Outlines:
         ----------
         px_per_unit
             Level-0 pixels per unit of the file, to try another reading of it; None for pixels, which are checked.
+        swapped
+            Read ``(y, x)`` in place of ``(x, y)``.
 
         Raises
         ------
@@ -79,7 +87,8 @@ class Outlines:
         found = np.zeros(frame.shape, bool)
         for area in self.areas:
             if area.name in classes:
-                fill_rings([ring * factor for ring in area.polygon], found)
+                fill = fill_crossing_rings if area.crosses_itself else fill_rings
+                fill([(ring[:, ::-1] if swapped else ring) * factor for ring in area.polygon], found)
         return found
 
     def _check_bounds(self, frame: Frame) -> None:
@@ -97,7 +106,7 @@ class Outlines:
 def read_outlines(data: bytes, label: str) -> Outlines:
     """Read a GeoJSON file.
 
-    Outlines that cross themselves are repaired as shapely does it, and counted in the remark.
+    Outlines that cross themselves are counted in the remark; what they wind round is their area.
 
     Raises
     ------
@@ -117,9 +126,9 @@ def read_outlines(data: bytes, label: str) -> Outlines:
             areas.append(_Area(name, tuple(rings)))
             continue
         repaired += 1
-        # "structure": an outline that winds round an area twice still covers it; holes stay holes.
-        mended = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
-        areas += [_Area(name, part) for part in _rings_of(mended)]
+        # Corners on one line enclose nothing.
+        if np.linalg.matrix_rank(rings[0] - rings[0][0]) == 2:
+            areas.append(_Area(name, tuple(rings), crosses_itself=True))
     if not areas:
         raise MaskError(
             f"{label} holds no area: {'its outlines have none' if total else 'it has no polygons'}; "
@@ -129,12 +138,6 @@ def read_outlines(data: bytes, label: str) -> Outlines:
         f"{repaired} of {total} outlines in {label} cross themselves and were repaired" if repaired else ""
     )
     return Outlines(tuple(areas), label, remark)
-
-
-def _rings_of(geometry: Any) -> Iterator[tuple[Ring, ...]]:
-    for part in getattr(geometry, "geoms", [geometry]):
-        if isinstance(part, shapely.Polygon) and not part.is_empty:
-            yield tuple(np.asarray(ring.coords)[:, :2] for ring in (part.exterior, *part.interiors))
 
 
 def _polygons(document: Any, label: str) -> Iterator[tuple[str, list[Ring]]]:

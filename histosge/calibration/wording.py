@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from featurestore.wording import counted
 from histosge.calibration.widths import CROSS_CONFORMAL, DONOR_WEIGHTED, least_donors
 
 CONDITIONED = "The map is conditioned on spots of this slide, so it agrees with them by construction."
@@ -50,7 +51,11 @@ def claim_text(method: str, donors: Sequence[str]) -> str:
         return "donors not considered"
     if method == CROSS_CONFORMAL:
         return _within(donors)
-    return f"empirical, {len(donors)} donors" if method == DONOR_WEIGHTED else f"{len(donors)} donors"
+    return (
+        f"empirical, {counted(len(donors), 'donor')}"
+        if method == DONOR_WEIGHTED
+        else counted(len(donors), "donor")
+    )
 
 
 def scope_text(held_out: str, method: str, donors: Sequence[str]) -> str:

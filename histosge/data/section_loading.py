@@ -13,6 +13,7 @@ from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, ignore_message
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
+from featurestore.wording import counted
 from histosge.data.alignment_check import AlignmentReport
 from histosge.data.distinct_spots import DistinctSpots
 from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embedded
@@ -189,8 +190,9 @@ def report_spots(slide_id: str, description: str, counts: SpotCounts, on_message
     """Tell what was found in a section; return whether it has spots enough to be used."""
     on_message(f"{slide_id}: {description}")
     on_message(
-        f"{slide_id}: {counts.n_spots} spots on {counts.n_patches} patches "
-        f"({counts.n_under_min_counts} spots under {MIN_COUNTS} counts and {len(counts.uncovered)} off tissue left out)"
+        f"{slide_id}: {counted(counts.n_spots, 'spot')} on {counted(counts.n_patches, 'patch')} "
+        f"({counted(counts.n_under_min_counts, 'spot')} under {MIN_COUNTS} counts and "
+        f"{len(counts.uncovered)} off tissue left out)"
     )
     if counts.uncovered:
         n_more = len(counts.uncovered) - NAMED_SPOTS

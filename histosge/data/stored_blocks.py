@@ -19,6 +19,7 @@ from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
 from featurestore.storage.float16 import nan_rows
 from featurestore.storage.raw_read import RawBlocks
+from histosge.data.own_pages import in_own_pages
 from histosge.data.sections import Patches
 from histosge.data.spot_blocks import (
     PlannedBlock,
@@ -158,7 +159,9 @@ class StoredBlocks(PlannedBlocks):
         # Padding beyond the grid is cut off; background is NaN, as is a patch that could not be read.
         values = loaded.values[: block.shape[0], : block.shape[1]].reshape(-1, reader.slot_shape[2])
         kept = np.flatnonzero(~nan_rows(np.ascontiguousarray(values)))
-        return _Part(top + kept // block.shape[1], left + kept % block.shape[1], values[kept])
+        # These stay while the arrays of a few hundred steps come and go.
+        own = in_own_pages(values[kept])
+        return _Part(top + kept // block.shape[1], left + kept % block.shape[1], own)
 
 
 def _part_bytes(part: _Part | None) -> int:

@@ -10,6 +10,7 @@ from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.events import OnMessage, OnProgress, Progress, ignore_message, ignore_progress
 from featurestore.slides.sample_sheet import read_samples
 from featurestore.threads import keep_to_own_cores
+from featurestore.wording import counted
 from histosge.data.gene_choice import GeneChoice, GeneSource
 from histosge.data.genes import MIN_COUNTS
 from histosge.data.section_loading import LoadedSection, Selection, load_sections
@@ -363,8 +364,9 @@ def _notes(loaded: Sequence[LoadedSection]) -> list[str]:
     off = sum(len(item.uncovered) for item in loaded)
     used = sum(len(item.section.spots) for item in loaded)
     identity, grid = loaded[0].slide.identity, loaded[0].slide.stored.grid
+    left_out = f"{few} with fewer than {MIN_COUNTS} counts and {off} without an embedded patch left out"
     notes = [
-        f"{used} spots used; {few} with fewer than {MIN_COUNTS} counts and {off} without an embedded patch left out.",
+        f"{counted(used, 'spot')} used; {left_out}.",
         f"{identity.key} embeddings ({identity.dim} dims, fingerprint {identity.fingerprint[:16]}).",
         f"{grid.description}.",
     ]

@@ -22,9 +22,10 @@ from scipy.spatial import cKDTree
 
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store, StoredGrid
+from featurestore.wording import counted
 from histosge.data.expression.find_expression import find_molecules
 from histosge.data.expression.loaded_expression import SlideFrame
-from histosge.data.expression.molecules import Molecules, bin_molecules
+from histosge.data.expression.molecules import Molecules, bin_molecules, count_genes
 from histosge.data.expression.pseudo_spots import pool_spots
 from histosge.data.genes import library_size
 from histosge.data.section_loading import MIN_SPOTS, LoadedSection
@@ -175,7 +176,7 @@ class FineBins:
             except ExpressionError as error:
                 refused.append(f"{section.slide_id}: {error}")
         if not found:
-            more = f" (and {len(refused) - 1} sections more)" if len(refused) > 1 else ""
+            more = f" (and {counted(len(refused) - 1, 'section')} more)" if len(refused) > 1 else ""
             raise HistosgeError(f"nothing can be scored at {side_um:g} µm: {refused[0]}{more}")
         facts = BinFacts(
             side_um,
@@ -331,10 +332,10 @@ class _Pooled:
 
     Parameters
     ----------
-    bins
-        ``(n_bins,)``.
-    touched
-        Returns which spots some of the bins touch, by their indices, ``(n_chosen, n_spots)``.
+    xy_um, counts
+        Centre and total counts of each, ``(n_bins, 2)`` and ``(n_bins,)``.
+    take
+        Returns some of the bins by their indices, and which spots they touch, ``(n_chosen, n_spots)``.
     measured, n_units
         In what the file counts, and how many of them there are.
     unit_um
@@ -345,8 +346,9 @@ class _Pooled:
         Units that were not pooled, in words; empty if none was left out.
     """
 
-    bins: Spots
-    touched: Callable[[NDArray[np.int64]], sparse.csr_matrix]
+    xy_um: Floats
+    counts: Floats
+    take: Callable[[NDArray[np.int64]], tuple[Spots, sparse.csr_matrix]]
     measured: str
     n_units: int
     unit_um: float
@@ -366,21 +368,31 @@ def _pool(section: Section, units: Spots | MoleculeUnits, side_um: float) -> _Po
         bins, bin_of_unit, turned = pool_units(units, side_um)
         what = "bins" if units.shape == "square" else "cells"
         touched = _touched(section.spots, units, bin_of_unit, len(bins))
-        measured = f"{what} of {units.diameter_um:.3g} µm"
-        return _Pooled(bins, lambda some: touched[some], measured, len(units), units.diameter_um, turned)
-    found = bin_molecules(units.molecules, units.frame, side_um)
-    # Cells without a position are none of the section's: no training spot has their molecules.
-    number = {name: i for i, name in enumerate(units.molecules.cells)}
-    of_cell = found.cells[:, [number[name] for name in units.cells.barcodes.tolist()]]
-    n_cells = len(units.cells)
-    spot_of_cell = _touched(section.spots, units.cells, np.arange(n_cells), n_cells)
 
-    def touch(some: NDArray[np.int64]) -> sparse.csr_matrix:
-        over = _overlapping(section.spots, found.spots.xy_um[some], side_um)
-        return sparse.csr_matrix(of_cell[some] @ spot_of_cell + over)
+        def take(some: NDArray[np.int64]) -> tuple[Spots, sparse.csr_matrix]:
+            chosen = replace(
+                bins, barcodes=bins.barcodes[some], xy_um=bins.xy_um[some], counts=bins.counts[some]
+            )
+            return chosen, touched[some]
+
+        measured = f"{what} of {units.diameter_um:.3g} µm"
+        return _Pooled(bins.xy_um, library_size(bins), take, measured, len(units), units.diameter_um, turned)
+    molecules, frame, cells = units.molecules, units.frame, units.cells
+    found = bin_molecules(molecules, frame, side_um)
+
+    def count(some: NDArray[np.int64]) -> tuple[Spots, sparse.csr_matrix]:
+        chosen, of_cell = count_genes(molecules, frame, found, some)
+        # Cells without a position are none of the section's: no training spot has their molecules.
+        number = {name: i for i, name in enumerate(molecules.cells)}
+        of_cell = of_cell[:, [number[name] for name in cells.barcodes.tolist()]]
+        spot_of_cell = _touched(section.spots, cells, np.arange(len(cells)), len(cells))
+        over = _overlapping(section.spots, chosen.xy_um, side_um)
+        return chosen, sparse.csr_matrix(of_cell @ spot_of_cell + over)
 
     measured = f"molecules of quality {found.min_qv:g} or more"
-    return _Pooled(found.spots, touch, measured, found.n_kept, 1.0, left_out=found.describe_left_out())
+    return _Pooled(
+        found.xy_um, found.counts, count, measured, found.n_kept, 1.0, left_out=found.describe_left_out()
+    )
 
 
 def _overlapping(spots: Spots, xy_um: Floats, side_um: float) -> sparse.csr_matrix:
@@ -416,13 +428,12 @@ def _bins_of(
             f"{step / MOST_STEPS:.4g} or more, or embed with a --stride or --tokens of at most {side_um * MOST_STEPS:g} µm"
         )
     pooled = _pool(section, units, side_um)
-    bins = pooled.bins
-    counts = library_size(bins)
-    covered = np.ones(len(bins), bool)
+    counts = pooled.counts
+    covered = np.ones(len(counts), bool)
     for each in patches:
-        covered &= np.asarray(square_overlap(bins.xy_um, side_um, each).sum(axis=1)).ravel() > 0
+        covered &= np.asarray(square_overlap(pooled.xy_um, side_um, each).sum(axis=1)).ravel() > 0
     # Files of spots hold those under tissue; molecules lie on bare glass, too, so that most bins hold one or two of them.
-    on_tissue = np.ones(len(bins), bool) if isinstance(units, Spots) else covered
+    on_tissue = np.ones(len(counts), bool) if isinstance(units, Spots) else covered
     few = on_tissue & (counts < MIN_BIN_COUNTS)
     if few.sum() > MOST_LEFT_OUT * on_tissue.sum():
         middle = max(float(np.median(counts[on_tissue])), 0.5)
@@ -434,14 +445,14 @@ def _bins_of(
     usable = np.flatnonzero((counts >= MIN_BIN_COUNTS) & covered)
     if len(usable) < MIN_SPOTS:
         raise ExpressionError(
-            f"{len(usable)} of {len(bins)} bins have {MIN_BIN_COUNTS} counts and a patch, {MIN_SPOTS} are needed"
+            f"{len(usable)} of {len(counts)} bins have {MIN_BIN_COUNTS} counts and a patch, {MIN_SPOTS} are needed"
         )
-    kept = _draw(bins.xy_um, usable, spot_um)
+    kept = _draw(pooled.xy_um, usable, spot_um)
     facts = BinnedSection(
         section.slide_id,
         pooled.measured,
         pooled.n_units,
-        len(bins),
+        len(counts),
         int(few.sum()),
         int((~few & ~covered).sum()),
         len(kept),
@@ -449,8 +460,8 @@ def _bins_of(
         pooled.turned if pooled.turned > TURNED_DEGREES else 0.0,
         pooled.left_out,
     )
-    chosen = replace(bins, barcodes=bins.barcodes[kept], xy_um=bins.xy_um[kept], counts=bins.counts[kept])
-    return SectionBins(chosen, pooled.touched(kept), facts)
+    chosen, touched = pooled.take(kept)
+    return SectionBins(chosen, touched, facts)
 
 
 def _draw(xy_um: Floats, usable: NDArray[np.int64], spot_um: float) -> NDArray[np.int64]:

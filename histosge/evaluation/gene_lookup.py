@@ -2,6 +2,7 @@
 
 import polars as pl
 
+from featurestore.wording import counted
 from histosge.evaluation.bin_scores import bin_suffix
 from histosge.evaluation.results import Scores
 from histosge.reporting.page import Block, Lookup
@@ -25,8 +26,8 @@ def lookup_block(scores: Scores) -> Block:
     kept = ranked[:MOST_GENES]
     rows = tuple((gene, *(values.get(gene) for values in columns.values())) for gene in kept)
     text = (
-        f"Held-out Pearson of each gene, mean over folds and seeds; of controls over draws. {len(rows)} genes, those that"
-        f" {shown} was scored on."
+        f"Held-out Pearson of each gene, mean over folds and seeds; of controls over draws."
+        f" {counted(len(rows), 'gene')}, those that {shown} was scored on."
     )
     if len(ranked) > len(kept):
         text += f" {len(ranked) - len(kept)} genes that score less are in genes.csv alone."

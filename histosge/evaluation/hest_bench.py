@@ -8,7 +8,6 @@ Layout as the public repository mahmoodlab/HEST reads it (``src/hest/bench/bench
 """
 
 import csv
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -312,11 +311,6 @@ def bench_section(
     )
     thumbnail = np.full((int(rows.max()) + 1, int(cols.max()) + 1, 3), 255, np.uint8)
     return Section(patches, measured, sparse.eye(n, format="csr", dtype=np.float64), thumbnail)
-
-
-def describe_task(task: BenchTask) -> str:
-    """Return the splits as JSON, for a record of what was scored."""
-    return json.dumps([[list(part) for part in split] for split in task.splits])
 
 
 def missing_genes(genes: Sequence[str], there: Sequence[str]) -> list[str]:

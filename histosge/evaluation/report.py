@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.wording import counted
 from histosge.evaluation.bin_report import bin_block
 from histosge.evaluation.map_plots import gene_map
 from histosge.evaluation.results import CONTROLS, MODEL, NOISE, NOISE_LIMIT, SMOOTH_NOISE, GeneMap, Scores
@@ -134,7 +135,7 @@ def _score_block(scores: Scores) -> Block:
     noise = scores.noise_means()
     draws = len(scores.values(NOISE, "pearson_mean"))
     found = ", ".join(f"{mean:.4f}{f' ({name})' if len(noise) > 1 else ''}" for name, mean in noise.items())
-    verdict = f"Noise control: {found}, mean over {draws} draws of random embeddings"
+    verdict = f"Noise control: {found}, mean over {counted(draws, 'draw')} of random embeddings"
     if scores.noise_is_zero:
         status, verdict = "good", f"{verdict}; within 0 ± {NOISE_LIMIT}, as expected without leakage."
     else:
@@ -147,7 +148,7 @@ def _score_block(scores: Scores) -> Block:
     shown, n_genes = scores.default_preset, scores.mean(scores.default_preset, "n_genes")
     pearson = _spread(scores.values(shown, "pearson_mean"), "pearson_mean")
     text = (
-        f"{shown} predicts held-out spots with a Pearson of {pearson}, the mean over {n_genes:.0f} genes."
+        f"{shown} predicts held-out spots with a Pearson of {pearson}, the mean over {counted(int(n_genes), 'gene')}."
         " All entries are means over folds, then mean ± standard deviation over seeds (controls: over draws)."
         " Depth-adjusted: log library size and its square are regressed out of truth and prediction first,"
         " so the score is about composition, not depth."
@@ -155,8 +156,8 @@ def _score_block(scores: Scores) -> Block:
     # Only of the random split: elsewhere no half of every section was trained on, and the figure has no meaning.
     columns = CORRELATIONS | (PAPER if scores.split == "random" else {})
     caption = (
-        f"Held-out spots: correlation over {n_genes:.0f} genes, split {scores.split},"
-        f" {_plural(len(scores.seeds), 'seed')}."
+        f"Held-out spots: correlation over {counted(int(n_genes), 'gene')}, split {scores.split},"
+        f" {counted(len(scores.seeds), 'seed')}."
     )
     tables = [
         _preset_table(scores, columns, caption, kinds=True),
@@ -180,7 +181,7 @@ def _smooth_verdict(scores: Scores) -> str:
         return ""
     draws = len(scores.values(SMOOTH_NOISE, "pearson_mean"))
     text = (
-        f" Smooth-noise control: {scores.mean(SMOOTH_NOISE, 'pearson_mean'):z.4f}, mean over {_plural(draws, 'draw')} of"
+        f" Smooth-noise control: {scores.mean(SMOOTH_NOISE, 'pearson_mean'):z.4f}, mean over {counted(draws, 'draw')} of"
         " random embeddings that are smooth in space."
     )
     if scores.split in WITHIN_SECTION:
@@ -236,7 +237,7 @@ def _ablation_block(scores: Scores) -> Block:
         ("published code", *ABLATION.values()),
         tuple(rows),
         f"Held out by {scores.split}. paper_all_spots is no held-out figure. Noise: the same on random embeddings,"
-        f" {_plural(len(scores.seeds), 'draw')}.",
+        f" {counted(len(scores.seeds), 'draw')}.",
     )
     metrics = ("pearson_mean", "paper_all_spots", "pearson_mean_on_noise", "paper_all_spots_on_noise")
     defects = [Defect(name, *(_mean(scores, name, metric) for metric in metrics)) for name in names]
@@ -391,7 +392,3 @@ def _spread(values: NDArray[np.float64], metric: str) -> str:
     # z: a mean of -0.0001 is shown as 0.000, without a sign.
     mean = f"{values.mean():z.{digits}f}"
     return mean if len(values) < 2 else f"{mean} ± {values.std(ddof=1):.{digits}f}"
-
-
-def _plural(n: int, word: str) -> str:
-    return f"{n} {word}" if n == 1 else f"{n} {word}s"

@@ -13,6 +13,7 @@ from featurestore.earlier_results import MadeWith
 from featurestore.errors import first_line
 from featurestore.software import version
 from featurestore.whole_file import check_output, is_partial, restore_replaced, whole_file, whole_folder
+from featurestore.wording import counted
 from histosge.errors import HistosgeError
 from histosge.evaluation.gene_lookup import lookup_block
 from histosge.evaluation.report import evaluation_blocks
@@ -83,7 +84,8 @@ def write_evaluation(
     # What a caller adds stands below the scores and above the limitations, which close every page.
     maps, *rest = evaluation_blocks(scores, notes)
     presets = dict.fromkeys(scores.plain_name(preset) for preset in scores.presets)
-    subtitle = f"split {scores.split}, {len(presets)} presets, seeds {', '.join(map(str, scores.seeds))}"
+    seeds = f"seed{'s' * (len(scores.seeds) > 1)} {', '.join(map(str, scores.seeds))}"
+    subtitle = f"split {scores.split}, {counted(len(presets), 'preset')}, {seeds}"
     if scores.encoders:
         subtitle += f", encoder{'s' * (len(scores.encoders) > 1)} {', '.join(scores.encoders)}"
     tables = {name: getattr(scores, name) for name in TABLES}

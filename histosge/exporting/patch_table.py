@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from featurestore.blocks import Block
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
+from featurestore.wording import counted
 from histosge.prediction.expression_store import is_rim
 
 
@@ -105,8 +106,8 @@ class PatchTable:
     @property
     def size_in_words(self) -> str:
         """Its rows and columns, such as ``391 patches x 5 genes``."""
-        columns = "genes" if self.kind == "expression" else "features"
-        return f"{len(self)} patches x {len(self.names)} {columns}"
+        column = "gene" if self.kind == "expression" else "feature"
+        return f"{counted(len(self), 'patch')} x {counted(len(self.names), column)}"
 
     def bands(self) -> list[tuple[int, int]]:
         """Half-open ranges of grid rows that hold kept patches, from top to bottom."""

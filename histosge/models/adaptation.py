@@ -1,16 +1,19 @@
-"""Adapt a fitted `dense` or `ridge` to further sections: shrink towards its weights instead of towards 0.
+"""Adapt a fitted `dense`, `ridge` or `attention` to further sections: shrink towards its weights instead of towards 0.
 
 The earlier model predicts the new sections. The solvers of a new training are fitted to what these predictions lack, and
 the result is added to the earlier weights: the penalty of a ridge then bounds how far the weights move. Its strength is
-chosen on sections left out in turn (stripes of a lone section), up to `KEEP`, where the earlier weights stay. Means and
-spreads of the genes are always those of the new sections, as a ridge does not shrink its intercept.
+chosen on sections left out in turn, or on stripes of a lone section. Means and spreads of the genes are always those of the
+new sections, as a ridge does not shrink its intercept.
 
 For `dense`, in units of each gene's spread within a section:
 
-    z - A (p - mean p)  =  U q + rest        A, p   genes' loadings and patterns of the earlier model
-                                             U      principal axes of the left side, over the new sections
-                                             q      fitted by `fit_scale_ridges`
-    gene                =  mean + sd * (A p + U q)
+    z  =  B (p - mean p)  +  U q  +  rest       A, p   genes' loadings and patterns of the earlier model
+                                                B      loadings anew: a ridge of z on p, shrunk towards c A; c one slope
+                                                U      principal axes of z - B (p - mean p), over the new sections
+                                                q      fitted by `fit_scale_ridges`, see `CAUTION`
+    gene  =  mean + sd * (B p + U q)
+
+Ten patterns are few: a section shows how its genes follow them long before it shows what else its tissue has.
 
 Terms
     earlier  the model that is adapted; it has not seen the new sections
@@ -18,14 +21,17 @@ Terms
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import spot_embeddings
 from histosge.errors import ModelError
-from histosge.models import linear_algebra, ridge_sums
-from histosge.models.dense import N_PATTERNS, DenseModel, log_depth
+from histosge.models import linear_algebra
+from histosge.models.checkpoint import Checkpoint
+from histosge.models.dense import N_PATTERNS, DenseModel, LinearFit, log_depth
 from histosge.models.linear_algebra import (
     Affine,
     Floats,
@@ -39,6 +45,7 @@ from histosge.models.linear_algebra import (
 from histosge.models.low_rank_targets import LowRankTargets, pattern_axes, standardise
 from histosge.models.presets.ridge import MAX_DIM, RidgeModel
 from histosge.models.protocol import Model
+from histosge.models.ridge_sums import RidgeSolver, RidgeSums, choose_penalties, total
 from histosge.models.scale_ridges import (
     MAX_GROUPS,
     SIGMAS_UM,
@@ -48,20 +55,39 @@ from histosge.models.scale_ridges import (
     pool_spots,
 )
 
+if TYPE_CHECKING:
+    from histosge.models.block_attention import AttentionModel
+
 KEEP = 1e12
 """As good as infinite: weights move by a millionth of a millionth of what an ordinary penalty of 1 lets them move. A finite
 number, since the JSON of a model's config has no infinity."""
-# Two more than a new training has: between its largest penalty and keeping the weights lie small corrections.
-DENSE_PENALTIES = (*ridge_sums.PENALTIES, 1e4, KEEP)
+# Patterns are ten numbers where embeddings are hundreds: the penalties begin lower.
+LOADING_PENALTIES = (*(float(p) for p in 10.0 ** np.arange(-4, 2.01, 0.5)), KEEP)
 RIDGE_PENALTIES = (*linear_algebra.PENALTIES, KEEP)
+CAUTION = float(np.sqrt(10))
+"""Penalties on what is fitted to the residuals, as a multiple of those of a training anew on the same sections, which hold
+as much noise and more signal. Chosen on the residuals themselves, with keeping the weights among the choices, they were
+noisier: 0.003 less on synthetic donors, and on some of these less than a training anew."""
+
+
+def _is_attention(model: Model) -> "TypeGuard[AttentionModel]":
+    """Tell whether a fitted model is of the preset `attention`."""
+    # By its name first, so that adapting something else does not import torch.
+    if getattr(model, "name", "") != "attention":
+        return False
+    from histosge.models.block_attention import AttentionModel
+
+    return isinstance(model, AttentionModel)
 
 
 def why_not_adapted(model: Model) -> str:
     """Return why a fitted model cannot be adapted, in a few words; empty if it can."""
     if isinstance(model, RidgeModel):
         return ""
+    if _is_attention(model):
+        model = model.dense
     if not isinstance(model, DenseModel):
-        return "dense and ridge of one encoder can be adapted"
+        return "dense, ridge and attention of one encoder can be adapted"
     if not isinstance(model.linear, ScaleRidges):
         return "it is a dense of an earlier version"
     if model.count_head is not None:
@@ -84,8 +110,20 @@ class Adaptation:
     earlier: Model
     columns: Indices
 
-    def fit(self, sections: Sequence[TrainingSection], *, seed: int = 0, epochs: int | None = None) -> Model:
-        """Solve in closed form; seed and epochs have no effect.
+    @property
+    def resumable(self) -> bool:
+        """Whether it iterates, so that `fit` uses a checkpoint."""
+        return _is_attention(self.earlier)
+
+    def fit(
+        self,
+        sections: Sequence[TrainingSection],
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Model:
+        """Adapt to sections; seed, epochs and checkpoint are for the network of `attention`, all else is solved.
 
         Raises
         ------
@@ -94,10 +132,16 @@ class Adaptation:
         """
         if why_not := why_not_adapted(self.earlier):
             raise ModelError(f"the model cannot be adapted: {why_not}; train without --from")
-        if isinstance(self.earlier, RidgeModel):
-            return adapt_ridge(self.earlier, self.columns, sections)
-        assert isinstance(self.earlier, DenseModel)
-        return adapt_dense(self.earlier, self.columns, sections)
+        earlier = self.earlier
+        if isinstance(earlier, RidgeModel):
+            return adapt_ridge(earlier, self.columns, sections)
+        if _is_attention(earlier):
+            fit_dense = partial(adapt_dense, earlier.dense, self.columns)
+            return earlier.adapt(
+                sections, fit_dense, self.columns, seed=seed, epochs=epochs, checkpoint=checkpoint
+            )
+        assert isinstance(earlier, DenseModel)
+        return adapt_dense(earlier, self.columns, sections)
 
 
 def describe_change(adapted: Model) -> str:
@@ -105,6 +149,7 @@ def describe_change(adapted: Model) -> str:
     if isinstance(adapted, RidgeModel):
         penalties = [adapted.penalty]
     else:
+        adapted = adapted.dense if _is_attention(adapted) else adapted
         assert isinstance(adapted, DenseModel)
         assert isinstance(adapted.linear, ScaleRidges)
         penalties = [of_scale[0] for of_scale in adapted.linear.penalties]
@@ -147,17 +192,24 @@ def adapt_dense(earlier: DenseModel, columns: Indices, sections: Sequence[Traini
     """
     assert isinstance(earlier.linear, ScaleRidges)
     start = EarlierDense.take(earlier, columns)
-    predicted = [start.at_spots(section) for section in sections]
-    start = replace(start, axes=_slope(sections, start.axes, predicted) * start.axes)
-    residual = [_residual(s, start.axes, p) for s, p in zip(sections, predicted, strict=True)]
+    predicted, groups = [start.at_spots(section) for section in sections], spatial_groups(sections)
+    n_patterns = start.axes.shape[1]
+    patterns = [p[:, :n_patterns] - p[:, :n_patterns].mean(axis=0) for p in predicted]
+    loadings, _ = adapt_loadings(_pattern_sums(sections, patterns, groups % MAX_GROUPS), start.axes)
+    start = replace(start, axes=loadings)
+    # About the section's mean on both sides: how it was stained and sequenced is no pattern of its tissue.
+    residual = [standardise(s.target) - p @ loadings.T for s, p in zip(sections, patterns, strict=True)]
     axes = pattern_axes(residual, N_PATTERNS, lambda values: values.astype(np.float64))
     values = np.concatenate([part @ axes for part in residual])
     depth = log_depth(sections) if start.has_depth else None
     if depth is not None:
         earlier_depth = np.concatenate([p[:, -1] - p[:, -1].mean() for p in predicted])
         values = np.column_stack([values, depth - earlier_depth])
-    outputs = Outputs(values, spatial_groups(sections), axes.shape[1])
-    change = fit_scale_ridges(sections, outputs, penalties_to_try=DENSE_PENALTIES).ridges
+    outputs = Outputs(values, groups, axes.shape[1])
+    n_penalties = 1 if depth is None else 2
+    anew = LinearFit.fit(sections).ridges.penalties
+    given = [tuple(CAUTION * penalty for penalty in of_scale[:n_penalties]) for of_scale in anew]
+    change = fit_scale_ridges(sections, outputs, given=given).ridges
     mean = np.average([p.mean(axis=0) for p in predicted], axis=0, weights=[len(p) for p in predicted])
     linear, axes = start.plus(change, axes, mean, has_depth=depth is not None)
     targets = LowRankTargets.with_axes(sections, axes)
@@ -169,29 +221,55 @@ def adapt_dense(earlier: DenseModel, columns: Indices, sections: Sequence[Traini
     return DenseModel(linear, targets, depth is not None)
 
 
-def _slope(sections: Sequence[TrainingSection], axes: Floats, predicted: Sequence[Floats]) -> float:
-    """Return the regression slope of the spots' standardised genes on an earlier model's predictions, not below 0.
+def adapt_loadings(groups: Sequence[RidgeSums], axes: Floats) -> tuple[Floats, float]:
+    """Fit loadings of the genes on an earlier model's patterns, shrunk towards its own loadings times one slope.
 
     A gene's spread within a section is that of its tissue and of its counts' noise, whose share differs between
-    laboratories. One number for all genes and spots; ridges, which shrink every direction alike, would have to give up all
-    of their pull to the earlier weights to learn it.
+    laboratories: hence the slope, at least 0.
+
+    Parameters
+    ----------
+    groups
+        Sums of what is left out together, of patterns and standardised genes, both about the section's mean.
+    axes
+        Of the earlier model, ``(n_genes, n_patterns)``.
+
+    Returns
+    -------
+    numpy.ndarray, float
+        Loadings, ``(n_genes, n_patterns)``, and the penalty on their distance from the earlier ones.
     """
-    product = square = 0.0
-    for section, at_spots in zip(sections, predicted, strict=True):
-        patterns = at_spots[:, : axes.shape[1]]
-        values = (patterns - patterns.mean(axis=0)) @ axes.T
-        product += float((standardise(section.target) * values).sum())
-        square += float((values**2).sum())
-    return max(product / square, 0.0) if square > 0 else 0.0
+    whole = total(groups)
+    square = float((axes * (axes @ whole.xx)).sum())
+    start = max(float((axes * whole.xy.T).sum()) / square, 0.0) * axes if square > 0 else 0 * axes
+    if len(groups) < 2:
+        return start, KEEP
+    residual = [_less(sums, start) for sums in groups]
+    chosen = choose_penalties(residual, [slice(0, len(axes))], LOADING_PENALTIES)
+    change = RidgeSolver.from_sums(total(residual)).solve(chosen.penalties)
+    return start + change.weight.T, float(chosen.penalties[0])
 
 
-def _residual(section: TrainingSection, axes: Floats, predicted: Floats) -> Floats:
-    """Return what an earlier model lacks at a section's spots, in units of the genes' spread, ``(n_spots, n_genes)``.
+def _less(sums: RidgeSums, axes: Floats) -> RidgeSums:
+    """Return the sums with the outputs less ``inputs @ axes.T``."""
+    y = sums.y - axes @ sums.x
+    xy = sums.xy - sums.xx @ axes.T
+    yy = sums.yy - 2 * (axes * sums.xy.T).sum(axis=1) + (axes * (axes @ sums.xx)).sum(axis=1)
+    return replace(sums, y=y, xy=xy, yy=yy)
 
-    Both sides are taken about the section's mean: how it was stained and sequenced is no pattern of its tissue.
-    """
-    patterns = predicted[:, : axes.shape[1]]
-    return np.asarray(standardise(section.target) - (patterns - patterns.mean(axis=0)) @ axes.T)
+
+def _pattern_sums(
+    sections: Sequence[TrainingSection], patterns: Sequence[Floats], groups: Indices
+) -> list[RidgeSums]:
+    """Add up patterns and standardised genes of each group; patterns are about their section's mean."""
+    found, start = dict[int, RidgeSums](), 0
+    for section, values in zip(sections, patterns, strict=True):
+        own, target = groups[start : start + len(values)], standardise(section.target)
+        for group in np.unique(own).tolist():
+            sums = RidgeSums.from_rows(values[own == group], target[own == group])
+            found[group] = found[group] + sums if group in found else sums
+        start += len(values)
+    return [found[group] for group in sorted(found)]
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from featurestore.wording import counted
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_blocks import SectionBlocks, SpotBlocks
@@ -63,6 +64,12 @@ _BY_PATCHES = Division[NDArray[Any]](
 )
 _THREADS_GPU = 4
 """That prepare blocks for a GPU. Each holds a block, of 30 MB at 1,536 numbers and 1,000 genes."""
+
+
+def preparing_threads(device: torch.device) -> int:
+    """Return how many threads prepare blocks while a device computes."""
+    # A step on a GPU is shorter than the preparation of a block by one core.
+    return min(_THREADS_GPU, usable_cores()) if device.type == "cuda" else 1
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class AttentionModel:
             rest = self.facts["reported_change"]
             shown += f"; on {len(rest)} more, which decided nothing: {100 * np.mean(rest):+.1f} %"
         verdict = (
-            f"kept, after {self.facts['epochs']} epochs"
+            f"kept, after {counted(self.facts['epochs'], 'epoch')}"
             if self.network
             else "left out, as it does not reduce the error beyond chance; the model equals dense"
         )
@@ -146,10 +153,74 @@ class AttentionModel:
         settings = settings or AttentionSettings()
         if epochs is not None:
             settings = replace(settings, epochs=epochs)
+        under = [s.patches.embedding[np.unique(s.overlap.indices)] for s in sections]
+        every = -(-sum(map(len, under)) // _MAX_SAMPLE)
+        standardiser = Standardiser.fit(np.concatenate(under)[::every].astype(np.float64))
+
+        def fit_dense(some: Sequence[TrainingSection]) -> DenseModel:
+            return DenseModel.fit(some, seed=seed)
+
+        return cls._fit_sections(
+            sections, fit_dense, standardiser, settings, seed=seed, checkpoint=checkpoint
+        )
+
+    def adapt(
+        self,
+        sections: Sequence[TrainingSection],
+        fit_dense: Callable[[Sequence[TrainingSection]], DenseModel],
+        columns: Indices,
+        *,
+        seed: int = 0,
+        epochs: int | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Self:
+        """Go on training from this model's network, on what an adapted `dense` lacks; keep it as `fit` does.
+
+        Parameters
+        ----------
+        fit_dense
+            Sections -> this model's `dense`, adapted to them.
+        columns
+            Of this model's genes those of the sections.
+        """
+        settings, network = AttentionSettings(), self.network
+        if network is not None:
+            shape = network.shape
+            settings = replace(settings, radii_um=shape.radii_um, width=shape.width, heads=shape.heads)
+        if epochs is not None:
+            settings = replace(settings, epochs=epochs)
+
+        def start(new: BlockNetwork) -> BlockNetwork:
+            assert network is not None
+            return network_with_genes(network, new, columns)
+
+        # Its own standardiser: the network's tokens are of embeddings in its units.
+        return self._fit_sections(
+            sections,
+            fit_dense,
+            self.standardiser,
+            settings,
+            seed=seed,
+            checkpoint=checkpoint,
+            start=None if network is None else start,
+        )
+
+    @classmethod
+    def _fit_sections(
+        cls,
+        sections: Sequence[TrainingSection],
+        fit_dense: Callable[[Sequence[TrainingSection]], DenseModel],
+        standardiser: Standardiser,
+        settings: AttentionSettings,
+        *,
+        seed: int,
+        checkpoint: Checkpoint | None,
+        start: Callable[[BlockNetwork], BlockNetwork] | None = None,
+    ) -> Self:
         groups = donor_groups([section.donor for section in sections])
 
-        def fit_dense(some: Indices) -> DenseModel:
-            return DenseModel.fit([sections[i] for i in some], seed=seed)
+        def fit_some(some: Indices) -> DenseModel:
+            return fit_dense([sections[i] for i in some])
 
         def hold_out(dense: DenseModel, number: int) -> DensePatches:
             section = sections[number]
@@ -158,18 +229,16 @@ class AttentionModel:
             overlap = sparse.csr_matrix(section.overlap[:, under])
             return DensePatches.from_spots(patterns, dense.to_genes, overlap, section.target)
 
-        under = [s.patches.embedding[np.unique(s.overlap.indices)] for s in sections]
-        every = -(-sum(map(len, under)) // _MAX_SAMPLE)
-        standardiser = Standardiser.fit(np.concatenate(under)[::every].astype(np.float64))
         return cls.fit_blocks(
             lambda halo_um: SectionBlocks(sections, halo_um),
             groups,
             standardiser,
-            fit_dense(np.arange(len(sections))),
-            lambda: out_of_fold(groups, fit_dense, hold_out),
+            fit_dense(sections),
+            lambda: out_of_fold(groups, fit_some, hold_out),
             settings,
             seed=seed,
             checkpoint=checkpoint,
+            start=start,
         )
 
     @classmethod
@@ -184,6 +253,7 @@ class AttentionModel:
         *,
         seed: int = 0,
         checkpoint: Checkpoint | None = None,
+        start: Callable[[BlockNetwork], BlockNetwork] | None = None,
     ) -> Self:
         """Train on blocks from any source.
 
@@ -199,6 +269,8 @@ class AttentionModel:
             Fitted to all sections.
         held_out
             Returns the predictions of each section by a `dense` without it; called where a network is trained.
+        start
+            A new network -> the one that training starts from; None for the new one itself, which adds nothing.
         """
         parts = split_sections(groups, seed)
         if parts is None or not dense.targets.axes.any():
@@ -210,8 +282,7 @@ class AttentionModel:
             standardiser,
             dense.targets.sd,
             settings.radii_um,
-            # A step on a GPU is shorter than the preparation of a block by one core.
-            threads=min(_THREADS_GPU, usable_cores()) if device.type == "cuda" else 1,
+            preparing_threads(device),
         )
         shape = settings.shape(len(standardiser.mean), *dense.targets.axes.shape)
         # Weights and dropout draw from torch's global generators: they are seeded here and in each step, and given back
@@ -219,8 +290,10 @@ class AttentionModel:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.default_generator.manual_seed(seed)
             network = BlockNetwork(shape, dense.targets.axes, dense.targets.sd)
+            if start is not None:
+                network = start(network)
             trained = train_network(network, data, parts, settings, seed=seed, checkpoint=checkpoint)
-        return cls._judge(dense, standardiser, trained, data, parts)
+        return cls._judge(dense, standardiser, trained, data, parts, adds_nothing=start is None)
 
     @classmethod
     def _judge(
@@ -230,6 +303,8 @@ class AttentionModel:
         trained: TrainedNetwork,
         data: TrainingData,
         parts: Parts,
+        *,
+        adds_nothing: bool,
     ) -> Self:
         """Keep the network if sections that chose nothing gain from it beyond chance."""
         judging, reported = (
@@ -244,7 +319,8 @@ class AttentionModel:
             "sections": [len(part) for part in parts],
         }
         # The interval of the mean, not the mean alone: one section that gains much cannot pay for others that lose.
-        kept = trained.epochs > 0 and lower_limit([-change for change in judging]) > 0
+        # A new network adds nothing before its first epoch; an earlier one may be best as it was.
+        kept = not (adds_nothing and trained.epochs == 0) and lower_limit([-change for change in judging]) > 0
         return cls(dense, standardiser, trained.network if kept else None, facts)
 
     def predict(self, patches: Patches) -> NDArray[np.float32]:
@@ -396,6 +472,33 @@ def _rebuild(sizes: _Network, state: State, dense: DenseModel, dim: int) -> Bloc
         take(state, f"layers.{layer}.query.weight", sizes.width, sizes.width)
     shape = NetworkShape(dim, n_genes, n_patterns, sizes.width, sizes.heads, sizes.radii_um)
     return load_network(lambda: BlockNetwork(shape, dense.targets.axes, dense.targets.sd), state)
+
+
+def network_with_genes(earlier: BlockNetwork, new: BlockNetwork, columns: Indices) -> BlockNetwork:
+    """Give a new network the weights of an earlier one, for some of its genes and other patterns of these.
+
+    Parameters
+    ----------
+    new
+        Of the same sizes, but for genes and patterns; it is changed and returned.
+    columns
+        Of the earlier network's genes those of the new one.
+    """
+    with torch.no_grad():
+        values = {**new.state_dict(), **_without_head(earlier)}
+        at = torch.from_numpy(columns)
+        # In units of the genes' spread, as `dense` is adapted. What the new patterns cannot express goes to the part of
+        # the single genes.
+        head = earlier.axes[at] @ earlier.patterns.weight + earlier.residual.weight[at]
+        values["patterns.weight"] = new.axes.T @ earlier.axes[at] @ earlier.patterns.weight
+        values["residual.weight"] = head - new.axes @ values["patterns.weight"]
+        new.load_state_dict(values)
+    return new
+
+
+def _without_head(network: BlockNetwork) -> dict[str, torch.Tensor]:
+    head = {"axes", "sd", "patterns.weight", "residual.weight"}
+    return {name: value for name, value in network.state_dict().items() if name not in head}
 
 
 def donor_groups(donors: Sequence[str]) -> Indices:

@@ -141,11 +141,6 @@ class MultiscaleFeatures:
         return cls(Affine.from_state(reduce) if reduce else None, centre)
 
 
-def moment_columns(moments: Sequence[Moment], dim: int) -> Indices:
-    """Return the columns of the features that hold some moments; `dim` is the number of components."""
-    return np.concatenate([np.arange(dim) + MOMENTS.index(moment) * dim for moment in moments])
-
-
 def spot_features(sections: Sequence[TrainingSection], features: MultiscaleFeatures) -> SpotFeatures:
     """Return the spots of all sections, one after another, with their multiscale features."""
     return SpotFeatures(

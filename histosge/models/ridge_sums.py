@@ -246,6 +246,16 @@ def choose_penalties(
     return ChosenRidges(np.array(penalties)[best], [_pick(path, best) for path in paths])
 
 
+def leave_out(groups: Sequence[RidgeSums], penalties: Floats) -> ChosenRidges:
+    """Fit without each group with given penalties, one for each output, ``(n_outputs,)``."""
+    if len(groups) < 2:
+        return ChosenRidges(penalties, [])
+    whole = total(groups)
+    return ChosenRidges(
+        penalties, [RidgeSolver.from_sums(whole - held_out).solve(penalties) for held_out in groups]
+    )
+
+
 def _pick(path: Sequence[Affine], best: Indices) -> Affine:
     """Return the map whose output ``i`` is that of ``path[best[i]]``."""
     weights = [path[k].weight[:, i] for i, k in enumerate(best)]

@@ -22,7 +22,7 @@ from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser
 from histosge.models.nested_state import read_config, take
 from histosge.models.prediction_device import project
 from histosge.models.protocol import State
-from histosge.models.ridge_sums import PENALTIES, RidgeSolver, RidgeSums, choose_penalties, total
+from histosge.models.ridge_sums import RidgeSolver, RidgeSums, choose_penalties, leave_out, total
 from histosge.models.stain_invariance import stain_covariance
 
 SIGMAS_UM = (0.0, 40.0, 80.0, 160.0, 320.0)
@@ -161,7 +161,7 @@ def fit_scale_ridges(
     sections: Sequence[TrainingSection],
     outputs: Outputs,
     folds: Indices | None = None,
-    penalties_to_try: Sequence[float] = PENALTIES,
+    given: Sequence[Sequence[float]] | None = None,
 ) -> ScaleFit:
     """Fit a ridge for each scale to the outputs of all spots, and average them.
 
@@ -170,8 +170,8 @@ def fit_scale_ridges(
     folds
         Label of each spot: its prediction in `ScaleFit.out_of_fold` is by a fit without the spots of its fold, with the
         penalties and weights of the whole fit.
-    penalties_to_try
-        One of them is chosen for each scale.
+    given
+        Penalties of each scale, in the order of `ScaleRidges.penalties`; None means to choose them on groups left out.
     """
     Y, stacked = outputs.values, slice(0, outputs.n_stacked)
     shared = [stacked, *(slice(i, i + 1) for i in range(outputs.n_stacked, Y.shape[1]))]
@@ -186,7 +186,13 @@ def fit_scale_ridges(
             stain_covariance(sections, own=sigma_um == 0),
         )
         sums = [inputs.sums(Y, groups == g) for g in range(n_groups)]
-        chosen, whole = choose_penalties(sums, shared, penalties_to_try), total(sums)
+        whole = total(sums)
+        if given is None:
+            chosen = choose_penalties(sums, shared)
+        else:
+            chosen = leave_out(
+                sums, np.repeat(given[len(ridges)], [part.stop - part.start for part in shared])
+            )
         penalties.append(tuple(float(chosen.penalties[part.start]) for part in shared))
         ridges.append(inputs.to_embedding(RidgeSolver.from_sums(whole).solve(chosen.penalties)))
         if chosen.without:

@@ -16,6 +16,7 @@ from scipy import sparse
 
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
+from featurestore.wording import counted
 from histosge.calibration.wording import trained_on_sentence
 from histosge.data.genes import SCALE, library_size, select_target
 from histosge.data.section_loading import load_section
@@ -193,7 +194,7 @@ def load_conditioned(
         )
     shares = ", ".join(f"{share:.2f}" for share in model.residual.blend)
     on_message(
-        f"{sample.slide_id}: conditioned on {len(loaded.section.spots)} spots and {len(model.columns)} of "
+        f"{sample.slide_id}: conditioned on {counted(len(loaded.section.spots), 'spot')} and {len(model.columns)} of "
         f"{len(saved.card.genes)} genes ({loaded.n_under_min_counts} spots with too few counts and "
         f"{len(loaded.uncovered)} off tissue "
         f"left out); share of each residual pattern that is added: {shares}"

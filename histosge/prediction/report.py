@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.earlier_results import MadeWith
+from featurestore.wording import counted
 from histosge.calibration.wording import trained_on_sentence
 from histosge.prediction.embedding_evidence import evidence_sentences
 from histosge.prediction.expression_store import ExpressionStore, StoredMap
@@ -61,7 +62,8 @@ def write_prediction_report(
     if intervals is not None:
         intervals = intervals.take([saved.card.genes.index(gene) for gene in all_genes])
     blocks.append(trust_block(intervals, all_genes))
-    subtitle = f"{len(slides)} slides, {len(all_genes)} genes, {saved.card.preset}, encoder {saved.card.encoder['key']}"
+    shown = f"{counted(len(slides), 'slide')}, {counted(len(all_genes), 'gene')}"
+    subtitle = f"{shown}, {saved.card.preset}, encoder {saved.card.encoder['key']}"
     record = {"made_with": made_with} if made_with else None
     page = render_report(
         "Prediction", blocks, subtitle=subtitle, footer=f"model {saved.fingerprint}", record=record
@@ -121,7 +123,7 @@ def _slide_block(
     trained_on = saved.was_trained_on(slide)
     return Block(
         stored.slide_id,
-        f"{patches} patches of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
+        f"{counted(patches, 'patch')} of {stored.grid.spec.patch_px} px every {stored.grid.stride_um:.1f} µm, "
         "predicted, not measured.",
         pictures=(*([_large_picture(stored, chosen, limits)] if chosen else []), picture),
         points=(

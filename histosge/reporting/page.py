@@ -17,6 +17,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.whole_file import check_output, whole_file
 
+_NUMBER = re.compile(r"[-+±<>≤≥~]? ?\d|-?$|nan$|none$")
+"""How a cell of a column of numbers begins: a sign and a digit; or it says that there is no number."""
 _RECORD = re.compile(rb'<meta name="record" content="([^"]*)">')
 
 
@@ -73,6 +75,12 @@ class Table:
     caption: str
     controls: frozenset[str] = frozenset()
     folded: bool = False
+
+    @property
+    def is_text(self) -> tuple[bool, ...]:
+        """Whether each column holds text, which is set from the left; columns of numbers are set from the right."""
+        columns = list(zip(*self.rows, strict=True)) or [()] * len(self.header)
+        return tuple(any(_NUMBER.match(cell) is None for cell in column) for column in columns)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,8 @@ def scale_bar(axes: Axes, unit_um: float) -> None:
     x, y = left + 0.04 * (right - left), bottom + 0.04 * (top - bottom)
     axes.plot([x, x + length], [y, y], color="black", linewidth=3, solid_capstyle="butt")
     text = f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-    axes.text(x + length / 2, y + 0.02 * (top - bottom), text, ha="center", va="bottom", fontsize=9)
+    # From the bar's start: on a narrow panel the words are wider than the bar, and centred they would leave the panel.
+    axes.text(x, y + 0.02 * (top - bottom), text, ha="left", va="bottom", fontsize=9)
 
 
 def trust_plot(trust: NDArray[np.float32], threshold: float) -> Figure:

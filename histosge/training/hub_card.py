@@ -10,6 +10,7 @@ import numpy as np
 
 from featurestore.encoders.records import find
 from featurestore.software import version
+from featurestore.wording import counted
 from histosge.calibration.conformal import TRUSTED, Intervals
 from histosge.calibration.wording import adapted_sentence, method_sentence, trust_sentence
 
@@ -45,7 +46,7 @@ def write_card(card: Card, intervals: Intervals | None, fingerprint: str, embed_
     embed_options
         Of `histosge embed`, for the grid that the model needs.
     """
-    name = f"{card.preset} model of {len(card.genes)} genes"
+    name = f"{card.preset} model of {counted(len(card.genes), 'gene')}"
     key = _code(card.encoder["key"])
     return _TEMPLATE.format(
         front_matter=_front_matter(card, intervals, name),
@@ -146,10 +147,11 @@ def _front_matter(card: Card, intervals: Intervals | None, name: str) -> str:
 def _data(card: Card) -> str:
     spots = sum(int(section["spots"]) for section in card.sections)
     donors = {section["donor"] for section in card.sections}
-    named = f"{len(donors)} donors" if all(donors) and donors else "donors not named"
+    named = counted(len(donors), "donor") if all(donors) and donors else "donors not named"
     grid, least = card.grid, card.normalisation.get("min_counts", 0)
     return (
-        f"{len(card.sections)} sections, {named}, {spots} measured spots. Target: {card.normalisation.get('target', '')}; "
+        f"{counted(len(card.sections), 'section')}, {named}, {counted(spots, 'measured spot')}. "
+        f"Target: {card.normalisation.get('target', '')}; "
         f"spots with fewer than {least} counts are left out. Grid: patches of {grid['patch_px']} px every "
         f"{grid['stride_px']} px at {grid['mpp']:g} µm per pixel.{_origin(card)}"
     )

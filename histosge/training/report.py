@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featurestore.earlier_results import MadeWith
+from featurestore.wording import counted
 from histosge.calibration.conformal import TRUSTED, Intervals
 from histosge.calibration.wording import (
     SCORES,
@@ -34,7 +35,7 @@ def write_training_report(saved: SavedModel, path: Path, made_with: MadeWith | N
         Settings and inputs of the training, recorded in the page.
     """
     card = saved.card
-    subtitle = f"{card.preset}, {len(card.genes)} genes, encoder {card.encoder['key']}"
+    subtitle = f"{card.preset}, {counted(len(card.genes), 'gene')}, encoder {card.encoder['key']}"
     blocks = [trust_block(saved.intervals, card.genes), _section_block(card)]
     record = {"made_with": made_with} if made_with else None
     page = render_report(
@@ -77,7 +78,7 @@ def trust_block(intervals: Intervals | None, genes: Sequence[str]) -> Block:
     )
     picture = Picture(
         to_svg(trust_plot(intervals.trust, TRUSTED)),
-        f"Histogram of trust over {len(genes)} genes.",
+        f"Histogram of trust over {counted(len(genes), 'gene')}.",
         f"{trust_sentence(intervals.n_spots, intervals.scope, by_effective_spots=bool(intervals.method))}"
         f"{_by_depth(intervals)}",
         "Trust",

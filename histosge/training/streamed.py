@@ -4,6 +4,7 @@ from functools import partial
 from typing import cast
 
 from featurestore.slides.sample_sheet import read_samples
+from featurestore.wording import counted
 from histosge.data.gene_choice import GeneChoice
 from histosge.errors import ModelError
 from histosge.models.protocol import Model, RemarkingModel
@@ -119,6 +120,11 @@ def train_adapted(run: Run, start: StartFromWeights) -> SavedModel:
     """Adapt an earlier model to the sheet's new sections."""
     if run.settings.is_shared_out:
         raise ModelError("a model is adapted in one process; leave --workers and --scheduler out")
+    n_bytes = embedding_bytes(run.samples, run.store, run.settings.selection)
+    if n_bytes >= STREAM_FROM_BYTES:
+        run.on_message(
+            f"embeddings of all new sections are held in memory ({n_bytes / 1e9:.1f} GB with those left out)"
+        )
     return train_in_memory(run, start)
 
 
@@ -126,7 +132,9 @@ def train_further(run: Run, start: Start) -> SavedModel:
     """Add the sheet's new sections to the sums of an earlier model."""
     new = new_sections(start, read_samples(str(run.samples)), run.made_with["sections"])
     names = [section.slide_id for section in start.kept.sections]
-    run.on_message(f"{len(new)} sections are added to the sums of {len(names)}, which are not read again")
+    run.on_message(
+        f"{counted(len(new), 'section')} added to the sums of {len(names)}, which are not read again"
+    )
     choice = GeneChoice.parse(start.saved.card.genes)
     with open_tasks(run.settings.workers, run.settings.scheduler, len(new)) as tasks:
         inputs = run.inputs(new, choice, tasks, calibrated=False)

@@ -75,10 +75,10 @@ def train(
         Whether to stream; None means where embeddings of all sections would take more than
         `histosge.training.streaming.fit_streamed.STREAM_FROM_BYTES`.
     start_from
-        A saved `dense` or `ridge`. If it keeps its sums, the sheet's further sections are added to them, exactly, and
-        the old ones are not read; its genes, patterns of genes, weights of scales, intervals and trust stay. Without
-        sums it is adapted: fitted to the further sections alone, shrunk towards its weights, see
-        `histosge.models.adaptation`; intervals and trust are measured on these sections.
+        A saved `dense`, `ridge` or `attention`. If it keeps its sums, the sheet's further sections are added to them,
+        exactly, and the old ones are not read; its genes, patterns of genes, weights of scales, intervals and trust stay.
+        Without sums, as `attention` always is, it is adapted: fitted to the further sections alone, shrunk towards its
+        weights, see `histosge.models.adaptation`; intervals and trust are measured on these sections.
     adapt
         Adapt the model of `start_from` also where it keeps its sums.
     keep_sums

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
 HOST = "127.0.0.1"
-DEFAULT_PORT = 8765
 HOST_NAMES = frozenset({"127.0.0.1", "localhost"})
 """Host names that a request may carry."""
 HEADERS = [

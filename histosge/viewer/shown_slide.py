@@ -36,7 +36,7 @@ from histosge.viewer.embedding_pictures import (
 from histosge.viewer.gene_reader import GeneReader, GridValues, has_depth_strata, per_gene
 from histosge.viewer.map_domains import Labels, domains_made_by, quality_names, stored_domains, table_domains
 from histosge.viewer.measured_spots import MeasuredSpots
-from histosge.viewer.region_means import Moments, compare, map_moments, patches_inside, spot_moments
+from histosge.viewer.region_means import Mask, Moments, compare, map_moments, patches_inside, spot_moments
 from histosge.viewer.slide_tiles import SlideTiles
 from histosge.viewer.spot_agreement import SpotAgreement
 
@@ -375,12 +375,11 @@ class ShownSlide:
         stored = self._layer(number).stored if self.layers else None
         if stored is not None:
             inside = patches_inside(region, stored.grid) & stored.is_tissue
-            within = map_moments(stored.array, stored.planned(), inside)
             if other is None:
-                others = self._map_total(number, stored) - within
+                within, others = self._region_and_rest(number, stored, inside)
             else:
                 wanted = patches_inside(other, stored.grid) & stored.is_tissue
-                others = map_moments(stored.array, stored.planned(), wanted)
+                within, others = map_moments(stored.array, stored.planned(), inside, wanted)
             found["predicted"] = compare(within, others)
         if self.measured is not None and "error" not in self.describe_spots():
             values, xy_um = self.measured.log_values, self.measured.spots.xy_um
@@ -389,11 +388,18 @@ class ShownSlide:
             found["measured"] = compare(spot_moments(values, inside), spot_moments(values, outside))
         return found
 
-    def _map_total(self, number: int, stored: StoredMap) -> Moments:
+    def _region_and_rest(self, number: int, stored: StoredMap, inside: Mask) -> list[Moments]:
+        """Return those of a region and of the rest of the tissue; after the first time, from the region's blocks alone."""
         with self._lock:
-            if number not in self._totals:
-                self._totals[number] = map_moments(stored.array, stored.planned(), stored.is_tissue)
-            return self._totals[number]
+            total = self._totals.get(number)
+        if total is not None:
+            (within,) = map_moments(stored.array, stored.planned(), inside)
+            return [within, total - within]
+        # Not under the lock, as the whole map is read: other requests of this slide go on meanwhile.
+        within, others = map_moments(stored.array, stored.planned(), inside, stored.is_tissue & ~inside)
+        with self._lock:
+            self._totals[number] = within + others
+        return [within, others]
 
     @cached_property
     def _totals(self) -> dict[int, Moments]:

@@ -155,7 +155,7 @@ def test_missing_embeddings_are_remarked_upon(histosge: Histosge, store: str, tm
     next(p for p in sorted((copy / "S2").rglob("morphology/embedding/c/*/*/0"))).unlink()
     ran = histosge("analyse", copy, "summary", *MORPHOLOGY, "--json")
     assert ran.code == 0
-    assert f"{json.loads(ran.out)[1]['absent']} tissue patches have no embedding" in ran.err
+    assert f"{json.loads(ran.out)[1]['absent']} tissue patches left out, with no embedding" in ran.err
     assert "S2" in ran.err
     assert histosge("analyse", copy, "summary", *MORPHOLOGY, "--json", "--quiet").err == ""
 

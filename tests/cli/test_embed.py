@@ -78,7 +78,7 @@ def test_retry_failed_computes_the_blocks_with_failures_again_and_clears_their_r
     command = ("embed", slide, store, "--patch", 64, "--stride", 16, "--encoder", "flaky")
     first = histosge(*command)
     assert first.code == 0
-    assert "1 patches could not be read" in first.out
+    assert "1 patch could not be read" in first.out
     row = _row(histosge, store)
     assert (row["unreadable"], row["reason"]) == (1, "the encoder gave no finite vector")
     assert row["done"] == row["planned"]
@@ -108,7 +108,7 @@ def test_what_is_retried_is_what_the_blocks_hold_and_not_what_is_recorded(
 ) -> None:
     store = tmp_path / "store"
     command = ("embed", slide, store, "--patch", 64, "--stride", 16, "--encoder", "flaky")
-    assert "1 patches could not be read" in histosge(*command).out
+    assert "1 patch could not be read" in histosge(*command).out
     fails.unlink()
     (record,) = (store / "_failures").rglob("*.json")
     blocks = sorted(store.rglob("embedding/c/*/*/*"))

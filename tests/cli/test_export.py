@@ -43,7 +43,7 @@ def test_one_command_serves_maps_and_embeddings(
 ) -> None:
     ran = histosge("export", maps, tmp_path / "m.h5ad", "--to", "h5ad", "--store", store, "--genes", "G2")
     assert (ran.code, ran.err) == (0, "")
-    assert "patches x 1 genes" in ran.out
+    assert "patches x 1 gene\n" in ran.out
     assert (anndata.read_h5ad(tmp_path / "m.h5ad").X == 1.5).all()
     ran = histosge("export", store, tmp_path / "e.h5ad", "--to", "h5ad")
     assert ran.code == 0

@@ -406,8 +406,7 @@ def test_cells_get_their_expression_beside_the_maps_or_in_the_named_file(
     ran = histosge(*call, "--cells", tmp_path / "cells.geojson")
     assert ran.code == 0
     assert (
-        f"maps_{slide}_cells.h5ad: 1 cells x 3 genes. The map has one value for each patch of 48 µm"
-        in ran.out
+        f"maps_{slide}_cells.h5ad: 1 cell x 3 genes. The map has one value for each patch of 48 µm" in ran.out
     )
     named = histosge(*call, "--cells", tmp_path / "cells.geojson", "--h5ad", tmp_path / "mine.h5ad")
     assert (named.code, (tmp_path / "mine.h5ad").is_file()) == (0, True)

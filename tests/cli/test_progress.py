@@ -13,7 +13,9 @@ from typing import NamedTuple
 import pytest
 import typer.main
 
+from featurestore.events import Progress
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
+from histosge_cli.console import Console
 from histosge_cli.main import PANELS, app
 
 Histosge = Callable[..., NamedTuple]
@@ -84,6 +86,17 @@ def test_a_pipe_gets_plain_lines(histosge: Histosge, sheet: Path, tmp_path: Path
         "done",
         "failed",
     ]
+
+
+def test_many_steps_are_few_lines_and_few_steps_a_line_each(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("histosge_cli.console.PLAIN_INTERVAL_S", 1e9)  # however busy the machine is
+    for n, lines in ((5, [f"{i}/5 step {i}" for i in range(6)]), (139, ["work: 139/139 steps, step 139"])):
+        with Console().steps("work") as on_progress:
+            for i in range(n + 1):
+                on_progress(Progress(i, n, f"step {i}"))
+        assert [line.strip() for line in capfd.readouterr().err.splitlines()] == lines
 
 
 def test_quiet_is_quiet(histosge: Histosge, sheet: Path, tmp_path: Path) -> None:

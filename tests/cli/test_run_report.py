@@ -60,7 +60,7 @@ def test_both_files_name_what_is_done_what_failed_and_why(histosge: Histosge, tm
     assert found["encoders"][0]["fingerprint"] == identity.fingerprint
     assert {"histosge", "numpy", "python"} <= set(found["software"])
     page = (tmp_path / "run.html").read_text()
-    assert "1 slides done, 1 failed" in page
+    assert "1 slide done, 1 failed" in page
     assert "broken.tif cannot be opened" in page
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from featurestore.wording import counted
 from histosge_cli.console import Console, resumable
 from histosge_cli.worker_count import worker_count
 
@@ -58,14 +59,14 @@ def open_stream(
     what = "embedding" if stream.columns is None else "map"
     if stream.skipped:
         console.message(
-            f"{len(stream.skipped)} slides do not have this {what} and are left out: {first_few(stream.skipped)}"
+            f"{counted(len(stream.skipped), 'slide')} left out, without this {what}: {first_few(stream.skipped)}"
         )
     absent = stream.counts.absent
     if absent.total():
         affected = [name for name, count in absent.items() if count]
         why = "no embedding (unreadable, or not embedded yet)" if stream.columns is None else "no prediction"
         console.message(
-            f"{absent.total()} tissue patches have {why} and are left out: {first_few(affected)}; see: histosge ls"
+            f"{counted(absent.total(), 'tissue patch')} left out, with {why}: {first_few(affected)}; see: histosge ls"
         )
 
 
@@ -92,16 +93,11 @@ def _stream(
 ) -> "Iterator[PatchStream]":
     """Open a stream whose passes are made here, by worker processes, or by a running cluster."""
     from featurestore.analysis.patch_stream import PatchStream
-    from featurestore.errors import ClusterError
 
-    processes = worker_count(choice.workers)
+    processes = worker_count(choice.workers, choice.scheduler)
     if processes is None and choice.scheduler is None:
         yield PatchStream(source, on_progress)
         return
-    if processes is not None and choice.scheduler is not None:
-        raise ClusterError(
-            "--workers starts processes on this machine and --scheduler uses a running cluster; give one of them"
-        )
     from featurestore.analysis.cluster_stream import ClusterStream, connect
 
     source.names()  # a store that is not there is refused before processes are started

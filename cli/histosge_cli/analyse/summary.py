@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featurestore.wording import counted
 from histosge_cli.analyse.options import OutFile, Scheduler, Slides, Workers
 from histosge_cli.analyse.stream import StreamChoice, first_few, open_stream
 from histosge_cli.analyse.tables import print_table
@@ -58,7 +59,7 @@ def summary(
             files = annotation_files(annotations, stream.names)
             if absent := [name for name in stream.names if name not in files]:
                 Console(quiet, log).message(
-                    f"{len(absent)} slides have no annotations and are left out: {first_few(absent)}"
+                    f"{counted(len(absent), 'slide')} left out, without annotations: {first_few(absent)}"
                 )
             frame = summarise_classes(stream, files, _sizes(context.obj, maps=stream.columns is not None))
     print_table(frame, as_json=as_json, out_file=out_file, overwrite=overwrite, genes=stream.columns)

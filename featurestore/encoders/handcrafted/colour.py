@@ -51,40 +51,55 @@ class ColourEncoder:
 
     def encode(self, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Encode a batch, ``(n, height, width, 3)`` -> ``(n, 6)``; n may be 0."""
-        n, height, width = patches.shape[:3]
-        columns = width * len(COLOURS)
-        sums, squares = (np.zeros((n, columns)) for _ in range(2))
-        # Patch by patch: a whole batch of 224 px would leave the processor's caches.
-        for i, patch in enumerate(patches.reshape(n, height, columns)):
-            for top in range(0, height, EXACT_ROWS):
-                rows_sum, rows_squares = _column_sums(patch[top : top + EXACT_ROWS])
-                sums[i] += rows_sum
-                squares[i] += rows_squares
-        pixels = height * width
-        mean, mean_square = (
-            found.reshape(n, width, len(COLOURS)).sum(1) / pixels for found in (sums, squares)
-        )
-        # Of whole numbers in float64: the difference loses no digit that float32 would hold.
-        variance = np.maximum(mean_square - mean * mean, 0)
-        return (np.concatenate([mean + MIDDLE, np.sqrt(variance)], axis=1) / 255).astype(np.float32)
+        return measure_colours(patches)
 
 
-def _column_sums(rows: NDArray[np.uint8]) -> tuple[NDArray[np.int16], NDArray[np.float32]]:
-    """Return exact sums over at most `EXACT_ROWS` rows, of ``value - MIDDLE`` and of its square, for each column.
+def measure_colours(patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return mean and standard deviation of each colour, ``(n, height, width, 3)`` -> ``(n, 6)``, in [0, 1]."""
+    n, height, width = patches.shape[:3]
+    columns = width * len(COLOURS)
+    sums, squares = (np.zeros((n, columns)) for _ in range(2))
+    adder = _ColumnAdder(min(height, EXACT_ROWS), columns)
+    # Patch by patch: a whole batch of 224 px would leave the processor's caches.
+    for i, patch in enumerate(patches.reshape(n, height, columns)):
+        for top in range(0, height, EXACT_ROWS):
+            adder.add(patch[top : top + EXACT_ROWS], sums[i], squares[i])
+    pixels = height * width
+    mean, mean_square = (found.reshape(n, width, len(COLOURS)).sum(1) / pixels for found in (sums, squares))
+    # Of whole numbers in float64: the difference loses no digit that float32 would hold.
+    variance = np.maximum(mean_square - mean * mean, 0)
+    return (np.concatenate([mean + MIDDLE, np.sqrt(variance)], axis=1) / 255).astype(np.float32)
+
+
+class _ColumnAdder:
+    """Exact sums over at most `EXACT_ROWS` rows, of ``value - MIDDLE`` and of its square, for each column.
 
     Whole rows are added up, in the narrowest type that holds the sums: numpy does that with vector instructions. Means
-    of three columns of floats, with which this encoder began, took thirty times as long.
+    of three columns of floats, with which this encoder began, took thirty times as long. What is computed on the way
+    is kept in the same memory from patch to patch: memory that is taken anew costs more than the arithmetic.
     """
-    centred = (rows ^ np.uint8(MIDDLE)).view(np.int8).astype(np.int16)
-    total = np.add.reduce(centred, 0, dtype=np.int16)  # 256 x -128 just fits
-    np.multiply(centred, centred, out=centred)
-    # Two squares fit into 16 bits without a sign: with pairs, half as many numbers are left for the wider type.
-    squares = centred.view(np.uint16)
-    half = len(rows) // 2
-    pairs = squares[:half]
-    pairs += squares[half : 2 * half]
-    found = np.add.reduce(pairs.astype(np.float32), 0)
-    return total, found + squares[-1] if len(rows) % 2 else found
+
+    def __init__(self, rows: int, columns: int) -> None:
+        self._bytes = np.empty((rows, columns), np.uint8)
+        self._centred = np.empty((rows, columns), np.int16)
+        self._pairs = np.empty((rows // 2, columns), np.float32)
+
+    def add(self, rows: NDArray[np.uint8], sums: NDArray[np.float64], squares: NDArray[np.float64]) -> None:
+        """Add to the sums of each column."""
+        count, half = len(rows), len(rows) // 2
+        flipped, centred = self._bytes[:count], self._centred[:count]
+        np.bitwise_xor(rows, np.uint8(MIDDLE), out=flipped)
+        np.copyto(centred, flipped.view(np.int8))
+        sums += np.add.reduce(centred, 0, dtype=np.int16)  # 256 x -128 just fits
+        np.multiply(centred, centred, out=centred)
+        # Two squares fit into 16 bits without a sign: with pairs, half as many numbers are left for the wider type.
+        square = centred.view(np.uint16)
+        pairs = square[:half]
+        pairs += square[half : 2 * half]
+        np.copyto(self._pairs[:half], pairs)
+        squares += np.add.reduce(self._pairs[:half], 0)
+        if count % 2:
+            squares += square[-1]
 
 
 def _load(key: str, options: EncoderOptions) -> Encoder:

@@ -25,6 +25,7 @@ const preview = {
 
 const $ = (id) => document.getElementById(id);
 const number = (value) => value.toLocaleString("en-US");
+const numbered = (n, noun) => `${number(n)} ${noun}${n === 1 ? "" : /(ch|sh|s|x)$/.test(noun) ? "es" : "s"}`;
 const percent = (share) => (share > 0 && share < 0.01 ? "< 1 %" : `${Math.round(share * 100)} %`);
 const scale = (mpp) => String(Number(mpp.toPrecision(3)));
 const flagged = (slide) => Math.max(0, ...Object.values(slide.flags));
@@ -134,7 +135,7 @@ function show() {
   $("slides").replaceChildren(
     ...(part.length ? part.map(card) : [element("p", "empty", "No slide matches these choices.")]),
   );
-  $("pages").textContent = `page ${page + 1} of ${number(pages)}, ${number(shown.length)} of ${number(slides.length)} slides`;
+  $("pages").textContent = `page ${page + 1} of ${number(pages)}, ${number(shown.length)} of ${numbered(slides.length, "slide")}`;
   $("previous").disabled = page === 0;
   $("next").disabled = page >= pages - 1;
 }
@@ -168,7 +169,7 @@ function badges(slide) {
 
 function facts(slide) {
   const parts = [];
-  if (slide.grid) parts.push(slide.patches ? `${number(slide.patches)} patches` : "no tissue found");
+  if (slide.grid) parts.push(slide.patches ? numbered(slide.patches, "patch") : "no tissue found");
   if (slide.mpp) parts.push(`${scale(slide.mpp)} µm/px`);
   const open = slide.embeddings.filter((embedding) => embedding.state === "partial");
   if (open.length) parts.push(`${number(open[0].done ?? 0)} of ${number(open[0].planned ?? 0)} blocks`);
@@ -225,7 +226,7 @@ function showDetail(slide) {
       "",
       ...term("size", size),
       ...term("microns per pixel", slide.mpp ? scale(slide.mpp) : ""),
-      ...term("tissue", slide.grid ? `${number(slide.patches)} patches, ${percent(slide.tissue_share ?? 0)}` : ""),
+      ...term("tissue", slide.grid ? `${numbered(slide.patches, "patch")}, ${percent(slide.tissue_share ?? 0)}` : ""),
       ...term("grid", slide.grid ?? ""),
       ...term("distance from the others", slide.shift ? slide.shift.toFixed(2) : ""),
       ...term("picture", { slide: "from the slide", colours: "from the mean colours of patches" }[slide.picture_of] ?? ""),
@@ -241,9 +242,9 @@ function begin() {
   $("store").textContent = (about.name ?? "") + (about.kind === "plan" ? " (planned, nothing is embedded yet)" : "");
   const states = counted(slides.map((slide) => slide.state));
   $("counts").textContent = [
-    `${number(slides.length)} slides`,
+    numbered(slides.length, "slide"),
     ...ATTENTION.filter((state) => states.has(state)).map((state) => `${number(states.get(state))} ${state}`),
-    `${number(total)} patches`,
+    numbered(total, "patch"),
   ].join(" · ");
   fillControls();
   for (const id of CONTROLS) $(id).addEventListener("input", choose);

@@ -25,18 +25,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
-import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
 from featurestore.errors import MppError, SlideAccessError, SlideError, SlideNotFoundError, first_line
 from featurestore.slides.fetch_meter import FetchMeter
+from featurestore.slides.jpeg_stream import decode_stream, stream_body, stream_header
 from featurestore.slides.picture_bounds import check_layout
 from featurestore.slides.protocol import Slide
-from featurestore.slides.pyramid_slide import BINARY_FACTORS, PyramidSlide, bin_pixels
+from featurestore.slides.pyramid_slide import BINARY_FACTORS, PyramidSlide
 from featurestore.slides.range_reader import RangedFile, SparseCopy
 from featurestore.slides.readers.openslide_reader import handle_mpp, open_handle
 from featurestore.slides.readers.tiff_reader import PARSE_ERRORS, is_for_openslide, is_ome
+from featurestore.slides.resampling import bin_pixels
 from featurestore.slides.slide_reader import Recognition, SlideReader
 from featurestore.slides.tiff_images import first_page_is_slide, pages_once
 
@@ -54,11 +55,6 @@ OVERLAP_PX = 256
 LARGE_TILE_BYTES = 1 << 20
 """Beyond it a tile's size is compared with the file's before it is read; a tile of 256 px has 10 to 40 kB."""
 _JPEG, _RGB, _YCBCR = 7, 2, 6
-_SOI = b"\xff\xd8"
-# libjpeg guesses a stream's colours from its markers; OpenSlide goes by the TIFF's tag. So the marker is set.
-_IS_YCBCR = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
-_IS_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
-_COLOUR_MARKERS = (0xE0, 0xEE)
 
 
 @dataclass(frozen=True)
@@ -277,7 +273,7 @@ class JpegTileSlide(PyramidSlide):
             # Before decoding: of a short stream libjpeg would only report that it ends early, not that the file does.
             if len(data) < count:
                 raise ValueError("the file ends within it")
-            tile = _decode_stream(_whole_stream(layout, data), out)
+            tile = decode_stream(layout.header + stream_body(data, rgb=layout.rgb), out)
             if tile.shape != out.shape:
                 raise ValueError(f"it holds {tile.shape[1]} x {tile.shape[0]} px")
         except SlideAccessError:
@@ -385,37 +381,8 @@ def _tile_layout(page: Any) -> _Level:
     if not len(offsets) == len(counts) == across * down:
         raise SlideError(f"JPEG tiles: {len(offsets)} of {across * down} are listed")
     rgb = form[1] == _RGB
-    tables = page.jpegtables or _SOI + b"\xff\xd9"
-    header = _SOI + (_IS_RGB if rgb else _IS_YCBCR) + _without_colour_markers(tables)[2:-2]
+    header = stream_header(page.jpegtables, rgb=rgb)
     return _Level((width, height), across, offsets, counts, header, rgb)
-
-
-def _whole_stream(layout: _Level, data: bytes) -> bytes:
-    if not data.startswith(_SOI):
-        raise ValueError(f"it starts with {data[:2].hex()}, not as JPEG")
-    # A JFIF marker outranks all others, so only for RGB do the stream's own markers have to go.
-    return layout.header + (_without_colour_markers(data) if layout.rgb else data)[2:]
-
-
-def _without_colour_markers(stream: bytes) -> bytes:
-    """Drop the segments from which libjpeg infers the colours: JFIF and Adobe."""
-    at, kept = 2, [stream[:2]]
-    while at + 4 <= len(stream) and stream[at] == 0xFF and stream[at + 1] not in (0xDA, 0xD9):
-        stop = at + 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-        if stream[at + 1] not in _COLOUR_MARKERS:
-            kept.append(stream[at:stop])
-        at = stop
-    return b"".join([*kept, stream[at:]])
-
-
-def _decode_stream(stream: bytes, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    try:
-        return np.asarray(simplejpeg.decode_jpeg(stream, buffer=out))
-    except ValueError as error:
-        if "extraneous bytes before marker 0xd9" not in str(error):
-            raise
-        # Bytes after the last pixel: the picture is whole, and OpenSlide shows it.
-        return np.asarray(simplejpeg.decode_jpeg(stream, buffer=out, strict=False))
 
 
 def _recognises(path: str) -> Recognition:

@@ -34,6 +34,8 @@ class TextureSettings:
         Holes and specks smaller than this are filled and dropped.
     cut_ratio
         A mask whose median spread is less than so many thresholds is cut off by the threshold: tissue is missing.
+    haze_ratio
+        The same of a lower threshold's mask where the usual threshold finds nothing: what is cut off is haze.
     glass_ratio, least_od
         The threshold of a faint slide: so many times the spread of its glass, and no less than the second.
     """
@@ -44,9 +46,11 @@ class TextureSettings:
     close_um: float = 40.0
     hole_um2: float = 60_000.0
     speck_um2: float = 30_000.0
-    # Public sections stained as usual have 5 to 6, the palest of them (mouse olfactory bulbs) 2. Painted sections that were
-    # diluted lost nothing at 1.6, and a tenth of their tissue at 1.4.
-    cut_ratio: float = 1.5
+    # Public sections stained as usual have 5 to 6, the palest of them (mouse olfactory bulbs) 2, painted ones of 0.35 of the
+    # usual stain, which are found whole, 1.6 to 1.8. Sections that were diluted until a tenth was lost had less than 1.6.
+    cut_ratio: float = 1.6
+    # Glass with haze alone had up to 1.5, sections of a tenth of the usual stain 1.5 to 2.5.
+    haze_ratio: float = 1.5
     # 3 and 4 took haze around an olfactory bulb, diluted to half, for tissue; 5 did not, and lost nothing elsewhere.
     glass_ratio: float = 5.0
     # Grey levels are whole numbers: glass without any noise has a spread of 0 at most places.
@@ -84,7 +88,7 @@ def texture_mask(
         _ndimage().uniform_filter(green, side) > settings.dense_od
     )
     mask = _mask_from(spread > settings.texture_od, dense, mpp, settings)
-    if not _is_cut(spread, mask, settings.texture_od, settings):
+    if not _is_cut(spread, mask, settings.texture_od, settings.cut_ratio):
         return mask
     glass = float(np.percentile(spread[~mask], GLASS_PERCENTILE)) if not mask.all() else np.inf
     lower = max(settings.least_od, settings.glass_ratio * glass)
@@ -92,7 +96,7 @@ def texture_mask(
         return mask
     found = _mask_from(spread > lower, dense, mpp, settings)
     # Where nothing was found there may be nothing but haze, which the lower threshold cuts off as well.
-    return found if mask.any() or not _is_cut(spread, found, lower, settings) else mask
+    return found if mask.any() or not _is_cut(spread, found, lower, settings.haze_ratio) else mask
 
 
 def _mask_from(
@@ -104,13 +108,11 @@ def _mask_from(
     return _drop_small_regions(mask, settings.hole_um2 / mpp**2, settings.speck_um2 / mpp**2)
 
 
-def _is_cut(
-    spread: NDArray[np.float32], mask: NDArray[np.bool_], threshold: float, settings: TextureSettings
-) -> bool:
+def _is_cut(spread: NDArray[np.float32], mask: NDArray[np.bool_], threshold: float, ratio: float) -> bool:
     """Tell whether a mask holds only the upper tail of the tissue's spread, or nothing."""
     # Without smooth tissue inside, which was filled in: it says nothing of the threshold.
     textured = spread[mask & (spread > threshold)]
-    return not len(textured) or bool(np.median(textured) < settings.cut_ratio * threshold)
+    return not len(textured) or bool(np.median(textured) < ratio * threshold)
 
 
 @cache

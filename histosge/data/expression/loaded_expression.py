@@ -18,6 +18,7 @@ from scipy import sparse
 from featurestore.documents import DocumentError, parse_json
 from featurestore.errors import first_line
 from featurestore.input_file import kind_of
+from featurestore.wording import counted
 from histosge.data.sections import Spots
 from histosge.errors import ExpressionError
 
@@ -85,7 +86,7 @@ class LoadedExpression:
         if self.implied_mpp:
             scale += f" ({self.implied_mpp:.4g} by its own files)"
         parts = [
-            f"{self.layout}: {len(spots)} spots x {len(spots.genes)} genes",
+            f"{self.layout}: {counted(len(spots), 'spot')} x {counted(len(spots.genes), 'gene')}",
             f"median {float(np.median(np.asarray(spots.counts.sum(axis=1)))):.0f} counts",
             f"{size} {spots.diameter_um:.4g} µm",
             scale,
@@ -174,8 +175,8 @@ def left_out(xy_um: NDArray[np.float64], keep: NDArray[np.bool_] | None = None) 
     on_tissue = np.ones(len(xy_um), bool) if keep is None else keep
     n_off, n_unplaced = int((~on_tissue).sum()), int((on_tissue & ~is_placed(xy_um)).sum())
     return (
-        *([f"{n_off} spots marked as off tissue left out"] if n_off else []),
-        *([f"{n_unplaced} spots without a position left out"] if n_unplaced else []),
+        *([f"{counted(n_off, 'spot')} marked as off tissue left out"] if n_off else []),
+        *([f"{counted(n_unplaced, 'spot')} without a position left out"] if n_unplaced else []),
     )
 
 

@@ -1,7 +1,7 @@
 """Single molecules of a section, counted in squares of any side.
 
 A layout yields its molecules in batches, so that memory follows the squares and not the molecules: a run has up to a
-billion.
+billion. They are read twice: for the total counts of all squares, and for the genes of those that are chosen.
 
 Terms
     bin     a square of a lattice from the slide's top-left, with at least one molecule
@@ -58,14 +58,16 @@ class Molecules:
 
 @dataclass(frozen=True)
 class MoleculeBins:
-    """What was counted.
+    """All bins of a section, with their total counts.
 
     Parameters
     ----------
-    spots
-        Square spots, ``(n_bins,)``, row by row.
-    cells
-        Which cells the molecules of each bin belong to: number of molecules, ``(n_bins, n_cells)``.
+    side_um
+        Of a bin.
+    places
+        Number of each bin, ascending, ``(n_bins,)``.
+    counts
+        Molecules in each, ``(n_bins,)``.
     n_kept, n_low, n_other, n_off
         Molecules counted; and those left out: below the quality, of controls and other features, without a position on
         the slide.
@@ -73,13 +75,27 @@ class MoleculeBins:
         Least quality of those counted.
     """
 
-    spots: Spots
-    cells: sparse.csr_matrix
+    side_um: float
+    places: Ints
+    counts: NDArray[np.float64]
     n_kept: int
     n_low: int
     n_other: int
     n_off: int
     min_qv: float
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def row_col(self) -> Ints:
+        """Rows and columns of the lattice from the slide's top-left, ``(n_bins, 2)``."""
+        return np.stack([self.places // _PLACES, self.places % _PLACES], axis=1)
+
+    @property
+    def xy_um(self) -> NDArray[np.float64]:
+        """Centres ``(x, y)`` in microns, ``(n_bins, 2)``."""
+        return np.asarray((self.row_col[:, ::-1].astype(np.float64) + 0.5) * self.side_um)
 
     def describe_left_out(self) -> str:
         """Return which molecules were not counted, with their numbers."""
@@ -90,35 +106,23 @@ class MoleculeBins:
 
 
 def bin_molecules(molecules: Molecules, frame: SlideFrame, side_um: float) -> MoleculeBins:
-    """Count molecules in squares of one side.
+    """Count molecules in squares of one side, all genes together.
 
     Raises
     ------
     ExpressionError
         If none of them belongs to a gene of the matrix, or none is kept.
     """
-    size_um = np.array(frame.size_px) * frame.mpp if frame.size_px else np.full(2, FARTHEST_UM)
-    genes, cells = _codes(molecules.genes), _codes(molecules.cells)
-    by_gene, by_cell = _PairCounts(len(molecules.genes)), _PairCounts(len(molecules.cells))
+    found = _PairCounts(1)
     n_all = n_low = n_other = n_off = 0
-    for table in molecules.batches():
-        n_all += len(table)
-        gene = _coded(table["feature"], genes)
-        is_gene = table["is_gene"].fill_null(value=True).to_numpy() & (gene >= 0)
-        # A quality that is missing compares as false, and is too low.
-        good = table["qv"].cast(pl.Float64).fill_null(np.nan).to_numpy() >= molecules.min_qv
-        xy_um = table.select(pl.col("x_um", "y_um").cast(pl.Float64).fill_null(np.nan)).to_numpy()
-        on_slide = ((xy_um >= 0) & (xy_um < size_um)).all(axis=1)
-        # In this order, so that each molecule is counted under one reason.
-        n_other += int((~is_gene).sum())
-        n_low += int((is_gene & ~good).sum())
-        n_off += int((is_gene & good & ~on_slide).sum())
-        kept = is_gene & good & on_slide
-        col, row = np.floor(xy_um[kept] / side_um).astype(np.int64).T
-        place = row * _PLACES + col
-        by_gene.add(place, gene[kept])
-        cell = _coded(table["cell"].filter(kept), cells)
-        by_cell.add(place[cell >= 0], cell[cell >= 0])
+    for batch in _kept(molecules, frame, side_um):
+        n_all, n_low, n_other, n_off = (
+            n_all + batch.n,
+            n_low + batch.n_low,
+            n_other + batch.n_other,
+            n_off + batch.n_off,
+        )
+        found.add(batch.place, np.zeros(len(batch.place), np.int64))
     n_kept = n_all - n_other - n_low - n_off
     if n_all and n_other == n_all:
         raise ExpressionError(
@@ -130,29 +134,84 @@ def bin_molecules(molecules: Molecules, frame: SlideFrame, side_um: float) -> Mo
             f"{shown(molecules.file)} has no molecule to count: of {n_all}, {n_low} are below quality {molecules.min_qv:g}, "
             f"{n_other} of controls and {n_off} off the slide; check the alignment and the slide's mpp"
         )
-    places, counts = by_gene.matrix()
-    # A bin may hold molecules of no cell alone.
-    with_cells, n_of_cell = by_cell.matrix()
-    spread = sparse.csr_matrix(
-        (
-            np.ones(len(with_cells), np.float32),
-            (np.searchsorted(places, with_cells), np.arange(len(with_cells))),
-        ),
-        shape=(len(places), len(with_cells)),
-    )
-    of_cell = sparse.csr_matrix(spread @ n_of_cell)
-    row_col = np.stack([places // _PLACES, places % _PLACES], axis=1)
+    places, counts = found.matrix()
+    total = counts.toarray().ravel().astype(np.float64)
+    return MoleculeBins(side_um, places, total, n_kept, n_low, n_other, n_off, molecules.min_qv)
+
+
+def count_genes(
+    molecules: Molecules, frame: SlideFrame, bins: MoleculeBins, chosen: Ints
+) -> tuple[Spots, sparse.csr_matrix]:
+    """Count the genes of some bins; the molecules are read once more.
+
+    Parameters
+    ----------
+    chosen
+        Indices of bins, ascending.
+
+    Returns
+    -------
+    spots, cells
+        Square spots, ``(n_chosen,)``; and how many molecules of each cell each of them has, ``(n_chosen, n_cells)``.
+    """
+    # Twice through the file: genes of all bins are 50 million numbers for a section of 1 cm², of which few are scored.
+    wanted = bins.places[chosen]
+    by_gene, by_cell = _PairCounts(len(molecules.genes)), _PairCounts(len(molecules.cells))
+    cells = _codes(molecules.cells)
+    for batch in _kept(molecules, frame, bins.side_um):
+        at = np.minimum(np.searchsorted(wanted, batch.place), len(wanted) - 1)
+        inside = wanted[at] == batch.place
+        by_gene.add(at[inside], batch.gene[inside])
+        cell = _coded(batch.cell.filter(inside), cells)
+        by_cell.add(at[inside][cell >= 0], cell[cell >= 0])
     spots = Spots(
         frame.slide_id,
         frame.donor,
-        np.array([f"{row}x{col}" for row, col in row_col.tolist()], dtype=np.str_),
-        (row_col[:, ::-1].astype(np.float64) + 0.5) * side_um,
-        side_um,
-        counts,
+        np.array([f"{row}x{col}" for row, col in bins.row_col[chosen].tolist()], dtype=np.str_),
+        bins.xy_um[chosen],
+        bins.side_um,
+        by_gene.spread(len(chosen)),
         unique_names(molecules.genes),
         "square",
     )
-    return MoleculeBins(spots, of_cell, n_kept, n_low, n_other, n_off, molecules.min_qv)
+    return spots, by_cell.spread(len(chosen))
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The molecules of a batch that count: bin, gene and cell of each; and how many there were, and were left out."""
+
+    place: Ints
+    gene: Ints
+    cell: pl.Series
+    n: int
+    n_low: int
+    n_other: int
+    n_off: int
+
+
+def _kept(molecules: Molecules, frame: SlideFrame, side_um: float) -> Iterator[_Kept]:
+    size_um = np.array(frame.size_px) * frame.mpp if frame.size_px else np.full(2, FARTHEST_UM)
+    genes = _codes(molecules.genes)
+    for table in molecules.batches():
+        gene = _coded(table["feature"], genes)
+        is_gene = table["is_gene"].fill_null(value=True).to_numpy() & (gene >= 0)
+        # A quality that is missing compares as false, and is too low.
+        good = table["qv"].cast(pl.Float64).fill_null(np.nan).to_numpy() >= molecules.min_qv
+        xy_um = table.select(pl.col("x_um", "y_um").cast(pl.Float64).fill_null(np.nan)).to_numpy()
+        on_slide = ((xy_um >= 0) & (xy_um < size_um)).all(axis=1)
+        kept = is_gene & good & on_slide
+        col, row = np.floor(xy_um[kept] / side_um).astype(np.int64).T
+        yield _Kept(
+            row * _PLACES + col,
+            gene[kept],
+            table["cell"].filter(kept),
+            len(table),
+            # In this order, so that each molecule is counted under one reason.
+            int((is_gene & ~good).sum()),
+            int((~is_gene).sum()),
+            int((is_gene & good & ~on_slide).sum()),
+        )
 
 
 class _PairCounts:
@@ -185,6 +244,12 @@ class _PairCounts:
         places, index = np.unique(self._keys // self._n_codes, return_inverse=True)
         values = (self._n.astype(np.float32), (index.ravel(), self._keys % self._n_codes))
         return places, sparse.csr_matrix(values, shape=(len(places), self._n_codes))
+
+    def spread(self, n_places: int) -> sparse.csr_matrix:
+        """Return the counts of places 0 to `n_places` - 1, ``(n_places, n_codes)``."""
+        self._merge()
+        values = (self._n.astype(np.float32), (self._keys // self._n_codes, self._keys % self._n_codes))
+        return sparse.csr_matrix(values, shape=(n_places, self._n_codes))
 
     def _merge(self) -> None:
         keys = np.concatenate([self._keys, *(one for one, _ in self._pending)])

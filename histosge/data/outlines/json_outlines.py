@@ -46,6 +46,11 @@ def read_json_outlines(file: Path) -> Iterator[RawOutline | None]:
                 raise ExpressionError(
                     f"{shown(file)} holds {type(item).__name__} where a cell should be; {_WANTED}"
                 )
+            if "centroid" in item and "contour" not in item:
+                raise ExpressionError(
+                    f"{shown(file)} holds centres of cells without outlines, as CellViT's cell_detection.json does; give "
+                    "its cells.json or cells.geojson"
+                )
             yield from _contour(item, types) if "contour" in item else _feature(item)
 
 

@@ -19,6 +19,7 @@ from shapely.geometry.polygon import orient
 
 from featurestore.grid import PatchGrid
 from featurestore.whole_file import whole_file
+from featurestore.wording import counted
 from histosge.exporting.domain_labels import domain_colour, domain_labels, domain_name, read_labels
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
@@ -109,7 +110,7 @@ def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) ->
     (item,) = items
     labels = labels_of(item.table, settings)
     n_polygons = write_geojson(labels, item.table.grid, path)
-    return f"{len(set(labels[labels >= 0].tolist()))} domains in {n_polygons} polygons"
+    return f"{counted(len(set(labels[labels >= 0].tolist())), 'domain')} in {counted(n_polygons, 'polygon')}"
 
 
 RECORD = ExportFormat("geojson", "domains as polygons (QuPath)", ".geojson", _write)

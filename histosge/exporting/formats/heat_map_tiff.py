@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from featurestore.names import slug
 from featurestore.whole_file import whole_file
+from featurestore.wording import counted
 from histosge.data.expression.loaded_expression import unique_names
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.formats.ome_zarr import check_gene_count
@@ -95,7 +96,7 @@ def _coloured(plane: NDArray[np.float32], low: float, high: float) -> NDArray[np
 
 def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
     (item,) = items
-    return f"{write_tiffs(item.table, path)} files"
+    return counted(write_tiffs(item.table, path), "file")
 
 
 RECORD = ExportFormat(

@@ -12,6 +12,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
+from featurestore.wording import counted
 from histosge.errors import ExportError
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 from histosge.exporting.patch_table import PatchTable
@@ -171,7 +172,7 @@ def _metadata(table: PatchTable, n_levels: int, limits: NDArray[np.float64]) -> 
 def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) -> str:
     (item,) = items
     n_levels = write_ome_zarr(item.table, path, settings.ngff)
-    return f"{len(item.table.names)} genes, {n_levels} levels"
+    return f"{counted(len(item.table.names), 'gene')}, {counted(n_levels, 'level')}"
 
 
 RECORD = ExportFormat(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.whole_file import whole_file
+from featurestore.wording import counted
 from histosge.errors import ExportError
 from histosge.exporting.domain_labels import domain_colour, domain_name
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
@@ -89,7 +90,7 @@ def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) ->
     (item,) = items
     labels = labels_of(item.table, settings)
     n = write_qupath(item.table, labels, path)
-    return f"{n} objects, {len(item.table)} of them patches with {len(item.table.names)} measurements"
+    return f"{counted(n, 'object')}, {len(item.table)} of them patches with {counted(len(item.table.names), 'measurement')}"
 
 
 RECORD = ExportFormat(

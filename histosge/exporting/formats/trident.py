@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from featurestore.wording import counted
 from histosge.exporting.export_format import ExportFormat, ExportItem, ExportSettings
 
 
@@ -14,7 +15,7 @@ def _write(items: Sequence[ExportItem], path: Path, settings: ExportSettings) ->
     table = item.table
     # Straight from the store: the file takes blocks as they are stored, so a table's values are not needed.
     n = write_h5(Store.open(item.url), table.slide_id, table.grid.spec.key, table.made_by["encoder"], path)
-    return f"{n} patches"
+    return counted(n, "patch")
 
 
 RECORD = ExportFormat(

@@ -2,7 +2,7 @@
 
 import { GREY, blendColour, domainColour, robustRange } from "./colours.js";
 import { bytes, labels } from "./data.js";
-import { find } from "./elements.js";
+import { counted, find } from "./elements.js";
 import { PatchLayer, SpotLayer, lowFirst, scaleColour } from "./layers.js";
 import { blendLegend, labelLegend, noLegend, number, scaleLegend } from "./legend.js";
 
@@ -100,12 +100,12 @@ function renderSpots(shown, each, { values, others }, range, figure) {
   const order = lowFirst(values);
   if (others) {
     const mixed = mixture(shown, [subject, other], [values, others]);
-    blendLegend(figure, mixed.legend, `Measured in ${values.length} spots.`);
+    blendLegend(figure, mixed.legend, `Measured in ${counted(values.length, "spot")}.`);
     return new SpotLayer(spots, order, mixed.colour, mixed.say, options);
   }
   const map = find("map").value;
   const colour = scaleColour(map, range);
-  scaleLegend(figure, { map, range, unit: subject.unit(spots.unit), title: `${subject.label} measured in ${values.length} spots` });
+  scaleLegend(figure, { map, range, unit: subject.unit(spots.unit), title: `${subject.label} measured in ${counted(values.length, "spot")}` });
   return new SpotLayer(spots, order, (i) => colour(values[i]), (i) => `${subject.label} ${number(values[i])}`, options);
 }
 

@@ -13,6 +13,11 @@ export function element(name, kind, ...children) {
   return made;
 }
 
+/** A number with its noun: "1 spot", "2 spots". The noun takes the plural in -s or -es. */
+export function counted(n, noun) {
+  return `${n} ${noun}${n === 1 ? "" : /(ch|sh|s|x)$/.test(noun) ? "es" : "s"}`;
+}
+
 /** Make a button. */
 export function button(text, onClick, label = text) {
   const made = element("button", "", text);

@@ -22,15 +22,17 @@ export class GeneTable {
 
   clear() {
     this.tables = {};
+    this.compared = {};
     this.host.replaceChildren();
   }
 
-  /** Take the answer to a comparison. */
-  take(found, { layer, spots }) {
+  /** Take the answer to a comparison of region `one` with region `other`, null for the rest. */
+  take(found, { layer, spots }, one, other) {
     const genes = { predicted: layer?.genes, measured: spots?.genes };
     this.tables = {};
     for (const kind of ["predicted", "measured"]) if (found[kind] && genes[kind]) this.tables[kind] = rowsOf(found[kind], genes[kind]);
     this.counts = found;
+    this.compared = other ? { mean: one, rest: other } : {};
   }
 
   /** Show "predicted" or "measured". */
@@ -47,9 +49,10 @@ export class GeneTable {
   heading([key, text, meaning]) {
     const cell = element("th");
     const { by, down } = this.sort;
-    const press = element("button", "", text, by === key ? (down ? " ▼" : " ▲") : "");
+    const region = this.compared[key];
+    const press = element("button", "", element("span", "", region ?? text), by === key ? (down ? " ▼" : " ▲") : "");
     press.type = "button";
-    press.title = meaning;
+    press.title = region ? `mean in ${region}` : meaning;
     press.addEventListener("click", () => {
       this.sort = { by: key, down: by === key ? !down : key !== "gene" };
       this.show(this.kind);

@@ -4,7 +4,7 @@ import { NAMES } from "./colours.js";
 import { plan, ranges, read, render, isAbstained } from "./content.js";
 import { Contrast } from "./contrast.js";
 import { readDocument } from "./data.js";
-import { find } from "./elements.js";
+import { counted, find } from "./elements.js";
 import { noLegend, number } from "./legend.js";
 import { missing, readLink, rememberDefaults, writeLink } from "./link.js";
 import { clearNotes, note } from "./notes.js";
@@ -377,13 +377,13 @@ function describeSubject() {
   const { subject, layer, spots } = shown;
   const own = (list) => (subject && !subject.isSet ? list?.[layer.column.get(subject.label)] : null);
   const words = [];
-  if (subject?.isSet) words.push(`mean z-score of ${subject.genes.length} genes`);
+  if (subject?.isSet) words.push(`mean z-score of ${counted(subject.genes.length, "gene")}`);
   const [trust, widths, r] = [own(layer?.trust), own(layer?.half_width_texts), agreement()];
   if (widths != null) words.push(`${layer.interval} ${widths}${layer.strata ? ", by predicted library size" : ""}`);
   const scope = layer?.trust_scope ? ` (${layer.trust_scope})` : "";
   if (trust != null) words.push(`trust ${number(trust)}${scope}`);
   if (subject && layer && isAbstained(layer, subject)) words.push("the model abstains: do not interpret it");
-  if (r?.r != null) words.push(`r ${number(r.r)} on this slide's own ${r.n} spots (${layer.training})`);
+  if (r?.r != null) words.push(`r ${number(r.r)} on this slide's own ${counted(r.n, "spot")} (${layer.training})`);
   find("about-gene").textContent = words.length ? `${subject.label}: ${words.join("; ")}` : "";
 }
 

@@ -3,7 +3,7 @@
 import { regionColour } from "./colours.js";
 import { post } from "./data.js";
 import { Drawing } from "./drawing.js";
-import { button, element, fileName, find, saveFile } from "./elements.js";
+import { button, counted, element, fileName, find, saveFile } from "./elements.js";
 import { bounds, regionsFromGeoJson, regionsToGeoJson } from "./geometry.js";
 import { note } from "./notes.js";
 import { compareHere } from "./statistics.js";
@@ -175,7 +175,7 @@ export class Regions {
         ? await post(`${shown.base}/regions`, { layer: shown.layerNumber, region: one.polygons, other: other?.polygons ?? null })
         : await compareHere(shown, one, other);
       if (request !== this.requests) return;
-      this.table.take(found, shown);
+      this.table.take(found, shown, one.name, other?.name ?? null);
       find("region-counts").textContent = counts(found, one.name, other?.name ?? "the rest");
       const values = find("region-values");
       for (const option of values.options) option.disabled = !found[option.value];
@@ -190,8 +190,8 @@ export class Regions {
 
 function counts({ predicted, measured }, one, other) {
   const said = [];
-  if (measured) said.push(`${measured.n} measured spots in ${one}, ${measured.n_rest} in ${other}`);
-  if (predicted) said.push(`${predicted.n} predicted patches in ${one}, ${predicted.n_rest} in ${other}`);
+  if (measured) said.push(`${counted(measured.n, "measured spot")} in ${one}, ${measured.n_rest} in ${other}`);
+  if (predicted) said.push(`${counted(predicted.n, "predicted patch")} in ${one}, ${predicted.n_rest} in ${other}`);
   return said.length ? `${said.join("; ")}.` : "Nothing is measured or predicted here.";
 }
 

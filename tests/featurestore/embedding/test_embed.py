@@ -10,9 +10,9 @@ from make_slides import tissue_like, write_pyramid
 
 from featurestore import EmbedSettings, GridSpec, catalogue, embed, open_store, validate
 from featurestore.analysis.patch_stream import open_stream
-from featurestore.embedding import plan
+from featurestore.embedding import slide_grid
 from featurestore.embedding.block_task import embed_blocks
-from featurestore.embedding.plan import resident_bytes
+from featurestore.embedding.slide_grid import resident_bytes
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.events import Progress
 from featurestore.grid import PatchGrid
@@ -106,7 +106,7 @@ def test_encoders_with_blocks_of_unlike_shape_are_planned_each_by_its_own(
 def test_a_grid_of_too_many_patches_is_refused_with_the_least_stride_that_fits(
     slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dry_run: bool
 ) -> None:
-    monkeypatch.setattr(plan, "MAX_GRID_PATCHES", 1_000)
+    monkeypatch.setattr(slide_grid, "MAX_GRID_PATCHES", 1_000)
     (result,) = embed(
         slide_file, tmp_path / "store", replace(SETTINGS, spec=GridSpec(1.0, 32, 1)), dry_run=dry_run
     )
@@ -135,7 +135,7 @@ def test_a_block_that_needs_more_memory_than_there_is_is_refused_before_it_is_al
     slide_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: EmbedSettings
 ) -> None:
     limit = resident_bytes() + 500_000_000
-    monkeypatch.setattr(plan, "memory_bytes", lambda: limit)
+    monkeypatch.setattr(slide_grid, "memory_bytes", lambda: limit)
     for dry_run in (True, False):
         (result,) = embed(slide_file, tmp_path / "store", settings, dry_run=dry_run)
         assert result.state == "failed"

@@ -47,7 +47,7 @@ def test_what_costs_more_is_said_to_cost_more() -> None:
     ("where", "bytes_of_one"),
     [
         ("patch_reader.MAX_STRIP_PX", 2 * 2 * 3),
-        ("patch_reader.READ_AHEAD", 2 * 64 * 3 * 224**2),
+        ("read_ahead.READ_AHEAD", 2 * 64 * 3 * 224**2),
         ("pyramid_slide.MAX_SOURCE_PX", 2 * 3 * 3 * 4),
         ("readers.jpeg_tile_reader.CACHED_PX", 3),
     ],

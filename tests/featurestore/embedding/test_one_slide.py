@@ -107,7 +107,7 @@ def test_a_slide_that_the_store_holds_from_another_file_fails_and_the_others_are
     assert {name: data for name, data in _objects(store).items() if name.startswith("b/")} == before
     # All of a run's slides: that is a mistaken command, and the store does not call what it holds failed.
     with pytest.raises(
-        IdentityMismatchError, match=r"tissue by 'texture', now it is 'none'.*and 1 slides more"
+        IdentityMismatchError, match=r"tissue by 'texture', now it is 'none'.*and 1 slide more"
     ):
         run(_sheet(slides, "a", "c"), store, replace(SETTINGS, tissue="none"))
     assert catalogue(store).filter(slide="a")["state"].to_list() == ["done"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from morphology_by_definition import morphology
 from numpy.typing import NDArray
 
 from featurestore.encoders import stain_separation
@@ -13,6 +14,7 @@ from featurestore.encoders.device import pick_device
 from featurestore.encoders.handcrafted.colour import ColourEncoder
 from featurestore.encoders.handcrafted.morphology import feature_names
 from featurestore.encoders.handcrafted.morphology_features import moments, nuclei, oriented_filters
+from featurestore.encoders.handcrafted.morphology_features.moments import Moments
 from featurestore.encoders.handcrafted.morphology_features.morphology_encoder import MorphologyEncoder
 from featurestore.encoders.loading import load_encoder
 from featurestore.encoders.protocol import Encoder, EncoderOptions
@@ -211,12 +213,28 @@ def test_percentiles_are_those_of_numpy_up_to_a_bin() -> None:
 
 
 def test_moments_are_those_of_numpy() -> None:
-    values = np.random.default_rng(0).gamma(2.0, 1.0, (3, 4001))
-    mean, sd, skew = moments.mean_sd_skew(torch.from_numpy(values))
-    np.testing.assert_allclose(mean.numpy(), values.mean(1))
-    np.testing.assert_allclose(sd.numpy(), values.std(1))
-    centred = (values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True)
-    np.testing.assert_allclose(skew.numpy(), (centred**3).mean(1), rtol=0.01)
+    values = np.random.default_rng(0).gamma(2.0, 1.0, (2, 3, 4001))
+    found = Moments.from_maps(torch.from_numpy(values), 2)
+    np.testing.assert_allclose(found.mean.numpy(), values.mean(2))
+    np.testing.assert_allclose(found.sd.numpy(), values.std(2))
+    centred = (values - values.mean(2, keepdims=True)) / values.std(2, keepdims=True)
+    np.testing.assert_allclose(found.skew.numpy(), (centred[:, :2] ** 3).mean(2), rtol=0.01)
+    pearson = [np.corrcoef(patch)[[0, 2], [1, 0]] for patch in values]
+    np.testing.assert_allclose(found.correlation([0, 2], [1, 0]).numpy(), pearson, rtol=0.01)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 57), (61, 118), (131, 96)])
+def test_every_number_is_what_its_definition_gives(
+    encoder: MorphologyEncoder, height: int, width: int
+) -> None:
+    patches = tissue(3, height, width)
+    found = encoder.encode(patches)
+    wanted = np.array([[morphology(patch)[name] for name in feature_names()] for patch in patches])
+    spread = found.std(0)
+    is_percentile = np.array([".p" in name for name in feature_names()])
+    np.testing.assert_allclose(found[:, is_percentile], wanted[:, is_percentile], atol=0.006)  # one bin
+    error = np.abs(found - wanted)[:, ~is_percentile]
+    assert (error <= 1e-3 * spread[~is_percentile] + 1e-5).all()
 
 
 def test_halving_leaves_an_odd_edge_out() -> None:

@@ -10,6 +10,7 @@ import pytest
 import tifffile
 import zarr
 
+from featurestore.documents import DocumentError
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import MppError, StoreError
 from featurestore.exchange.h5 import write_h5
@@ -259,6 +260,10 @@ def test_pieces_of_tissue_with_grids_of_their_own_are_stored_patch_by_patch(
     other = _h5(tmp_path / "B.h5", features, corners + 1, {}, encoder=None)
     with pytest.raises(StoreError, match="stored with other patches"):
         import_embeddings(other, store, ImportOptions(slide, slide_id="A", **CLAM_OPTIONS))
+    document = store / "A" / done.grid_key / "resnet50" / "embedding" / "zarr.json"
+    document.write_text(document.read_text().replace('"fingerprint"', '"finger"'))
+    with pytest.raises(DocumentError, match=r"attributes\.encoder.*fingerprint"):
+        import_embeddings(file, store, ImportOptions(slide, slide_id="A", **CLAM_OPTIONS))
     assert remove(str(store), "A", done.grid_key, None) == [f"A/{done.grid_key}"]
     assert catalogue(str(store))["grid"].to_list() == [None]
 

@@ -11,8 +11,9 @@ from featurestore.errors import SlideAccessError, SlideError
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides import patch_reader
 from featurestore.slides.open_slide import open_slide
-from featurestore.slides.patch_reader import read_ahead, read_batches, read_in_turn
+from featurestore.slides.patch_reader import read_batches
 from featurestore.slides.protocol import Slide
+from featurestore.slides.read_ahead import read_ahead, read_in_turn
 
 
 class PaintedSlide:

@@ -114,6 +114,11 @@ def test_a_slide_without_a_scale_has_a_row_that_says_so(tmp_path: Path) -> None:
     Image.fromarray(painted(40, 30)).save(tmp_path / "A.png")
     (row,) = list_tree(tmp_path).rows
     assert row["known"] == "no mpp: fill in the column mpp, 40 x 30 px, png"
+    write_pyramid(tmp_path / "A.tif", painted(90, 70), 352.9, levels=1)
+    known = next(row["known"] for row in list_tree(tmp_path).rows if row["slide"].endswith(".tif"))
+    assert known.startswith(
+        "no usable mpp (the file claims 352.9 microns per pixel): fill in the column mpp, 90 x 70 px"
+    )
 
 
 def test_the_command_names_no_donors_that_nobody_gave(

@@ -19,8 +19,9 @@ from featurestore.slides.protocol import Slide
 from featurestore.storage.store import Store
 from featurestore.tissue.annotation import Frame
 from featurestore.tissue.annotation_file import masks_by_slide, read_annotation
+from featurestore.tissue.label_picture import LabelPicture
 from featurestore.tissue.outlines import read_outlines
-from featurestore.tissue.polygon_raster import fill_rings
+from featurestore.tissue.polygon_raster import fill_crossing_rings, fill_rings
 from featurestore.tissue.region import Region, TissueRequest
 from featurestore.tissue.survey import Survey, survey
 from featurestore.tissue.threshold import is_tissue
@@ -117,6 +118,31 @@ def test_a_pixel_is_filled_where_shapely_finds_its_centre_in_the_polygon() -> No
         y, x = np.mgrid[:61, :71] + 0.5
         area = shapely.Polygon(outer).symmetric_difference(shapely.Polygon(hole))
         np.testing.assert_array_equal(filled, shapely.contains_xy(area, x, y))
+
+
+def test_a_pixel_is_filled_where_shapely_repairs_an_outline_that_crosses_itself() -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:61, :71] + 0.5
+    for _ in range(60):
+        outer = rng.uniform(-5, 75, (int(rng.integers(4, 14)), 2))
+        filled = np.zeros((61, 71), bool)
+        fill_crossing_rings([outer], filled)
+        mended = shapely.make_valid(shapely.Polygon(outer), method="structure", keep_collapsed=False)
+        np.testing.assert_array_equal(filled, shapely.contains_xy(mended, x, y))
+    bow = [(10, 10), (60, 50), (60, 10), (10, 50), (10, 10)]
+    for hole in (square(40, 20, 30), square(12, 20, 5), square(2, 2, 5)):
+        filled = np.zeros((61, 71), bool)
+        fill_crossing_rings([np.array(bow, float), np.array(hole, float)], filled)
+        mended = shapely.make_valid(shapely.Polygon(bow, [hole]), method="structure", keep_collapsed=False)
+        np.testing.assert_array_equal(filled, shapely.contains_xy(mended, x, y))
+
+
+def test_a_scribble_of_thousands_of_corners_is_filled() -> None:
+    # They cross each other 5 million times: shapely takes more than a minute to repair them.
+    corners = np.random.default_rng(0).uniform(0, 600, (4000, 2)).tolist()
+    found = read_outlines(json.dumps(feature([[*corners, corners[0]]])).encode(), "A")
+    drawn = found.draw([""], Frame((600, 600), 1.0, (600, 600), 1.0))
+    assert 0.85 < drawn.mean() < 1
 
 
 def test_polygons_beyond_the_picture_are_cut() -> None:
@@ -441,6 +467,42 @@ def test_annotations_that_cannot_be_used_are_one_line_with_the_fix(
     assert "\n" not in str(refused.value)
 
 
+def test_a_class_of_many_lines_is_a_part_of_one_line(slide: Slide, grid: PatchGrid, tmp_path: Path) -> None:
+    document = collection(feature([ellipse()], "a\n\x1b[31mb" + 9999 * "c"))
+    with pytest.raises(MaskError, match=r"there is a \[31mbccc") as refused:
+        find(slide, grid, write_json(tmp_path / "A.geojson", document), within=("x",))
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 400
+
+
+def test_classes_may_have_any_whole_number(slide: Slide, grid: PatchGrid, tmp_path: Path) -> None:
+    width, height = slide.size_px
+    values = np.zeros((height // 2, width // 2), np.uint64)
+    values[20:90, 30:110] = 2**64 - 1
+    tifffile.imwrite(tmp_path / "A.tif", values)
+    found = find(slide, grid, str(tmp_path / "A.tif"), "none", within=(str(2**64 - 1),))
+    tifffile.imwrite(tmp_path / "A.tif", (values > 0).astype(np.uint8))
+    expected = find(slide, grid, str(tmp_path / "A.tif"), "none", within=("1",))
+    np.testing.assert_array_equal(found.tissue, expected.tissue)
+
+
+def test_a_picture_of_a_few_pixels_fits_every_slide_and_is_refused(tmp_path: Path) -> None:
+    label = LabelPicture(np.ones((2, 3), np.uint8), "A", (3, 2))
+    with pytest.raises(MaskError, match="is 3 x 2 px, so 3333 microns each, and a mask's may have 500"):
+        label.draw(["1"], Frame((20_000, 14_000), 0.5, (875, 1250), 8.0))
+    # Of a small slide it is fine enough.
+    assert label.draw(["1"], Frame((2000, 1400), 0.5, (87, 125), 8.0)).all()
+
+
+def test_a_grey_photograph_is_said_to_be_one(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 200, (20, 30)).astype(np.uint8)
+    Image.fromarray(values).save(tmp_path / "A.png")
+    remark = read_annotation(str(tmp_path / "A.png")).annotation.remark
+    assert "different values, and all but 0 are taken; is it a photograph" in remark
+    Image.fromarray(values // 4).save(tmp_path / "A.png")
+    assert not read_annotation(str(tmp_path / "A.png")).annotation.remark
+
+
 def test_pictures_that_are_no_mask_are_refused(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 
@@ -525,6 +587,31 @@ def test_a_mask_that_lies_on_glass_is_refused_with_the_reading_that_lies_on_tiss
     # Named explicitly, it is taken as it is: the slide may show what no measure sees.
     forced = find(corner, grid, corner_mask(tmp_path, 1), "none", within=("1",))
     assert is_tissue(forced.tissue).any()
+
+
+def test_a_mask_on_glass_is_said_with_the_reading_that_would_fit(corner: Slide, tmp_path: Path) -> None:
+    grid = PatchGrid.for_slide(corner.size_px, corner.mpp, corner.level_mpps, SPEC)
+
+    def remark(corners: list[list[float]]) -> str:
+        file = write_json(tmp_path / "B.geojson", collection(feature([corners])))
+        return " ".join(find(corner, grid, file).remarks)
+
+    inside = np.array([[80, 100], [330, 100], [330, 260], [80, 260], [80, 100]])
+    assert not remark(inside.tolist())
+    assert "and multiplied by 4 by" in remark((inside / 4).tolist())
+    elsewhere = [[700, 290], [860, 290], [860, 310], [700, 310], [700, 290]]
+    assert remark(elsewhere).endswith("lies on tissue by 0% of its area; is it right?")
+
+
+def test_x_and_y_that_are_swapped_are_refused(tmp_path: Path) -> None:
+    image = np.full((600, 900, 3), 240, np.uint8)
+    image[60:160, 480:830] = tissue_like(2500, 2000, MPP)[1000:1100, 1000:1350]
+    slide = open_slide(str(write_pyramid(tmp_path / "D.tif", image, MPP, levels=1)))
+    grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, SPEC)
+    corners = [[60, 500], [150, 500], [150, 600], [60, 600], [60, 500]]
+    file = write_json(tmp_path / "D.geojson", collection(feature([corners])))
+    with pytest.raises(MaskError, match=r"with x and y swapped by (9\d|100)%: write x before y"):
+        find(slide, grid, file)
 
 
 def test_annotations_in_microns_are_refused(corner: Slide, tmp_path: Path) -> None:

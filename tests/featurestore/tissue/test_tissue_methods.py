@@ -100,8 +100,8 @@ def test_patches_are_tissue_from_26_on() -> None:
 def test_the_attributes_of_our_methods_are_those_that_stores_hold(slide: Slide, grid: PatchGrid) -> None:
     texture = (
         '{"name": "texture", "version": 2, "overview_mpp": 8.0, "texture_um": 40.0, "texture_od": 0.04, '
-        '"dense_od": 0.35, "close_um": 40.0, "hole_um2": 60000.0, "speck_um2": 30000.0, "cut_ratio": 1.5, '
-        '"glass_ratio": 5.0, "least_od": 0.01}'
+        '"dense_od": 0.35, "close_um": 40.0, "hole_um2": 60000.0, "speck_um2": 30000.0, "cut_ratio": 1.6, '
+        '"haze_ratio": 1.5, "glass_ratio": 5.0, "least_od": 0.01}'
     )
     assert json.dumps(survey(slide, grid).method) == texture
     assert json.dumps(survey(slide, grid, "none").method) == '{"name": "none", "version": 1}'
@@ -199,7 +199,7 @@ def test_a_run_goes_on_with_the_tissue_of_an_earlier_version(slide_file: Path, t
     folder = root / "A" / SPEC.key
     document = json.loads((folder / "zarr.json").read_text())
     earlier = document["attributes"]["tissue"] | {"version": 1}
-    for name in ("cut_ratio", "glass_ratio", "least_od"):
+    for name in ("cut_ratio", "haze_ratio", "glass_ratio", "least_od"):
         del earlier[name]
     document["attributes"]["tissue"] = earlier
     (folder / "zarr.json").write_text(json.dumps(document))

@@ -105,7 +105,7 @@ def test_a_position_that_is_none_is_left_out_and_counted(tmp_path: Path, value: 
     data.write_h5ad(tmp_path / "b.h5ad")
     found = find(tmp_path / "b.h5ad")
     assert "s3" not in found.spots.barcodes
-    assert "1 spots without a position left out" in found.describe(MPP)
+    assert "1 spot without a position left out" in found.describe(MPP)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_tissue_flags_may_be_words(tmp_path: Path, yes: str, no: str) -> None:
 
     found = find(rewrite(visium(tmp_path / "a", "tissue_positions.csv"), words))
     assert len(found.spots) == 41
-    assert "1 spots marked as off tissue left out" in found.describe(MPP)
+    assert "1 spot marked as off tissue left out" in found.describe(MPP)
 
 
 def test_a_flag_that_is_neither_is_refused(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_barcodes_without_a_position_and_spots_without_counts_are_counted(tmp_pa
     tenx_h5(home / "filtered_feature_bc_matrix.h5", [*barcodes("-1", 37), "XY-1", "YX-1"], counts(39))
     text = find(home).describe(MPP)
     assert "2 spots without a position left out" in text
-    assert "4 spots on tissue have no counts" in text
+    assert "4 spots on tissue without counts" in text
 
 
 @pytest.mark.parametrize("where", ["positions", "matrix"])

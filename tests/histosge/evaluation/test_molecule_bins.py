@@ -1,12 +1,13 @@
 """Maps scored at bins of single molecules of a Xenium run."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+from scipy import sparse
 from write_xenium_truth import XeniumTruth, write_xenium
 
 import histosge
@@ -16,9 +17,9 @@ from histosge.data.expression import foreign_files
 from histosge.data.expression.find_expression import find_expression, find_molecules
 from histosge.data.expression.layouts import xenium as xenium_layout
 from histosge.data.expression.loaded_expression import SlideFrame
-from histosge.data.expression.molecules import MoleculeBins, bin_molecules
+from histosge.data.expression.molecules import MoleculeBins, Molecules, bin_molecules, count_genes
 from histosge.data.expression.pseudo_spots import pool_spots
-from histosge.data.sections import Patches, Section
+from histosge.data.sections import Patches, Section, Spots
 from histosge.data.spot_overlap import spot_overlap
 from histosge.errors import ExpressionError, HistosgeError
 from histosge.evaluation.bin_scores import HeldOutBins
@@ -47,10 +48,24 @@ def run(truth: Truth, tmp_path_factory: pytest.TempPathFactory) -> XeniumTruth:
     return write_xenium(tmp_path_factory.mktemp("xenium") / "run", truth, SPEC.mpp, counts_per_um2=0.5)
 
 
-def pooled(folder: Path, side_um: float) -> MoleculeBins:
+@dataclass(frozen=True)
+class Pooled:
+    """All bins with their genes."""
+
+    bins: MoleculeBins
+    spots: Spots
+    cells: sparse.csr_matrix
+
+
+def pooled(folder: Path, side_um: float) -> Pooled:
     molecules = find_molecules(folder, FRAME)
     assert molecules is not None
-    return bin_molecules(molecules, FRAME, side_um)
+    return counted(molecules, side_um)
+
+
+def counted(molecules: Molecules, side_um: float) -> Pooled:
+    bins = bin_molecules(molecules, FRAME, side_um)
+    return Pooled(bins, *count_genes(molecules, FRAME, bins, np.arange(len(bins))))
 
 
 def histogram(run: XeniumTruth, side_um: float) -> np.ndarray:
@@ -81,19 +96,28 @@ def test_bins_of_molecules_are_those_of_a_plain_histogram_on_the_slide(
     monkeypatch.setattr(foreign_files, "ROWS", 7_001)
     monkeypatch.setattr(xenium_layout, "BLOCK_BYTES", 300_007)
     run = write_xenium(tmp_path / "run", truth, SPEC.mpp, counts_per_um2=0.1, name=name, early=early)
-    bins = pooled(run.folder, side_um)
+    whole = pooled(run.folder, side_um)
+    bins, spots = whole.bins, whole.spots
     expected = histogram(run, side_um)
-    row, col = np.array([barcode.split("x") for barcode in bins.spots.barcodes.tolist()], int).T
-    np.testing.assert_allclose(bins.spots.xy_um, (np.stack([col, row], axis=1) + 0.5) * side_um)
+    row, col = np.array([barcode.split("x") for barcode in spots.barcodes.tolist()], int).T
+    np.testing.assert_allclose(spots.xy_um, (np.stack([col, row], axis=1) + 0.5) * side_um)
     dense = np.zeros(expected.shape)
-    dense[:, row, col] = bins.spots.counts.toarray().T
+    dense[:, row, col] = spots.counts.toarray().T
     # Positions are stored as float32: one or two molecules lie within their rounding of a bin's edge.
     assert np.abs(dense - expected).sum() <= 4
     assert bins.n_kept == dense.sum() == run.counted.sum()
     assert bins.n_other == (run.gene < 0).sum()
     assert bins.n_low == ((run.gene >= 0) & (run.qv < 20)).sum()
     assert bins.n_off == 0
-    assert bins.spots.genes == truth.genes
+    assert spots.genes == truth.genes
+    np.testing.assert_array_equal(bins.counts, np.asarray(spots.counts.sum(axis=1)).ravel())
+    # Of some bins the same counts.
+    molecules = find_molecules(run.folder, FRAME)
+    assert molecules is not None
+    some = np.arange(3, len(bins), 7)
+    few, _ = count_genes(molecules, FRAME, bins, some)
+    assert (few.counts != spots.counts[some]).nnz == 0
+    np.testing.assert_array_equal(few.barcodes, spots.barcodes[some])
 
 
 def test_molecules_counted_by_cell_are_the_matrix_of_the_file(run: XeniumTruth) -> None:
@@ -279,12 +303,12 @@ def test_without_molecules_cells_are_what_was_measured_and_too_wide(run: XeniumT
 def test_what_is_held_in_memory_follows_bins_and_not_molecules(run: XeniumTruth) -> None:
     molecules = find_molecules(run.folder, FRAME)
     assert molecules is not None
-    once = bin_molecules(molecules, FRAME, 8.0)
+    once = counted(molecules, 8.0)
 
     def twice() -> Iterator[pl.DataFrame]:
         yield from molecules.batches()
         yield from molecules.batches()
 
-    double = bin_molecules(replace(molecules, batches=twice), FRAME, 8.0)
+    double = counted(replace(molecules, batches=twice), 8.0)
     assert double.spots.counts.nnz == once.spots.counts.nnz
     assert abs(double.spots.counts - 2 * once.spots.counts).sum() == 0

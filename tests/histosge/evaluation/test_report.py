@@ -214,6 +214,15 @@ def test_any_blocks_can_be_laid_out_and_their_text_is_escaped() -> None:
     assert ("li", "one") in page.words
 
 
+def test_columns_of_text_are_set_from_the_left_and_of_numbers_from_the_right() -> None:
+    rows = (("a", "a reason", "1,024", "12%"), ("b", "", "-", "< 1%"), ("c", "3.11", "nan", "-0.5"))
+    table = Table(("name", "why", "patches", "share"), rows, "a table")
+    assert table.is_text == (True, True, False, False)
+    text = render_report("t", [Block("b", tables=(table,))])
+    assert '<td class="text">3.11</td><td>nan</td>' in text
+    assert Table(("name", "why"), (), "empty").is_text == (False, False)
+
+
 def test_a_picture_travels_inside_the_page() -> None:
     svg = to_svg(score_distributions({"dense": np.linspace(-0.1, 0.5, 23), "noise": np.zeros(23)}))
     page = Structure(render_report("t", [Block("b", pictures=(Picture(svg, "alt", "caption", "NAME 2"),))]))

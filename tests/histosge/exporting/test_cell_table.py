@@ -320,6 +320,11 @@ def test_ids_that_come_twice_get_a_number(stored: StoredMap, tmp_path: Path) -> 
         ("c.geojson", "PK\x03\x04", "cannot be read as GeoJSON"),
         ("c.geojson", "[" * 100_000, "cannot be read as GeoJSON"),
         ("c.geojson", "[]", "has 0 outlines of cells, none on the map"),
+        (
+            "cell_detection.json",
+            '{"type_map": {"1": "Neoplastic"}, "cells": [{"bbox": [[1, 2], [3, 4]], "centroid": [2, 3], "type": 1}]}',
+            r"holds centres of cells without outlines, .* give its cells\.json",
+        ),
         ("c.parquet", "PAR1", "cannot be read as parquet"),
         ("c.geojson.gz", "no gzip", "cannot be read as GeoJSON"),
         ("c.roi", "x", "ends in none of .geojson"),

@@ -1,7 +1,7 @@
 """The preset `attention`: exact where it must be, and kept only where held-out sections gain."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_blocks import SectionBlocks
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.errors import ModelError
-from histosge.models.block_attention import AttentionModel, donor_groups, out_of_fold
+from histosge.models.adaptation import adapt_dense
+from histosge.models.block_attention import AttentionModel, donor_groups, network_with_genes, out_of_fold
 from histosge.models.block_network import BlockNetwork, NetworkShape, plan_layers, spot_prediction
 from histosge.models.block_training import AttentionSettings, DensePatches, split_sections
 from histosge.models.checkpoint import Checkpoint
@@ -180,6 +181,38 @@ def test_what_no_line_can_follow_is_learned_and_carries_over() -> None:
     assert error(model) < 0.8 * error(replace(model, network=None))
     assert model.facts["sections"] == [4, 1, 3, 1]
     assert max(model.facts["judging_change"]) < -0.1
+
+
+def test_a_network_takes_over_another_one_for_other_patterns_and_fewer_genes() -> None:
+    earlier, columns = _network(1), np.array([0, 2, 3, 6])
+    axes = np.linalg.qr(np.random.default_rng(4).standard_normal((len(columns), 2)))[0]
+    new = BlockNetwork(
+        NetworkShape(DIM, len(columns), 2, 16, 4, (120.0, 170.0)), axes, np.full(len(columns), 3.0)
+    )
+    patches, of = _section(1).patches, np.arange(40, 90)
+    found = _added(network_with_genes(earlier, new.eval(), columns), patches, of, pairs=False)
+    # In units of each gene's spread, 1 before and 3 now.
+    torch.testing.assert_close(
+        found / 3, _added(earlier, patches, of, pairs=False)[:, columns], atol=1e-5, rtol=1e-5
+    )
+
+
+def test_a_model_goes_on_from_its_network() -> None:
+    """One epoch is enough for what was learned before, and too little to learn it anew."""
+    sections = [_section(seed) for seed in range(30, 36)]
+    columns = np.arange(GENES)
+    fit_dense = partial(adapt_dense, _kept().dense, columns)
+    adapted = _kept().adapt(sections, fit_dense, columns, epochs=1)
+    anew = AttentionModel.fit(sections, epochs=1, settings=SMALL)
+    assert adapted.network is not None
+    assert adapted.facts["stopping_error"][0] < 0.9 * anew.facts["stopping_error"][0]
+    assert np.mean(adapted.facts["judging_change"]) < np.mean(anew.facts["judging_change"])
+    # Too few to judge by: the model is the adapted dense.
+    few = _kept().adapt(sections[:2], fit_dense, columns)
+    np.testing.assert_array_equal(
+        few.predict(sections[2].patches), fit_dense(sections[:2]).predict(sections[2].patches)
+    )
+    assert "not tried" in few.remark
 
 
 def test_without_structure_in_the_residuals_the_model_is_dense_to_the_bit() -> None:

@@ -227,7 +227,7 @@ def test_few_sections_and_both_options_are_refused(cohort: tuple[Path, Path], tm
     assert isinstance(refused.exception, ModelError)
     assert "3 sections are fewer than 4; leave them out" in str(refused.exception)
     refused = CliRunner().invoke(app, [*command, "--scheduler", "tcp://127.0.0.1:1"])
-    assert isinstance(refused.exception, ModelError)
+    assert isinstance(refused.exception, ClusterError)
     assert "give one of them" in str(refused.exception)
 
 

@@ -55,6 +55,8 @@ def test_a_lasso_and_a_rectangle_are_drawn_compared_and_saved(page: "Page", addr
     rows = page.locator("#region-genes tbody tr")
     assert rows.first.inner_text().split()[0] == "AAA1"
     assert float(rows.first.inner_text().split()[3]) > 0.1
+    heads = page.locator("#region-genes thead th")
+    assert [head.split()[0] for head in heads.all_inner_texts()[:3]] == ["Gene", "In", "Rest"]
     assert "not independent" in page.locator("#region-result").inner_text()
     page.get_by_role("button", name="Rectangle").click()
     page.keyboard.press("Escape")
@@ -65,6 +67,7 @@ def test_a_lasso_and_a_rectangle_are_drawn_compared_and_saved(page: "Page", addr
     page.locator("#region-counts", has_text="in region 2").wait_for()
     page.locator("#region-other").select_option(label="region 1")
     page.locator("#region-counts", has_text="in region 1").wait_for()
+    assert heads.all_inner_texts()[1:3] == ["region 2", "region 1"]
     assert float(page.locator("#region-genes tr", has_text="AAA1").inner_text().split()[3]) < -0.5
     with page.expect_download() as downloaded:
         page.get_by_role("button", name="Save CSV").click()

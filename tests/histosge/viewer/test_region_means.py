@@ -12,8 +12,11 @@ import shapely
 from matplotlib.path import Path as Outline
 from viewer_world import GENES, GRID, MPP, Get, World
 
+from featurestore.blocks import Block
+from featurestore.storage.block_array import BlockArray
 from histosge.errors import ViewError
 from histosge.prediction.expression_store import ExpressionStore
+from histosge.viewer.collection import Collection
 from histosge.viewer.region_means import MAX_CORNERS, parse_region, patches_inside
 
 BARE, GONE, HERE = 0, 1, 2
@@ -81,6 +84,31 @@ def test_two_regions_are_compared_with_each_other(address: str, world: World) ->
     np.testing.assert_allclose(
         found["predicted"]["difference"], values[one].mean(axis=0) - values[other].mean(axis=0), atol=1e-4
     )
+
+
+def test_the_first_region_reads_each_block_once_and_a_later_one_its_own_alone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[int, int]] = []
+    read_block = BlockArray.read_block
+
+    def counted_read(array: BlockArray, block: Block) -> np.ndarray:
+        read.append(block.index)
+        return read_block(array, block)
+
+    monkeypatch.setattr(BlockArray, "read_block", counted_read)
+    slide = Collection.open(str(world.store), str(world.maps)).slide(HERE)
+    found = []
+    for _ in range(2):
+        read.clear()
+        found.append(slide.compare_region(0, parse_region([[TRIANGLE]]))["predicted"])
+        assert len(read) == len(set(read))
+        found[-1]["reads"] = len(read)
+    assert 0 < found[1]["reads"] < found[0]["reads"]
+    for name in ("mean", "rest", "difference"):
+        np.testing.assert_allclose(found[0][name], found[1][name], atol=2e-5)
+    np.testing.assert_allclose(found[0]["effect"][:2], found[1]["effect"][:2], rtol=1e-3)
+    assert (found[0]["n"], found[0]["n_rest"]) == (found[1]["n"], found[1]["n_rest"])
 
 
 def test_holes_are_left_out_and_a_lasso_may_cross_itself(world: World) -> None:

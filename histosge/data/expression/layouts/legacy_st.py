@@ -21,6 +21,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
+from featurestore.wording import counted
 from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.foreign_files import reading
 from histosge.data.expression.loaded_expression import (
@@ -61,7 +62,7 @@ def read(path: Path, frame: SlideFrame) -> LoadedExpression:
     xy_px, source = _pixels(tables[0], array)
     spots = make_spots(frame, tables[0], names, xy_px * frame.mpp, counts, genes, diameter_um=SPOT_UM)
     lost = len(names) - len(spots)
-    notes = [f"placed by {source}", *([f"{lost} spots not placed there"] if lost else [])]
+    notes = [f"placed by {source}", *([f"{counted(lost, 'spot')} not placed there"] if lost else [])]
     return LoadedExpression(spots, "legacy ST", implied_mpp(array * PITCH_UM, xy_px), tuple(notes))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.wording import counted
 from histosge.data.expression.expression_layout import ExpressionLayout
 from histosge.data.expression.foreign_files import reading
 from histosge.data.expression.loaded_expression import (
@@ -257,7 +258,7 @@ def _locate(home: Path, frame: SlideFrame, named: Path | None) -> _Located:
             "folder of its own"
         )
     if n_absent and library is None:
-        notes.append(f"{n_absent} spots on tissue have no counts")
+        notes.append(f"{counted(n_absent, 'spot')} on tissue without counts")
     xy_px = joined.select("pxl_col_in_fullres", "pxl_row_in_fullres").to_numpy().astype(np.float64)
     array = joined.select("array_row", "array_col").to_numpy().astype(np.float64)
     # A barcode without a position is counted as such, not as one off tissue.

@@ -1,0 +1,13 @@
+"""Numbers in sentences, for messages and pages."""
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, such as ``1 slide`` or ``2 slides``.
+
+    Parameters
+    ----------
+    noun
+        In the singular, with whatever stands between: ``tissue patch``. Its last word takes the plural in -s or -es.
+    """
+    ending = "" if n == 1 else "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    return f"{n} {noun}{ending}"
