@@ -272,6 +272,18 @@ def test_geoparquet_is_read(stored: StoredMap, tmp_path: Path) -> None:
     np.testing.assert_allclose(data.X, np.stack([_painted(stored, ring) for ring in rings]), atol=0.004)
 
 
+def test_several_nuclei_of_one_cell_are_rows_of_their_own(stored: StoredMap, tmp_path: Path) -> None:
+    rings = _blobs(7)
+    file = _xenium(tmp_path, rings)
+    # As nucleus_boundaries.parquet of a run has them: the cell's name twice, with a label for each nucleus.
+    names = pl.col("cell_id").replace({"aaab-3": "aaab-2"})
+    pl.read_parquet(file).with_columns(names).write_parquet(tmp_path / "nucleus_boundaries.parquet")
+    write_cells(stored, tmp_path / "nucleus_boundaries.parquet", tmp_path / "n.h5ad", FRAME)
+    data = anndata.read_h5ad(tmp_path / "n.h5ad")
+    assert data.obs_names[2:5].tolist() == ["aaab-2", "aaab-2-1", "aaab-4"]
+    np.testing.assert_allclose(data.X, np.stack([_painted(stored, ring) for ring in rings]), atol=0.004)
+
+
 def test_what_is_left_out_is_counted_and_said(stored: StoredMap, tmp_path: Path) -> None:
     rings = _blobs(7)
     square = np.array([[0, 0], [30, 0], [30, 30], [0, 30], [0, 0]])
