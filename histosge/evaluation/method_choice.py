@@ -66,7 +66,9 @@ def find_methods(
             found[estimator.name] = ModelMethod(estimator, estimator.name)
     if not found:
         reason = " ".join(dict.fromkeys(left_out)) or "no preset is named"
-        raise HistosgeError(f"nothing to evaluate: {reason}; add one, such as --presets ridge,dense")
+        raise HistosgeError(
+            f"nothing to evaluate: {reason.removesuffix('.')}; add one, such as --presets ridge,dense"
+        )
     return tuple(found.values()), tuple(dict.fromkeys(left_out))
 
 

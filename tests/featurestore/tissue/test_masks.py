@@ -351,7 +351,7 @@ def test_slides_without_a_mask_follow_texture_or_fail_alone(slide_file: Path, tm
     write_json(tmp_path / "outline.geojson", collection(feature([ellipse()])))
     table = sheet(tmp_path, f"A,{slide_file},outline.geojson", f"B,{slide_file},")
     with pytest.warns(
-        SlideWarning, match="tissue of 1 slides is that of the sheet's column mask, of the other 1"
+        SlideWarning, match="tissue of 1 slide is that of the sheet's column mask, of the other 1"
     ):
         results = embed(table, tmp_path / "mixed", EmbedSettings(("colour",), SPEC, allow_duplicates=True))
     assert [result.state for result in results] == ["done", "done"]
