@@ -1,0 +1,69 @@
+"""Trust over many donors: read once, a few genes at a time."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from histosge.calibration import depth_strata, effective_spots
+from histosge.calibration.trust import OutOfFold, measure_trust
+from histosge.heldout.metrics import correlate
+
+N_SPOTS, N_GENES, N_DONORS = 600, 30, 20
+
+
+@dataclass
+class Watched:
+    """An array as it lies on disk: how much of it is read at once, and in all."""
+
+    values: NDArray[np.float32]
+    reads: list[int] = field(default_factory=list)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return N_SPOTS, N_GENES
+
+    def __len__(self) -> int:
+        return N_SPOTS
+
+    def __getitem__(self, index: tuple[slice, slice | NDArray[np.int64]]) -> NDArray[np.float32]:
+        found = self.values[index]
+        self.reads.append(found.size)
+        return found
+
+
+def _spots(rng: np.random.Generator) -> OutOfFold:
+    donor = np.repeat(np.arange(N_DONORS), N_SPOTS // N_DONORS)
+    truth = rng.random((N_SPOTS, N_GENES), np.float32)
+    # Genes follow their prediction, some of them the other way round on a few donors.
+    predicted = truth + rng.random((N_SPOTS, N_GENES), np.float32) / 4
+    for gene in range(N_GENES // 2):
+        predicted[donor < gene // 3, gene] *= -1
+    return OutOfFold(Watched(truth), Watched(predicted), rng.random((N_SPOTS, 2)) * 4000, donor, donor, donor)
+
+
+def test_trust_reads_few_genes_at_a_time_however_many_donors_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once = 4 * N_SPOTS
+    for module in (depth_strata, effective_spots):
+        monkeypatch.setattr(module, "_VALUES_AT_ONCE", at_once)
+    spots = _spots(np.random.default_rng(1))
+    measure_trust(spots)
+    for watched in (spots.truth, spots.predicted):
+        assert isinstance(watched, Watched)
+        assert max(watched.reads) <= at_once
+        assert sum(watched.reads) == 2 * N_SPOTS * N_GENES  # once for the limit, once for all donors
+
+
+def test_a_gene_that_fails_on_more_than_a_tenth_of_the_donors_is_not_trusted() -> None:
+    spots = _spots(np.random.default_rng(2))
+    truth, predicted = spots.truth[:, slice(None)], spots.predicted[:, slice(None)]
+    failing = np.zeros(N_GENES)
+    for donor in range(N_DONORS):
+        here = spots.donor == donor
+        failing += correlate(truth[here], predicted[here], spots.label[here])[0] <= 0
+    trusted = measure_trust(spots) > 0
+    np.testing.assert_array_equal(trusted, failing <= N_DONORS / 10)
+    assert 0 < trusted[: N_GENES // 2].sum() < N_GENES // 2
