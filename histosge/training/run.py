@@ -12,6 +12,7 @@ from featurestore.grid import GridSpec
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.storage.store import Store
 from featurestore.storage.stored_documents import identity_attrs
+from featurestore.wording import counted
 from histosge.calibration.conformal import Intervals
 from histosge.data.gene_choice import GeneChoice
 from histosge.data.genes import MIN_COUNTS
@@ -54,7 +55,7 @@ class Run:
         first = self.settings.selection.open(Store.open(str(self.store)), new[0].slide_id)
         start.saved.check_fits(first.identity, first.stored.grid)
         self.on_message(
-            f"{start.origin} is adapted to {len(new)} new sections; its own {len(start.saved.card.sections)} are not read"
+            f"{start.origin} is adapted to {counted(len(new), 'new section')}; its own {len(start.saved.card.sections)} are not read"
         )
         return new
 
