@@ -55,7 +55,8 @@ class Run:
         first = self.settings.selection.open(Store.open(str(self.store)), new[0].slide_id)
         start.saved.check_fits(first.identity, first.stored.grid)
         self.on_message(
-            f"{start.origin} is adapted to {counted(len(new), 'new section')}; its own {len(start.saved.card.sections)} are not read"
+            f"{start.origin} is adapted to {counted(len(new), 'new section')}; "
+            f"its own {len(start.saved.card.sections)} are not read"
         )
         return new
 
