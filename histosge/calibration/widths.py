@@ -48,7 +48,7 @@ def conformal_width(error: Values, level: float) -> Values:
     # 2005). With few spots the rank may exceed n; the largest error is the best there is.
     rank = min(int(np.ceil((len(error) + 1) * level - 1e-9)), len(error)) - 1
     # A copy: a view of one row would keep the errors of all spots.
-    return np.partition(error, rank, axis=0)[rank].astype(np.float32)
+    return np.array(np.partition(error, rank, axis=0)[rank], dtype=np.float32)
 
 
 def donor_weighted_width(error: Values, donor: Labels, level: float) -> Values:
