@@ -97,7 +97,9 @@ class LabelPicture:
                 f"may have {LARGEST_PIXEL_UM:.0f}; write it at a finer scale, or use --tissue none for the whole slide"
             )
         # In the picture's own type: unsigned 64-bit values do not fit into a signed one.
-        chosen = np.isin(self.labels, np.array([int(name) for name in classes], self.labels.dtype))
+        wanted = np.array([int(name) for name in classes], self.labels.dtype)
+        # Not by a table, which numpy 2.0 cannot make of 64-bit numbers.
+        chosen = np.isin(self.labels, wanted, kind="sort")
         votes = np.zeros(frame.shape, np.uint8)
         # Nine points of each pixel: its centre alone lies on an edge of the mask's pixels where these are half as wide,
         # and all areas would be shifted by half of one. An odd number has no ties.
