@@ -36,7 +36,7 @@ def standardiser_from_sums(sums: RidgeSums, reference: Floats) -> Standardiser:
 
 
 @dataclass(frozen=True)
-class _Standardised(Sequence[RidgeSums]):
+class Standardised(Sequence[RidgeSums]):
     """Sums of groups with standardised inputs, made as they are read."""
 
     groups: Sequence[RidgeSums]
@@ -94,7 +94,7 @@ def solve_scale(groups: Sequence[RidgeSums], reference: Floats, n_stacked: int) 
     standardiser = standardiser_from_sums(whole, reference)
     shift, by = standardiser.mean - reference, 1 / standardiser.scale
     shared = [slice(0, n_stacked), *(slice(i, i + 1) for i in range(n_stacked, len(whole.y)))]
-    chosen = choose_penalties(_Standardised(groups, shift, by), shared)
+    chosen = choose_penalties(Standardised(groups, shift, by), shared)
     ridge = RidgeSolver.from_sums(whole.mapped(shift, by)).solve(chosen.penalties)
     stacked = [Affine(fit.weight[:, :n_stacked], fit.offset[:n_stacked]) for fit in chosen.without]
     return ScaleSolution(

@@ -16,7 +16,7 @@ from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
 from histosge.training.kept_sums import KeptSums, SumsToKeep, dense_shared
 from histosge.training.streaming.cohort import Cohort, Fit, SectionInput, SectionSource
-from histosge.training.streaming.gather import GroupSums, gather_sums
+from histosge.training.streaming.gather import GroupSums, SpotOutputs, gather_sums
 from histosge.training.streaming.hold_out import HeldOutSection, predict_section, take_genes
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.section_tasks import OnStep
@@ -26,7 +26,7 @@ from histosge.training.streaming.survey import fit_bases
 
 @dataclass(frozen=True)
 class _PatternOutputs:
-    """Patterns of every fit side by side, and depth: what the ridges are fitted to."""
+    """Patterns of every fit side by side, and depth: what the ridges are fitted to, see `SpotOutputs`."""
 
     bases: Sequence[TargetBasis]
 
@@ -186,7 +186,7 @@ def fit_dense(
         scales = [solve_scale(sums, reference, n_patterns) for sums in groups]
         solved.append(_Solved(fit, columns, groups[0].groups, scales))
     if start is None:
-        how = _HoldingOut(cohort.source, bases, keeps_out_of_fold)
+        how = _HoldingOut(cohort.source, outputs, keeps_out_of_fold)
         _hold_out(cohort, solved, how, passes.begin("holding out"))
         weights = [_weights(cohort, part).weights() for part in solved]
     else:
@@ -224,8 +224,8 @@ def _held_out_name(cohort: Cohort, index: int) -> str:
 @dataclass(frozen=True)
 class _HoldingOut:
     source: SectionSource
-    bases: Sequence[TargetBasis]
-    keeps_at_spots: bool
+    outputs: SpotOutputs
+    keeps_at_spots: bool = False
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,8 @@ def _predict_held_out(how: _HoldingOut, item: _HeldOutSection) -> dict[str, NDAr
     section, ridges = item.section, item.ridges
     slide = how.source.open(section.slide_id)
     predicted = predict_section(slide, section.under, SIGMAS_UM, ridges)
-    outputs, arrays, start = section_outputs(section, how.bases), dict[str, np.ndarray](), 0
+    outputs = how.outputs.of_section(section)(np.arange(len(section.library)))
+    arrays, start = dict[str, np.ndarray](), 0
     for name, own in item.weighing:
         sums = StackingSums.zeros(1, len(own))
         columns = slice(start, start + len(own))
