@@ -19,6 +19,7 @@ from histosge.data.gene_choice import GeneChoice
 from histosge.data.genes import GeneVariance
 from histosge.data.section_loading import Selection
 from histosge.data.seurat_ranks import SeuratRanks
+from histosge.errors import ModelError
 from histosge.models.dense import DenseModel
 from histosge.models.estimators import class_name
 from histosge.models.linear_algebra import Affine
@@ -347,6 +348,33 @@ def fit_adapted(
     intervals = _intervals(inputs, cohort, len(genes), fitted, passes)
     passes.finish()
     return StreamedTraining(fitted.model, genes, cohort, intervals, None)
+
+
+@dataclass(frozen=True)
+class GenesOfSums(GeneChoice):
+    """The genes of a model to whose sums sections are added: all of them, and no others.
+
+    Parameters
+    ----------
+    origin
+        The model's folder.
+    """
+
+    def choose_from(self, ranking: GeneVariance | SeuratRanks) -> tuple[str, ...]:
+        """Return the genes.
+
+        Raises
+        ------
+        ModelError
+            If not all new sections have all of them.
+        """
+        measured = set(ranking.genes)
+        if missing := [gene for gene in self.named if gene not in measured]:
+            raise ModelError(
+                f"the new sections lack {len(missing)} of the {len(self.named)} genes of {self.origin}, whose sums take all "
+                f"of them; name genes alike ({missing[0]!r} is missing), or adapt the model with --adapt"
+            )
+        return self.named
 
 
 @dataclass(frozen=True)
