@@ -17,7 +17,13 @@ import typer
 from typer.models import CommandInfo, TyperInfo
 
 from featurestore.credentials import redact
-from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning, first_line
+from featurestore.errors import (
+    ClusterWarning,
+    ExtensionWarning,
+    FeatureStoreError,
+    SlideWarning,
+    first_line,
+)
 from featurestore.server_errors import access_reason, is_client_error
 from featurestore.threads import keep_to_own_cores, spin_briefly
 from histosge_cli import (
@@ -157,7 +163,7 @@ def _short_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, (ExtensionWarning, SlideWarning)):
+            if issubclass(category, (ClusterWarning, ExtensionWarning, SlideWarning)):
                 print(f"warning: {redact(str(message))}", file=sys.stderr)  # noqa: T201
             else:
                 usual(message, category, filename, lineno, file, line)
