@@ -4,7 +4,7 @@ What is left of the genes after an earlier model's patterns follows from product
 patterns and of patterns with each other, which add up over sections, whatever the loadings are in the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -12,11 +12,11 @@ import numpy as np
 from scipy import sparse
 
 from histosge.models.adaptation import CAUTION, adapt_loadings
-from histosge.models.cohort_ridges import ScaleSolution, Standardised, standardiser_from_sums
+from histosge.models.cohort_ridges import ScaleSolution, Standardised
 from histosge.models.dense import N_PATTERNS
-from histosge.models.linear_algebra import Affine, Floats, Indices
+from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser
 from histosge.models.low_rank_targets import leading_axes, standardise
-from histosge.models.ridge_sums import PENALTIES, RidgeSolver, RidgeSums, total
+from histosge.models.ridge_sums import PENALTIES, RidgeSolver, RidgeSums, standardiser_from_sums, total
 from histosge.models.target_sums import TargetBasis, gene_slices
 
 
@@ -116,7 +116,12 @@ class AdaptedBasis:
         return axes
 
 
-def solve_cautiously(groups: Sequence[RidgeSums], reference: Floats, n_stacked: int) -> ScaleSolution:
+def solve_cautiously(
+    groups: Sequence[RidgeSums],
+    reference: Floats,
+    n_stacked: int,
+    adjust: Callable[[Standardiser], Standardiser] = lambda found: found,
+) -> ScaleSolution:
     """Fit the ridge of one scale to residuals, with penalties that a training anew chooses, times `CAUTION`.
 
     Parameters
@@ -126,10 +131,12 @@ def solve_cautiously(groups: Sequence[RidgeSums], reference: Floats, n_stacked: 
         second one of residuals, in the same order.
     n_stacked
         The first outputs of each half, which have one penalty together; each further one has its own.
+    adjust
+        From mean and standard deviation of the inputs to how they are standardised.
     """
     whole = total(groups)
     n = len(whole.y) // 2
-    standardiser = standardiser_from_sums(whole, reference)
+    standardiser = adjust(standardiser_from_sums(whole, reference))
     shift, by = standardiser.mean - reference, 1 / standardiser.scale
     factor, anew = np.repeat([1.0, CAUTION], n), np.arange(n)
     whole = whole.mapped(shift, by)
@@ -148,6 +155,7 @@ def solve_cautiously(groups: Sequence[RidgeSums], reference: Floats, n_stacked: 
         ridge.after(standardiser),
         [path[best[0]].after(standardiser) for path in paths],
         tuple(float(penalties[part.start]) for part in shared),
+        standardiser.mean,
     )
 
 

@@ -1,4 +1,4 @@
-"""The default preset: low-rank targets, each predicted by the mean of ridge regressions at several scales.
+"""The default preset: low-rank targets, each predicted by the mean of ridges at several scales and on their differences.
 
 From the embeddings around a spot to a few patterns of genes, and from those to all genes: on a few hundred spots that
 is as good as anything deeper, and it is solved in a second.

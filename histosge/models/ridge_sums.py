@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from histosge.models.linear_algebra import Affine, Floats, Indices, symmetric_eigen
+from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, symmetric_eigen
 from histosge.threads import blas_threads_for
 
 # Two a decade; with four, the public sections scored the same to 0.001. The largest gives almost the mean.
@@ -164,6 +164,14 @@ class RidgeSums:
         linear = (W * self.xy).sum(axis=0) + b * (self.y - self.x @ W)
         mean_error = (self.y - self.x @ W) / max(self.n, 1) - b
         return np.asarray(self.yy - 2 * linear + quadratic + self.n * (b**2 - mean_error**2))
+
+
+def standardiser_from_sums(sums: RidgeSums, reference: Floats) -> Standardiser:
+    """Return what `Standardiser.fit` gives for the rows, from their sums about a reference, ``(dim,)``."""
+    shift = sums.x / sums.n
+    mean, variance = reference + shift, np.diag(sums.xx) / sums.n - shift**2
+    sd = np.sqrt(np.maximum(variance, 0.0))
+    return Standardiser(mean, np.where(sd > 1e-6 * np.maximum(np.abs(mean), 1e-6), sd, np.inf))
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,12 @@ from histosge.training.streaming.fit_streamed import (
     why_in_memory,
 )
 from histosge.training.streaming.open_tasks import open_tasks
-from histosge.training.streaming.start import Start, StartFromWeights, new_sections
+from histosge.training.streaming.start import (
+    SUMS_WITHOUT_DIFFERENCES,
+    Start,
+    StartFromWeights,
+    new_sections,
+)
 from histosge.training.streaming.survey import card_sections
 from histosge.training.streaming.work_folder import WorkFolder
 
@@ -178,6 +183,8 @@ def train_further(run: Run, start: Start) -> SavedModel:
     run.on_message(
         f"{counted(len(new), 'section')} added to the sums of {len(names)}, which are not read again"
     )
+    if start.kept.lacks_differences:
+        run.on_message(SUMS_WITHOUT_DIFFERENCES)
     choice = GenesOfSums(0, start.saved.card.genes, str(start.kept.folder.parent))
     with open_tasks(run.settings.workers, run.settings.scheduler, len(new)) as tasks:
         inputs = run.inputs(new, choice, tasks, calibrated=False)

@@ -21,16 +21,19 @@ from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, gene_products, log_library
 from histosge.training.streaming.cohort import Cohort, SectionInput, SectionSource
 from histosge.training.streaming.dense_fit import (
-    _held_out_name,
-    _hold_out,
-    _HoldingOut,
-    _Solved,
-    _weights,
+    HoldingOut,
+    Solved,
+    held_out_name,
+    hold_out,
+    ridge_sums,
+    solve_ridges,
+    stacking_sums,
 )
-from histosge.training.streaming.gather import GroupSums, gather_sums
+from histosge.training.streaming.gather import gather_sums
 from histosge.training.streaming.hold_out import HeldOutSection, predict_section, take_genes
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.section_tasks import OnStep
+from histosge.training.streaming.survey import fit_differences
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class StreamedAdaptation:
 
     def held_out_input(self, index: int) -> HeldOutChange:
         """Return what the passes left of a section."""
-        at_patches = self.cohort.folder.load_one(_held_out_name(self.cohort, index), "at_patches")
+        at_patches = self.cohort.folder.load_one(held_out_name(self.cohort, index), "at_patches")
         earlier = self.cohort.folder.load_one(self.cohort.earlier_name(index), "at_patches")
         return int(self.cohort.fold[index]), at_patches, earlier
 
@@ -147,19 +150,23 @@ def adapt_dense(
     _predict_by_earlier(cohort, start, passes.begin("earlier model on"))
     bases = _fit_bases(cohort, moments, start.axes)
     outputs, reference = _AdaptedOutputs(bases), cohort.survey(0).embedding_mean
-    gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"))
-    solved = list[_Solved]()
+    differences = fit_differences(cohort)
+    gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"), differences)
+    solved = list[Solved]()
     for number, (fit, basis) in enumerate(zip(cohort.fits, bases, strict=True)):
         both = outputs.columns(number)
-        groups = [GroupSums(cohort, fit, scale, both) for scale in range(len(SIGMAS_UM))]
-        ridges = [solve_cautiously(sums, reference, basis.n_patterns) for sums in groups]
-        solved.append(_Solved(fit, both[len(both) // 2 :], groups[0].groups, ridges))
-    _hold_out(cohort, solved, _HoldingOut(cohort.source, outputs), passes.begin("holding out"))
+        groups = ridge_sums(cohort, fit, both, None, differences)
+        ridges = solve_ridges(groups, reference, basis.n_patterns, differences, solve_cautiously)
+        solved.append(Solved(fit, both[len(both) // 2 :], groups[0].groups, ridges))
+    hold_out(cohort, solved, HoldingOut(cohort.source, outputs, differences), passes.begin("holding out"))
     held_out = dict[int, _Adapted]()
     for part, basis in zip(solved, bases, strict=True):
-        weights = _weights(cohort, part).weights()
+        weights = stacking_sums(cohort, part).weights()
         change = average_scales(
-            [ridge.ridge for ridge in part.scales], weights, [ridge.penalties for ridge in part.scales]
+            [one.ridge for one in part.ridges],
+            weights,
+            [one.penalties for one in part.ridges],
+            differences,
         )
         merged = GeneMoments.merge([moments[index] for index in part.fit.sections.tolist()])
         depth = np.append(np.zeros(basis.n_patterns), merged.mean_log_library)
@@ -217,7 +224,7 @@ def _earlier_outputs(how: _ByEarlier, section: SectionInput) -> dict[str, NDArra
     weights = np.split(ridges.weight, len(ridges.sigmas_um), axis=1)
     slide = how.source.open(section.slide_id)
     scales = [Affine(weight, np.zeros(n)) for weight in weights]
-    found = predict_section(slide, section.under, ridges.sigmas_um, scales)
+    found = predict_section(slide, section.under, ridges.sigmas_um, scales, "float64")
     arrays = {}
     for name, values in (("at_spots", found.at_spots), ("at_patches", found.at_patches)):
         outputs = values.sum(axis=0) + ridges.offset
@@ -251,7 +258,7 @@ def _fit_bases(cohort: Cohort, moments: Sequence[GeneMoments], axes: Floats) -> 
     return bases
 
 
-def _earlier_mean(cohort: Cohort, part: _Solved) -> Floats:
+def _earlier_mean(cohort: Cohort, part: Solved) -> Floats:
     """Return the mean of the earlier model's outputs over a fit's spots."""
     outputs = [
         cohort.folder.load_one(cohort.earlier_name(index), "at_spots") for index in part.fit.sections.tolist()
@@ -261,7 +268,7 @@ def _earlier_mean(cohort: Cohort, part: _Solved) -> Floats:
     )
 
 
-def _residual_sums(cohort: Cohort, part: _Solved, basis: AdaptedBasis) -> tuple[Floats, Floats] | None:
+def _residual_sums(cohort: Cohort, part: Solved, basis: AdaptedBasis) -> tuple[Floats, Floats] | None:
     """Add up products of residuals of all genes with their patterns, and squares of these; None if all are in the basis."""
     n_genes = len(basis.loadings)
     if len(basis.residual.columns) == n_genes:

@@ -2,26 +2,36 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.data.embedded_slide import EmbeddedSlide
+from histosge.data.gaussian_pooling import Precision
 from histosge.models.cohort_ridges import ScaleSolution, StackingSums, solve_scale
 from histosge.models.count_loss import CountHead
 from histosge.models.dense import DenseModel
-from histosge.models.linear_algebra import Affine, Floats, Indices
+from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
+from histosge.models.ridge_sums import RidgeSums
+from histosge.models.scale_differences import ScaleDifferences
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
 from histosge.training.kept_sums import KeptSums, SumsToKeep, dense_shared
 from histosge.training.streaming.cohort import Cohort, Fit, SectionInput, SectionSource
 from histosge.training.streaming.gather import GroupSums, SpotOutputs, gather_sums
-from histosge.training.streaming.hold_out import HeldOutSection, predict_section, take_genes
+from histosge.training.streaming.hold_out import (
+    HeldOutSection,
+    ScaleOutputs,
+    predict_section,
+    take_genes,
+)
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.section_tasks import OnStep
 from histosge.training.streaming.start import Start
-from histosge.training.streaming.survey import fit_bases
+from histosge.training.streaming.survey import fit_bases, fit_differences
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,8 @@ def section_outputs(section: SectionInput, bases: Sequence[TargetBasis]) -> Floa
 
 
 @dataclass(frozen=True)
-class _Solved:
-    """A fit whose scales are not yet averaged.
+class Solved:
+    """A fit whose ridges are not yet averaged.
 
     Parameters
     ----------
@@ -56,27 +66,29 @@ class _Solved:
         Its outputs among those of all fits.
     groups
         Numbers of the groups that were left out in turn.
-    scales
-        One solution for each scale.
+    ridges
+        One solution for each scale, and one for their differences.
     """
 
     fit: Fit
     columns: Indices
     groups: list[int]
-    scales: list[ScaleSolution]
+    ridges: list[ScaleSolution]
 
     @property
     def n_patterns(self) -> int:
+        """Return how many outputs come before depth."""
         return len(self.columns) - 1
 
 
 HeldOutPatterns = tuple[int, NDArray[np.float32]]
-"""A section's fold, and predictions of the patches under its spots, ``(n_scales, n, n_outputs)``, without offsets."""
+"""A section's fold, and what each ridge predicts of the patches under its spots, ``(n_ridges, n, n_outputs)``, less its
+offset."""
 
 
 @dataclass(frozen=True)
 class DensePredictor:
-    """Predicts sections by one of several fits, from what their scales predict.
+    """Predicts sections by one of several fits, from what their ridges predict.
 
     Parameters
     ----------
@@ -135,7 +147,7 @@ class StreamedDense:
 
     def held_out_input(self, index: int) -> HeldOutPatterns:
         """Return what pass 3 left of a section."""
-        at_patches = self.cohort.folder.load_one(_held_out_name(self.cohort, index), "at_patches")
+        at_patches = self.cohort.folder.load_one(held_out_name(self.cohort, index), "at_patches")
         return int(self.cohort.fold[index]), at_patches
 
     def held_out_patterns(self, index: int) -> tuple[NDArray[np.float32], LowRankTargets]:
@@ -148,8 +160,8 @@ class StreamedDense:
 
         It takes a fit with `keeps_out_of_fold`, that the section is part of.
         """
-        scales = self.cohort.folder.load_one(_held_out_name(self.cohort, index), f"{fit.name}.at_spots")
-        patterns = np.tensordot(self.weights[fit.name], scales.astype(np.float64), axes=1)
+        scales = self.cohort.folder.load_one(held_out_name(self.cohort, index), f"{fit.name}.at_spots")
+        patterns = np.tensordot(self.weights[fit.name], scales, axes=1)
         return np.asarray(patterns - patterns.mean(axis=0))
 
 
@@ -168,40 +180,41 @@ def fit_dense(
     Parameters
     ----------
     start
-        An earlier model, to whose sums those of the cohort are added. Its patterns of genes and the weights of its scales
-        stay.
+        An earlier model, to whose sums those of the cohort are added. Its patterns of genes and the weights of its ridges
+        stay. Sums of earlier versions are of the scales alone: the new model has no ridge on their differences then.
     keeps_out_of_fold
         Keep what `StreamedDense.out_of_fold` returns.
     """
     kept = None if start is None else start.kept
     bases = fit_bases(cohort, moments) if kept is None else [kept.basis]
     reference = cohort.survey(0).embedding_mean if kept is None else kept.reference
+    differences = fit_differences(cohort) if kept is None else kept.differences
     n_patterns, outputs = bases[0].axes.shape[1], _PatternOutputs(bases)
-    gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"))
-    solved = list[_Solved]()
+    gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"), differences)
+    solved = list[Solved]()
     for number, fit in enumerate(cohort.fits):
         own = np.arange(number * n_patterns, (number + 1) * n_patterns)
         columns = np.append(own, outputs.n_outputs - 1)
-        groups = [GroupSums(cohort, fit, scale, columns, kept) for scale in range(len(SIGMAS_UM))]
-        scales = [solve_scale(sums, reference, n_patterns) for sums in groups]
-        solved.append(_Solved(fit, columns, groups[0].groups, scales))
+        groups = ridge_sums(cohort, fit, columns, kept, differences)
+        ridges = solve_ridges(groups, reference, n_patterns, differences)
+        solved.append(Solved(fit, columns, groups[0].groups, ridges))
     if start is None:
-        how = _HoldingOut(cohort.source, outputs, keeps_out_of_fold)
-        _hold_out(cohort, solved, how, passes.begin("holding out"))
-        weights = [_weights(cohort, part).weights() for part in solved]
+        how = HoldingOut(cohort.source, outputs, differences, keeps_out_of_fold)
+        hold_out(cohort, solved, how, passes.begin("holding out"))
+        weights = [stacking_sums(cohort, part).weights() for part in solved]
     else:
         weights = [_weights_of(start.saved.model)]
     fitted = dict[int | None, tuple[ScaleRidges, LowRankTargets]]()
-    for part, basis, of_scales in zip(solved, bases, weights, strict=True):
+    for part, basis, of_ridges in zip(solved, bases, weights, strict=True):
         found = _genes(cohort, part, basis, moments, kept)
         offset = np.append(np.zeros(n_patterns), found.moments.mean_log_library)
-        ridges = average_scales(
-            [scale.ridge for scale in part.scales], of_scales, [scale.penalties for scale in part.scales]
+        averaged = average_scales(
+            [one.ridge for one in part.ridges], of_ridges, [one.penalties for one in part.ridges], differences
         )
         targets = basis.targets(found.moments, found.loadings)
-        fitted[part.fit.fold] = replace(ridges, offset=ridges.offset + offset), targets
+        fitted[part.fit.fold] = replace(averaged, offset=averaged.offset + offset), targets
         if part.fit.fold is None:
-            sums = _sums_to_keep(cohort, part, basis, reference, found, kept)
+            sums = _sums_to_keep(cohort, part, basis, reference, found, kept, differences)
     model = DenseModel(*fitted.pop(None), has_depth=True)
     held_out = {fold: found for fold, found in fitted.items() if fold is not None}
     names = (part.fit.name for part in solved)
@@ -210,21 +223,75 @@ def fit_dense(
     )
 
 
+def ridge_sums(
+    cohort: Cohort, fit: Fit, columns: Indices, kept: KeptSums | None, differences: ScaleDifferences | None
+) -> list[GroupSums]:
+    """Return the sums of each scale, and those of the differences."""
+    n_ridges = len(SIGMAS_UM) + (differences is not None)
+    return [GroupSums(cohort, fit, number, columns, kept) for number in range(n_ridges)]
+
+
+class SolveRidge(Protocol):
+    """Fits one ridge from sums, as `solve_scale` does."""
+
+    def __call__(
+        self,
+        groups: Sequence[RidgeSums],
+        reference: Floats,
+        n_stacked: int,
+        adjust: Callable[[Standardiser], Standardiser] = ...,
+    ) -> ScaleSolution:
+        """Fit; parameters are those of `solve_scale`."""
+        ...
+
+
+def solve_ridges(
+    groups: Sequence[GroupSums],
+    reference: Floats,
+    n_patterns: int,
+    differences: ScaleDifferences | None,
+    solve: SolveRidge = solve_scale,
+) -> list[ScaleSolution]:
+    """Fit a ridge for each scale, and one for their differences, from the sums of `ridge_sums`."""
+    n_scales = len(SIGMAS_UM)
+    ridges = [solve(sums, reference, n_patterns) for sums in groups[:n_scales]]
+    if differences is not None:
+        adjust = partial(differences.standardiser, means=[ridge.input_mean for ridge in ridges])
+        ridges.append(solve(groups[n_scales], differences.reference(reference), n_patterns, adjust))
+    return ridges
+
+
 def _weights_of(model: object) -> Floats:
-    """Return the weights of the scales of a fitted `dense`."""
+    """Return the weights of the ridges of a fitted `dense`."""
     assert isinstance(model, DenseModel)
     assert isinstance(model.linear, ScaleRidges)
     return np.array(model.linear.weights)
 
 
-def _held_out_name(cohort: Cohort, index: int) -> str:
+def held_out_name(cohort: Cohort, index: int) -> str:
+    """Return the file of what fits without a section predict of it."""
     return f"heldout-{cohort.sections[index].slide_id}"
 
 
 @dataclass(frozen=True)
-class _HoldingOut:
+class HoldingOut:
+    """How `hold_out` predicts sections; it pickles.
+
+    Parameters
+    ----------
+    source
+        Where embeddings are.
+    outputs
+        What the ridges are fitted to.
+    differences
+        Of the scales, that the last ridge sees; None if there is none.
+    keeps_at_spots
+        Keep what each ridge predicts at the spots, see `StreamedDense.out_of_fold`.
+    """
+
     source: SectionSource
     outputs: SpotOutputs
+    differences: ScaleDifferences | None
     keeps_at_spots: bool = False
 
 
@@ -235,9 +302,10 @@ class _HeldOutSection:
     Parameters
     ----------
     weighing
-        Names and output columns of the fits whose scales it helps to weigh.
+        Names and output columns of the fits whose ridges it helps to weigh.
     ridges
-        Per scale, of those fits without its group; then of the fit without its fold, where `is_calibrating`.
+        One for each scale and one for their differences; each of those fits without its group, then of the fit without its
+        fold, where `is_calibrating`.
     """
 
     section: SectionInput
@@ -246,29 +314,29 @@ class _HeldOutSection:
     ridges: Sequence[Affine]
 
 
-def _hold_out(cohort: Cohort, solved: Sequence[_Solved], how: _HoldingOut, on_step: OnStep) -> None:
-    """Write what the fits without a section predict of it: sums for the scales' weights, and the patches under spots."""
+def hold_out(cohort: Cohort, solved: Sequence[Solved], how: HoldingOut, on_step: OnStep) -> None:
+    """Write what the fits without a section predict of it: sums for the ridges' weights, and the patches under spots."""
 
     def items() -> Iterator[tuple[str, _HeldOutSection | None]]:
         for index, section in enumerate(cohort.sections):
-            is_there = cohort.folder.has(_held_out_name(cohort, index))
+            is_there = cohort.folder.has(held_out_name(cohort, index))
             yield section.slide_id, None if is_there else _with_fits(cohort, index, solved)
 
     found = cohort.tasks.run(_predict_held_out, how, items(), on_step)
     for index, arrays in enumerate(found):
         if arrays is not None:
-            cohort.folder.save(_held_out_name(cohort, index), arrays)
+            cohort.folder.save(held_out_name(cohort, index), arrays)
 
 
-def _with_fits(cohort: Cohort, index: int, solved: Sequence[_Solved]) -> _HeldOutSection:
+def _with_fits(cohort: Cohort, index: int, solved: Sequence[Solved]) -> _HeldOutSection:
     group, fold = int(cohort.group[index]), int(cohort.fold[index])
     # Of the fits that the section is in, those without its group; of the fit without its fold, the whole solution.
     weighing = [part for part in solved if part.fit.fold != fold and len(part.groups) > 1]
     calibrating = [part for part in solved if part.fit.fold == fold]
     ridges = list[Affine]()
-    for scale in range(len(SIGMAS_UM)):
-        found = [part.scales[scale].without[part.groups.index(group)] for part in weighing]
-        found += [part.scales[scale].ridge for part in calibrating]
+    for number in range(len(solved[0].ridges)):
+        found = [part.ridges[number].without[part.groups.index(group)] for part in weighing]
+        found += [part.ridges[number].ridge for part in calibrating]
         ridges.append(
             Affine(np.hstack([fit.weight for fit in found]), np.concatenate([fit.offset for fit in found]))
         )
@@ -276,34 +344,61 @@ def _with_fits(cohort: Cohort, index: int, solved: Sequence[_Solved]) -> _HeldOu
     return _HeldOutSection(cohort.input(index), named, bool(calibrating), ridges)
 
 
-def _predict_held_out(how: _HoldingOut, item: _HeldOutSection) -> dict[str, NDArray[Any]]:
+def _predict_held_out(how: HoldingOut, item: _HeldOutSection) -> dict[str, NDArray[Any]]:
     section, ridges = item.section, item.ridges
     slide = how.source.open(section.slide_id)
-    predicted = predict_section(slide, section.under, SIGMAS_UM, ridges)
+    precision: Precision = "float64" if how.keeps_at_spots else "float32"
+    predicted = _predict_ridges(slide, section, ridges, how.differences, precision)
     outputs = how.outputs.of_section(section)(np.arange(len(section.library)))
     arrays, start = dict[str, np.ndarray](), 0
     for name, own in item.weighing:
-        sums = StackingSums.zeros(1, len(own))
+        sums = StackingSums.zeros(1, len(own), len(ridges))
         columns = slice(start, start + len(own))
         sums.add(0, predicted.at_spots[:, :, columns], outputs[:, own])
         arrays |= {f"{name}.{key}": array for key, array in sums.arrays().items()}
         if how.keeps_at_spots:
-            arrays[f"{name}.at_spots"] = predicted.at_spots[:, :, columns].astype(np.float32)
+            arrays[f"{name}.at_spots"] = predicted.at_spots[:, :, columns]
         start = columns.stop
     if item.is_calibrating:
-        # Offsets are added with the weights of the scales, which are not known yet.
+        # Offsets are added with the weights of the ridges, which are not known yet.
         offsets = np.stack([part.offset[start:] for part in ridges])[:, None, :]
         arrays["at_patches"] = (predicted.at_patches[:, :, start:] - offsets).astype(np.float32)
     return arrays
 
 
-def _weights(cohort: Cohort, part: _Solved) -> StackingSums:
-    """Add up what the sections of a fit gave for the weights of the scales."""
-    sums = StackingSums.zeros(len(part.groups), part.n_patterns)
+def _predict_ridges(
+    slide: EmbeddedSlide,
+    section: SectionInput,
+    ridges: Sequence[Affine],
+    differences: ScaleDifferences | None,
+    precision: Precision,
+) -> ScaleOutputs:
+    """Predict a section by one ridge for each scale and one for their differences, ``(n_ridges, n, n_outputs)``."""
+    if differences is None:
+        return predict_section(slide, section.under, SIGMAS_UM, ridges, precision)
+    # The last ridge has a part at each scale, beside that scale's own: the slide is read once.
+    *own, last = ridges
+    parts = [
+        Affine(np.hstack([ridge.weight, more]), np.append(ridge.offset, 0 * last.offset))
+        for ridge, more in zip(own, differences.to_scales(last.weight), strict=True)
+    ]
+    predicted = predict_section(slide, section.under, SIGMAS_UM, parts, precision)
+    n = len(last.offset)
+    return ScaleOutputs(
+        *(
+            np.concatenate([found[..., :n], found[..., n:].sum(axis=0, keepdims=True) + last.offset])
+            for found in (predicted.at_spots, predicted.at_patches)
+        )
+    )
+
+
+def stacking_sums(cohort: Cohort, part: Solved) -> StackingSums:
+    """Add up what the sections of a fit gave for the weights of the ridges."""
+    sums = StackingSums.zeros(len(part.groups), part.n_patterns, len(part.ridges))
     if len(part.groups) < 2:
         return sums
     for index in part.fit.sections.tolist():
-        found = cohort.folder.load(_held_out_name(cohort, index))
+        found = cohort.folder.load(held_out_name(cohort, index))
         own = {name: found[f"{part.fit.name}.{name}"] for name in sums.arrays()}
         sums.add_sums(part.groups.index(int(cohort.group[index])), own)
     return sums
@@ -319,7 +414,7 @@ class _Genes:
 
 def _genes(
     cohort: Cohort,
-    part: _Solved,
+    part: Solved,
     basis: TargetBasis,
     moments: Sequence[GeneMoments],
     kept: KeptSums | None,
@@ -344,17 +439,19 @@ def _genes(
 
 def _sums_to_keep(
     cohort: Cohort,
-    part: _Solved,
+    part: Solved,
     basis: TargetBasis,
     reference: Floats,
     genes: _Genes,
     kept: KeptSums | None,
+    differences: ScaleDifferences | None,
 ) -> SumsToKeep:
-    scales = [GroupSums(cohort, part.fit, scale, part.columns, kept) for scale in range(len(SIGMAS_UM))]
+    ridges = ridge_sums(cohort, part.fit, part.columns, kept, differences)
     return SumsToKeep(
         DenseModel.name,
         SIGMAS_UM,
-        dense_shared(reference, basis, genes.moments, genes.loadings),
+        dense_shared(reference, basis, genes.moments, genes.loadings, differences),
         cohort.n_before + len(cohort.sections),
-        ((number, [sums[i] for sums in scales]) for i, number in enumerate(part.groups)),
+        ((number, [sums[i] for sums in ridges]) for i, number in enumerate(part.groups)),
+        0 if differences is None else differences.n_inputs,
     )
