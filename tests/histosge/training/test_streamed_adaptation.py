@@ -91,6 +91,7 @@ class StoppedError(Exception):
     """As if the process were killed."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_adaptation_goes_on_where_it_was(
     world: Path, streamed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

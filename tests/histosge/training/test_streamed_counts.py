@@ -106,6 +106,7 @@ class StoppedError(Exception):
     """As if the process were killed."""
 
 
+@pytest.mark.slow
 def test_an_interrupted_fit_goes_on_from_the_last_step(
     cohort: tuple[Path, Path], streamed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
