@@ -18,7 +18,7 @@ from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.ablation import needs_slides
 from histosge.evaluation.annotated_domains import Annotation
 from histosge.evaluation.encoder_comparison import keep_common_spots, merge_encoders, with_encoder
-from histosge.evaluation.fine_bins import FineBins, check_side
+from histosge.evaluation.fine_bins import FineBins
 from histosge.evaluation.hest_protocol import hest_split, score_hest
 from histosge.evaluation.method_choice import find_methods
 from histosge.evaluation.report_files import (
@@ -29,6 +29,7 @@ from histosge.evaluation.report_files import (
 )
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import DEFAULT_GENES, evaluate_sections
+from histosge.evaluation.unit_pooling import check_side
 from histosge.heldout.splits import SPLITS
 from histosge.models.estimators import ModelSource, check_numbers
 from histosge.reporting.page import Block
