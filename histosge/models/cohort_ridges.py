@@ -185,8 +185,18 @@ class StackingSums:
         return stack(rows, vectors.T @ with_outputs.sum(axis=0) / roots, float(np.sqrt(self.square)))
 
 
-def ridge_from_sums(groups: Sequence[RidgeSums], reference: Floats) -> RidgeModel:
-    """Fit the preset `ridge` from sums of spots' embeddings, less the reference, with log1p(CP10k) of all genes."""
+def ridge_from_sums(
+    groups: Sequence[RidgeSums], reference: Floats, penalties: Sequence[float] = RIDGE_PENALTIES
+) -> RidgeModel:
+    """Fit the preset `ridge` from sums of spots' embeddings, less the reference, with log1p(CP10k) of all genes.
+
+    Parameters
+    ----------
+    groups
+        Sums of what is left out together.
+    penalties
+        To choose from.
+    """
     whole = total(groups)
     standardiser = standardiser_from_sums(whole, reference)
     shift, by = standardiser.mean - reference, 1 / standardiser.scale
@@ -198,14 +208,14 @@ def ridge_from_sums(groups: Sequence[RidgeSums], reference: Floats) -> RidgeMode
     # Components are few: the sums of all groups fit into memory.
     parts = [group.mapped(shift, by) for group in groups]
     whole = total(parts)
-    error = np.zeros(len(RIDGE_PENALTIES))
+    error = np.zeros(len(penalties))
     if len(parts) < 2:
         error[len(error) // 2] = -1.0
     else:
         for part in parts:
             path = ridge_path(whole - part)
-            error += [squared_error(part, path.solve(penalty)) for penalty in RIDGE_PENALTIES]
-    penalty = RIDGE_PENALTIES[int(error.argmin())]
+            error += [squared_error(part, path.solve(penalty)) for penalty in penalties]
+    penalty = penalties[int(error.argmin())]
     affine = ridge_path(whole).solve(penalty)
     if axes is not None:
         affine = Affine(axes @ affine.weight, affine.offset)

@@ -135,6 +135,17 @@ class RidgeSums:
             return replace(self, x=x * by, xx=xx * by[:, None] * by, xy=xy * by[:, None])
         return replace(self, x=x @ by, xx=by.T @ xx @ by, xy=by.T @ xy)
 
+    def residual(self, affine: Affine) -> "RidgeSums":
+        """Return the sums with the outputs less what a map predicts from the inputs."""
+        W, b = affine.weight, affine.offset
+        predicted, squares = self.xx @ W, b * (2 * (self.x @ W) + self.n * b)
+        return replace(
+            self,
+            y=self.y - self.x @ W - self.n * b,
+            xy=self.xy - predicted - np.outer(self.x, b),
+            yy=self.yy - 2 * ((W * self.xy).sum(axis=0) + b * self.y) + (W * predicted).sum(axis=0) + squares,
+        )
+
     def with_input_noise(self, covariance: Floats) -> "RidgeSums":
         """Return the sums as if noise of mean 0 and a covariance, ``(dim, dim)``, were added to the inputs of each row.
 

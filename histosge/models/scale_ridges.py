@@ -137,10 +137,13 @@ class ScaleFit:
         Fitted to all spots.
     out_of_fold
         ``(n_spots, n_outputs)``; None if no folds were given.
+    left_out
+        Stacked outputs of each group by the fit without it, ``(n_spots, n_stacked)``; None if there is one group.
     """
 
     ridges: ScaleRidges
     out_of_fold: Floats | None
+    left_out: Floats | None
 
 
 @dataclass(frozen=True)
@@ -198,6 +201,7 @@ def fit_scale_ridges(
     return ScaleFit(
         average_scales(fits.ridges, weights, fits.penalties, differences),
         None if folds is None else np.tensordot(weights, np.stack(fits.out_of_fold), axes=1),
+        np.tensordot(weights, np.stack(fits.held_out), axes=1) if fits.held_out else None,
     )
 
 

@@ -1,7 +1,7 @@
 """The preset `dense` on a cohort that does not fit into memory: the fit of `histosge.models.dense`, from sums."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from histosge.data.embedded_slide import EmbeddedSlide
 from histosge.models.cohort_ridges import ScaleSolution, StackingSums, solve_scale
+from histosge.models.count_loss import CountHead
 from histosge.models.dense import DenseModel
 from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.low_rank_targets import LowRankTargets
@@ -90,9 +91,12 @@ class DensePredictor:
     ----------
     fits
         Ridges and targets by fold.
+    heads
+        By fold, what turns patterns into genes in place of the targets, for a count loss.
     """
 
     fits: Mapping[int, tuple[ScaleRidges, LowRankTargets]]
+    heads: Mapping[int, CountHead] = field(default_factory=dict)
 
     def project(self, found: HeldOutPatterns) -> tuple[NDArray[np.float32], LowRankTargets]:
         """Return the patterns and the depth of the patches, and what turns patterns into genes."""
@@ -106,6 +110,8 @@ class DensePredictor:
         """Predict the patches under a section's spots."""
         projected, targets = self.project(found)
         patterns, depth = projected[:, :-1].astype(np.float64), projected[:, -1]
+        if (head := self.heads.get(found[0])) is not None:
+            return HeldOutSection(lambda some: head.take(some)(patterns), depth)
         return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), depth)
 
 
@@ -120,13 +126,16 @@ class StreamedDense:
     predictor
         The fits without each fold.
     sums
-        Of the final fit, to be kept.
+        Of the final fit, to be kept; None for a count loss, which does not follow from them.
+    weights
+        Of the scales, by the name of the fit.
     """
 
     model: DenseModel
     cohort: Cohort
     predictor: DensePredictor
-    sums: SumsToKeep
+    sums: SumsToKeep | None
+    weights: Mapping[str, Floats]
 
     @property
     def held_out(self) -> "StreamedDense":
@@ -143,9 +152,23 @@ class StreamedDense:
         projected, targets = self.predictor.project(self.held_out_input(index))
         return projected[:, :-1], targets
 
+    def out_of_fold(self, fit: Fit, index: int) -> Floats:
+        """Return the patterns at a section's spots as a fit without its group predicts them, about the section's mean.
+
+        It takes a fit with `keeps_out_of_fold`, that the section is part of.
+        """
+        scales = self.cohort.folder.load_one(_held_out_name(self.cohort, index), f"{fit.name}.at_spots")
+        patterns = np.tensordot(self.weights[fit.name], scales.astype(np.float64), axes=1)
+        return np.asarray(patterns - patterns.mean(axis=0))
+
 
 def fit_dense(
-    cohort: Cohort, moments: Sequence[GeneMoments], passes: Passes, start: Start | None = None
+    cohort: Cohort,
+    moments: Sequence[GeneMoments],
+    passes: Passes,
+    start: Start | None = None,
+    *,
+    keeps_out_of_fold: bool = False,
 ) -> StreamedDense:
     """Fit `dense` to a surveyed cohort whose targets are written.
 
@@ -156,6 +179,8 @@ def fit_dense(
     start
         An earlier model, to whose sums those of the cohort are added. Its patterns of genes and the weights of its ridges
         stay. Sums of earlier versions are of the scales alone: the new model has no ridge on their differences then.
+    keeps_out_of_fold
+        Keep what `StreamedDense.out_of_fold` returns.
     """
     kept = None if start is None else start.kept
     bases = fit_bases(cohort, moments) if kept is None else [kept.basis]
@@ -171,7 +196,8 @@ def fit_dense(
         ridges = _solve_ridges(groups, reference, n_patterns, differences)
         solved.append(_Solved(fit, columns, groups[0].groups, ridges))
     if start is None:
-        _hold_out(cohort, solved, bases, differences, passes.begin("holding out"))
+        how = _HoldingOut(cohort.source, bases, keeps_out_of_fold, differences)
+        _hold_out(cohort, solved, how, passes.begin("holding out"))
         weights = [_weights(cohort, part).weights() for part in solved]
     else:
         weights = [_weights_of(start.saved.model)]
@@ -188,7 +214,10 @@ def fit_dense(
             sums = _sums_to_keep(cohort, part, basis, reference, found, kept, differences)
     model = DenseModel(*fitted.pop(None), has_depth=True)
     held_out = {fold: found for fold, found in fitted.items() if fold is not None}
-    return StreamedDense(model, cohort, DensePredictor(held_out), sums)
+    names = (part.fit.name for part in solved)
+    return StreamedDense(
+        model, cohort, DensePredictor(held_out), sums, dict(zip(names, weights, strict=True))
+    )
 
 
 def _ridge_sums(
@@ -225,6 +254,7 @@ def _held_out_name(cohort: Cohort, index: int) -> str:
 class _HoldingOut:
     source: SectionSource
     bases: Sequence[TargetBasis]
+    keeps_at_spots: bool
     differences: ScaleDifferences | None
 
 
@@ -247,13 +277,7 @@ class _HeldOutSection:
     ridges: Sequence[Affine]
 
 
-def _hold_out(
-    cohort: Cohort,
-    solved: Sequence[_Solved],
-    bases: Sequence[TargetBasis],
-    differences: ScaleDifferences | None,
-    on_step: OnStep,
-) -> None:
+def _hold_out(cohort: Cohort, solved: Sequence[_Solved], how: _HoldingOut, on_step: OnStep) -> None:
     """Write what the fits without a section predict of it: sums for the ridges' weights, and the patches under spots."""
 
     def items() -> Iterator[tuple[str, _HeldOutSection | None]]:
@@ -261,9 +285,7 @@ def _hold_out(
             is_there = cohort.folder.has(_held_out_name(cohort, index))
             yield section.slide_id, None if is_there else _with_fits(cohort, index, solved)
 
-    found = cohort.tasks.run(
-        _predict_held_out, _HoldingOut(cohort.source, bases, differences), items(), on_step
-    )
+    found = cohort.tasks.run(_predict_held_out, how, items(), on_step)
     for index, arrays in enumerate(found):
         if arrays is not None:
             cohort.folder.save(_held_out_name(cohort, index), arrays)
@@ -295,6 +317,8 @@ def _predict_held_out(how: _HoldingOut, item: _HeldOutSection) -> dict[str, NDAr
         columns = slice(start, start + len(own))
         sums.add(0, predicted.at_spots[:, :, columns], outputs[:, own])
         arrays |= {f"{name}.{key}": array for key, array in sums.arrays().items()}
+        if how.keeps_at_spots:
+            arrays[f"{name}.at_spots"] = predicted.at_spots[:, :, columns].astype(np.float32)
         start = columns.stop
     if item.is_calibrating:
         # Offsets are added with the weights of the ridges, which are not known yet.

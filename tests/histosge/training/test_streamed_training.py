@@ -248,7 +248,6 @@ def test_what_cannot_be_streamed_is_refused_with_the_reason(
 ) -> None:
     cases = (
         (replace(SETTINGS, preset="knn"), "preset"),
-        (replace(SETTINGS, loss="nb"), "loss nb"),
         (replace(SETTINGS, stains=True), "--stains"),
     )
     for settings, why in cases:
