@@ -5,7 +5,7 @@ training part only. Counts stay sparse.
 """
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -75,9 +75,43 @@ def gene_columns(spots: Spots, genes: Sequence[str]) -> list[int]:
 
 
 def shared_genes(sections: Sequence[Spots]) -> tuple[str, ...]:
-    """Return genes that every section measured, in the first one's order."""
-    common = set.intersection(*(set(spots.genes) for spots in sections))
+    """Return genes that every section measured, in the first one's order.
+
+    Raises
+    ------
+    ExpressionError
+        Naming the first section without one of those before it.
+    """
+    common = set(sections[0].genes)
+    for spots in sections[1:]:
+        before = common
+        common = before & set(spots.genes)
+        check_shared(common, spots.slide_id, spots.genes, before)
     return tuple(gene for gene in sections[0].genes if gene in common)
+
+
+def check_shared(
+    common: Collection[str], slide_id: str, own: Collection[str], before: Collection[str]
+) -> None:
+    """Refuse a section that has no gene in common with those before it.
+
+    Parameters
+    ----------
+    common
+        Genes of the section and of all before it.
+    own, before
+        Of the section, and of those before it.
+
+    Raises
+    ------
+    ExpressionError
+        With a gene of either.
+    """
+    if not common:
+        raise ExpressionError(
+            f"section {slide_id!r} shares no gene with the sections before it: it has such as {min(own, default='')!r}, "
+            f"they have such as {min(before, default='')!r}; name genes alike (symbols or Ensembl ids), or leave it out"
+        )
 
 
 def choose_genes(sections: Sequence[Spots], n: int, *, among: Sequence[str] | None = None) -> tuple[str, ...]:

@@ -13,7 +13,10 @@ For `dense`, in units of each gene's spread within a section:
                                                 q      fitted by `fit_scale_ridges`, see `CAUTION`
     gene  =  mean + sd * (B p + U q)
 
-Ten patterns are few: a section shows how its genes follow them long before it shows what else its tissue has.
+Ten patterns are few: a section shows how its genes follow them long before it shows what else its tissue has. The weights
+of an earlier model's ridge on differences of scales are in those of its scales, so that p is of all its ridges.
+
+This is for sections in memory. `histosge.models.cohort_adaptation` does the same from sums.
 
 Terms
     earlier  the model that is adapted; it has not seen the new sections
@@ -152,9 +155,9 @@ def describe_change(adapted: Model) -> str:
         adapted = adapted.dense if _is_attention(adapted) else adapted
         assert isinstance(adapted, DenseModel)
         assert isinstance(adapted.linear, ScaleRidges)
-        penalties = [of_scale[0] for of_scale in adapted.linear.penalties]
+        penalties = [of_ridge[0] for of_ridge in adapted.linear.penalties]
     shown = ", ".join("kept" if penalty == KEEP else f"{penalty:g}" for penalty in penalties)
-    what = "weights" if len(penalties) == 1 else f"weights of {len(penalties)} scales"
+    what = "weights" if len(penalties) == 1 else f"weights of {len(penalties)} ridges"
     return f"penalty on changes of the earlier {what}, chosen on held-out sections: {shown}"
 
 

@@ -34,7 +34,7 @@ from histosge.models.scale_ridges import stack
 
 
 @dataclass(frozen=True)
-class _Standardised(Sequence[RidgeSums]):
+class Standardised(Sequence[RidgeSums]):
     """Sums of groups with standardised inputs, made as they are read."""
 
     groups: Sequence[RidgeSums]
@@ -102,7 +102,7 @@ def solve_scale(
     standardiser = adjust(standardiser_from_sums(whole, reference))
     shift, by = standardiser.mean - reference, 1 / standardiser.scale
     shared = [slice(0, n_stacked), *(slice(i, i + 1) for i in range(n_stacked, len(whole.y)))]
-    chosen = choose_penalties(_Standardised(groups, shift, by), shared)
+    chosen = choose_penalties(Standardised(groups, shift, by), shared)
     ridge = RidgeSolver.from_sums(whole.mapped(shift, by)).solve(chosen.penalties)
     stacked = [Affine(fit.weight[:, :n_stacked], fit.offset[:n_stacked]) for fit in chosen.without]
     return ScaleSolution(

@@ -7,7 +7,6 @@ from typing import cast
 from featurestore.slides.sample_sheet import Sample, read_samples
 from featurestore.wording import counted
 from histosge.calibration.wording import adapted_sentence
-from histosge.data.gene_choice import GeneChoice
 from histosge.errors import ModelError
 from histosge.models.adaptation import describe_change
 from histosge.models.protocol import Model, RemarkingModel
@@ -22,6 +21,7 @@ from histosge.training.saved_model import (
 from histosge.training.settings import TrainSettings
 from histosge.training.streaming.fit_streamed import (
     STREAM_FROM_BYTES,
+    GenesOfSums,
     MeasuredGenes,
     StreamedTraining,
     embedding_bytes,
@@ -185,7 +185,7 @@ def train_further(run: Run, start: Start) -> SavedModel:
     )
     if start.kept.lacks_differences:
         run.on_message(SUMS_WITHOUT_DIFFERENCES)
-    choice = GeneChoice.parse(start.saved.card.genes)
+    choice = GenesOfSums(0, start.saved.card.genes, str(start.kept.folder.parent))
     with open_tasks(run.settings.workers, run.settings.scheduler, len(new)) as tasks:
         inputs = run.inputs(new, choice, tasks, calibrated=False)
         found = fit_from_sums(inputs, start, run.on_message, run.on_progress)

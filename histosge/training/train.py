@@ -72,7 +72,7 @@ def train(
     force
         Train also on spots that do not fit their slide, with a warning, see `histosge.data.alignment_check`.
     stream
-        Whether to stream; None means where embeddings of all sections would take more than
+        Whether to stream; None means where embeddings of all sections (of an adaptation, the new ones) would take more than
         `histosge.training.streaming.fit_streamed.STREAM_FROM_BYTES`.
     start_from
         A saved `dense`, `ridge` or `attention`. If it keeps its sums, the sheet's further sections are added to them,

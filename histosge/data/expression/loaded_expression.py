@@ -143,7 +143,10 @@ def make_spots(
     if keep is not None:
         wanted &= keep
     if not wanted.any():
-        raise ExpressionError(f"{path}: none of {len(xy_um)} spots is on tissue and has coordinates")
+        raise ExpressionError(
+            f"{path}: none of {len(xy_um)} spots is on tissue and has coordinates; give the section's own file, or leave "
+            "its row out"
+        )
     spots = Spots(
         frame.slide_id,
         frame.donor,

@@ -95,12 +95,15 @@ class SectionInput:
         Total counts of these spots, ``(n_spots,)``.
     target
         log1p(CP10k) of the chosen genes, ``(n_spots, n_genes)``, float32.
+    earlier
+        Outputs of a model that is adapted, ``(n_spots, n_outputs)``; None without one.
     """
 
     slide_id: str
     under: SpotPatches
     library: NDArray[np.float64]
     target: sparse.csr_matrix
+    earlier: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -200,8 +203,15 @@ class Cohort:
 
     def input(self, index: int) -> SectionInput:
         """Return what passes need of a section whose targets are written."""
-        survey = self.survey(index)
-        return SectionInput(self.sections[index].slide_id, survey.under, survey.library, self.target(index))
+        survey, name = self.survey(index), self.earlier_name(index)
+        earlier = self.folder.load_one(name, "at_spots") if self.folder.has(name) else None
+        return SectionInput(
+            self.sections[index].slide_id, survey.under, survey.library, self.target(index), earlier
+        )
+
+    def earlier_name(self, index: int) -> str:
+        """Return the file of what a model that is adapted predicts of a section."""
+        return f"earlier-{self.sections[index].slide_id}"
 
 
 @dataclass(frozen=True)

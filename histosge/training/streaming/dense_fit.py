@@ -3,23 +3,25 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.embedded_slide import EmbeddedSlide
+from histosge.data.gaussian_pooling import Precision
 from histosge.models.cohort_ridges import ScaleSolution, StackingSums, solve_scale
 from histosge.models.count_loss import CountHead
 from histosge.models.dense import DenseModel
-from histosge.models.linear_algebra import Affine, Floats, Indices
+from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser
 from histosge.models.low_rank_targets import LowRankTargets
+from histosge.models.ridge_sums import RidgeSums
 from histosge.models.scale_differences import ScaleDifferences
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
 from histosge.training.kept_sums import KeptSums, SumsToKeep, dense_shared
 from histosge.training.streaming.cohort import Cohort, Fit, SectionInput, SectionSource
-from histosge.training.streaming.gather import GroupSums, gather_sums
+from histosge.training.streaming.gather import GroupSums, SpotOutputs, gather_sums
 from histosge.training.streaming.hold_out import (
     HeldOutSection,
     ScaleOutputs,
@@ -34,7 +36,7 @@ from histosge.training.streaming.survey import fit_bases, fit_differences
 
 @dataclass(frozen=True)
 class _PatternOutputs:
-    """Patterns of every fit side by side, and depth: what the ridges are fitted to."""
+    """Patterns of every fit side by side, and depth: what the ridges are fitted to, see `SpotOutputs`."""
 
     bases: Sequence[TargetBasis]
 
@@ -53,7 +55,7 @@ def section_outputs(section: SectionInput, bases: Sequence[TargetBasis]) -> Floa
 
 
 @dataclass(frozen=True)
-class _Solved:
+class Solved:
     """A fit whose ridges are not yet averaged.
 
     Parameters
@@ -75,6 +77,7 @@ class _Solved:
 
     @property
     def n_patterns(self) -> int:
+        """Return how many outputs come before depth."""
         return len(self.columns) - 1
 
 
@@ -144,7 +147,7 @@ class StreamedDense:
 
     def held_out_input(self, index: int) -> HeldOutPatterns:
         """Return what pass 3 left of a section."""
-        at_patches = self.cohort.folder.load_one(_held_out_name(self.cohort, index), "at_patches")
+        at_patches = self.cohort.folder.load_one(held_out_name(self.cohort, index), "at_patches")
         return int(self.cohort.fold[index]), at_patches
 
     def held_out_patterns(self, index: int) -> tuple[NDArray[np.float32], LowRankTargets]:
@@ -157,8 +160,8 @@ class StreamedDense:
 
         It takes a fit with `keeps_out_of_fold`, that the section is part of.
         """
-        scales = self.cohort.folder.load_one(_held_out_name(self.cohort, index), f"{fit.name}.at_spots")
-        patterns = np.tensordot(self.weights[fit.name], scales.astype(np.float64), axes=1)
+        scales = self.cohort.folder.load_one(held_out_name(self.cohort, index), f"{fit.name}.at_spots")
+        patterns = np.tensordot(self.weights[fit.name], scales, axes=1)
         return np.asarray(patterns - patterns.mean(axis=0))
 
 
@@ -188,17 +191,17 @@ def fit_dense(
     differences = fit_differences(cohort) if kept is None else kept.differences
     n_patterns, outputs = bases[0].axes.shape[1], _PatternOutputs(bases)
     gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"), differences)
-    solved = list[_Solved]()
+    solved = list[Solved]()
     for number, fit in enumerate(cohort.fits):
         own = np.arange(number * n_patterns, (number + 1) * n_patterns)
         columns = np.append(own, outputs.n_outputs - 1)
-        groups = _ridge_sums(cohort, fit, columns, kept, differences)
-        ridges = _solve_ridges(groups, reference, n_patterns, differences)
-        solved.append(_Solved(fit, columns, groups[0].groups, ridges))
+        groups = ridge_sums(cohort, fit, columns, kept, differences)
+        ridges = solve_ridges(groups, reference, n_patterns, differences)
+        solved.append(Solved(fit, columns, groups[0].groups, ridges))
     if start is None:
-        how = _HoldingOut(cohort.source, bases, keeps_out_of_fold, differences)
-        _hold_out(cohort, solved, how, passes.begin("holding out"))
-        weights = [_weights(cohort, part).weights() for part in solved]
+        how = HoldingOut(cohort.source, outputs, differences, keeps_out_of_fold)
+        hold_out(cohort, solved, how, passes.begin("holding out"))
+        weights = [stacking_sums(cohort, part).weights() for part in solved]
     else:
         weights = [_weights_of(start.saved.model)]
     fitted = dict[int | None, tuple[ScaleRidges, LowRankTargets]]()
@@ -220,7 +223,7 @@ def fit_dense(
     )
 
 
-def _ridge_sums(
+def ridge_sums(
     cohort: Cohort, fit: Fit, columns: Indices, kept: KeptSums | None, differences: ScaleDifferences | None
 ) -> list[GroupSums]:
     """Return the sums of each scale, and those of the differences."""
@@ -228,14 +231,33 @@ def _ridge_sums(
     return [GroupSums(cohort, fit, number, columns, kept) for number in range(n_ridges)]
 
 
-def _solve_ridges(
-    groups: Sequence[GroupSums], reference: Floats, n_patterns: int, differences: ScaleDifferences | None
+class SolveRidge(Protocol):
+    """Fits one ridge from sums, as `solve_scale` does."""
+
+    def __call__(
+        self,
+        groups: Sequence[RidgeSums],
+        reference: Floats,
+        n_stacked: int,
+        adjust: Callable[[Standardiser], Standardiser] = ...,
+    ) -> ScaleSolution:
+        """Fit; parameters are those of `solve_scale`."""
+        ...
+
+
+def solve_ridges(
+    groups: Sequence[GroupSums],
+    reference: Floats,
+    n_patterns: int,
+    differences: ScaleDifferences | None,
+    solve: SolveRidge = solve_scale,
 ) -> list[ScaleSolution]:
+    """Fit a ridge for each scale, and one for their differences, from the sums of `ridge_sums`."""
     n_scales = len(SIGMAS_UM)
-    ridges = [solve_scale(sums, reference, n_patterns) for sums in groups[:n_scales]]
+    ridges = [solve(sums, reference, n_patterns) for sums in groups[:n_scales]]
     if differences is not None:
         adjust = partial(differences.standardiser, means=[ridge.input_mean for ridge in ridges])
-        ridges.append(solve_scale(groups[n_scales], differences.reference(reference), n_patterns, adjust))
+        ridges.append(solve(groups[n_scales], differences.reference(reference), n_patterns, adjust))
     return ridges
 
 
@@ -246,16 +268,31 @@ def _weights_of(model: object) -> Floats:
     return np.array(model.linear.weights)
 
 
-def _held_out_name(cohort: Cohort, index: int) -> str:
+def held_out_name(cohort: Cohort, index: int) -> str:
+    """Return the file of what fits without a section predict of it."""
     return f"heldout-{cohort.sections[index].slide_id}"
 
 
 @dataclass(frozen=True)
-class _HoldingOut:
+class HoldingOut:
+    """How `hold_out` predicts sections; it pickles.
+
+    Parameters
+    ----------
+    source
+        Where embeddings are.
+    outputs
+        What the ridges are fitted to.
+    differences
+        Of the scales, that the last ridge sees; None if there is none.
+    keeps_at_spots
+        Keep what each ridge predicts at the spots, see `StreamedDense.out_of_fold`.
+    """
+
     source: SectionSource
-    bases: Sequence[TargetBasis]
-    keeps_at_spots: bool
+    outputs: SpotOutputs
     differences: ScaleDifferences | None
+    keeps_at_spots: bool = False
 
 
 @dataclass(frozen=True)
@@ -277,21 +314,21 @@ class _HeldOutSection:
     ridges: Sequence[Affine]
 
 
-def _hold_out(cohort: Cohort, solved: Sequence[_Solved], how: _HoldingOut, on_step: OnStep) -> None:
+def hold_out(cohort: Cohort, solved: Sequence[Solved], how: HoldingOut, on_step: OnStep) -> None:
     """Write what the fits without a section predict of it: sums for the ridges' weights, and the patches under spots."""
 
     def items() -> Iterator[tuple[str, _HeldOutSection | None]]:
         for index, section in enumerate(cohort.sections):
-            is_there = cohort.folder.has(_held_out_name(cohort, index))
+            is_there = cohort.folder.has(held_out_name(cohort, index))
             yield section.slide_id, None if is_there else _with_fits(cohort, index, solved)
 
     found = cohort.tasks.run(_predict_held_out, how, items(), on_step)
     for index, arrays in enumerate(found):
         if arrays is not None:
-            cohort.folder.save(_held_out_name(cohort, index), arrays)
+            cohort.folder.save(held_out_name(cohort, index), arrays)
 
 
-def _with_fits(cohort: Cohort, index: int, solved: Sequence[_Solved]) -> _HeldOutSection:
+def _with_fits(cohort: Cohort, index: int, solved: Sequence[Solved]) -> _HeldOutSection:
     group, fold = int(cohort.group[index]), int(cohort.fold[index])
     # Of the fits that the section is in, those without its group; of the fit without its fold, the whole solution.
     weighing = [part for part in solved if part.fit.fold != fold and len(part.groups) > 1]
@@ -307,18 +344,20 @@ def _with_fits(cohort: Cohort, index: int, solved: Sequence[_Solved]) -> _HeldOu
     return _HeldOutSection(cohort.input(index), named, bool(calibrating), ridges)
 
 
-def _predict_held_out(how: _HoldingOut, item: _HeldOutSection) -> dict[str, NDArray[Any]]:
+def _predict_held_out(how: HoldingOut, item: _HeldOutSection) -> dict[str, NDArray[Any]]:
     section, ridges = item.section, item.ridges
     slide = how.source.open(section.slide_id)
-    predicted = _predict_ridges(slide, section, ridges, how.differences)
-    outputs, arrays, start = section_outputs(section, how.bases), dict[str, np.ndarray](), 0
+    precision: Precision = "float64" if how.keeps_at_spots else "float32"
+    predicted = _predict_ridges(slide, section, ridges, how.differences, precision)
+    outputs = how.outputs.of_section(section)(np.arange(len(section.library)))
+    arrays, start = dict[str, np.ndarray](), 0
     for name, own in item.weighing:
         sums = StackingSums.zeros(1, len(own), len(ridges))
         columns = slice(start, start + len(own))
         sums.add(0, predicted.at_spots[:, :, columns], outputs[:, own])
         arrays |= {f"{name}.{key}": array for key, array in sums.arrays().items()}
         if how.keeps_at_spots:
-            arrays[f"{name}.at_spots"] = predicted.at_spots[:, :, columns].astype(np.float32)
+            arrays[f"{name}.at_spots"] = predicted.at_spots[:, :, columns]
         start = columns.stop
     if item.is_calibrating:
         # Offsets are added with the weights of the ridges, which are not known yet.
@@ -332,17 +371,18 @@ def _predict_ridges(
     section: SectionInput,
     ridges: Sequence[Affine],
     differences: ScaleDifferences | None,
+    precision: Precision,
 ) -> ScaleOutputs:
     """Predict a section by one ridge for each scale and one for their differences, ``(n_ridges, n, n_outputs)``."""
     if differences is None:
-        return predict_section(slide, section.under, SIGMAS_UM, ridges)
+        return predict_section(slide, section.under, SIGMAS_UM, ridges, precision)
     # The last ridge has a part at each scale, beside that scale's own: the slide is read once.
     *own, last = ridges
     parts = [
         Affine(np.hstack([ridge.weight, more]), np.append(ridge.offset, 0 * last.offset))
         for ridge, more in zip(own, differences.to_scales(last.weight), strict=True)
     ]
-    predicted = predict_section(slide, section.under, SIGMAS_UM, parts)
+    predicted = predict_section(slide, section.under, SIGMAS_UM, parts, precision)
     n = len(last.offset)
     return ScaleOutputs(
         *(
@@ -352,13 +392,13 @@ def _predict_ridges(
     )
 
 
-def _weights(cohort: Cohort, part: _Solved) -> StackingSums:
+def stacking_sums(cohort: Cohort, part: Solved) -> StackingSums:
     """Add up what the sections of a fit gave for the weights of the ridges."""
     sums = StackingSums.zeros(len(part.groups), part.n_patterns, len(part.ridges))
     if len(part.groups) < 2:
         return sums
     for index in part.fit.sections.tolist():
-        found = cohort.folder.load(_held_out_name(cohort, index))
+        found = cohort.folder.load(held_out_name(cohort, index))
         own = {name: found[f"{part.fit.name}.{name}"] for name in sums.arrays()}
         sums.add_sums(part.groups.index(int(cohort.group[index])), own)
     return sums
@@ -374,7 +414,7 @@ class _Genes:
 
 def _genes(
     cohort: Cohort,
-    part: _Solved,
+    part: Solved,
     basis: TargetBasis,
     moments: Sequence[GeneMoments],
     kept: KeptSums | None,
@@ -399,14 +439,14 @@ def _genes(
 
 def _sums_to_keep(
     cohort: Cohort,
-    part: _Solved,
+    part: Solved,
     basis: TargetBasis,
     reference: Floats,
     genes: _Genes,
     kept: KeptSums | None,
     differences: ScaleDifferences | None,
 ) -> SumsToKeep:
-    ridges = _ridge_sums(cohort, part.fit, part.columns, kept, differences)
+    ridges = ridge_sums(cohort, part.fit, part.columns, kept, differences)
     return SumsToKeep(
         DenseModel.name,
         SIGMAS_UM,

@@ -19,6 +19,7 @@ from histosge.data.gene_choice import GeneChoice
 from histosge.data.genes import GeneVariance
 from histosge.data.section_loading import Selection
 from histosge.data.seurat_ranks import SeuratRanks
+from histosge.errors import ModelError
 from histosge.models.dense import DenseModel
 from histosge.models.estimators import class_name
 from histosge.models.linear_algebra import Affine
@@ -27,6 +28,7 @@ from histosge.models.protocol import SQUARED_ERROR, Model
 from histosge.models.scale_ridges import ScaleRidges
 from histosge.models.target_sums import GeneMoments
 from histosge.training.kept_sums import SumsToKeep
+from histosge.training.streaming.adapt_dense_fit import adapt_dense
 from histosge.training.streaming.adapt_ridge_fit import adapt_ridge
 from histosge.training.streaming.cohort import Cohort, SectionInput, SectionSource
 from histosge.training.streaming.count_fit import fit_counts
@@ -161,10 +163,10 @@ def why_in_memory(
 
 def why_adapted_in_memory(model: Model, n_sections: int) -> str:
     """Return why an adaptation to so many new sections cannot be streamed, in a few words; empty if it can."""
-    if not isinstance(model, RidgeModel):
-        return "only the weights of ridge are adapted from sums"
+    if not isinstance(model, (DenseModel, RidgeModel)):
+        return "the network of attention is adapted in memory"
     if n_sections < LEAST_SECTIONS:
-        return f"{counted(n_sections, 'new section')}, fewer than {LEAST_SECTIONS}"
+        return f"{counted(n_sections, 'new section')} are fewer than {LEAST_SECTIONS}"
     return ""
 
 
@@ -328,19 +330,51 @@ def fit_adapted(
     ExpressionError, StoreError, ModelError
         If a section cannot be used, no gene is in common, its embeddings are of another kind, or the disk is full.
     """
-    model, passes = start.saved.model, Passes(len(inputs.samples), 4, on_progress)
+    model = start.saved.model
+    passes = Passes(len(inputs.samples), 4 if isinstance(model, RidgeModel) else 6, on_progress)
     surveyed = inputs.survey(passes, on_message, has_folds=inputs.calibrated)
     cohort = surveyed.cohort
     start.saved.check_fits(cohort.first.identity, cohort.first.stored.grid)
     if min(len(fit.sections) for fit in cohort.fits) < 2:
         return None
     genes, columns = start.common_genes(surveyed.genes, on_message)
-    write_targets(cohort, genes, passes.begin("genes of"))
-    assert isinstance(model, RidgeModel)
-    fitted = adapt_ridge(model, columns, cohort, passes)
+    moments = write_targets(cohort, genes, passes.begin("genes of"))
+    fitted: StreamedFit
+    if isinstance(model, RidgeModel):
+        fitted = adapt_ridge(model, columns, cohort, passes)
+    else:
+        assert isinstance(model, DenseModel)  # `why_adapted_in_memory` has refused others
+        fitted = adapt_dense(model, columns, cohort, moments, passes)
     intervals = _intervals(inputs, cohort, len(genes), fitted, passes)
     passes.finish()
     return StreamedTraining(fitted.model, genes, cohort, intervals, None)
+
+
+@dataclass(frozen=True)
+class GenesOfSums(GeneChoice):
+    """The genes of a model to whose sums sections are added: all of them, and no others.
+
+    Parameters
+    ----------
+    origin
+        The model's folder.
+    """
+
+    def choose_from(self, ranking: GeneVariance | SeuratRanks) -> tuple[str, ...]:
+        """Return the genes.
+
+        Raises
+        ------
+        ModelError
+            If not all new sections have all of them.
+        """
+        measured = set(ranking.genes)
+        if missing := [gene for gene in self.named if gene not in measured]:
+            raise ModelError(
+                f"the new sections lack {len(missing)} of the {len(self.named)} genes of {self.origin}, whose sums take all "
+                f"of them; name genes alike ({missing[0]!r} is missing), or adapt the model with --adapt"
+            )
+        return self.named
 
 
 @dataclass(frozen=True)

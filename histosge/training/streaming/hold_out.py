@@ -11,7 +11,7 @@ from scipy import sparse
 from histosge.calibration.trust import OutOfFold
 from histosge.data.block_bands import SpotPatches, stream_bands
 from histosge.data.embedded_slide import EmbeddedSlide
-from histosge.data.gaussian_pooling import RIM_SHARE, TRUNCATE, Moment, pool_moments
+from histosge.data.gaussian_pooling import RIM_SHARE, TRUNCATE, Moment, Precision, pool_moments
 from histosge.data.sections import Patches
 from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.low_rank_targets import LowRankTargets
@@ -43,7 +43,11 @@ class ScaleOutputs:
 
 
 def predict_section(
-    slide: EmbeddedSlide, under: SpotPatches, sigmas_um: Sequence[float], ridges: Sequence[Affine]
+    slide: EmbeddedSlide,
+    under: SpotPatches,
+    sigmas_um: Sequence[float],
+    ridges: Sequence[Affine],
+    precision: Precision = "float32",
 ) -> ScaleOutputs:
     """Predict a section by one ridge for each scale; each block is read once.
 
@@ -53,12 +57,15 @@ def predict_section(
         Patches under its spots.
     ridges
         From embeddings pooled at each of the scales to outputs.
+    precision
+        Of what is pooled. That of a map is enough for intervals; what a further fit is made of takes double precision, as
+        the ridges of differences of scales are large numbers that cancel.
     """
     weight = np.hstack([ridge.weight for ridge in ridges])
     n, n_scales = ridges[0].weight.shape[1], len(sigmas_um)
 
-    def project(embedding: NDArray[np.floating]) -> Values:
-        return (embedding.astype(np.float64) @ weight).astype(np.float32)
+    def project(embedding: NDArray[np.floating]) -> NDArray[Any]:
+        return (embedding.astype(np.float64) @ weight).astype(precision)
 
     at_spots = np.zeros((n_scales, under.overlap.shape[0], n))
     at_patches = np.zeros((n_scales, len(under.rows), n))
@@ -69,25 +76,30 @@ def predict_section(
         overlap = under.overlap[:, own]
         for scale, sigma_um in enumerate(sigmas_um):
             columns = slice(scale * n, (scale + 1) * n)
-            pooled = _pool(band.patches, columns, sigma_um, at)
+            pooled = _pool(band.patches, columns, sigma_um, at, precision)
             at_spots[scale] += overlap @ pooled
             if sigma_um == 0:
-                pooled = _rim_pooled(band.patches, columns, sigmas_um, at, pooled)
+                pooled = _rim_pooled(band.patches, columns, sigmas_um, at, pooled, precision)
             at_patches[scale, own] = pooled
     offset = np.stack([ridge.offset for ridge in ridges])[:, None, :]
     return ScaleOutputs(at_spots + offset, at_patches + offset)
 
 
-def _pool(patches: Patches, columns: slice, sigma_um: float, at: Indices) -> Floats:
+def _pool(patches: Patches, columns: slice, sigma_um: float, at: Indices, precision: Precision) -> Floats:
     some = patches.with_embedding(patches.embedding[:, columns])
     found = np.empty((len(at), some.embedding.shape[1]))
-    for _, features, values in pool_moments(some, [Moment(sigma_um, "mean")], at):
+    for _, features, values in pool_moments(some, [Moment(sigma_um, "mean")], at, precision=precision):
         found[:, features] = values
     return found
 
 
 def _rim_pooled(
-    patches: Patches, columns: slice, sigmas_um: Sequence[float], at: Indices, own: Floats
+    patches: Patches,
+    columns: slice,
+    sigmas_um: Sequence[float],
+    at: Indices,
+    own: Floats,
+    precision: Precision,
 ) -> Floats:
     """Return the patches' own values, but at the rim of the tissue those around them, as `sum_pooled` takes them."""
     wider = [sigma_um for sigma_um in sigmas_um if sigma_um > 0]
@@ -95,7 +107,7 @@ def _rim_pooled(
     if not rim.any() or not wider:
         return own
     found = own.copy()
-    found[rim] = _pool(patches, columns, min(wider), at[rim])
+    found[rim] = _pool(patches, columns, min(wider), at[rim], precision)
     return found
 
 

@@ -12,7 +12,7 @@ from featurestore.slides.sample_sheet import Sample
 from histosge.calibration.embedding_distance import every_patch
 from histosge.data.distinct_spots import DistinctSpots
 from histosge.data.gene_choice import GeneChoice
-from histosge.data.genes import SCALE, GeneVariance, gene_columns
+from histosge.data.genes import SCALE, GeneVariance, check_shared, gene_columns
 from histosge.data.section_loading import (
     SpotCounts,
     check_one_kind,
@@ -162,7 +162,10 @@ def survey_cohort(
         under_min, uncovered, is_used = folder.load(_counted(sample))["counts"].tolist()
         if not is_used:
             continue
+        # Refused as it comes: the others would be surveyed for nothing.
+        before = ranking.genes if sections else found.ranking.genes
         merge_rankings(ranking, found.ranking)
+        check_shared(ranking.genes, sample.slide_id, found.ranking.genes, before)
         slide = plan.source.open(sample.slide_id)
         # Compared with the first as they come: one that differs is refused before the others are read.
         first = first or slide

@@ -2,10 +2,12 @@
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import _dense_oracle
+import anndata as ad
 import numpy as np
 import pytest
 from _cohorts import MadeCohort, write_cohort, write_section, write_sheet
@@ -19,7 +21,7 @@ from featurestore.storage.store import Store
 from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import Patches
-from histosge.errors import ModelError
+from histosge.errors import ExpressionError, ModelError
 from histosge.models import scale_differences
 from histosge.training.kept_sums import KeptSums
 from histosge.training.saved_model import SavedModel, load_model
@@ -397,3 +399,40 @@ def test_other_genes_presets_and_damaged_sums_are_refused(
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"group-1\.safetensors cannot be read"):
         train(*seven, tmp_path / "model", start_from=damaged)
+
+
+@pytest.fixture(scope="module")
+def other_names(cohort: tuple[Path, Path]) -> Path:
+    """A section's counts with genes of other names."""
+    table = ad.read_h5ad(cohort[0].parent / "S002.h5ad")
+    table.var_names = [f"ENSG{i:011}" for i in range(table.n_vars)]
+    file = cohort[0].parent / "renamed.h5ad"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table.write_h5ad(file)
+    return file
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_section_without_a_common_gene_is_named(
+    stream: bool, cohort: tuple[Path, Path], other_names: Path, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text(cohort[0].read_text().replace(str(cohort[0].parent / "S002.h5ad"), str(other_names)))
+    with pytest.raises(ExpressionError, match="section 'S002' shares no gene") as refused:
+        train(sheet, cohort[1], tmp_path / "model", SETTINGS, stream=stream)
+    assert "'ENSG00000000000'" in str(refused.value)
+    assert "'G00000'" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_sums_take_sections_with_all_genes(
+    of_five: Path, seven: tuple[Path, Path], other_names: Path, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "sheet.csv"
+    sheet.write_text(seven[0].read_text().replace(str(seven[0].parent / "S006.h5ad"), str(other_names)))
+    few = "\n".join([*sheet.read_text().splitlines()[:1], sheet.read_text().splitlines()[-1]])
+    sheet.write_text(f"{few}\n")
+    with pytest.raises(ModelError, match=r"lack 19 of the 19 genes of .*five.*--adapt") as refused:
+        train(sheet, seven[1], tmp_path / "model", start_from=of_five)
+    assert "\n" not in str(refused.value)

@@ -95,6 +95,28 @@ def test_the_command_starts_workers_and_they_add_sections_to_sums(
     assert same.fingerprint == further.fingerprint
 
 
+@pytest.mark.e2e
+def test_workers_fit_counts_and_adapt_with_the_same_bits(
+    client: Client, cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    counts = replace(SETTINGS, loss="poisson", intervals=False)
+    few = write_sheet(cohort[0].parent, tmp_path / "few.csv", MADE, range(4))
+    found, wanted = (
+        train(few, cohort[1], tmp_path / name, where, stream=True)
+        for name, where in (("on workers", _on(client, counts)), ("counts", counts))
+    )
+    assert found.fingerprint == wanted.fingerprint
+    alone, shared = TrainSettings(intervals=False), _on(client, TrainSettings(intervals=False))
+    new = write_sheet(cohort[0].parent, tmp_path / "new.csv", MADE, range(6, 10))
+    squares = train(few, cohort[1], tmp_path / "old", replace(SETTINGS, intervals=False), keep_sums=False)
+    assert not (tmp_path / "old" / "stats").exists()
+    found, wanted = (
+        train(new, cohort[1], tmp_path / name, where, stream=True, start_from=tmp_path / "old")
+        for name, where in (("shared", shared), ("own", alone))
+    )
+    assert found.fingerprint == wanted.fingerprint != squares.fingerprint
+
+
 class StoppedError(Exception):
     """As if the process were killed."""
 
