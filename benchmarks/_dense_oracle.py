@@ -5,6 +5,7 @@ It shares no arithmetic with the models: only sections as they are loaded. For a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,45 @@ def pool(patches: Patches, sigma_um: float) -> Floats:
     return np.asarray(weighted[at] / weight[at][:, None])
 
 
+MAX_DIM, N_COMPONENTS, SAMPLED, CANDIDATES = 256, 64, 512, 4096
+
+
+def project(sections: Sequence[TrainingSection]) -> Floats | None:
+    """Return the leading components of standardised patches under spots, ``(dim, N_COMPONENTS)``, or None."""
+    if sections[0].patches.embedding.shape[1] <= MAX_DIM:
+        return None
+    sample = []
+    for section in sections:
+        places = np.arange(0, len(section.patches), thinning(len(section.patches), CANDIDATES))
+        places = places[np.asarray(section.overlap.sum(axis=0)).ravel()[places] > 0]
+        places = places[:: thinning(len(places), SAMPLED)]
+        sample.append(section.patches.embedding[places].astype(np.float64))
+    scaler = StandardScaler().fit(np.vstack(sample))
+    rows = scaler.transform(np.vstack(sample))
+    found = PCA(N_COMPONENTS, svd_solver="full").fit(rows)
+    return np.asarray(found.components_.T / scaler.scale_[:, None])
+
+
+def thinning(n: int, most: int) -> int:
+    """Return which power of 2 leaves at most so many of n."""
+    return int(2 ** np.ceil(np.log2(max(n / most, 1))))
+
+
+def all_scales(scales: Sequence[Floats], projection: Floats | None) -> Floats:
+    """Return each scale less the next wider one, and the widest, side by side."""
+    own = [scale if projection is None else scale @ projection for scale in scales]
+    return np.hstack([*(one - wider for one, wider in pairwise(own)), own[-1]])
+
+
+def scaler_of_all(X: Floats, projection: Floats | None) -> StandardScaler:
+    """Return a scaler of each input, or with a projection one for the components of each scale together."""
+    scaler = StandardScaler().fit(X)
+    if projection is not None:
+        of_scale = np.sqrt(X.var(axis=0).reshape(len(SIGMAS_UM), -1).mean(axis=1))
+        scaler.scale_ = np.repeat(of_scale, projection.shape[1])
+    return scaler
+
+
 @dataclass(frozen=True)
 class DenseOracle:
     """A fitted `dense`.
@@ -49,9 +89,11 @@ class DenseOracle:
     Parameters
     ----------
     scales
-        Per scale: scaler and ridge from pooled embeddings to patterns.
+        Per scale, and last for all scales: scaler and ridge from pooled embeddings to patterns.
     weights
-        Of the scales.
+        Of these ridges.
+    projection
+        Of embeddings for the last ridge, or None.
     mean, sd, axes
         From patterns to genes.
     """
@@ -61,6 +103,7 @@ class DenseOracle:
     mean: Floats
     sd: Floats
     axes: Floats
+    projection: Floats | None = None
 
     @classmethod
     def fit(
@@ -68,8 +111,12 @@ class DenseOracle:
         sections: Sequence[TrainingSection],
         axes: Floats | None = None,
         weights: Floats | None = None,
+        projected: Sequence[TrainingSection] | None = None,
     ) -> "DenseOracle":
-        """Fit to at least two sections in memory; with patterns of genes and weights of scales, if they are given."""
+        """Fit to at least two sections in memory; with patterns of genes and weights of ridges, if they are given.
+
+        The projection of long embeddings is of the sections `projected`, or of all.
+        """
         targets = [s.target.astype(np.float64) for s in sections]
         rows = np.vstack([StandardScaler().fit_transform(t) for t in targets])
         if axes is None:
@@ -79,9 +126,13 @@ class DenseOracle:
         sd = np.sqrt(np.average([t.var(axis=0) for t in targets], axis=0, weights=counts))
         Y, group = rows @ axes, np.repeat(np.arange(len(sections)) % N_GROUPS, counts)
         scales, held_out = [], []
-        for sigma_um in SIGMAS_UM:
-            X = np.vstack([s.overlap @ pool(s.patches, sigma_um) for s in sections])
-            scaler = StandardScaler().fit(X)
+        pooled = [np.vstack([s.overlap @ pool(s.patches, um) for s in sections]) for um in SIGMAS_UM]
+        projection = project(sections if projected is None else projected)
+        every = [(X, StandardScaler().fit(X)) for X in pooled]
+        if weights is None or len(weights) > len(SIGMAS_UM):
+            X = all_scales(pooled, projection)
+            every.append((X, scaler_of_all(X, projection)))
+        for X, scaler in every:
             X = scaler.transform(X)
             errors, predictions = [], []
             for penalty in PENALTIES:
@@ -96,13 +147,15 @@ class DenseOracle:
             held_out.append(centre(predictions[best], group))
         if weights is None:
             weights = stacking(held_out, centre(Y, group), float((Y**2).sum()))
-        return cls(scales, weights, mean, sd, axes)
+        return cls(scales, weights, mean, sd, axes, projection)
 
     def predict(self, patches: Patches) -> Floats:
         """Return log1p(CP10k) of every patch before its floor and ceiling, ``(n_patches, n_genes)``."""
         patterns = np.zeros((len(patches), N_PATTERNS))
-        for (scaler, ridge), weight, sigma_um in zip(self.scales, self.weights, SIGMAS_UM, strict=True):
-            patterns += weight * ridge.predict(scaler.transform(pool(patches, sigma_um)))
+        pooled = [pool(patches, sigma_um) for sigma_um in SIGMAS_UM]
+        inputs = [*pooled, all_scales(pooled, self.projection)][: len(self.scales)]
+        for (scaler, ridge), weight, X in zip(self.scales, self.weights, inputs, strict=True):
+            patterns += weight * ridge.predict(scaler.transform(X))
         return self.mean + patterns @ self.axes.T * self.sd
 
 
@@ -120,7 +173,7 @@ def centre(values: Floats, group: NDArray[np.int64]) -> Floats:
 
 
 def stacking(held_out: Sequence[Floats], Y: Floats, size: float) -> Floats:
-    """Return weights of the scales by constrained least squares: none negative, summing to 1, pulled to equal ones."""
+    """Return weights of the ridges by constrained least squares: none negative, summing to 1, pulled to equal ones."""
     n = len(held_out)
     columns = np.stack([values.ravel() for values in held_out], axis=1)
     products, wanted = columns.T @ columns / size, columns.T @ Y.ravel() / size

@@ -9,8 +9,8 @@ sections and are scored on sections that neither has seen, by the mean Pearson o
 give the figures and were not used in development, which was done on seeds from 10 on. The curve runs over the number of
 training sections. With --quick: one seed, the first, without the curve; several such records are merged by --merge.
 
-What a gain consists of. Beside both stand one ridge on all scales at once, a linear map of the same pooled features that
-`dense` has not, as it averages ridges of single scales; and `dense` that is given where the nests are, but not of which
+What a gain consists of. Beside both stand one ridge on all scales at once, a linear map of the same pooled features, of
+which `dense` has one kind among its six ridges; and `dense` that is given where the nests are, but not of which
 kind. And what the network adds at the centres of mixed nests, of nests apart, and elsewhere.
 
 Training. Steps per second on blocks that are streamed from a store, beside the same steps on the same blocks, read

@@ -14,10 +14,14 @@ While it runs, the work folder takes about 4 GB.
     max_difference            largest difference between predictions of a streamed training and an oracle in plain float64
                               (`_dense_oracle.py`: scipy and scikit-learn, in memory), over their standard deviation, on six
                               small sections
+    workers_speedup           `train --workers 1` over `--workers 2`, beside two plain trainings at once over one after the
+                              other (workers_share_of_raw); the models are the same to the bit (workers_difference)
+    1,000 sections: ...       what the larger training comes to at 1,000 sections: nothing was run at that size
 """
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,6 +33,7 @@ import numpy as np
 from _cohorts import MadeCohort, write_cohort, write_sheet
 from _common import Result, options, report
 from _dense_oracle import DenseOracle, predict_exactly
+from safetensors.numpy import load_file
 
 from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.training.train import TrainSettings, train
@@ -51,6 +56,7 @@ def main() -> None:
         scratch = Path(name)
         few, many = (run(kept, made, n, scratch) for n in counts)
         difference = difference_from_oracle(scratch / "small")
+        shared_out = on_workers(kept, made, scratch, repeats=1 if asked.quick else 3)
     results = [
         *(
             Result(f"{r.sections} sections: CPU-seconds a section", r.cpu_s / r.sections, "s")
@@ -69,6 +75,8 @@ def main() -> None:
             "<= 1.15",
         ),
         Result("max_difference", difference, "sd", "<= 1e-6"),
+        *shared_out,
+        *on_paper(many),
     ]
     report("cohort", results, asked)
 
@@ -87,7 +95,8 @@ SCRIPT = """
         return read_block(*args, **kwargs)
     BlockArray.read_block = count
     begun = time.perf_counter(), time.process_time()
-    train(*sys.argv[1:], TrainSettings(genes=1000))
+    sheet, store, model, workers = sys.argv[1:]
+    train(sheet, store, model, TrainSettings(genes=1000, workers=int(workers) or None), stream=True)
     seconds, cpu_s = time.perf_counter() - begun[0], time.process_time() - begun[1]
     (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
     print(json.dumps([seconds, cpu_s, int(peak) / 2**20, reads]))
@@ -110,21 +119,82 @@ class Run:
 def run(kept: Path, made: MadeCohort, sections: int, scratch: Path) -> Run:
     """Train on the first sections of a store."""
     sheet = write_sheet(kept, scratch / f"first-{sections}.csv", made, range(sections))
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(sheet), str(kept / "store")]
-    done = subprocess.run(
-        [*command, str(scratch / f"model-{sections}")],
-        capture_output=True,
-        text=True,
-        check=True,
-        # Threads of BLAS that wait for each other would count as work.
-        env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    )
-    seconds, cpu_s, peak_gb, gets = json.loads(done.stdout)
+    seconds, cpu_s, peak_gb, gets = finish(start(sheet, kept / "store", scratch / f"model-{sections}"))
     rows, cols = (-(-n // b) for n, b in zip(made.shape, made.block, strict=True))
     n_patches = sections * made.shape[0] * made.shape[1]
     return Run(
         sections, seconds, cpu_s, peak_gb, gets, sections * rows * cols, n_patches * made.dim * 4 / 2**30
     )
+
+
+def start(sheet: Path, store: Path, model: Path, workers: int = 0) -> "subprocess.Popen[str]":
+    """Start a training in a process of its own, or on so many workers."""
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(sheet), str(store), str(model)]
+    # Threads of BLAS that wait for each other would count as work.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> list[float]:
+    """Return what a training prints: seconds, CPU-seconds, peak in GB, reads."""
+    out, err = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the training failed: {err}")
+    found: list[float] = json.loads(out)
+    return found
+
+
+WORKER_SECTIONS = 10
+"""About 50 s on one worker: its start and that of the cluster, which count, take a few."""
+
+
+def on_workers(kept: Path, made: MadeCohort, scratch: Path, repeats: int) -> list[Result]:
+    """Compare trainings on one and on two workers, and one plain training with two at once. The machine must be idle."""
+    sheet = write_sheet(kept, scratch / "workers.csv", made, range(WORKER_SECTIONS))
+    store, found = kept / "store", dict[str, list[float]]()
+    for number in range(repeats):
+        for workers in (1, 2):
+            model = scratch / f"workers-{workers}-{number}"
+            seconds, *_ = finish(start(sheet, store, model, workers))
+            found.setdefault(f"{workers} workers", []).append(seconds)
+        for processes in (1, 2):
+            models = [scratch / f"plain-{processes}-{number}-{i}" for i in range(processes)]
+            started = [start(sheet, store, model) for model in models]
+            longest = max(finish(process)[0] for process in started)
+            # Each does the whole work: two at once would do it in half of that.
+            found.setdefault(f"{processes} plain", []).append(longest / processes)
+    median = {name: statistics.median(seconds) for name, seconds in found.items()}
+    speedup, raw = median["1 workers"] / median["2 workers"], median["1 plain"] / median["2 plain"]
+    states = [load_file(scratch / f"workers-{n}-0" / "model.safetensors") for n in (1, 2)]
+    difference = max(float(np.abs(states[0][name] - states[1][name]).max()) for name in states[0])
+    return [
+        *(
+            Result(f"{WORKER_SECTIONS} sections on {name}: seconds", value, "s")
+            for name, value in median.items()
+        ),
+        Result("workers_difference", difference, "", "= 0"),
+        Result("workers_speedup", speedup, "x"),
+        # Two cores of one machine may not give twice the speed of one.
+        Result("workers_share_of_raw", speedup / raw, "", ">= 0.9"),
+    ]
+
+
+PAPER_SECTIONS = 1000
+
+
+def on_paper(many: Run) -> list[Result]:
+    """Return what a training comes to at a thousand sections like those that were measured."""
+    times = PAPER_SECTIONS / many.sections
+    name = f"{PAPER_SECTIONS:,} sections"
+    return [
+        Result(f"{name}: passes over embeddings", PASSES),
+        Result(f"{name}: requests for blocks", many.gets * times),
+        # Stored in half precision.
+        Result(f"{name}: read", PASSES * many.embedding_gb / 2 * times, "GB"),
+        Result(f"{name}: hours on one core", many.cpu_s * times / 3600, "h"),
+    ]
 
 
 def difference_from_oracle(folder: Path) -> float:

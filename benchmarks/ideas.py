@@ -64,6 +64,7 @@ class Variant:
     scales_um: tuple[float, ...] = scale_ridges.SIGMAS_UM
     patterns: int = dense.N_PATTERNS
     pull: float = scale_ridges.EQUAL_PULL
+    differences: bool = True
     loss: str = "mse"
     kind: str = VARIANT
 
@@ -77,6 +78,7 @@ class Variant:
             (scale_ridges, "SIGMAS_UM"): self.scales_um,
             (dense, "N_PATTERNS"): self.patterns,
             (scale_ridges, "EQUAL_PULL"): self.pull,
+            (scale_ridges, "WITH_DIFFERENCES"): self.differences,
         }
         with _constants(changed):
             return MapModel(DenseModel.fit(task.training(), seed=task.seed, loss=self.loss))
@@ -96,6 +98,7 @@ def _constants(changed: Mapping[tuple[object, str], object]) -> Iterator[None]:
 
 VARIANTS = (
     Variant("dense"),
+    Variant("without differences of scales", differences=False),
     Variant("disc alone", (0.0,)),
     Variant("80 µm alone", (80.0,)),
     Variant("without 320 µm", (0.0, 40.0, 80.0, 160.0)),

@@ -106,6 +106,10 @@ class SlideWarning(UserWarning):
     """What a user should know of the slides of a run: two scales that differ, or files that were left out."""
 
 
+class ClusterWarning(UserWarning):
+    """A dask cluster that is reachable and cannot work yet."""
+
+
 class ExtensionWarning(UserWarning):
     """Another package's extension that cannot be used; everything else works without it."""
 

@@ -27,6 +27,8 @@ def taken(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "date": document["date"][:10],
         "machine": f"{about.strip('()')}, {document['machine']}" if name == "gpu" else document["machine"],
         "values": {one["what"]: round(one["value"], 6) for one in figures},
-        "units": {one["what"]: one["unit"] for one in figures if one["target"]},
+        "units": {one["what"]: one["unit"] for one in figures if one["unit"]},
+        # The record sorts its keys.
+        "order": [one["what"] for one in figures],
         "targets": {one["what"]: one["target"] for one in figures if one["target"]},
     }

@@ -18,7 +18,13 @@ from typer.models import CommandInfo, TyperInfo
 
 from featurestore.collector import skip_collection_at_exit
 from featurestore.credentials import redact
-from featurestore.errors import ExtensionWarning, FeatureStoreError, SlideWarning, first_line
+from featurestore.errors import (
+    ClusterWarning,
+    ExtensionWarning,
+    FeatureStoreError,
+    SlideWarning,
+    first_line,
+)
 from featurestore.server_errors import access_reason, is_client_error
 from featurestore.threads import keep_to_own_cores, spin_briefly
 from histosge_cli import (
@@ -158,7 +164,7 @@ def _short_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, (ExtensionWarning, SlideWarning)):
+            if issubclass(category, (ClusterWarning, ExtensionWarning, SlideWarning)):
                 print(f"warning: {redact(str(message))}", file=sys.stderr)  # noqa: T201
             else:
                 usual(message, category, filename, lineno, file, line)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -23,7 +24,7 @@ from featurestore.embedding.gpu_sharing import (
 )
 from featurestore.embedding.limits import check_address, check_dashboard, check_workers
 from featurestore.embedding.memory_model import memory_bytes
-from featurestore.errors import ClusterError
+from featurestore.errors import ClusterError, ClusterWarning
 from featurestore.file_systems import anonymous_settings
 from featurestore.software import version as own_version
 
@@ -198,6 +199,9 @@ class _AnonymousAccess(WorkerPlugin):  # type: ignore[misc]  # distributed has n
 def remote_client(address: str) -> Iterator[Client]:
     """Connect to a scheduler that runs already.
 
+    A `ClusterWarning` says so if it has no worker yet: a cluster that grows on demand starts them once there is work, and
+    with one whose workers died a run waits.
+
     Yields
     ------
     distributed.Client
@@ -219,6 +223,12 @@ def remote_client(address: str) -> Iterator[Client]:
         settings = anonymous_settings()
         if settings:
             client.register_plugin(_AnonymousAccess(settings))
+        if not client.nthreads():
+            warnings.warn(
+                f"the scheduler at {address} has no workers yet: the work waits until one joins",
+                ClusterWarning,
+                stacklevel=3,
+            )
         try:
             yield client
         finally:

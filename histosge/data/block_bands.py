@@ -164,8 +164,9 @@ def pool_spots_by_band(
         overlap, whole = overlap[spots], last[spots] < band.rows[1]
         for scale, sigma_um in enumerate(sigmas_um):
             values = np.zeros((len(spots), band.patches.embedding.shape[1]))
-            for _, features, pooled in pool_moments(band.patches, [Moment(sigma_um, "mean")], at):
-                values[:, features] = overlap @ pooled.astype(np.float64)
+            moment = [Moment(sigma_um, "mean")]
+            for _, features, pooled in pool_moments(band.patches, moment, at, precision="float64"):
+                values[:, features] = overlap @ pooled
             for place, number in enumerate(spots.tolist()):
                 if number in carried[scale]:
                     values[place] += carried[scale].pop(number)

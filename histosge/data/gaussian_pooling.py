@@ -3,7 +3,7 @@
 Positions may be missing (background): a missing patch gets no weight, a patch at the rim of the tissue as much as its
 share of tissue, and weights are normalised over the patches that exist. A Gaussian on a grid is a product of two banded
 matrices, one along columns and one along rows; both are multiplied in float32, so standard deviations are taken of
-differences from a centre that is given.
+differences from a centre that is given. A fit pools in double precision: it takes differences of neighbouring scales.
 
 Terms
     moment   mean or standard deviation of the embeddings, weighted by a Gaussian of the distance of a given sigma
@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -44,6 +44,9 @@ _ROUNDING = np.float32(1e-6)
 """A variance below this share of the mean square is what rounding leaves of a constant."""
 
 Values = NDArray[np.float32]
+Precision = Literal["float32", "float64"]
+Precise = NDArray[Any]
+"""In the precision that was chosen."""
 Indices = NDArray[np.int64]
 
 
@@ -102,8 +105,12 @@ def gaussian_pool(
 
 
 def pool_moments(
-    patches: Patches, moments: Sequence[Moment], of: Indices | None = None, centre: Values | None = None
-) -> Iterator[tuple[Moment, slice, Values]]:
+    patches: Patches,
+    moments: Sequence[Moment],
+    of: Indices | None = None,
+    centre: Values | None = None,
+    precision: Precision = "float32",
+) -> Iterator[tuple[Moment, slice, Precise]]:
     """Yield ``(moment, features, values)``, a few features at a time, until all moments of all features are done.
 
     `values`, ``(n_patches or len(of), n_features)``, is overwritten by the next one: copy what is to be kept.
@@ -116,6 +123,8 @@ def pool_moments(
         None twice. Sigma 0 is the patch itself, whose standard deviation is not defined.
     centre
         Subtracted from the embeddings first, ``(dim,)``; 0 if None. Means are of the differences.
+    precision
+        Of the arithmetic and of the values.
 
     Raises
     ------
@@ -131,16 +140,16 @@ def pool_moments(
     if len(of) == 0:
         return
     sigmas_um = tuple(dict.fromkeys(sigma_um for sigma_um, _ in moments if sigma_um > 0))
-    lattice = _Lattice.from_patches(patches, sigmas_um, of)
-    # About eight float32 arrays of the lattice's size are alive at once.
-    dim = patches.embedding.shape[1]
-    width = min(_FEATURES_AT_ONCE, _MAX_LATTICE_BYTES // (8 * 4 * lattice.size) + 1)
+    lattice = _Lattice.from_patches(patches, sigmas_um, of, precision)
+    # About eight arrays of the lattice's size are alive at once.
+    dim, item_bytes = patches.embedding.shape[1], np.dtype(precision).itemsize
+    width = min(_FEATURES_AT_ONCE, _MAX_LATTICE_BYTES // (8 * item_bytes * lattice.size) + 1)
     for start in range(0, dim, width):
         features = slice(start, min(start + width, dim))
         part = patches.embedding[:, features]
-        offset = np.zeros(1, np.float32) if centre is None else centre[features]
+        offset = np.zeros(1, precision) if centre is None else centre[features]
         if (0.0, "mean") in moments:
-            yield Moment(0.0, "mean"), features, _subtract(part[of], offset)
+            yield Moment(0.0, "mean"), features, _subtract(part[of], offset, precision)
         for moment, values in lattice.pool(part, offset, moments):
             yield moment, features, values
 
@@ -205,6 +214,8 @@ class _Lattice:
         Per sigma: its Gaussian, and 1 / the weight of all existing patches around each wanted one, ``(n, 1)``.
     share
         Weight of each position, ``(*shape, 1)``; None where all patches have the same.
+    precision
+        Of all arrays.
     """
 
     inner: tuple[int, int]
@@ -213,11 +224,18 @@ class _Lattice:
     positions: Indices | None
     box: Indices | None
     bands: "dict[float, _Band]"
-    scale: dict[float, Values]
-    share: Values | None = None
+    scale: dict[float, Precise]
+    share: Precise | None = None
+    precision: Precision = "float32"
 
     @classmethod
-    def from_patches(cls, patches: Patches, sigmas_um: tuple[float, ...], of: Indices) -> Self:
+    def from_patches(
+        cls,
+        patches: Patches,
+        sigmas_um: tuple[float, ...],
+        of: Indices,
+        precision: Precision = "float32",
+    ) -> Self:
         """Place patches on a lattice; the last few lattices are kept, as most windows of a slide have one shape."""
         rows, cols = ((at - at[of].min()).astype(np.int64) for at in (patches.rows, patches.cols))
         of = of.astype(np.int64)
@@ -227,9 +245,10 @@ class _Lattice:
             share = None
         in_strides = tuple(sigma_um / patches.stride_um for sigma_um in sigmas_um)
         if len(rows) > _MAX_CACHED_PATCHES:
-            return cls._from_positions(rows, cols, of, share, sigmas_um, in_strides)
+            return cls._from_positions(rows, cols, of, share, sigmas_um, in_strides, precision)
         weights = b"" if share is None else share.astype(np.float32).tobytes()
-        return cls._from_bytes(rows.tobytes(), cols.tobytes(), of.tobytes(), weights, sigmas_um, in_strides)
+        positions = rows.tobytes(), cols.tobytes(), of.tobytes()
+        return cls._from_bytes(*positions, weights, sigmas_um, in_strides, precision)
 
     @classmethod
     @lru_cache(maxsize=8)
@@ -241,11 +260,12 @@ class _Lattice:
         weights: bytes,
         sigmas_um: tuple[float, ...],
         in_strides: tuple[float, ...],
+        precision: Precision,
     ) -> Self:
         # Arrays cannot be keys of a cache: their bytes can.
         arrays = [np.frombuffer(part, np.int64) for part in (rows, cols, of)]
         share = np.frombuffer(weights, np.float32) if weights else None
-        return cls._from_positions(arrays[0], arrays[1], arrays[2], share, sigmas_um, in_strides)
+        return cls._from_positions(arrays[0], arrays[1], arrays[2], share, sigmas_um, in_strides, precision)
 
     @classmethod
     def _from_positions(
@@ -256,9 +276,12 @@ class _Lattice:
         share: Values | None,
         sigmas_um: tuple[float, ...],
         in_strides: tuple[float, ...],
+        precision: Precision,
     ) -> Self:
         """Place patches at rows and columns that are counted from the first wanted ones."""
-        bands = {sigma_um: _band(sigma) for sigma_um, sigma in zip(sigmas_um, in_strides, strict=True)}
+        bands = {
+            sigma_um: _band(sigma, precision) for sigma_um, sigma in zip(sigmas_um, in_strides, strict=True)
+        }
         margin = max((band.reach for band in bands.values()), default=0)
         inner = _whole_strips(int(rows[of].max()) + 1), _whole_strips(int(cols[of].max()) + 1)
         shape = inner[0] + 2 * margin, inner[1] + 2 * margin
@@ -275,11 +298,16 @@ class _Lattice:
             _none_if_in_order(box, inner),
             bands,
             {},
+            None,
+            precision,
         )
         # The weights of the patches that exist: a pooled 1. Dividing by it keeps background from diluting a mean.
-        ones = np.ones(len(within), np.float32) if share is None else share
-        exists = lattice.fill(ones[:, None], np.zeros(1, np.float32))
-        scale = {sigma_um: np.float32(1) / lattice.sum(sigma_um, exists[None])[0] for sigma_um in bands}
+        ones = np.ones(len(within), precision) if share is None else share
+        exists = lattice.fill(ones[:, None], np.zeros(1, precision))
+        scale = {
+            sigma_um: np.dtype(precision).type(1) / lattice.sum(sigma_um, exists[None])[0]
+            for sigma_um in bands
+        }
         return replace(lattice, scale=scale, share=None if share is None else exists)
 
     @property
@@ -290,24 +318,24 @@ class _Lattice:
     def size(self) -> int:
         return math.prod(self.shape)
 
-    def fill(self, values: NDArray[np.floating], offset: Values, out: Values | None = None) -> Values:
+    def fill(self, values: NDArray[np.floating], offset: Precise, out: Precise | None = None) -> Precise:
         """Place ``(n_patches, n)`` values less an offset on the lattice, ``(*shape, n)``; 0 where no patch is."""
         n = values.shape[1]
-        filled = np.empty((self.size, n), np.float32) if out is None else out.reshape(self.size, n)
+        filled = np.empty((self.size, n), self.precision) if out is None else out.reshape(self.size, n)
         values = values if self.inside is None else values[self.inside]
         if self.positions is None:
-            _subtract(values, offset, filled)
+            _subtract(values, offset, self.precision, filled)
         else:
             filled[:] = 0
-            filled[self.positions] = _subtract(values, offset)
+            filled[self.positions] = _subtract(values, offset, self.precision)
         return filled.reshape(*self.shape, n)
 
     def pool(
-        self, values: NDArray[np.floating], offset: Values, moments: Sequence[Moment]
-    ) -> Iterator[tuple[Moment, Values]]:
+        self, values: NDArray[np.floating], offset: Precise, moments: Sequence[Moment]
+    ) -> Iterator[tuple[Moment, Precise]]:
         """Yield those moments of ``(n_patches, n)`` values whose sigma is positive."""
         squared = any(kind == "sd" for _, kind in moments)
-        filled = _buffer("filled", (1 + squared, *self.shape, values.shape[1]))
+        filled = _buffer("filled", (1 + squared, *self.shape, values.shape[1]), self.precision)
         self.fill(values, offset, filled[0])
         if squared:
             np.multiply(filled[0], filled[0], out=filled[1])
@@ -322,22 +350,22 @@ class _Lattice:
                     summed[0] if kind == "mean" else _standard_deviation(summed[1], summed[0]),
                 )
 
-    def mean(self, sigma_um: float, filled: Values) -> Values:
+    def mean(self, sigma_um: float, filled: Precise) -> Precise:
         """Return the weighted mean around each wanted patch, ``(n_wanted, n)``; the filled plane is overwritten."""
         if self.share is not None:
             np.multiply(filled, self.share, out=filled)
         return np.asarray(self.sum(sigma_um, filled)[0] * self.scale[sigma_um])
 
-    def sum(self, sigma_um: float, filled: Values) -> Values:
+    def sum(self, sigma_um: float, filled: Precise) -> Precise:
         """Return the weighted sum around each wanted patch, ``(n_planes, n_wanted, n)``, of each plane of the lattice."""
         band, (planes, _, _, n) = self.bands[sigma_um], filled.shape
         rows, cols = self.inner
         # A narrower Gaussian than the widest does not reach the outer part of the margin.
         unused = self.margin - band.reach
         reached = filled[:, unused : filled.shape[1] - unused, unused : filled.shape[2] - unused]
-        over_rows = _buffer("over_rows", (planes, rows, cols + 2 * band.reach, n))
+        over_rows = _buffer("over_rows", (planes, rows, cols + 2 * band.reach, n), self.precision)
         band.apply(reached, over_rows)
-        summed = _buffer("summed", (planes * rows, cols, n))
+        summed = _buffer("summed", (planes * rows, cols, n), self.precision)
         band.apply(over_rows.reshape(planes * rows, -1, n), summed)
         every = summed.reshape(planes, rows * cols, n)
         return every if self.box is None else every[:, self.box]
@@ -355,10 +383,10 @@ class _Band:
         Positions to each side.
     """
 
-    weight: Values
+    weight: Precise
     reach: int
 
-    def apply(self, values: Values, out: Values) -> None:
+    def apply(self, values: Precise, out: Precise) -> None:
         """Pool ``(m, n_out + 2 * reach, ...)`` along the second axis, into ``(m, n_out, ...)``, which is contiguous."""
         m, n_out, n = *out.shape[:2], math.prod(out.shape[2:])
         # Overlapping strips as one strided view, multiplied in one call: a loop over strips takes Python's lock for each,
@@ -373,13 +401,13 @@ class _Band:
 
 
 @cache
-def _band(sigma: float) -> _Band:
+def _band(sigma: float, precision: Precision) -> _Band:
     """Weight positions by their distance, cut off at `TRUNCATE` sigmas; sigma is in strides of the grid."""
     # The tolerance lets 3 x 56 / 56 be 3 whatever the rounding of the stride.
     reach = int(np.floor(TRUNCATE * sigma + 1e-6))
     step = np.arange(-reach, _STRIP + reach) - np.arange(_STRIP)[:, None]
     weight = np.where(abs(step) <= reach, np.exp(-((step / sigma) ** 2) / 2), 0.0)
-    return _Band(weight.astype(np.float32), reach)
+    return _Band(weight.astype(precision), reach)
 
 
 def _whole_strips(n: int) -> int:
@@ -396,23 +424,31 @@ def _none_if_in_order(positions: Indices, shape: tuple[int, int]) -> Indices | N
 _thread = threading.local()
 
 
-def _buffer(name: str, shape: tuple[int, ...]) -> Values:
+def _buffer(name: str, shape: tuple[int, ...], precision: Precision = "float32") -> Precise:
     """Return this thread's array of a name, uninitialised: allocating a new one costs as much as a product."""
-    held: dict[str, Values] = _thread.__dict__
+    held: dict[str, Precise] = _thread.__dict__
+    # A fit pools in double precision and predicts in single: an array for each, or both would be allocated in turns.
+    name = f"{name} {precision}"
     size = math.prod(shape)
     # One that is far too large is let go, or a thread would hold the largest it ever needed.
     if name not in held or not size <= held[name].size <= 4 * size + _SMALL_BUFFER:
-        held[name] = np.empty(size, np.float32)
+        held[name] = np.empty(size, precision)
     return held[name][:size].reshape(shape)
 
 
-def _subtract(values: NDArray[np.floating], offset: Values, out: Values | None = None) -> Values:
-    difference: Values = np.subtract(values, offset, out=out, dtype=np.float32, casting="same_kind")
+def _subtract(
+    values: NDArray[np.floating],
+    offset: Precise,
+    precision: Precision,
+    out: Precise | None = None,
+) -> Precise:
+    difference: Precise = np.subtract(values, offset, out=out, dtype=precision, casting="same_kind")
     return difference
 
 
-def _standard_deviation(mean_square: Values, mean: Values) -> Values:
-    variance = np.multiply(mean, mean, out=_buffer("variance", mean.shape))
+def _standard_deviation(mean_square: Precise, mean: Precise) -> Precise:
+    precision: Precision = "float32" if mean.dtype == np.float32 else "float64"
+    variance = np.multiply(mean, mean, out=_buffer("variance", mean.shape, precision))
     np.subtract(mean_square, variance, out=variance)
     # Rounding leaves a constant feature a tiny spread: standardised to 1, it would dominate every prediction.
     variance[variance <= _ROUNDING * mean_square] = 0

@@ -24,6 +24,7 @@ from histosge.data.spot_loading import cover, load_spots, read_spots
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Arrays = dict[str, NDArray[Any]]
+OnEmbedding = Callable[[NDArray[np.float32]], None]
 Step = Callable[[int], int]
 """From a number of patches to the step between those whose embeddings are summed up."""
 
@@ -92,6 +93,8 @@ class SurveyedSpots:
         The usable ones, with counts of all genes.
     marks
         See `histosge.data.distinct_spots`.
+    under
+        Indices of the patches under the spots, among all that can be read, in the order of blocks.
     """
 
     survey: SectionSurvey
@@ -99,10 +102,17 @@ class SurveyedSpots:
     counts: SpotCounts
     description: str
     marks: NDArray[np.uint64]
+    under: Indices
 
 
 def survey_section(
-    sample: Sample, store: Store, slide: EmbeddedSlide, step: Step, *, force: bool = False
+    sample: Sample,
+    store: Store,
+    slide: EmbeddedSlide,
+    step: Step,
+    on_embedding: OnEmbedding,
+    *,
+    force: bool = False,
 ) -> SurveyedSpots:
     """Compare a section with its slide, as `load_section` does, and keep no embedding.
 
@@ -110,6 +120,8 @@ def survey_section(
     ----------
     step
         Which patches the embeddings' mean and variance are of.
+    on_embedding
+        Called with the embeddings of each block, ``(n, dim)``.
     force
         Take spots that do not fit the slide, with a warning.
 
@@ -120,7 +132,7 @@ def survey_section(
     """
     measured = load_spots(sample, store, slide.stored, force=force)
     check_complete(slide)
-    patches, mean, variance = _read_positions(slide, step)
+    patches, mean, variance = _read_positions(slide, step, on_embedding)
     covered = cover(measured.spots, patches)
     survey = SectionSurvey(
         covered.usable,
@@ -137,7 +149,8 @@ def survey_section(
         covered.uncovered,
         measured.alignment,
     )
-    return SurveyedSpots(survey, covered.spots, counts, measured.description, measured.marks)
+    under = np.unique(covered.overlap.indices).astype(np.int64)
+    return SurveyedSpots(survey, covered.spots, counts, measured.description, measured.marks, under)
 
 
 def read_surveyed(sample: Sample, store: Store, slide: EmbeddedSlide, survey: SectionSurvey) -> Spots:
@@ -153,7 +166,9 @@ def take_spots(spots: Spots, index: Indices) -> Spots:
     )
 
 
-def _read_positions(slide: EmbeddedSlide, step: Step) -> tuple[Patches, Floats, Floats]:
+def _read_positions(
+    slide: EmbeddedSlide, step: Step, on_embedding: OnEmbedding
+) -> tuple[Patches, Floats, Floats]:
     """Return the patches that have an embedding, without it, and mean and variance of the embeddings of some."""
     every, dim = step(int(slide.stored.is_tissue.sum())), slide.identity.dim
     rows, cols, n_seen, n = list[Indices](), list[Indices](), 0, 0
@@ -163,6 +178,7 @@ def _read_positions(slide: EmbeddedSlide, step: Step) -> tuple[Patches, Floats, 
         row, col, embedding = read_tissue(slide, block)
         rows.append(row)
         cols.append(col)
+        on_embedding(embedding)
         some = embedding[-n_seen % every :: every].astype(np.float64)
         n_seen += len(row)
         if len(some) == 0:

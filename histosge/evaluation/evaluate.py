@@ -18,7 +18,7 @@ from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation.ablation import needs_slides
 from histosge.evaluation.annotated_domains import Annotation
 from histosge.evaluation.encoder_comparison import keep_common_spots, merge_encoders, with_encoder
-from histosge.evaluation.fine_bins import FineBins, check_side
+from histosge.evaluation.fine_bins import FineBins
 from histosge.evaluation.hest_protocol import hest_split, score_hest
 from histosge.evaluation.method_choice import find_methods
 from histosge.evaluation.report_files import (
@@ -28,7 +28,8 @@ from histosge.evaluation.report_files import (
     write_evaluation,
 )
 from histosge.evaluation.results import Scores
-from histosge.evaluation.runner import evaluate_sections
+from histosge.evaluation.runner import DEFAULT_GENES, evaluate_sections
+from histosge.evaluation.unit_pooling import check_side
 from histosge.heldout.splits import SPLITS
 from histosge.models.estimators import ModelSource, check_numbers
 from histosge.reporting.page import Block
@@ -225,6 +226,7 @@ def evaluate(
             inputs=ExtraInputs(reencoders.get(key), annotation, bins),
             made_with=made_with,
             command=_command(samples, store, report_dir, settings),
+            gene_command=_gene_command(samples, store, report_dir, settings),
             on_progress=on_progress,
         )
     found = {
@@ -238,8 +240,14 @@ def evaluate(
     }
     scores = merge_encoders(found)
     notes = dict.fromkeys(note for sections in loaded.values() for note in _notes(sections))
-    command = _command(samples, store, report_dir, settings)
-    write_evaluation(scores, report_dir, notes=list(notes), made_with=made_with, command=command)
+    write_evaluation(
+        scores,
+        report_dir,
+        notes=list(notes),
+        made_with=made_with,
+        command=_command(samples, store, report_dir, settings),
+        gene_command=_gene_command(samples, store, report_dir, settings),
+    )
     return scores
 
 
@@ -266,6 +274,19 @@ def _command(
     options = [str(part) for name, value in given if value is not None for part in (name, value)]
     words = ["histosge", "evaluate", *places, *options, *(["--ablate"] if settings.ablate else [])]
     return shlex.join(words)
+
+
+def _gene_command(
+    samples: str | Path, store: str | Path, report_dir: str | Path, settings: EvaluateSettings
+) -> str:
+    """Return the command of an evaluation that keeps the maps of a gene ``NAME``, since it names the gene."""
+    choice = GeneChoice.parse(settings.genes)
+    # Of all genes, or of a long list, a report keeps only as many maps as fit: fewer genes, and the named one among them.
+    n = DEFAULT_GENES if choice.n_variable is None or choice.is_given else choice.n_variable
+    named = "" if choice.is_given else "".join(f"{gene}," for gene in choice.named)
+    genes = f"{'seurat_v3:' if choice.by_seurat else ''}{n}+{named}NAME"
+    folder = Path(report_dir)
+    return _command(samples, store, folder.with_name(f"{folder.name}-NAME"), replace(settings, genes=genes))
 
 
 def _part_of(on_progress: OnProgress, number: int, total: int, encoder: str) -> OnProgress:
@@ -324,6 +345,7 @@ def score_sections(
     inputs: ExtraInputs | None = None,
     made_with: MadeWith | None = None,
     command: str = "",
+    gene_command: str = "",
     on_progress: OnProgress = ignore_progress,
 ) -> Scores:
     """Score loaded sections and write the report, in the place of an earlier one; `extra` blocks stand below the scores.
@@ -336,7 +358,13 @@ def score_sections(
         _score(loaded, settings, inputs or ExtraInputs(), on_progress), loaded[0].slide.identity.key
     )
     write_evaluation(
-        scores, report_dir, notes=_notes(loaded), extra=extra, made_with=made_with, command=command
+        scores,
+        report_dir,
+        notes=_notes(loaded),
+        extra=extra,
+        made_with=made_with,
+        command=command,
+        gene_command=gene_command,
     )
     return scores
 

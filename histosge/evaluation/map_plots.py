@@ -7,10 +7,9 @@ import numpy as np
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
 from histosge.evaluation.results import GeneMap
-from histosge.reporting.plots import COLOURS, DPI, MAX_MARKS, ROBUST, map_interpolation, scale_bar
+from histosge.reporting.plots import COLOURS, DPI, MAX_MARKS, map_interpolation, robust_range, scale_bar
 
 WIDTH_IN = 11.0
 FADE = 0.55
@@ -22,7 +21,7 @@ def gene_map(shown: GeneMap) -> Figure:
     figure = Figure(figsize=(WIDTH_IN, _height_in(shown)), dpi=DPI, layout="constrained")
     tissue, measured, predicted = figure.subplots(1, 3)
     # From the measured values, for both panels: on a scale of its own a flat prediction would look like a map.
-    norm = _scale(shown.measured)
+    norm = Normalize(*robust_range(shown.measured))
     left, right, bottom, top = _bounds(shown)
     extent, pixels = _extent(shown), map_interpolation(shown.predicted.shape)
     faded = (shown.thumbnail * (1 - FADE) + 255 * FADE).astype(np.uint8)
@@ -55,14 +54,6 @@ def gene_map(shown: GeneMap) -> Figure:
     bar = figure.colorbar(discs, ax=[measured, predicted], extend="both", shrink=0.85, pad=0.02)
     bar.set_label("log1p(CP10k)", fontsize=9)
     return figure
-
-
-def _scale(measured: NDArray[np.float32]) -> Normalize:
-    low, high = (float(value) for value in np.percentile(measured, ROBUST))
-    # A gene counted in a few spots alone has the same percentiles on both sides: take the whole range then.
-    if high <= low:
-        low, high = float(measured.min()), float(measured.max())
-    return Normalize(low, high if high > low else low + 1)
 
 
 def _extent(shown: GeneMap) -> tuple[float, float, float, float]:

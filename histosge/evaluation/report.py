@@ -21,7 +21,6 @@ from histosge.evaluation.score_plots import (
     difference_plot,
     score_distributions,
 )
-from histosge.evaluation.shown_maps import KEPT_GENES, MOST_SECTIONS, OTHER_SECTION
 from histosge.heldout.metric_registry import METRICS
 from histosge.heldout.splits import INTERLEAVED, WITHIN_SECTION
 from histosge.reporting.page import Block, Picture, Table
@@ -82,7 +81,7 @@ def evaluation_blocks(scores: Scores, notes: Sequence[str] = ()) -> list[Block]:
     # Maps first: whoever reads on to the tables has seen what a correlation of 0.3 looks like.
     plots = [_map_block(scores), _spread_block(scores), *_difference_block(scores), *ablation]
     tables = [_score_block(scores), *bin_block(scores), *_domain_block(scores)]
-    return [*plots, *tables, *_other_sections_block(scores), _limitation_block(scores, notes)]
+    return [*plots, *tables, _limitation_block(scores, notes)]
 
 
 def _map_block(scores: Scores) -> Block:
@@ -92,32 +91,17 @@ def _map_block(scores: Scores) -> Block:
     pictures = tuple(
         _map_picture(shown, number, f"{shown.role} gene of {scores.default_preset}")
         for number, shown in enumerate(scores.maps)
-        if shown.role != OTHER_SECTION
     )
     text = (
         f"The best, the median and the worst gene of {scores.default_preset} by held-out Pearson on section"
         f" {first.slide_id}, seed {scores.seeds[0]}. Measured and predicted share one colour scale. Each patch"
         " is predicted by the model that holds out the nearest held-out spot."
     )
+    if scores.section_maps:
+        text += " Every gene, below, has the maps of all sections."
     if scores.split in INTERLEAVED:
         text += " The spots between those shown are training spots."
     return Block("Maps: best, median and worst gene", text, pictures)
-
-
-def _other_sections_block(scores: Scores) -> list[Block]:
-    """Return the maps of further sections, and say how many are left out; nothing for a single section."""
-    others = [(i, shown) for i, shown in enumerate(scores.maps) if shown.role == OTHER_SECTION]
-    if not others:
-        return []
-    gene = scores.maps[0].gene
-    text = (
-        f"One gene of each: {gene}, where it is among the {KEPT_GENES} genes that {scores.default_preset} predicts best"
-        " there, else the best one. Each section has a colour scale of its own."
-    )
-    if len(others) + 1 >= MOST_SECTIONS:
-        text += f" At most {MOST_SECTIONS} sections are shown, in the order of their ids; scores are of all."
-    pictures = tuple(_map_picture(shown, i, shown.slide_id) for i, shown in others)
-    return [Block("Maps of the other sections", text, pictures)]
 
 
 def _map_picture(shown: GeneMap, number: int, label: str) -> Picture:

@@ -51,6 +51,7 @@ def write_evaluation(
     extra: Sequence[Block] = (),
     made_with: MadeWith | None = None,
     command: str = "",
+    gene_command: str = "",
 ) -> Path:
     """Write report.html, its tables; after a failure there is no report.html, or the earlier one.
 
@@ -69,6 +70,8 @@ def write_evaluation(
         Settings and inputs, by which `evaluate` recognises it; None if it need not.
     command
         That makes the same evaluation, without credentials, for the page's last line.
+    gene_command
+        That makes a report with the maps of a gene ``NAME``, for genes whose maps do not fit on this page.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def write_evaluation(
         },
         PAGE: render_report(
             "How well held-out spots are predicted",
-            [maps, lookup_block(scores), *rest[:-1], *extra, rest[-1]],
+            [maps, lookup_block(scores, gene_command), *rest[:-1], *extra, rest[-1]],
             subtitle=subtitle,
             footer=_footer(command),
             record={"made_with": made_with, "scores": _facts(scores)},
@@ -195,7 +198,7 @@ def _facts(scores: Scores) -> dict[str, Any]:
     facts = {
         name: getattr(scores, name)
         for name in scores.__dataclass_fields__
-        if name not in (*TABLES, "maps", "bootstrap")
+        if name not in (*TABLES, "maps", "section_maps", "bootstrap")
     }
     schemas = {name: _schema(getattr(scores, name)) for name in TABLES}
     plain = {

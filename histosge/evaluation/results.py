@@ -17,6 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from histosge.evaluation.paired_bootstrap import PairedBootstrap
+from histosge.reporting.value_maps import PackedMaps
 
 NOISE = "noise"
 SMOOTH_NOISE = "smooth_noise"
@@ -47,7 +48,7 @@ class GeneMap:
     Parameters
     ----------
     gene, role
-        Whose map, and why it is shown: ``best``, ``median`` or ``worst``; ``other section``: one gene of a further section.
+        Whose map, and why it is shown: ``best``, ``median`` or ``worst``.
     pearson
         Held-out, mean over the folds that hold out spots of this section.
     slide_id
@@ -201,8 +202,7 @@ class Scores:
     folds
         Counts of spots, for every seed asked for.
     maps
-        Best, median and worst gene of one section, then one gene of each other; empty if no gene is scored in all folds of
-        the first.
+        Best, median and worst gene of the section with the most held-out spots; empty if no gene is scored in all its folds.
     notes
         Further sentences for the report's caveats.
     left_out
@@ -227,6 +227,8 @@ class Scores:
         Of what size and how many the bins are at which maps were scored, too; None where none were asked for. Their rows
         have metrics such as ``pearson_mean_at_8um``, and `genes` the columns ``pearson_at_8um`` and
         ``pearson_within_spots_at_8um``. The oracle ``depth`` has such rows also where it is none of `presets`.
+    section_maps
+        Maps of every section and gene as the page stores them; see `histosge.evaluation.section_maps` for what is left out.
     was_there
         Whether `histosge.evaluate` found them finished, so that nothing was fitted.
     """
@@ -251,6 +253,7 @@ class Scores:
     entries: Mapping[str, Entry] = field(default_factory=dict)
     bootstrap: PairedBootstrap | None = field(default=None, repr=False, compare=False)
     bins: BinFacts | None = None
+    section_maps: tuple[PackedMaps, ...] = ()
     was_there: bool = False
 
     @property

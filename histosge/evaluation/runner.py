@@ -30,7 +30,7 @@ from histosge.evaluation.paired_bootstrap import PairedBootstrap, ordered_pairs
 from histosge.evaluation.plan_notes import gene_rule, plan_notes
 from histosge.evaluation.results import NOISE, SMOOTH_NOISE, FoldCount, Scores
 from histosge.evaluation.score_rows import SCORE_SCHEMA, ScoreTable
-from histosge.evaluation.shown_maps import HeldOutMaps, shown_maps
+from histosge.evaluation.shown_maps import EvaluationMaps
 from histosge.evaluation.task_scorer import TaskScorer, check_intervals
 from histosge.evaluation.tasks import Plan
 from histosge.heldout.splits import Fold
@@ -150,7 +150,7 @@ def score_plan(
     names, shown = tuple(method.name for method in methods), choose_shown(methods)
     folds = plan.folds(seeds[0])
     # Of the first seed: folds of a block split differ from seed to seed, and a map is of one set of folds.
-    maps = HeldOutMaps.for_sections(plan.sections, folds)
+    maps = EvaluationMaps(plan.sections, folds, plan.genes.named)
     draws, smooth_draws = _noise_draws(seeds, NOISE_DRAWS), _noise_draws(seeds, SMOOTH_DRAWS)
     n_control = sum(len(some) for some in (*draws.values(), *smooth_draws.values()))
     n_fits = len(folds) * (len(names) * len(seeds) + n_control)
@@ -168,7 +168,7 @@ def score_plan(
         for number, method in enumerate(methods):
             table.report_progress(method.name, task)
             is_shown = method.name == shown
-            result = scorer.score(method, maps if is_shown and task.seed == seeds[0] else ())
+            result = scorer.score(method, maps if is_shown and task.seed == seeds[0] else None)
             table.add(method.name, result)
             table.bootstrap.add(method.name, result.held_out, result.predicted)
             table.add_domains(method.name, result, with_measured=number == 0)
@@ -192,10 +192,12 @@ def score_plan(
         buffer_um=plan.buffer_um,
         gene_rule=gene_rule(plan.genes),
         folds=tuple(_fold_count(seed, fold) for seed in seeds for fold in plan.folds(seed)),
-        maps=shown_maps(maps),
+        maps=maps.drawn(),
+        section_maps=maps.packed(),
         notes=(
             *plan_notes(plan, table.halo_um),
             *domain_notes(annotation),
+            *maps.notes(),
         ),
         domains=domains,
         differences=table.bootstrap.table(ordered_pairs(names, shown), plan.split),

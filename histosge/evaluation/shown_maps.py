@@ -1,14 +1,14 @@
 """Which held-out maps a report shows, collected fold by fold without keeping whole predictions.
 
-The section with the most held-out spots is shown with three genes, further ones with one gene each, for one preset and
-one seed. Each patch is predicted by the fold that holds out the nearest held-out spot. Genes are picked by
-held-out score; nothing else about them is looked at.
+The section with the most held-out spots is drawn with three genes; the page draws any gene of every section from what
+`section_maps` packs. All are of one preset and one seed. Each patch is predicted by the fold that holds out the nearest
+held-out spot. Genes are picked by held-out score; nothing else about them is looked at.
 
 It fits nothing and draws nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -17,14 +17,9 @@ from scipy.spatial import cKDTree
 
 from histosge.data.sections import Section
 from histosge.evaluation.results import GeneMap
+from histosge.evaluation.section_maps import MapBudget, SectionMapCollector, SectionPrediction
 from histosge.heldout.splits import Fold
-
-MOST_SECTIONS = 12
-"""Sections with maps in a report: at about 0.15 MB each the page stays small enough to be sent."""
-KEPT_GENES = 20
-"""Of a further section, until its own best gene is known: a whole prediction of each would not fit into memory."""
-OTHER_SECTION = "other section"
-"""Role of the gene that is shown of a further section."""
+from histosge.reporting.value_maps import PackedMaps
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,7 @@ class FoldPrediction:
     target
         log1p(CP10k) of all spots of the section, ``(n_spots, n_genes)``.
     predicted
-        log1p(CP10k) of all its patches, ``(n_patches, n_genes)``.
+        log1p(CP10k) of the patches that are this fold's to predict, ``(n_own, n_genes)``.
     """
 
     genes: tuple[str, ...]
@@ -60,61 +55,20 @@ class HeldOutMaps:
         that no fold holds out. Shapes ``(n_spots,)`` and ``(n_patches,)``.
     predictions
         Fold name -> its prediction, reduced to the patches that are this fold's to predict.
-    most_genes
-        Of a prediction that are kept, the fold's best ones; None: all.
     """
 
     section: Section
     spot_fold: NDArray[np.object_]
     patch_fold: NDArray[np.object_]
     predictions: dict[str, FoldPrediction] = field(default_factory=dict)
-    most_genes: int | None = None
 
     @classmethod
-    def for_sections(cls, sections: Sequence[Section], folds: Sequence[Fold]) -> list[Self]:
-        """Take the section with the most held-out spots first, the first of several, and then others in their order.
-
-        Sections beyond `MOST_SECTIONS`, and those of which nothing is held out, are left out.
-        """
-
-        def held_out(section: Section) -> int:
-            return sum(int(fold.test[section.slide_id].sum()) for fold in folds)
-
-        first = max(sections, key=held_out)
-        others = [section for section in sections if section is not first and held_out(section)]
-        shown = [first, *others[: MOST_SECTIONS - 1]]
-        return [
-            cls.for_section(section, folds, None if section is first else KEPT_GENES) for section in shown
-        ]
-
-    @classmethod
-    def for_section(cls, section: Section, folds: Sequence[Fold], most_genes: int | None = None) -> Self:
+    def for_section(cls, section: Section, folds: Sequence[Fold]) -> Self:
         """Find out which fold predicts each patch of a section."""
-        spot_fold = np.full(len(section.spots), "", dtype=object)
-        for fold in folds:
-            spot_fold[fold.test[section.slide_id]] = fold.name
-        # A random split never holds out half of the spots: patches belong to the nearest one that it does.
-        held_out_spots = np.flatnonzero(spot_fold != "")
-        _, nearest = cKDTree(section.spots.xy_um[held_out_spots]).query(section.patches.xy_um)
-        return cls(section, spot_fold, spot_fold[held_out_spots][nearest], most_genes=most_genes)
+        return cls(section, spot_folds(section, folds), patch_folds(section, folds))
 
     def add(self, fold: Fold, prediction: FoldPrediction) -> None:
-        """Add a fold's prediction of the shown section; patches that are another fold's to predict are dropped."""
-        # Cut down at once: all folds' whole maps would be slides x genes x folds in memory.
-        own = prediction.predicted[self.patch_fold == fold.name]
-        prediction = replace(prediction, predicted=own)
-        if self.most_genes is not None:
-            # Of all folds the same genes: those that the first one predicts best.
-            first = next(iter(self.predictions.values()), prediction)
-            best = np.argsort(-first.pearson, kind="stable")[: self.most_genes]
-            names = {first.genes[i] for i in best}
-            kept = [i for i, gene in enumerate(prediction.genes) if gene in names]
-            prediction = FoldPrediction(
-                tuple(prediction.genes[i] for i in kept),
-                prediction.pearson[kept],
-                prediction.target[:, kept],
-                prediction.predicted[:, kept],
-            )
+        """Add a fold's prediction of the shown section, cut down to the patches that are this fold's to predict."""
         self.predictions[fold.name] = prediction
 
     def maps(self) -> tuple[GeneMap, ...]:
@@ -129,13 +83,6 @@ class HeldOutMaps:
             # Of fewer than three genes one plays two roles: it is shown once, under the first.
             shown.setdefault(place, role)
         return tuple(self._map(ranked[place], role) for place, role in shown.items() if ranked)
-
-    def other(self, prefer: str) -> GeneMap | None:
-        """Return the map of one gene of a further section: of `prefer`, if it is among its best, else of its best."""
-        ranked = self._ranked()
-        if not ranked:
-            return None
-        return self._map(prefer if prefer in ranked else ranked[0], OTHER_SECTION)
 
     def _ranked(self) -> list[str]:
         """Return the genes that every fold of this section has, best first."""
@@ -178,11 +125,102 @@ class HeldOutMaps:
         )
 
 
-def shown_maps(sections: Sequence[HeldOutMaps]) -> tuple[GeneMap, ...]:
-    """Return the maps of the first section, and then one of each other."""
-    first, *others = sections
-    maps = first.maps()
-    if not maps:
-        return ()
-    further = (section.other(prefer=maps[0].gene) for section in others)
-    return (*maps, *(found for found in further if found is not None))
+class EvaluationMaps:
+    """Collects the maps of all sections while folds go by.
+
+    Parameters
+    ----------
+    sections, folds
+        Of one seed.
+    first
+        Genes whose maps are kept before others, such as those that a user named.
+    """
+
+    def __init__(self, sections: Sequence[Section], folds: Sequence[Fold], first: Sequence[str] = ()) -> None:
+        counts = [sum(int(fold.test[section.slide_id].sum()) for fold in folds) for section in sections]
+        # The first of several: sections come in the order of their ids.
+        best = sections[int(np.argmax(counts))]
+        self._best = HeldOutMaps.for_section(best, folds)
+        # In this order they are kept where not all fit.
+        others = [s for s, n in zip(sections, counts, strict=True) if n and s is not best]
+        self._sections = {section.slide_id: section for section in (best, *others)}
+        self._owners = {slide_id: patch_folds(section, folds) for slide_id, section in self._sections.items()}
+        self._first = tuple(first)
+        self._collectors: dict[str, SectionMapCollector] | None = None
+
+    def start_fold(self, genes: Sequence[str], pearson: NDArray[np.float64]) -> None:
+        """Choose what is kept of all maps, by the first fold's genes and their held-out scores, ``(n_genes,)``."""
+        if self._collectors is not None:
+            return
+        ranked = [genes[i] for i in np.argsort(-pearson, kind="stable")]
+        budget = MapBudget.choose(list(self._sections.values()), ranked, self._first)
+        self._collectors = {
+            slide_id: SectionMapCollector(section, budget)
+            for slide_id, section in self._sections.items()
+            if slide_id in budget.slide_ids
+        }
+
+    def owned_patches(self, slide_id: str, fold: Fold) -> NDArray[np.bool_] | None:
+        """Return which patches are this fold's to predict, ``(n_patches,)``; None where no map of the section is kept."""
+        if slide_id not in (self._collectors or ()) or not fold.test[slide_id].any():
+            return None
+        return np.asarray(self._owners[slide_id] == fold.name)
+
+    def add(
+        self,
+        fold: Fold,
+        slide_id: str,
+        prediction: SectionPrediction,
+        pearson: NDArray[np.float64],
+        target: NDArray[np.float32],
+    ) -> None:
+        """Add a fold's prediction of one section, of the patches that `owned_patches` gave.
+
+        Parameters
+        ----------
+        pearson
+            The fold's held-out scores, ``(n_genes,)``.
+        target
+            log1p(CP10k) of all spots of the section, ``(n_spots, n_genes)``.
+        """
+        assert self._collectors is not None
+        self._collectors[slide_id].add(prediction)
+        if slide_id == self._best.section.slide_id:
+            self._best.add(fold, FoldPrediction(prediction.genes, pearson, target, prediction.predicted))
+
+    def notes(self) -> tuple[str, ...]:
+        """Return a sentence where not all sections have maps."""
+        if self._collectors is None or len(self._collectors) == len(self._sections):
+            return ()
+        note = (
+            f"Maps: {len(self._collectors)} of {len(self._sections)} sections have them, so that the page stays small;"
+            " scores are of all. A sample sheet of fewer sections shows the others."
+        )
+        return (note,)
+
+    def drawn(self) -> tuple[GeneMap, ...]:
+        """Return the maps of the best, the median and the worst gene of the section with the most held-out spots."""
+        return self._best.maps()
+
+    def packed(self) -> tuple[PackedMaps, ...]:
+        """Return the maps of every section, in the order of their ids."""
+        collectors = self._collectors or {}
+        found = (collectors[slide_id].maps() for slide_id in sorted(collectors))
+        return tuple(maps.pack() for maps in found if maps is not None)
+
+
+def patch_folds(section: Section, folds: Sequence[Fold]) -> NDArray[np.object_]:
+    """Return the name of the fold that holds out each patch's nearest held-out spot, ``(n_patches,)``."""
+    spot_fold = spot_folds(section, folds)
+    # A random split never holds out half of the spots: patches belong to the nearest one that it does.
+    held_out_spots = np.flatnonzero(spot_fold != "")
+    _, nearest = cKDTree(section.spots.xy_um[held_out_spots]).query(section.patches.xy_um)
+    return spot_fold[held_out_spots][nearest]
+
+
+def spot_folds(section: Section, folds: Sequence[Fold]) -> NDArray[np.object_]:
+    """Return the name of the fold that holds out each spot, ``(n_spots,)``; empty where none does."""
+    found = np.full(len(section.spots), "", dtype=object)
+    for fold in folds:
+        found[fold.test[section.slide_id]] = fold.name
+    return found

@@ -19,7 +19,8 @@ from histosge.evaluation.methods import (
     ModelMethod,
 )
 from histosge.evaluation.paired_bootstrap import HeldOutSpots
-from histosge.evaluation.shown_maps import FoldPrediction, HeldOutMaps
+from histosge.evaluation.section_maps import SectionPrediction
+from histosge.evaluation.shown_maps import EvaluationMaps
 from histosge.evaluation.tasks import Task
 from histosge.heldout.metric_registry import METRICS, ScoredSpots
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
@@ -70,8 +71,8 @@ class TaskScorer:
     fitted: dict[str, MethodScore] = field(default_factory=dict)
     bins: HeldOutBins | None = None
 
-    def score(self, method: Method, maps: Sequence[HeldOutMaps] = ()) -> MethodScore:
-        """Fit on the task's training spots, and score all of its held-out spots; `maps` take the map, if given."""
+    def score(self, method: Method, maps: EvaluationMaps | None = None) -> MethodScore:
+        """Fit on the task's training spots, and score all of its held-out spots; `maps` take the maps, if given."""
         if not isinstance(method, AblationMethod):
             return self._score(method, maps, with_all_spots=self.with_all_spots)
         name = method.fit_name(self.task)
@@ -79,7 +80,7 @@ class TaskScorer:
             self.fitted[name] = self._score(method, maps, with_all_spots=True)
         return self.fitted[name]
 
-    def _score(self, method: Method, maps: Sequence[HeldOutMaps], *, with_all_spots: bool) -> MethodScore:
+    def _score(self, method: Method, maps: EvaluationMaps | None, *, with_all_spots: bool) -> MethodScore:
         task = method.prepare(self.task)
         fitted = method.fit(task, self.epochs)
         sections = task.held_out()
@@ -95,8 +96,8 @@ class TaskScorer:
             )
         spots = ScoredSpots(held_out.depth, held_out.section, xy_um)
         genes = score_genes(held_out.truth, predicted, spots, METRICS.records())
-        for shown in maps:
-            _add_map(shown, task, fitted, genes)
+        if maps is not None:
+            _add_maps(maps, task, fitted, (held_out, predicted), genes.pearson)
         all_spots = _all_spots(task, fitted) if with_all_spots else None
         at_bins = None if self.bins is None else self.bins.score_method(task, fitted)
         return MethodScore(task, held_out, predicted, genes, all_spots, fitted, at_bins)
@@ -128,18 +129,35 @@ def check_intervals(method: Method, result: MethodScore, epochs: int | None) -> 
     return intervals.scores(truth, result.predicted.astype(np.float32), depth)
 
 
-def _add_map(maps: HeldOutMaps, task: Task, fitted: FittedMethod, genes: GeneScores) -> None:
-    """Add the map of a shown section, if this fold holds out spots of it and the method predicts patches.
+def _add_maps(
+    maps: EvaluationMaps,
+    task: Task,
+    fitted: FittedMethod,
+    scored: tuple[HeldOutSpots, NDArray[np.float64]],
+    pearson: NDArray[np.float64],
+) -> None:
+    """Add the maps of the sections of which this fold holds out spots, if the method predicts patches.
 
-    All of its patches are drawn, also those that neither training nor held-out spots may see: no score looks at them.
+    All of their patches are drawn, also those that neither training nor held-out spots may see: no score looks at them.
     """
-    slide_id = maps.section.slide_id
-    if not task.fold.test[slide_id].any():
-        return
-    section, target = next(pair for pair in task.all_spots() if pair[0].slide_id == slide_id)
-    predicted = fitted.predict_map(section)
-    if predicted is not None:
-        maps.add(task.fold, FoldPrediction(task.genes, genes.pearson, target, predicted))
+    held_out, predicted = scored
+    maps.start_fold(task.genes, pearson)
+    for section, target in task.all_spots():
+        own = maps.owned_patches(section.slide_id, task.fold)
+        # One section at a time: the maps of a cohort would not fit into memory together.
+        whole = None if own is None else fitted.predict_map(section)
+        if own is None or whole is None:
+            continue
+        spots = held_out.section == section.slide_id
+        part = SectionPrediction(
+            task.genes,
+            held_out.truth[spots],
+            predicted[spots],
+            task.fold.test[section.slide_id],
+            whole[own],
+            own,
+        )
+        maps.add(task.fold, section.slide_id, part, pearson, target)
 
 
 def _held_out_spots(task: Task, sections: Sequence[tuple[Section, NDArray[np.float32]]]) -> HeldOutSpots:

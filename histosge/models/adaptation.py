@@ -244,18 +244,10 @@ def adapt_loadings(groups: Sequence[RidgeSums], axes: Floats) -> tuple[Floats, f
     start = max(float((axes * whole.xy.T).sum()) / square, 0.0) * axes if square > 0 else 0 * axes
     if len(groups) < 2:
         return start, KEEP
-    residual = [_less(sums, start) for sums in groups]
+    residual = [sums.residual(Affine(start.T, np.zeros(len(start)))) for sums in groups]
     chosen = choose_penalties(residual, [slice(0, len(axes))], LOADING_PENALTIES)
     change = RidgeSolver.from_sums(total(residual)).solve(chosen.penalties)
     return start + change.weight.T, float(chosen.penalties[0])
-
-
-def _less(sums: RidgeSums, axes: Floats) -> RidgeSums:
-    """Return the sums with the outputs less ``inputs @ axes.T``."""
-    y = sums.y - axes @ sums.x
-    xy = sums.xy - sums.xx @ axes.T
-    yy = sums.yy - 2 * (axes * sums.xy.T).sum(axis=1) + (axes * (axes @ sums.xx)).sum(axis=1)
-    return replace(sums, y=y, xy=xy, yy=yy)
 
 
 def _pattern_sums(

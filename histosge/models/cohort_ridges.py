@@ -7,7 +7,7 @@ Terms
     group   sections that are left out together when penalties and weights are chosen
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self, overload
 
@@ -23,16 +23,14 @@ from histosge.models.linear_algebra import (
     symmetric_eigen,
 )
 from histosge.models.presets.ridge import MAX_DIM, RidgeModel
-from histosge.models.ridge_sums import RidgeSolver, RidgeSums, choose_penalties, total
-from histosge.models.scale_ridges import SIGMAS_UM, stack
-
-
-def standardiser_from_sums(sums: RidgeSums, reference: Floats) -> Standardiser:
-    """Return what `Standardiser.fit` gives for the rows, from their sums about a reference, ``(dim,)``."""
-    shift = sums.x / sums.n
-    mean, variance = reference + shift, np.diag(sums.xx) / sums.n - shift**2
-    sd = np.sqrt(np.maximum(variance, 0.0))
-    return Standardiser(mean, np.where(sd > 1e-6 * np.maximum(np.abs(mean), 1e-6), sd, np.inf))
+from histosge.models.ridge_sums import (
+    RidgeSolver,
+    RidgeSums,
+    choose_penalties,
+    standardiser_from_sums,
+    total,
+)
+from histosge.models.scale_ridges import stack
 
 
 @dataclass(frozen=True)
@@ -63,24 +61,32 @@ class _Standardised(Sequence[RidgeSums]):
 
 @dataclass(frozen=True)
 class ScaleSolution:
-    """The ridge of one scale, and those without each group.
+    """The ridge of one scale or of the differences of scales, and those without each group.
 
     Parameters
     ----------
     ridge
-        From pooled embeddings to all outputs.
+        From pooled embeddings, or their differences, to all outputs.
     without
         Per group, to the stacked outputs; empty where there is one group.
     penalties
         Of the stacked outputs and of each further one.
+    input_mean
+        ``(dim,)``.
     """
 
     ridge: Affine
     without: list[Affine]
     penalties: tuple[float, ...]
+    input_mean: Floats
 
 
-def solve_scale(groups: Sequence[RidgeSums], reference: Floats, n_stacked: int) -> ScaleSolution:
+def solve_scale(
+    groups: Sequence[RidgeSums],
+    reference: Floats,
+    n_stacked: int,
+    adjust: Callable[[Standardiser], Standardiser] = lambda found: found,
+) -> ScaleSolution:
     """Fit the ridge of one scale as `fit_scale_ridges` does.
 
     Parameters
@@ -89,9 +95,11 @@ def solve_scale(groups: Sequence[RidgeSums], reference: Floats, n_stacked: int) 
         Sums of each, of pooled embeddings less the reference; read anew whenever they are iterated over.
     n_stacked
         The first outputs, which have one penalty together; each further one has its own.
+    adjust
+        From mean and standard deviation of the inputs to how they are standardised.
     """
     whole = total(groups)
-    standardiser = standardiser_from_sums(whole, reference)
+    standardiser = adjust(standardiser_from_sums(whole, reference))
     shift, by = standardiser.mean - reference, 1 / standardiser.scale
     shared = [slice(0, n_stacked), *(slice(i, i + 1) for i in range(n_stacked, len(whole.y)))]
     chosen = choose_penalties(_Standardised(groups, shift, by), shared)
@@ -101,21 +109,22 @@ def solve_scale(groups: Sequence[RidgeSums], reference: Floats, n_stacked: int) 
         ridge.after(standardiser),
         [fit.after(standardiser) for fit in stacked],
         tuple(float(chosen.penalties[part.start]) for part in shared),
+        standardiser.mean,
     )
 
 
 @dataclass
 class StackingSums:
-    """Products of the scales' held-out predictions with each other and with the outputs, per group.
+    """Products of the ridges' held-out predictions with each other and with the outputs, per group.
 
     Parameters
     ----------
     n
         Spots of each group.
     predicted, outputs
-        Sums over spots, ``(n_groups, n_scales, n_outputs)`` and ``(n_groups, n_outputs)``.
+        Sums over spots, ``(n_groups, n_ridges, n_outputs)`` and ``(n_groups, n_outputs)``.
     products, with_outputs
-        Sums over spots and outputs, ``(n_groups, n_scales, n_scales)`` and ``(n_groups, n_scales)``.
+        Sums over spots and outputs, ``(n_groups, n_ridges, n_ridges)`` and ``(n_groups, n_ridges)``.
     square
         Of all outputs of all spots.
     """
@@ -128,19 +137,18 @@ class StackingSums:
     square: float = field(default=0.0)
 
     @classmethod
-    def zeros(cls, n_groups: int, n_outputs: int) -> Self:
+    def zeros(cls, n_groups: int, n_outputs: int, n_ridges: int) -> Self:
         """Return the sums of no spots."""
-        n_scales = len(SIGMAS_UM)
         return cls(
             np.zeros(n_groups),
-            np.zeros((n_groups, n_scales, n_outputs)),
+            np.zeros((n_groups, n_ridges, n_outputs)),
             np.zeros((n_groups, n_outputs)),
-            np.zeros((n_groups, n_scales, n_scales)),
-            np.zeros((n_groups, n_scales)),
+            np.zeros((n_groups, n_ridges, n_ridges)),
+            np.zeros((n_groups, n_ridges)),
         )
 
     def add(self, group: int, predicted: Floats, outputs: Floats) -> None:
-        """Add spots of a group: held-out predictions, ``(n_scales, n, n_outputs)``, and outputs, ``(n, n_outputs)``."""
+        """Add spots of a group: held-out predictions, ``(n_ridges, n, n_outputs)``, and outputs, ``(n, n_outputs)``."""
         self.n[group] += len(outputs)
         self.predicted[group] += predicted.sum(axis=1)
         self.outputs[group] += outputs.sum(axis=0)
@@ -161,15 +169,15 @@ class StackingSums:
         self.square += float(arrays["square"])
 
     def weights(self) -> Floats:
-        """Return one weight per scale, as `fit_scale_ridges` chooses them."""
-        n_scales = self.products.shape[1]
+        """Return one weight per ridge, as `fit_scale_ridges` chooses them."""
+        n_ridges = self.products.shape[1]
         if len(self.n) < 2 or self.square == 0:
-            return np.full(n_scales, 1 / n_scales)
+            return np.full(n_ridges, 1 / n_ridges)
         n = np.maximum(self.n, 1)
         means = np.einsum("gao,gbo->gab", self.predicted, self.predicted) / n[:, None, None]
         products = (self.products - means).sum(axis=0)
         with_outputs = self.with_outputs - np.einsum("gao,go->ga", self.predicted, self.outputs) / n[:, None]
-        # A triangle with these products stands for the rows of all spots. Where two scales predict the same, the last
+        # A triangle with these products stands for the rows of all spots. Where two ridges predict the same, the last
         # eigenvalue is rounding.
         values, vectors = symmetric_eigen(products)
         roots = np.sqrt(np.maximum(values, 1e-14 * max(values[-1], 1e-300)))
@@ -177,8 +185,18 @@ class StackingSums:
         return stack(rows, vectors.T @ with_outputs.sum(axis=0) / roots, float(np.sqrt(self.square)))
 
 
-def ridge_from_sums(groups: Sequence[RidgeSums], reference: Floats) -> RidgeModel:
-    """Fit the preset `ridge` from sums of spots' embeddings, less the reference, with log1p(CP10k) of all genes."""
+def ridge_from_sums(
+    groups: Sequence[RidgeSums], reference: Floats, penalties: Sequence[float] = RIDGE_PENALTIES
+) -> RidgeModel:
+    """Fit the preset `ridge` from sums of spots' embeddings, less the reference, with log1p(CP10k) of all genes.
+
+    Parameters
+    ----------
+    groups
+        Sums of what is left out together.
+    penalties
+        To choose from.
+    """
     whole = total(groups)
     standardiser = standardiser_from_sums(whole, reference)
     shift, by = standardiser.mean - reference, 1 / standardiser.scale
@@ -190,14 +208,14 @@ def ridge_from_sums(groups: Sequence[RidgeSums], reference: Floats) -> RidgeMode
     # Components are few: the sums of all groups fit into memory.
     parts = [group.mapped(shift, by) for group in groups]
     whole = total(parts)
-    error = np.zeros(len(RIDGE_PENALTIES))
+    error = np.zeros(len(penalties))
     if len(parts) < 2:
         error[len(error) // 2] = -1.0
     else:
         for part in parts:
             path = ridge_path(whole - part)
-            error += [squared_error(part, path.solve(penalty)) for penalty in RIDGE_PENALTIES]
-    penalty = RIDGE_PENALTIES[int(error.argmin())]
+            error += [squared_error(part, path.solve(penalty)) for penalty in penalties]
+    penalty = penalties[int(error.argmin())]
     affine = ridge_path(whole).solve(penalty)
     if axes is not None:
         affine = Affine(axes @ affine.weight, affine.offset)

@@ -1,4 +1,4 @@
-"""The default preset: low-rank targets, each predicted by the mean of ridge regressions at several scales.
+"""The default preset: low-rank targets, each predicted by the mean of ridges at several scales and on their differences.
 
 From the embeddings around a spot to a few patterns of genes, and from those to all genes: on a few hundred spots that
 is as good as anything deeper, and it is solved in a second.
@@ -32,6 +32,10 @@ from histosge.models.stain_invariance import STRENGTH
 N_PATTERNS = 10
 N_FOLDS = 5
 """Folds of spots that are left out in turn by `out_of_fold`."""
+WHOLE_SECTIONS_FROM = 4
+"""Sections from which on a count loss leaves whole ones out for its patterns, and not spots at random, which keeps their
+neighbours in the fit. Held-out Pearson was 0.018 higher with seven synthetic donors, equal with four, and 0.017 lower with
+two public sections, of which one alone was left to fit to."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +84,11 @@ class DenseModel:
         epochs: int | None = None,
         loss: str = SQUARED_ERROR,
     ) -> Self:
-        """Solve in closed form; epochs have no effect, and the seed only draws the folds for a count loss."""
-        # Out of fold: patterns of a fit that saw the spot are nearer to its counts than on new tissue.
-        folds = None if loss == SQUARED_ERROR else random_folds(sections, seed)
-        linear = LinearFit.fit(sections, folds)
+        """Solve in closed form; epochs have no effect, and the seed draws folds of few sections for a count loss."""
+        # Out of fold: patterns of a fit that saw the spot are nearer to its counts than on new tissue. Whole sections are
+        # left out at no further cost: by the fits that penalties are chosen with.
+        is_drawn = loss != SQUARED_ERROR and len(sections) < WHOLE_SECTIONS_FROM
+        linear = LinearFit.fit(sections, random_folds(sections, seed) if is_drawn else None)
         return cls.from_linear_fit(linear, sections, loss=loss)
 
     @classmethod
@@ -198,8 +203,8 @@ class LinearFit:
     has_depth
         Whether depth is the last output of `ridges`.
     patterns, out_of_fold
-        Of all spots, ``(n_spots, n_patterns)``: as measured, and as predicted by fits without the spot's fold (None if
-        no folds were given).
+        Of all spots, ``(n_spots, n_patterns)``: as measured, and as predicted by fits without the spot's fold; without
+        folds, of several sections by fits without the spot's section, about the section's mean, and else None.
     groups
         Spots that are held out together, see `spatial_groups`.
     section_ends
@@ -224,6 +229,9 @@ class LinearFit:
         fitted = fit_scale_ridges(sections, Outputs(values, groups, patterns.shape[1]), folds)
         predicted = None if fitted.out_of_fold is None else fitted.out_of_fold[:, : patterns.shape[1]]
         ends = np.cumsum([len(s.target) for s in sections])[:-1]
+        if folds is None and fitted.left_out is not None and len(sections) > 1:
+            # How far a section that was left out lies off as a whole is none of its patterns.
+            predicted = np.concatenate([p - p.mean(axis=0) for p in np.split(fitted.left_out, ends)])
         return cls(fitted.ridges, targets, depth is not None, patterns, predicted, groups, ends)
 
     def by_section(self, values: NDArray[Any]) -> list[NDArray[Any]]:

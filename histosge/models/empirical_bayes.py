@@ -25,10 +25,19 @@ def dispersion(counts: Floats, exposure: Floats, rate: Floats) -> Floats:
     exposure
         ``(n_spots,)``.
     """
+    return dispersion_from_sums(*dispersion_sums(counts, exposure, rate))
+
+
+def dispersion_sums(counts: Floats, exposure: Floats, rate: Floats) -> tuple[Floats, Floats]:
+    """Return what `dispersion_from_sums` needs, ``(n_genes,)`` each; sums of several sets of spots add up."""
     expected = rate * exposure[:, None]
     # Counts vary by their mean (Poisson) and by dispersion x mean squared: what exceeds the former is the latter.
-    excess = ((counts - expected) ** 2 - expected).sum(axis=0)
-    return np.asarray(np.maximum(excess, 0.0) / np.maximum((expected**2).sum(axis=0), 1e-12))
+    return ((counts - expected) ** 2 - expected).sum(axis=0), (expected**2).sum(axis=0)
+
+
+def dispersion_from_sums(excess: Floats, square: Floats) -> Floats:
+    """Return each gene's dispersion, ``(n_genes,)``, from `dispersion_sums`."""
+    return np.asarray(np.maximum(excess, 0.0) / np.maximum(square, 1e-12))
 
 
 def posterior_rates(counts: Floats, exposure: Floats, rate: Floats) -> Floats:

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from histosge.models.linear_algebra import Affine, Floats, Indices, symmetric_eigen
+from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, symmetric_eigen
 from histosge.threads import blas_threads_for
 
 # Two a decade; with four, the public sections scored the same to 0.001. The largest gives almost the mean.
@@ -135,6 +135,17 @@ class RidgeSums:
             return replace(self, x=x * by, xx=xx * by[:, None] * by, xy=xy * by[:, None])
         return replace(self, x=x @ by, xx=by.T @ xx @ by, xy=by.T @ xy)
 
+    def residual(self, affine: Affine) -> "RidgeSums":
+        """Return the sums with the outputs less what a map predicts from the inputs."""
+        W, b = affine.weight, affine.offset
+        predicted, squares = self.xx @ W, b * (2 * (self.x @ W) + self.n * b)
+        return replace(
+            self,
+            y=self.y - self.x @ W - self.n * b,
+            xy=self.xy - predicted - np.outer(self.x, b),
+            yy=self.yy - 2 * ((W * self.xy).sum(axis=0) + b * self.y) + (W * predicted).sum(axis=0) + squares,
+        )
+
     def with_input_noise(self, covariance: Floats) -> "RidgeSums":
         """Return the sums as if noise of mean 0 and a covariance, ``(dim, dim)``, were added to the inputs of each row.
 
@@ -153,6 +164,14 @@ class RidgeSums:
         linear = (W * self.xy).sum(axis=0) + b * (self.y - self.x @ W)
         mean_error = (self.y - self.x @ W) / max(self.n, 1) - b
         return np.asarray(self.yy - 2 * linear + quadratic + self.n * (b**2 - mean_error**2))
+
+
+def standardiser_from_sums(sums: RidgeSums, reference: Floats) -> Standardiser:
+    """Return what `Standardiser.fit` gives for the rows, from their sums about a reference, ``(dim,)``."""
+    shift = sums.x / sums.n
+    mean, variance = reference + shift, np.diag(sums.xx) / sums.n - shift**2
+    sd = np.sqrt(np.maximum(variance, 0.0))
+    return Standardiser(mean, np.where(sd > 1e-6 * np.maximum(np.abs(mean), 1e-6), sd, np.inf))
 
 
 @dataclass(frozen=True)

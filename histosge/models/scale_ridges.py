@@ -1,13 +1,15 @@
-"""Ridge regressions on embeddings pooled by a Gaussian around each spot: one for each scale, averaged.
+"""Ridge regressions on embeddings pooled by a Gaussian around each spot: one for each scale and one of all, averaged.
 
 Each scale sees other tissue: the disc itself, its neighbourhood, a whole structure. None is selected, since choosing
-one on a few sections costs more than it gains. They are averaged with weights between equal ones and those that predict
+one on a few sections costs more than it gains. One more ridge sees the differences between them (`scale_differences`).
+They are averaged with weights between equal ones and those that predict
 held-out groups best. A mean over neighbours commutes with a linear map, so prediction
 projects each patch on the outputs of all scales first and pools those few numbers.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, Self
 
 import msgspec
@@ -16,19 +18,22 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from histosge.data.embedded_slide import Reduce
-from histosge.data.gaussian_pooling import TRUNCATE, Values, gaussian_pool, sum_pooled
+from histosge.data.gaussian_pooling import TRUNCATE, Moment, Values, pool_moments, sum_pooled
 from histosge.data.sections import Patches, TrainingSection
 from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, symmetric_eigen
 from histosge.models.nested_state import read_config, take
 from histosge.models.prediction_device import project
 from histosge.models.protocol import State
 from histosge.models.ridge_sums import RidgeSolver, RidgeSums, choose_penalties, leave_out, total
-from histosge.models.stain_invariance import stain_covariance
+from histosge.models.scale_differences import ScaleDifferences, fold_weights, sample_patches
+from histosge.models.stain_invariance import relative_stain_covariance, stain_covariance
 
 SIGMAS_UM = (0.0, 40.0, 80.0, 160.0, 320.0)
 """Standard deviations of the Gaussians, microns; 0 is the patches under the disc alone."""
+WITH_DIFFERENCES = True
+"""Whether there is a ridge on the differences of the scales; `benchmarks/ideas.py` measures what it gives."""
 EQUAL_PULL = 0.05
-"""Strength of the pull of the scales' weights to equal ones, as a share of the outputs' sum of squares: 0.02 and 0.1 differ
+"""Strength of the pull of the ridges' weights to equal ones, as a share of the outputs' sum of squares: 0.02 and 0.1 differ
 by 0.002 on the public sections."""
 MAX_GROUPS = 8
 """Groups of spots that are left out in turn for the penalty, at most: each costs a decomposition per scale."""
@@ -49,8 +54,9 @@ class ScaleRidges:
     sigmas_um
         Of the Gaussians.
     penalties, weights
-        As chosen per scale: penalties of the stacked outputs and of each further one; the scale's share in the mean,
-        which `weight` and `offset` hold already.
+        As chosen per ridge, one for each scale and then that of the differences, which models of earlier versions do not
+        have: penalties of the stacked outputs and of each further one; the ridge's share in the mean, which `weight` and
+        `offset` hold already.
     """
 
     weight: Floats | None
@@ -83,7 +89,7 @@ class ScaleRidges:
         return (None, self) if self.weight is None else (self.reduce, replace(self, weight=None))
 
     def config(self) -> dict[str, Any]:
-        """Return the scales, and the penalties that were chosen."""
+        """Return the scales, and the penalties and weights that were chosen."""
         return {
             "sigmas_um": list(self.sigmas_um),
             "penalties": [list(of_scale) for of_scale in self.penalties],
@@ -131,10 +137,13 @@ class ScaleFit:
         Fitted to all spots.
     out_of_fold
         ``(n_spots, n_outputs)``; None if no folds were given.
+    left_out
+        Stacked outputs of each group by the fit without it, ``(n_spots, n_stacked)``; None if there is one group.
     """
 
     ridges: ScaleRidges
     out_of_fold: Floats | None
+    left_out: Floats | None
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,7 @@ class Outputs:
     groups
         Label of each spot: spots of one label are left out together when penalties and weights are chosen.
     n_stacked
-        The first outputs, which decide the weights of the scales and have one penalty together. The others follow, each
+        The first outputs, which decide the weights of the ridges and have one penalty together. The others follow, each
         with its own penalty.
     """
 
@@ -163,7 +172,7 @@ def fit_scale_ridges(
     folds: Indices | None = None,
     given: Sequence[Sequence[float]] | None = None,
 ) -> ScaleFit:
-    """Fit a ridge for each scale to the outputs of all spots, and average them.
+    """Fit a ridge for each scale and one for their differences to the outputs of all spots, and average them.
 
     Parameters
     ----------
@@ -171,50 +180,114 @@ def fit_scale_ridges(
         Label of each spot: its prediction in `ScaleFit.out_of_fold` is by a fit without the spots of its fold, with the
         penalties and weights of the whole fit.
     given
-        Penalties of each scale, in the order of `ScaleRidges.penalties`; None means to choose them on groups left out.
+        Penalties of each ridge, in the order of `ScaleRidges.penalties`; None means to choose them on groups left out.
     """
-    Y, stacked = outputs.values, slice(0, outputs.n_stacked)
-    shared = [stacked, *(slice(i, i + 1) for i in range(outputs.n_stacked, Y.shape[1]))]
-    labels, groups = np.unique(outputs.groups, return_inverse=True)
-    groups = groups % MAX_GROUPS
-    n_groups = min(len(labels), MAX_GROUPS)
-    ridges, penalties, held_out, out_of_fold = list[Affine](), [], list[Floats](), list[Floats]()
+    differences = fit_differences(sections)
+    fits, means, projected = _Fits(outputs, folds, given), list[Floats](), list[Floats]()
     for sigma_um in SIGMAS_UM:
         # One scale at a time: all of them side by side would be the largest array of a training.
-        inputs = _Inputs.from_spots(
-            np.concatenate([pool_spots(section, sigma_um) for section in sections]),
-            stain_covariance(sections, own=sigma_um == 0),
-        )
-        sums = [inputs.sums(Y, groups == g) for g in range(n_groups)]
-        whole = total(sums)
-        if given is None:
-            chosen = choose_penalties(sums, shared)
-        else:
-            chosen = leave_out(
-                sums, np.repeat(given[len(ridges)], [part.stop - part.start for part in shared])
-            )
-        penalties.append(tuple(float(chosen.penalties[part.start]) for part in shared))
-        ridges.append(inputs.to_embedding(RidgeSolver.from_sums(whole).solve(chosen.penalties)))
-        if chosen.without:
-            held_out.append(_predict_by_group(chosen.without, inputs.values, groups)[:, stacked])
-        if folds is not None:
-            names, numbers = np.unique(folds, return_inverse=True)
-            parts = [whole - inputs.sums(Y, folds == name) for name in names]
-            fits = [RidgeSolver.from_sums(part).solve(chosen.penalties) for part in parts]
-            out_of_fold.append(_predict_by_group(fits, inputs.values, numbers))
-    weights = _stacking_weights(held_out, Y[:, stacked], groups)
+        X = np.concatenate([pool_spots(section, sigma_um) for section in sections])
+        if differences is not None:
+            projected.append(differences.project(X))
+        inputs = _Inputs.from_spots(X, stain_covariance(sections, own=sigma_um == 0))
+        means.append(inputs.standardiser.mean)
+        fits.add(inputs)
+    if differences is not None:
+        X = differences.inputs(projected)
+        projected.clear()
+        own, around = relative_stain_covariance(sections), stain_covariance(sections, own=False)
+        stain = None if own is None or around is None else differences.stain_covariance(own, around)
+        fits.add(_Inputs.from_spots(X, stain, partial(differences.standardiser, means=means)))
+    weights = fits.weights()
     return ScaleFit(
-        average_scales(ridges, weights, penalties),
-        None if folds is None else np.tensordot(weights, np.stack(out_of_fold), axes=1),
+        average_scales(fits.ridges, weights, fits.penalties, differences),
+        None if folds is None else np.tensordot(weights, np.stack(fits.out_of_fold), axes=1),
+        np.tensordot(weights, np.stack(fits.held_out), axes=1) if fits.held_out else None,
     )
 
 
+def fit_differences(sections: Sequence[TrainingSection]) -> ScaleDifferences | None:
+    """Return the inputs of the ridge on the differences of `SIGMAS_UM`; None if there is no such ridge."""
+    samples = (
+        sample_patches(section.patches.embedding, section.overlap.indices.astype(np.int64))
+        for section in sections
+    )
+    return differences_of(sections[0].patches.embedding.shape[1], samples)
+
+
+def differences_of(dim: int, samples: Iterable[NDArray[np.floating]]) -> ScaleDifferences | None:
+    """Return what `fit_differences` does from `sample_patches` of each section."""
+    if not WITH_DIFFERENCES or len(SIGMAS_UM) < 2:
+        return None
+    return ScaleDifferences.fit(len(SIGMAS_UM), dim, samples)
+
+
+@dataclass
+class _Fits:
+    """Ridges that are fitted to the same outputs, one after another, and their predictions of groups left out.
+
+    Parameters
+    ----------
+    outputs, folds, given
+        As in `fit_scale_ridges`.
+    """
+
+    outputs: Outputs
+    folds: Indices | None
+    given: Sequence[Sequence[float]] | None
+    ridges: list[Affine] = field(default_factory=list)
+    penalties: list[tuple[float, ...]] = field(default_factory=list)
+    held_out: list[Floats] = field(default_factory=list)
+    out_of_fold: list[Floats] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        labels, groups = np.unique(self.outputs.groups, return_inverse=True)
+        self._groups, self._n_groups = groups % MAX_GROUPS, min(len(labels), MAX_GROUPS)
+
+    def add(self, inputs: "_Inputs") -> None:
+        """Fit one more ridge."""
+        Y, stacked = self.outputs.values, slice(0, self.outputs.n_stacked)
+        shared = [stacked, *(slice(i, i + 1) for i in range(stacked.stop, Y.shape[1]))]
+        sums = [inputs.sums(Y, self._groups == g) for g in range(self._n_groups)]
+        whole = total(sums)
+        if self.given is None:
+            chosen = choose_penalties(sums, shared)
+        else:
+            sizes = [part.stop - part.start for part in shared]
+            chosen = leave_out(sums, np.repeat(self.given[len(self.ridges)], sizes))
+        self.penalties.append(tuple(float(chosen.penalties[part.start]) for part in shared))
+        self.ridges.append(inputs.to_embedding(RidgeSolver.from_sums(whole).solve(chosen.penalties)))
+        if chosen.without:
+            self.held_out.append(_predict_by_group(chosen.without, inputs.values, self._groups)[:, stacked])
+        if self.folds is not None:
+            names, numbers = np.unique(self.folds, return_inverse=True)
+            parts = [whole - inputs.sums(Y, self.folds == name) for name in names]
+            fits = [RidgeSolver.from_sums(part).solve(chosen.penalties) for part in parts]
+            self.out_of_fold.append(_predict_by_group(fits, inputs.values, numbers))
+
+    def weights(self) -> Floats:
+        """Return one weight per ridge, none negative, summing to 1: least squares on predictions of held-out groups.
+
+        Breiman (1996), with a pull to equal weights. Where nothing was held out they are equal.
+        """
+        Y = self.outputs.values[:, : self.outputs.n_stacked]
+        size = float(np.linalg.norm(Y))
+        if not self.held_out or size == 0:
+            return np.full(len(self.ridges), 1 / len(self.ridges))
+        # Within groups, as penalties are chosen.
+        columns = np.stack([_centre(values, self._groups).ravel() for values in self.held_out], axis=1)
+        return stack(columns, _centre(Y, self._groups).ravel(), size)
+
+
 def average_scales(
-    ridges: Sequence[Affine], weights: Floats, penalties: Sequence[tuple[float, ...]]
+    ridges: Sequence[Affine],
+    weights: Floats,
+    penalties: Sequence[tuple[float, ...]],
+    differences: ScaleDifferences | None,
 ) -> ScaleRidges:
-    """Return the weighted mean of one ridge for each of `SIGMAS_UM`."""
+    """Return the weighted mean of one ridge for each of `SIGMAS_UM` and, with `differences`, one more on those."""
     return ScaleRidges(
-        np.hstack([weight * ridge.weight for weight, ridge in zip(weights, ridges, strict=True)]),
+        np.hstack(fold_weights(ridges, weights, differences)),
         np.sum([weight * ridge.offset for weight, ridge in zip(weights, ridges, strict=True)], axis=0),
         SIGMAS_UM,
         tuple(penalties),
@@ -230,33 +303,15 @@ def _predict_by_group(fits: Sequence[Affine], X: Floats, groups: Indices) -> Flo
     return predicted
 
 
-def _stacking_weights(held_out: Sequence[Floats], Y: Floats, groups: Indices) -> Floats:
-    """Return one weight per scale, none negative, summing to 1: least squares on predictions of held-out groups.
-
-    Breiman (1996), with a pull to equal weights. Where nothing was held out they are equal.
-
-    Parameters
-    ----------
-    held_out
-        Per scale, ``(n_spots, n_outputs)``; empty if there was one group.
-    """
-    size = float(np.linalg.norm(Y))
-    if not held_out or size == 0:
-        return np.full(len(SIGMAS_UM), 1 / len(SIGMAS_UM))
-    # Within groups, as penalties are chosen.
-    columns = np.stack([_centre(values, groups).ravel() for values in held_out], axis=1)
-    return stack(columns, _centre(Y, groups).ravel(), size)
-
-
 def stack(columns: Floats, values: Floats, size: float) -> Floats:
-    """Return the weights of `_stacking_weights` from predictions of each scale and what they should be.
+    """Return the weights of ridges from their predictions of held-out groups and what these should be.
 
     Any rows with the same products do: those of the data, or a triangle of which the products are known.
 
     Parameters
     ----------
     columns, values
-        ``(n_rows, n_scales)`` and ``(n_rows,)``.
+        ``(n_rows, n_ridges)`` and ``(n_rows,)``.
     size
         Length of the outputs of all spots.
     """
@@ -264,7 +319,7 @@ def stack(columns: Floats, values: Floats, size: float) -> Floats:
     # Rows below the data: the pull to equal weights, and one far heavier than all others, which makes them sum to 1.
     rows = [columns, pull * np.eye(n), 1e3 * size * np.ones((1, n))]
     wanted = np.concatenate([values, np.full(n, pull / n), [1e3 * size]])
-    # nnls needs the products of the columns alone, and those of millions of rows are five by five.
+    # nnls needs the products of the columns alone, and those of millions of rows are six by six.
     q, r = np.linalg.qr(np.vstack(rows))
     weights = nnls(r, q.T @ wanted)[0]
     return np.asarray(weights / weights.sum())
@@ -283,8 +338,13 @@ def pool_spots(section: TrainingSection, sigma_um: float) -> Floats:
     if sigma_um == 0:
         return np.asarray(section.overlap @ section.patches.embedding.astype(np.float64))
     under = np.unique(section.overlap.indices).astype(np.int64)
-    pooled = gaussian_pool(section.patches, sigma_um, ("mean",), under)
-    return np.asarray(section.overlap[:, under] @ pooled.astype(np.float64))
+    overlap, moment = section.overlap[:, under], [Moment(sigma_um, "mean")]
+    found = np.empty((overlap.shape[0], section.patches.embedding.shape[1]))
+    # In double precision: the rounding of single precision is 1e-6 of a pooled embedding, and ten times that of the small
+    # differences between two scales.
+    for _, features, pooled in pool_moments(section.patches, moment, under, precision="float64"):
+        found[:, features] = overlap @ pooled
+    return found
 
 
 @dataclass(frozen=True)
@@ -309,9 +369,22 @@ class _Inputs:
     noise: Floats | None
 
     @classmethod
-    def from_spots(cls, X: Floats, stain: Floats | None) -> Self:
-        """Standardise, and rotate to as many numbers as there are spots where those are fewer."""
-        standardiser = Standardiser.fit(X)
+    def from_spots(
+        cls,
+        X: Floats,
+        stain: Floats | None,
+        adjust: Callable[[Standardiser], Standardiser] = lambda found: found,
+    ) -> Self:
+        """Standardise, and rotate to as many numbers as there are spots where those are fewer.
+
+        Parameters
+        ----------
+        stain
+            Covariance of what it adds to the inputs, ``(dim, dim)``, or None.
+        adjust
+            From mean and standard deviation of the inputs to how they are standardised.
+        """
+        standardiser = adjust(Standardiser.fit(X))
         values, scale = standardiser.apply(X), standardiser.scale
         n, dim = values.shape
         if stain is not None:

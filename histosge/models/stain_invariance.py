@@ -39,6 +39,22 @@ def stain_covariance(
     return np.asarray(strength * rows.T @ rows / len(rows))
 
 
+def relative_stain_covariance(
+    sections: Sequence[TrainingSection], *, strength: float = STRENGTH
+) -> Floats | None:
+    """Return `stain_covariance` of a patch's own embedding less what its whole slide shifts by, ``(dim, dim)``."""
+    shifts = [
+        _shifts(s.stain_pairs, own=True)
+        - np.repeat(_shifts(s.stain_pairs, own=False), len(s.stain_pairs.plain), axis=0)
+        for s in sections
+        if s.stain_pairs is not None
+    ]
+    if not shifts:
+        return None
+    rows = np.concatenate(shifts)
+    return np.asarray(strength * rows.T @ rows / len(rows))
+
+
 def _shifts(stain_pairs: StainPairs, *, own: bool) -> Floats:
     """Return the shift of each patch, or of their mean, with each stain, ``(n, dim)``."""
     shifts = stain_pairs.stained.astype(np.float64) - stain_pairs.plain

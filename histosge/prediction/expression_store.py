@@ -189,6 +189,27 @@ class ExpressionStore:
         create_root(location, SPEC_NAME, SPEC_VERSION, "expression store")
         return cls(location)
 
+    def remove_without_blocks(self, slide_id: str) -> None:
+        """Remove the maps of a slide of which no block was written; leave any other."""
+        for grid_key in filter(is_segment, self.location.folders(slide_id)):
+            if is_partial(grid_key) or not self.holds(slide_id, grid_key):
+                continue
+            stored = self.map(slide_id, grid_key)
+            planned = stored.planned()
+            if len(stored.array.missing(planned)) < len(planned):
+                continue
+            self.location.remove(f"{slide_id}/{grid_key}")
+            if self.location.folders(slide_id):
+                consolidate(self.location, slide_id)
+            else:
+                self.location.remove(slide_id)
+
+    def remove_if_empty(self) -> None:
+        """Remove the store if it holds no map: a run that was refused leaves nothing."""
+        if not self.location.folders():
+            self.location.remove("zarr.json")
+            self.location.remove("")
+
     def maps(self) -> Iterator[tuple[str, str]]:
         """Yield ``(slide id, grid key)`` of every map."""
         for slide_id in filter(is_segment, self.location.folders()):

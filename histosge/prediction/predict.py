@@ -14,6 +14,7 @@ from featurestore.embedding.limits import check_workers
 from featurestore.errors import AmbiguousSelectionError
 from featurestore.events import OnMessage, OnProgress, ignore_message, ignore_progress
 from featurestore.file_systems import fixed_url
+from featurestore.location import store_location
 from featurestore.object_stores.hub_place import check_writable
 from featurestore.slides.sample_sheet import Sample
 from featurestore.software import version
@@ -173,14 +174,18 @@ def predict(
             conditioned = load_conditioned(source, saved, sample, chosen, on_message, force=force)
         predictor = Predictor(saved, saved.model, conditioned, columns, conditioned.fingerprint)
     # Only after all checks, so that a refused call writes nothing.
+    was_there = store_location(str(out), writable=True).exists()
     target = ExpressionStore.open_or_create(str(out))
-    if is_shared_out:
-        assert folder is not None
-        run.predict_on_workers(folder, tuple(columns) if genes else None, ids, on_progress)
-    else:
-        with prediction_device(settings.device):
-            for slide_id in ids:
-                run.predict_here(slide_id, predictor, target, on_progress)
+    try:
+        if is_shared_out:
+            assert folder is not None
+            run.predict_on_workers(folder, tuple(columns) if genes else None, ids, on_progress)
+        else:
+            with prediction_device(settings.device):
+                for slide_id in ids:
+                    run.predict_here(slide_id, predictor, target, on_progress)
+    finally:
+        run.remove_refused(target, is_new=not was_there)
     return run.finished(ids, on_message)
 
 
@@ -195,6 +200,7 @@ class _Run:
         self._first: EmbeddedSlide | None = None
         self._results: dict[str, PredictResult] = {}
         self._error: Exception | None = None
+        self._refused: list[str] = []
 
     def first_usable(self, ids: Sequence[str]) -> EmbeddedSlide:
         """Open the first slide that can be predicted.
@@ -233,8 +239,7 @@ class _Run:
     def _set_aside(self, slide_id: str, error: Exception) -> None:
         if not concerns_one_slide(error):
             raise error
-        self._error = self._error or error
-        self._results[slide_id] = set_aside(slide_id, error)
+        self._record(set_aside(slide_id, error), error)
 
     def predict_here(
         self, slide_id: str, predictor: Predictor, target: ExpressionStore, on_progress: OnProgress
@@ -286,6 +291,17 @@ class _Run:
     def _record(self, result: PredictResult, error: Exception | None) -> None:
         self._results[result.slide_id] = result
         self._error = self._error or error
+        if isinstance(error, ModelError):
+            self._refused.append(result.slide_id)
+
+    def remove_refused(self, target: ExpressionStore, *, is_new: bool) -> None:
+        """Remove the maps without a block of slides that the model refuses, and a new store without a map."""
+        # Another run would refuse them, too, so that nobody will fill these maps.
+        for slide_id in self._refused:
+            target.remove_without_blocks(slide_id)
+        # What is wrong with single slides shows in their turn: if that is all of them, nothing was predicted.
+        if is_new:
+            target.remove_if_empty()
 
     def finished(self, ids: Sequence[str], on_message: OnMessage) -> list[PredictResult]:
         """Return the results in the order of the slides.

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from featurestore.earlier_results import MadeWith, is_same_result
 from featurestore.whole_file import check_output, whole_file
+from histosge.reporting.value_maps import ValueMaps, script_json
 
 _NUMBER = re.compile(r"[-+±<>≤≥~]? ?\d|-?$|nan$|none$")
 """How a cell of a column of numbers begins: a sign and a digit; or it says that there is no number."""
@@ -96,6 +97,8 @@ class Lookup:
         shown.
     anchors
         Name of a row -> `Picture.anchor` of a picture of it on the same page.
+    maps
+        Maps of the rows' names, drawn for the one that the reader chooses; None: there are none.
     """
 
     label: str
@@ -103,13 +106,13 @@ class Lookup:
     columns: tuple[str, ...]
     rows: tuple[tuple[str | float | None, ...], ...]
     anchors: Mapping[str, str]
+    maps: ValueMaps | None = None
 
     @property
     def json(self) -> str:
         """Return the table for the page's script; no text in it can end the script."""
         values = {"columns": [self.what, *self.columns], "rows": self.rows, "anchors": dict(self.anchors)}
-        text = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
-        return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+        return script_json(values)
 
 
 @dataclass(frozen=True)

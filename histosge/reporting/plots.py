@@ -92,6 +92,18 @@ def trust_plot(trust: NDArray[np.float32], threshold: float) -> Figure:
     return figure
 
 
+def robust_range(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Return the ends of one map's colours, from the values that it is to be compared with; NaN are left out."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(known, ROBUST))
+    # A gene counted in a few spots alone has the same percentiles on both sides: take the whole range then.
+    if high <= low:
+        low, high = float(known.min()), float(known.max())
+    return low, high if high > low else low + 1
+
+
 def robust_limits(maps: Iterable[NDArray[np.float32]]) -> tuple[float, float]:
     """Return the lowest and the highest end of the maps' robust ranges: one scale on which none of them saturates."""
     known = [values[np.isfinite(values)] for values in maps]

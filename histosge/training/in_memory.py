@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from featurestore.events import OnMessage
-from featurestore.slides.sample_sheet import read_samples
+from featurestore.slides.sample_sheet import Sample, read_samples
 from histosge.calibration.conformal import calibrate, named_donors, widest_spot_um
 from histosge.calibration.wording import adapted_sentence
 from histosge.data.genes import shared_genes
@@ -33,18 +33,22 @@ from histosge.training.settings import TrainSettings
 from histosge.training.streaming.start import StartFromWeights
 
 
-def train_in_memory(run: Run, start: StartFromWeights | None = None) -> SavedModel:
+def train_in_memory(
+    run: Run, start: StartFromWeights | None = None, new: Sequence[Sample] = ()
+) -> SavedModel:
     """Fit to all sections in memory, and save the model.
 
     Parameters
     ----------
     start
         A model that is adapted to those sections of the sheet that it has not seen.
+    new
+        These sections.
     """
     samples, store, model, settings = run.samples, run.store, run.model, run.settings
     on_message = run.on_message
     estimator, choice = settings.checked(), settings.gene_choice
-    among = None if start is None else [sample.slide_id for sample in run.unseen_by(start)]
+    among = None if start is None else [sample.slide_id for sample in new]
     loaded = load_sections(
         str(samples), str(store), settings.selection, among=among, force=run.force, on_message=on_message
     )

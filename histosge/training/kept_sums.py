@@ -2,7 +2,7 @@
 
 ``stats/`` of a model folder holds `DOCUMENT`, ``shared.safetensors`` and one ``group-<n>.safetensors`` for each group of
 sections that is left out together. Sums of other sections are added, and the model is solved anew: that is what a training
-on all of them gives with the same groups, patterns of genes and weights of the scales. Nothing of the old sections is read.
+on all of them gives with the same groups, patterns of genes and weights of the ridges. Nothing of the old sections is read.
 """
 
 import json
@@ -28,11 +28,14 @@ from histosge.models.linear_algebra import Floats
 from histosge.models.presets.ridge import RidgeModel
 from histosge.models.protocol import SQUARED_ERROR, Model
 from histosge.models.ridge_sums import RidgeSums
-from histosge.models.scale_ridges import MAX_GROUPS, ScaleRidges, pool_spots
+from histosge.models.scale_differences import ScaleDifferences
+from histosge.models.scale_ridges import MAX_GROUPS, ScaleRidges, fit_differences, pool_spots
 from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
 
 FOLDER, DOCUMENT, SHARED = "stats", "stats.json", "shared.safetensors"
-SPEC_NAME, FORMAT = "histosge-sums", 1
+SPEC_NAME, FORMAT = "histosge-sums", 2
+# Sums of the scales alone, of models of earlier versions and of `ridge`: those versions can read them.
+FORMAT_OF_SCALES = 1
 Arrays = Mapping[str, NDArray[Any]]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
 
@@ -51,7 +54,7 @@ class KeptSection(msgspec.Struct, frozen=True):
     expression: str
 
 
-class _Document(msgspec.Struct, frozen=True):
+class _Document(msgspec.Struct, frozen=True, omit_defaults=True):
     spec: str
     format: int
     preset: str
@@ -61,6 +64,7 @@ class _Document(msgspec.Struct, frozen=True):
     groups: tuple[_Count, ...]
     n_sections: _Count
     sections: tuple[KeptSection, ...]
+    n_differences: Annotated[int, msgspec.Meta(ge=0, le=2**24)] = 0
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,9 @@ class SumsToKeep:
     n_sections
         That groups were counted over.
     groups
-        Number of each group, with its sums at each scale; made as they are written.
+        Number of each group, with its sums at each scale and those of the differences; made as they are written.
+    n_differences
+        Inputs of the ridge on the differences of the scales; 0 without it.
     """
 
     preset: str
@@ -86,6 +92,7 @@ class SumsToKeep:
     shared: Arrays
     n_sections: int
     groups: Iterable[tuple[int, Sequence[RidgeSums]]]
+    n_differences: int = 0
 
     def write(self, model: Path, sections: Sequence[KeptSection]) -> None:
         """Write ``stats/`` into a model's folder that is being made."""
@@ -108,13 +115,14 @@ class SumsToKeep:
             ) from error
         document = _Document(
             SPEC_NAME,
-            FORMAT,
+            FORMAT if self.n_differences else FORMAT_OF_SCALES,
             self.preset,
             *shape,
             tuple(self.sigmas_um),
             tuple(numbers),
             self.n_sections,
             tuple(sections),
+            self.n_differences,
         )
         (folder / DOCUMENT).write_text(json.dumps(msgspec.to_builtins(document), indent=2) + "\n")
         # safetensors makes files that only their owner can read; the document has what the umask allows.
@@ -139,6 +147,8 @@ class KeptSums:
         Numbers of the groups.
     sections
         Whose sums these are.
+    n_differences
+        As of `SumsToKeep`.
     """
 
     folder: Path
@@ -149,6 +159,7 @@ class KeptSums:
     shape: tuple[int, int]
     groups: tuple[int, ...]
     sections: tuple[KeptSection, ...]
+    n_differences: int = 0
 
     @classmethod
     def open(cls, model: str | Path) -> Self | None:
@@ -186,13 +197,15 @@ class KeptSums:
             shape,
             found.groups,
             found.sections,
+            found.n_differences,
         )
         kept._check_length("reference", kept.shared, found.dim)
         return kept
 
     def sums(self, group: int, scale: int) -> RidgeSums:
-        """Read the sums of one group at one scale."""
+        """Read the sums of one group at one scale; after the last scale, those of the differences."""
         file, (dim, n_outputs) = self.folder / f"group-{group}.safetensors", self.shape
+        dim = dim if scale < len(self.sigmas_um) else self.n_differences
         arrays = _read(file, [f"{scale}.{name}" for name in ("n", "x", "y", "xx", "xy", "yy")])
         own = {name.partition(".")[2]: np.asarray(array, np.float64) for name, array in arrays.items()}
         shapes = {"x": (dim,), "y": (n_outputs,), "xx": (dim * (dim + 1) // 2,), "xy": (dim, n_outputs)}
@@ -207,6 +220,32 @@ class KeptSums:
     def reference(self) -> Floats:
         """Return what was subtracted from all inputs, ``(dim,)``."""
         return np.asarray(self.shared["reference"], np.float64)
+
+    @property
+    def lacks_differences(self) -> bool:
+        """Whether they are of a `dense` of an earlier version, without the ridge on the differences of the scales."""
+        return self.preset == DenseModel.name and not self.n_differences
+
+    @property
+    def differences(self) -> ScaleDifferences | None:
+        """Return the inputs of the ridge on the differences of the scales; None for sums of the scales alone.
+
+        Raises
+        ------
+        ModelError
+            If their number is another than the sums are of.
+        """
+        if not self.n_differences:
+            return None
+        projection = self._shared("projection") if "projection" in self.shared else None
+        found = ScaleDifferences(len(self.sigmas_um), self.shape[0], projection)
+        is_whole = projection is None or (projection.ndim == 2 and len(projection) == self.shape[0])
+        if not is_whole or len(self.sigmas_um) < 2 or found.n_inputs != self.n_differences:
+            raise ModelError(
+                f"{self.folder}: 'projection' does not go with {self.n_differences} differences of "
+                f"{len(self.sigmas_um)} scales; train again"
+            )
+        return found
 
     @property
     def moments(self) -> GeneMoments:
@@ -257,6 +296,7 @@ def dense_shared(
     basis: TargetBasis,
     moments: GeneMoments,
     loadings: tuple[Floats, Floats] | None,
+    differences: ScaleDifferences | None,
 ) -> dict[str, NDArray[Any]]:
     """Return what `dense` keeps beside the sums of groups."""
     found = {
@@ -269,7 +309,11 @@ def dense_shared(
         "highest": moments.highest,
         "log_library": np.array([moments.log_library]),
     }
-    return found if loadings is None else {**found, "loadings": loadings[0], "squares": loadings[1]}
+    if loadings is not None:
+        found |= {"loadings": loadings[0], "squares": loadings[1]}
+    if differences is not None and differences.projection is not None:
+        found["projection"] = differences.projection
+    return found
 
 
 def sums_in_memory(model: Model, sections: Sequence[TrainingSection], loss: str) -> SumsToKeep | None:
@@ -277,13 +321,15 @@ def sums_in_memory(model: Model, sections: Sequence[TrainingSection], loss: str)
     if loss != SQUARED_ERROR or any(s.stain_pairs is not None or s.library is None for s in sections):
         return None
     reference = sections[0].patches.embedding.mean(axis=0, dtype=np.float64)
+    differences: ScaleDifferences | None = None
     if type(model) is DenseModel and isinstance(model.linear, ScaleRidges):
         targets = model.targets
         basis = TargetBasis(np.arange(len(targets.mean)), targets.axes)
         parts = [
             GeneMoments.from_section(sparse.csr_matrix(s.target), np.asarray(s.library)) for s in sections
         ]
-        shared = dense_shared(reference, basis, GeneMoments.merge(parts), None)
+        differences = fit_differences(sections)
+        shared = dense_shared(reference, basis, GeneMoments.merge(parts), None, differences)
         sigmas_um: tuple[float, ...] = model.linear.sigmas_um
     elif type(model) is RidgeModel:
         shared, sigmas_um, targets = {"reference": reference}, (0.0,), None
@@ -299,13 +345,33 @@ def sums_in_memory(model: Model, sections: Sequence[TrainingSection], loss: str)
     def groups() -> Iterable[tuple[int, list[RidgeSums]]]:
         for number in range(min(MAX_GROUPS, len(sections))):
             own = sections[number::MAX_GROUPS]
-            Y = [outputs(section) for section in own]
-            scales = []
-            for sigma_um in sigmas_um:
-                sums = RidgeSums.zeros(len(reference), Y[0].shape[1])
-                for section, values in zip(own, Y, strict=True):
-                    sums = sums.add_rows(pool_spots(section, sigma_um) - reference, values)
-                scales.append(sums)
+            n_outputs = outputs(own[0]).shape[1]
+            scales = [RidgeSums.zeros(len(reference), n_outputs) for _ in sigmas_um]
+            if differences is not None:
+                scales.append(RidgeSums.zeros(differences.n_inputs, n_outputs))
+            for section in own:
+                scales = _add_section(scales, section, outputs(section), sigmas_um, reference, differences)
             yield number, scales
 
-    return SumsToKeep(type(model).name, sigmas_um, shared, len(sections), groups())
+    n_differences = 0 if differences is None else differences.n_inputs
+    return SumsToKeep(type(model).name, sigmas_um, shared, len(sections), groups(), n_differences)
+
+
+def _add_section(
+    sums: Sequence[RidgeSums],
+    section: TrainingSection,
+    outputs: Floats,
+    sigmas_um: Sequence[float],
+    reference: Floats,
+    differences: ScaleDifferences | None,
+) -> list[RidgeSums]:
+    """Add a section to the sums of each scale and, with `differences`, to those of the differences."""
+    found, projected = list[RidgeSums](), list[Floats]()
+    for scale, sigma_um in zip(sums, sigmas_um, strict=False):
+        pooled = pool_spots(section, sigma_um) - reference
+        found.append(scale.add_rows(pooled, outputs))
+        if differences is not None:
+            projected.append(differences.project(pooled))
+    if differences is not None:
+        found.append(sums[-1].add_rows(differences.inputs(projected), outputs))
+    return found

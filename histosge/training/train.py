@@ -119,7 +119,7 @@ def train(
         run = Run(samples, store, model, settings, made_with, on_message, on_progress, force, keep_sums)
         with training_device(device):
             if isinstance(start, StartFromWeights):
-                saved = train_adapted(run, start)
+                saved = train_adapted(run, start, stream)
             elif start is not None:
                 # What follows from sums gains nothing from further processes.
                 saved = first_writes(partial(train_further, run, start), partial(load_model, model))

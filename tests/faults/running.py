@@ -1,9 +1,12 @@
 """Ways to run the command line in processes of its own, and to look at what it leaves."""
 
+import json
 import os
 import signal
 import subprocess
+import sys
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +60,54 @@ def wait_until(condition: Callable[[], object], seconds: float = 180) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+def wait_for_blocks(run: Run, store: Path, n: int = 1) -> None:
+    """Wait until a run has written some blocks; a run that ends before is a failure at once, with what it printed."""
+    wait_until(lambda: len(blocks(store)) >= n or run.process.poll() is not None)
+    assert run.process.poll() is None, run.wait()
+
+
+class Cluster:
+    """A dask scheduler and one worker, each a process of its own."""
+
+    def __init__(self, folder: Path, threads: int = 1) -> None:
+        self.processes: list[subprocess.Popen[bytes]] = []
+        written = folder / f"scheduler-{uuid.uuid4().hex}.json"
+        self._start("scheduler", "--port", 0, "--host", "127.0.0.1", "--scheduler-file", written)
+        # Not started at once: a worker gives up after a minute, and a busy machine may take that long to start a scheduler.
+        wait_until(lambda: _address(written))
+        self.address = _address(written)
+        self.start_worker(threads)
+
+    def start_worker(self, threads: int = 1) -> None:
+        """Start a worker; do not wait for it."""
+        self._start("worker", self.address, "--nthreads", threads, "--no-nanny")
+
+    def _start(self, kind: str, *arguments: object) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.dask_{kind}",
+            *map(str, arguments),
+            "--no-dashboard",
+        ]
+        quiet = subprocess.DEVNULL
+        self.processes.append(subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True))
+
+    def kill(self) -> None:
+        """Kill the scheduler first, then the worker."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+def _address(scheduler_file: Path) -> str:
+    """Return the address that a scheduler wrote down once it listened; empty until then."""
+    try:
+        return str(json.loads(scheduler_file.read_text())["address"])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return ""
 
 
 @dataclass

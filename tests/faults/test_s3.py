@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pytest
 from _s3 import SECRET
-from running import OPTIONS, S3, Start, blocks, contents, wait_until
+from running import OPTIONS, S3, Start, blocks, contents, wait_for_blocks
 
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.readers.jpeg_tile_reader import JpegTileSlide
@@ -117,7 +117,7 @@ def test_a_server_killed_in_the_middle_and_started_again_loses_nothing(
     start: Start, sheet: Path, s3: S3, undisturbed: dict[str, bytes]
 ) -> None:
     run = start("embed", sheet, URL, *OPTIONS, "--workers", 2, **s3.environ)
-    wait_until(lambda: len(blocks(s3.store())) >= 2)
+    wait_for_blocks(run, s3.store(), 2)
     s3.server.kill()
     before = {path: path.read_bytes() for path in blocks(s3.store())}
     os.sync()

@@ -3,14 +3,16 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import dask
 import pytest
-from running import OPTIONS, Start, blocks, contents, wait_until
+from distributed import Client
+from running import OPTIONS, Cluster, Start, blocks, contents, wait_for_blocks, wait_until
 
+from featurestore.embedding.dask_clients import scheduler_loss_as_error
+from featurestore.errors import ClusterError
 from featurestore.storage.catalogue import catalogue
 from featurestore.storage.validation import validate
 
@@ -35,7 +37,7 @@ def test_a_worker_killed_in_the_middle_costs_nothing_but_time(
 ) -> None:
     store = tmp_path / "store"
     run = start("embed", sheet, store, *OPTIONS, *CLUSTER)
-    wait_until(lambda: blocks(store))
+    wait_for_blocks(run, store)
     workers = run.workers()
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
@@ -49,7 +51,7 @@ def test_a_run_killed_whole_goes_on_with_the_missing_blocks(
 ) -> None:
     store = tmp_path / "store"
     run = start("embed", sheet, store, *OPTIONS, *CLUSTER)
-    wait_until(lambda: len(blocks(store)) >= 3)
+    wait_for_blocks(run, store, 3)
     run.kill_group()
     done = {path: path.stat().st_mtime_ns for path in blocks(store)}
     total = sum("/embedding/c/" in name for name in undisturbed)
@@ -184,70 +186,67 @@ def test_a_truncated_slide_costs_only_itself(
     }
 
 
-def _dask(kind: str, *arguments: object) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", *map(str, arguments)]
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
-
-
 def test_a_scheduler_that_dies_is_said_in_one_line_and_the_command_repeated_goes_on(
     start: Start, sheet: Path, tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
-    from _s3 import free_port
-
-    store, port = tmp_path / "store", free_port()
-    address = f"tcp://127.0.0.1:{port}"
-    processes = []
-
-    def cluster() -> None:
-        processes.append(_dask("scheduler", "--port", port, "--no-dashboard", "--host", "127.0.0.1"))
-        options = ("--no-dashboard", "--nthreads", 2, "--death-timeout", 10, "--no-nanny")
-        processes.append(_dask("worker", address, *options))
-
+    store = tmp_path / "store"
+    first = Cluster(tmp_path, threads=2)
     try:
-        cluster()
-        run = start("embed", sheet, store, *OPTIONS, "--scheduler", address)
-        wait_until(lambda: blocks(store))
-        processes[0].kill()
-        processes[1].kill()
+        run = start("embed", sheet, store, *OPTIONS, "--scheduler", first.address)
+        wait_for_blocks(run, store)
+        first.kill()
         code, _, err = run.wait()
-        assert code == 2, err
-        assert err.strip().splitlines()[-1].startswith("error: the scheduler went away")
-        assert "Traceback" not in err, err
-        cluster()
-        code, _, err = start("embed", sheet, store, *OPTIONS, "--scheduler", address).wait()
-        assert code == 0, err
-        assert contents(store) == undisturbed
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        first.kill()
+    assert code == 2, err
+    assert err.strip().splitlines()[-1].startswith("error: the scheduler went away")
+    assert "Traceback" not in err, err
+    second = Cluster(tmp_path, threads=2)
+    try:
+        code, _, err = start("embed", sheet, store, *OPTIONS, "--scheduler", second.address).wait()
+    finally:
+        second.kill()
+    assert code == 0, err
+    assert contents(store) == undisturbed
 
 
-def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_own_error_is_not_taken_for_it() -> (
-    None
-):
-    import dask
-    from _s3 import free_port
-    from distributed import Client
+def test_a_scheduler_without_workers_is_said_and_the_work_waits_for_one(
+    start: Start, sheet: Path, tmp_path: Path
+) -> None:
+    store, cluster = tmp_path / "store", Cluster(tmp_path)
+    try:
+        cluster.processes[1].kill()
+        with Client(cluster.address, timeout=120) as client:
+            wait_until(lambda: not client.nthreads())
+        options = (*OPTIONS, *COLOUR, "--scheduler", cluster.address)
+        run = start("embed", sheet, store, *options)
+        line = run.process.stderr.readline()
+        assert line == (
+            f"warning: the scheduler at {cluster.address} has no workers yet: the work waits until one joins\n"
+        )
+        assert not store.exists()
+        cluster.start_worker()
+        code, _, err = run.wait()
+    finally:
+        cluster.kill()
+    assert code == 0, err
+    assert validate(str(store)) == []
 
-    from featurestore.embedding.dask_clients import scheduler_loss_as_error
-    from featurestore.errors import ClusterError
 
-    address = f"tcp://127.0.0.1:{(port := free_port())}"
-    processes = [_dask("scheduler", "--port", port, "--no-dashboard", "--host", "127.0.0.1")]
-    processes.append(_dask("worker", address, "--no-dashboard", "--nthreads", 1, "--no-nanny"))
+def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_own_error_is_not_taken_for_it(
+    tmp_path: Path,
+) -> None:
+    cluster = Cluster(tmp_path)
     try:
         with (
             dask.config.set({"distributed.comm.timeouts.connect": "1s"}),
-            Client(address, timeout=120) as client,
+            Client(cluster.address, timeout=120) as client,
         ):
             with pytest.raises(FileNotFoundError), scheduler_loss_as_error(client):
                 client.submit(open, "no such file").result()
             future = client.submit(pow, 3, 2)
             wait_until(future.done)
-            for process in processes:
-                process.kill()
+            cluster.kill()
             wait_until(lambda: client.status != "running")
             with (
                 pytest.raises(ClusterError, match="the scheduler went away"),
@@ -260,9 +259,7 @@ def test_a_scheduler_that_dies_while_a_result_is_fetched_is_said_and_a_workers_o
             ):
                 future.result()
     finally:
-        for process in processes:
-            process.kill()
-            process.wait()
+        cluster.kill()
 
 
 def test_a_scheduler_that_is_not_there_is_said(start: Start, sheet: Path, tmp_path: Path) -> None:

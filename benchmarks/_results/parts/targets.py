@@ -15,7 +15,7 @@ def targets_table(record: Record) -> str:
     for name in sorted(names):
         part = record[name]
         for what, target in sorted(part["targets"].items()):
-            result = Result(what, part["values"][what], part["units"][what], target)
+            result = Result(what, part["values"][what], part["units"].get(what, ""), target)
             verdict = "met" if result.met else "**missed**"
             value = f"{result.value:.3g} {result.unit}".strip()
             lines.append(f"| `{name}` | {what} | {value} | {target} | {verdict} |")

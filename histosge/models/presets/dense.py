@@ -5,6 +5,6 @@ from histosge.models.registry import ModelRecord
 
 RECORD = ModelRecord(
     "dense",
-    "mean of ridge regressions on embeddings pooled at five scales, low-rank targets (the default)",
+    "mean of ridge regressions on embeddings pooled at five scales and on their differences, low-rank targets (the default)",
     lambda: DenseModel,
 )

@@ -1,26 +1,35 @@
 """The preset `dense` on a cohort that does not fit into memory: the fit of `histosge.models.dense`, from sums."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from histosge.data.embedded_slide import EmbeddedSlide
 from histosge.models.cohort_ridges import ScaleSolution, StackingSums, solve_scale
+from histosge.models.count_loss import CountHead
 from histosge.models.dense import DenseModel
 from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.low_rank_targets import LowRankTargets
+from histosge.models.scale_differences import ScaleDifferences
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
 from histosge.training.kept_sums import KeptSums, SumsToKeep, dense_shared
 from histosge.training.streaming.cohort import Cohort, Fit, SectionInput, SectionSource
 from histosge.training.streaming.gather import GroupSums, gather_sums
-from histosge.training.streaming.hold_out import HeldOutSection, predict_section, take_genes
+from histosge.training.streaming.hold_out import (
+    HeldOutSection,
+    ScaleOutputs,
+    predict_section,
+    take_genes,
+)
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.section_tasks import OnStep
 from histosge.training.streaming.start import Start
-from histosge.training.streaming.survey import fit_bases
+from histosge.training.streaming.survey import fit_bases, fit_differences
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,7 @@ def section_outputs(section: SectionInput, bases: Sequence[TargetBasis]) -> Floa
 
 @dataclass(frozen=True)
 class _Solved:
-    """A fit whose scales are not yet averaged.
+    """A fit whose ridges are not yet averaged.
 
     Parameters
     ----------
@@ -55,14 +64,14 @@ class _Solved:
         Its outputs among those of all fits.
     groups
         Numbers of the groups that were left out in turn.
-    scales
-        One solution for each scale.
+    ridges
+        One solution for each scale, and one for their differences.
     """
 
     fit: Fit
     columns: Indices
     groups: list[int]
-    scales: list[ScaleSolution]
+    ridges: list[ScaleSolution]
 
     @property
     def n_patterns(self) -> int:
@@ -70,20 +79,24 @@ class _Solved:
 
 
 HeldOutPatterns = tuple[int, NDArray[np.float32]]
-"""A section's fold, and predictions of the patches under its spots, ``(n_scales, n, n_outputs)``, without offsets."""
+"""A section's fold, and what each ridge predicts of the patches under its spots, ``(n_ridges, n, n_outputs)``, less its
+offset."""
 
 
 @dataclass(frozen=True)
 class DensePredictor:
-    """Predicts sections by one of several fits, from what their scales predict.
+    """Predicts sections by one of several fits, from what their ridges predict.
 
     Parameters
     ----------
     fits
         Ridges and targets by fold.
+    heads
+        By fold, what turns patterns into genes in place of the targets, for a count loss.
     """
 
     fits: Mapping[int, tuple[ScaleRidges, LowRankTargets]]
+    heads: Mapping[int, CountHead] = field(default_factory=dict)
 
     def project(self, found: HeldOutPatterns) -> tuple[NDArray[np.float32], LowRankTargets]:
         """Return the patterns and the depth of the patches, and what turns patterns into genes."""
@@ -97,6 +110,8 @@ class DensePredictor:
         """Predict the patches under a section's spots."""
         projected, targets = self.project(found)
         patterns, depth = projected[:, :-1].astype(np.float64), projected[:, -1]
+        if (head := self.heads.get(found[0])) is not None:
+            return HeldOutSection(lambda some: head.take(some)(patterns), depth)
         return HeldOutSection(lambda some: take_genes(targets, some).to_genes(patterns), depth)
 
 
@@ -111,13 +126,16 @@ class StreamedDense:
     predictor
         The fits without each fold.
     sums
-        Of the final fit, to be kept.
+        Of the final fit, to be kept; None for a count loss, which does not follow from them.
+    weights
+        Of the scales, by the name of the fit.
     """
 
     model: DenseModel
     cohort: Cohort
     predictor: DensePredictor
-    sums: SumsToKeep
+    sums: SumsToKeep | None
+    weights: Mapping[str, Floats]
 
     @property
     def held_out(self) -> "StreamedDense":
@@ -134,9 +152,23 @@ class StreamedDense:
         projected, targets = self.predictor.project(self.held_out_input(index))
         return projected[:, :-1], targets
 
+    def out_of_fold(self, fit: Fit, index: int) -> Floats:
+        """Return the patterns at a section's spots as a fit without its group predicts them, about the section's mean.
+
+        It takes a fit with `keeps_out_of_fold`, that the section is part of.
+        """
+        scales = self.cohort.folder.load_one(_held_out_name(self.cohort, index), f"{fit.name}.at_spots")
+        patterns = np.tensordot(self.weights[fit.name], scales.astype(np.float64), axes=1)
+        return np.asarray(patterns - patterns.mean(axis=0))
+
 
 def fit_dense(
-    cohort: Cohort, moments: Sequence[GeneMoments], passes: Passes, start: Start | None = None
+    cohort: Cohort,
+    moments: Sequence[GeneMoments],
+    passes: Passes,
+    start: Start | None = None,
+    *,
+    keeps_out_of_fold: bool = False,
 ) -> StreamedDense:
     """Fit `dense` to a surveyed cohort whose targets are written.
 
@@ -145,44 +177,70 @@ def fit_dense(
     Parameters
     ----------
     start
-        An earlier model, to whose sums those of the cohort are added. Its patterns of genes and the weights of its scales
-        stay.
+        An earlier model, to whose sums those of the cohort are added. Its patterns of genes and the weights of its ridges
+        stay. Sums of earlier versions are of the scales alone: the new model has no ridge on their differences then.
+    keeps_out_of_fold
+        Keep what `StreamedDense.out_of_fold` returns.
     """
     kept = None if start is None else start.kept
     bases = fit_bases(cohort, moments) if kept is None else [kept.basis]
     reference = cohort.survey(0).embedding_mean if kept is None else kept.reference
+    differences = fit_differences(cohort) if kept is None else kept.differences
     n_patterns, outputs = bases[0].axes.shape[1], _PatternOutputs(bases)
-    gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"))
+    gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"), differences)
     solved = list[_Solved]()
     for number, fit in enumerate(cohort.fits):
         own = np.arange(number * n_patterns, (number + 1) * n_patterns)
         columns = np.append(own, outputs.n_outputs - 1)
-        groups = [GroupSums(cohort, fit, scale, columns, kept) for scale in range(len(SIGMAS_UM))]
-        scales = [solve_scale(sums, reference, n_patterns) for sums in groups]
-        solved.append(_Solved(fit, columns, groups[0].groups, scales))
+        groups = _ridge_sums(cohort, fit, columns, kept, differences)
+        ridges = _solve_ridges(groups, reference, n_patterns, differences)
+        solved.append(_Solved(fit, columns, groups[0].groups, ridges))
     if start is None:
-        _hold_out(cohort, solved, bases, passes.begin("holding out"))
+        how = _HoldingOut(cohort.source, bases, keeps_out_of_fold, differences)
+        _hold_out(cohort, solved, how, passes.begin("holding out"))
         weights = [_weights(cohort, part).weights() for part in solved]
     else:
         weights = [_weights_of(start.saved.model)]
     fitted = dict[int | None, tuple[ScaleRidges, LowRankTargets]]()
-    for part, basis, of_scales in zip(solved, bases, weights, strict=True):
+    for part, basis, of_ridges in zip(solved, bases, weights, strict=True):
         found = _genes(cohort, part, basis, moments, kept)
         offset = np.append(np.zeros(n_patterns), found.moments.mean_log_library)
-        ridges = average_scales(
-            [scale.ridge for scale in part.scales], of_scales, [scale.penalties for scale in part.scales]
+        averaged = average_scales(
+            [one.ridge for one in part.ridges], of_ridges, [one.penalties for one in part.ridges], differences
         )
         targets = basis.targets(found.moments, found.loadings)
-        fitted[part.fit.fold] = replace(ridges, offset=ridges.offset + offset), targets
+        fitted[part.fit.fold] = replace(averaged, offset=averaged.offset + offset), targets
         if part.fit.fold is None:
-            sums = _sums_to_keep(cohort, part, basis, reference, found, kept)
+            sums = _sums_to_keep(cohort, part, basis, reference, found, kept, differences)
     model = DenseModel(*fitted.pop(None), has_depth=True)
     held_out = {fold: found for fold, found in fitted.items() if fold is not None}
-    return StreamedDense(model, cohort, DensePredictor(held_out), sums)
+    names = (part.fit.name for part in solved)
+    return StreamedDense(
+        model, cohort, DensePredictor(held_out), sums, dict(zip(names, weights, strict=True))
+    )
+
+
+def _ridge_sums(
+    cohort: Cohort, fit: Fit, columns: Indices, kept: KeptSums | None, differences: ScaleDifferences | None
+) -> list[GroupSums]:
+    """Return the sums of each scale, and those of the differences."""
+    n_ridges = len(SIGMAS_UM) + (differences is not None)
+    return [GroupSums(cohort, fit, number, columns, kept) for number in range(n_ridges)]
+
+
+def _solve_ridges(
+    groups: Sequence[GroupSums], reference: Floats, n_patterns: int, differences: ScaleDifferences | None
+) -> list[ScaleSolution]:
+    n_scales = len(SIGMAS_UM)
+    ridges = [solve_scale(sums, reference, n_patterns) for sums in groups[:n_scales]]
+    if differences is not None:
+        adjust = partial(differences.standardiser, means=[ridge.input_mean for ridge in ridges])
+        ridges.append(solve_scale(groups[n_scales], differences.reference(reference), n_patterns, adjust))
+    return ridges
 
 
 def _weights_of(model: object) -> Floats:
-    """Return the weights of the scales of a fitted `dense`."""
+    """Return the weights of the ridges of a fitted `dense`."""
     assert isinstance(model, DenseModel)
     assert isinstance(model.linear, ScaleRidges)
     return np.array(model.linear.weights)
@@ -196,6 +254,8 @@ def _held_out_name(cohort: Cohort, index: int) -> str:
 class _HoldingOut:
     source: SectionSource
     bases: Sequence[TargetBasis]
+    keeps_at_spots: bool
+    differences: ScaleDifferences | None
 
 
 @dataclass(frozen=True)
@@ -205,9 +265,10 @@ class _HeldOutSection:
     Parameters
     ----------
     weighing
-        Names and output columns of the fits whose scales it helps to weigh.
+        Names and output columns of the fits whose ridges it helps to weigh.
     ridges
-        Per scale, of those fits without its group; then of the fit without its fold, where `is_calibrating`.
+        One for each scale and one for their differences; each of those fits without its group, then of the fit without its
+        fold, where `is_calibrating`.
     """
 
     section: SectionInput
@@ -216,17 +277,15 @@ class _HeldOutSection:
     ridges: Sequence[Affine]
 
 
-def _hold_out(
-    cohort: Cohort, solved: Sequence[_Solved], bases: Sequence[TargetBasis], on_step: OnStep
-) -> None:
-    """Write what the fits without a section predict of it: sums for the scales' weights, and the patches under spots."""
+def _hold_out(cohort: Cohort, solved: Sequence[_Solved], how: _HoldingOut, on_step: OnStep) -> None:
+    """Write what the fits without a section predict of it: sums for the ridges' weights, and the patches under spots."""
 
     def items() -> Iterator[tuple[str, _HeldOutSection | None]]:
         for index, section in enumerate(cohort.sections):
             is_there = cohort.folder.has(_held_out_name(cohort, index))
             yield section.slide_id, None if is_there else _with_fits(cohort, index, solved)
 
-    found = cohort.tasks.run(_predict_held_out, _HoldingOut(cohort.source, bases), items(), on_step)
+    found = cohort.tasks.run(_predict_held_out, how, items(), on_step)
     for index, arrays in enumerate(found):
         if arrays is not None:
             cohort.folder.save(_held_out_name(cohort, index), arrays)
@@ -238,9 +297,9 @@ def _with_fits(cohort: Cohort, index: int, solved: Sequence[_Solved]) -> _HeldOu
     weighing = [part for part in solved if part.fit.fold != fold and len(part.groups) > 1]
     calibrating = [part for part in solved if part.fit.fold == fold]
     ridges = list[Affine]()
-    for scale in range(len(SIGMAS_UM)):
-        found = [part.scales[scale].without[part.groups.index(group)] for part in weighing]
-        found += [part.scales[scale].ridge for part in calibrating]
+    for number in range(len(solved[0].ridges)):
+        found = [part.ridges[number].without[part.groups.index(group)] for part in weighing]
+        found += [part.ridges[number].ridge for part in calibrating]
         ridges.append(
             Affine(np.hstack([fit.weight for fit in found]), np.concatenate([fit.offset for fit in found]))
         )
@@ -251,24 +310,51 @@ def _with_fits(cohort: Cohort, index: int, solved: Sequence[_Solved]) -> _HeldOu
 def _predict_held_out(how: _HoldingOut, item: _HeldOutSection) -> dict[str, NDArray[Any]]:
     section, ridges = item.section, item.ridges
     slide = how.source.open(section.slide_id)
-    predicted = predict_section(slide, section.under, SIGMAS_UM, ridges)
+    predicted = _predict_ridges(slide, section, ridges, how.differences)
     outputs, arrays, start = section_outputs(section, how.bases), dict[str, np.ndarray](), 0
     for name, own in item.weighing:
-        sums = StackingSums.zeros(1, len(own))
+        sums = StackingSums.zeros(1, len(own), len(ridges))
         columns = slice(start, start + len(own))
         sums.add(0, predicted.at_spots[:, :, columns], outputs[:, own])
         arrays |= {f"{name}.{key}": array for key, array in sums.arrays().items()}
+        if how.keeps_at_spots:
+            arrays[f"{name}.at_spots"] = predicted.at_spots[:, :, columns].astype(np.float32)
         start = columns.stop
     if item.is_calibrating:
-        # Offsets are added with the weights of the scales, which are not known yet.
+        # Offsets are added with the weights of the ridges, which are not known yet.
         offsets = np.stack([part.offset[start:] for part in ridges])[:, None, :]
         arrays["at_patches"] = (predicted.at_patches[:, :, start:] - offsets).astype(np.float32)
     return arrays
 
 
+def _predict_ridges(
+    slide: EmbeddedSlide,
+    section: SectionInput,
+    ridges: Sequence[Affine],
+    differences: ScaleDifferences | None,
+) -> ScaleOutputs:
+    """Predict a section by one ridge for each scale and one for their differences, ``(n_ridges, n, n_outputs)``."""
+    if differences is None:
+        return predict_section(slide, section.under, SIGMAS_UM, ridges)
+    # The last ridge has a part at each scale, beside that scale's own: the slide is read once.
+    *own, last = ridges
+    parts = [
+        Affine(np.hstack([ridge.weight, more]), np.append(ridge.offset, 0 * last.offset))
+        for ridge, more in zip(own, differences.to_scales(last.weight), strict=True)
+    ]
+    predicted = predict_section(slide, section.under, SIGMAS_UM, parts)
+    n = len(last.offset)
+    return ScaleOutputs(
+        *(
+            np.concatenate([found[..., :n], found[..., n:].sum(axis=0, keepdims=True) + last.offset])
+            for found in (predicted.at_spots, predicted.at_patches)
+        )
+    )
+
+
 def _weights(cohort: Cohort, part: _Solved) -> StackingSums:
-    """Add up what the sections of a fit gave for the weights of the scales."""
-    sums = StackingSums.zeros(len(part.groups), part.n_patterns)
+    """Add up what the sections of a fit gave for the weights of the ridges."""
+    sums = StackingSums.zeros(len(part.groups), part.n_patterns, len(part.ridges))
     if len(part.groups) < 2:
         return sums
     for index in part.fit.sections.tolist():
@@ -318,12 +404,14 @@ def _sums_to_keep(
     reference: Floats,
     genes: _Genes,
     kept: KeptSums | None,
+    differences: ScaleDifferences | None,
 ) -> SumsToKeep:
-    scales = [GroupSums(cohort, part.fit, scale, part.columns, kept) for scale in range(len(SIGMAS_UM))]
+    ridges = _ridge_sums(cohort, part.fit, part.columns, kept, differences)
     return SumsToKeep(
         DenseModel.name,
         SIGMAS_UM,
-        dense_shared(reference, basis, genes.moments, genes.loadings),
+        dense_shared(reference, basis, genes.moments, genes.loadings, differences),
         cohort.n_before + len(cohort.sections),
-        ((number, [sums[i] for sums in scales]) for i, number in enumerate(part.groups)),
+        ((number, [sums[i] for sums in ridges]) for i, number in enumerate(part.groups)),
+        0 if differences is None else differences.n_inputs,
     )

@@ -9,13 +9,16 @@ from typing import Protocol, cast
 import numpy as np
 
 from featurestore.events import OnMessage, OnProgress
-from featurestore.slides.sample_sheet import Sample, read_samples
+from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
+from featurestore.wording import counted
 from histosge.calibration.conformal import Intervals, coverage, measure_intervals
 from histosge.calibration.depth_strata import gene_parts
 from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.data.gene_choice import GeneChoice
+from histosge.data.genes import GeneVariance
 from histosge.data.section_loading import Selection
+from histosge.data.seurat_ranks import SeuratRanks
 from histosge.models.dense import DenseModel
 from histosge.models.estimators import class_name
 from histosge.models.linear_algebra import Affine
@@ -24,7 +27,9 @@ from histosge.models.protocol import SQUARED_ERROR, Model
 from histosge.models.scale_ridges import ScaleRidges
 from histosge.models.target_sums import GeneMoments
 from histosge.training.kept_sums import SumsToKeep
+from histosge.training.streaming.adapt_ridge_fit import adapt_ridge
 from histosge.training.streaming.cohort import Cohort, SectionInput, SectionSource
+from histosge.training.streaming.count_fit import fit_counts
 from histosge.training.streaming.dense_fit import fit_dense
 from histosge.training.streaming.hold_out import (
     HeldOutFits,
@@ -36,7 +41,7 @@ from histosge.training.streaming.hold_out import (
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.ridge_fit import RidgePredictor, fit_ridge
 from histosge.training.streaming.section_tasks import InThisProcess, SectionTasks
-from histosge.training.streaming.start import Start
+from histosge.training.streaming.start import Start, StartFromWeights
 from histosge.training.streaming.survey import Surveyed, SurveyPlan, survey_cohort, write_targets
 from histosge.training.streaming.work_folder import WorkFolder
 
@@ -87,7 +92,9 @@ def is_attention(estimator: object) -> bool:
     return getattr(estimator, "name", "") == "attention" and class_name(cast(type, estimator)) == "attention"
 
 
-def _fitter(estimator: type[Model], seed: int, epochs: int | None) -> tuple[Fitter, int]:
+def _fitter(estimator: type[Model], loss: str, seed: int, epochs: int | None) -> tuple[Fitter, int]:
+    if loss != SQUARED_ERROR:
+        return partial(fit_counts, loss=loss), FITTERS[DenseModel][1]
     if not is_attention(estimator):
         return FITTERS[estimator]
     from histosge.training.streaming.attention_fit import fit_attention
@@ -118,10 +125,10 @@ class StreamedTraining:
     covered: tuple[float, int] | None = None
 
 
-def embedding_bytes(samples: str | Path, store: str | Path, selection: Selection) -> int:
-    """Return what the embeddings of all sections of a sheet take in memory; none of them is read."""
+def embedding_bytes(samples: Sequence[Sample], store: str | Path, selection: Selection) -> int:
+    """Return what the embeddings of some sections take in memory; none of them is read."""
     opened, found = Store.open(str(store)), 0
-    for sample in read_samples(str(samples)):
+    for sample in samples:
         slide = selection.open(opened, sample.slide_id)
         found += int(slide.stored.is_tissue.sum()) * slide.identity.dim * 4
     return found
@@ -139,8 +146,8 @@ def why_in_memory(
     """Return why a training cannot be streamed, in a few words; empty if it can."""
     if not isinstance(estimator, type) or not (estimator in FITTERS or is_attention(estimator)):
         return "this preset is not fitted from sums, as dense and ridge are"
-    if loss != SQUARED_ERROR:
-        return f"loss {loss} is not fitted from sums"
+    if loss != SQUARED_ERROR and estimator is not DenseModel:
+        return f"loss {loss} is streamed for dense alone"
     if stains:
         return "--stains needs the patches' embeddings"
     if selection.others:
@@ -149,6 +156,15 @@ def why_in_memory(
         return "intervals of attention take further fits"
     if n_sections < LEAST_SECTIONS:
         return f"{n_sections} sections are fewer than {LEAST_SECTIONS}"
+    return ""
+
+
+def why_adapted_in_memory(model: Model, n_sections: int) -> str:
+    """Return why an adaptation to so many new sections cannot be streamed, in a few words; empty if it can."""
+    if not isinstance(model, RidgeModel):
+        return "only the weights of ridge are adapted from sums"
+    if n_sections < LEAST_SECTIONS:
+        return f"{counted(n_sections, 'new section')}, fewer than {LEAST_SECTIONS}"
     return ""
 
 
@@ -206,10 +222,18 @@ def fit_streamed(
     on_message: OnMessage,
     on_progress: OnProgress,
     *,
+    loss: str = SQUARED_ERROR,
     seed: int = 0,
     epochs: int | None = None,
 ) -> StreamedTraining | None:
     """Fit a model of `FITTERS` to all sections, one section at a time.
+
+    Parameters
+    ----------
+    loss
+        Another than squared error is for `dense`.
+    seed, epochs
+        For `attention`.
 
     Returns
     -------
@@ -221,7 +245,7 @@ def fit_streamed(
     ExpressionError, StoreError, ModelError
         If a section cannot be used, or the disk is full.
     """
-    fitter, n_passes = _fitter(estimator, seed, epochs)
+    fitter, n_passes = _fitter(estimator, loss, seed, epochs)
     passes = Passes(len(inputs.samples), n_passes, on_progress)
     # `attention` learns what fits without a fold lack, whether or not intervals are measured.
     has_folds = inputs.calibrated or is_attention(estimator)
@@ -231,17 +255,24 @@ def fit_streamed(
         return None
     moments = write_targets(cohort, genes, passes.begin("genes of"))
     fitted = fitter(cohort, moments, passes)
-    intervals = None
-    if inputs.calibrated:
-        assert fitted.held_out is not None  # `why_in_memory` has refused intervals of `attention`
-        spots = collect_held_out(cohort, len(genes), fitted.held_out, passes.begin("intervals on"))
-        surveys = (cohort.survey(index) for index in range(len(cohort.sections)))
-        reference = EmbeddingReference.from_moments(
-            [(survey.embedding_mean, survey.embedding_variance) for survey in surveys]
-        )
-        intervals = measure_intervals(spots, cohort.held_out, tuple(dict.fromkeys(cohort.donors)), reference)
+    intervals = _intervals(inputs, cohort, len(genes), fitted, passes)
     passes.finish()
     return StreamedTraining(fitted.model, genes, cohort, intervals, fitted.sums)
+
+
+def _intervals(
+    inputs: StreamedInputs, cohort: Cohort, n_genes: int, fitted: StreamedFit, passes: Passes
+) -> Intervals | None:
+    """Measure intervals and trust on held-out sections; None where they are not wanted."""
+    if not inputs.calibrated:
+        return None
+    assert fitted.held_out is not None  # `why_in_memory` has refused intervals of `attention`
+    spots = collect_held_out(cohort, n_genes, fitted.held_out, passes.begin("intervals on"))
+    surveys = (cohort.survey(index) for index in range(len(cohort.sections)))
+    reference = EmbeddingReference.from_moments(
+        [(survey.embedding_mean, survey.embedding_variance) for survey in surveys]
+    )
+    return measure_intervals(spots, cohort.held_out, tuple(dict.fromkeys(cohort.donors)), reference)
 
 
 def fit_from_sums(
@@ -275,6 +306,52 @@ def fit_from_sums(
     fitted = fitter(cohort, moments, passes, start)
     passes.finish()
     return StreamedTraining(fitted.model, genes, cohort, start.saved.intervals, fitted.sums, covered)
+
+
+def fit_adapted(
+    inputs: StreamedInputs, start: StartFromWeights, on_message: OnMessage, on_progress: OnProgress
+) -> StreamedTraining | None:
+    """Adapt a saved model to all sections, one section at a time.
+
+    Parameters
+    ----------
+    inputs
+        Of the new sections, with `MeasuredGenes` as choice.
+
+    Returns
+    -------
+    StreamedTraining or None
+        None where too few sections are usable: they fit into memory.
+
+    Raises
+    ------
+    ExpressionError, StoreError, ModelError
+        If a section cannot be used, no gene is in common, its embeddings are of another kind, or the disk is full.
+    """
+    model, passes = start.saved.model, Passes(len(inputs.samples), 4, on_progress)
+    surveyed = inputs.survey(passes, on_message, has_folds=inputs.calibrated)
+    cohort = surveyed.cohort
+    start.saved.check_fits(cohort.first.identity, cohort.first.stored.grid)
+    if min(len(fit.sections) for fit in cohort.fits) < 2:
+        return None
+    genes, columns = start.common_genes(surveyed.genes, on_message)
+    write_targets(cohort, genes, passes.begin("genes of"))
+    assert isinstance(model, RidgeModel)
+    fitted = adapt_ridge(model, columns, cohort, passes)
+    intervals = _intervals(inputs, cohort, len(genes), fitted, passes)
+    passes.finish()
+    return StreamedTraining(fitted.model, genes, cohort, intervals, None)
+
+
+@dataclass(frozen=True)
+class MeasuredGenes(GeneChoice):
+    """All genes that all sections measured, also those that do not vary."""
+
+    n_variable: int | None = None
+
+    def choose_from(self, ranking: GeneVariance | SeuratRanks) -> tuple[str, ...]:
+        """Return the genes of a ranking."""
+        return ranking.genes
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""Pass 2 of a streamed training: Gram matrices of what is pooled around spots, per scale and cell of sections."""
+"""Pass 2 of a streamed training: Gram matrices of what is pooled around spots, per scale and cell of sections.
+
+After those of the scales come those of the differences of scales, where a model has a ridge on them.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +13,7 @@ import numpy as np
 from histosge.data.block_bands import pool_spots_by_band
 from histosge.models.linear_algebra import Floats, Indices
 from histosge.models.ridge_sums import RidgeSums
+from histosge.models.scale_differences import ScaleDifferences
 from histosge.training.kept_sums import KeptSums
 from histosge.training.streaming.cohort import Cell, Cohort, Fit, SectionInput, SectionSource
 from histosge.training.streaming.section_tasks import OnStep
@@ -40,22 +44,39 @@ class _Gathering:
     sigmas_um: tuple[float, ...]
     outputs: SpotOutputs
     reference: Floats
+    differences: ScaleDifferences | None
 
 
 def _section_sums(how: _Gathering, section: SectionInput) -> list[RidgeSums]:
-    """Return the sums of one section at each scale."""
-    sums = [RidgeSums.zeros(len(how.reference), how.outputs.n_outputs) for _ in how.sigmas_um]
+    """Return the sums of one section at each scale, and those of the differences."""
+    dims = [len(how.reference) for _ in how.sigmas_um]
+    if how.differences is not None:
+        dims.append(how.differences.n_inputs)
+    sums = [RidgeSums.zeros(dim, how.outputs.n_outputs) for dim in dims]
     outputs = how.outputs.of_section(section)
-    slide = how.source.open(section.slide_id)
+    slide, projected = how.source.open(section.slide_id), list[Floats]()
     for pooled in pool_spots_by_band(slide, section.under, how.sigmas_um):
         values, scale = pooled.values, pooled.scale
         values -= how.reference
         sums[scale] = sums[scale].add_rows(values, outputs(pooled.spots))
+        if how.differences is None:
+            continue
+        # The scales of a band come one after another with the same spots: no more than a band of them is held.
+        projected.append(how.differences.project(values))
+        if len(projected) == len(how.sigmas_um):
+            inputs = how.differences.inputs(projected)
+            sums[-1] = sums[-1].add_rows(inputs, outputs(pooled.spots))
+            projected.clear()
     return sums
 
 
 def gather_sums(
-    cohort: Cohort, sigmas_um: Sequence[float], outputs: SpotOutputs, reference: Floats, on_step: OnStep
+    cohort: Cohort,
+    sigmas_um: Sequence[float],
+    outputs: SpotOutputs,
+    reference: Floats,
+    on_step: OnStep,
+    differences: ScaleDifferences | None = None,
 ) -> None:
     """Add up the sums of every cell in the work folder; what is there already is not read again.
 
@@ -69,6 +90,8 @@ def gather_sums(
         Of the spots.
     reference
         Subtracted from all inputs, ``(dim,)``.
+    differences
+        Of the scales, whose sums are wanted, too.
     """
 
     def items() -> Iterator[tuple[str, SectionInput | None]]:
@@ -77,18 +100,19 @@ def gather_sums(
             for index in cell.sections.tolist():
                 yield cohort.sections[index].slide_id, None if index in done else cohort.input(index)
 
-    how = _Gathering(cohort.source, tuple(sigmas_um), outputs, reference)
+    how = _Gathering(cohort.source, tuple(sigmas_um), outputs, reference, differences)
+    n_ridges = len(sigmas_um) + (differences is not None)
     found = cohort.tasks.run(_section_sums, how, items(), on_step)
     for cell in cohort.cells:
-        _gather_cell(cohort, cell, len(sigmas_um), found)
+        _gather_cell(cohort, cell, n_ridges, found)
     # To its end, where it lets go of what it holds.
     assert next(found, None) is None
 
 
-def _gather_cell(cohort: Cohort, cell: Cell, n_scales: int, found: Iterator[list[RidgeSums] | None]) -> None:
+def _gather_cell(cohort: Cohort, cell: Cell, n_ridges: int, found: Iterator[list[RidgeSums] | None]) -> None:
     done, sums, saved = _sections_done(cohort.folder, cell), None, time.monotonic()
     if 0 < len(done) < len(cell.sections):
-        sums = [load_sums(cohort.folder, cell, scale) for scale in range(n_scales)]
+        sums = [load_sums(cohort.folder, cell, scale) for scale in range(n_ridges)]
     for index in cell.sections.tolist():
         added = next(found)
         if added is None:
@@ -126,7 +150,7 @@ class GroupSums(Sequence[RidgeSums]):
     fit
         Which sections count.
     scale
-        Which Gaussian.
+        Which Gaussian; after the last of them, the differences.
     columns
         Outputs that are wanted.
     kept

@@ -23,19 +23,28 @@ class Passes:
     n_passes: int
     on_progress: OnProgress
     _done: int = 0
+    _bound: str = ""
     _current: int = 0
     _begun: float = field(default_factory=time.monotonic)
 
-    def begin(self, what: str) -> Callable[[str], None]:
-        """Begin a pass; return what is called with each section's id before it is worked on."""
+    def begin(self, what: str, *, is_further: bool = False) -> Callable[[str], None]:
+        """Begin a pass; return what is called with each section's id before it is worked on.
+
+        Parameters
+        ----------
+        is_further
+            Whether it comes on top of `n_passes`: how many steps an iteration takes is not known before.
+        """
         self._current += 1
+        self.n_passes += is_further
+        self._bound = "at least " if is_further else ""
         start = (self._current - 1) * self.n_sections
         self._done = start - 1
 
         def step(slide_id: str) -> None:
             self._done += 1
             total = self.n_sections * self.n_passes
-            label = f"pass {self._current} of {self.n_passes}, {what} {slide_id}"
+            label = f"pass {self._current} of {self._bound}{self.n_passes}, {what} {slide_id}"
             self.on_progress(Progress(min(self._done, total), total, label))
 
         return step

@@ -21,12 +21,13 @@ SCALES_UM = (0.0,)
 
 
 @dataclass(frozen=True)
-class _GeneOutputs:
+class GeneOutputs:
     """log1p(CP10k) of all genes."""
 
     n_outputs: int
 
     def of_section(self, section: SectionInput) -> Callable[[Indices], Floats]:
+        """Return what gives those of some spots, ``(n, n_genes)``."""
         # A few spots at a time: of all genes, the targets of a section are not held as an array.
         return lambda spots: read_rows(section.target, spots).astype(np.float64)
 
@@ -61,7 +62,8 @@ class StreamedRidge:
     model: RidgeModel
     cohort: Cohort
     predictor: RidgePredictor
-    sums: SumsToKeep
+    # None of an adapted model: sums of residuals of another model are none that sections could be added to.
+    sums: SumsToKeep | None
 
     @property
     def held_out(self) -> "StreamedRidge":
@@ -85,7 +87,7 @@ def fit_ridge(
     """
     n_genes, kept = len(moments[0].mean), None if start is None else start.kept
     reference = cohort.survey(0).embedding_mean if kept is None else kept.reference
-    gather_sums(cohort, SCALES_UM, _GeneOutputs(n_genes), reference, passes.begin("reading"))
+    gather_sums(cohort, SCALES_UM, GeneOutputs(n_genes), reference, passes.begin("reading"))
     every, fits = np.arange(n_genes), dict[int | None, RidgeModel]()
     for fit in cohort.fits:
         fits[fit.fold] = ridge_from_sums(GroupSums(cohort, fit, 0, every, kept), reference)

@@ -15,13 +15,19 @@ from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.stored_documents import Count, Text
 from histosge.errors import ModelError
 from histosge.models.adaptation import why_not_adapted
+from histosge.models.dense import DenseModel
 from histosge.models.linear_algebra import Indices
+from histosge.models.scale_ridges import ScaleRidges
 from histosge.training.hub_model import model_folder, whole_model_folder
 from histosge.training.kept_sums import FOLDER, KeptSums
 from histosge.training.saved_model import CONFIG, WEIGHTS, SavedModel, load_model
 
 _NAMED_GENES = 5
 """Genes that a message names; the others are counted."""
+SUMS_WITHOUT_DIFFERENCES = (
+    "the sums are of an earlier version: the model goes on without the ridge on differences of scales; to have it, train on "
+    "all sections without --from"
+)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,20 @@ def open_start(folder: str | Path, *, adapt: bool = False) -> Start | StartFromW
             f"{kept.folder} is of {kept.preset!r} with {kept.shape[0]} numbers and {n_outputs} outputs, the model is "
             f"{saved.card.preset!r} with {dim} numbers; train again"
         )
+    _check_weights(saved, kept)
     return Start(saved, kept)
+
+
+def _check_weights(saved: SavedModel, kept: KeptSums) -> None:
+    """Refuse sums that are of another number of ridges than the model has weights of."""
+    if not isinstance(saved.model, DenseModel) or not isinstance(saved.model.linear, ScaleRidges):
+        return
+    n_ridges = len(kept.sigmas_um) + (kept.differences is not None)
+    n_weights = len(saved.model.linear.weights)
+    if n_weights != n_ridges:
+        raise ModelError(
+            f"{kept.folder} has sums of {n_ridges} ridges, and the model weights of {n_weights}; train again"
+        )
 
 
 def new_sections(

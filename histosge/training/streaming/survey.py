@@ -23,6 +23,8 @@ from histosge.data.section_survey import SectionSurvey, read_surveyed, survey_se
 from histosge.data.sections import Spots
 from histosge.data.seurat_ranks import SeuratRanks
 from histosge.models.dense import N_PATTERNS
+from histosge.models.scale_differences import PatchSample, ScaleDifferences, is_projected
+from histosge.models.scale_ridges import differences_of
 from histosge.models.target_sums import GeneMoments, TargetBasis, gene_products
 from histosge.training.streaming.cohort import Cohort, CohortSection, SectionSource
 from histosge.training.streaming.section_tasks import OnStep, SectionTasks
@@ -62,6 +64,8 @@ class _Found:
         See `SurveyedSpots`; None of a section that was surveyed in an earlier run.
     ranking
         Of its genes.
+    patches
+        Some of its embeddings, see `PatchSample`; None where they are not needed.
     """
 
     survey: SectionSurvey | None
@@ -69,6 +73,7 @@ class _Found:
     description: str
     marks: NDArray[np.uint64] | None
     ranking: GeneVariance | SeuratRanks
+    patches: NDArray[np.float16] | None = None
 
 
 def _survey(how: _HowToSurvey, section: _ToSurvey) -> _Found:
@@ -77,9 +82,18 @@ def _survey(how: _HowToSurvey, section: _ToSurvey) -> _Found:
     if section.earlier is not None:
         ranking.add(read_surveyed(sample, store, slide, section.earlier))
         return _Found(None, None, "", None, ranking)
-    found = survey_section(sample, store, slide, every_patch, force=how.force)
+    patches = PatchSample()
+    # Of short embeddings none are needed: they are not projected.
+    dim = slide.identity.dim
+    on_embedding = patches.add if is_projected(dim) else _ignore
+    found = survey_section(sample, store, slide, every_patch, on_embedding, force=how.force)
     ranking.add(found.spots)
-    return _Found(found.survey, found.counts, found.description, found.marks, ranking)
+    some = patches.rows(dim, found.under) if is_projected(dim) else None
+    return _Found(found.survey, found.counts, found.description, found.marks, ranking, some)
+
+
+def _ignore(embedding: NDArray[np.float32]) -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,8 @@ def survey_cohort(
             is_used = report_spots(sample.slide_id, found.description, found.counts, on_message)
             counted = [found.counts.n_under_min_counts, len(found.counts.uncovered), is_used]
             folder.save(_surveyed(sample), found.survey.arrays())
+            if found.patches is not None:
+                folder.save(_sampled(sample), {"embedding": found.patches})
             folder.save(_counted(sample), {"counts": np.array(counted)})
         under_min, uncovered, is_used = folder.load(_counted(sample))["counts"].tolist()
         if not is_used:
@@ -161,6 +177,17 @@ def survey_cohort(
 
 def _surveyed(sample: Sample) -> str:
     return f"survey-{sample.slide_id}"
+
+
+def _sampled(sample: Sample) -> str:
+    return f"patches-{sample.slide_id}"
+
+
+def fit_differences(cohort: Cohort) -> ScaleDifferences | None:
+    """Return what `histosge.models.scale_ridges.fit_differences` does, from what pass 1 kept of each section."""
+    files = (_sampled(section.sample) for section in cohort.sections)
+    samples = (cohort.folder.load_one(file, "embedding") for file in files)
+    return differences_of(cohort.first.identity.dim, samples)
 
 
 def _counted(sample: Sample) -> str:

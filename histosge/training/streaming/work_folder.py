@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from featurestore.whole_file import whole_file
 from histosge.errors import ModelError
 
-FORMAT = 1
+FORMAT = 2
 """Raised when files of an earlier version would be misread: they are made anew then."""
 KEY = "made_with.json"
 

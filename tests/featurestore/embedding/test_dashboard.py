@@ -4,16 +4,11 @@ import socket
 import urllib.request
 
 import pytest
+from _s3 import free_port
 
 from featurestore.embedding import limits
 from featurestore.embedding.dask_clients import local_client
 from featurestore.errors import ClusterError
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _other_address() -> str:
@@ -27,7 +22,7 @@ def _other_address() -> str:
 
 
 def test_it_answers_on_its_port_of_loopback_and_nowhere_else() -> None:
-    port = _free_port()
+    port = free_port()
     with local_client(1, threads=1, dashboard=port):
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=120) as answer:
             assert answer.status == 200
@@ -44,7 +39,7 @@ def test_a_port_that_is_taken_and_a_package_that_is_missing_are_refused(
         taken.listen()
         with pytest.raises(ClusterError, match=r"port cannot be had .*; give another one"):
             limits.check_dashboard(taken.getsockname()[1])
-    limits.check_dashboard(_free_port())
+    limits.check_dashboard(free_port())
     monkeypatch.setattr(limits, "find_spec", lambda name: None)
     with pytest.raises(ClusterError, match=r"pip install 'histosge\[dashboard\]'"):
-        limits.check_dashboard(_free_port())
+        limits.check_dashboard(free_port())

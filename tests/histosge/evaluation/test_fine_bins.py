@@ -20,10 +20,11 @@ from histosge.data.spot_overlap import spot_overlap, square_overlap
 from histosge.errors import ExpressionError, HistosgeError
 from histosge.evaluation import fine_bins
 from histosge.evaluation.bin_scores import HeldOutBins
-from histosge.evaluation.fine_bins import FineBins, pool_units
+from histosge.evaluation.fine_bins import FineBins
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import evaluate_sections
 from histosge.evaluation.tasks import Plan
+from histosge.evaluation.unit_pooling import pool_units
 from histosge.synthetic import GeneCounts, SyntheticSpec, load_truth, make_cohort
 
 STEP = 8.0

@@ -13,13 +13,15 @@ from xml.etree import ElementTree as ET
 import numpy as np
 import polars as pl
 import pytest
+from make_scores import MAP_GRID as GRID
+from make_scores import make_map, make_scores
 from PIL import Image
 
 from histosge.evaluation.gene_lookup import lookup_block
 from histosge.evaluation.map_plots import gene_map
 from histosge.evaluation.report import evaluation_blocks
 from histosge.evaluation.report_files import write_evaluation
-from histosge.evaluation.results import FoldCount, GeneMap, Scores
+from histosge.evaluation.results import GeneMap, Scores
 from histosge.evaluation.score_plots import (
     Defect,
     Difference,
@@ -30,7 +32,6 @@ from histosge.evaluation.score_plots import (
 from histosge.reporting.page import Block, Lookup, Picture, Table, render_report
 from histosge.reporting.plots import shared_scale_maps, slide_maps, to_svg, trust_plot
 
-GRID = (17, 13)
 SVG = "{http://www.w3.org/2000/svg}"
 VOID = {"meta", "img", "br", "hr", "link"}
 
@@ -61,51 +62,6 @@ class Structure(HTMLParser):
 
     def tags(self, name: str) -> list[dict[str, str | None]]:
         return [attrs for tag, attrs in self.seen if tag == name]
-
-
-def make_map(gene: str = "GENE1", role: str = "best") -> GeneMap:
-    rng = np.random.default_rng(3)
-    predicted = rng.random(GRID, dtype=np.float32)
-    predicted[:, :2] = np.nan
-    return GeneMap(
-        gene,
-        role,
-        0.437,
-        "A",
-        rng.uniform(200, 500, (31, 2)),
-        rng.random(31, dtype=np.float32),
-        43.0,
-        predicted,
-        np.full((*GRID, 3), 181, dtype=np.uint8),
-        53.0,
-        53.0,
-    )
-
-
-def make_scores(noise: float = 0.002, split: str = "section", seeds: tuple[int, ...] = (0, 1)) -> Scores:
-    metrics = ("pearson_mean", "pearson_depth_adjusted", "pearson_median", "pearson_top50", "spearman_mean")
-    others = {"mse": 0.5, "mae": 0.6, "r2": 0.1, "n_genes": 2.0, "n_nan_genes": 1.0, "paper_all_spots": 0.9}
-    rows, genes = [], []
-    for preset, level in (("ridge", 0.3), ("dense", 0.4), ("noise", noise)):
-        for fold in ("A", "B"):
-            for seed in seeds:
-                key = {"preset": preset, "split": split, "fold": fold, "seed": seed}
-                values = dict.fromkeys(metrics, level + 0.01 * seed * (preset != "noise")) | others
-                rows += [key | {"metric": metric, "value": value} for metric, value in values.items()]
-                genes += [key | {"gene": gene, "pearson": level} for gene in ("GENE1", "GENE2")]
-    return Scores(
-        pl.DataFrame(rows),
-        pl.DataFrame(genes),
-        ("ridge", "dense"),
-        "dense",
-        split,
-        seeds,
-        211.0,
-        "2 genes given by the user",
-        tuple(FoldCount(seed, fold, 71, 31, 7) for seed in seeds for fold in ("A", "B")),
-        (make_map(),),
-        ("3 sections of 1 donor.",),
-    )
 
 
 def svg_of(attrs: dict[str, str | None]) -> str:
@@ -312,9 +268,12 @@ def settings():
     # Reading the backend alone makes matplotlib choose one.
     return {name: matplotlib.rcParams[name] for name in list(matplotlib.rcParams) if name != "backend"}
 before = settings()
-import test_report as report
-report.to_svg(report.gene_map(report.make_map()))
-report.evaluation_blocks(report.make_scores())
+from make_scores import make_map, make_scores
+from histosge.evaluation.map_plots import gene_map
+from histosge.evaluation.report import evaluation_blocks
+from histosge.reporting.plots import to_svg
+to_svg(gene_map(make_map()))
+evaluation_blocks(make_scores())
 assert settings() == before
 print("matplotlib.pyplot" in sys.modules)
 """
@@ -323,7 +282,11 @@ print("matplotlib.pyplot" in sys.modules)
 def test_drawing_leaves_the_global_state_of_matplotlib_alone() -> None:
     # pyplot keeps every figure that it makes, and chooses a backend for the whole process.
     ran = subprocess.run(
-        [sys.executable, "-c", DRAWING], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        [sys.executable, "-c", DRAWING],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
     )
     assert ran.stdout.strip() == "False"
 

@@ -16,7 +16,7 @@ from featurestore.errors import OutputError
 from featurestore.events import Progress
 from histosge.data.sections import Section
 from histosge.errors import HistosgeError, SplitError
-from histosge.evaluation import shown_maps
+from histosge.evaluation import section_maps
 from histosge.evaluation.report_files import read_evaluation, write_evaluation
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import NOISE_DRAWS, SMOOTH_DRAWS, evaluate_sections
@@ -210,9 +210,8 @@ def test_the_default_preset_is_shown_and_how_far_it_looks_is_said(three: list[Se
 
 
 def test_maps_are_of_the_best_median_and_worst_gene_with_their_held_out_score(by_section: Scores) -> None:
-    roles = ["best", "median", "worst", "other section", "other section"]
-    assert [shown.role for shown in by_section.maps] == roles
-    assert [shown.slide_id for shown in by_section.maps] == ["A", "A", "A", "B", "C"]
+    assert [shown.role for shown in by_section.maps] == ["best", "median", "worst"]
+    assert [shown.slide_id for shown in by_section.maps] == ["A", "A", "A"]
     mine = by_section.genes.filter(
         (pl.col("preset") == by_section.default_preset) & (pl.col("seed") == 0) & (pl.col("fold") == "A")
     )
@@ -222,21 +221,31 @@ def test_maps_are_of_the_best_median_and_worst_gene_with_their_held_out_score(by
         assert shown.predicted.shape == GRID
         assert np.isfinite(shown.predicted).all()
         assert len(shown.measured) == GRID[0] * GRID[1]
-    # Of a further section: its own held-out score, of a gene that is predicted well there.
-    for shown in by_section.maps[3:]:
+
+
+def test_every_section_has_maps_of_every_gene_with_its_own_held_out_score(by_section: Scores) -> None:
+    assert [maps.slide_id for maps in by_section.section_maps] == ["A", "B", "C"]
+    for maps in by_section.section_maps:
         own = by_section.genes.filter(
-            (pl.col("preset") == "ridge") & (pl.col("seed") == 0) & (pl.col("fold") == shown.slide_id)
+            (pl.col("preset") == "ridge") & (pl.col("seed") == 0) & (pl.col("fold") == maps.slide_id)
         )
-        assert shown.pearson == pytest.approx(own.filter(pl.col("gene") == shown.gene)["pearson"].item())
+        assert set(maps.names) == set(own["gene"])
+        scores = dict(own.select("gene", "pearson").iter_rows())
+        for name, note in zip(maps.names, maps.document["notes"], strict=True):
+            assert note == f"held-out r = {scores[name]:.3f}"
 
 
-def test_of_many_sections_as_many_have_maps_as_fit_on_a_page(
+def test_of_many_genes_and_sections_as_many_have_maps_as_fit_on_a_page(
     three: list[Section], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shown_maps, "MOST_SECTIONS", 2)
-    monkeypatch.setattr(shown_maps, "KEPT_GENES", 1)
-    scores = evaluate_sections(three, ["ridge"], split="block", genes=N_GENES, seeds=(0,))
-    assert [shown.slide_id for shown in scores.maps] == ["A", "A", "A", "B"]
+    n_values = GRID[0] * GRID[1] * 2  # of a gene on a section: spots and patches
+    monkeypatch.setattr(section_maps, "MAP_BYTES", 2 * 3 * n_values)
+    monkeypatch.setattr(section_maps, "LEAST_GENES", 3)
+    monkeypatch.setattr(section_maps, "CELL_LIMITS", (20_000,))
+    scores = evaluate_sections(three, ["ridge"], split="block", genes=f"{N_GENES - 2}+G1", seeds=(0,))
+    assert [maps.slide_id for maps in scores.section_maps] == ["A", "B"]
+    assert all(len(maps.names) == 3 and "G1" in maps.names for maps in scores.section_maps)
+    assert any("2 of 3 sections have them" in note for note in scores.notes)
 
 
 def test_the_same_call_gives_the_same_numbers(three: list[Section], by_section: Scores) -> None:
@@ -313,14 +322,13 @@ def test_the_page_loads_nothing_and_shows_three_maps(by_section: Scores, tmp_pat
     page = _Page()
     page.feed(text)
     pictures = [load for load in page.loads if load.startswith("data:image/svg+xml;base64,")]
-    assert len(pictures) == 7  # three maps of one section, one of each other, spread, differences
+    assert len(pictures) == 5  # three maps of one section, spread, differences
     # The rest is to be clicked on: the tables beside the page.
     assert sorted(set(page.loads) - set(pictures)) == ["differences.csv", "genes.csv", "scores.csv"]
     assert not re.search(r"https?://|@import|url\(", text)
     assert "7 spots under 100 counts left out." in text
     for shown in by_section.maps:
-        label = shown.slide_id if shown.role == "other section" else f"{shown.role} gene of ridge"
-        caption = f"{label}: held-out r = {shown.pearson:.3f}"
+        caption = f"{shown.role} gene of ridge: held-out r = {shown.pearson:.3f}"
         assert f"<strong>{shown.gene}</strong> {caption}" in text
 
 
@@ -355,7 +363,7 @@ def _same(found: Scores | None, scores: Scores) -> bool:
     # Field by field: since Python 3.13 == of two dataclasses asks for the truth of the comparison of two tables.
     for field in fields(Scores):
         one, other = getattr(found, field.name), getattr(scores, field.name)
-        if field.name == "maps" or not field.compare:
+        if field.name in ("maps", "section_maps") or not field.compare:
             continue  # maps are not written
         if not (one.equals(other) if isinstance(one, pl.DataFrame) else one == other):
             return False

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from _dense_oracle import all_scales, project, scaler_of_all
 from sklearn.linear_model import Ridge
 
 from histosge.data.gaussian_pooling import gaussian_pool, sum_pooled
@@ -55,24 +56,34 @@ def test_projecting_first_gives_what_pooling_first_gives() -> None:
 def test_the_map_of_a_lone_section_is_the_mean_of_plain_ridges(dim: int) -> None:
     section, Y = _section(1, dim=dim)
     fitted = fit_scale_ridges([section], Outputs(Y, np.zeros(len(Y), np.int64), 2))
-    expected = np.zeros((len(section.patches), 2))
-    for sigma_um in SIGMAS_UM:
-        X = pool_spots(section, sigma_um)
+    expected, patches = np.zeros((len(section.patches), 2)), section.patches
+    spots = [pool_spots(section, sigma_um) for sigma_um in SIGMAS_UM]
+    at_patches = [
+        gaussian_pool(patches, sigma_um, ("mean",)).astype(np.float64) if sigma_um else patches.embedding
+        for sigma_um in SIGMAS_UM
+    ]
+    projection = project([section])
+    assert (projection is None) == (dim == DIM)
+    inputs = [
+        *zip(spots, at_patches, strict=True),
+        (all_scales(spots, projection), all_scales(at_patches, projection)),
+    ]
+    for X, of_patches in inputs:
         mean, sd = X.mean(axis=0), X.std(axis=0)
+        if projection is not None and X is inputs[-1][0]:
+            sd = scaler_of_all(X, projection).scale_
         length = (((X - mean) / sd) ** 2).sum(axis=1).mean()
         oracle = Ridge(alpha=LONE_GROUP_PENALTY * length).fit((X - mean) / sd, Y)
-        patches = section.patches
-        pooled = gaussian_pool(patches, sigma_um, ("mean",)) if sigma_um else patches.embedding
-        expected += oracle.predict((pooled - mean) / sd) / len(SIGMAS_UM)
-    np.testing.assert_allclose(fitted.ridges.project(section.patches), expected, rtol=1e-3, atol=1e-4)
+        expected += oracle.predict((of_patches - mean) / sd) / len(inputs)
+    np.testing.assert_allclose(fitted.ridges.project(patches), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("sigma_um", [0.0, 160.0])
 def test_weights_go_to_the_scale_that_predicts_held_out_sections(sigma_um: float) -> None:
     sections, outputs = zip(*(_section(seed, sigma_um) for seed in range(4)), strict=True)
     fitted = fit_scale_ridges(sections, Outputs(np.concatenate(outputs), _labels(list(outputs)), 2))
-    weights = dict(zip(SIGMAS_UM, fitted.ridges.weights, strict=True))
-    assert sum(weights.values()) == pytest.approx(1)
+    assert sum(fitted.ridges.weights) == pytest.approx(1)
+    weights = dict(zip(SIGMAS_UM, fitted.ridges.weights[:-1], strict=True))
     assert max(weights, key=weights.__getitem__) == sigma_um
 
 

@@ -156,3 +156,25 @@ def test_a_kill_at_any_step_of_replacing_a_map_leaves_the_old_or_the_new_one(
     *killed, finished = done.stdout.splitlines()
     assert finished == "5 0"
     assert set(killed) == {"7 1", "5 1"}
+
+
+def test_a_model_that_refuses_all_slides_leaves_nothing(world: World, tmp_path: Path) -> None:
+    sheet = tmp_path / "one.csv"
+    rows = (world.store.parent / "data" / "cohort.csv").read_text().splitlines()
+    sheet.write_text("\n".join(_beside(row, world.store.parent / "data") for row in rows[:2]) + "\n")
+    train(sheet, world.store, tmp_path / "model", replace(SETTINGS, preset="nearest"))
+    with pytest.raises(ModelError, match="has none of slide 'S2'"):
+        predict(world.store, tmp_path / "model", tmp_path / "maps", slide_ids=["S2"])
+    assert not (tmp_path / "maps").exists()
+    # Beside a slide that it knows: the map of that one, and no other.
+    results = predict(world.store, tmp_path / "model", tmp_path / "maps")
+    assert [bool(result.failed) for result in results] == [False, True]
+    assert list(ExpressionStore.open(str(tmp_path / "maps")).maps()) == [("S1", GRID.key)]
+    assert {path.name for path in (tmp_path / "maps").iterdir()} == {"S1", "zarr.json"}
+
+
+def _beside(row: str, folder: Path) -> str:
+    """Return a row of a sheet with the files' full paths."""
+    return ",".join(
+        str(folder / cell) if cell and (folder / cell).is_file() else cell for cell in row.split(",")
+    )

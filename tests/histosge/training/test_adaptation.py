@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import pytest
 from _cohorts import MadeCohort, write_cohort, write_section, write_sheet
-from _dense_oracle import Floats, centre, pool, predict_exactly, ridge, stacking
+from _dense_oracle import Floats, all_scales, centre, pool, predict_exactly, ridge, stacking
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LinearRegression
@@ -116,19 +116,21 @@ def _oracle_of_dense(earlier: DenseModel, sections: Sequence[TrainingSection]) -
     counts = [len(section.target) for section in sections]
     Y = rows @ axes
     held_out, fits, penalties = [], [], []
-    for sigma in SIGMAS_UM:
+    pooled = [np.vstack([s.overlap @ pool(s.patches, sigma) for s in sections]) for sigma in SIGMAS_UM]
+    for values in (*pooled, all_scales(pooled, None)):
         scaler = StandardScaler()
-        X = scaler.fit_transform(np.vstack([s.overlap @ pool(s.patches, sigma) for s in sections]))
+        X = scaler.fit_transform(values)
         penalty = np.sqrt(10) * _held_out(X, anew, group, PENALTIES)[1]
         predicted, _ = _held_out(X, Y, group, [penalty])
         held_out.append(predicted)
         penalties.append(penalty)
         fits.append((scaler, ridge(X, Y, penalty)))
     shares = stacking(held_out, centre(Y, group), float((Y**2).sum()))
-    patches = sections[0].patches
+    pooled = [pool(sections[0].patches, sigma) for sigma in SIGMAS_UM]
+    inputs = (*pooled, all_scales(pooled, None))
     new = sum(
-        share * fit.predict(scaler.transform(pool(patches, sigma)))
-        for share, (scaler, fit), sigma in zip(shares, fits, SIGMAS_UM, strict=True)
+        share * fit.predict(scaler.transform(X))
+        for share, (scaler, fit), X in zip(shares, fits, inputs, strict=True)
     )
     old = old_patterns(sections[0]) - np.vstack(at_spots).mean(axis=0)
     targets = [section.target.astype(np.float64) for section in sections]

@@ -1,9 +1,11 @@
 """Training section by section gives the model that training in memory gives, and an oracle that shares no arithmetic."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import _dense_oracle
 import numpy as np
 import pytest
 from _cohorts import MadeCohort, write_cohort, write_section, write_sheet
@@ -18,6 +20,8 @@ from histosge.data.embedded_slide import load_patches, open_embedded
 from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.data.sections import Patches
 from histosge.errors import ModelError
+from histosge.models import scale_differences
+from histosge.training.kept_sums import KeptSums
 from histosge.training.saved_model import SavedModel, load_model
 from histosge.training.streaming.fit_streamed import STREAM_FROM_BYTES
 from histosge.training.train import TrainSettings, train
@@ -84,14 +88,95 @@ def test_streamed_and_in_memory_are_one_model(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_dense_equals_scikit_learn_in_double_precision(cohort: tuple[Path, Path], tmp_path: Path) -> None:
-    streamed = train(*cohort, tmp_path / "model", replace(SETTINGS, intervals=False), stream=True)
+@pytest.mark.parametrize("stream", [True, False])
+def test_dense_equals_scikit_learn_in_double_precision(
+    stream: bool, cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    streamed = train(*cohort, tmp_path / "model", replace(SETTINGS, intervals=False), stream=stream)
     loaded = load_sections(str(cohort[0]), str(cohort[1]), Selection())
     sections = [training_section(item.section, streamed.card.genes) for item in loaded]
     oracle = DenseOracle.fit(sections)
     patches = sections[3].patches
     wanted, found = oracle.predict(patches), predict_exactly(streamed.model.state(), patches)
     assert np.abs(found - wanted).max() / wanted.std() < 1e-6
+
+
+@pytest.fixture
+def short_embeddings_are_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings of 13 numbers are projected, as those of a thousand are."""
+    for module in (scale_differences, _dense_oracle):
+        monkeypatch.setattr(module, "MAX_DIM", MADE.dim - 2)
+        monkeypatch.setattr(module, "N_COMPONENTS", 5)
+        monkeypatch.setattr(module, "SAMPLED", 300)
+    monkeypatch.setattr(scale_differences, "_CANDIDATES", 800)
+    monkeypatch.setattr(_dense_oracle, "CANDIDATES", 800)
+
+
+@pytest.mark.usefixtures("short_embeddings_are_long")
+def test_long_embeddings_are_projected_alike_whichever_way_sections_come(
+    cohort: tuple[Path, Path], tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, intervals=True)
+    whole, streamed = (
+        train(*cohort, tmp_path / str(stream), settings, stream=stream) for stream in (False, True)
+    )
+    loaded = load_sections(str(cohort[0]), str(cohort[1]), Selection())
+    sections = [training_section(item.section, streamed.card.genes) for item in loaded]
+    patches = sections[1].patches
+    oracle = DenseOracle.fit(sections)
+    assert oracle.projection is not None
+    assert oracle.projection.shape == (MADE.dim, 5)
+    wanted = oracle.predict(patches)
+    for saved in (whole, streamed):
+        assert len(saved.model.config()["weights"]) == 6
+        found = predict_exactly(saved.model.state(), patches)
+        assert np.abs(found - wanted).max() / wanted.std() < 1e-6
+    one, other = (predict_exactly(saved.model.state(), patches) for saved in (whole, streamed))
+    assert np.abs(one - other).max() / one.std() < 1e-6
+    # The fits without a fold share the components of all sections: of embeddings alone, and nearly the same.
+    assert whole.intervals is not None
+    assert streamed.intervals is not None
+    widths = [saved.intervals.half_width.mean() for saved in (whole, streamed) if saved.intervals]
+    assert widths[0] == pytest.approx(widths[1], rel=0.02)
+
+
+@pytest.mark.usefixtures("short_embeddings_are_long")
+def test_sections_are_added_with_the_projection_of_the_first_ones(
+    cohort: tuple[Path, Path], seven: tuple[Path, Path], tmp_path: Path
+) -> None:
+    patches = load_patches(open_embedded(Store.open(str(cohort[1])), "S006", None, None))
+    for stream in (True, False):
+        five = train(*cohort, tmp_path / f"five-{stream}", replace(SETTINGS, intervals=False), stream=stream)
+        further = train(*seven, tmp_path / f"further-{stream}", start_from=tmp_path / f"five-{stream}")
+        wanted = _with_patterns_and_weights(*seven, further.card.genes, five, patches)
+        found = predict_exactly(further.model.state(), patches)
+        assert np.abs(found - wanted).max() / wanted.std() < 1e-6
+    # And once more: the projection is kept again.
+    assert KeptSums.open(tmp_path / "further-True").differences.projection.shape == (MADE.dim, 5)  # type: ignore[union-attr]
+
+
+def test_sums_of_an_earlier_version_go_on_without_a_ridge_on_differences(
+    cohort: tuple[Path, Path], seven: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr("histosge.models.scale_ridges.WITH_DIFFERENCES", False)
+        five = train(*cohort, tmp_path / "five", replace(SETTINGS, intervals=False), stream=True)
+    document = json.loads((tmp_path / "five" / "stats" / "stats.json").read_text())
+    assert document["format"] == 1
+    assert "n_differences" not in document
+    said = list[str]()
+    further = train(*seven, tmp_path / "further", start_from=tmp_path / "five", on_message=said.append)
+    assert sum("without the ridge on differences" in line for line in said) == 1
+    patches = load_patches(open_embedded(Store.open(str(cohort[1])), "S006", None, None))
+    wanted = _with_patterns_and_weights(*seven, further.card.genes, five, patches)
+    found = predict_exactly(further.model.state(), patches)
+    assert np.abs(found - wanted).max() / wanted.std() < 1e-6
+    assert [len(further.model.config()[key]) for key in ("weights", "penalties")] == [5, 5]
+    # Sums that do not go with the model's weights are refused.
+    document["n_differences"] = 5 * MADE.dim
+    (tmp_path / "five" / "stats" / "stats.json").write_text(json.dumps(document))
+    with pytest.raises(ModelError, match="has sums of 6 ridges, and the model weights of 5"):
+        train(*seven, tmp_path / "other", start_from=tmp_path / "five")
 
 
 def test_each_block_is_read_once_a_pass(
@@ -163,7 +248,6 @@ def test_what_cannot_be_streamed_is_refused_with_the_reason(
 ) -> None:
     cases = (
         (replace(SETTINGS, preset="knn"), "preset"),
-        (replace(SETTINGS, loss="nb"), "loss nb"),
         (replace(SETTINGS, stains=True), "--stains"),
     )
     for settings, why in cases:
@@ -232,7 +316,9 @@ def _with_patterns_and_weights(
         training_section(item.section, genes) for item in load_sections(str(sheet), str(store), Selection())
     ]
     state, config = saved.model.state(), saved.model.config()
-    return DenseOracle.fit(sections, state["targets.axes"], np.array(config["weights"])).predict(patches)
+    # The first five sections are those of the model.
+    oracle = DenseOracle.fit(sections, state["targets.axes"], np.array(config["weights"]), sections[:5])
+    return oracle.predict(patches)
 
 
 def test_old_sections_are_not_read_again(

@@ -1,0 +1,77 @@
+"""Adapting a `ridge` on sections that do not fit into memory: the fit of `histosge.models.adaptation`, from sums."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import overload
+
+import numpy as np
+
+from histosge.models.adaptation import RIDGE_PENALTIES
+from histosge.models.cohort_ridges import ridge_from_sums
+from histosge.models.linear_algebra import Affine, Floats, Indices
+from histosge.models.presets.ridge import RidgeModel
+from histosge.models.ridge_sums import RidgeSums
+from histosge.training.streaming.cohort import Cohort
+from histosge.training.streaming.gather import GroupSums, gather_sums
+from histosge.training.streaming.progress import Passes
+from histosge.training.streaming.ridge_fit import SCALES_UM, GeneOutputs, RidgePredictor, StreamedRidge
+
+
+def adapt_ridge(earlier: RidgeModel, columns: Indices, cohort: Cohort, passes: Passes) -> StreamedRidge:
+    """Fit `ridge` to what an earlier one lacks at the spots of a surveyed cohort, and add its weights.
+
+    The cohort is read once, as for a training anew: what the earlier weights predict follows from its sums.
+
+    Parameters
+    ----------
+    columns
+        Of the earlier model's genes those of the cohort.
+    """
+    start = Affine(earlier.affine.weight[:, columns], earlier.affine.offset[columns])
+    reference, every = cohort.survey(0).embedding_mean, np.arange(len(columns))
+    gather_sums(cohort, SCALES_UM, GeneOutputs(len(columns)), reference, passes.begin("reading"))
+    fits = dict[int | None, RidgeModel]()
+    for fit in cohort.fits:
+        groups = _Residuals(GroupSums(cohort, fit, 0, every), start, reference)
+        change = ridge_from_sums(groups, reference, RIDGE_PENALTIES)
+        weight, offset = start.weight + change.affine.weight, start.offset + change.affine.offset
+        fits[fit.fold] = replace(change, affine=Affine(weight, offset))
+    held_out = {fold: model for fold, model in fits.items() if fold is not None}
+    return StreamedRidge(fits[None], cohort, RidgePredictor(cohort.source, held_out), None)
+
+
+@dataclass(frozen=True)
+class _Residuals(Sequence[RidgeSums]):
+    """Sums of groups with the outputs less what a map of the inputs predicts, made as they are read.
+
+    Parameters
+    ----------
+    groups
+        Sums of inputs less the reference.
+    affine
+        From inputs to outputs.
+    reference
+        ``(dim,)``.
+    """
+
+    groups: Sequence[RidgeSums]
+    affine: Affine
+    reference: Floats
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @overload
+    def __getitem__(self, index: int) -> RidgeSums: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[RidgeSums]: ...
+
+    def __getitem__(self, index: int | slice) -> RidgeSums | list[RidgeSums]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        at_reference = self.affine.offset + self.reference @ self.affine.weight
+        return self.groups[index].residual(Affine(self.affine.weight, at_reference))
+
+    def __iter__(self) -> Iterator[RidgeSums]:
+        return (self[i] for i in range(len(self)))
