@@ -8,6 +8,8 @@
 - share_of_decoding: the pipeline without a network (read, decode, cut, batch, write), beside bare decoding of the JPEG
   tiles that it needs, in CPU-seconds, in turn; the same with an encoder's preprocessing to floats, with `colour` and
   with `morphology`; and where the time goes. Start-up is left out: a first run loads what is loaded once
+- startup_over_bare: CPU-seconds of `histosge embed` from its start to its end on a slide of one batch, less those of the
+  shortest script that does the same: import torch and timm, build a ViT-S/16, load its weights, encode the batch
 - two_workers_speedup: one worker process against two, one thread each, with an encoder so light that reading
   dominates; beside it what two processes gain that only decode
 """
@@ -15,6 +17,8 @@
 import cProfile
 import os
 import pstats
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,11 +41,13 @@ from featurestore.embedding import embed as embedding
 from featurestore.embedding.dask_clients import local_client
 from featurestore.embedding.dask_cluster import embed_on_cluster
 from featurestore.embedding.embed import EmbedSettings, embed
+from featurestore.encoders.architecture import build
 from featurestore.encoders.loading import load_encoder
 from featurestore.encoders.network_encoder import NetworkEncoder
 from featurestore.encoders.preprocessing import Preprocess
 from featurestore.encoders.protocol import Encoder, EncoderIdentity, EncoderOptions
 from featurestore.encoders.records import Preprocessing
+from featurestore.encoders.vision import timm_record
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.patch_reader import read_batches
@@ -76,6 +82,7 @@ def main() -> None:
             *share_of_bare("morphology", "share_of_bare_morphology", slide, folder, 3, quick=asked.quick),
             *share_of_decoding(folder, times=2 if asked.quick else 4, repeats=3),
             *requests(slide, folder),
+            *startup(folder, 2 if asked.quick else 5),
             *two_workers(slide, folder, 1 if asked.quick else 3),
         ]
     report("embedding", results, asked)
@@ -252,6 +259,58 @@ def requests(slide: Path, folder: Path) -> list[Result]:
         Result("gets_while_writing", len(read_back), "", "= 0"),
         Result("other requests, once per slide", len(log) - len(blocks) - len(read_back)),
     ]
+
+
+BARE_SCRIPT = """
+import sys
+import numpy as np
+import torch
+from featurestore.encoders.timm_import import import_timm  # beside a CPU build of torch `import timm` fails
+model = import_timm().create_model({name!r}, num_classes=0)
+model.load_state_dict(torch.load(sys.argv[1], weights_only=True))
+patches = np.load(sys.argv[2])
+with torch.inference_mode():
+    images = torch.from_numpy(patches).permute(0, 3, 1, 2).float().div(255).sub(0.5).div(0.5)
+    np.save(sys.argv[3], model.eval()(images).numpy())
+"""
+
+
+def startup(folder: Path, repeats: int) -> list[Result]:
+    """Compare a whole command with a bare script, in turn, both with one thread and with compiled Python files."""
+    record = timm_record(VIT)
+    side = 4 * SPEC.patch_px  # 16 patches: what a CPU computes in one pass
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    slide, weights, batch = folder / "batch.tif", folder / "weights.pt", folder / "batch.npy"
+    tifffile.imwrite(slide, pixels, tile=(256, 256), photometric="rgb")
+    torch.save(build(record).state_dict(), weights)
+    np.save(batch, pixels.reshape(4, 224, 4, 224, 3).swapaxes(1, 2).reshape(16, 224, 224, 3))
+    script = BARE_SCRIPT.format(name=record.architecture)
+    store = folder / "startup.zarr"
+    bare = [sys.executable, "-c", script, str(weights), str(batch), str(folder / "vectors.npy")]
+    whole = [sys.executable, "-m", "histosge_cli", "embed", str(slide), str(store), "--encoder", VIT]
+    whole += ["--weights", str(weights), "--slide-mpp", "0.5", "--tissue", "none"]
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    # A checkout that is used without being installed may have no folder that compiled files can be written to.
+    environ |= {"PYTHONPYCACHEPREFIX": str(folder / "compiled"), "OMP_NUM_THREADS": "1"}
+    seconds: dict[str, list[float]] = {"bare": [], "whole": []}
+    for turn in range(repeats + 1):
+        for name, command in (("bare", bare), ("whole", whole)):
+            shutil.rmtree(store, ignore_errors=True)
+            spent = _child_seconds(command, environ)
+            if turn:  # the first run compiles
+                seconds[name].append(spent)
+    return [
+        Result("a bare script: ViT-S/16, one batch", min(seconds["bare"]), "CPU-seconds"),
+        Result("histosge embed: the same", min(seconds["whole"]), "CPU-seconds"),
+        Result("startup_over_bare", min(seconds["whole"]) - min(seconds["bare"]), "CPU-seconds", "<= 1"),
+    ]
+
+
+def _child_seconds(command: list[str], environ: dict[str, str]) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, env=environ, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def two_workers(slide: Path, folder: Path, repeats: int) -> list[Result]:

@@ -16,6 +16,7 @@ from histosge_cli.worker_count import worker_count
 
 if TYPE_CHECKING:
     from featurestore.embedding.embed import SlideResult
+    from featurestore.preview.planned_preview import PlannedPreview
 
 
 def register(app: typer.Typer) -> None:
@@ -76,7 +77,6 @@ def embed(
     from featurestore.encoders.loading import DEFAULT_ENCODER
     from featurestore.encoders.protocol import EncoderOptions
     from featurestore.errors import StoreError
-    from featurestore.preview.planned_preview import PlannedPreview
     from featurestore.slides.sample_sheet import read_samples
     from histosge_cli.grid_options import grid_spec
     from histosge_cli.run_report import ReportFiles, report_of_stopped_run
@@ -114,7 +114,7 @@ def embed(
         console.message(remark)
     if dashboard is not None and not dry_run:
         console.message(f"dashboard, as long as this runs: http://127.0.0.1:{dashboard}/status")
-    page = None if preview is None else PlannedPreview.open(preview, store, keys)
+    page = None if preview is None else _planned_preview(preview, store, keys)
     files = None if report is None else ReportFiles.open(report)
     finished: list[SlideResult] = []
     # Read here only to count them, for the bar over all slides.
@@ -158,6 +158,13 @@ def embed(
             f"{failed} of {len(results)} slides failed; the others are complete. See: histosge ls {store}"
         )
         raise typer.Exit(1)
+
+
+def _planned_preview(folder: Path, store: str, keys: tuple[str, ...]) -> "PlannedPreview":
+    # Here, since the page needs polars, which a run without one has no use for.
+    from featurestore.preview.planned_preview import PlannedPreview
+
+    return PlannedPreview.open(folder, store, keys)
 
 
 def _say_where_names_are(console: Console, store: str, *, is_private: bool) -> None:

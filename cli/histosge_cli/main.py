@@ -16,6 +16,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.models import CommandInfo, TyperInfo
 
+from featurestore.collector import skip_collection_at_exit
 from featurestore.credentials import redact
 from featurestore.errors import (
     ClusterWarning,
@@ -203,6 +204,7 @@ def _show_usage_error(error: Any) -> None:
 def main() -> None:
     """Run the command line."""
     sys.excepthook = _print_bug
+    skip_collection_at_exit()
     try:
         with _short_warnings():
             refuse_empty(sys.argv[1:])

@@ -4,6 +4,7 @@ It knows neither dask nor planning: the caller names the blocks.
 """
 
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -108,6 +109,7 @@ def embed_blocks(
     check_slide: Callable[[], None] = lambda: None,
     retried: bool = False,
     judging_focus: bool = False,
+    reading: "BlockReading | None" = None,
 ) -> Generator[BlockResult, None, None]:
     """Read, encode and write blocks of one slide; reading runs ahead of encoding in a thread.
 
@@ -121,6 +123,8 @@ def embed_blocks(
         Whether some blocks may have records of earlier failures, which are removed once a block has none.
     judging_focus
         Whether to judge the focus of the patches that are read, see `featurestore.tissue.focus`.
+    reading
+        Of these blocks, if it has begun already; it is closed at the end.
 
     Yields
     ------
@@ -139,14 +143,8 @@ def embed_blocks(
         key: _open_array(store, slide_id, grid.spec.key, key)
         for key in {key for keys in blocks.values() for key in keys}
     }
-    size = patches_at_once(encoders.values())
-    clocks = BlockClocks(meter_of(slide))
-    # What is read are whole patches; on a token grid they hold several positions of the block.
-    of_patches = {block.coarser(grid.tokens): block for block in blocks}
-
-    stained = [key for key in arrays if "stain" in encoders[key].identity.facts]
-    normalise = slide_normaliser(store, stored, stained)
-    reader = _BlockReader(slide, stored, of_patches, size, normalise, judging_focus, clocks)
+    reading = reading or read_blocks(store, slide, stored, blocks, encoders, judging_focus=judging_focus)
+    clocks, of_patches = reading.clocks, reading.of_patches
 
     def start(item: _ReadBatch) -> tuple[PatchBatch, NDArray[np.bool_] | None, dict[str, PendingVectors]]:
         batch, blurred = item
@@ -168,16 +166,12 @@ def embed_blocks(
                 store.location.remove(failure_path(slide_id, grid.spec.key, key, computed.block.index))
         return replace(computed.result(), costs=clocks.take(computed.patches, n_bytes, n_objects))
 
-    threads = max((getattr(encoder, "reading_threads", 1) for encoder in encoders.values()), default=1)
     writing: deque[Future[BlockResult]] = deque()
     # Across blocks: the first batches of the next block are read and encoded while the last one of this block is
     # computed, and a block is written meanwhile.
-    with (
-        ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers,
-        closing(read_in_turn(reader.streams(threads), threads)) as batches,
-    ):
+    with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as writers, closing(reading):
         computed = None
-        for batch, blurred, started in delayed(map(start, batches), BATCHES_AHEAD):
+        for batch, blurred, started in delayed(map(start, reading), BATCHES_AHEAD):
             block = of_patches[batch.block]
             computed = computed or _ComputedBlock(block, blocks[block])
             with clocks.encoding.running():
@@ -192,6 +186,81 @@ def embed_blocks(
                     yield writing.popleft().result()
         while writing:
             yield writing.popleft().result()
+
+
+class BlockReading:
+    """Batches of a slide's blocks, read by threads of their own; they begin with the first batch or by `begin`.
+
+    Parameters
+    ----------
+    of_patches
+        Block of whole patches -> block of the grid that it is for.
+    clocks
+        Of the slide.
+    streams
+        What reads the blocks, in their order.
+    threads
+        That read at once.
+    """
+
+    def __init__(
+        self,
+        of_patches: Mapping[Block, Block],
+        clocks: BlockClocks,
+        streams: Sequence[Callable[[], Iterator[_ReadBatch]]],
+        threads: int,
+    ) -> None:
+        self.of_patches, self.clocks = of_patches, clocks
+        self.all_read = threading.Event()
+        """Set once the last batch was read, or nothing more will be; some batches may still wait to be taken."""
+        self._left = len(streams)
+        self._lock = threading.Lock()
+        self._first: list[_ReadBatch] = []
+        self._batches = read_in_turn([partial(self._counted, stream) for stream in streams], threads)
+
+    def _counted(self, stream: Callable[[], Iterator[_ReadBatch]]) -> Iterator[_ReadBatch]:
+        yield from stream()
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self.all_read.set()
+
+    def begin(self) -> None:
+        """Begin to read, and wait for the first batch."""
+        self._first += islice(self._batches, 1)
+
+    def __iter__(self) -> Iterator[_ReadBatch]:
+        """Yield the batches; to be called once."""
+        while self._first:
+            yield self._first.pop()
+        yield from self._batches
+
+    def close(self) -> None:
+        """Stop the threads: a slide must not be closed while it is read."""
+        self._batches.close()
+        self.all_read.set()
+
+
+def read_blocks(
+    store: Store,
+    slide: Slide,
+    stored: StoredGrid,
+    blocks: Mapping[Block, tuple[str, ...]],
+    encoders: Mapping[str, Encoder],
+    *,
+    judging_focus: bool = False,
+) -> BlockReading:
+    """Return what reads the blocks of a slide for `embed_blocks`; the parameters are the same."""
+    clocks = BlockClocks(meter_of(slide))
+    # What is read are whole patches; on a token grid they hold several positions of the block.
+    of_patches = {block.coarser(stored.grid.tokens): block for block in blocks}
+    keys = {key for keys in blocks.values() for key in keys}
+    stained = [key for key in keys if "stain" in encoders[key].identity.facts]
+    normalise = slide_normaliser(store, stored, stained)
+    size = patches_at_once(encoders.values())
+    reader = _BlockReader(slide, stored, of_patches, size, normalise, judging_focus, clocks)
+    threads = max((getattr(encoder, "reading_threads", 1) for encoder in encoders.values()), default=1)
+    return BlockReading(of_patches, clocks, reader.streams(threads), threads)
 
 
 @dataclass(frozen=True)

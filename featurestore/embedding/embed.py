@@ -5,12 +5,18 @@ Every run can be repeated safely: a block is done if its object exists, and only
 
 import time
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from featurestore.blocks import Block
-from featurestore.embedding.block_task import ThroughputProbe, check_written, embed_blocks
+from featurestore.embedding.block_task import (
+    BlockReading,
+    ThroughputProbe,
+    check_written,
+    embed_blocks,
+    read_blocks,
+)
 from featurestore.embedding.costs import Costs, plan_costs
 from featurestore.embedding.duplicates import DuplicateCheck
 from featurestore.embedding.plan import (
@@ -20,6 +26,7 @@ from featurestore.embedding.plan import (
     plan_slide,
     show_remark,
 )
+from featurestore.embedding.plan_ahead import GoOn, PlanAhead
 from featurestore.embedding.quality import write_focus
 from featurestore.embedding.settings import EmbedSettings as EmbedSettings
 from featurestore.embedding.settings import load_encoders
@@ -131,9 +138,14 @@ def embed(
     target, rows = open_target(url, rows, settings)
     duplicates = DuplicateCheck(target, allowed=settings.allow_duplicates)
     results = []
-    for sample in rows:
-        results.append(_embed_slide(target, sample, encoders, settings, on_progress, duplicates))
-        on_result(results[-1])
+
+    slides = _SlidesInTurn(target, encoders, settings, duplicates)
+    with PlanAhead(rows, slides.open, _OpenedSlide.close) as planned:
+        for sample, take_plan in planned:
+            results.append(
+                _embed_slide(target, sample, take_plan, encoders, settings.retry_failed, on_progress)
+            )
+            on_result(results[-1])
     settle_mismatches(target, results)
     return results
 
@@ -157,27 +169,89 @@ def _dry_run(
         return fail_slide(None, sample, error)
 
 
+@dataclass(frozen=True)
+class _OpenedSlide:
+    """A slide that is open and planned; its first blocks are being read, if any are to be."""
+
+    slide: Slide
+    plan: SlidePlan
+    watch: SlideWatch
+    costs: Costs
+    blocks: dict[Block, tuple[str, ...]]
+    reading: BlockReading | None
+
+    def close(self) -> None:
+        """Stop reading, and close the slide."""
+        if self.reading is not None:
+            self.reading.close()
+        self.slide.close()
+
+
+class _SlidesInTurn:
+    """Opens and plans the slides of a run, one after the other, perhaps each in another thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        encoders: dict[str, Encoder],
+        settings: EmbedSettings,
+        duplicates: DuplicateCheck,
+    ) -> None:
+        self._store, self._encoders = store, encoders
+        self._settings, self._duplicates = settings, duplicates
+        self._last: BlockReading | None = None
+
+    def open(self, sample: Sample, go_on: GoOn) -> _OpenedSlide:
+        """Open a slide, plan it, and begin to read it as soon as the slide before was read to its end."""
+        begun = time.perf_counter()
+        watch = SlideWatch(sample.slide)  # before the slide is opened
+        slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
+        with ExitStack() as unless_done:
+            unless_done.callback(slide.close)
+            go_on()  # a download may have taken minutes, and from here on the store is written to
+            plan = plan_slide(
+                self._store, slide, sample, self._encoders, self._settings, self._duplicates.check
+            )
+            watch.check_since_opened()
+            costs = plan_costs(time.perf_counter() - begun, slide)
+            blocks = blocks_to_read(plan)
+            reading = self._begin_reading(slide, plan, blocks, go_on, unless_done) if blocks else None
+            unless_done.pop_all()
+        return _OpenedSlide(slide, plan, watch, costs, blocks, reading)
+
+    def _begin_reading(
+        self,
+        slide: Slide,
+        plan: SlidePlan,
+        blocks: dict[Block, tuple[str, ...]],
+        go_on: GoOn,
+        unless_done: ExitStack,
+    ) -> BlockReading:
+        judging = plan.quality.judging_focus
+        reading = read_blocks(self._store, slide, plan.stored, blocks, self._encoders, judging_focus=judging)
+        unless_done.callback(reading.close)
+        # Not earlier: batches of two slides would wait in memory, and the present slide needs the cores.
+        while self._last is not None and not self._last.all_read.wait(timeout=0.1):
+            go_on()
+        self._last = reading
+        reading.begin()
+        return reading
+
+
 def _embed_slide(
     store: Store,
     sample: Sample,
+    take_plan: Callable[[], _OpenedSlide],
     encoders: dict[str, Encoder],
-    settings: EmbedSettings,
+    retried: bool,
     on_progress: OnProgress,
-    duplicates: DuplicateCheck,
 ) -> SlideResult:
-    begun = time.perf_counter()
-    watch = SlideWatch(sample.slide)  # before the slide is opened
     try:
-        slide = open_slide(sample.slide, sample.mpp, fallback_mpp=sample.fallback_mpp)
-        try:
-            plan = plan_slide(store, slide, sample, encoders, settings, duplicates.check)
-            watch.check_since_opened()
-            show_remark(plan.remark)
-            planned = plan_costs(time.perf_counter() - begun, slide)
-            done = _embed_planned(store, slide, plan, encoders, watch, settings.retry_failed, on_progress)
-            return replace(done, costs=planned + done.costs)
-        finally:
-            slide.close()
+        with closing(take_plan()) as opened:
+            # In its turn, and in this thread: the slide may have been planned during the one before.
+            show_remark(opened.plan.remark)
+            done = _embed_planned(store, opened, encoders, retried, on_progress)
+            return replace(done, costs=opened.costs + done.costs)
     except ONE_SLIDE as error:
         if not is_of_one_slide(error):
             raise
@@ -186,16 +260,13 @@ def _embed_slide(
 
 def _embed_planned(
     store: Store,
-    slide: Slide,
-    plan: SlidePlan,
+    opened: _OpenedSlide,
     encoders: dict[str, Encoder],
-    watch: SlideWatch,
     retried: bool,
     on_progress: OnProgress,
 ) -> SlideResult:
-    slide_id = plan.sample.slide_id
-    blocks = blocks_to_read(plan)
-    total = len(blocks)
+    plan, blocks = opened.plan, opened.blocks
+    slide_id, total = plan.sample.slide_id, len(blocks)
     computed = unreadable = patches = 0
     costs = Costs()
     judged: list[tuple[Block, bytes]] = []
@@ -205,13 +276,13 @@ def _embed_planned(
         with closing(
             embed_blocks(
                 store,
-                slide,
+                opened.slide,
                 plan.stored,
                 blocks,
                 encoders,
-                check_slide=lambda: watch.check(plan.fingerprint),
+                check_slide=lambda: opened.watch.check(plan.fingerprint),
                 retried=retried,
-                judging_focus=plan.quality.judging_focus,
+                reading=opened.reading,
             )
         ) as results:
             for number, result in enumerate(results, start=1):

@@ -6,6 +6,7 @@ Nothing here imports torch before an encoder is loaded: listing the encoders has
 from collections.abc import Iterator
 from typing import Any
 
+from featurestore.collector import collector_paused
 from featurestore.encoders.protocol import Encoder, EncoderExtension, EncoderOptions
 from featurestore.encoders.records import TIMM_PREFIX, find, records
 from featurestore.encoders.tokens import group_tokens
@@ -58,7 +59,11 @@ def load_encoder(key: str, options: EncoderOptions | None = None) -> Encoder:
     options = options or EncoderOptions()
     spin_briefly()
     keep_to_own_cores()  # here, since every encoder is loaded before it computes, in whatever process
-    key = canonical_key(key)
+    with collector_paused():
+        return _load(canonical_key(key), options)
+
+
+def _load(key: str, options: EncoderOptions) -> Encoder:
     # By their prefix, not as records: timm has more than a thousand models, and listing them imports torch.
     if key.startswith(TIMM_PREFIX):
         from featurestore.encoders.vision import load_timm

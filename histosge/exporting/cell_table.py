@@ -41,6 +41,11 @@ MAX_PATCHES = 4096
 _BLOCK_BYTES = 1 << 28
 # Of the values in one chunk of the file: rows are written and read in pieces of this size.
 _CHUNK_BYTES = 1 << 20
+_ROWS = 1 << 11
+# Written at once: a copy of all sums would double what memory holds.
+_SUM_BYTES = 1 << 27
+# Of the sums of the cells that are added up together: all cells of a batch with 1,000 genes, a twentieth with 20,000.
+# Fewer would read a block once for each piece, where cells of one block stand far apart in the file.
 
 
 @dataclass(frozen=True)
@@ -234,7 +239,7 @@ class _Writer:
         area = shapely.area(batch.polygons) * grid.slide_mpp**2
         # Diameters of a sample, for the median: all of millions are not needed.
         self._sizes.append(2 * np.sqrt(area[::16] / np.pi))
-        values, covered, n_patches = self._means(overlap, len(batch))
+        covered, n_patches = self._add_means(overlap, len(batch))
         kept = np.flatnonzero(covered > 0)
         self.off_map += len(batch) - len(kept)
         if not len(kept):
@@ -254,7 +259,6 @@ class _Writer:
             [batch.classes[i] for i in kept],
             **numbers,
         )
-        _append(self._X, values[kept])
         self._add_outlines(batch.polygons[kept])
         self.n_written += len(kept)
         self._opened.check()
@@ -270,10 +274,33 @@ class _Writer:
                 "that is no cell; give outlines of cells alone, and regions to: histosge analyse pseudobulk --regions"
             )
 
-    def _means(
+    def _add_means(self, overlap: PolygonOverlap, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Append area-weighted means of the cells with a prediction; return its area and patches, ``(n,)`` each."""
+        step = max(1, _SUM_BYTES // (8 * len(self._table.names)))
+        covered, n_patches = np.zeros(n), np.zeros(n, np.int64)
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            # Pairs come polygon by polygon.
+            pairs = slice(*np.searchsorted(overlap.polygon, (start, stop)))
+            piece = PolygonOverlap(
+                overlap.polygon[pairs] - start,
+                overlap.row[pairs],
+                overlap.col[pairs],
+                overlap.area_um2[pairs],
+            )
+            total, covered[start:stop], n_patches[start:stop] = self._sums(piece, stop - start)
+            kept = covered[start:stop] > 0
+            # In place: of many genes these sums are most of what memory holds.
+            np.divide(total, covered[start:stop, None], out=total, where=kept[:, None])
+            rows = np.flatnonzero(kept)
+            for part in np.split(rows, range(_ROWS, len(rows), _ROWS)):
+                _append(self._X, total[part].astype(np.float32))
+        return covered, n_patches
+
+    def _sums(
         self, overlap: PolygonOverlap, n: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.int64]]:
-        """Return area-weighted means ``(n, n_genes)``, the area with a prediction, and the number of its patches."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+        """Return area-weighted sums ``(n, n_genes)``, the area with a prediction, and the number of its patches."""
         array = self._table.array
         total = np.zeros((n, len(self._table.names)))
         covered, n_patches = np.zeros(n), np.zeros(n, np.int64)
@@ -302,8 +329,7 @@ class _Writer:
             total[cells] += weights[:, used] @ values[used].astype(np.float64)
             covered += np.bincount(overlap.polygon[pairs], overlap.area_um2[pairs], n)
             n_patches += np.bincount(overlap.polygon[pairs], minlength=n)
-        mean = np.divide(total, covered[:, None], out=np.full_like(total, np.nan), where=covered[:, None] > 0)
-        return mean.astype(np.float32), covered, n_patches
+        return total, covered, n_patches
 
     def _read(self, block: Block) -> NDArray[np.float32]:
         def read() -> NDArray[np.float32]:

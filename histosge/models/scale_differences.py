@@ -9,7 +9,7 @@ Terms
     projection   from embeddings to fewer numbers, the same for all scales
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Self
@@ -91,24 +91,20 @@ class ScaleDifferences:
         """Return pooled embeddings, ``(n, dim)``, projected, ``(n, n_projected)``; the same array without a projection."""
         return pooled if self.projection is None else pooled @ self.projection
 
-    def inputs(self, scales: Iterable[Floats]) -> Floats:
-        """Return the inputs, ``(n, n_inputs)``, from projected embeddings at each scale, narrowest first."""
-        return np.hstack(list(self._parts(scales)))
+    def add_scale(self, inputs: Floats, scale: int, pooled: Floats) -> None:
+        """Write embeddings pooled at a scale, ``(n, dim)``, into the inputs, ``(n, n_inputs)``.
 
-    @staticmethod
-    def _parts(scales: Iterable[Floats]) -> Iterator[Floats]:
-        narrower: Floats | None = None
-        for scale in scales:
-            if narrower is not None:
-                yield narrower - scale
-            narrower = scale
-        assert narrower is not None
-        yield narrower
+        Scales come in order, the narrowest first. So one array is filled, which is the largest of a training in memory.
+        """
+        n, own = self.n_inputs // self.n_scales, self.project(pooled)
+        inputs[:, scale * n : (scale + 1) * n] = own
+        if scale > 0:
+            inputs[:, (scale - 1) * n : scale * n] -= own
 
     def reference(self, of_scales: Floats) -> Floats:
         """Return the inputs where every scale has the same embedding, ``(dim,)``."""
-        own = self.project(of_scales[None])
-        return np.asarray(self.inputs([own] * self.n_scales)[0])
+        own = self.project(of_scales)
+        return np.concatenate([np.zeros(self.n_inputs - len(own)), own])
 
     def standardiser(self, found: Standardiser, means: Sequence[Floats]) -> Standardiser:
         """Return how the inputs are standardised.

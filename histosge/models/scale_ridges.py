@@ -183,21 +183,20 @@ def fit_scale_ridges(
         Penalties of each ridge, in the order of `ScaleRidges.penalties`; None means to choose them on groups left out.
     """
     differences = fit_differences(sections)
-    fits, means, projected = _Fits(outputs, folds, given), list[Floats](), list[Floats]()
-    for sigma_um in SIGMAS_UM:
-        # One scale at a time: all of them side by side would be the largest array of a training.
+    fits, means = _Fits(outputs, folds, given), list[Floats]()
+    every = np.empty((len(outputs.values), 0 if differences is None else differences.n_inputs))
+    for i, sigma_um in enumerate(SIGMAS_UM):
+        # One scale at a time: `every` is the largest array of a training, and no second one of its size is made.
         X = np.concatenate([pool_spots(section, sigma_um) for section in sections])
         if differences is not None:
-            projected.append(differences.project(X))
-        inputs = _Inputs.from_spots(X, stain_covariance(sections, own=sigma_um == 0))
+            differences.add_scale(every, i, X)
+        inputs = _Inputs.standardise(X, stain_covariance(sections, own=sigma_um == 0))
         means.append(inputs.standardiser.mean)
         fits.add(inputs)
     if differences is not None:
-        X = differences.inputs(projected)
-        projected.clear()
         own, around = relative_stain_covariance(sections), stain_covariance(sections, own=False)
         stain = None if own is None or around is None else differences.stain_covariance(own, around)
-        fits.add(_Inputs.from_spots(X, stain, partial(differences.standardiser, means=means)))
+        fits.add(_Inputs.standardise(every, stain, partial(differences.standardiser, means=means)))
     weights = fits.weights()
     return ScaleFit(
         average_scales(fits.ridges, weights, fits.penalties, differences),
@@ -369,23 +368,27 @@ class _Inputs:
     noise: Floats | None
 
     @classmethod
-    def from_spots(
+    def standardise(
         cls,
         X: Floats,
         stain: Floats | None,
         adjust: Callable[[Standardiser], Standardiser] = lambda found: found,
     ) -> Self:
-        """Standardise, and rotate to as many numbers as there are spots where those are fewer.
+        """Standardise in place, and rotate to as many numbers as there are spots where those are fewer.
 
         Parameters
         ----------
+        X
+            ``(n_spots, dim)``; overwritten.
         stain
             Covariance of what it adds to the inputs, ``(dim, dim)``, or None.
         adjust
             From mean and standard deviation of the inputs to how they are standardised.
         """
         standardiser = adjust(Standardiser.fit(X))
-        values, scale = standardiser.apply(X), standardiser.scale
+        values, scale = X, standardiser.scale
+        values -= standardiser.mean
+        values /= scale
         n, dim = values.shape
         if stain is not None:
             # Not rotated: stains also shift embeddings in directions in which training spots do not differ.

@@ -366,12 +366,13 @@ def _add_section(
     differences: ScaleDifferences | None,
 ) -> list[RidgeSums]:
     """Add a section to the sums of each scale and, with `differences`, to those of the differences."""
-    found, projected = list[RidgeSums](), list[Floats]()
-    for scale, sigma_um in zip(sums, sigmas_um, strict=False):
+    found = list[RidgeSums]()
+    inputs = np.empty((len(outputs), 0 if differences is None else differences.n_inputs))
+    for i, sigma_um in enumerate(sigmas_um):
         pooled = pool_spots(section, sigma_um) - reference
-        found.append(scale.add_rows(pooled, outputs))
+        found.append(sums[i].add_rows(pooled, outputs))
         if differences is not None:
-            projected.append(differences.project(pooled))
+            differences.add_scale(inputs, i, pooled)
     if differences is not None:
-        found.append(sums[-1].add_rows(differences.inputs(projected), outputs))
+        found.append(sums[-1].add_rows(inputs, outputs))
     return found

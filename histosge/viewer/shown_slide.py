@@ -229,7 +229,7 @@ class ShownSlide:
         }
         encoder = self._sources.pictures.encoder(self.slide_id, layer.key)
         if encoder is not None:
-            fitted = f"fitted on a sample of up to {SAMPLE_PATCHES} patches of {SAMPLE_SLIDES} slides, the same for all"
+            fitted = f"fitted on a sample of up to {SAMPLE_PATCHES} patches of at most {SAMPLE_SLIDES} slides, for all"
             found["components"] = (
                 f"The first three principal components of the embeddings ({encoder}) as red, green and blue; {fitted}."
             )

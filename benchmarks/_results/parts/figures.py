@@ -7,20 +7,9 @@ from _common import Result
 from _results.part import Part, Record, Table, source
 
 NAMES = (
-    "contention",
-    "distributed",
-    "domains",
-    "embedding",
-    "encoding",
     "faults",
     "planning",
-    "predicting",
     "reading",
-    "retraining",
-    "storage",
-    "streaming",
-    "superresolution",
-    "training",
     "viewing",
 )
 

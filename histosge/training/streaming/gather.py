@@ -54,7 +54,7 @@ def _section_sums(how: _Gathering, section: SectionInput) -> list[RidgeSums]:
         dims.append(how.differences.n_inputs)
     sums = [RidgeSums.zeros(dim, how.outputs.n_outputs) for dim in dims]
     outputs = how.outputs.of_section(section)
-    slide, projected = how.source.open(section.slide_id), list[Floats]()
+    slide, inputs = how.source.open(section.slide_id), np.empty((0, dims[-1]))
     for pooled in pool_spots_by_band(slide, section.under, how.sigmas_um):
         values, scale = pooled.values, pooled.scale
         values -= how.reference
@@ -62,11 +62,11 @@ def _section_sums(how: _Gathering, section: SectionInput) -> list[RidgeSums]:
         if how.differences is None:
             continue
         # The scales of a band come one after another with the same spots: no more than a band of them is held.
-        projected.append(how.differences.project(values))
-        if len(projected) == len(how.sigmas_um):
-            inputs = how.differences.inputs(projected)
+        if scale == 0:
+            inputs = np.empty((len(values), how.differences.n_inputs))
+        how.differences.add_scale(inputs, scale, values)
+        if scale == len(how.sigmas_um) - 1:
             sums[-1] = sums[-1].add_rows(inputs, outputs(pooled.spots))
-            projected.clear()
     return sums
 
 

@@ -5,6 +5,11 @@ export function find(id) {
   return document.getElementById(id);
 }
 
+/** Whether the tools lie under the views, see viewer.css: then what is touched may be out of sight. */
+export function isNarrow() {
+  return window.innerWidth <= 800;
+}
+
 /** Make an element with a class and children: elements, or text. */
 export function element(name, kind, ...children) {
   const made = document.createElement(name);

@@ -4,7 +4,7 @@ import { NAMES } from "./colours.js";
 import { plan, ranges, read, render, isAbstained } from "./content.js";
 import { Contrast } from "./contrast.js";
 import { readDocument } from "./data.js";
-import { counted, find } from "./elements.js";
+import { counted, find, isNarrow } from "./elements.js";
 import { noLegend, number } from "./legend.js";
 import { missing, readLink, rememberDefaults, writeLink } from "./link.js";
 import { clearNotes, note } from "./notes.js";
@@ -18,7 +18,6 @@ import { followTheme } from "./theme.js";
 
 const POLL_MS = 1500;
 const PAUSE_MS = 300; // after the last movement, before it is written into the address
-const NARROW_PX = 800; // below it the tools lie under the views, see viewer.css
 const shown = {
   slides: [],
   slide: null,
@@ -309,6 +308,9 @@ function listGenes() {
   secondSearch.setGenes(genes);
   find("gene").disabled = find("second").disabled = !shown.names.length;
   find("previous").disabled = find("next").disabled = shown.names.length < 2;
+  // Of a store without a map: what belongs to genes is not there, see viewer.css.
+  document.body.dataset.genes = shown.names.length ? "some" : "none";
+  find("layout").querySelector("[value=predicted]").text = shown.slide.layers.length && !shown.names.length ? "patches only" : "predicted only";
 }
 
 // ---------------------------------------------------------------- a gene
@@ -428,7 +430,7 @@ function arrange() {
 function showTools(isShown) {
   find("tools").hidden = !isShown;
   find("toggle-tools").setAttribute("aria-expanded", String(isShown));
-  if (isShown && window.innerWidth <= NARROW_PX) find("tools").scrollIntoView();
+  if (isShown && isNarrow()) find("tools").scrollIntoView();
 }
 
 /** Read out what lies at a place, in both views, and outline it. */

@@ -3,7 +3,7 @@
 import { regionColour } from "./colours.js";
 import { post } from "./data.js";
 import { Drawing } from "./drawing.js";
-import { button, counted, element, fileName, find, saveFile } from "./elements.js";
+import { button, counted, element, fileName, find, isNarrow, saveFile } from "./elements.js";
 import { bounds, regionsFromGeoJson, regionsToGeoJson } from "./geometry.js";
 import { note } from "./notes.js";
 import { compareHere } from "./statistics.js";
@@ -55,7 +55,7 @@ export class Regions {
   add(region) {
     this.keep(region);
     find("region-one").value = "";
-    this.changed(this.list.length - 1);
+    return this.changed(this.list.length - 1);
   }
 
   draw(kind) {
@@ -65,12 +65,15 @@ export class Regions {
     this.drawing.start(kind);
     find(kind).setAttribute("aria-pressed", "true");
     find("region-help").textContent = `Draw a ${kind} on either view; Escape gives it up.`;
+    if (isNarrow()) this.panels.find((each) => each.host.clientWidth).host.scrollIntoView({ block: "center" });
   }
 
   drawn(corners) {
     for (const kind of ["lasso", "rectangle"]) find(kind).setAttribute("aria-pressed", "false");
     find("region-help").textContent = "";
-    if (corners) this.add({ name: this.freeName(), polygons: [[corners]] });
+    if (!corners) return;
+    const compared = this.add({ name: this.freeName(), polygons: [[corners]] });
+    if (isNarrow()) compared.then(() => find("region-tools").scrollIntoView());
   }
 
   freeName() {

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import anndata
 import numpy as np
@@ -286,6 +287,15 @@ def test_tiffs_lie_on_the_slide_by_their_resolution(made: Made, table: PatchTabl
     assert heat.shape == (*values.shape[1:], 3)
     shown = (heat != 255).any(axis=2)
     np.testing.assert_array_equal(shown, np.isfinite(values[0]))
+    legend = ET.parse(tmp_path / "A" / "legend.svg").getroot()
+    words = [text.text for text in legend.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"A, log1p(CP10k)", "EPCAM", "CD3E"} <= set(words)
+    # The ends are those of the picture: the patch at the upper one has the last colour of viridis.
+    low, high = np.nanpercentile(values[0], (1, 99))
+    assert {f"≤ {low:.3g}", f"≥ {high:.3g}"} <= set(words)
+    at_end = heat[values[0] >= high]
+    assert len(at_end)
+    assert np.abs(at_end.astype(int) - (253, 231, 37)).max() <= 1
 
 
 # ---------------------------------------------------------------- domains
@@ -818,7 +828,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_in_one_line(
 def test_a_gene_called_like_the_file_of_all_values_keeps_its_own(made: Made, tmp_path: Path) -> None:
     (table,) = open_tables(made.maps, ExportSelection(["A"], ["EPCAM"]))
     write_tiffs(replace(table, names=("values.ome",)), tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.iterdir())) == 3
     assert tifffile.TiffFile(tmp_path / "values.ome.tif").is_ome
 
 
@@ -867,6 +877,6 @@ def test_any_name_of_a_gene_is_text_in_every_format(table: PatchTable, tmp_path:
         assert len(columns) == 5 + len(HOSTILE)
         assert {*HOSTILE[:5]} <= set(columns)
     if to == "tiff":
-        assert len(list(out.iterdir())) == len(HOSTILE) + 1
+        assert len(list(out.iterdir())) == len(HOSTILE) + 2
         with tifffile.TiffFile(out / "values.ome.tif") as file:
             assert file.is_ome

@@ -228,11 +228,11 @@ def test_a_worker_of_another_version_is_refused_in_one_line(
     [
         ({"preset": "attention"}, "torchrun --nproc-per-node N -m histosge_cli train"),
         ({"preset": "paper"}, "this preset is not fitted from sums, as dense and ridge are; leave them out"),
-        ({"loss": "nb"}, "loss nb is not fitted from sums; leave them out"),
+        ({"stains": True}, "--stains needs the patches' embeddings; leave them out"),
     ],
 )
 def test_what_workers_cannot_share_is_refused_before_any_starts(
-    changes: dict[str, str], said: str, cohort: tuple[Path, Path], tmp_path: Path
+    changes: dict[str, object], said: str, cohort: tuple[Path, Path], tmp_path: Path
 ) -> None:
     for shared in ({"workers": 2}, {"scheduler": "tcp://127.0.0.1:1"}):
         with pytest.raises(ModelError, match=r"^--workers and --scheduler share out sections") as refused:

@@ -378,4 +378,7 @@ def test_a_store_without_a_map_shows_components_clusters_and_tissue(page: "Page"
             "tissue share",
         ]
         assert page.locator("#about-gene").inner_text() == ""
+        # What belongs to genes is not there.
+        assert not any(page.locator(name).is_visible() for name in ("#gene", "#set-tools", "#scale"))
+        assert page.locator("#layout option:checked").inner_text() == "patches only"
     page.goto("about:blank")

@@ -86,6 +86,22 @@ def test_a_lasso_and_a_rectangle_are_drawn_compared_and_saved(page: "Page", addr
     assert ring[0] == ring[-1]
 
 
+def test_on_a_phone_a_region_is_drawn_and_its_genes_come_into_sight(page: "Page", address: str) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    open_page(page, address)
+    _open_tools(page, "region-tools")
+    lasso = page.get_by_role("button", name="Lasso")
+    lasso.scroll_into_view_if_needed()
+    assert page.evaluate("scrollY") > 100
+    # The view comes into sight by itself: what was pressed stands far below it.
+    lasso.click()
+    page.wait_for_function("document.getElementById('measured').getBoundingClientRect().top >= 0")
+    _drag(page, MEASURED, [(0.55, 0.4), (0.75, 0.4), (0.75, 0.6), (0.6, 0.65)])
+    assert "in region 1" in _compared(page)
+    page.wait_for_function("document.getElementById('region-tools').getBoundingClientRect().top < 300")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 def test_geojson_of_qupath_is_opened_as_text_and_in_the_right_place(
     page: "Page", address: str, tmp_path: Path
 ) -> None:
