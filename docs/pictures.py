@@ -33,6 +33,7 @@ SPEC = SyntheticSpec(size_px=(5200, 4900))
 GENES = ("MORPH01", "MORPH02", "MORPH03", "NOISE01")
 """Of the figure: three that follow the tissue, and one that does not."""
 MOST_BYTES = 130_000
+MOST_PX = 1100
 # A lasso over the right part of the tissue, a rectangle over the left: shares of a view's width and height.
 LASSO = ((0.64, 0.34), (0.84, 0.24), (0.90, 0.46), (0.76, 0.56), (0.62, 0.50))
 RECTANGLE = ((0.16, 0.30), (0.42, 0.52))
@@ -121,12 +122,7 @@ def draw(folder: Path) -> None:
         save_picture(
             open_viewer(browser, folder / "page.html", "slide=S3&gene=MORPH01"), folder, "viewer-saved"
         )
-    picture = Image.open(folder / "figure.png").convert("RGB")
-    width = 1100
-    keep(
-        picture.resize((width, picture.height * width // picture.width), Image.Resampling.LANCZOS),
-        "tutorial-figure",
-    )
+    keep(narrowed(Image.open(folder / "figure.png").convert("RGB")), "tutorial-figure")
     draw_signatures(folder)
 
 
@@ -148,7 +144,7 @@ def save_picture(page: "Page", folder: Path, name: str) -> None:
     with page.expect_download() as downloaded:
         page.get_by_role("button", name="Save PNG").click()
     downloaded.value.save_as(folder / "saved.png")
-    keep(Image.open(folder / "saved.png").convert("RGB"), name)
+    keep(narrowed(Image.open(folder / "saved.png").convert("RGB")), name)
 
 
 def compare_regions(page: "Page") -> None:
@@ -233,6 +229,12 @@ def save(page: "Page", name: str) -> None:
     file = IMAGES / f"{name}.png"
     page.screenshot(path=file)
     keep(Image.open(file).convert("RGB"), name)
+
+
+def narrowed(picture: Image.Image) -> Image.Image:
+    """Return a picture as wide as a page of the documentation."""
+    width = min(MOST_PX, picture.width)
+    return picture.resize((width, picture.height * width // picture.width), Image.Resampling.LANCZOS)
 
 
 def keep(picture: Image.Image, name: str) -> None:
