@@ -17,6 +17,7 @@ from torch.nn.functional import batch_norm, conv2d, relu
 
 from featurestore.encoders.records import EncoderRecord, Preprocessing, PublishedConfig
 from featurestore.encoders.timm_import import define_torchvision_operators
+from featurestore.encoders.uninitialised import without_initialisation
 from featurestore.encoders.verification.plain_vit import Shapes, tensor_shapes, tokens
 from featurestore.errors import EncoderError
 
@@ -143,7 +144,7 @@ def _transformers(name: str) -> Callable[[PublishedConfig, Path], Oracle]:
         model = model_class(settings_class(**settings, num_hidden_layers=BLOCKS), **options).eval()
         _randomise(model)
         path = _saved(module, model, folder)
-        with torch.device("meta"):
+        with torch.device("meta"), without_initialisation():
             whole = model_class(settings_class(**settings, num_hidden_layers=config.depth), **options)
         parameters = sum(p.numel() for n, p in whole.named_parameters() if not n.endswith("mask_token"))
         return (
