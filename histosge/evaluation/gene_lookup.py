@@ -56,8 +56,8 @@ def _maps(scores: Scores, gene_command: str) -> ValueMaps | None:
     missing = "NAME has no maps here: it was not chosen in every fold of any section, or the page would be too large."
     if gene_command:
         missing += f" This makes a report that has them: {gene_command}"
-    # The benchmark's targets are no rates; the models of all other evaluations predict log1p(CP10k).
-    unit = "log1p(counts)" if scores.protocol == "hest" else "log1p(CP10k)"
+    # Also of the HEST protocol, whose own targets are log1p of counts: maps are of the variant with depth normalised.
+    unit = "log1p(CP10k)"
     return ValueMaps(scores.section_maps, unit, "measured, held-out", "predicted", missing)
 
 
