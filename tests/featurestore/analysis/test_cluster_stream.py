@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from featurestore.analysis.slide_source import EmbeddingSource
 from featurestore.analysis.summary import summarise
 from featurestore.embedding.dask_clients import remote_client
 from featurestore.embedding.embed import embed
-from featurestore.errors import ClusterError, StoreError
+from featurestore.errors import ClusterError, ClusterWarning, StoreError
 from featurestore.events import OnProgress, ignore_progress
 from featurestore.storage.store import Store
 
@@ -222,7 +222,10 @@ def test_a_scheduler_that_dies_is_one_line(store: str) -> None:
     address = f"tcp://127.0.0.1:{port}"
     try:
         _wait_for(port)
-        with remote_client(address) as client, _worker_elsewhere(address):
+        with ExitStack() as stack:
+            with pytest.warns(ClusterWarning, match="has no workers yet"):
+                client = stack.enter_context(remote_client(address))
+            stack.enter_context(_worker_elsewhere(address))
             client.wait_for_workers(1)
             stream = _on(client, store, lambda progress: scheduler.kill())
             with pytest.raises(ClusterError, match="the scheduler went away; start it again"):
