@@ -1,13 +1,14 @@
 """Every preset on donors that training has not seen: synthetic cohorts whose donors differ in picture and expression.
 
-    python benchmarks/donors.py [--quick] [--json FILE] [--seeds 0,1,2,3,4] [--stains]
+    python benchmarks/donors.py [--quick] [--json FILE] [--seeds 0,1,2,3,4] [--presets a,b] [--stains]
 
 Leave-donor-out. A cohort has 8 donors with one section of 1.8 x 1.8 mm each; what a donor changes is drawn as
 `histosge.synthetic.donors` writes down (stain, scanner, tissue composition, levels of genes, depth). All 60 genes are
 scored by the mean Pearson within sections, as they are and after depth is removed. Encoders: `colour` and
 `morphology`. Seeds 0 to 4 give the figures and were not used while anything was developed; that was done on seeds
 from 100 on. The target is on the mean over encoders and cohorts. With --quick: `colour` alone, seed 0, five donors.
-Stores are kept under ``HISTOSGE_BENCH_CACHE`` where that is set.
+Stores are kept under ``HISTOSGE_BENCH_CACHE`` where that is set. The networks take 15 minutes a cohort; without them,
+as `results.py` measures it, all five take ten.
 
 --stains: the same cohorts, encoded with `embed --stain none|macenko|reinhard`; ridge and `dense` alone.
 """
@@ -44,6 +45,8 @@ GRID = GridSpec(mpp=0.5, patch_px=224, stride_px=112)
 ENCODERS = ("colour", "morphology")
 SLOW = ("paper", "attention", "dense+attention")
 """Minutes a fit: `benchmarks/attention.py` scores them."""
+NETWORKS = ("bleep", "mlp", "triplex")
+"""Trained by gradient descent on a few hundred spots, for each donor that is left out."""
 METRICS = {"pearson_mean": "Pearson", "pearson_depth_adjusted": "after depth"}
 
 
@@ -75,12 +78,13 @@ def load(
     ]
 
 
-def presets() -> list[Method]:
+def presets(*, with_networks: bool = True) -> list[Method]:
     """Return every preset that predicts slides without measured spots in seconds, and the oracle of library size."""
     found: list[Method] = []
+    slow = SLOW if with_networks else (*SLOW, *NETWORKS)
     for name in MODELS.names():
         estimator = find_estimator(name)
-        if name not in SLOW and not estimator.capabilities.needs_position_on_slide:
+        if name not in slow and not estimator.capabilities.needs_position_on_slide:
             found.append(ModelMethod(estimator, name))
     return [*found, LibrarySizeMethod()]
 
@@ -102,11 +106,17 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small case")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the figures here")
     parser.add_argument("--seeds", default=",".join(map(str, SEEDS)), help="cohorts; from 100 on to develop")
+    parser.add_argument("--presets", help="ridge, dense and others, separated by commas; default all")
     parser.add_argument("--stains", action="store_true", help="what stain normalisation gives")
     asked = parser.parse_args()
     seeds = [int(seed) for seed in asked.seeds.split(",")]
     with tempfile.TemporaryDirectory() as scratch:
-        measured = (measure_stains if asked.stains else measure)(Path(scratch), seeds, quick=asked.quick)
+        if asked.stains:
+            measured = measure_stains(Path(scratch), seeds, quick=asked.quick)
+        else:
+            wanted = None if asked.presets is None else set(asked.presets.split(",")) | {"ridge", "dense"}
+            methods = [method for method in presets() if wanted is None or method.name in wanted]
+            measured = measure(Path(scratch), seeds, quick=asked.quick, methods=methods)
         report("donors", measured, asked)
 
 
@@ -138,11 +148,13 @@ def measure_stains(scratch: Path, seeds: Sequence[int], *, quick: bool) -> list[
     return found
 
 
-def measure(scratch: Path, seeds: Sequence[int], *, quick: bool) -> list[Result]:
-    """Score every preset on cohorts of these seeds; quick: on a smaller one of the first seed."""
+def measure(
+    scratch: Path, seeds: Sequence[int], *, quick: bool, methods: Sequence[Method] | None = None
+) -> list[Result]:
+    """Score presets, by default every one, on cohorts of these seeds; quick: on a smaller one of the first seed."""
     encoders, n_donors = _sizes(quick)
     folder = _folder(scratch)
-    tables, methods = [], presets()
+    tables, methods = [], presets() if methods is None else methods
     for seed in seeds[: 1 if quick else None]:
         tables += [score(cohort, methods) for cohort in load(folder, seed, encoders, n_donors)]
     return results(pl.concat(tables), [method.name for method in methods])
