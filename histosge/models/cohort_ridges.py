@@ -7,9 +7,9 @@ Terms
     group   sections that are left out together when penalties and weights are chosen
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self, overload
+from typing import Self
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from histosge.models.linear_algebra import (
 )
 from histosge.models.presets.ridge import MAX_DIM, RidgeModel
 from histosge.models.ridge_sums import (
+    LazySums,
     RidgeSolver,
     RidgeSums,
     choose_penalties,
@@ -34,7 +35,7 @@ from histosge.models.scale_ridges import stack
 
 
 @dataclass(frozen=True)
-class Standardised(Sequence[RidgeSums]):
+class Standardised(LazySums):
     """Sums of groups with standardised inputs, made as they are read."""
 
     groups: Sequence[RidgeSums]
@@ -44,19 +45,9 @@ class Standardised(Sequence[RidgeSums]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    @overload
-    def __getitem__(self, index: int) -> RidgeSums: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[RidgeSums]: ...
-
-    def __getitem__(self, index: int | slice) -> RidgeSums | list[RidgeSums]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def make(self, index: int) -> RidgeSums:
+        """Return the sums of one group, by its place."""
         return self.groups[index].mapped(self.shift, self.by)
-
-    def __iter__(self) -> Iterator[RidgeSums]:
-        return (self[i] for i in range(len(self)))
 
 
 @dataclass(frozen=True)

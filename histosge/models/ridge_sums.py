@@ -9,11 +9,12 @@ Terms
              number and size, and for any number of rows
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 
@@ -164,6 +165,28 @@ class RidgeSums:
         linear = (W * self.xy).sum(axis=0) + b * (self.y - self.x @ W)
         mean_error = (self.y - self.x @ W) / max(self.n, 1) - b
         return np.asarray(self.yy - 2 * linear + quadratic + self.n * (b**2 - mean_error**2))
+
+
+class LazySums(Sequence[RidgeSums]):
+    """Sums of groups, each made whenever it is looked at: those of all groups would not fit into memory together."""
+
+    @abstractmethod
+    def make(self, index: int) -> RidgeSums:
+        """Return the sums of one group, by its place."""
+
+    @overload
+    def __getitem__(self, index: int) -> RidgeSums: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[RidgeSums]: ...
+
+    def __getitem__(self, index: int | slice) -> RidgeSums | list[RidgeSums]:
+        if isinstance(index, slice):
+            return [self.make(i) for i in range(*index.indices(len(self)))]
+        return self.make(index)
+
+    def __iter__(self) -> Iterator[RidgeSums]:
+        return (self.make(i) for i in range(len(self)))
 
 
 def standardiser_from_sums(sums: RidgeSums, reference: Floats) -> Standardiser:

@@ -1,8 +1,7 @@
 """Adapting a `ridge` on sections that do not fit into memory: the fit of `histosge.models.adaptation`, from sums."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import overload
 
 import numpy as np
 
@@ -10,7 +9,7 @@ from histosge.models.adaptation import RIDGE_PENALTIES
 from histosge.models.cohort_ridges import ridge_from_sums
 from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.presets.ridge import RidgeModel
-from histosge.models.ridge_sums import RidgeSums
+from histosge.models.ridge_sums import LazySums, RidgeSums
 from histosge.training.streaming.cohort import Cohort
 from histosge.training.streaming.gather import GroupSums, gather_sums
 from histosge.training.streaming.progress import Passes
@@ -41,7 +40,7 @@ def adapt_ridge(earlier: RidgeModel, columns: Indices, cohort: Cohort, passes: P
 
 
 @dataclass(frozen=True)
-class _Residuals(Sequence[RidgeSums]):
+class _Residuals(LazySums):
     """Sums of groups with the outputs less what a map of the inputs predicts, made as they are read.
 
     Parameters
@@ -61,17 +60,7 @@ class _Residuals(Sequence[RidgeSums]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    @overload
-    def __getitem__(self, index: int) -> RidgeSums: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[RidgeSums]: ...
-
-    def __getitem__(self, index: int | slice) -> RidgeSums | list[RidgeSums]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def make(self, index: int) -> RidgeSums:
+        """Return the sums of one group, by its place."""
         at_reference = self.affine.offset + self.reference @ self.affine.weight
         return self.groups[index].residual(Affine(self.affine.weight, at_reference))
-
-    def __iter__(self) -> Iterator[RidgeSums]:
-        return (self[i] for i in range(len(self)))

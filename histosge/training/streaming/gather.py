@@ -6,13 +6,13 @@ After those of the scales come those of the differences of scales, where a model
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, overload
+from typing import Protocol
 
 import numpy as np
 
 from histosge.data.block_bands import pool_spots_by_band
 from histosge.models.linear_algebra import Floats, Indices
-from histosge.models.ridge_sums import RidgeSums
+from histosge.models.ridge_sums import LazySums, RidgeSums
 from histosge.models.scale_differences import ScaleDifferences
 from histosge.training.kept_sums import KeptSums
 from histosge.training.streaming.cohort import Cell, Cohort, Fit, SectionInput, SectionSource
@@ -140,7 +140,7 @@ def load_sums(folder: WorkFolder, cell: Cell, scale: int) -> RidgeSums:
 
 
 @dataclass(frozen=True)
-class GroupSums(Sequence[RidgeSums]):
+class GroupSums(LazySums):
     """Sums of the groups of a fit at one scale, read from disk whenever one is looked at.
 
     Parameters
@@ -172,15 +172,8 @@ class GroupSums(Sequence[RidgeSums]):
     def __len__(self) -> int:
         return len(self.groups)
 
-    @overload
-    def __getitem__(self, index: int) -> RidgeSums: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[RidgeSums]: ...
-
-    def __getitem__(self, index: int | slice) -> RidgeSums | list[RidgeSums]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def make(self, index: int) -> RidgeSums:
+        """Return the sums of one group, by its place."""
         group, found = self.groups[index], None
         if self.kept is not None and group in self.kept.groups:
             found = self.kept.sums(group, self.scale)
@@ -190,6 +183,3 @@ class GroupSums(Sequence[RidgeSums]):
                 found = sums if found is None else found + sums
         assert found is not None
         return found
-
-    def __iter__(self) -> Iterator[RidgeSums]:
-        return (self[i] for i in range(len(self)))
