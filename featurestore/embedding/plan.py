@@ -284,7 +284,8 @@ def dry_run_slide(
             threads=1,
             batch=patches_at_once(encoders.values()),
             block_shape=block_shape,
-            open_slides=1,
+            # The next one is planned, and its reading begins, before this one is closed.
+            open_slides=2,
         ),
     )
     return estimate, stored
