@@ -2,7 +2,7 @@
 
 import { GREY, blendColour, domainColour, robustRange } from "./colours.js";
 import { bytes, labels } from "./data.js";
-import { counted, find } from "./elements.js";
+import { counted, element, find } from "./elements.js";
 import { PatchLayer, SpotLayer, lowFirst, scaleColour } from "./layers.js";
 import { blendLegend, labelLegend, noLegend, number, scaleLegend } from "./legend.js";
 
@@ -70,8 +70,10 @@ export function ranges(shown, plans, found) {
   let shared = one ?? two;
   // Two genes on one scale: from the lesser to the greater.
   if (plans[1].subject !== plans[0].subject && one && two) shared = [Math.min(one[0], two[0]), Math.max(one[1], two[1])];
-  const isShared = find("scale").value === "shared";
-  return plans.map((each, i) => shown.limits.get(each.subject?.label) ?? (isShared ? shared : own[i]) ?? own[i]);
+  const setFor = (each) => shown.limits.get(each.subject?.label);
+  // One scale is one scale: what was set by hand for the first view holds for the second.
+  if (find("scale").value === "shared") return plans.map((_, i) => setFor(plans[0]) ?? shared ?? own[i]);
+  return plans.map((each, i) => setFor(each) ?? own[i]);
 }
 
 /** Draw one view, with its title and legend. */
@@ -81,7 +83,16 @@ export function render(shown, panel, each, found, range) {
   title.textContent = titleOf(shown, each);
   if (!figure.querySelector("input[type=checkbox]") || !["domains", "clusters", "quality"].includes(each.show)) delete figure.dataset.items;
   const made = each.what === "spots" ? renderSpots(shown, each, found, range, figure) : renderPatches(shown, each, found, range, figure);
+  if (each.what === "patches" && made) sayRim(figure);
   panel.setLayer(made);
+}
+
+/** Say in the legend what happens to patches with little tissue. */
+function sayRim(figure) {
+  const rim = find("rim").value;
+  const caption = figure.querySelector("figcaption");
+  caption.querySelector(".rim-words")?.remove();
+  if (rim !== "shown") caption.append(element("span", "rim-words", ` Patches with less than ${find("least-tissue").value} % tissue are ${rim}.`));
 }
 
 function titleOf({ layer }, { what, show, subject }) {
@@ -145,7 +156,9 @@ function renderPatches(shown, each, found, range, figure) {
   }
   if (show === "blend" && others) {
     const mixed = mixture(shown, [subject, other], [values, others]);
-    blendLegend(figure, mixed.legend, "Predicted.");
+    const grey = [subject, other].filter((each) => isAbstained(layer, each)).map((each) => each.label);
+    const warning = grey.length ? ` The model abstains from ${grey.join(" and ")}: do not interpret.` : "";
+    blendLegend(figure, mixed.legend, `Predicted.${warning}`);
     return make(mixed.colour, (i) => (Number.isNaN(values[i]) ? "no prediction" : mixed.say(i)));
   }
   const abstained = isAbstained(layer, subject);
@@ -158,9 +171,16 @@ function renderPatches(shown, each, found, range, figure) {
   return make((i) => colour(values[i]), sayValue(layer, subject, values, strata));
 }
 
-/** Whether the model abstains from a gene: its trust is too low, so its prediction should not be used. */
+/** Whether the model abstains from a gene, or from all of a set: the trust is too low, so the prediction should not be used. */
 export function isAbstained(layer, subject) {
-  return !subject.isSet && layer.abstained?.[layer.column.get(subject.label)] === true;
+  const { abstained, predicted } = trustOf(layer, subject);
+  return predicted > 0 && abstained === predicted;
+}
+
+/** How many genes of a subject are predicted, and from how many of these the model abstains. */
+export function trustOf(layer, subject) {
+  const columns = (subject.genes ?? [subject.label]).filter((gene) => layer.column.has(gene)).map((gene) => layer.column.get(gene));
+  return { predicted: columns.length, abstained: columns.filter((column) => layer.abstained?.[column] === true).length };
 }
 
 function sayValue(layer, subject, values, strata) {
