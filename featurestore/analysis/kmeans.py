@@ -6,6 +6,7 @@ give the same clusters. Memory holds the sample, the centres and a few blocks.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -305,8 +306,9 @@ class _Labels:
 
 def _made_by(stream: PatchStream, settings: KMeansSettings) -> str:
     """Say how labels were made, for whoever shows them."""
-    # A few digits of the fingerprint tell two of them apart.
-    made_with = stream.encoder.removeprefix("sha256:")[:16]
+    # A few digits tell two of them apart. Of maps it is a list: that of the model comes first.
+    digits = re.findall("[0-9a-f]{8,}", stream.encoder)
+    made_with = digits[0][:16] if digits else stream.encoder[:16]
     if stream.columns is None:
         what = f"the embeddings of encoder {made_with}"
     else:

@@ -234,6 +234,11 @@ class ShownSlide:
         found: dict[str, Any] = {
             "quality": quality_names(store.location, f"{self.slide_id}/{layer.key}", layer.grid)
         }
+        if found["quality"]:
+            found["quality_by"] = (
+                "Quality flags, as histosge embed found them. A patch with several has the colour of the first that is not "
+                "hidden. Flags mark patches; only those that are skipped were left out."
+            )
         encoder = self._sources.pictures.encoder(self.slide_id, layer.key)
         if encoder is not None:
             fitted = f"fitted on a sample of up to {SAMPLE_PATCHES} patches of at most {SAMPLE_SLIDES} slides, for all"

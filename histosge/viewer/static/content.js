@@ -71,6 +71,11 @@ export function ranges(shown, plans, found) {
   // Two genes on one scale: from the lesser to the greater.
   if (plans[1].subject !== plans[0].subject && one && two) shared = [Math.min(one[0], two[0]), Math.max(one[1], two[1])];
   const setFor = (each) => shown.limits.get(each.subject?.label);
+  const others = found.map((each) => each.others && robustRange(each.others));
+  found.forEach((each, i) => {
+    const wanted = find("scale").value === "shared" ? (others[0] ?? others[1]) : others[i];
+    each.otherRange = shown.limits.get(plans[i].other?.label) ?? wanted;
+  });
   // One scale is one scale: what was set by hand for the first view holds for the second.
   if (find("scale").value === "shared") return plans.map((_, i) => setFor(plans[0]) ?? shared ?? own[i]);
   return plans.map((each, i) => setFor(each) ?? own[i]);
@@ -103,7 +108,7 @@ function titleOf({ layer }, { what, show, subject }) {
   return TITLES[show] ?? "Slide";
 }
 
-function renderSpots(shown, each, { values, others }, range, figure) {
+function renderSpots(shown, each, { values, others, otherRange }, range, figure) {
   const { spots } = shown;
   const { subject, other } = each;
   if (!spots) return null; // the legend says why, or that they are being read
@@ -118,7 +123,7 @@ function renderSpots(shown, each, { values, others }, range, figure) {
   const options = { size: Number(find("spot-size").value) / 100, outline: find("outline").checked };
   const order = lowFirst(values);
   if (others) {
-    const mixed = mixture(shown, [subject, other], [values, others]);
+    const mixed = mixture([subject, other], [values, others], [range, otherRange]);
     blendLegend(figure, mixed.legend, `Measured in ${counted(values.length, "spot")}.`);
     return new SpotLayer(spots, order, mixed.colour, mixed.say, options);
   }
@@ -128,8 +133,8 @@ function renderSpots(shown, each, { values, others }, range, figure) {
   return new SpotLayer(spots, order, (i) => colour(values[i]), (i) => `${subject.label} ${number(values[i])}`, options);
 }
 
-function mixture(shown, subjects, both) {
-  const legend = subjects.map(({ label }, i) => ({ label, range: shown.limits.get(label) ?? robustRange(both[i]) ?? [0, 1] }));
+function mixture(subjects, both, ranges) {
+  const legend = subjects.map(({ label }, i) => ({ label, range: ranges[i] ?? [0, 1] }));
   const share = (which, i) => (both[which][i] - legend[which].range[0]) / (legend[which].range[1] - legend[which].range[0]);
   const colour = (i) => (Number.isNaN(both[0][i]) || Number.isNaN(both[1][i]) ? null : blendColour(share(0, i), share(1, i)));
   const say = (i) => subjects.map(({ label }, which) => `${label} ${number(both[which][i])}`).join(", ");
@@ -155,7 +160,7 @@ function renderPatches(shown, each, found, range, figure) {
     return null;
   }
   if (show === "blend" && others) {
-    const mixed = mixture(shown, [subject, other], [values, others]);
+    const mixed = mixture([subject, other], [values, others], [range, found.otherRange]);
     const grey = [subject, other].filter((each) => isAbstained(layer, each)).map((each) => each.label);
     const warning = grey.length ? ` The model abstains from ${grey.join(" and ")}: do not interpret.` : "";
     blendLegend(figure, mixed.legend, `Predicted.${warning}`);

@@ -152,7 +152,7 @@ export class Regions {
     for (const panel of this.panels) panel.setRegions(list);
     find("region-list").replaceChildren(...list.map((region, i) => this.row(region, i)));
     fillChoice(find("region-one"), list, [], one);
-    fillChoice(find("region-other"), list, ["rest of the tissue"], null);
+    fillChoice(find("region-other"), list, ["the rest"], null);
     find("region-result").hidden = find("save-regions").disabled = !list.length;
     this.onChange();
     return this.compare();

@@ -465,8 +465,8 @@ def test_a_store_without_a_map_shows_components_clusters_and_tissue(page: "Page"
         page.wait_for_selector("body[data-state=ready]")
         assert change(bare, still(page, PREDICTED)) > 0.01, "the grid is drawn"
         assert page.locator("#show option:not([hidden])").all_inner_texts() == [
-            "three components as colours",
-            "clusters of embeddings",
+            "components (RGB)",
+            "clusters",
             "quality flags",
             "tissue share",
         ]

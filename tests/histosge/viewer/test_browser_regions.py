@@ -177,9 +177,9 @@ def test_a_link_restores_which_regions_are_compared(page: "Page", address: str) 
     chosen = ["region-one", "region-other", "region-values"]
     assert [page.locator(f"#{name}").input_value() for name in chosen] == ["1", "0", "measured"]
     assert page.locator("#region-genes thead th").all_inner_texts()[1:3] == ["two", "one"]
-    page.wait_for_function("location.hash.includes('compare=1%2C0%2Cmeasured')")
-    page.locator("#region-other").select_option(label="rest of the tissue")
-    page.wait_for_function("location.hash.includes('compare=1%2Crest%2Cmeasured')")
+    page.wait_for_function("() => location.hash.includes('compare=1%2C0%2Cmeasured')")
+    page.locator("#region-other").select_option(label="the rest")
+    page.wait_for_function("() => location.hash.includes('compare=1%2Crest%2Cmeasured')")
 
 
 def test_the_file_of_regions_is_chosen_by_keyboard_and_its_button_shows_the_focus(

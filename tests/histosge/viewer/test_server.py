@@ -62,6 +62,10 @@ def test_a_gene_comes_as_the_store_holds_it(get: Get, world: World) -> None:
 
 
 def test_quality_flags_come_with_their_names_as_the_store_holds_them(get: Get, world: World) -> None:
+    assert (
+        "only those that are skipped were left out"
+        in _json(get, f"data/{HERE}/layers/0/layer.json")["quality_by"]
+    )
     """The slide is clean: its tissue patches have no flag but that their focus was measured, which is not shown."""
     layer = _json(get, f"data/{HERE}/layers/0/layer.json")
     assert layer["quality"] == ["pen", "blur", "fold", "bubble", "edge", "skipped"]
