@@ -145,6 +145,7 @@ def open_map(location: Location, slide_id: str, grid_key: str, *, read_only: boo
     if not isinstance(array.attrs.get("made_by", {}), dict):
         raise DocumentError(f"{label}/expression is damaged: attributes.made_by is no object")
     n_genes = array.shape[2]
+    genes = _read_genes(location, path, n_genes)
     # Intervals are optional: a model need not be calibrated.
     half_width = _read_optional(location, f"{path}/half_width", (n_genes,))
     of_widths = read_attrs(location, f"{path}/half_width")
@@ -154,7 +155,7 @@ def open_map(location: Location, slide_id: str, grid_key: str, *, read_only: boo
     return StoredMap(
         slide_id,
         grid,
-        _read_genes(location, path, n_genes),
+        genes,
         _read(location, f"{path}/tissue", grid.shape),
         _read(location, f"{path}/rgb", (*grid.shape, 3)),
         array,
