@@ -140,6 +140,14 @@ def test_a_second_gene_is_seen_beside_the_first_and_blended_with_it(page: "Page"
     page.locator("#opacity").fill("100")
     settled(page, "AAA1")
     page.locator("#predicted-legend", has_text="White where both are high").wait_for()
+    settled(page, "AAA1")
+    ranges = [
+        page.locator(f"#{view}-legend figcaption > div").all_inner_texts()
+        for view in ("measured", "predicted")
+    ]
+    assert ranges[0] == ranges[1], "one scale for both views"
+    page.locator("#scale").select_option("own")
+    settled(page, "AAA1")
     corners = middle(still(page, PREDICTED))
     high, wide = corners.shape[0] // 5, corners.shape[1] // 5
     right_top, left_bottom = corners[:high, -wide:].mean((0, 1)), corners[-high:, :wide].mean((0, 1))
