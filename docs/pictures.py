@@ -124,7 +124,7 @@ def draw(folder: Path) -> None:
         shot(browser, folder / "report/report.html", (1000, 620), "tutorial-report")
         look_up(browser, folder / "report/report.html", GENES[1], "tutorial-genes")
         shot(browser, folder / "map.html", (1000, 660), "tutorial-map")
-        shot(browser, folder / "large.html", (1000, 620), "report-genes")
+        shot(browser, folder / "large.html", (1000, 780), "report-genes")
         page = open_viewer(browser, folder / "page.html", f"slide=S3&gene={GENES[0]}")
         compare_regions(page)
         save(page, "tutorial-regions")
