@@ -6,6 +6,7 @@ import shutil
 import socketserver
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -255,12 +256,27 @@ class Ran(NamedTuple):
     err: str
 
 
+@cache
+def _made_commands() -> Any:
+    """The commands as typer makes them from their functions; a run makes all of them, of which it needs one."""
+    import typer
+
+    from histosge_cli.main import app
+
+    return typer.main.get_command(app)
+
+
 @pytest.fixture
 def histosge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Run the command line in this process."""
     from histosge_cli import main
 
+    app = main.app
+
     def run(*arguments: object) -> Ran:
+        # Help is filled in once, and may name what only one test installs.
+        is_help = {"-h", "--help"}.intersection(arguments)
+        monkeypatch.setattr(main, "app", app if is_help else _made_commands())
         monkeypatch.setattr("sys.argv", ["histosge", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:
