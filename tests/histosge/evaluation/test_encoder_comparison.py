@@ -23,7 +23,7 @@ ENCODERS = ("colour", "morphology")
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("encoders")
-    section = make_section(folder / "data", SyntheticSpec(size_px=(4200, 3800)))
+    section = make_section(folder / "data", SyntheticSpec(size_px=(2800, 2600), spot_pitch_um=80.0))
     sheet, store = folder / "sheet.csv", folder / "store"
     sheet.write_text(f"slide_id,slide,expression\nA,{section.slide},{section.expression}\n")
     embed(str(sheet), str(store), EmbedSettings(ENCODERS, GRID))
