@@ -16,8 +16,6 @@ from threadpoolctl import threadpool_limits
 
 from featurestore.cores import count_cores
 
-# Collecting imports everything, and nothing of it is garbage: looking for some takes a fifth of the time.
-gc.disable()
 # One thread for each library, here and in child processes: on cores that another process uses, too,
 # threads that spin for each other made three test files take 250 CPU-seconds instead of 13.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -139,11 +137,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             _print(config, f"{len(gone)} tests marked {marker} deselected: {reason}")
 
 
-def pytest_collection_finish() -> None:
-    """Take what was imported out of the garbage collector's sight: each full collection costs 0.5 s otherwise."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector away from what collecting imports, also later: each full collection costs 0.5 s."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 # ---------------------------------------------------------------- without torch
