@@ -96,6 +96,8 @@ def identity_facts(
         "dtype": precision,
         # Left out where the table is that of the input, as in the first fingerprints.
         **({} if record.positions is None else {"positions": record.positions.facts()}),
+        # Left out where there is none, as in the first fingerprints.
+        **({} if record.projection is None else {"projection": record.projection.facts()}),
         # Left out for torch, the only engine when the first fingerprints were stored.
         **({} if engine == "torch" else {"engine": engine}),
     }
