@@ -15,7 +15,7 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 _BLOCK = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
-_QKV = {"query": 0, "key": 1, "value": 2}
+_QKV = {"query": "q", "key": "k", "value": "v"}
 _COMMON = {
     "attention.output.dense": "attn.proj",
     "layernorm_before": "norm1",
@@ -59,7 +59,7 @@ def to_timm(state: State, layout: str) -> State:
 
 def _from_transformers(state: State) -> State:
     found: State = {}
-    attention: dict[str, list[Tensor | None]] = {}
+    attention: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in state.items():
         # Whole models put the backbone below a name of its own.
         name = re.sub(r"^(vit|dinov2|model)\.(?=embeddings|encoder|layernorm)", "", full_name)
@@ -73,13 +73,27 @@ def _from_transformers(state: State) -> State:
         part, _, kind = rest.rpartition(".")
         last = part.rpartition(".")[2]
         if last in _QKV:
-            attention.setdefault(f"blocks.{block}.attn.qkv.{kind}", [None] * 3)[_QKV[last]] = tensor
+            attention.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[_QKV[last]] = tensor
         elif kind == "lambda1":  # layer scale, which timm calls gamma
-            found[f"blocks.{block}.{_COMMON[part]}.gamma"] = tensor
+            found[f"blocks.{block}.{_COMMON.get(part, part)}.gamma"] = tensor
         else:
             found[f"blocks.{block}.{_COMMON.get(part, part)}.{kind}"] = tensor
+    return found | _joined(attention)
+
+
+def _joined(attention: dict[str, dict[str, Tensor]]) -> State:
+    """Return one matrix of query, key and value, in this order, for each name.
+
+    A file that lacks one gives a matrix that is too short, and is refused by its shape; parts that do not go together
+    keep names of their own, which no network has.
+    """
+    found: State = {}
     for name, parts in attention.items():
-        found[name] = torch.cat([part for part in parts if part is not None])
+        rows = {tuple(tensor.shape[1:]) if tensor.ndim else None for tensor in parts.values()}
+        if len(rows) == 1 and None not in rows:
+            found[name] = torch.cat([parts[part] for part in "qkv" if part in parts])
+        else:
+            found |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     return found
 
 
@@ -189,17 +203,17 @@ def _from_clip(state: State) -> State:
         else:
             block, part, kind = match.groups()
             attention.setdefault(f"{block}.attn.qkv.{kind}", {})[part] = tensor
-    # A file that lacks a part gives a matrix that is too short, and is refused by its shape.
-    for name, parts in attention.items():
-        found[name] = torch.cat([parts[part] for part in "qkv" if part in parts])
-    return found
+    return found | _joined(attention)
 
 
 def _in_shape_of_timm(name: str, tensor: Tensor) -> Tensor:
-    if name == "visual.proj":
+    if name == "visual.proj" and tensor.ndim == 2:
         return tensor.T  # multiplied from the right there, with ``(width, dim)``
     # timm's class token and positions have a dimension of batches.
-    if name.endswith(("class_embedding", "positional_embedding", "position_embedding.weight")):
+    if (
+        name.endswith(("class_embedding", "positional_embedding", "position_embedding.weight"))
+        and tensor.ndim
+    ):
         return tensor.reshape(1, -1, tensor.shape[-1])
     return tensor
 

@@ -171,6 +171,25 @@ def test_a_tensor_that_is_no_text_tower_s_and_not_the_network_s_is_refused(
         _load(key, path)
 
 
+@pytest.mark.parametrize(
+    ("key", "name", "shape"),
+    [
+        ("plip", "vision_model.embeddings.class_embedding", ()),
+        ("plip", "vision_model.encoder.layers.0.self_attn.q_proj.weight", (5, 3)),
+        ("plip", "vision_model.encoder.layers.0.self_attn.q_proj.bias", ()),
+        ("quiltnet-b32", "visual.proj", (5, 3, 2)),
+        ("quiltnet-b32", "visual.positional_embedding", ()),
+    ],
+)
+def test_a_tensor_of_an_impossible_shape_is_refused_in_one_line(
+    key: str, name: str, shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    path = _changed(_stand_in(key, tmp_path).path, lambda state: state | {name: torch.zeros(shape)})
+    with pytest.raises(EncoderError, match="does not fit VisionTransformer") as refused:
+        _load(key, path)
+    assert "\n" not in str(refused.value)
+
+
 def test_vectors_are_divided_by_their_length_only_where_the_authors_do_so(tmp_path: Path) -> None:
     lengths = {}
     for key in PROJECTED:
