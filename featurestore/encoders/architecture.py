@@ -66,7 +66,7 @@ class ProjectionHead(nn.Sequential):
     def forward(self, vectors: Tensor) -> Tensor:
         """Project a batch of vectors."""
         # In float32: a length in half precision loses digits.
-        found: Tensor = super().forward(vectors).float()
+        found: Tensor = super().forward(vectors).float()  # type: ignore[no-untyped-call]
         return normalize(found, dim=-1) if self._normalised else found
 
 
