@@ -105,9 +105,17 @@ def _shown(value: float | None) -> str:
 
 
 def machine() -> str:
-    """Return cores, system and Python in words."""
+    """Return cores, processor, system and Python in words."""
     cores, python = count_cores().cores, platform.python_version()
-    return f"{cores} cores {platform.machine()} {platform.system()}, python {python}"
+    return f"{cores} cores {_processor() or platform.machine()}, {platform.system()}, python {python}"
+
+
+def _processor() -> str:
+    """Return the processor's name and architecture; empty where the system does not say."""
+    processors = Path("/proc/cpuinfo")
+    lines = processors.read_text().splitlines() if processors.is_file() else []
+    names = [line.partition(":")[2] for line in lines if line.startswith("model name")]
+    return " ".join([*names[0].split(), platform.machine()]) if names else ""
 
 
 def commit() -> str:

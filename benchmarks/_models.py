@@ -11,7 +11,8 @@ from histosge.data.embedded_slide import EmbeddedSlide, load_patches, open_embed
 from histosge.data.sections import TrainingSection
 from histosge.data.spot_overlap import disc_overlap
 from histosge.models.registry import load_preset
-from histosge.training.saved_model import ModelCard, SavedModel, save_model
+from histosge.training.model_card import ModelCard
+from histosge.training.saved_model import SavedModel, save_model
 
 
 def invent_section(

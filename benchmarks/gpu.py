@@ -48,7 +48,6 @@ from training import side_by_side
 
 from featurestore.blocks import DEFAULT_BLOCK, plan_blocks
 from featurestore.embedding import embed as embedding
-from featurestore.embedding.block_task import to_float16
 from featurestore.embedding.embed import EmbedSettings, embed
 from featurestore.encoders.device import DEVICES, pick_device
 from featurestore.encoders.loading import load_encoder
@@ -57,6 +56,7 @@ from featurestore.encoders.protocol import EncoderOptions
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.patch_reader import read_batches
+from featurestore.storage.float16 import to_float16
 from featurestore.storage.store import Store
 from histosge.models.block_training import AttentionSettings
 from histosge.prediction.predict import PredictSettings, predict

@@ -24,7 +24,8 @@ from histosge.heldout.metrics import correlate
 from histosge.models.registry import load_preset
 from histosge.prediction.conditioning import ConditionedModel
 from histosge.synthetic import SyntheticSpec, load_truth, make_cohort, truth_at
-from histosge.training.saved_model import ModelCard, SavedModel
+from histosge.training.model_card import ModelCard
+from histosge.training.saved_model import SavedModel
 
 SPEC = GridSpec(mpp=0.5, patch_px=112, stride_px=32)
 SIDES_UM = (8.0, 16.0, 55.0, 110.0)

@@ -22,8 +22,9 @@ from histosge.evaluation.evaluate import EvaluateSettings, score_sections
 from histosge.evaluation.results import Scores
 from histosge.exporting.formats.anndata_files import write_h5ad
 from histosge.heldout.metrics import correlate
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.predict import predict
+from histosge.prediction.stored_map import StoredMap
 from histosge.reporting.page import Block, Table
 from histosge.synthetic import SyntheticSection, SyntheticSpec, Truth, load_truth, make_section, truth_at
 from histosge.training.train import TrainSettings, train

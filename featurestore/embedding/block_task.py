@@ -4,83 +4,37 @@ It knows neither dask nor planning: the caller names the blocks.
 """
 
 import math
-import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.blocks import Block
-from featurestore.embedding.costs import BlockClocks, Costs
+from featurestore.embedding.block_reading import BlockReading, ReadBatch, read_blocks
+from featurestore.embedding.costs import Costs
 from featurestore.embedding.memory_model import WRITERS
-from featurestore.embedding.positions import PatchFailure, failed_positions, patches_to_read, positions_of
+from featurestore.embedding.positions import PatchFailure, failed_positions, positions_of
 from featurestore.embedding.quality import set_focus
-from featurestore.embedding.stain_fit import slide_normaliser
-from featurestore.encoders.protocol import Encoder, PendingVectors, patches_at_once, start_encoding
+from featurestore.encoders.protocol import Encoder, PendingVectors, start_encoding
 from featurestore.errors import StoreError
 from featurestore.grid import PatchGrid
 from featurestore.names import slug
-from featurestore.slides.fetch_meter import meter_of
-from featurestore.slides.patch_reader import PatchBatch, read_batches
+from featurestore.slides.patch_reader import PatchBatch
 from featurestore.slides.protocol import Slide
-from featurestore.slides.read_ahead import read_in_turn
 from featurestore.storage.block_array import BlockArray
+from featurestore.storage.float16 import to_float16
 from featurestore.storage.layout import embedding_path, failure_path
 from featurestore.storage.store import Store, StoredGrid
-from featurestore.tissue.focus import is_blurred
-
-PROBE_BATCHES = 3
-"""Batches that are timed for a dry run's estimate, besides a first one that is not counted."""
 
 BATCHES_AHEAD = 1
 """Batches that a device is given before the vectors of the last one are waited for: it computes one while it copies one."""
 
 T = TypeVar("T")
-_ReadBatch = tuple[PatchBatch, NDArray[np.bool_] | None]
-"""A batch, and which of its patches are out of focus, where that is judged."""
-
-
-class ThroughputProbe:
-    """Measures seconds per patch of reading and encoding, once, on the first slide that has tissue.
-
-    Parameters
-    ----------
-    encoders
-        All that a patch goes through.
-    """
-
-    def __init__(self, encoders: dict[str, Encoder]) -> None:
-        self._encoders = encoders
-        self._seconds: float | None = None
-
-    def seconds_per_patch(self, slide: Slide, stored: StoredGrid, blocks: Sequence[Block]) -> float:
-        """Return the measured value, measuring it first if necessary; 0 as long as no slide had tissue."""
-        if self._seconds is None and blocks:
-            middle = blocks[len(blocks) // 2]  # the first one may hold little but the edge of the tissue
-            grid = stored.grid
-            wanted = patches_to_read(stored.is_tissue[middle.slices], grid)
-            size = patches_at_once(self._encoders.values())
-            batches = read_batches(slide, grid.encoded, middle.coarser(grid.tokens), wanted, size)
-            self._encode(next(batches).pixels)  # not timed: buffers and kernels are set up here
-            begun, patches = time.perf_counter(), 0
-            for batch in islice(batches, PROBE_BATCHES):
-                self._encode(batch.pixels)
-                patches += len(batch.pixels)
-            if patches:
-                self._seconds = (time.perf_counter() - begun) / patches
-        return self._seconds or 0.0
-
-    def _encode(self, pixels: NDArray[np.uint8]) -> None:
-        for encoder in self._encoders.values():
-            encoder.encode(pixels)
 
 
 @dataclass(frozen=True)
@@ -109,7 +63,7 @@ def embed_blocks(
     check_slide: Callable[[], None] = lambda: None,
     retried: bool = False,
     judging_focus: bool = False,
-    reading: "BlockReading | None" = None,
+    reading: BlockReading | None = None,
 ) -> Generator[BlockResult, None, None]:
     """Read, encode and write blocks of one slide; reading runs ahead of encoding in a thread.
 
@@ -146,7 +100,7 @@ def embed_blocks(
     reading = reading or read_blocks(store, slide, stored, blocks, encoders, judging_focus=judging_focus)
     clocks, of_patches = reading.clocks, reading.of_patches
 
-    def start(item: _ReadBatch) -> tuple[PatchBatch, NDArray[np.bool_] | None, dict[str, PendingVectors]]:
+    def start(item: ReadBatch) -> tuple[PatchBatch, NDArray[np.bool_] | None, dict[str, PendingVectors]]:
         batch, blurred = item
         keys = blocks[of_patches[batch.block]]
         with clocks.encoding.running():
@@ -186,153 +140,6 @@ def embed_blocks(
                     yield writing.popleft().result()
         while writing:
             yield writing.popleft().result()
-
-
-class BlockReading:
-    """Batches of a slide's blocks, read by threads of their own; they begin with the first batch or by `begin`.
-
-    Parameters
-    ----------
-    of_patches
-        Block of whole patches -> block of the grid that it is for.
-    clocks
-        Of the slide.
-    streams
-        What reads the blocks, in their order.
-    threads
-        That read at once.
-    """
-
-    def __init__(
-        self,
-        of_patches: Mapping[Block, Block],
-        clocks: BlockClocks,
-        streams: Sequence[Callable[[], Iterator[_ReadBatch]]],
-        threads: int,
-    ) -> None:
-        self.of_patches, self.clocks = of_patches, clocks
-        self.all_read = threading.Event()
-        """Set once the last batch was read, or nothing more will be; some batches may still wait to be taken."""
-        self._left = len(streams)
-        self._lock = threading.Lock()
-        self._first: list[_ReadBatch] = []
-        self._batches = read_in_turn([partial(self._counted, stream) for stream in streams], threads)
-
-    def _counted(self, stream: Callable[[], Iterator[_ReadBatch]]) -> Iterator[_ReadBatch]:
-        yield from stream()
-        with self._lock:
-            self._left -= 1
-            if not self._left:
-                self.all_read.set()
-
-    def begin(self) -> None:
-        """Begin to read, and wait for the first batch."""
-        self._first += islice(self._batches, 1)
-
-    def __iter__(self) -> Iterator[_ReadBatch]:
-        """Yield the batches; to be called once."""
-        while self._first:
-            yield self._first.pop()
-        yield from self._batches
-
-    def close(self) -> None:
-        """Stop the threads: a slide must not be closed while it is read."""
-        self._batches.close()
-        self.all_read.set()
-
-
-def read_blocks(
-    store: Store,
-    slide: Slide,
-    stored: StoredGrid,
-    blocks: Mapping[Block, tuple[str, ...]],
-    encoders: Mapping[str, Encoder],
-    *,
-    judging_focus: bool = False,
-) -> BlockReading:
-    """Return what reads the blocks of a slide for `embed_blocks`; the parameters are the same."""
-    clocks = BlockClocks(meter_of(slide))
-    # What is read are whole patches; on a token grid they hold several positions of the block.
-    of_patches = {block.coarser(stored.grid.tokens): block for block in blocks}
-    keys = {key for keys in blocks.values() for key in keys}
-    stained = [key for key in keys if "stain" in encoders[key].identity.facts]
-    normalise = slide_normaliser(store, stored, stained)
-    size = patches_at_once(encoders.values())
-    reader = _BlockReader(slide, stored, of_patches, size, normalise, judging_focus, clocks)
-    threads = max((getattr(encoder, "reading_threads", 1) for encoder in encoders.values()), default=1)
-    return BlockReading(of_patches, clocks, reader.streams(threads), threads)
-
-
-@dataclass(frozen=True)
-class _BlockReader:
-    """Reads the wanted patches of blocks, and prepares them for the encoders.
-
-    Parameters
-    ----------
-    of_patches
-        Block of whole patches -> block of the grid that it is for.
-    size
-        Most patches in a batch.
-    normalise
-        Of the stain; None without.
-    """
-
-    slide: Slide
-    stored: StoredGrid
-    of_patches: Mapping[Block, Block]
-    size: int
-    normalise: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None
-    judging_focus: bool
-    clocks: BlockClocks
-
-    def streams(self, threads: int) -> list[Callable[[], Iterator[_ReadBatch]]]:
-        """Return what reads the blocks, in their order; the first one in parts where several threads read."""
-        blocks = list(self.of_patches)
-        if threads <= 1 or not blocks:
-            return [partial(self._read, block) for block in blocks]
-        # A GPU would wait for one thread to read the first block, while the others read what comes after it.
-        first, *rest = blocks
-        parts = split_positions(self._wanted(first), self.size)
-        return [
-            *(partial(self._read, first, part, ends=ends) for part, ends in parts),
-            *(partial(self._read, block) for block in rest),
-        ]
-
-    def _wanted(self, block: Block) -> NDArray[np.bool_]:
-        return patches_to_read(self.stored.is_tissue[self.of_patches[block].slices], self.stored.grid)
-
-    def _read(
-        self, block: Block, wanted: NDArray[np.bool_] | None = None, *, ends: bool = True
-    ) -> Iterator[_ReadBatch]:
-        """Read some patches of a block, by default all that are wanted; `ends` if the block's last are among them."""
-        wanted = self._wanted(block) if wanted is None else wanted
-        batches = read_batches(self.slide, self.stored.grid.encoded, block, wanted, self.size)
-        return self.clocks.pixels.timed(self._prepared(batches, ends=ends))
-
-    def _prepared(self, batches: Iterable[PatchBatch], *, ends: bool) -> Iterator[_ReadBatch]:
-        # In the threads that read, of which there are several where a GPU encodes. Focus is measured on the slide's own
-        # pixels: flags belong to the grid, which encoders with and without stain normalisation share.
-        mpp = self.stored.grid.effective_mpp
-        for batch in batches:
-            blurred = is_blurred(batch.pixels, mpp) if self.judging_focus else None
-            pixels = batch.pixels if self.normalise is None else self.normalise(batch.pixels)
-            yield replace(batch, pixels=pixels, last=batch.last and ends), blurred
-
-
-def split_positions(wanted: NDArray[np.bool_], size: int) -> list[tuple[NDArray[np.bool_], bool]]:
-    """Split the wanted positions of a block into runs of at most `size`, in row-major order.
-
-    Returns
-    -------
-    list of (mask, bool)
-        Each run as a mask of the block's shape, and whether it is the last one. There is at least one, which may be empty.
-    """
-    places = np.flatnonzero(wanted)
-    n = max(1, math.ceil(len(places) / size))
-    parts = [(np.zeros(wanted.shape, bool), number == n - 1) for number in range(n)]
-    for number, (part, _) in enumerate(parts):
-        part.flat[places[number * size : (number + 1) * size]] = True
-    return parts
 
 
 def delayed(items: Iterable[T], n: int) -> Iterator[T]:
@@ -476,19 +283,3 @@ def _commit(
             [source],
         )
     array.write(block, values)
-
-
-def to_float16(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.intp]]:
-    """Round vectors to the stored dtype.
-
-    Returns
-    -------
-    (numpy.ndarray, numpy.ndarray)
-        The vectors ``(n, dim)``, and the indices of those that hold a number that is not finite in float16: all their
-        features are NaN.
-    """
-    with np.errstate(over="ignore"):  # beyond 65,504 a number becomes infinite, and its vector NaN below
-        stored = vectors.astype(np.float16)
-    unusable = ~np.isfinite(stored).all(axis=-1)
-    stored[unusable] = np.nan
-    return stored, np.flatnonzero(unusable)

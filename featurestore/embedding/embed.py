@@ -10,13 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from featurestore.blocks import Block
-from featurestore.embedding.block_task import (
-    BlockReading,
-    ThroughputProbe,
-    check_written,
-    embed_blocks,
-    read_blocks,
-)
+from featurestore.embedding.block_reading import BlockReading, read_blocks
+from featurestore.embedding.block_task import check_written, embed_blocks
 from featurestore.embedding.costs import Costs, plan_costs
 from featurestore.embedding.duplicates import DuplicateCheck
 from featurestore.embedding.plan import (
@@ -41,6 +36,7 @@ from featurestore.embedding.slide_result import (
 from featurestore.embedding.slide_result import SlideResult as SlideResult
 from featurestore.embedding.slide_watch import SlideWatch
 from featurestore.embedding.target_store import open_target, planned_names
+from featurestore.embedding.throughput_probe import ThroughputProbe
 from featurestore.embedding.tissue_choice import with_masks
 from featurestore.encoders.protocol import Encoder
 from featurestore.events import OnProgress, Progress, ignore_progress

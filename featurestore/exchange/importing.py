@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurestore.credentials import strip_credentials
-from featurestore.embedding.block_task import to_float16
 from featurestore.embedding.plan import software_versions
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import MppError, StoreError
@@ -29,6 +28,7 @@ from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.open_slide import open_slide
 from featurestore.slides.protocol import MPP_RANGE
 from featurestore.slides.sample_sheet import name_slide
+from featurestore.storage.float16 import to_float16
 from featurestore.storage.layout import check_encoder_key, embedding_path
 from featurestore.storage.spots import PatchSpots, add_spots
 from featurestore.storage.store import SlideRecord, Store

@@ -76,3 +76,19 @@ def to_float32(values: NDArray[Any], out: NDArray[np.float32] | None = None) -> 
     bits &= np.int32(-0x70002000)  # the sign, and the 15 bits of exponent and fraction
     np.multiply(out, _SCALE, out=out)
     return out
+
+
+def to_float16(vectors: NDArray[np.float32]) -> tuple[NDArray[np.float16], NDArray[np.intp]]:
+    """Round vectors to the stored dtype.
+
+    Returns
+    -------
+    (numpy.ndarray, numpy.ndarray)
+        The vectors ``(n, dim)``, and the indices of those that hold a number that is not finite in float16: all their
+        features are NaN.
+    """
+    with np.errstate(over="ignore"):  # beyond 65,504 a number becomes infinite, and its vector NaN below
+        stored = vectors.astype(np.float16)
+    unusable = ~np.isfinite(stored).all(axis=-1)
+    stored[unusable] = np.nan
+    return stored, np.flatnonzero(unusable)

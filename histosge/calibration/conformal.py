@@ -20,7 +20,7 @@ Terms
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, Self
 
 import msgspec
 import numpy as np
@@ -304,31 +304,6 @@ def measure_intervals(
 def widest_spot_um(spots: Sequence[Spots]) -> float:
     """Return the largest width of the spots of some sections, from corner to corner where they are squares, microns."""
     return max(s.diameter_um * (np.sqrt(2) if s.shape == "square" else 1.0) for s in spots)
-
-
-class OfDonor(Protocol):
-    """A section, as far as its donor goes."""
-
-    @property
-    def slide_id(self) -> str:
-        """Return its slide."""
-        ...
-
-    @property
-    def donor(self) -> str:
-        """Return whose tissue it is."""
-        ...
-
-
-def named_donors(spots: Sequence[OfDonor]) -> list[str]:
-    """Return each section's donor; none where a sample sheet names no donor of several sections.
-
-    A slide without a donor in the sheet bears its own id as donor. That several sections are of as many donors is not
-    concluded from that: they may be neighbours from one block.
-    """
-    if len(spots) > 1 and all(part.donor == part.slide_id for part in spots):
-        return []
-    return [part.donor for part in spots]
 
 
 def _out_of_fold(

@@ -20,13 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-from featurestore.embedding.block_task import to_float16
 from featurestore.embedding.plan import software_versions
 from featurestore.encoders.protocol import Encoder
 from featurestore.errors import first_line
 from featurestore.events import OnProgress, Progress, ignore_progress
 from featurestore.slides.fingerprint import slide_fingerprint
 from featurestore.slides.sample_sheet import name_slide
+from featurestore.storage.float16 import to_float16
 from featurestore.storage.spots import PatchSpots, add_spots, read_spots
 from featurestore.storage.store import SlideRecord, Store
 from histosge.data.expression.foreign_files import check_hdf5, reading

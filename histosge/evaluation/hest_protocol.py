@@ -38,6 +38,7 @@ from histosge.evaluation.methods import DEPTH, FittedMethod, LibrarySizeMethod, 
 from histosge.evaluation.results import NOISE, VARIANT, Scores
 from histosge.evaluation.runner import score_plan
 from histosge.evaluation.tasks import Plan, Task
+from histosge.heldout.donors import named_donors
 from histosge.heldout.splits import Fold, check_no_leak
 from histosge.models.linear_algebra import Standardiser, principal_axes
 from histosge.threads import one_blas_thread
@@ -232,7 +233,7 @@ def score_hest(
     sections
         At least two.
     split
-        ``donor`` as in the benchmark, or ``section`` where all come from one donor.
+        ``donor`` as in the benchmark, or ``section`` where all come from one donor, or donors are not named.
 
     Raises
     ------
@@ -253,8 +254,8 @@ def score_hest(
 
 
 def hest_split(sections: Sequence[Section]) -> str:
-    """Return ``donor`` where there are several, else ``section``."""
-    return "donor" if len({section.spots.donor for section in sections}) > 1 else "section"
+    """Return ``donor`` where several are named, else ``section``."""
+    return "donor" if len(set(named_donors([section.spots for section in sections]))) > 1 else "section"
 
 
 def _at_spots(section: Section) -> NDArray[np.float64]:

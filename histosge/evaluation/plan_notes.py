@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
+from featurestore.wording import counted
 from histosge.data.gene_choice import GeneChoice
 from histosge.evaluation.tasks import Plan
+from histosge.heldout.donors import named_donors
 from histosge.heldout.splits import INTERLEAVED
 
 
@@ -21,17 +23,20 @@ def plan_notes(plan: Plan, halo_um: Mapping[str, float]) -> tuple[str, ...]:
     halo_um
         Method -> how far beyond a patch it looked, microns.
     """
-    donors = {section.spots.donor for section in plan.sections}
+    donors = set(named_donors([section.spots for section in plan.sections]))
     n_sections = len(plan.sections)
-    notes = [f"{n_sections} section{'s' * (n_sections > 1)} of {len(donors)} donor{'s' * (len(donors) > 1)}."]
+    whose = f"of {counted(len(donors), 'donor')}" if donors else "whose donors the sample sheet does not name"
+    notes = [f"{counted(n_sections, 'section')} {whose}."]
     # With one section a donor, leaving out a section leaves out its donor.
     if plan.split != "donor" and not (plan.split == "section" and len(donors) == n_sections):
-        notes.append("Training and held-out spots share donors: accuracy on another donor may be lower.")
+        share = "share" if donors else "may share"
+        notes.append(f"Training and held-out spots {share} donors: accuracy on another donor may be lower.")
     # The sections of a fold's training part are of no more donors than all are.
-    if len(donors) == 1:
-        notes.append(
-            f"Intervals and trust (coverage_90, trusted_share) are measured within donor {' '.join(donors)} only."
+    if len(donors) < 2:
+        within = (
+            f"donor {' '.join(donors)} only" if donors else "these sections' donors only, who are not named"
         )
+        notes.append(f"Intervals and trust (coverage_90, trusted_share) are measured within {within}.")
     # Whoever compares presets must know that some use image patches beyond the spot and others do not.
     wide = [f"{preset} by {halo:.0f} µm" for preset, halo in halo_um.items() if halo > 0]
     if wide and plan.split in INTERLEAVED:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from histosge.calibration.conformal import calibrate, named_donors, widest_spot_um
+from histosge.calibration.conformal import calibrate, widest_spot_um
 from histosge.data.genes import library_size
 from histosge.data.sections import Section
 from histosge.errors import ModelError
@@ -22,6 +22,7 @@ from histosge.evaluation.paired_bootstrap import HeldOutSpots
 from histosge.evaluation.section_maps import SectionPrediction
 from histosge.evaluation.shown_maps import EvaluationMaps
 from histosge.evaluation.tasks import Task
+from histosge.heldout.donors import named_donors
 from histosge.heldout.metric_registry import METRICS, ScoredSpots
 from histosge.heldout.metrics import GeneScores, pearson_all_spots, score_genes
 

@@ -31,7 +31,7 @@ from histosge.data.outlines.polygon_overlap import PolygonOverlap, patch_span, p
 from histosge.errors import ExportError
 from histosge.exporting.open_tables import table_of_map
 from histosge.exporting.patch_table import PatchTable
-from histosge.prediction.expression_store import StoredMap
+from histosge.prediction.stored_map import StoredMap
 
 MIN_CELL_UM, MAX_CELL_UM = 2.5, 100.0
 """Diameter of the median outline: nuclei of platelets and of megakaryocytes lie within. Microns taken for pixels do not."""

@@ -29,7 +29,7 @@ from histosge.calibration.wording import half_width_text, interval_name, trained
 from histosge.errors import ExportError
 from histosge.exporting.formats.geojson import polygons
 from histosge.exporting.open_tables import gene_columns, open_map, table_of_map
-from histosge.prediction.expression_store import StoredMap
+from histosge.prediction.stored_map import StoredMap
 
 SUFFIXES = (".pdf", ".png", ".svg")
 UNIT = "log1p(CP10k)"

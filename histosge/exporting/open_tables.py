@@ -18,7 +18,8 @@ from featurestore.zarr_documents import ArrayDocument, check_node
 from histosge.calibration.conformal import TRUSTED
 from histosge.errors import ExportError
 from histosge.exporting.patch_table import PatchTable
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
+from histosge.prediction.stored_map import StoredMap
 
 # Of a store's slides in a message, which is one line however many there are.
 _SHOWN_NAMES = 10

@@ -18,7 +18,7 @@ from featurestore.blocks import Block
 from featurestore.grid import PatchGrid
 from featurestore.storage.block_array import BlockArray
 from featurestore.wording import counted
-from histosge.prediction.expression_store import is_rim
+from histosge.prediction.stored_map import is_rim
 
 
 @dataclass(frozen=True)

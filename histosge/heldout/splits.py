@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 
 from histosge.data.sections import Spots
 from histosge.errors import SplitError
+from histosge.heldout.donors import named_donors
 from histosge.heldout.lattice import lattice_parity
 
 SPLITS = ("block", "section", "donor", "random", "checkerboard")
@@ -184,9 +185,14 @@ def donor_folds(spots: Sequence[Spots]) -> tuple[Fold, ...]:
     Raises
     ------
     SplitError
-        If there are fewer than 2 donors.
+        If there are fewer than 2 donors, or the sheet names none.
     """
     donors = {part.slide_id: part.donor for part in spots}
+    if not named_donors(spots):
+        raise SplitError(
+            f"the donor split needs donors, and the sample sheet names none of its {len(donors)} sections':"
+            " fill its donor column, or use --split section"
+        )
     if len(set(donors.values())) < 2:
         raise SplitError(
             f"the donor split needs at least 2 donors, not {len(set(donors.values()))}:"

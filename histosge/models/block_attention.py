@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Annotated, Any, ClassVar, Self
+from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,8 +26,14 @@ from featurestore.wording import counted
 from histosge.data.embedded_slide import Reduce
 from histosge.data.sections import Patches, TrainingSection
 from histosge.data.spot_blocks import SectionBlocks, SpotBlocks
-from histosge.errors import ModelError
-from histosge.models.block_network import BlockNetwork, NetworkShape, single
+from histosge.models.attention_folds import donor_groups, out_of_fold
+from histosge.models.attention_state import (
+    AttentionConfig,
+    TrainingFacts,
+    network_with_genes,
+    rebuild_network,
+)
+from histosge.models.block_network import BlockNetwork, single
 from histosge.models.block_training import (
     MIN_GROUPS,
     AttentionSettings,
@@ -48,15 +53,13 @@ from histosge.models.dense_attention import lower_limit
 from histosge.models.gpu_memory import Division, MemoryLimit
 from histosge.models.linear_algebra import Indices, Standardiser
 from histosge.models.low_rank_targets import MAX_LOG
-from histosge.models.nested_state import nest, read_config, take, unnest
-from histosge.models.network_fitting import load_network, network_state
+from histosge.models.nested_state import nest, read_config, unnest
+from histosge.models.network_fitting import network_state
 from histosge.models.prediction_device import chosen_device_name
 from histosge.models.protocol import State
 from histosge.models.ranks import current_ranks
 from histosge.threads import usable_cores
 
-MAX_FOLDS = 5
-"""Fits of `dense` that leave out a share of the groups each, for out-of-fold predictions."""
 _PATCHES_AT_ONCE = 4096
 """Patches whose neighbours are gathered together: 150 MB at the default radius on a grid of 56 um, 64 wide."""
 _BY_PATCHES = Division[NDArray[Any]](
@@ -406,13 +409,13 @@ class AttentionModel:
     @classmethod
     def from_state(cls, config: dict[str, Any], state: State) -> Self:
         """Rebuild."""
-        chosen = read_config(config, _Config)
+        chosen = read_config(config, AttentionConfig)
         dense = DenseModel.from_state(chosen.dense, unnest("dense", state))
         standardiser, network = Standardiser.from_state(state, "embedding"), None
         if chosen.training:
-            read_config(chosen.training, _Training)
+            read_config(chosen.training, TrainingFacts)
         if chosen.network is not None:
-            network = _rebuild(chosen.network, unnest("network", state), dense, len(standardiser.mean))
+            network = rebuild_network(chosen.network, unnest("network", state), dense, len(standardiser.mean))
         return cls(dense, standardiser, network, chosen.training)
 
 
@@ -433,99 +436,6 @@ def network_here(network: BlockNetwork) -> tuple[BlockNetwork, torch.device]:
 
 _MAX_SAMPLE = 20_000
 """Patches that the embeddings' mean and standard deviation are measured on, at most."""
-# Bounds far above what training makes, so that a file cannot take memory by its numbers alone.
-_Radius = Annotated[float, msgspec.Meta(gt=0, le=2000)]
-
-
-class _Network(msgspec.Struct):
-    """Sizes that `AttentionModel.config` wrote."""
-
-    width: Annotated[int, msgspec.Meta(ge=1, le=4096)]
-    heads: Annotated[int, msgspec.Meta(ge=1, le=64)]
-    radii_um: Annotated[tuple[_Radius, ...], msgspec.Meta(min_length=1, max_length=16)]
-
-
-class _Config(msgspec.Struct):
-    """What `AttentionModel.config` wrote."""
-
-    dense: dict[str, Any]
-    network: _Network | None
-    training: dict[str, Any]
-
-
-class _Training(msgspec.Struct):
-    """What `remark` shows of the training."""
-
-    epochs: int
-    judging_change: list[float]
-    reported_change: list[float]
-
-
-def _rebuild(sizes: _Network, state: State, dense: DenseModel, dim: int) -> BlockNetwork:
-    if sizes.width % sizes.heads:
-        raise ModelError(f"the network's width {sizes.width} is no multiple of its {sizes.heads} heads")
-    n_genes, n_patterns = dense.targets.axes.shape
-    # Before a network of these sizes is made: torch would take the memory for any.
-    take(state, "tokens.weight", sizes.width, dim)
-    take(state, "residual.weight", n_genes, sizes.width)
-    for layer in range(len(sizes.radii_um)):
-        take(state, f"layers.{layer}.query.weight", sizes.width, sizes.width)
-    shape = NetworkShape(dim, n_genes, n_patterns, sizes.width, sizes.heads, sizes.radii_um)
-    return load_network(lambda: BlockNetwork(shape, dense.targets.axes, dense.targets.sd), state)
-
-
-def network_with_genes(earlier: BlockNetwork, new: BlockNetwork, columns: Indices) -> BlockNetwork:
-    """Give a new network the weights of an earlier one, for some of its genes and other patterns of these.
-
-    Parameters
-    ----------
-    new
-        Of the same sizes, but for genes and patterns; it is changed and returned.
-    columns
-        Of the earlier network's genes those of the new one.
-    """
-    with torch.no_grad():
-        values = {**new.state_dict(), **_without_head(earlier)}
-        at = torch.from_numpy(columns)
-        # In units of the genes' spread, as `dense` is adapted. What the new patterns cannot express goes to the part of
-        # the single genes.
-        head = earlier.axes[at] @ earlier.patterns.weight + earlier.residual.weight[at]
-        values["patterns.weight"] = new.axes.T @ earlier.axes[at] @ earlier.patterns.weight
-        values["residual.weight"] = head - new.axes @ values["patterns.weight"]
-        new.load_state_dict(values)
-    return new
-
-
-def _without_head(network: BlockNetwork) -> dict[str, torch.Tensor]:
-    head = {"axes", "sd", "patterns.weight", "residual.weight"}
-    return {name: value for name, value in network.state_dict().items() if name not in head}
-
-
-def donor_groups(donors: Sequence[str]) -> Indices:
-    """Number sections by donor; each on its own where donors are not named for all."""
-    names = [donor or f"section {number}" for number, donor in enumerate(donors)]
-    return np.asarray(np.unique(names, return_inverse=True)[1].ravel(), np.int64)
-
-
-def out_of_fold(
-    groups: Indices,
-    fit_dense: Callable[[Indices], DenseModel],
-    hold_out: Callable[[DenseModel, int], PatchPredictions],
-) -> list[PatchPredictions]:
-    """Predict the patches under each section's spots by a `dense` that was fitted without the section's group.
-
-    Parameters
-    ----------
-    hold_out
-        `dense` and the number of a section -> its predictions.
-    """
-    fold = np.unique(groups, return_inverse=True)[1].ravel() % MAX_FOLDS
-    found: dict[int, PatchPredictions] = {}
-    for label in np.unique(fold):
-        dense = fit_dense(np.flatnonzero(fold != label))
-        for number in np.flatnonzero(fold == label).tolist():
-            found[number] = hold_out(dense, number)
-    return [found[number] for number in range(len(groups))]
 
 
 def relative_change(network: BlockNetwork, data: TrainingData, sections: Indices) -> list[float]:

@@ -23,7 +23,8 @@ from featurestore.storage.validation import (
     stray_folder,
 )
 from featurestore.storage.zarr_metadata import document_label, read_attrs
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
+from histosge.prediction.stored_map import StoredMap
 
 PREDICT_AGAIN = "run the same histosge predict again"
 DIMS = {"expression": ("y", "x", "gene"), "depth": ("y", "x", "library")}

@@ -8,7 +8,7 @@ from featurestore.earlier_results import content_fingerprint, short_fingerprint
 from featurestore.storage.store import Store
 from histosge.data.section_loading import Selection
 from histosge.training.made_with import RECORD_FORMAT
-from histosge.training.saved_model import read_fingerprint
+from histosge.training.model_files import read_fingerprint
 
 
 def describe_maps(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from histosge.data.embedded_slide import EmbeddedSlide, Reduce, Window
 from histosge.models.protocol import DepthModel, Model, PartialModel, ReducingModel
 from histosge.prediction.conditioning import ConditionedModel
-from histosge.prediction.expression_store import StoredMap
+from histosge.prediction.stored_map import StoredMap
 from histosge.threads import usable_cores
 from histosge.training.saved_model import SavedModel
 

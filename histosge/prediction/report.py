@@ -13,7 +13,8 @@ from featurestore.earlier_results import MadeWith
 from featurestore.wording import counted
 from histosge.calibration.wording import trained_on_sentence
 from histosge.prediction.embedding_evidence import evidence_sentences
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
+from histosge.prediction.stored_map import StoredMap
 from histosge.reporting.page import Block, Picture, render_report, write_page
 from histosge.reporting.plots import robust_limits, shared_scale_maps, slide_maps, to_svg
 from histosge.training.report import trust_block

@@ -26,10 +26,12 @@ from histosge.data.embedded_slide import (
 from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
 from histosge.prediction.embedding_evidence import distance_from_training, evidence_sentences
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.predictor import Predictor, predict_window
+from histosge.prediction.stored_map import StoredMap
 from histosge.threads import side_by_side
-from histosge.training.saved_model import SavedModel, embed_options
+from histosge.training.model_card import embed_options
+from histosge.training.saved_model import SavedModel
 
 SLIDE_ERRORS = (*ONE_SLIDE, ModelError)
 """Errors of the work on one slide that concern that slide, where `concerns_one_slide` agrees."""

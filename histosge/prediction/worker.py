@@ -24,7 +24,7 @@ from histosge.data.section_loading import Selection
 from histosge.errors import ModelError
 from histosge.models.estimators import ModelSource
 from histosge.models.prediction_device import prediction_device
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.pieces import Pieces, cut_into_pieces
 from histosge.prediction.predictor import Predictor
 from histosge.prediction.slide_prediction import (
@@ -38,6 +38,7 @@ from histosge.prediction.slide_prediction import (
     predict_slide,
     replaces_map,
 )
+from histosge.prediction.stored_map import StoredMap
 from histosge.training.saved_model import load_model
 
 OPEN_SLIDES = 64

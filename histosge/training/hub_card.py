@@ -4,48 +4,25 @@ A folder can be uploaded as it is. The card names no donor and no slide: `config
 """
 
 import json
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from featurestore.encoders.records import find
+from featurestore.grid import spec_from_values
 from featurestore.software import version
 from featurestore.wording import counted
 from histosge.calibration.conformal import TRUSTED, Intervals
 from histosge.calibration.wording import adapted_sentence, method_sentence, trust_sentence
+from histosge.training.model_card import ModelCard, embed_options
 
 README = "README.md"
 SHOWN_GENES = 20
 """Of the most trusted, in the text; all of them are in ``config.json``."""
 
 
-class Card(Protocol):
-    """What of a `histosge.training.saved_model.ModelCard` is shown."""
-
-    @property
-    def preset(self) -> str: ...  # noqa: D102
-    @property
-    def genes(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def encoder(self) -> dict[str, Any]: ...  # noqa: D102
-    @property
-    def grid(self) -> dict[str, Any]: ...  # noqa: D102
-    @property
-    def normalisation(self) -> dict[str, Any]: ...  # noqa: D102
-    @property
-    def sections(self) -> tuple[dict[str, Any], ...]: ...  # noqa: D102
-    @property
-    def origin(self) -> dict[str, Any] | None: ...  # noqa: D102
-
-
-def write_card(card: Card, intervals: Intervals | None, fingerprint: str, embed_options: str) -> str:
-    """Return the text of a model's README.md.
-
-    Parameters
-    ----------
-    embed_options
-        Of `histosge embed`, for the grid that the model needs.
-    """
+def write_card(card: ModelCard, intervals: Intervals | None, fingerprint: str) -> str:
+    """Return the text of a model's README.md."""
     name = f"{card.preset} model of {counted(len(card.genes), 'gene')}"
     key = _code(card.encoder["key"])
     return _TEMPLATE.format(
@@ -53,7 +30,7 @@ def write_card(card: Card, intervals: Intervals | None, fingerprint: str, embed_
         name=name,
         key=key,
         version=version("histosge"),
-        options=embed_options,
+        options=embed_options(spec_from_values(card.grid)),
         data=_data(card),
         encoder=_encoder(card),
         figures="\n\n".join(_figures(card, intervals)),
@@ -107,7 +84,7 @@ give other ids in the sample sheet before training if these must not be public.
 """
 
 
-def _front_matter(card: Card, intervals: Intervals | None, name: str) -> str:
+def _front_matter(card: ModelCard, intervals: Intervals | None, name: str) -> str:
     record = find(str(card.encoder["key"]))
     data: dict[str, Any] = {
         "library_name": "histosge",
@@ -144,10 +121,9 @@ def _front_matter(card: Card, intervals: Intervals | None, name: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _data(card: Card) -> str:
+def _data(card: ModelCard) -> str:
     spots = sum(int(section["spots"]) for section in card.sections)
-    donors = {section["donor"] for section in card.sections}
-    named = counted(len(donors), "donor") if all(donors) and donors else "donors not named"
+    named = counted(len(card.donors), "donor") if card.donors else "donors not named"
     grid, least = card.grid, card.normalisation.get("min_counts", 0)
     return (
         f"{counted(len(card.sections), 'section')}, {named}, {counted(spots, 'measured spot')}. "
@@ -157,7 +133,7 @@ def _data(card: Card) -> str:
     )
 
 
-def _origin(card: Card) -> str:
+def _origin(card: ModelCard) -> str:
     if card.origin is None:
         return ""
     n_new = len(card.sections) - int(card.origin["sections"])
@@ -168,7 +144,7 @@ def _origin(card: Card) -> str:
     )
 
 
-def _encoder(card: Card) -> str:
+def _encoder(card: ModelCard) -> str:
     lines = []
     for encoder in card.encoder["facts"].get("encoders", [card.encoder]):
         record = find(str(encoder["key"]))
@@ -185,7 +161,7 @@ def _encoder(card: Card) -> str:
     return "\n".join(lines)
 
 
-def _figures(card: Card, intervals: Intervals | None) -> list[str]:
+def _figures(card: ModelCard, intervals: Intervals | None) -> list[str]:
     if intervals is None:
         return [
             "The model was not calibrated: no spots were held out, and it is not known which genes can be trusted."

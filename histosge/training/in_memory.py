@@ -7,7 +7,7 @@ from pathlib import Path
 
 from featurestore.events import OnMessage
 from featurestore.slides.sample_sheet import Sample, read_samples
-from histosge.calibration.conformal import calibrate, named_donors, widest_spot_um
+from histosge.calibration.conformal import calibrate, widest_spot_um
 from histosge.calibration.wording import adapted_sentence
 from histosge.data.genes import shared_genes
 from histosge.data.section_loading import (
@@ -16,6 +16,7 @@ from histosge.data.section_loading import (
     training_section,
 )
 from histosge.data.sections import TrainingSection
+from histosge.heldout.donors import named_donors
 from histosge.models.adaptation import Adaptation, describe_change
 from histosge.models.checkpoint import Checkpoint, training_key
 from histosge.models.encoder_average import EncoderAverage
@@ -24,11 +25,7 @@ from histosge.models.protocol import Model, RemarkingModel
 from histosge.training.kept_sums import sums_in_memory
 from histosge.training.processes import first_writes
 from histosge.training.run import Run, describe_intervals, model_card, report_kept_sums
-from histosge.training.saved_model import (
-    SavedModel,
-    load_model,
-    save_model,
-)
+from histosge.training.saved_model import SavedModel, load_model, save_model
 from histosge.training.settings import TrainSettings
 from histosge.training.streaming.start import StartFromWeights
 

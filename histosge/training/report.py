@@ -21,7 +21,8 @@ from histosge.calibration.wording import (
 )
 from histosge.reporting.page import Block, Picture, Table, render_report, write_page
 from histosge.reporting.plots import to_svg, trust_plot
-from histosge.training.saved_model import ModelCard, SavedModel
+from histosge.training.model_card import ModelCard
+from histosge.training.saved_model import SavedModel
 
 
 def write_training_report(saved: SavedModel, path: Path, made_with: MadeWith | None = None) -> None:
@@ -120,11 +121,9 @@ def _section_block(card: ModelCard) -> Block:
         for section in card.sections
     )
     header = ("section", "donor", "spots used", "left out: few counts", "left out: off tissue")
-    # An unnamed donor counts as one: nothing is known of how donors differ then, either.
-    donors = {section["donor"] for section in card.sections}
     caveat = (
         ()
-        if len(donors) > 1
+        if len(card.donors) > 1
         else (
             "All sections are from one donor, or donors are not named: accuracy on another donor may be lower.",
         )

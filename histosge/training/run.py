@@ -17,9 +17,7 @@ from histosge.calibration.conformal import Intervals
 from histosge.data.gene_choice import GeneChoice
 from histosge.data.genes import MIN_COUNTS
 from histosge.training.kept_sums import KeptSection, KeptSums, SumsToKeep
-from histosge.training.saved_model import (
-    ModelCard,
-)
+from histosge.training.model_card import ModelCard
 from histosge.training.settings import TrainSettings
 from histosge.training.streaming.fit_streamed import (
     StreamedInputs,

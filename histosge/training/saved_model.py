@@ -7,33 +7,22 @@ fingerprint; `check_fits` compares the card with an embedding before a single pa
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from featurestore.documents import MAX_DOCUMENT_BYTES, DocumentError, convert, parse_json
 from featurestore.earlier_results import MadeWith
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.errors import FeatureStoreError, first_line
-from featurestore.grid import GridSpec, PatchGrid, TokenGridSpec, spec_from_values
+from featurestore.grid import PatchGrid, spec_from_values
 from featurestore.software import version
-from featurestore.storage.stored_documents import (
-    MAX_CHANNELS,
-    Count,
-    Key,
-    Microns,
-    Pixels,
-    Text,
-    Tokens,
-    identity_attrs,
-)
+from featurestore.storage.stored_documents import identity_attrs
 from featurestore.whole_file import check_output, restore_replaced, whole_folder
 from histosge.calibration.conformal import Intervals, predict_patches
 from histosge.data.sections import Patches
@@ -44,13 +33,23 @@ from histosge.models.protocol import Model, State, capabilities
 from histosge.models.registry import offered_by
 from histosge.training.hub_card import README, write_card
 from histosge.training.hub_model import model_folder
+from histosge.training.model_card import ModelCard, embed_options
+from histosge.training.model_files import (
+    CONFIG,
+    FORMAT,
+    SPEC_NAME,
+    WEIGHTS,
+    ModelDocument,
+    fingerprint_of,
+    is_model,
+    offering_package,
+    parse_document,
+    read_document,
+    read_tensors,
+)
 
-FORMAT = 2
-"""Written as 1 where the model has one encoder: nothing changed for those."""
 MAX_HALO_UM = 50_000
 """A halo wider than any slide: a window of it would be all of the slide, for every block."""
-MAX_LENGTH = 2**26
-"""Of one dimension of a tensor."""
 # What numpy, torch and a model's own code raise for tensors that do not fit each other.
 REBUILD_ERRORS = (
     LookupError,
@@ -61,97 +60,6 @@ REBUILD_ERRORS = (
     ArithmeticError,
     AssertionError,
 )
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-SPEC_NAME = "histosge-model"
-
-
-class _EncoderCard(msgspec.Struct, frozen=True):
-    key: Key
-    dim: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHANNELS)]
-    facts: dict[str, Any]
-    fingerprint: Text
-
-
-class _GridCard(msgspec.Struct, frozen=True):
-    mpp: Microns
-    patch_px: Pixels
-    stride_px: Pixels
-    tokens: Tokens | msgspec.UnsetType = msgspec.UNSET
-    token_overlap_px: Count = 0
-    token_cls: bool = False
-
-    def __post_init__(self) -> None:
-        if self.tokens is not msgspec.UNSET:
-            spec_from_values(
-                msgspec.to_builtins(self)
-            )  # fields that are right alone may contradict each other
-
-
-class _Origin(msgspec.Struct, frozen=True):
-    fingerprint: Text
-    sections: Count
-    spots: Count
-
-
-class _Card(msgspec.Struct, frozen=True):
-    preset: Key
-    genes: Annotated[tuple[Key, ...], msgspec.Meta(min_length=1, max_length=MAX_CHANNELS)]
-    encoder: _EncoderCard
-    grid: _GridCard
-    normalisation: dict[str, Any]
-    sections: tuple[dict[str, Any], ...]
-    seed: int
-    trusted: dict[str, Any] | None = None
-    origin: _Origin | None = None
-
-
-class ModelDocument(msgspec.Struct, frozen=True):
-    """``config.json`` of a model, as far as every model has the same."""
-
-    card: _Card
-    model: dict[str, Any]
-    fingerprint: Text
-    calibration: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """What a saved model was trained on; all of it JSON-ready.
-
-    Parameters
-    ----------
-    preset
-        Registered name of the model class, or ``module:Class``; see `load_model`.
-    genes
-        Names of the outputs, in order.
-    encoder
-        Key, dim, facts and fingerprint of the embeddings that it was trained on.
-    grid
-        mpp, patch and stride of those embeddings.
-    normalisation
-        How targets were made from counts, and the floor on counts per spot.
-    sections
-        Per training section: slide id, donor, fingerprint of the slide, spots used and left out.
-    seed
-        Of the training.
-    trusted
-        How many genes are trusted, of how many, and the scope of that; None where the model was not calibrated, and in
-        models of earlier versions.
-    origin
-        Of a model that was adapted (`histosge.models.adaptation`): fingerprint, sections and spots of the earlier one. Its
-        sections come first in `sections`. Else None, and not written.
-    """
-
-    preset: str
-    genes: tuple[str, ...]
-    encoder: dict[str, Any]
-    grid: dict[str, Any]
-    normalisation: dict[str, Any]
-    sections: tuple[dict[str, Any], ...]
-    seed: int
-    trusted: dict[str, Any] | None = None
-    origin: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -230,16 +138,6 @@ class SavedModel:
             )
 
 
-def embed_options(spec: GridSpec) -> str:
-    """Return the options of `histosge embed` that make a grid."""
-    patches = spec.encoded
-    options = f"--mpp {patches.mpp} --patch {patches.patch_px}"
-    if not isinstance(spec, TokenGridSpec):
-        return f"{options} --stride {patches.stride_px}"
-    options += f" --tokens {spec.tokens}{'+cls' if spec.token_cls else ''}"
-    return options + (f" --token-overlap {spec.token_overlap_px}" if spec.token_overlap_px else "")
-
-
 def check_model_place(folder: str | Path) -> Path:
     """Return where a model can be written; refuse what cannot hold one, or holds something else.
 
@@ -259,7 +157,7 @@ def check_model_place(folder: str | Path) -> Path:
     check_output(target, folder=True)
     restore_replaced(target)
     # Only a model is replaced: a mistyped MODEL must not cost a folder of something else.
-    if target.exists() and not _is_model(target) and any(target.iterdir()):
+    if target.exists() and not is_model(target) and any(target.iterdir()):
         raise ModelError(
             f"{target} holds something that is no histosge model; nothing was written, give another MODEL"
         )
@@ -316,9 +214,9 @@ def save_model(
             document["offered_by"] = dict(zip(("package", "version"), package, strict=True))
         if made_with is not None:
             document["made_with"] = dict(made_with)
-        document["fingerprint"] = fingerprint = _fingerprint(work / WEIGHTS, document)
+        document["fingerprint"] = fingerprint = fingerprint_of(work / WEIGHTS, document)
         (work / CONFIG).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
-        readme = write_card(card, intervals, fingerprint, embed_options(spec_from_values(card.grid)))
+        readme = write_card(card, intervals, fingerprint)
         (work / README).write_text(readme, encoding="utf-8")
         # safetensors makes a file that only its owner can read; the other one has what the umask allows.
         os.chmod(work / WEIGHTS, (work / CONFIG).stat().st_mode & 0o777)  # noqa: PTH101
@@ -326,17 +224,6 @@ def save_model(
             also(work)
     # Read back: what cannot be loaded is found now, not when it is needed.
     return _read(target, type(model.models[0] if isinstance(model, EncoderAverage) else model))
-
-
-def read_made_with(folder: str | Path) -> Mapping[str, Any] | None:
-    """Return what a saved model was made with; None if it does not say, as those of version 1.0 and before."""
-    made_with = _document(model_folder(folder, (CONFIG,))).get("made_with")
-    return made_with if isinstance(made_with, dict) else None
-
-
-def read_fingerprint(folder: str | Path) -> str:
-    """Return the fingerprint that a saved model records, without loading it; `load_model` compares it."""
-    return str(_document(model_folder(folder, (CONFIG,))).get("fingerprint"))
 
 
 def describe_fitted(
@@ -394,36 +281,14 @@ def load_model(folder: str | Path, preset: ModelSource | None = None) -> SavedMo
     """
     path = model_folder(folder, (CONFIG, WEIGHTS))
     restore_replaced(path)
-    document = _document(path)
-    saved_name = _parse(document, path).card.preset
-    return _read(path, load_saved_class(saved_name, preset, str(path), _made_with(document)))
-
-
-def _document(path: Path) -> dict[str, Any]:
-    if not _is_model(path):
-        raise ModelError(f"{path} is no saved model (no {CONFIG} of one); make one with: histosge train")
-    document: dict[str, Any] = _read_json(path / CONFIG)
-    found = document.get("format")
-    if not isinstance(found, int) or found > FORMAT:
-        raise ModelError(
-            f"{path} was written by a newer version (format {found}, known: {FORMAT}); "
-            "upgrade with: pip install -U histosge"
-        )
-    return document
-
-
-def _made_with(document: dict[str, Any]) -> str:
-    """Return package and version that offered the model, for messages; empty if it was one of ours."""
-    offered = document.get("offered_by")
-    if not isinstance(offered, dict):
-        return ""
-    # A model folder is data from elsewhere: what it says is shown, and must stay one line.
-    return " ".join(f"{offered.get('package')} {offered.get('version')}".split())
+    document = read_document(path)
+    saved_name = parse_document(document, path).card.preset
+    return _read(path, load_saved_class(saved_name, preset, str(path), offering_package(document)))
 
 
 def _read(path: Path, cls: type[Model]) -> SavedModel:
-    document = _document(path)
-    facts, state = _parse(document, path), _read_tensors(path / WEIGHTS)
+    document = read_document(path)
+    facts, state = parse_document(document, path), read_tensors(path / WEIGHTS)
     # The values as they stand in the document, whose types are known now; entries of later versions are left out.
     found = document["card"]
     card: dict[str, Any] = {
@@ -441,7 +306,7 @@ def _read(path: Path, cls: type[Model]) -> SavedModel:
             f"{path / CONFIG} does not go with its weights ({' '.join(what.split())[:300]}); train again"
         ) from error
     # After the model is rebuilt: a file that does not fit its config has a message of its own.
-    fingerprint = _fingerprint(path / WEIGHTS, document)
+    fingerprint = fingerprint_of(path / WEIGHTS, document)
     if document.get("fingerprint") != fingerprint:
         raise ModelError(f"{path} was changed after it was trained: its fingerprint is another; train again")
     return SavedModel(model, ModelCard(**card), fingerprint, intervals)
@@ -451,50 +316,6 @@ def _rebuild(cls: type[Model], facts: ModelDocument, config: dict[str, Any], sta
     if "encoders" in facts.card.encoder.facts:
         return EncoderAverage.from_parts(cls, config, state, facts.card.encoder.dim)
     return cls.from_state(config, state)
-
-
-def _parse(document: dict[str, Any], path: Path) -> ModelDocument:
-    try:
-        return convert(document, ModelDocument, str(path / CONFIG))
-    except DocumentError as error:
-        raise ModelError(f"{error}; train again") from error
-
-
-def _read_json(file: Path) -> Any:
-    if file.stat().st_size > MAX_DOCUMENT_BYTES:
-        raise ModelError(
-            f"{file} has {file.stat().st_size} bytes; a model's has {MAX_DOCUMENT_BYTES} at most"
-        )
-    try:
-        return parse_json(file.read_bytes(), str(file))
-    except DocumentError as error:
-        raise ModelError(f"{error}; train again") from error
-
-
-def _read_tensors(file: Path) -> State:
-    """Read a model's arrays: no more bytes than the file has, whatever its header claims."""
-    # Not is_file() alone: a fifo would be waited for.
-    if not file.is_file():
-        raise ModelError(f"{file} cannot be read (it is not there, or no file); train again")
-    try:
-        state: State = load_file(file)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        AttributeError,
-        TypeError,
-        SafetensorError,
-    ) as error:  # KeyError, in earlier safetensors AttributeError: a dtype that numpy lacks
-        raise ModelError(f"{file} cannot be read ({first_line(error)}); train again") from error
-    for name, array in state.items():
-        # Infinity is allowed: it is the scale of a column that does not vary.
-        if array.dtype.kind == "f" and np.isnan(array).any():
-            raise ModelError(f"{file}: tensor {name[:60]!r} holds NaN; train again")
-        # An array without elements takes no bytes in a file, whatever its other lengths.
-        if max(array.shape, default=0) > MAX_LENGTH:
-            raise ModelError(f"{file}: tensor {name[:60]!r} has shape {array.shape}; train again")
-    return state
 
 
 def _check_predicts(model: Model, intervals: Intervals | None, facts: ModelDocument, path: Path) -> None:
@@ -525,26 +346,3 @@ def _check_predicts(model: Model, intervals: Intervals | None, facts: ModelDocum
             raise ModelError("it predicts no finite numbers")
     if intervals is not None and len(intervals.half_width) != n_genes:
         raise ModelError(f"its intervals are of {len(intervals.half_width)} genes, its card names {n_genes}")
-
-
-def _fingerprint(weights: Path, document: dict[str, Any]) -> str:
-    """Return sha256 over the weights' file, the card and the model's config."""
-    digest = hashlib.sha256(weights.read_bytes())
-    parts = [document["card"], document["model"]]
-    # Only where there is one, so that folders from before there were intervals keep their fingerprint.
-    if document.get("calibration"):
-        parts.append(document["calibration"])
-    digest.update(json.dumps(parts, sort_keys=True).encode())
-    return digest.hexdigest()
-
-
-def _is_model(path: Path) -> bool:
-    config = path / CONFIG
-    try:
-        # A name with NUL, or longer than the file system allows, is no model.
-        if not config.is_file():
-            return False
-        document = _read_json(config)
-    except (ModelError, OSError, ValueError):
-        return False
-    return isinstance(document, dict) and document.get("spec") == SPEC_NAME

@@ -13,11 +13,7 @@ from histosge.models.protocol import Model, RemarkingModel
 from histosge.training.in_memory import train_in_memory
 from histosge.training.processes import first_writes, is_first_process, is_launched, wait_for_all
 from histosge.training.run import Run, describe_intervals, model_card, report_kept_sums
-from histosge.training.saved_model import (
-    SavedModel,
-    load_model,
-    save_model,
-)
+from histosge.training.saved_model import SavedModel, load_model, save_model
 from histosge.training.settings import TrainSettings
 from histosge.training.streaming.fit_streamed import (
     STREAM_FROM_BYTES,

@@ -12,15 +12,11 @@ from histosge.models.training_device import training_device
 from histosge.reporting.page import is_page_there
 from histosge.threads import one_blas_thread
 from histosge.training.in_memory import train_in_memory
+from histosge.training.model_files import read_made_with
 from histosge.training.processes import first_writes, is_first_process, joined
 from histosge.training.report import write_training_report
 from histosge.training.run import Run
-from histosge.training.saved_model import (
-    SavedModel,
-    check_model_place,
-    load_model,
-    read_made_with,
-)
+from histosge.training.saved_model import SavedModel, check_model_place, load_model
 from histosge.training.settings import TrainSettings, describe_training, settings_of
 from histosge.training.streamed import is_streamed, train_adapted, train_further, train_streamed
 from histosge.training.streaming.start import StartFromWeights, open_start

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from featurestore.byte_cache import ByteCache
 from histosge.calibration.conformal import TRUSTED
 from histosge.calibration.wording import half_width_text, interval_name
-from histosge.prediction.expression_store import GENE_GROUP, StoredMap
+from histosge.prediction.expression_store import GENE_GROUP
+from histosge.prediction.stored_map import StoredMap
 
 GridValues = NDArray[np.float16]
 """Values of one gene, or of a group, over a grid: ``(n_rows, n_cols)`` or ``(n_rows, n_cols, n_genes)``."""

@@ -24,7 +24,8 @@ from featurestore.storage.store import SlideRecord, Store
 from featurestore.storage.zarr_metadata import read_array
 from histosge.calibration.wording import CONDITIONED, SCORES, trained_on_sentence
 from histosge.errors import ViewError
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
+from histosge.prediction.stored_map import StoredMap
 from histosge.viewer.embedding_pictures import (
     COMPONENTS,
     N_CLUSTERS,

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from histosge.data.sections import Patches, Spots
 from histosge.data.spot_overlap import spot_overlap, spots_from_patches
-from histosge.prediction.expression_store import StoredMap
+from histosge.prediction.stored_map import StoredMap
 
 LEAST_SPOTS = 3
 """Two points have a correlation of 1 or -1, whatever they are."""

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 from histosge.prediction.expression_catalogue import expression_catalogue
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.expression_validation import validate_expression
-from histosge.training.saved_model import CONFIG, WEIGHTS, load_model
+from histosge.training.model_files import CONFIG, WEIGHTS
+from histosge.training.saved_model import load_model
 
 ARCHIVE = Path(__file__).parents[1] / "contracts" / "data" / "written_by_6995a84.zip"
 PRESETS = ("dense", "dense+spots", "gp", "knn", "mean", "ridge")

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from featurestore.grid import GridSpec, PatchGrid
 from featurestore.storage.store import StoredGrid
 from histosge.calibration.conformal import Intervals
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
+from histosge.prediction.stored_map import StoredMap
 
 GENES = ("EPCAM", "CD3E", "COL1A1")
 SPEC = GridSpec(mpp=0.5, patch_px=32, stride_px=16)

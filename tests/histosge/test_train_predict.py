@@ -36,8 +36,9 @@ from histosge.exporting.domain_labels import domain_labels
 from histosge.exporting.formats.anndata_files import annotated, write_h5ad
 from histosge.exporting.open_tables import table_of_map
 from histosge.models.registry import load_preset
-from histosge.prediction.expression_store import ExpressionStore, StoredMap
+from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.predict import predict
+from histosge.prediction.stored_map import StoredMap
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
 from histosge.training.saved_model import load_model
 from histosge.training.train import TrainSettings, train

@@ -7,6 +7,8 @@ from _common import Result
 from _results.part import Part, Record, Table, source
 
 NAMES = (
+    "contention",
+    "distributed",
     "faults",
     "planning",
     "reading",

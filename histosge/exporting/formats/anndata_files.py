@@ -18,7 +18,7 @@ from histosge.exporting.open_tables import table_of_map
 from histosge.exporting.patch_table import PatchTable
 from histosge.exporting.slide_picture import small_picture
 from histosge.exporting.whole_zarr_folder import whole_zarr_folder
-from histosge.prediction.expression_store import StoredMap
+from histosge.prediction.stored_map import StoredMap
 
 
 def write_anndata(table: PatchTable, path: Path, slide: Slide | None = None) -> int:

@@ -18,7 +18,8 @@ from featurestore.storage.block_cache import BlockCache
 from histosge.data.loader import THREADS_LOCAL, THREADS_REMOTE
 from histosge.data.spot_blocks import SpotsOnGrid
 from histosge.data.stored_blocks import StoredBlocks, StoredSection
-from histosge.models.block_attention import AttentionModel, donor_groups
+from histosge.models.attention_folds import donor_groups
+from histosge.models.block_attention import AttentionModel
 from histosge.models.block_training import AttentionSettings, DensePatches
 from histosge.models.checkpoint import Checkpoint
 from histosge.models.linear_algebra import Floats, Indices, Standardiser

@@ -11,12 +11,12 @@ from scipy import sparse
 
 from featurestore.slides.sample_sheet import Sample
 from featurestore.storage.store import Store
-from histosge.calibration.conformal import named_donors
 from histosge.calibration.held_out_parts import fold_sections, number_donors, what_is_held_out
 from histosge.data.block_bands import SpotPatches
 from histosge.data.embedded_slide import EmbeddedSlide
 from histosge.data.section_loading import Selection
 from histosge.data.section_survey import SectionSurvey
+from histosge.heldout.donors import named_donors
 from histosge.models.scale_ridges import MAX_GROUPS
 from histosge.training.streaming.section_tasks import InThisProcess, SectionTasks
 from histosge.training.streaming.work_folder import WorkFolder

@@ -20,7 +20,8 @@ from histosge.models.linear_algebra import Indices
 from histosge.models.scale_ridges import ScaleRidges
 from histosge.training.hub_model import model_folder, whole_model_folder
 from histosge.training.kept_sums import FOLDER, KeptSums
-from histosge.training.saved_model import CONFIG, WEIGHTS, SavedModel, load_model
+from histosge.training.model_files import CONFIG, WEIGHTS
+from histosge.training.saved_model import SavedModel, load_model
 
 _NAMED_GENES = 5
 """Genes that a message names; the others are counted."""

@@ -13,7 +13,7 @@ from make_slides import tissue_like, write_pyramid
 from numpy.typing import NDArray
 
 from featurestore import EmbedSettings, GridSpec
-from featurestore.embedding import block_task
+from featurestore.embedding import block_reading
 from featurestore.embedding import embed as embedding
 from featurestore.embedding.plan_ahead import GoOn, PlanAhead, RunStoppedError
 from featurestore.embedding.slide_result import SlideResult
@@ -88,13 +88,13 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Slide]:
     """Slides of which reading has begun, once for each block."""
     slides: list[Slide] = []
-    read_batches = block_task.read_batches
+    read_batches = block_reading.read_batches
 
     def watched(slide: Slide, *args: Any) -> Iterator[PatchBatch]:
         slides.append(slide)
         return read_batches(slide, *args)
 
-    monkeypatch.setattr(block_task, "read_batches", watched)
+    monkeypatch.setattr(block_reading, "read_batches", watched)
     return slides
 
 

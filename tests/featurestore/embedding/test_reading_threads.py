@@ -12,9 +12,9 @@ from make_slides import tissue_like, write_pyramid
 from numpy.typing import NDArray
 
 from featurestore import EmbedSettings, GridSpec
-from featurestore.embedding import block_task
+from featurestore.embedding import block_reading
 from featurestore.embedding import embed as embedding
-from featurestore.embedding.block_task import split_positions
+from featurestore.embedding.block_reading import split_positions
 from featurestore.encoders.protocol import EncoderIdentity
 from featurestore.slides.patch_reader import PatchBatch
 from featurestore.storage.validation import validate
@@ -44,7 +44,7 @@ def test_threads_share_the_first_block_and_the_store_is_the_same(
     slide = write_pyramid(tmp_path / "a.tif", tissue_like(400, 360, 1.0), 1.0)
     # The first three parts of the block are read at the same time, or this would wait in vain.
     together, first = threading.Barrier(3), iter(range(3))
-    read = block_task.read_batches
+    read = block_reading.read_batches
 
     def watched(*args: Any) -> Iterator[PatchBatch]:
         if next(first, None) is not None:
@@ -56,7 +56,7 @@ def test_threads_share_the_first_block_and_the_store_is_the_same(
         encoder = MeanColour(threads)
         monkeypatch.setattr(embedding, "load_encoders", lambda settings, encoder=encoder: {"mean": encoder})
         if threads > 1:
-            monkeypatch.setattr(block_task, "read_batches", watched)
+            monkeypatch.setattr(block_reading, "read_batches", watched)
         (result,) = embedding.embed(slide, tmp_path / str(threads), SETTINGS)
         assert result.state == "done"
         assert validate(tmp_path / str(threads), deep=True) == []

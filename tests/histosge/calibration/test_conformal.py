@@ -5,9 +5,8 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
-from make_sections import make_section
 
-from histosge.calibration.conformal import Intervals, calibrate, coverage, named_donors
+from histosge.calibration.conformal import Intervals, calibrate, coverage
 from histosge.calibration.effective_spots import pearson_lower_limit
 from histosge.calibration.held_out_parts import held_out_parts
 from histosge.calibration.widths import (
@@ -240,14 +239,6 @@ def test_a_gene_that_fails_in_one_of_eight_donors_is_not_trusted() -> None:
     assert one.trusted[0]
     assert several.trust[0] == 0
     assert several.trusted[1 : GENES - NOISE].mean() >= 0.9
-
-
-def test_slides_without_a_named_donor_are_not_taken_for_as_many_donors() -> None:
-    sections = [make_section(name, seed) for name, seed in (("A", 1), ("B", 2))]
-    assert named_donors([s.spots for s in sections]) == ["d1", "d1"]
-    unnamed = [replace(s.spots, donor=s.slide_id) for s in sections]
-    assert named_donors(unnamed) == []
-    assert named_donors(unnamed[:1]) == ["A"]
 
 
 def test_trust_grows_with_the_number_of_spots() -> None:

@@ -17,6 +17,8 @@ from featurestore.events import Progress
 from histosge.data.sections import Section
 from histosge.errors import HistosgeError, SplitError
 from histosge.evaluation import section_maps
+from histosge.evaluation.hest_protocol import hest_split
+from histosge.evaluation.plan_notes import plan_notes
 from histosge.evaluation.report_files import read_evaluation, write_evaluation
 from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import NOISE_DRAWS, SMOOTH_DRAWS, evaluate_sections
@@ -75,6 +77,15 @@ def test_the_smooth_control_is_there_scores_zero_by_section_and_says_how_many_ge
     assert by_section.mean("smooth_noise", "trusted_share") <= 0.02
     # What is measured on one donor is said to be.
     assert any("trusted_share) are measured within donor d1 only" in note for note in by_section.notes)
+
+
+def test_donors_that_are_not_named_are_neither_counted_nor_kept_apart(three: list[Section]) -> None:
+    unnamed = [replace(s, spots=replace(s.spots, donor=s.spots.slide_id)) for s in three]
+    notes = " ".join(plan_notes(Plan.from_sections(unnamed, "section", 5), {}))
+    assert "3 sections whose donors the sample sheet does not name." in notes
+    assert "may share donors" in notes
+    assert "within these sections' donors only, who are not named" in notes
+    assert hest_split(unnamed) == "section"
 
 
 def test_smooth_embeddings_predict_smooth_genes_between_training_spots_and_white_ones_do_not() -> None:

@@ -22,7 +22,7 @@ from histosge.data.expression.loaded_expression import SlideFrame
 from histosge.data.outlines import json_outlines, open_outlines
 from histosge.errors import HistosgeError
 from histosge.exporting.cell_table import check_outlines, write_cells
-from histosge.prediction.expression_store import StoredMap
+from histosge.prediction.stored_map import StoredMap
 
 FRAME = SlideFrame("A", "", SLIDE_MPP, (1120, 880))
 N = 57

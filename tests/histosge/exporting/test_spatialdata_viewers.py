@@ -17,7 +17,7 @@ from histosge.exporting.figure import _read_panels
 from histosge.exporting.formats.spatialdata_zarr import write_spatialdata
 from histosge.exporting.open_tables import table_of_map
 from histosge.exporting.patch_table import PatchTable
-from histosge.prediction.expression_store import StoredMap
+from histosge.prediction.stored_map import StoredMap
 
 
 @pytest.fixture(scope="module")

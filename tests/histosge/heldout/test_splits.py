@@ -117,6 +117,14 @@ def test_one_donor_cannot_be_split_by_donor_and_the_fix_is_named() -> None:
         make_folds("donor", [TWO[0], make_spots("B")])
 
 
+def test_sections_whose_donors_are_not_named_cannot_be_split_by_donor() -> None:
+    unnamed = [make_spots(name, donor=name) for name in "ABC"]
+    with pytest.raises(SplitError, match=r"names none of its 3 sections'.*--split section"):
+        make_folds("donor", unnamed)
+    # A sheet that names some says that the others are of other donors.
+    assert len(make_folds("donor", [*unnamed, make_spots("D", donor="d1")])) == 4
+
+
 def test_a_buffer_that_leaves_nothing_to_train_on_is_refused() -> None:
     with pytest.raises(SplitError, match="5000 um leaves no spot"):
         make_folds("block", TWO, buffer_um=5000)

@@ -15,7 +15,9 @@ from histosge.data.spot_blocks import SectionBlocks
 from histosge.data.spot_overlap import disc_overlap, spots_from_patches
 from histosge.errors import ModelError
 from histosge.models.adaptation import adapt_dense
-from histosge.models.block_attention import AttentionModel, donor_groups, network_with_genes, out_of_fold
+from histosge.models.attention_folds import donor_groups, out_of_fold
+from histosge.models.attention_state import network_with_genes
+from histosge.models.block_attention import AttentionModel
 from histosge.models.block_network import BlockNetwork, NetworkShape, plan_layers, spot_prediction
 from histosge.models.block_training import AttentionSettings, DensePatches, split_sections
 from histosge.models.checkpoint import Checkpoint

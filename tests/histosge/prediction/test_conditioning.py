@@ -16,7 +16,8 @@ from histosge.models.presets.mean import MeanModel
 from histosge.models.residual_kriging import choose_blend
 from histosge.prediction.conditioning import ConditionedModel, CoveredPatches
 from histosge.prediction.spot_rescaling import RateFactors
-from histosge.training.saved_model import ModelCard, SavedModel
+from histosge.training.model_card import ModelCard
+from histosge.training.saved_model import SavedModel
 
 GENES = tuple(f"G{i}" for i in range(7))
 

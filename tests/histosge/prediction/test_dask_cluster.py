@@ -41,7 +41,8 @@ from histosge.prediction.worker import (
     predict_piece,
     read_blocks,
 )
-from histosge.training.saved_model import SavedModel, load_model, read_fingerprint, save_model
+from histosge.training.model_files import read_fingerprint
+from histosge.training.saved_model import SavedModel, load_model, save_model
 from histosge_cli.main import app
 
 SLIDES = 3

@@ -30,8 +30,8 @@ from histosge.models.linear_algebra import Affine
 from histosge.models.presets.ridge import RidgeModel
 from histosge.models.ridge_sums import PENALTIES
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges
+from histosge.training.model_files import fingerprint_of as fingerprint
 from histosge.training.saved_model import SavedModel, load_model, save_model
-from histosge.training.saved_model import _fingerprint as fingerprint
 from histosge.training.train import TrainSettings, train
 from histosge_cli.main import app
 

@@ -18,7 +18,8 @@ from histosge.errors import ModelError
 from histosge.models.dense import DenseModel
 from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.scale_ridges import ScaleRidges
-from histosge.training.saved_model import CONFIG, WEIGHTS, load_model, save_model
+from histosge.training.model_files import CONFIG, WEIGHTS
+from histosge.training.saved_model import load_model, save_model
 
 ARCHIVE = Path(__file__).parents[2] / "contracts" / "data" / "written_by_6995a84.zip"
 PRESETS = ("dense", "dense+attention", "dense+spots", "gp", "knn", "mean", "paper", "ridge")

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 
 from histosge.errors import ModelError
 from histosge.prediction.predict import predict
-from histosge.training.saved_model import load_model, read_fingerprint
+from histosge.training.model_files import read_fingerprint
+from histosge.training.saved_model import load_model
 
 MADE = Made((19, 23), 11, (7, 11), frame=2)
 

@@ -22,7 +22,8 @@ from histosge.errors import ModelError
 from histosge.models.protocol import Model
 from histosge.models.registry import load_preset
 from histosge.synthetic import GeneCounts, SyntheticSpec, make_cohort
-from histosge.training.saved_model import CONFIG, WEIGHTS, load_model
+from histosge.training.model_files import CONFIG, WEIGHTS
+from histosge.training.saved_model import load_model
 from histosge.training.train import TrainSettings, train
 
 SPEC = SyntheticSpec(

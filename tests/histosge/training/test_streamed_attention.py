@@ -19,7 +19,8 @@ from histosge.models.checkpoint import Checkpoint
 from histosge.models.linear_algebra import Standardiser
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.predict import PredictSettings, predict
-from histosge.training.saved_model import ModelCard, save_model
+from histosge.training.model_card import ModelCard
+from histosge.training.saved_model import save_model
 from histosge.training.train import TrainSettings, train
 
 MADE = MadeCohort(sections=7, shape=(23, 31), dim=5, spots=97, genes=11, block=(7, 11), frame=5)
