@@ -10,12 +10,14 @@ module that declares a record keeps heavy imports inside its functions.
 """
 
 import pkgutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from featurestore.errors import ExtensionWarning, FeatureStoreError
@@ -97,7 +99,8 @@ class Registry(Generic[R]):
         """Entry points of installed packages by name; nothing of theirs is imported."""
         found: dict[str, EntryPoint] = {}
         # Sorted by value, so that all processes of a cluster take the same one of two with one name.
-        for point in sorted(entry_points(group=self.group), key=lambda point: (point.name, point.value)):
+        ours = (point for point in _installed_points() if point.group == self.group)
+        for point in sorted(ours, key=lambda point: (point.name, point.value)):
             if point.name in self.own:
                 self._warn(point, "we have one of that name, which is used")
             elif point.name in found:
@@ -187,6 +190,27 @@ class Registry(Generic[R]):
             ExtensionWarning,
             stacklevel=2,
         )
+
+
+def _installed_points() -> tuple[EntryPoint, ...]:
+    """Return the entry points of all our groups: one look at the installed packages serves every registry."""
+    return _points_on(tuple(_state(Path(folder)) for folder in sys.path))
+
+
+def _state(folder: Path) -> tuple[str, int]:
+    # Installing or removing a package changes the time of the folder that it lies in; importlib relies on that, too.
+    try:
+        return str(folder.absolute()), folder.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return str(folder), 0
+
+
+# A few: an environment of tests puts folders on the path and takes them away again.
+@lru_cache(maxsize=4)
+def _points_on(path: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
+    found = entry_points()
+    ours = (group for group in found.groups if group.startswith(GROUP))
+    return tuple(point for group in ours for point in found.select(group=group))
 
 
 class _RefusedError(Exception):

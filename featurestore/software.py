@@ -1,12 +1,14 @@
 """Versions of this package and of those that it is built on."""
 
 import tomllib
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 NAME = "histosge"
 
 
+@cache  # it reads and parses a file of metadata, and every slide and every model records five of them
 def version(package: str = NAME) -> str:
     """Return the version of an installed package, or of this checkout where it runs without being installed.
 

@@ -6,6 +6,7 @@ import shutil
 import socketserver
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -136,10 +137,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             _print(config, f"{len(gone)} tests marked {marker} deselected: {reason}")
 
 
-def pytest_collection_finish() -> None:
-    """Take what was imported out of the garbage collector's sight: each full collection costs 0.5 s otherwise."""
-    gc.collect()
-    gc.freeze()
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """Keep the garbage collector away from what collecting imports, also later: each full collection costs 0.5 s."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 # ---------------------------------------------------------------- without torch
@@ -255,12 +262,27 @@ class Ran(NamedTuple):
     err: str
 
 
+@cache
+def _made_commands() -> Any:
+    """The commands as typer makes them from their functions; a run makes all of them, of which it needs one."""
+    import typer
+
+    from histosge_cli.main import app
+
+    return typer.main.get_command(app)
+
+
 @pytest.fixture
 def histosge(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
     """Run the command line in this process."""
     from histosge_cli import main
 
+    app = main.app
+
     def run(*arguments: object) -> Ran:
+        # Help is filled in once, and may name what only one test installs.
+        is_help = {"-h", "--help"}.intersection(arguments)
+        monkeypatch.setattr(main, "app", app if is_help else _made_commands())
         monkeypatch.setattr("sys.argv", ["histosge", *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:

@@ -93,11 +93,12 @@ def _record_facts(record: EncoderRecord) -> dict[str, Any]:
         "parameters": record.parameters,
         "prefix tokens": record.prefix_tokens,
         **({} if record.positions is None else {"positions": record.positions.facts()}),
+        **({} if record.projection is None else {"projection": record.projection.facts()}),
         "published network": record.config
         and {k: v for k, v in vars(record.config).items() if k != "source"},
         "read in": record.config and record.config.source,
         "steps": record.preprocessing.steps(),
-        "microns/px": list(record.mpp),
+        "microns/px": list(record.mpp) or "the authors state none",
         "dtype on a GPU": record.dtype,
         "licence": record.licence,
         "source": record.source,

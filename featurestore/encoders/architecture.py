@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from featurestore.encoders.records import EncoderRecord
+from featurestore.encoders.records import EncoderRecord, Projection
 from featurestore.encoders.timm_import import import_timm
 from featurestore.errors import EncoderError
 
@@ -51,6 +52,24 @@ class ConvStem(nn.Module):
         return found
 
 
+class ProjectionHead(nn.Sequential):
+    """The linear layers behind an image tower, ``(n, width)`` -> ``(n, widths[-1])``, float32."""
+
+    def __init__(self, width: int, how: Projection) -> None:
+        layers: list[nn.Module] = []
+        for before, after in pairwise((width, *how.widths)):
+            layers += [nn.GELU()] if layers else []
+            layers.append(nn.Linear(before, after, bias=how.bias))
+        super().__init__(*layers)
+        self._normalised = how.normalised
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Project a batch of vectors."""
+        # In float32: a length in half precision loses digits.
+        found: Tensor = super().forward(vectors).float()  # type: ignore[no-untyped-call]
+        return normalize(found, dim=-1) if self._normalised else found
+
+
 def _arguments(record: EncoderRecord) -> dict[str, Any]:
     """Return timm's arguments, with the classes that the record names."""
     layers: Any = import_module("timm.layers")
@@ -70,9 +89,15 @@ def _arguments(record: EncoderRecord) -> dict[str, Any]:
 
 
 def build(record: EncoderRecord) -> Any:
-    """Build the network with random weights, without a classifier, on the device of the moment."""
+    """Build the network with random weights, without a classifier, on the device of the moment.
+
+    A projection becomes its member ``projection``, so that a file has to fill it like any other part.
+    """
     timm = import_timm()
-    return timm.create_model(record.architecture, pretrained=False, num_classes=0, **_arguments(record))
+    model = timm.create_model(record.architecture, pretrained=False, num_classes=0, **_arguments(record))
+    if record.projection is not None:
+        model.projection = ProjectionHead(model.num_features, record.projection)
+    return model
 
 
 def check_against(record: EncoderRecord, model: Any) -> None:
@@ -84,11 +109,10 @@ def check_against(record: EncoderRecord, model: Any) -> None:
         If parameters, prefix tokens or width differ; both values are shown.
     """
     # Before the weights are loaded: timm's defaults change between versions, and weights may fit another network.
-    width = int(model.num_features) * (2 if record.pooling == "cls+mean" else 1)
     built = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "prefix tokens": getattr(model, "num_prefix_tokens", None),
-        "dim": width,
+        "dim": _width(record, model),
     }
     recorded = {
         "parameters": record.parameters,
@@ -101,6 +125,13 @@ def check_against(record: EncoderRecord, model: Any) -> None:
                 f"{record.key}: the record says {name} = {value}, the network that was built has {built[name]}; "
                 "the installed timm builds another network than the record means"
             )
+
+
+def _width(record: EncoderRecord, model: Any) -> int:
+    """Return how many numbers a vector has."""
+    if record.pooling == "projection":
+        return int(model.projection[-1].out_features)
+    return int(model.num_features) * (2 if record.pooling == "cls+mean" else 1)
 
 
 def check_config(record: EncoderRecord, config: dict[str, Any]) -> None:
@@ -137,16 +168,31 @@ def pool(model: Any, images: Tensor, pooling: str, prefix_tokens: int | None) ->
     Parameters
     ----------
     pooling
-        ``cls``: the class token; ``cls+mean``: it and the mean of the patch tokens; anything else: the network's own.
+        One of `POOLED_TOKENS`, see `pool_tokens`; anything else: the network's own.
     prefix_tokens
         Tokens that are no patches.
     """
-    if pooling not in ("cls", "cls+mean"):
+    if pooling not in POOLED_TOKENS:
         found: Tensor = model(images)
         return found.float()
-    tokens: Tensor = model.forward_features(images)
+    return pool_tokens(model, model.forward_features(images), pooling, prefix_tokens)
+
+
+POOLED_TOKENS = ("cls", "cls+mean", "projection")
+"""Poolings that are done here, of what timm's ``forward_features`` gives."""
+
+
+def pool_tokens(model: Any, tokens: Tensor, pooling: str, prefix_tokens: int | None) -> Tensor:
+    """Make one vector of each image's tokens ``(n, tokens, width)``, float32.
+
+    ``cls``: the class token; ``cls+mean``: it and the mean of the patch tokens; ``projection``: the class token, through
+    the projection behind the tower.
+    """
     # In float32: a mean of hundreds of tokens in half precision loses digits.
     first = tokens[:, 0].float()
+    if pooling == "projection":
+        projected: Tensor = model.projection(first)
+        return projected
     if pooling == "cls":
         return first
     return torch.cat([first, tokens[:, prefix_tokens:].float().mean(1)], dim=-1)

@@ -74,6 +74,29 @@ class Positions:
 
 
 @dataclass(frozen=True)
+class Projection:
+    """What an image-text model puts after its image tower: from the class token into the space shared with text.
+
+    Parameters
+    ----------
+    widths
+        Of its linear layers, in order; a GELU stands between two of them.
+    bias
+        Whether the layers add one.
+    normalised
+        Whether the authors' image vectors are divided by their length.
+    """
+
+    widths: tuple[int, ...]
+    bias: bool
+    normalised: bool
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides the vectors, JSON-ready."""
+        return {"widths": list(self.widths), "bias": self.bias, "normalised": self.normalised}
+
+
+@dataclass(frozen=True)
 class Published:
     """Where an encoder's weights are published.
 
@@ -121,8 +144,12 @@ class PublishedConfig:
         Rows of the table of positions.
     eps
         Of its layer norms.
+    activation
+        Of an MLP that is no SwiGLU: ``gelu``, or ``quick_gelu`` of OpenAI's CLIP.
+    projection
+        Widths of the linear layers behind an image tower; empty where there are none.
     parameters
-        In millions, without classifier, pooler and mask token; None if unknown.
+        In millions, without classifier, pooler and mask token, with the projection; None if unknown.
     source
         Where this was read.
     """
@@ -138,6 +165,8 @@ class PublishedConfig:
     registers: int = 0
     positions: int = 0
     eps: float = 1e-6
+    activation: str = "gelu"
+    projection: tuple[int, ...] = ()
     parameters: float | None = None
     source: str = ""
 
@@ -157,13 +186,13 @@ class EncoderRecord:
     architecture, arguments
         What timm builds; `arguments` name classes by their names.
     parameters
-        Of the network without a classifier, None if unknown.
+        Of the network without a classifier, with its projection; None if unknown.
     prefix_tokens
         Class and register tokens; None for networks without tokens.
     preprocessing
         See there.
     mpp
-        Microns per pixel that its authors advise.
+        Microns per pixel that its authors advise; empty where they state none.
     dtype
         That they advise on a GPU: ``fp32``, ``fp16`` or ``bf16``.
     state
@@ -172,6 +201,8 @@ class EncoderRecord:
         Where the weights are; None if they are not published.
     positions
         Of the published table of positions, where it is not that of the input.
+    projection
+        Behind an image tower; None where the tower's own vector is the encoder's.
     config_norm
         Mean and std that the repository's own config is known to give wrongly.
     config
@@ -198,6 +229,7 @@ class EncoderRecord:
     state: str
     published: Published | None
     positions: Positions | None = None
+    projection: Projection | None = None
     config_norm: tuple[tuple[float, ...], tuple[float, ...]] | None = None
     config: PublishedConfig | None = None
     oracle: str = ""
@@ -266,8 +298,9 @@ def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: st
             entry.get("pin_sources", 0),
         ),
         positions=Positions(**entry["positions"]) if "positions" in entry else None,
+        projection=_projection(entry["projection"]) if "projection" in entry else None,
         config_norm=norm(entry["config_norm"]) if "config_norm" in entry else None,
-        config=PublishedConfig(**entry["config"], source=entry["config_source"]),
+        config=_config(entry["config"], entry["config_source"]),
         oracle=entry.get("oracle", ""),
         title=entry["title"],
         licence=entry["licence"],
@@ -275,6 +308,15 @@ def _record(name: str, entry: dict[str, Any], norms: dict[str, Any], pooling: st
         # TOML keeps the order of its keys.
         is_default=pooling == next(iter(entry["poolings"])),
     )
+
+
+def _projection(entry: dict[str, Any]) -> Projection:
+    return Projection(**{**entry, "widths": tuple(entry["widths"])})
+
+
+def _config(entry: dict[str, Any], source: str) -> PublishedConfig:
+    # A tuple, since records are hashed.
+    return PublishedConfig(**{**entry, "projection": tuple(entry.get("projection", ()))}, source=source)
 
 
 TIMM_PREFIX = "timm:"

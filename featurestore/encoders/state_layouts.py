@@ -1,8 +1,9 @@
 """Names of tensors in published weights files, turned into timm's names for the same network.
 
 transformers keeps query, key and value apart, timm in one matrix; DINOv2 with registers adds the class token's
-position to the class token itself; Swin of timm before 0.9 has its downsampling one stage earlier. Equal to the
-results of other implementations, by `histosge encoders --check`.
+position to the class token itself; Swin of timm before 0.9 has its downsampling one stage earlier. Image-text models
+keep both towers in one file: tensors of the text tower are left out by the beginnings of their names, and nothing else
+is. Equal to the results of other implementations, by `histosge encoders --check`.
 """
 
 import re
@@ -14,7 +15,7 @@ from torch import Tensor
 State = dict[str, Tensor]
 
 _BLOCK = re.compile(r"encoder\.layer\.(\d+)\.(.+)")
-_QKV = {"query": 0, "key": 1, "value": 2}
+_QKV = {"query": "q", "key": "k", "value": "v"}
 _COMMON = {
     "attention.output.dense": "attn.proj",
     "layernorm_before": "norm1",
@@ -58,7 +59,7 @@ def to_timm(state: State, layout: str) -> State:
 
 def _from_transformers(state: State) -> State:
     found: State = {}
-    attention: dict[str, list[Tensor | None]] = {}
+    attention: dict[str, dict[str, Tensor]] = {}
     for full_name, tensor in state.items():
         # Whole models put the backbone below a name of its own.
         name = re.sub(r"^(vit|dinov2|model)\.(?=embeddings|encoder|layernorm)", "", full_name)
@@ -72,13 +73,27 @@ def _from_transformers(state: State) -> State:
         part, _, kind = rest.rpartition(".")
         last = part.rpartition(".")[2]
         if last in _QKV:
-            attention.setdefault(f"blocks.{block}.attn.qkv.{kind}", [None] * 3)[_QKV[last]] = tensor
+            attention.setdefault(f"blocks.{block}.attn.qkv.{kind}", {})[_QKV[last]] = tensor
         elif kind == "lambda1":  # layer scale, which timm calls gamma
-            found[f"blocks.{block}.{_COMMON[part]}.gamma"] = tensor
+            found[f"blocks.{block}.{_COMMON.get(part, part)}.gamma"] = tensor
         else:
             found[f"blocks.{block}.{_COMMON.get(part, part)}.{kind}"] = tensor
+    return found | _joined(attention)
+
+
+def _joined(attention: dict[str, dict[str, Tensor]]) -> State:
+    """Return one matrix of query, key and value, in this order, for each name.
+
+    A file that lacks one gives a matrix that is too short, and is refused by its shape; parts that do not go together
+    keep names of their own, which no network has.
+    """
+    found: State = {}
     for name, parts in attention.items():
-        found[name] = torch.cat([part for part in parts if part is not None])
+        rows = {tuple(tensor.shape[1:]) if tensor.ndim else None for tensor in parts.values()}
+        if len(rows) == 1 and None not in rows:
+            found[name] = torch.cat([parts[part] for part in "qkv" if part in parts])
+        else:
+            found |= {f"{name}.{part}": tensor for part, tensor in parts.items()}
     return found
 
 
@@ -100,11 +115,15 @@ _DINOV2_NAMES = (
 def _from_dinov2_code(state: State) -> State:
     found: State = {}
     for full_name, tensor in state.items():
-        name = full_name
-        for pattern, replacement in _DINOV2_NAMES:
-            name = re.sub(pattern, replacement, name)
-        found[name] = tensor
+        found[_renamed(full_name, _DINOV2_NAMES)] = tensor
     return _without_class_position(found) if "register_tokens" in state else found
+
+
+def _renamed(name: str, patterns: tuple[tuple[str, str], ...]) -> str:
+    """Apply all patterns in their order."""
+    for pattern, replacement in patterns:
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def _without_class_position(found: State) -> State:
@@ -132,11 +151,99 @@ def _from_swin(state: State) -> State:
     }
 
 
+_CLIP_TEXT = {
+    "open_clip": (
+        *("transformer.", "token_embedding.", "ln_final.", "positional_embedding"),
+        *("text_projection", "logit_scale", "logit_bias"),
+    ),
+    "transformers": ("text_model.", "text_projection.", "logit_scale", "logit_bias"),
+}
+"""Beginnings of names of what is no part of CLIP's image tower."""
+_CLIP_NAMES = (
+    # open_clip's, which are OpenAI's
+    (r"^visual\.class_embedding$", "cls_token"),
+    (r"^visual\.positional_embedding$", "pos_embed"),
+    (r"^visual\.conv1\.weight$", "patch_embed.proj.weight"),
+    (r"^visual\.ln_pre\.", "norm_pre."),
+    (r"^visual\.ln_post\.", "norm."),
+    (r"^visual\.proj$", "projection.0.weight"),
+    (r"^visual\.transformer\.resblocks\.", "blocks."),
+    (r"^(blocks\.\d+)\.ln_(\d)\.", r"\1.norm\2."),
+    (r"^(blocks\.\d+\.attn)\.in_proj_", r"\1.qkv."),
+    (r"^(blocks\.\d+\.attn)\.out_proj\.", r"\1.proj."),
+    (r"^(blocks\.\d+\.mlp)\.c_fc\.", r"\1.fc1."),
+    (r"^(blocks\.\d+\.mlp)\.c_proj\.", r"\1.fc2."),
+    # transformers'
+    (r"^vision_model\.embeddings\.class_embedding$", "cls_token"),
+    (r"^vision_model\.embeddings\.position_embedding\.weight$", "pos_embed"),
+    (r"^vision_model\.embeddings\.patch_embedding\.weight$", "patch_embed.proj.weight"),
+    (r"^vision_model\.pre_layrnorm\.", "norm_pre."),  # misspelt in transformers, and so in the files
+    (r"^vision_model\.post_layernorm\.", "norm."),
+    (r"^visual_projection\.", "projection.0."),
+    (r"^vision_model\.encoder\.layers\.", "blocks."),
+    (r"^(blocks\.\d+)\.layer_norm(\d)\.", r"\1.norm\2."),
+    (r"^(blocks\.\d+)\.self_attn\.out_proj\.", r"\1.attn.proj."),
+)
+_CLIP_QKV = re.compile(r"(blocks\.\d+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+
+
+def _from_clip(state: State) -> State:
+    """Rename CLIP's tensors from either of the two forms in which authors publish them, often side by side."""
+    text = _CLIP_TEXT["open_clip" if any(name.startswith("visual.") for name in state) else "transformers"]
+    found: State = {}
+    attention: dict[str, dict[str, Tensor]] = {}
+    for full_name, tensor in state.items():
+        # A constant, the numbers of the positions, in files of transformers before 4.31.
+        if full_name.startswith(text) or full_name == "vision_model.embeddings.position_ids":
+            continue
+        name = _renamed(full_name, _CLIP_NAMES)
+        match = _CLIP_QKV.fullmatch(name)
+        if match is None:
+            found[name] = _in_shape_of_timm(full_name, tensor)
+        else:
+            block, part, kind = match.groups()
+            attention.setdefault(f"{block}.attn.qkv.{kind}", {})[part] = tensor
+    return found | _joined(attention)
+
+
+def _in_shape_of_timm(name: str, tensor: Tensor) -> Tensor:
+    if name == "visual.proj" and tensor.ndim == 2:
+        return tensor.T  # multiplied from the right there, with ``(width, dim)``
+    # timm's class token and positions have a dimension of batches.
+    if (
+        name.endswith(("class_embedding", "positional_embedding", "position_embedding.weight"))
+        and tensor.ndim
+    ):
+        return tensor.reshape(1, -1, tensor.shape[-1])
+    return tensor
+
+
+def _from_trunk(names: tuple[tuple[str, str], ...], text: tuple[str, ...]) -> Callable[[State], State]:
+    """Return what renames a file whose image tower is timm's, below a name of its own."""
+
+    def rename(state: State) -> State:
+        return {_renamed(name, names): tensor for name, tensor in state.items() if not name.startswith(text)}
+
+    return rename
+
+
+_OPEN_CLIP_TRUNK = ((r"^visual\.trunk\.", ""), (r"^visual\.head\.proj\.", "projection.0."))
+_KEEP_NAMES = (
+    (r"^visual_head\.", "projection."),
+    # KEEP's code renames timm's factors of its layer scales.
+    (r"^visual\.(blocks\.\d+\.ls[12])\.weight$", r"\1.gamma"),
+    (r"^visual\.", ""),
+)
+
+
 LAYOUTS: dict[str, Callable[[State], State]] = {
     "timm": lambda state: state,
     "hf-vit": _from_transformers,
     "hf-dinov2": _from_dinov2,
     "dinov2": _from_dinov2_code,
     "swin": _from_swin,
+    "clip": _from_clip,
+    "open-clip-trunk": _from_trunk(_OPEN_CLIP_TRUNK, ("text.", "logit_scale", "logit_bias")),
+    "keep": _from_trunk(_KEEP_NAMES, ("text.", "logit_scale")),
 }
 """What turns the tensors of a file into timm's, by the name of the file's layout."""

@@ -1,7 +1,8 @@
 """The map of tokens inside a timm network, and its groups: averaged on the device, so that only K x K vectors leave it.
 
 What stands for a group is what the network itself would make of it: tokens of a transformer are averaged after its last
-norm; a part of a feature map goes through the network's own pooling and what follows it, as if it were a whole map.
+norm, and go through the projection where an encoder's vector does; a part of a feature map goes through the network's own
+pooling and what follows it, as if it were a whole map.
 """
 
 from typing import Any
@@ -9,14 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from featurestore.encoders.architecture import build
+from featurestore.encoders.architecture import POOLED_TOKENS, build, pool_tokens
 from featurestore.encoders.records import EncoderRecord
 from featurestore.encoders.tokens import Groups, TokenMap, no_map
 from featurestore.errors import EncoderError
 from featurestore.grid import TokenGridSpec
-
-POOLED_TOKENS = ("cls", "cls+mean")
-"""Poolings that `architecture.pool` does itself."""
 
 
 def fit_groups(record: EncoderRecord, spec: TokenGridSpec) -> Groups:
@@ -105,6 +103,9 @@ def _head(model: Any, parts: Tensor, record: EncoderRecord, *, is_sequence: bool
     """Make one vector of each part ``(m, size, size, dim)``."""
     if is_sequence:
         means = parts.mean((1, 2))
+        if record.pooling == "projection":
+            projected: Tensor = model.projection(means)
+            return projected
         # The norm that timm's transformers apply after averaging, where they do so; of the others it is the identity.
         norm = None if record.pooling in POOLED_TOKENS else getattr(model, "fc_norm", None)
         found: Tensor = means if norm is None else norm(means)
@@ -119,7 +120,4 @@ def _own_vector(model: Any, features: Tensor, record: EncoderRecord) -> Tensor:
     if record.pooling not in POOLED_TOKENS:
         own: Tensor = model.forward_head(features)
         return own.float()
-    first = features[:, 0].float()
-    if record.pooling == "cls":
-        return first
-    return torch.cat([first, features[:, record.prefix_tokens :].float().mean(1)], dim=-1)
+    return pool_tokens(model, features, record.pooling, record.prefix_tokens)

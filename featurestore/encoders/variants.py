@@ -1,4 +1,6 @@
-"""Which records a weights file fits: what a message about a file of another variant ends with."""
+"""Which records a weights file fits, or is the published file of: for messages about a file of another variant."""
+
+from pathlib import Path
 
 import torch
 
@@ -6,6 +8,7 @@ from featurestore.encoders.architecture import build
 from featurestore.encoders.records import EncoderRecord, records
 from featurestore.encoders.state_layouts import State
 from featurestore.encoders.weights import fit_state
+from featurestore.errors import EncoderError
 
 MOST_NAMED = 3
 """Records in one message: several encoders have one architecture, and a line has to stay readable."""
@@ -29,9 +32,42 @@ def fitting_records(raw: State) -> list[EncoderRecord]:
     ]
 
 
-def other_variant(raw: State) -> str:
-    """Return the end of a message: the records that a file fits, if there are any."""
-    keys = [record.key for record in fitting_records(raw)]
+def published_as(digest: str) -> list[EncoderRecord]:
+    """Return the records whose published file has this sha256; one of each name."""
+    return [
+        record
+        for record in records().values()
+        if record.is_default
+        and record.published is not None
+        and record.published.sha256 is not None
+        and digest.startswith(record.published.sha256)
+    ]
+
+
+def refuse_file_of_another(record: EncoderRecord, path: Path, digest: str) -> None:
+    """Refuse the published file of another encoder, which fits since the two networks have the same tensors.
+
+    Raises
+    ------
+    EncoderError
+        If it is one; its vectors would stand in stores under a wrong name.
+    """
+    owners = published_as(digest)
+    if owners and record.name not in {owner.name for owner in owners}:
+        raise EncoderError(
+            f"{path.name} is the published file of {owners[0].key}, whose tensors have the same names and shapes as "
+            f"those of {record.key}; use --encoder {owners[0].key}"
+        )
+
+
+def other_variant(raw: State, digest: str = "") -> str:
+    """Return the end of a message: the records that a file fits, if there are any.
+
+    Where `digest`, its sha256, is that of a published file, only the records of that file are named.
+    """
+    fitting = fitting_records(raw)
+    known = {record.name for record in published_as(digest)} if digest else set()
+    keys = [record.key for record in fitting if record.name in known] or [record.key for record in fitting]
     if not keys:
         return ""
     some = ", ".join(keys[:MOST_NAMED])

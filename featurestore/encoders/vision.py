@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from featurestore.encoders.timm_import import import_timm
 from featurestore.encoders.token_network import encode_groups, fit_groups, token_dim
 from featurestore.encoders.tokens import Groups
 from featurestore.encoders.uninitialised import without_initialisation
-from featurestore.encoders.variants import other_variant
+from featurestore.encoders.variants import other_variant, refuse_file_of_another
 from featurestore.encoders.weights import file_sha256, load_weights
 from featurestore.errors import EncoderError, first_line
 from featurestore.software import version
@@ -96,6 +97,8 @@ def identity_facts(
         "dtype": precision,
         # Left out where the table is that of the input, as in the first fingerprints.
         **({} if record.positions is None else {"positions": record.positions.facts()}),
+        # Left out where there is none, as in the first fingerprints.
+        **({} if record.projection is None else {"projection": record.projection.facts()}),
         # Left out for torch, the only engine when the first fingerprints were stored.
         **({} if engine == "torch" else {"engine": engine}),
     }
@@ -182,11 +185,13 @@ def _fill(model: Any, record: EncoderRecord, options: EncoderOptions) -> str:
         return f"random seed {RANDOM_SEED}"
     base, adapter = split_adapter(options.weights)
     path, weights = _weights(record, replace(options, weights=base))
-    if adapter is None:
-        load_weights(model, path, record.state, record.positions, other_variant)
-        return weights
-    load_weights(model, path, record.state, record.positions, other_variant, adapter.apply)
-    return f"{weights} {adapter.fact}"
+    digest = weights.removeprefix("sha256 ")
+    hint = partial(other_variant, digest=digest)
+    change = (lambda raw: raw) if adapter is None else adapter.apply
+    load_weights(model, path, record.state, record.positions, hint, change)
+    # After the shapes, whose message says more of a file of another network.
+    refuse_file_of_another(record, path, digest)
+    return weights if adapter is None else f"{weights} {adapter.fact}"
 
 
 def split_adapter(weights: str | None) -> tuple[str | None, Adapter | None]:

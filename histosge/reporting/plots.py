@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
@@ -42,11 +43,14 @@ def to_svg(figure: Figure) -> bytes:
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "histosge"}
     # No metadata: they would name the date, and addresses on a page that is to load nothing.
     metadata: Any = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    target = io.BytesIO()
+    target, dpi = io.BytesIO(), figure.dpi
     with rc_context(style), warnings.catch_warnings():
         # Letters are measured with the font that matplotlib brings, and drawn with one that the reader has.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        figure.savefig(target, format="svg", metadata=metadata)
+        # Not by `savefig`, which draws a figure with a layout twice: once for the layout, which drawing computes anyway.
+        canvas: Any = FigureCanvasSVG(figure)
+        canvas.print_svg(target, metadata=metadata)
+    figure.dpi = dpi  # it is 72 for an SVG, and pixels inside of one are drawn by the figure's own
     # matplotlib (3.11) writes control characters of a name as they are, and no browser opens such a file.
     return _NO_XML.sub("\ufffd", target.getvalue().decode()).encode()
 

@@ -23,7 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     spec = SyntheticSpec(size_px=(1300, 1100), genes=GeneCounts(2, 1, 1, 1))
     cohort = make_cohort(tmp_path_factory.mktemp("slides"), spec, 2)
     url = str(tmp_path_factory.mktemp("run") / "store")
-    embed(str(cohort.sheet), url, EmbedSettings(("morphology", "colour"), GridSpec(0.5, 64, 32)))
+    embed(str(cohort.sheet), url, EmbedSettings(("morphology", "colour"), GridSpec(0.5, 64, 48)))
     return url
 
 

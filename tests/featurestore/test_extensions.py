@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from install_package import install
 
+from featurestore import extensions
+from featurestore.slides.slide_reader import READERS
 from featurestore.storage.store import Store
+from featurestore.tissue.tissue_method import TISSUE_METHODS
 
 OURS = """
 from dataclasses import dataclass
@@ -172,6 +176,16 @@ same = SHAPES.names()
 SHAPES.refresh()
 print(json.dumps([before, same, SHAPES.names()]))"""
     assert json.loads(run(site, code).stdout) == [["triangle"], ["triangle"], ["triangle", "square"]]
+
+
+def test_registries_share_one_look_at_the_installed_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(extensions, "entry_points", lambda: looks.append(1) or entry_points())
+    extensions._points_on.cache_clear()
+    for registry in (READERS, TISSUE_METHODS, READERS):
+        registry.refresh()
+        assert "theirs" not in registry.offered
+    assert len(looks) == 1
 
 
 def test_an_unknown_name_gets_the_nearest_names_or_all_of_them(site: Path) -> None:

@@ -27,7 +27,7 @@ from histosge_cli.main import app
 
 FINE, COARSE = GridSpec(1.0, 48, 24), GridSpec(1.0, 64, 40)
 SPEC = SyntheticSpec(
-    size_px=(1607, 1531), genes=GeneCounts(7, 5, 3, 2), spot_diameter_um=29.0, spot_pitch_um=53.0
+    size_px=(1208, 1128), genes=GeneCounts(7, 5, 3, 2), spot_diameter_um=29.0, spot_pitch_um=53.0
 )
 N_GENES = 5
 # The first encoder's grid has both; the second one's other grid is coarser.

@@ -505,58 +505,64 @@ _PLAIN = """
     import numpy as np
     import xarray as xr
 
-    url, path, variable, out, options = sys.argv[1:]
-    with warnings.catch_warnings():
-        # Remarks: that only slides are consolidated, and that the folder of failures is no group.
-        warnings.simplefilter("ignore")
-        tree = xr.open_datatree(url, engine="zarr", **json.loads(options))
-    warnings.simplefilter("error")
-    array = tree[path][variable]
-    coords = {name: list(array.coords[name].dims) for name in array.coords}
-    nearest = array.sel(y=333.0, x=222.0, method="nearest")
-    np.savez(out, values=array.values, nearest=nearest.values, y=array.y.values, x=array.x.values,
-             tissue=tree[path]["tissue" if variable == "expression" else "../tissue"].values)
+    answers = []
+    for url, path, variable, out, options in json.loads(sys.argv[1]):
+        with warnings.catch_warnings():
+            # Remarks: that only slides are consolidated, and that the folder of failures is no group.
+            warnings.simplefilter("ignore")
+            tree = xr.open_datatree(url, engine="zarr", **options)
+        warnings.simplefilter("error")
+        array = tree[path][variable]
+        coords = {name: list(array.coords[name].dims) for name in array.coords}
+        nearest = array.sel(y=333.0, x=222.0, method="nearest")
+        np.savez(out, values=array.values, nearest=nearest.values, y=array.y.values, x=array.x.values,
+                 tissue=tree[path]["tissue" if variable == "expression" else "../tissue"].values)
+        units = [array.y.attrs.get("units"), array.x.attrs.get("units")]
+        answers.append({"dims": array.dims, "dtype": str(array.dtype), "coords": coords, "units": units,
+                        "gene": [str(g) for g in array.coords["gene"].values] if "gene" in array.coords else [],
+                        "slides": list(tree.children)})
     ours = [name for name in sys.modules if name.partition(".")[0] in ("featurestore", "histosge")]
-    units = [array.y.attrs.get("units"), array.x.attrs.get("units")]
-    print(json.dumps({"dims": array.dims, "dtype": str(array.dtype), "coords": coords, "units": units,
-                      "gene": [str(g) for g in array.coords["gene"].values] if "gene" in array.coords else [],
-                      "ours": ours, "slides": list(tree.children)}))
+    print(json.dumps([answer | {"ours": ours} for answer in answers]))
 """
+PlainRead = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
-def _read_plainly(
-    url: str, path: str, variable: str, out: Path, options: dict[str, bool]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read an array in a fresh Python with xarray alone, away from the repository."""
-    command = [
-        sys.executable,
-        "-I",
-        "-c",
-        textwrap.dedent(_PLAIN),
-        url,
-        path,
-        variable,
-        str(out),
-        json.dumps(options),
-    ]
-    ran = subprocess.run(command, capture_output=True, text=True, cwd=out.parent, check=False)
-    assert ran.returncode == 0, ran.stderr
-    with np.load(out) as arrays:
-        return json.loads(ran.stdout), dict(arrays)
-
-
-@pytest.mark.parametrize("options", [{}, {"consolidated": False}], ids=["plain", "as in SPEC.md"])
-def test_plain_xarray_reads_the_embedding_that_we_read(
-    chain: Chain, tmp_path: Path, options: dict[str, bool]
-) -> None:
-    (tmp_path / "broken.svs").write_text("this is no slide\n")
-    store = tmp_path / "store"
+@pytest.fixture(scope="module")
+def read_plainly(chain: Chain, tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlainRead]:
+    """Read arrays in a fresh Python with xarray alone, away from the repository: what it says, and the values."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "broken.svs").write_text("this is no slide\n")
+    store = folder / "store"
     shutil.copytree(chain.store, store)
-    (failed,) = embed(str(tmp_path / "broken.svs"), str(store), EMBEDDED)
+    (failed,) = embed(str(folder / "broken.svs"), str(store), EMBEDDED)
     assert failed.state == "failed"
-    said, arrays = _read_plainly(
-        str(store), f"S1/{GRID.key}/colour", "embedding", tmp_path / "a.npz", options
-    )
+    embedding = (str(store), f"S1/{GRID.key}/colour", "embedding")
+    asked: dict[str, tuple[object, ...]] = {
+        "plain": (*embedding, f"{folder}/plain.npz", {}),
+        "as in SPEC.md": (*embedding, f"{folder}/spec.npz", {"consolidated": False}),
+        "map": (
+            chain.out("dense"),
+            f"S1/{GRID.key}",
+            "expression",
+            f"{folder}/map.npz",
+            {"consolidated": False},
+        ),
+    }
+    command = [sys.executable, "-I", "-c", textwrap.dedent(_PLAIN), json.dumps(list(asked.values()))]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    assert ran.returncode == 0, ran.stderr
+    found = {}
+    for (name, (*_, out, _)), said in zip(asked.items(), json.loads(ran.stdout), strict=True):
+        with np.load(str(out)) as arrays:
+            found[name] = said, dict(arrays)
+    return found
+
+
+@pytest.mark.parametrize("options", ["plain", "as in SPEC.md"])
+def test_plain_xarray_reads_the_embedding_that_we_read(
+    chain: Chain, read_plainly: dict[str, PlainRead], options: str
+) -> None:
+    said, arrays = read_plainly[options]
     assert said["ours"] == []
     assert said["slides"] == ["S1"]
     assert (said["dims"], said["dtype"]) == (["y", "x", "feature"], "float16")
@@ -575,10 +581,8 @@ def test_plain_xarray_reads_the_embedding_that_we_read(
     np.testing.assert_array_equal(arrays["nearest"], values[13, 8])
 
 
-def test_plain_xarray_reads_the_map_that_we_read(chain: Chain, tmp_path: Path) -> None:
-    said, arrays = _read_plainly(
-        chain.out("dense"), f"S1/{GRID.key}", "expression", tmp_path / "a.npz", {"consolidated": False}
-    )
+def test_plain_xarray_reads_the_map_that_we_read(chain: Chain, read_plainly: dict[str, PlainRead]) -> None:
+    said, arrays = read_plainly["map"]
     assert said["ours"] == []
     assert (said["dims"], said["dtype"]) == (["y", "x", "gene"], "float16")
     assert said["coords"] == {"y": ["y"], "x": ["x"], "gene": ["gene"]}

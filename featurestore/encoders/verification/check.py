@@ -24,7 +24,8 @@ from featurestore.encoders.golden import golden_image
 from featurestore.encoders.protocol import EncoderOptions
 from featurestore.encoders.records import EncoderRecord, Preprocessing
 from featurestore.encoders.uninitialised import without_initialisation
-from featurestore.encoders.verification.oracles import BLOCKS, StandIn, make_stand_in
+from featurestore.encoders.verification.oracles import StandIn, make_stand_in
+from featurestore.encoders.verification.stand_in_files import BLOCKS
 from featurestore.encoders.vision import load_record
 from featurestore.encoders.weights import fit_state
 from featurestore.errors import EncoderError

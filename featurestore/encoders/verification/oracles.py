@@ -4,7 +4,6 @@ A stand-in has the names, shapes and widths of the published file, few blocks an
 no tensor could be left out or exchanged without a change of the vectors.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,26 @@ from torch import Tensor
 from torch.nn.functional import batch_norm, conv2d, relu
 
 from featurestore.encoders.records import EncoderRecord, Preprocessing, PublishedConfig
-from featurestore.encoders.timm_import import define_torchvision_operators
 from featurestore.encoders.uninitialised import without_initialisation
-from featurestore.encoders.verification.plain_vit import Shapes, tensor_shapes, tokens
+from featurestore.encoders.verification.image_towers import (
+    clip,
+    clip_in_names_of_open_clip,
+    keep,
+    open_clip_trunk,
+)
+from featurestore.encoders.verification.plain_vit import Shapes
+from featurestore.encoders.verification.stand_in_files import (
+    BLOCKS,
+    Oracle,
+    deepened,
+    import_transformers,
+    plain,
+    random_state,
+    randomise,
+    saved,
+)
 from featurestore.errors import EncoderError
 
-BLOCKS = 2
-"""In a stand-in: the fewest in which a token's content reaches the class token through the patches."""
 SEED = 5
 
 
@@ -39,8 +51,8 @@ class StandIn:
     parameters
         Of the published network at full depth, counted by the other implementation.
     tokens
-        Normalised images -> normalised tokens, those that are no patches first; for a network without a class token
-        one vector an image, ``(n, 1, width)``.
+        Normalised images -> normalised tokens, those that are no patches first; for a network without a class token,
+        and for an image tower with its projection, one vector an image, ``(n, 1, width)``.
     preprocessing
         The published transform.
     """
@@ -50,10 +62,6 @@ class StandIn:
     parameters: int
     tokens: Callable[[Tensor], Tensor]
     preprocessing: Preprocessing
-
-
-Oracle = tuple[Path, Shapes, int, Callable[[Tensor], Tensor]]
-"""The first four of a stand-in."""
 
 
 def make_stand_in(record: EncoderRecord, folder: Path) -> StandIn:
@@ -72,35 +80,9 @@ def make_stand_in(record: EncoderRecord, folder: Path) -> StandIn:
     return StandIn(*found, record.preprocessing)
 
 
-def _random(shapes: Shapes) -> dict[str, Tensor]:
-    return {name: _fill(name, torch.empty(shape)) for name, shape in shapes.items()}
-
-
-def _fill(name: str, tensor: Tensor) -> Tensor:
-    """Return random numbers of a size that keeps signals near 1; nothing is zero, one, or the same twice."""
-    if name.endswith("running_var"):
-        return torch.rand(tensor.shape) + 0.5
-    if tensor.ndim >= 2 and not any(part in name for part in ("token", "pos", "bias_table")):
-        return torch.randn(tensor.shape) / math.sqrt(tensor[0].numel())
-    # Norms' and scales' factors around 1, all else around 0.
-    centre = (
-        1.0 if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "gamma", "lambda1")) else 0.0
-    )
-    filled: Tensor = torch.randn(tensor.shape) * 0.3 + centre
-    return filled
-
-
-def _plain(config: PublishedConfig, folder: Path) -> Oracle:
-    state = _random(tensor_shapes(config, BLOCKS))
-    save_file(state, folder / "stand-in.safetensors")
-    whole = tensor_shapes(config, config.depth)
-    parameters = sum(torch.Size(shape).numel() for shape in whole.values())
-    return (folder / "stand-in.safetensors", whole, parameters, lambda images: tokens(config, state, images))
-
-
 def _dinov2(config: PublishedConfig, folder: Path) -> Oracle:
     """Write the plain network in the names of DINOv2's own code, as its training writes them."""
-    _, shapes, parameters, run = _plain(config, folder)
+    _, shapes, parameters, run = plain(config, folder)
     state = load_file(folder / "stand-in.safetensors")
     path = folder / "dinov2.safetensors"
     save_file(
@@ -137,19 +119,19 @@ def _dinov2_name(name: str) -> str:
 
 def _transformers(name: str) -> Callable[[PublishedConfig, Path], Oracle]:
     def make(config: PublishedConfig, folder: Path) -> Oracle:
-        module = _import_transformers()
+        module = import_transformers()
         settings = _settings(name, config)
         options = {"add_pooling_layer": False} if name == "ViTModel" else {}
         settings_class, model_class = getattr(module, name.replace("Model", "Config")), getattr(module, name)
         model = model_class(settings_class(**settings, num_hidden_layers=BLOCKS), **options).eval()
-        _randomise(model)
-        path = _saved(module, model, folder)
+        randomise(model)
+        path = saved(module, model, folder)
         with torch.device("meta"), without_initialisation():
             whole = model_class(settings_class(**settings, num_hidden_layers=config.depth), **options)
         parameters = sum(p.numel() for n, p in whole.named_parameters() if not n.endswith("mask_token"))
         return (
             path,
-            _deepened(path, config.depth),
+            deepened(load_file(path), config.depth),
             parameters,
             lambda x: model(pixel_values=x).last_hidden_state,
         )
@@ -174,36 +156,19 @@ def _settings(name: str, config: PublishedConfig) -> dict[str, Any]:
     return settings
 
 
-def _deepened(path: Path, depth: int) -> Shapes:
-    """Return the shapes of a file with `depth` blocks, of which `path` has the first `BLOCKS`."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in load_file(path).items()}
-    last = f".layer.{BLOCKS - 1}."
-    for i in range(BLOCKS, depth):
-        shapes |= {
-            name.replace(last, f".layer.{i}."): shape for name, shape in list(shapes.items()) if last in name
-        }
-    return shapes
-
-
-@torch.no_grad()
-def _randomise(model: Any) -> None:
-    for name, parameter in model.named_parameters():
-        parameter.copy_(_fill(name, parameter))
-
-
 def _swin(config: PublishedConfig, folder: Path) -> Oracle:
     """CTransPath: transformers' Swin behind a stem that is written a second time here, in the names of its file."""
-    module = _import_transformers()
+    module = import_transformers()
     model = module.SwinModel(module.SwinConfig(), add_pooling_layer=False).eval()
-    _randomise(model)
+    randomise(model)
     theirs = {
         name: tensor
-        for name, tensor in load_file(_saved(module, model, folder)).items()
+        for name, tensor in load_file(saved(module, model, folder)).items()
         if "patch_embeddings" not in name
     }
     # Two convolutions of stride 2 to an eighth and a quarter of the width, and a projection; no counters of batches.
     width = config.width // 8
-    stem = _random(
+    stem = random_state(
         {
             "patch_embed.proj.0.weight": (width // 8, 3, 3, 3),
             **_norm_shapes("patch_embed.proj.1", width // 8),
@@ -270,37 +235,17 @@ def _run_swin(model: Any, stem: dict[str, Tensor], images: Tensor) -> Tensor:
     return mean_token
 
 
-def _saved(module: Any, model: Any, folder: Path) -> Path:
-    """Write a model as transformers does: in memory its tensors have other names than in a file."""
-    progress = module.utils.logging
-    shown = progress.is_progress_bar_enabled()
-    progress.disable_progress_bar()
-    try:
-        model.save_pretrained(folder)
-    finally:
-        if shown:
-            progress.enable_progress_bar()
-    return folder / "model.safetensors"
-
-
-def _import_transformers() -> Any:
-    define_torchvision_operators()
-    try:
-        import transformers
-    except ImportError as error:
-        raise EncoderError(
-            "comparing with the published classes needs transformers: pip install 'histosge[check]'"
-        ) from error
-    return transformers
-
-
 ORACLES: dict[str, Callable[[PublishedConfig, Path], Oracle]] = {
-    "plain-vit": _plain,
+    "plain-vit": plain,
     "plain-dinov2": _dinov2,
     "plain-dinov2-chunks": _dinov2_chunks,
     "ViTModel": _transformers("ViTModel"),
     "Dinov2Model": _transformers("Dinov2Model"),
     "Dinov2WithRegistersModel": _transformers("Dinov2WithRegistersModel"),
     "SwinModel": _swin,
+    "CLIPVisionModelWithProjection": clip,
+    "CLIPVisionModelWithProjection-open-clip": clip_in_names_of_open_clip,
+    "plain-vit-open-clip": open_clip_trunk,
+    "plain-vit-keep": keep,
 }
 """What writes a stand-in, by the name that a record's `oracle` gives."""

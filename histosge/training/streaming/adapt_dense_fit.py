@@ -19,7 +19,7 @@ from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.ridge_sums import RidgeSums, total
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, gene_products, log_library
-from histosge.training.streaming.cohort import Cohort, SectionInput, SectionSource
+from histosge.training.streaming.cohort import Cohort, Fit, SectionInput, SectionSource
 from histosge.training.streaming.dense_fit import (
     HoldingOut,
     Solved,
@@ -33,6 +33,7 @@ from histosge.training.streaming.gather import gather_sums
 from histosge.training.streaming.hold_out import HeldOutSection, predict_section, take_genes
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.section_tasks import OnStep
+from histosge.training.streaming.solve_fits import solve_fits
 from histosge.training.streaming.survey import fit_differences
 
 
@@ -152,12 +153,14 @@ def adapt_dense(
     outputs, reference = _AdaptedOutputs(bases), cohort.survey(0).embedding_mean
     differences = fit_differences(cohort)
     gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"), differences)
-    solved = list[Solved]()
-    for number, (fit, basis) in enumerate(zip(cohort.fits, bases, strict=True)):
-        both = outputs.columns(number)
+
+    def solve(number: int, fit: Fit) -> Solved:
+        both, n_patterns = outputs.columns(number), bases[number].n_patterns
         groups = ridge_sums(cohort, fit, both, None, differences)
-        ridges = solve_ridges(groups, reference, basis.n_patterns, differences, solve_cautiously)
-        solved.append(Solved(fit, both[len(both) // 2 :], groups[0].groups, ridges))
+        ridges = solve_ridges(groups, reference, n_patterns, differences, solve_cautiously)
+        return Solved(fit, both[len(both) // 2 :], groups[0].groups, ridges)
+
+    solved = solve_fits(cohort, len(reference), outputs.n_outputs, solve)
     hold_out(cohort, solved, HoldingOut(cohort.source, outputs, differences), passes.begin("holding out"))
     held_out = dict[int, _Adapted]()
     for part, basis in zip(solved, bases, strict=True):

@@ -10,10 +10,11 @@ from histosge.models.cohort_ridges import ridge_from_sums
 from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.presets.ridge import RidgeModel
 from histosge.models.ridge_sums import LazySums, RidgeSums
-from histosge.training.streaming.cohort import Cohort
+from histosge.training.streaming.cohort import Cohort, Fit
 from histosge.training.streaming.gather import GroupSums, gather_sums
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.ridge_fit import SCALES_UM, GeneOutputs, RidgePredictor, StreamedRidge
+from histosge.training.streaming.solve_fits import solve_fits
 
 
 def adapt_ridge(earlier: RidgeModel, columns: Indices, cohort: Cohort, passes: Passes) -> StreamedRidge:
@@ -29,12 +30,15 @@ def adapt_ridge(earlier: RidgeModel, columns: Indices, cohort: Cohort, passes: P
     start = Affine(earlier.affine.weight[:, columns], earlier.affine.offset[columns])
     reference, every = cohort.survey(0).embedding_mean, np.arange(len(columns))
     gather_sums(cohort, SCALES_UM, GeneOutputs(len(columns)), reference, passes.begin("reading"))
-    fits = dict[int | None, RidgeModel]()
-    for fit in cohort.fits:
+
+    def solve(_: int, fit: Fit) -> RidgeModel:
         groups = _Residuals(GroupSums(cohort, fit, 0, every), start, reference)
         change = ridge_from_sums(groups, reference, RIDGE_PENALTIES)
         weight, offset = start.weight + change.affine.weight, start.offset + change.affine.offset
-        fits[fit.fold] = replace(change, affine=Affine(weight, offset))
+        return replace(change, affine=Affine(weight, offset))
+
+    solved = solve_fits(cohort, len(reference), len(columns), solve)
+    fits = {fit.fold: model for fit, model in zip(cohort.fits, solved, strict=True)}
     held_out = {fold: model for fold, model in fits.items() if fold is not None}
     return StreamedRidge(fits[None], cohort, RidgePredictor(cohort.source, held_out), None)
 

@@ -50,6 +50,8 @@ class ClusterTasks:
     ----------
     client
         Connected.
+    threads
+        See `SectionTasks`.
 
     Raises
     ------
@@ -57,9 +59,14 @@ class ClusterTasks:
         If a worker runs another version of this package.
     """
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, threads: int = 1) -> None:
         check_versions(client)
-        self._client = client
+        self._client, self._threads = client, threads
+
+    @property
+    def threads(self) -> int:
+        """Return what the tasks were made with."""
+        return self._threads
 
     def run(
         self,

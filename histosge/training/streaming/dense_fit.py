@@ -30,6 +30,7 @@ from histosge.training.streaming.hold_out import (
 )
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.section_tasks import OnStep
+from histosge.training.streaming.solve_fits import solve_fits
 from histosge.training.streaming.start import Start
 from histosge.training.streaming.survey import fit_bases, fit_differences
 
@@ -191,13 +192,16 @@ def fit_dense(
     differences = fit_differences(cohort) if kept is None else kept.differences
     n_patterns, outputs = bases[0].axes.shape[1], _PatternOutputs(bases)
     gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"), differences)
-    solved = list[Solved]()
-    for number, fit in enumerate(cohort.fits):
+
+    def solve(number: int, fit: Fit) -> Solved:
         own = np.arange(number * n_patterns, (number + 1) * n_patterns)
         columns = np.append(own, outputs.n_outputs - 1)
         groups = ridge_sums(cohort, fit, columns, kept, differences)
-        ridges = solve_ridges(groups, reference, n_patterns, differences)
-        solved.append(Solved(fit, columns, groups[0].groups, ridges))
+        return Solved(
+            fit, columns, groups[0].groups, solve_ridges(groups, reference, n_patterns, differences)
+        )
+
+    solved = solve_fits(cohort, len(reference), outputs.n_outputs, solve)
     if start is None:
         how = HoldingOut(cohort.source, outputs, differences, keeps_out_of_fold)
         hold_out(cohort, solved, how, passes.begin("holding out"))

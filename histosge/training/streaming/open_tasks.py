@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from histosge.threads import usable_cores
 from histosge.training.streaming.section_tasks import InThisProcess, SectionTasks
 
 
@@ -36,4 +37,6 @@ def open_tasks(
 
     wanted = count_cores().cores if workers in ("auto", None) else int(workers or 1)
     with connect(min(wanted, n_sections), scheduler) as client:
-        yield ClusterTasks(client)
+        # Worker processes of this machine are idle meanwhile; those of a cluster are elsewhere.
+        here = usable_cores() if scheduler is not None else min(wanted, count_cores().cores)
+        yield ClusterTasks(client, here)

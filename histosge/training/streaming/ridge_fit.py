@@ -10,10 +10,11 @@ from histosge.models.linear_algebra import Floats, Indices
 from histosge.models.presets.ridge import RidgeModel
 from histosge.models.target_sums import GeneMoments, read_rows
 from histosge.training.kept_sums import SumsToKeep
-from histosge.training.streaming.cohort import Cohort, SectionInput, SectionSource
+from histosge.training.streaming.cohort import Cohort, Fit, SectionInput, SectionSource
 from histosge.training.streaming.gather import GroupSums, gather_sums
 from histosge.training.streaming.hold_out import HeldOutSection, predict_section
 from histosge.training.streaming.progress import Passes
+from histosge.training.streaming.solve_fits import solve_fits
 from histosge.training.streaming.start import Start
 
 SCALES_UM = (0.0,)
@@ -88,9 +89,13 @@ def fit_ridge(
     n_genes, kept = len(moments[0].mean), None if start is None else start.kept
     reference = cohort.survey(0).embedding_mean if kept is None else kept.reference
     gather_sums(cohort, SCALES_UM, GeneOutputs(n_genes), reference, passes.begin("reading"))
-    every, fits = np.arange(n_genes), dict[int | None, RidgeModel]()
-    for fit in cohort.fits:
-        fits[fit.fold] = ridge_from_sums(GroupSums(cohort, fit, 0, every, kept), reference)
+    every = np.arange(n_genes)
+
+    def solve(_: int, fit: Fit) -> RidgeModel:
+        return ridge_from_sums(GroupSums(cohort, fit, 0, every, kept), reference)
+
+    solved = solve_fits(cohort, len(reference), n_genes, solve)
+    fits = {fit.fold: model for fit, model in zip(cohort.fits, solved, strict=True)}
     held_out = {fold: model for fold, model in fits.items() if fold is not None}
     whole = GroupSums(cohort, cohort.fits[0], 0, every, kept)
     n_sections = cohort.n_before + len(cohort.sections)

@@ -9,6 +9,8 @@ the number of workers.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
+from histosge.threads import usable_cores
+
 Shared = TypeVar("Shared")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,6 +20,11 @@ OnStep = Callable[[str], None]
 
 class SectionTasks(Protocol):
     """Runs a function on sections."""
+
+    @property
+    def threads(self) -> int:
+        """Return how many threads of this process may compute while no section is worked on."""
+        ...
 
     def run(
         self,
@@ -46,6 +53,11 @@ class SectionTasks(Protocol):
 
 class InThisProcess:
     """Works on one section after another."""
+
+    @property
+    def threads(self) -> int:
+        """Return as many as there are cores for this process."""
+        return usable_cores()
 
     def run(
         self,

@@ -44,8 +44,12 @@ ASKED_FOR = [
     "lunit-s8",
     "lunit-s16",
     "gpfm",
+    "plip",
+    "quiltnet-b32",
+    "biomedclip",
+    "keep",
 ]
-TOKENS = {16: 196, 14: 256, 8: 784}
+TOKENS = {32: 49, 16: 196, 14: 256, 8: 784}
 """Patch tokens of 224 px, by the side of a token's patch."""
 
 

@@ -19,7 +19,9 @@ def test_every_record_has_the_published_figures_with_their_source() -> None:
     assert len({record.name for record in RECORDS.values() if record.oracle}) >= 20
 
 
-@pytest.mark.parametrize("key", ["lunit-s16", "phikon", "hibou-b", "ctranspath"])
+@pytest.mark.parametrize(
+    "key", ["lunit-s16", "phikon", "hibou-b", "ctranspath", "plip", "quiltnet-b32", "biomedclip", "keep"]
+)
 def test_a_record_agrees_with_another_implementation_of_its_network(key: str) -> None:
     (row,) = check_records([RECORDS[key]])
     assert row.misfit == ""

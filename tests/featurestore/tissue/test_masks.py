@@ -553,11 +553,16 @@ def test_outlines_that_cross_themselves_are_repaired_and_said(
     assert "cross themselves" in find(slide, grid, file).remarks[0]
 
 
+def tissue_alone(width: int, height: int) -> np.ndarray:
+    """Return a piece of tissue without glass, at most 350 x 200 pixels."""
+    return tissue_like(900, 700, MPP)[285 : 285 + height, 230 : 230 + width]
+
+
 # A small circle of tissue towards one corner: mirrored, it lies on glass.
 @pytest.fixture(scope="module")
 def corner(tmp_path_factory: pytest.TempPathFactory) -> Slide:
     image = np.full((600, 900, 3), 240, np.uint8)
-    image[60:260, 80:330] = tissue_like(2500, 2000, MPP)[1000:1200, 1000:1250]
+    image[60:260, 80:330] = tissue_alone(250, 200)
     path = tmp_path_factory.mktemp("corner") / "B.tif"
     return open_slide(str(write_pyramid(path, image, MPP, levels=1)))
 
@@ -605,7 +610,7 @@ def test_a_mask_on_glass_is_said_with_the_reading_that_would_fit(corner: Slide, 
 
 def test_x_and_y_that_are_swapped_are_refused(tmp_path: Path) -> None:
     image = np.full((600, 900, 3), 240, np.uint8)
-    image[60:160, 480:830] = tissue_like(2500, 2000, MPP)[1000:1100, 1000:1350]
+    image[60:160, 480:830] = tissue_alone(350, 100)
     slide = open_slide(str(write_pyramid(tmp_path / "D.tif", image, MPP, levels=1)))
     grid = PatchGrid.for_slide(slide.size_px, slide.mpp, slide.level_mpps, SPEC)
     corners = [[60, 500], [150, 500], [150, 600], [60, 600], [60, 500]]
@@ -621,7 +626,7 @@ def test_annotations_in_microns_are_refused(corner: Slide, tmp_path: Path) -> No
     # Seen by what they cover.
     in_um = feature([[[430, 390], [660, 390], [660, 520], [430, 520], [430, 390]]])
     image = np.full((600, 900, 3), 240, np.uint8)
-    image[195:260, 215:330] = tissue_like(2500, 2000, MPP)[1000:1065, 1000:1115]
+    image[195:260, 215:330] = tissue_alone(115, 65)
     other = open_slide(str(write_pyramid(tmp_path / "C.tif", image, MPP, levels=1)))
     with pytest.raises(
         MaskError, match=r"and read in microns by (9\d|100)%: coordinates are level-0 pixels, so divide"

@@ -23,6 +23,7 @@ from histosge.synthetic import SyntheticSpec, load_truth, make_section
 from histosge_cli import main
 
 GRID = GridSpec(mpp=1.0, patch_px=112, stride_px=112)
+SPEC = SyntheticSpec(size_px=(3000, 2700), spot_pitch_um=80.0)
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +32,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("annotated")
     rows = []
     for seed in (1, 2):
-        section = make_section(folder / "data", SyntheticSpec(size_px=(4200, 3800), seed=seed), f"S{seed}")
+        section = make_section(folder / "data", replace(SPEC, seed=seed), f"S{seed}")
         data, truth = anndata.read_h5ad(section.expression), load_truth(section.truth)
         step = float(truth.x_um[1] - truth.x_um[0])
-        cell = np.floor(data.obsm["spatial"] * SyntheticSpec().mpp / step).astype(int)
+        cell = np.floor(data.obsm["spatial"] * SPEC.mpp / step).astype(int)
         types = truth.label[cell[:, 1], cell[:, 0]]
         layer = np.array([f"L{kind}" for kind in types], dtype=object)
         layer[::11] = None

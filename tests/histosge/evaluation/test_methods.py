@@ -17,6 +17,7 @@ from histosge.evaluation.method_choice import find_methods
 from histosge.evaluation.methods import LibrarySizeMethod
 from histosge.evaluation.report import evaluation_blocks
 from histosge.evaluation.report_files import write_evaluation
+from histosge.evaluation.results import Scores
 from histosge.evaluation.runner import evaluate_sections
 from histosge.evaluation.tasks import Plan
 from histosge.models.library_size import DepthOracle
@@ -24,6 +25,11 @@ from histosge.models.linear_algebra import principal_axes
 from histosge.reporting.page import render_report
 
 ALONE = [f"paper+{name}" for name in SWITCHES]
+
+
+def _page(scores: Scores) -> str:
+    """Return the page without its maps, which take most of the time and are looked at elsewhere."""
+    return render_report("t", evaluation_blocks(replace(scores, maps=())))
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def test_depth_recovers_what_depth_alone_decides() -> None:
 
 def test_the_oracle_is_marked_wherever_it_is_shown(three: list[Section]) -> None:
     scores = evaluate_sections(three, ["depth", "mean"], split="section", genes=5, seeds=(0,))
-    page = render_report("t", evaluation_blocks(scores))
+    page = _page(scores)
     assert "oracle: knows the total counts" in page
     assert "depth is an oracle" in page
 
@@ -106,7 +112,7 @@ def test_nothing_left_is_refused_with_the_reason() -> None:
 def test_what_was_left_out_is_said_in_the_report(three: list[Section]) -> None:
     scores = evaluate_sections(three, ["knn", "mean"], split="section", genes=5, seeds=(0,))
     assert scores.presets == ("mean",)
-    assert "knn is left out" in render_report("t", evaluation_blocks(scores))
+    assert "knn is left out" in _page(scores)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +171,7 @@ def test_an_ablation_scores_each_defect_alone_and_together(split: str, three: li
         else:
             assert reported == honest
     assert scores.mean("paper+all_spots_metric", "pearson_mean") == scores.mean("paper+spots", "pearson_mean")
-    page = render_report("t", evaluation_blocks(scores))
+    page = _page(scores)
     assert "What the published code&#39;s defects do" in page
     assert "paper_all_spots is no held-out figure" in page
 
@@ -245,7 +251,7 @@ def test_the_hest_protocol_says_its_quirks_and_what_depth_is_worth(three: list[S
     assert scores.split == "section"  # one donor
     assert scores.protocol == "hest"
     assert scores.mean("hest+depth_normalised", "pearson_mean") > 0.3
-    page = render_report("t", evaluation_blocks(scores))
+    page = _page(scores)
     for quirk in ("not normalised for depth", "without intercept", "chosen on all spots"):
         assert quirk in page
 

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,8 @@ import polars as pl
 import pytest
 from make_scores import MAP_GRID as GRID
 from make_scores import make_map, make_scores
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from PIL import Image
 
 from histosge.evaluation.gene_lookup import lookup_block
@@ -78,15 +81,26 @@ def page_of(scores: Scores, *notes: str) -> tuple[str, Structure]:
     return text, Structure(text)
 
 
+@cache
+def usual_page() -> tuple[str, Structure]:
+    """Return the page of the scores that most tests look at: drawing it takes half a second."""
+    return page_of(make_scores())
+
+
+def without_maps(scores: Scores) -> tuple[str, Structure]:
+    """Return the page of scores whose maps are not looked at."""
+    return page_of(replace(scores, maps=()))
+
+
 def test_the_page_is_well_formed_and_its_tables_name_their_rows_and_columns() -> None:
-    _, page = page_of(make_scores())
+    _, page = usual_page()
     assert page.tags("html")[0]["lang"] == "en"
     assert {attrs["scope"] for attrs in page.tags("th")} == {"row", "col"}
     assert all(attrs["alt"] for attrs in page.tags("img"))
 
 
 def test_the_page_loads_nothing_from_anywhere() -> None:
-    text, page = page_of(make_scores())
+    text, page = usual_page()
     assert not page.tags("link")
     assert not [attrs for attrs in page.tags("script") if "src" in attrs]
     assert "http" not in text
@@ -113,7 +127,7 @@ def test_the_maps_come_first_and_the_caveats_last() -> None:
 
 
 def test_scores_are_means_over_folds_with_the_spread_over_seeds() -> None:
-    _, page = page_of(make_scores())
+    _, page = usual_page()
     cells = [words for tag, words in page.words if tag in {"th", "td"}]
     start = cells.index("dense")
     assert cells[start + 1] == "0.405 ± 0.007"
@@ -121,7 +135,7 @@ def test_scores_are_means_over_folds_with_the_spread_over_seeds() -> None:
 
 
 def test_one_seed_shows_no_spread() -> None:
-    _, page = page_of(make_scores(seeds=(0,)))
+    _, page = without_maps(make_scores(seeds=(0,)))
     assert "0.400" in [words for tag, words in page.words if tag == "td"]
     assert not any("±" in words for tag, words in page.words if tag == "td")
 
@@ -134,21 +148,21 @@ def test_a_noise_control_that_scores_raises_a_red_warning_at_the_top() -> None:
 
 
 def test_a_noise_control_near_zero_raises_no_warning() -> None:
-    text, page = page_of(make_scores(noise=-0.0099))
+    text, page = without_maps(make_scores(noise=-0.0099))
     assert not [attrs for attrs in page.tags("p") if attrs.get("role") == "alert"]
     assert "Noise control: -0.0099" in text
 
 
 def test_the_papers_figure_has_its_own_column_in_the_random_split_alone() -> None:
-    random, _ = page_of(make_scores(split="random"))
-    section, _ = page_of(make_scores())
+    random, _ = without_maps(make_scores(split="random"))
+    section, _ = usual_page()
     assert "0.900" in random
     assert "only to compare with the publication" in random
     assert "paper_all_spots" not in section
 
 
 def test_the_buffer_and_what_it_dropped_are_named_for_the_block_split() -> None:
-    text, _ = page_of(make_scores(split="block"))
+    text, _ = without_maps(make_scores(split="block"))
     assert "nearer than 211 µm" in text
     assert "(28 of 436 over all folds)" in text
 
@@ -229,6 +243,20 @@ def test_a_large_map_is_resampled() -> None:
 
 def test_the_same_figure_is_the_same_file() -> None:
     assert to_svg(gene_map(make_map())) == to_svg(gene_map(make_map()))
+
+
+def test_a_figure_is_drawn_once_and_is_what_matplotlib_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = io.BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "histosge"}):
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        gene_map(make_map()).savefig(saved, format="svg", metadata=metadata)
+    drawn: list[Figure] = []
+    draw = Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda self, renderer: drawn.append(self) or draw(self, renderer))
+    figure = gene_map(make_map())
+    dpi = figure.dpi
+    assert to_svg(figure) == saved.getvalue()
+    assert (drawn, figure.dpi) == ([figure], dpi)
 
 
 def pixels(shown: GeneMap) -> np.ndarray:
