@@ -38,6 +38,7 @@ MOST_PX = 1100
 LASSO = ((0.64, 0.34), (0.84, 0.24), (0.90, 0.46), (0.76, 0.56), (0.62, 0.50))
 RECTANGLE = ((0.16, 0.30), (0.42, 0.52))
 VIEWER_PX = (1120, 680)
+PHONE_PX = (390, 844)
 SIGNATURE = "slide=S3&gene=FollowsTissue&set=MORPH01,MORPH02,MORPH03&layout=predicted"
 SHOWN = {
     "viewer": "slide=S3&gene=MORPH01",
@@ -75,6 +76,8 @@ def follow(folder: Path) -> None:
     run(folder, "evaluate", "cohort.csv", "store.zarr", "report", "--split", "section", "--genes", "all")
     run(folder, "predict", "store.zarr", "model", "maps.zarr", "--slide", "S3", "--report", "map.html")
     genes = ",".join(GENES)
+    large = ("--genes", ",".join(GENES[:2]), "--report", "large.html")
+    run(folder, "predict", "store.zarr", "model", "few.zarr", "--slide", "S3", *large)
     run(folder, "figure", "maps.zarr", "--slide", "S3", "--genes", genes, "figure.png", "--overwrite")
     sets = ("--set", "FollowsTissue=MORPH01,MORPH02,MORPH03", "--set", "Graded=GRAD01,GRAD02,GRAD03")
     run(folder, "analyse", "maps.zarr", "signatures", "scores", *sets)
@@ -83,6 +86,18 @@ def follow(folder: Path) -> None:
         folder, "view", "store.zarr", "--expression", "maps.zarr", "--samples", "cohort.csv", "--domains", "domains",
         "--slide", "S3", "--static", "page.html", "--tiles-mpp", "4", "--genes", genes, "--overwrite",
     )  # fmt: skip
+    sdata = (
+        "maps.sdata.zarr",
+        "--to",
+        "spatialdata",
+        "--slide",
+        "S3",
+        "--store",
+        "store.zarr",
+        "--genes",
+        genes,
+    )
+    run(folder, "export", "maps.zarr", *sdata, "--samples", "cohort.csv", "--overwrite")
     run(
         folder,
         "view",
@@ -109,6 +124,7 @@ def draw(folder: Path) -> None:
         shot(browser, folder / "report/report.html", (1000, 620), "tutorial-report")
         look_up(browser, folder / "report/report.html", GENES[1], "tutorial-genes")
         shot(browser, folder / "map.html", (1000, 660), "tutorial-map")
+        shot(browser, folder / "large.html", (1000, 780), "report-genes")
         page = open_viewer(browser, folder / "page.html", f"slide=S3&gene={GENES[0]}")
         compare_regions(page)
         save(page, "tutorial-regions")
@@ -119,18 +135,30 @@ def draw(folder: Path) -> None:
             "viewer-domains",
         )
         save(open_viewer(browser, folder / "store.html", "slide=S3&show=components"), "viewer-store")
+        save(
+            open_viewer(browser, folder / "store.html", "slide=S3&show=quality&lines=on"),
+            "viewer-quality",
+        )
+        phone = open_viewer(browser, folder / "page.html", f"slide=S3&gene={GENES[0]}", size_px=PHONE_PX)
+        save(phone, "viewer-phone")
         save_picture(
             open_viewer(browser, folder / "page.html", "slide=S3&gene=MORPH01"), folder, "viewer-saved"
         )
     keep(narrowed(Image.open(folder / "figure.png").convert("RGB")), "tutorial-figure")
     draw_signatures(folder)
+    draw_spatialdata(folder)
 
 
 def open_viewer(
-    browser: "Browser", file: Path, state: str, *, theme: Literal["light", "dark"] = "light"
+    browser: "Browser",
+    file: Path,
+    state: str,
+    *,
+    theme: Literal["light", "dark"] = "light",
+    size_px: tuple[int, int] = VIEWER_PX,
 ) -> "Page":
     """Open a page that `view --static` wrote, at what a link names."""
-    width, height = VIEWER_PX
+    width, height = size_px
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
     page.goto(f"file://{file}#{state}")
     page.wait_for_selector("body[data-state=ready]")
@@ -190,6 +218,25 @@ def draw_signatures(folder: Path) -> None:
     file = folder / "signatures.png"
     figure.savefig(file, dpi=110)
     keep(Image.open(file).convert("RGB"), "tutorial-signatures")
+
+
+def draw_spatialdata(folder: Path) -> None:
+    """Draw a gene of the exported SpatialData by spatialdata-plot: predicted patches, and measured spots over the slide."""
+    import spatialdata
+    import spatialdata_plot  # noqa: F401  # it adds `pl` to SpatialData
+
+    data = spatialdata.read_zarr(folder / "maps.sdata.zarr")
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
+    for axis, (shapes, table) in zip(
+        axes, (("S3_spots", "S3_measured"), ("S3_patches", "S3_expression")), strict=True
+    ):
+        drawn = data.pl.render_images("S3_image").pl.render_shapes(
+            shapes, color=GENES[0], table_name=table, method="matplotlib"
+        )
+        drawn.pl.show(coordinate_systems="S3", ax=axis, title=f"{shapes}, {GENES[0]}")
+    file = folder / "spatialdata.png"
+    figure.savefig(file, dpi=110)
+    keep(Image.open(file).convert("RGB"), "gallery-spatialdata")
 
 
 @contextmanager

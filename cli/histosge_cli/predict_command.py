@@ -59,7 +59,12 @@ def predict(
     ] = None,
     genes: Annotated[
         str | None,
-        typer.Option("--genes", metavar="A,B", help="Only these genes of the model.", rich_help_panel=DATA),
+        typer.Option(
+            "--genes",
+            metavar="A,B",
+            help="Only these genes of the model; --report shows them large, on one scale.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     condition_on: Annotated[
         str | None,

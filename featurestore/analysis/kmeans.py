@@ -6,6 +6,7 @@ give the same clusters. Memory holds the sample, the centres and a few blocks.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -127,7 +128,7 @@ def fit_kmeans(
             break
     # Clusters have no order of their own: by size, so that runs and reports agree on the numbers.
     centres = centres[np.argsort(-sizes, kind="stable")]
-    inertia, counts = _assign_and_count(stream, centres, labels)
+    inertia, counts = _assign_and_count(stream, centres, labels, _made_by(stream, settings))
     return KMeans(centres, inertia, counts, stream.passes - before, converged, stream.encoder)
 
 
@@ -303,8 +304,20 @@ class _Labels:
         self.placed += other.placed
 
 
+def _made_by(stream: PatchStream, settings: KMeansSettings) -> str:
+    """Say how labels were made, for whoever shows them."""
+    # A few digits tell two of them apart. Of maps it is a list: that of the model comes first.
+    digits = re.findall("[0-9a-f]{8,}", stream.encoder)
+    made_with = digits[0][:16] if digits else stream.encoder[:16]
+    if stream.columns is None:
+        what = f"the embeddings of encoder {made_with}"
+    else:
+        what = f"the expression of {stream.dim} genes that model {made_with} predicts"
+    return f"k-means with {settings.k} clusters and seed {settings.seed} on {what}"
+
+
 def _assign_and_count(
-    stream: PatchStream, centres: Matrix, labels: Path | None
+    stream: PatchStream, centres: Matrix, labels: Path | None, made_by: str
 ) -> tuple[float, pl.DataFrame]:
     inertia = 0.0
     frames = []
@@ -313,7 +326,7 @@ def _assign_and_count(
             inertia += distance
         if labels is not None:
             rows, cols, cluster = _concatenated(found.placed)
-            write_patches(labels, slide, rows, cols, {"cluster": cluster.astype(np.int32)})
+            write_patches(labels, slide, rows, cols, {"cluster": cluster.astype(np.int32)}, made_by)
         frames.append(_counts_frame(slide.slide_id, found.counts))
     return inertia, pl.concat(frames)
 

@@ -65,18 +65,34 @@ def patch_positions(
     return frame.select(pl.lit(slide_id).alias("slide"), pl.all())
 
 
+MADE_BY = "made_by"
+"""Key of a table's metadata that says in words how it was made."""
+
+
 def write_patches(
-    folder: Path, slide: SlideArray, rows: NDArray[np.int64], cols: NDArray[np.int64], columns: Columns
+    folder: Path,
+    slide: SlideArray,
+    rows: NDArray[np.int64],
+    cols: NDArray[np.int64],
+    columns: Columns,
+    made_by: str = "",
 ) -> Path:
-    """Write a slide's table, whole or not at all; rows in row-major order of the grid."""
+    """Write a slide's table, whole or not at all; rows in row-major order of the grid.
+
+    Parameters
+    ----------
+    made_by
+        How it was made, in words; kept in the file's metadata for whoever shows it.
+    """
     frame = patch_positions(slide.slide_id, slide.grid, rows, cols).with_columns(
         pl.Series(name, values) for name, values in columns.items()
     )
-    return write_table(frame.sort("row", "col"), folder / f"{slide.slide_id}.parquet")
+    metadata = {MADE_BY: made_by} if made_by else None
+    return write_table(frame.sort("row", "col"), folder / f"{slide.slide_id}.parquet", metadata)
 
 
-def write_table(frame: pl.DataFrame, file: Path) -> Path:
+def write_table(frame: pl.DataFrame, file: Path, metadata: dict[str, str] | None = None) -> Path:
     """Write a parquet file, whole or not at all."""
     with whole_file(file) as partial:
-        frame.write_parquet(partial)
+        frame.write_parquet(partial, metadata=metadata)
     return file

@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
 COLOURS = "viridis"
@@ -135,8 +136,9 @@ def shared_scale_maps(
     n_rows, n_cols = next(iter(maps.values())).shape
     columns = min(2, len(maps))
     lines = -(-len(maps) // columns)
-    height = float(np.clip(lines * (10 / columns * n_rows / n_cols + 0.4), 2.2, 40))
-    figure = Figure(figsize=(11, height), dpi=DPI, layout="constrained")
+    height = float(np.clip(lines * (10 / columns * n_rows / n_cols + 0.7), 2.2, 40))
+    # With the usual pad of 0.04 the titles of some shapes are cut off: maps keep their aspect after the layout is made.
+    figure = Figure(figsize=(11, height), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.15))
     axes = figure.subplots(lines, columns, squeeze=False).ravel()
     step = stride_um / 1000  # in mm
     extent = (0.0, n_cols * step, n_rows * step, 0.0)

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
+from featurestore.analysis.patch_tables import MADE_BY
 from featurestore.grid import PatchGrid
 from featurestore.location import Location
 from featurestore.storage.zarr_metadata import read_attrs, read_values
@@ -14,6 +16,8 @@ from histosge.exporting.domain_labels import MAX_LABEL, read_label_table
 from histosge.prediction.expression_store import open_optional
 
 Labels = NDArray[np.int16]
+MOST_LETTERS = 200
+"""Of what a table says about itself: two lines of a legend."""
 
 
 def stored_domains(location: Location, path: str, grid: PatchGrid) -> Labels | None:
@@ -35,21 +39,33 @@ def table_domains(folder: Path, slide_id: str, grid: PatchGrid) -> Labels | None
     ViewError
         If the table is of another grid, or holds no labels.
     """
-    # By a listing, not by joining names: a slide id in a store from elsewhere may be any text.
-    known = {file.stem: file for file in folder.glob("*.parquet")}
-    if slide_id not in known:
+    file = _table_of(folder, slide_id)
+    if file is None:
         return None
     try:
-        return read_label_table(known[slide_id], grid).astype(np.int16)
+        return read_label_table(file, grid).astype(np.int16)
     except ExportError as error:
         raise ViewError(str(error)) from error
 
 
-def domains_made_by(is_stored: bool) -> str:
-    """Return who made the domains, in words for the legend."""
-    if is_stored:
-        return "Spatial domains, as the map's store holds them."
-    return "Spatial domains, from the tables of labels that this page was given."
+def _table_of(folder: Path, slide_id: str) -> Path | None:
+    # By a listing, not by joining names: a slide id in a store from elsewhere may be any text.
+    return {file.stem: file for file in folder.glob("*.parquet")}.get(slide_id)
+
+
+def stored_domains_made_by() -> str:
+    """Return who made the domains of an expression store, in words for the legend."""
+    return "Spatial domains, as the map's store holds them."
+
+
+def table_domains_made_by(folder: Path, slide_id: str) -> str:
+    """Return who made the domains of a table, in words for the legend: as the table says, if it does."""
+    words = "Spatial domains, from the tables of labels that this page was given"
+    file = _table_of(folder, slide_id)
+    said = pl.read_parquet_metadata(file).get(MADE_BY, "") if file is not None else ""
+    # A table from elsewhere may say anything, at any length.
+    said = " ".join(said.split())[:MOST_LETTERS]
+    return f"{words}: {said}." if said else f"{words}."
 
 
 def quality_names(location: Location, path: str, grid: PatchGrid) -> list[str]:

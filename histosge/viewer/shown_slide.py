@@ -35,7 +35,14 @@ from histosge.viewer.embedding_pictures import (
     Pictures,
 )
 from histosge.viewer.gene_reader import GeneReader, GridValues, has_depth_strata, per_gene
-from histosge.viewer.map_domains import Labels, domains_made_by, quality_names, stored_domains, table_domains
+from histosge.viewer.map_domains import (
+    Labels,
+    quality_names,
+    stored_domains,
+    stored_domains_made_by,
+    table_domains,
+    table_domains_made_by,
+)
 from histosge.viewer.measured_spots import MeasuredSpots
 from histosge.viewer.region_means import Mask, Moments, compare, map_moments, patches_inside, spot_moments
 from histosge.viewer.slide_tiles import SlideTiles
@@ -216,7 +223,7 @@ class ShownSlide:
             found["note"] = str(error)
         found["domains"] = int(labels.max()) + 1 if labels is not None else 0
         if found["domains"]:
-            found["domains_by"] = domains_made_by(self._stored_labels(layer) is not None)
+            found["domains_by"] = self._domains_made_by(layer)
         found["tissue"] = True
         found["agreement"] = layer.stored is not None and self.measured is not None
         found |= self._describe_embeddings(layer)
@@ -228,6 +235,11 @@ class ShownSlide:
         found: dict[str, Any] = {
             "quality": quality_names(store.location, f"{self.slide_id}/{layer.key}", layer.grid)
         }
+        if found["quality"]:
+            found["quality_by"] = (
+                "Quality flags, as histosge embed found them. A patch with several has the colour of the first that is not "
+                "hidden. Flags mark patches; only those that are skipped were left out."
+            )
         encoder = self._sources.pictures.encoder(self.slide_id, layer.key)
         if encoder is not None:
             fitted = f"fitted on a sample of up to {SAMPLE_PATCHES} patches of at most {SAMPLE_SLIDES} slides, for all"
@@ -321,6 +333,12 @@ class ShownSlide:
         if layer.stored is None or expression is None:
             return None
         return stored_domains(expression.location, f"{self.slide_id}/{layer.key}", layer.grid)
+
+    def _domains_made_by(self, layer: Layer) -> str:
+        folder = self._sources.domains
+        if folder is None or self._stored_labels(layer) is not None:
+            return stored_domains_made_by()
+        return table_domains_made_by(folder, self.slide_id)
 
     def strata(self, number: int) -> NDArray[np.int16]:
         """Return each patch's stratum of predicted depth, which selects its half width; -1 where there is none.

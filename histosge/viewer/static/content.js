@@ -2,7 +2,7 @@
 
 import { GREY, blendColour, domainColour, robustRange } from "./colours.js";
 import { bytes, labels } from "./data.js";
-import { counted, find } from "./elements.js";
+import { counted, element, find } from "./elements.js";
 import { PatchLayer, SpotLayer, lowFirst, scaleColour } from "./layers.js";
 import { blendLegend, labelLegend, noLegend, number, scaleLegend } from "./legend.js";
 
@@ -70,8 +70,15 @@ export function ranges(shown, plans, found) {
   let shared = one ?? two;
   // Two genes on one scale: from the lesser to the greater.
   if (plans[1].subject !== plans[0].subject && one && two) shared = [Math.min(one[0], two[0]), Math.max(one[1], two[1])];
-  const isShared = find("scale").value === "shared";
-  return plans.map((each, i) => shown.limits.get(each.subject?.label) ?? (isShared ? shared : own[i]) ?? own[i]);
+  const setFor = (each) => shown.limits.get(each.subject?.label);
+  const others = found.map((each) => each.others && robustRange(each.others));
+  found.forEach((each, i) => {
+    const wanted = find("scale").value === "shared" ? (others[0] ?? others[1]) : others[i];
+    each.otherRange = shown.limits.get(plans[i].other?.label) ?? wanted;
+  });
+  // One scale is one scale: what was set by hand for the first view holds for the second.
+  if (find("scale").value === "shared") return plans.map((_, i) => setFor(plans[0]) ?? shared ?? own[i]);
+  return plans.map((each, i) => setFor(each) ?? own[i]);
 }
 
 /** Draw one view, with its title and legend. */
@@ -81,7 +88,16 @@ export function render(shown, panel, each, found, range) {
   title.textContent = titleOf(shown, each);
   if (!figure.querySelector("input[type=checkbox]") || !["domains", "clusters", "quality"].includes(each.show)) delete figure.dataset.items;
   const made = each.what === "spots" ? renderSpots(shown, each, found, range, figure) : renderPatches(shown, each, found, range, figure);
+  if (each.what === "patches" && made) sayRim(figure);
   panel.setLayer(made);
+}
+
+/** Say in the legend what happens to patches with little tissue. */
+function sayRim(figure) {
+  const rim = find("rim").value;
+  const caption = figure.querySelector("figcaption");
+  caption.querySelector(".rim-words")?.remove();
+  if (rim !== "shown") caption.append(element("span", "rim-words", ` Patches with less than ${find("least-tissue").value} % tissue are ${rim}.`));
 }
 
 function titleOf({ layer }, { what, show, subject }) {
@@ -92,7 +108,7 @@ function titleOf({ layer }, { what, show, subject }) {
   return TITLES[show] ?? "Slide";
 }
 
-function renderSpots(shown, each, { values, others }, range, figure) {
+function renderSpots(shown, each, { values, others, otherRange }, range, figure) {
   const { spots } = shown;
   const { subject, other } = each;
   if (!spots) return null; // the legend says why, or that they are being read
@@ -107,7 +123,7 @@ function renderSpots(shown, each, { values, others }, range, figure) {
   const options = { size: Number(find("spot-size").value) / 100, outline: find("outline").checked };
   const order = lowFirst(values);
   if (others) {
-    const mixed = mixture(shown, [subject, other], [values, others]);
+    const mixed = mixture([subject, other], [values, others], [range, otherRange]);
     blendLegend(figure, mixed.legend, `Measured in ${counted(values.length, "spot")}.`);
     return new SpotLayer(spots, order, mixed.colour, mixed.say, options);
   }
@@ -117,8 +133,8 @@ function renderSpots(shown, each, { values, others }, range, figure) {
   return new SpotLayer(spots, order, (i) => colour(values[i]), (i) => `${subject.label} ${number(values[i])}`, options);
 }
 
-function mixture(shown, subjects, both) {
-  const legend = subjects.map(({ label }, i) => ({ label, range: shown.limits.get(label) ?? robustRange(both[i]) ?? [0, 1] }));
+function mixture(subjects, both, ranges) {
+  const legend = subjects.map(({ label }, i) => ({ label, range: ranges[i] ?? [0, 1] }));
   const share = (which, i) => (both[which][i] - legend[which].range[0]) / (legend[which].range[1] - legend[which].range[0]);
   const colour = (i) => (Number.isNaN(both[0][i]) || Number.isNaN(both[1][i]) ? null : blendColour(share(0, i), share(1, i)));
   const say = (i) => subjects.map(({ label }, which) => `${label} ${number(both[which][i])}`).join(", ");
@@ -144,8 +160,10 @@ function renderPatches(shown, each, found, range, figure) {
     return null;
   }
   if (show === "blend" && others) {
-    const mixed = mixture(shown, [subject, other], [values, others]);
-    blendLegend(figure, mixed.legend, "Predicted.");
+    const mixed = mixture([subject, other], [values, others], [range, found.otherRange]);
+    const grey = [subject, other].filter((each) => isAbstained(layer, each)).map((each) => each.label);
+    const warning = grey.length ? ` The model abstains from ${grey.join(" and ")}: do not interpret.` : "";
+    blendLegend(figure, mixed.legend, `Predicted.${warning}`);
     return make(mixed.colour, (i) => (Number.isNaN(values[i]) ? "no prediction" : mixed.say(i)));
   }
   const abstained = isAbstained(layer, subject);
@@ -158,9 +176,16 @@ function renderPatches(shown, each, found, range, figure) {
   return make((i) => colour(values[i]), sayValue(layer, subject, values, strata));
 }
 
-/** Whether the model abstains from a gene: its trust is too low, so its prediction should not be used. */
+/** Whether the model abstains from a gene, or from all of a set: the trust is too low, so the prediction should not be used. */
 export function isAbstained(layer, subject) {
-  return !subject.isSet && layer.abstained?.[layer.column.get(subject.label)] === true;
+  const { abstained, predicted } = trustOf(layer, subject);
+  return predicted > 0 && abstained === predicted;
+}
+
+/** How many genes of a subject are predicted, and from how many of these the model abstains. */
+export function trustOf(layer, subject) {
+  const columns = (subject.genes ?? [subject.label]).filter((gene) => layer.column.has(gene)).map((gene) => layer.column.get(gene));
+  return { predicted: columns.length, abstained: columns.filter((column) => layer.abstained?.[column] === true).length };
 }
 
 function sayValue(layer, subject, values, strata) {

@@ -42,8 +42,9 @@ export class Contrast {
 
   write() {
     const { range } = this.content;
-    find("lowest").value = rounded(range[0]);
-    find("highest").value = rounded(range[1]);
+    const [low, high] = range.map((value) => rounded(value, range[1] - range[0]));
+    find("lowest").value = low;
+    find("highest").value = high;
   }
 
   typed() {
@@ -134,6 +135,7 @@ function paintBins(context, bins, width, height, colour, asLine) {
   context.stroke();
 }
 
-function rounded(value) {
-  return Number(value.toPrecision(4));
+/** As many digits as a colour's width needs, so that a number near 0 does not fill the field with its digits. */
+function rounded(value, span) {
+  return Number(value.toFixed(Math.max(0, 3 - Math.floor(Math.log10(span)))));
 }

@@ -1,6 +1,6 @@
 // The genes of a region as a table: mean inside, mean of the rest, difference, effect size; sorted by a click on a heading.
 
-import { element } from "./elements.js";
+import { counted, element } from "./elements.js";
 import { number } from "./legend.js";
 
 const ROWS = 200; // more are in the CSV
@@ -31,6 +31,8 @@ export class GeneTable {
     const genes = { predicted: layer?.genes, measured: spots?.genes };
     this.tables = {};
     for (const kind of ["predicted", "measured"]) if (found[kind] && genes[kind]) this.tables[kind] = rowsOf(found[kind], genes[kind]);
+    // What was measured needs no trust.
+    this.tables.predicted?.forEach((row, i) => Object.assign(row, { trust: layer.trust?.[i] ?? null, abstained: layer.abstained?.[i] ?? null }));
     this.counts = found;
     this.compared = other ? { mean: one, rest: other } : {};
   }
@@ -43,7 +45,9 @@ export class GeneTable {
     const body = rows.slice(0, ROWS).map((row) => this.row(row));
     const table = element("table", "", element("thead", "", head), element("tbody", "", ...body));
     const rest = rows.length > ROWS ? [element("p", "hint", `${rows.length - ROWS} more genes are in the CSV.`)] : [];
-    this.host.replaceChildren(table, ...rest);
+    const grey = rows.filter((row) => row.abstained).length;
+    const abstained = grey ? [element("p", "hint", `In grey: ${counted(grey, "gene")} from which the model abstains: not to be interpreted.`)] : [];
+    this.host.replaceChildren(...abstained, table, ...rest);
   }
 
   heading([key, text, meaning]) {
@@ -67,7 +71,8 @@ export class GeneTable {
     choose.type = "button";
     choose.addEventListener("click", () => this.onGene(row.gene));
     const numbers = COLUMNS.slice(1).map(([key]) => element("td", "", row[key] === null ? "–" : number(row[key])));
-    return element("tr", "", element("td", "", choose), ...numbers);
+    if (row.abstained) choose.title = "the model abstains from this gene: do not interpret it";
+    return element("tr", row.abstained ? "abstained" : "", element("td", "", choose), ...numbers);
   }
 
   sorted(rows) {
@@ -100,6 +105,8 @@ export function tableAsCsv(table, slide, one, other) {
   const keys = ["mean", "rest", "difference", "effect"];
   const head = ["slide", "region", "compared_with", "gene"];
   for (const kind of kinds) head.push(`${kind}_n`, `${kind}_n_rest`, ...keys.map((key) => `${kind}_${key}`));
+  const isPredicted = kinds.includes("predicted");
+  if (isPredicted) head.push("predicted_trust", "model_abstains");
   const lines = names.map((name) => {
     const cells = [slide, one, other, name];
     kinds.forEach((kind, i) => {
@@ -107,9 +114,15 @@ export function tableAsCsv(table, slide, one, other) {
       const { n, n_rest } = table.counts[kind];
       cells.push(...(row ? [n, n_rest, ...keys.map((key) => row[key] ?? "")] : ["", "", "", "", "", ""]));
     });
+    if (isPredicted) cells.push(...trustOf(byName[kinds.indexOf("predicted")].get(name)));
     return cells.map(cell).join(",");
   });
   return [head.join(","), ...lines].join("\r\n") + "\r\n";
+}
+
+function trustOf(row) {
+  const abstains = row?.abstained == null ? "" : row.abstained ? "yes" : "no";
+  return [row?.trust ?? "", abstains];
 }
 
 function cell(value) {

@@ -18,8 +18,14 @@ export function rememberDefaults() {
   for (const id of BOXES) defaults.set(id, find(id).checked);
 }
 
-/** Write what is shown into the address. */
-export function writeLink(shown, regions, place) {
+/**
+ * Write what is shown into the address.
+ * @param shown see main.js
+ * @param regions of the slide
+ * @param compared which regions are compared, see Regions.compared
+ * @param place what is in sight, in microns, or null for the whole slide
+ */
+export function writeLink(shown, regions, compared, place) {
   const state = new URLSearchParams({ slide: shown.slide.id, gene: shown.subject?.label ?? "", map: find("map").value });
   if (shown.subject?.isSet) state.set("set", shown.subject.genes.join(","));
   if (shown.second) state.set("second", shown.second.label);
@@ -34,6 +40,7 @@ export function writeLink(shown, regions, place) {
   }
   if (place) state.set("at", [place.x, place.y, place.width, place.height].map((um) => Math.round(10 * um) / 10).join(","));
   const known = state.toString();
+  if (compared) state.set("compare", compared);
   for (const region of regions) state.append("region", regionToText(region));
   // Outlines that are too long are left out whole: half of a region would be another region.
   shown.isLinkShort = state.toString().length <= MAX_LETTERS;
@@ -59,6 +66,7 @@ export function readLink() {
     at: numbers("at", 4),
     hidden: ["domains", "clusters", "quality"].map((show) => [show, numbers(`without-${show}`)]),
     regions: found.getAll("region").map(regionFromText),
+    compare: found.get("compare"),
   };
   if (wanted.limits && !(wanted.limits[1] > wanted.limits[0])) wanted.limits = missing("limits", "limits without a range");
   if (wanted.at && !(wanted.at[2] > 0 && wanted.at[3] > 0)) wanted.at = missing("at", "a place without a size");
@@ -66,11 +74,22 @@ export function readLink() {
   wanted.regions = wanted.regions.filter(Boolean);
   choose("map", found, NAMES);
   for (const id of CHOICES) choose(id, found, [...find(id).options].filter((option) => !option.disabled).map((option) => option.value));
-  for (const id of NUMBERS) if (Number.isFinite(parseFloat(found.get(id)))) find(id).value = found.get(id);
-  for (const id of BOXES) if (found.has(id)) find(id).checked = found.get(id) === "on";
+  for (const id of NUMBERS) takeNumber(id, found);
+  for (const id of BOXES) {
+    if (["on", "off"].includes(found.get(id))) find(id).checked = found.get(id) === "on";
+    else if (found.has(id)) missing(id, `${id}=${found.get(id)}`);
+  }
   wanted.show = found.get("show");
   wanted.layout = found.get("layout");
   return wanted;
+}
+
+function takeNumber(id, found) {
+  if (!found.has(id)) return;
+  const input = find(id);
+  const value = found.get(id).trim() === "" ? NaN : Number(found.get(id));
+  if (value >= Number(input.min) && value <= Number(input.max)) input.value = value;
+  else missing(id, `${id}=${found.get(id)}`);
 }
 
 function choose(id, found, known) {

@@ -1,10 +1,11 @@
 // The page: what is chosen, what is read for it, and when the two views draw it.
 
 import { NAMES } from "./colours.js";
-import { plan, ranges, read, render, isAbstained } from "./content.js";
+import { plan, ranges, read, render, trustOf } from "./content.js";
 import { Contrast } from "./contrast.js";
 import { readDocument } from "./data.js";
 import { counted, find, isNarrow } from "./elements.js";
+import { bounds } from "./geometry.js";
 import { noLegend, number } from "./legend.js";
 import { missing, readLink, rememberDefaults, writeLink } from "./link.js";
 import { clearNotes, note } from "./notes.js";
@@ -96,8 +97,8 @@ function listen() {
   find("zoom-out").addEventListener("click", () => leading().zoom(1 / 1.5));
   find("home").addEventListener("click", () => leading().home());
   find("toggle-tools").addEventListener("click", () => showTools(find("tools").hidden));
-  find("save-png").addEventListener("click", () => guarded(savePng(shown, panels)));
-  find("save-svg").addEventListener("click", () => guarded(saveSvg(shown, panels)));
+  find("save-png").addEventListener("click", () => guarded(savePng(shown, panels, seenNames())));
+  find("save-svg").addEventListener("click", () => guarded(saveSvg(shown, panels, seenNames())));
   find("copy-link").addEventListener("click", () => guarded(copyLink()));
   for (const panel of Object.values(panels)) panel.viewer.addHandler("animation-finish", remember);
   // Another link in the same tab changes the address alone; what the page writes itself is no such change.
@@ -179,15 +180,36 @@ function chooseLayout(wanted) {
 
 /** Take from a link what only an opened slide has. */
 function takeLink(wanted) {
-  for (const [show, hidden] of wanted.hidden ?? []) for (const label of hidden ?? []) shown.hiddenLabels(show).add(label);
+  for (const [show, hidden] of wanted.hidden ?? []) hideLabels(show, hidden ?? []);
   if (wanted.limits && wanted.gene) shown.limits.set(wanted.gene, wanted.limits);
   if (wanted.second) {
     if (shown.names.includes(wanted.second)) shown.second = new Subject(wanted.second);
     else if (!shown.slide.spots || shown.spots) missing("second", `second gene ${wanted.second}`);
   }
-  if (wanted.at) leading().goTo({ x: wanted.at[0], y: wanted.at[1], width: wanted.at[2], height: wanted.at[3] });
-  regions.set(wanted.regions?.length ? wanted.regions : regions.list);
-  if (wanted.regions?.length) find("region-tools").open = true;
+  const [x, y, width, height] = wanted.at ?? [];
+  if (wanted.at && !isOnSlide([x, y, x + width, y + height])) missing("at", "a place beside the slide");
+  else if (wanted.at) leading().goTo({ x, y, width, height });
+  const here = (wanted.regions ?? []).filter(({ polygons }) => isOnSlide(bounds(polygons)));
+  const beside = (wanted.regions ?? []).length - here.length;
+  if (beside) missing("regions beside", `${counted(beside, "region")} beside the slide`);
+  regions.set(here.length ? here : regions.list);
+  if (here.length && wanted.compare !== null && !regions.compareAs(wanted.compare)) missing("compare", `compare=${wanted.compare}`);
+  if (here.length) find("region-tools").open = true;
+}
+
+/** Whether a box of left, top, right and bottom touches the slide. */
+function isOnSlide([left, top, right, bottom]) {
+  const [width, height] = shown.slide.size_um;
+  return right > 0 && bottom > 0 && left < width && top < height;
+}
+
+/** Hide domains, clusters or flags that a link names. */
+function hideLabels(show, wanted) {
+  const known = show === "quality" ? (shown.layer?.quality.length ?? 0) : (shown.layer?.[show] ?? 0);
+  const isKnown = (label) => Number.isInteger(label) && label >= 0 && label < known;
+  for (const label of wanted.filter(isKnown)) shown.hiddenLabels(show).add(label);
+  const unknown = wanted.filter((label) => !isKnown(label));
+  if (unknown.length) missing(`without ${show}`, `${show} ${unknown.join(", ")}`);
 }
 
 function noteGene(gene) {
@@ -254,7 +276,7 @@ async function openLayer(n) {
   shown.layer = layer;
   shown.layerNumber = n;
   note("layer", layer.note ?? "");
-  note("training", layer.caveat ?? "");
+  note("training", layer.caveat ?? "", layer.training === "held out");
   const badge = find("training");
   badge.hidden = !layer.training;
   badge.textContent = layer.training ?? "";
@@ -283,14 +305,14 @@ function offerPictures(layer) {
 }
 
 /** How well a gene agrees with the slide's own spots; it takes a moment, and nothing waits for it. */
-async function readAgreement() {
-  const { subject, layer, spots } = shown;
-  const gene = subject?.isSet ? undefined : layer?.column.get(subject?.label);
+async function readAgreement(subject) {
+  const { layer, spots } = shown;
+  const gene = subject.isSet ? undefined : layer?.column.get(subject.label);
   if (!layer?.agreement || gene === undefined || !spots?.column.has(subject.label)) return;
   layer.r ??= new Map();
   if (layer.r.has(gene)) return;
   layer.r.set(gene, await readDocument(`${layer.base}/agreement/${gene}.json`));
-  if (subject === shown.subject) describeSubject();
+  describeSubjects();
 }
 
 function listGenes() {
@@ -357,14 +379,14 @@ async function draw() {
   if (find("everywhere").checked && shown.subject && first) shown.limits.set(shown.subject.label, first);
   const seen = plans.map((each, i) => each.subject === shown.subject && found[i].values).filter(Boolean);
   contrast.show(seen, seen.length ? first : null, find("map").value);
-  describeSubject();
+  describeSubjects();
   sets.describe(shown.subject, shown.layer, shown.spots);
   secondSearch.show(shown.second?.label ?? "");
   writeNow();
   document.body.dataset.gene = shown.subject?.label ?? "";
   document.body.dataset.state = "ready";
   mark("gene-drawn");
-  guarded(readAgreement());
+  for (const subject of seenSubjects()) guarded(readAgreement(subject));
 }
 
 function setLimits(range) {
@@ -375,23 +397,42 @@ function setLimits(range) {
   shown.redraw();
 }
 
-function describeSubject() {
-  const { subject, layer, spots } = shown;
-  const own = (list) => (subject && !subject.isSet ? list?.[layer.column.get(subject.label)] : null);
+/** The gene, and the second one where it is seen, too. */
+function seenSubjects() {
+  const isPaired = find("layout").value.startsWith("pair") || find("show").value === "blend";
+  return [shown.subject, isPaired ? shown.second : null].filter(Boolean);
+}
+
+/** Names of what is coloured; none where domains or clusters alone are seen. */
+function seenNames() {
+  const { show, layout } = { show: find("show").value, layout: find("layout").value };
+  const hasGene = layout !== "predicted" || ["gene", "blend"].includes(show);
+  return hasGene ? seenSubjects().map((subject) => subject.label) : [];
+}
+
+function describeSubjects() {
+  find("about-gene").textContent = seenSubjects().map(describe).filter(Boolean).join("\n");
+}
+
+function describe(subject) {
+  const { layer } = shown;
+  const own = (list) => (subject.isSet ? null : list?.[layer.column.get(subject.label)]);
   const words = [];
-  if (subject?.isSet) words.push(`mean z-score of ${counted(subject.genes.length, "gene")}`);
-  const [trust, widths, r] = [own(layer?.trust), own(layer?.half_width_texts), agreement()];
+  if (subject.isSet) words.push(`mean z-score of ${counted(subject.genes.length, "gene")}`);
+  const [trust, widths, r] = [own(layer?.trust), own(layer?.half_width_texts), agreement(subject)];
   if (widths != null) words.push(`${layer.interval} ${widths}${layer.strata ? ", by predicted library size" : ""}`);
   const scope = layer?.trust_scope ? ` (${layer.trust_scope})` : "";
   if (trust != null) words.push(`trust ${number(trust)}${scope}`);
-  if (subject && layer && isAbstained(layer, subject)) words.push("the model abstains: do not interpret it");
+  const known = layer ? trustOf(layer, subject) : { abstained: 0 };
+  if (known.abstained && known.abstained === known.predicted) words.push("the model abstains: do not interpret it");
+  else if (known.abstained) words.push(`the model abstains from ${known.abstained} of its ${known.predicted} predicted genes`);
   if (r?.r != null) words.push(`r ${number(r.r)} on this slide's own ${counted(r.n, "spot")} (${layer.training})`);
-  find("about-gene").textContent = words.length ? `${subject.label}: ${words.join("; ")}` : "";
+  return words.length ? `${subject.label}: ${words.join("; ")}` : "";
 }
 
-function agreement() {
-  const { subject, layer } = shown;
-  return subject && !subject.isSet ? layer?.r?.get(layer.column.get(subject.label)) : null;
+function agreement(subject) {
+  const { layer } = shown;
+  return subject.isSet ? null : layer?.r?.get(layer.column.get(subject.label));
 }
 
 function fade() {
@@ -463,7 +504,7 @@ function remember() {
 function writeNow() {
   clearTimeout(pause);
   const panel = leading();
-  writeLink(shown, regions.list, panel.isHome || !panel.host.clientWidth ? null : (panel.target ?? panel.inSight()));
+  writeLink(shown, regions.list, regions.compared, panel.isHome || !panel.host.clientWidth ? null : (panel.target ?? panel.inSight()));
 }
 
 async function copyLink() {

@@ -369,17 +369,23 @@ export function paintRegion(context, view, { polygons, colour, name }) {
     context.stroke(path);
   }
   if (!name) return;
-  const top = polygons[0][0].reduce((best, corner) => (corner[1] < best[1] ? corner : best));
-  let [x, y] = [view.left + top[0] * view.scale, view.top + top[1] * view.scale - 7];
   context.font = "600 12px system-ui, sans-serif";
-  // Near the view's edge the name moves in; a region that lies beyond it has none in sight.
-  if (x > 0 && x < view.width) x = Math.max(4, Math.min(x, view.width - context.measureText(name).width - 4));
-  if (y > -7 && y < view.height) y = Math.max(y, 14);
+  const [x, y] = namePlace(polygons, view, context.measureText(name).width);
   context.lineWidth = 3;
   context.strokeStyle = "#ffffff";
   context.strokeText(name, x, y);
   context.fillStyle = "#14181d";
   context.fillText(name, x, y);
+}
+
+/** Where a region's name stands, at its topmost corner: left end and base line in pixels of the view. */
+export function namePlace(polygons, view, width) {
+  const top = polygons[0][0].reduce((best, corner) => (corner[1] < best[1] ? corner : best));
+  let [x, y] = [view.left + top[0] * view.scale, view.top + top[1] * view.scale - 7];
+  // Near the view's edge the name moves in; a region that lies beyond it has none in sight.
+  if (x > 0 && x < view.width) x = Math.max(4, Math.min(x, view.width - width - 4));
+  if (y > -7 && y < view.height) y = Math.max(y, 14);
+  return [x, y];
 }
 
 function regionPath(polygons, view) {

@@ -29,8 +29,16 @@ export class Regions {
     find("region-file").addEventListener("change", (event) => this.open(event.target));
     find("save-regions").addEventListener("click", () => this.save());
     find("save-genes").addEventListener("click", () => this.saveTable());
-    for (const id of ["region-one", "region-other"]) find(id).addEventListener("change", () => this.compare());
-    find("region-values").addEventListener("change", () => this.table.show(find("region-values").value));
+    for (const id of ["region-one", "region-other"]) {
+      find(id).addEventListener("change", () => {
+        this.compare();
+        this.onChange();
+      });
+    }
+    find("region-values").addEventListener("change", () => {
+      this.table.show(find("region-values").value);
+      this.onChange();
+    });
   }
 
   /** The regions of the slide that is shown. */
@@ -144,7 +152,7 @@ export class Regions {
     for (const panel of this.panels) panel.setRegions(list);
     find("region-list").replaceChildren(...list.map((region, i) => this.row(region, i)));
     fillChoice(find("region-one"), list, [], one);
-    fillChoice(find("region-other"), list, ["rest of the tissue"], null);
+    fillChoice(find("region-other"), list, ["the rest"], null);
     find("region-result").hidden = find("save-regions").disabled = !list.length;
     this.onChange();
     return this.compare();
@@ -163,6 +171,24 @@ export class Regions {
   chosen() {
     const other = find("region-other").value;
     return [this.list[Number(find("region-one").value)], other === "" ? null : this.list[Number(other)]];
+  }
+
+  /** Which regions are compared, and by which values, as a link has it; empty where it is what the page shows anyway. */
+  get compared() {
+    if (!this.list.length) return "";
+    const chosen = [find("region-one").value, find("region-other").value || "rest", find("region-values").value];
+    return chosen.join() === "0,rest,predicted" ? "" : chosen.join();
+  }
+
+  /** Compare what a link names; tell whether it is there. */
+  compareAs(text) {
+    const [one, other, values, ...more] = text.split(",");
+    const named = [["region-one", one], ["region-other", other === "rest" ? "" : other], ["region-values", values]];
+    const isThere = ([id, value]) => [...find(id).options].some((option) => option.value === value);
+    if (more.length || !named.every(isThere)) return false;
+    for (const [id, value] of named) find(id).value = value;
+    this.compare();
+    return true;
   }
 
   /** Compare the chosen regions; of several calls only the last one shows its result. */

@@ -3,25 +3,25 @@
 
 import { fileName, find, saveFile } from "./elements.js";
 import { SpotLayer } from "./layers.js";
-import { scaleBar } from "./panel.js";
+import { namePlace, scaleBar } from "./panel.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const FINER = 2; // pixels of the figure per pixel of the screen
 const MARGIN = 16;
-const LEGEND_PX = 64;
+const LINE_PX = 13; // of the legend's words
 const TITLE_PX = 44;
 const FONT = "system-ui, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 const MAX_SHAPES = 20000; // spots: more become a picture
 
 /** Save what is seen as SVG. */
-export async function saveSvg(shown, panels) {
-  const { text } = makeFigure(shown, panels);
-  saveFile(nameOf(shown, "svg"), text, "image/svg+xml");
+export async function saveSvg(shown, panels, genes) {
+  const { text } = makeFigure(shown, panels, genes);
+  saveFile(nameOf(shown, genes, "svg"), text, "image/svg+xml");
 }
 
 /** Save what is seen as PNG. */
-export async function savePng(shown, panels) {
-  const { text, width, height } = makeFigure(shown, panels);
+export async function savePng(shown, panels, genes) {
+  const { text, width, height } = makeFigure(shown, panels, genes);
   const address = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
   try {
     const image = new Image();
@@ -32,33 +32,38 @@ export async function savePng(shown, panels) {
     canvas.height = height * FINER;
     canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
     const blob = await new Promise((done) => canvas.toBlob(done, "image/png"));
-    saveFile(nameOf(shown, "png"), blob, "image/png");
+    saveFile(nameOf(shown, genes, "png"), blob, "image/png");
   } finally {
     URL.revokeObjectURL(address);
   }
 }
 
-function nameOf({ slide, subject }, kind) {
-  return `${fileName(slide.id, subject?.label)}.${kind}`;
+function nameOf({ slide }, genes, kind) {
+  return `${fileName(slide.id, ...genes)}.${kind}`;
 }
 
-function makeFigure(shown, panels) {
+/** @param genes names of what is coloured, for the title */
+function makeFigure(shown, panels, genes) {
   const seen = ["measured", "predicted"].filter((name) => panels[name].host.clientWidth);
   const sizes = seen.map((name) => panels[name].view());
   const width = sizes.reduce((sum, size) => sum + size.width + MARGIN, MARGIN);
-  const height = TITLE_PX + Math.max(...sizes.map((size) => size.height)) + LEGEND_PX + MARGIN;
-  const svg = shape(null, "svg", { width, height, viewBox: `0 0 ${width} ${height}` });
-  shape(svg, "rect", { width, height, fill: "#ffffff" });
-  const about = shown.subject ? ` · ${shown.subject.label}` : "";
-  words(svg, MARGIN, 20, `${shown.slide.id}${about}`, { "font-size": 15, "font-weight": 600 });
-  let left = MARGIN;
+  const svg = shape(null, "svg", {});
+  const ground = shape(svg, "rect", { width, fill: "#ffffff" });
+  const training = shown.layer?.training ? ` (${shown.layer.training})` : "";
+  words(svg, MARGIN, 20, [`${shown.slide.id}${training}`, ...genes].join(" · "), { "font-size": 15, "font-weight": 600 });
+  let [left, height] = [MARGIN, 0];
   seen.forEach((name, i) => {
     const group = shape(svg, "g", { transform: `translate(${left} ${TITLE_PX})` });
     words(group, 0, -6, find(`${name}-title`).textContent, { "font-size": 12 });
     drawView(group, panels[name], sizes[i], `view-${i}`);
-    drawLegend(shape(group, "g", { transform: `translate(0 ${sizes[i].height + 8})` }), find(`${name}-legend`), sizes[i].width);
+    const top = sizes[i].height + 8;
+    const legend = drawLegend(shape(group, "g", { transform: `translate(0 ${top})` }), find(`${name}-legend`), sizes[i].width);
+    // As high as its legends are: many domains, or long words, take more lines.
+    height = Math.max(height, TITLE_PX + top + legend + MARGIN);
     left += sizes[i].width + MARGIN;
   });
+  for (const [name, value] of Object.entries({ width, height, viewBox: `0 0 ${width} ${height}` })) svg.setAttribute(name, value);
+  ground.setAttribute("height", height);
   return { text: new XMLSerializer().serializeToString(svg), width, height };
 }
 
@@ -125,12 +130,12 @@ function drawRegion(group, { polygons, colour, name }, view) {
   for (const [stroke, width] of [["#ffffff", 5], [colour, 2.5]]) {
     shape(group, "path", { d, fill: "none", stroke, "stroke-width": width, "stroke-linejoin": "round" });
   }
-  const top = polygons[0][0].reduce((best, corner) => (corner[1] < best[1] ? corner : best));
   const rim = { stroke: "#ffffff", "stroke-width": 3, "paint-order": "stroke" };
-  words(group, x(top[0]), y(top[1]) - 7, name, { "font-size": 12, "font-weight": 600, ...rim });
+  const [left, base] = namePlace(polygons, view, name.length * 7);
+  words(group, short(left), short(base), name, { "font-size": 12, "font-weight": 600, ...rim });
 }
 
-/** The legend as the page shows it: its bar and ends, its labels, and its words. */
+/** The legend as the page shows it: its bar and ends, its labels, and its words. Returns its height. */
 function drawLegend(group, figure, width) {
   const bar = figure.querySelector("canvas");
   let top = 0;
@@ -156,9 +161,20 @@ function drawLegend(group, figure, width) {
     left += long;
   }
   if (figure.querySelector(".key")) [left, top] = [0, top + 28];
-  const lines = [...figure.querySelectorAll("figcaption > div")].map((line) => line.textContent);
-  const caption = lines.length ? lines : wrapped(figure.querySelector("figcaption")?.textContent ?? "", width / 5.8);
-  caption.forEach((line, i) => words(group, left, Math.max(top, 11) + 13 * i, line, { "font-size": 11, fill: "#4a5460" }));
+  let base = Math.max(top, 11);
+  const write = (line, x = left) => {
+    words(group, x, base, line, { "font-size": 11, fill: "#4a5460" });
+    base += LINE_PX;
+  };
+  const caption = figure.querySelector("figcaption");
+  // Lines of their own say which colour is which gene; all other words flow.
+  for (const line of caption?.querySelectorAll(":scope > div") ?? []) {
+    shape(group, "rect", { x: left, y: base - 9, width: 10, height: 10, fill: cssHex(line.querySelector(".swatch").style.background) });
+    write(line.textContent.trim(), left + 14);
+  }
+  const rest = [...(caption?.childNodes ?? [])].filter((node) => node.nodeName !== "DIV").map((node) => node.textContent);
+  for (const line of wrapped(rest.join("").trim(), (width - left) / 5.8)) write(line);
+  return Math.max(base, bar?.classList.contains("square") ? 44 : 0);
 }
 
 /** Lines of at most so many letters. */

@@ -417,6 +417,11 @@ def test_the_same_seed_gives_the_same_bits(cohort: Truth, mini_batch: bool) -> N
 
 def test_labels_lie_where_the_patches_do(grouped: Truth, tmp_path: Path) -> None:
     fitted = fit_kmeans(open_stream(grouped.url), KMeansSettings(GROUPS), tmp_path / "a" / "labels")
+    said = pl.read_parquet_metadata(tmp_path / "a" / "labels" / f"{min(SHAPES)}.parquet")["made_by"]
+    assert (
+        said
+        == f"k-means with {GROUPS} clusters and seed 0 on the embeddings of encoder {fitted.encoder[:16]}"
+    )
     frame = pl.concat(
         pl.read_parquet(tmp_path / "a" / "labels" / f"{name}.parquet") for name in sorted(SHAPES)
     )

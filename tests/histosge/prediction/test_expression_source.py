@@ -14,6 +14,7 @@ from sklearn.decomposition import PCA
 from typer.testing import CliRunner
 
 from featurestore.analysis.cluster_stream import ClusterStream, connect
+from featurestore.analysis.kmeans import KMeansSettings, fit_kmeans
 from featurestore.analysis.patch_stream import PatchStream
 from featurestore.analysis.pca import fit_pca
 from featurestore.analysis.summary import summarise
@@ -148,3 +149,14 @@ def test_a_map_that_was_begun_counts_what_is_not_predicted(maps: str, tmp_path: 
     ran = CliRunner().invoke(app, ["analyse", str(copy), "summary"])
     n = int(removed.is_tissue[block.slices].sum())
     assert f"{n} tissue patches left out, with no prediction: S02" in " ".join(ran.stderr.split())
+
+
+def test_labels_of_maps_say_which_model_and_how_many_genes(maps: str, tmp_path: Path) -> None:
+    stream = PatchStream(ExpressionSource(maps))
+    fit_kmeans(stream, KMeansSettings(k=3, seed=5), tmp_path / "labels")
+    made_by = ExpressionStore.open(maps).map("S01", SPEC.key).array.attrs["made_by"]
+    said = pl.read_parquet_metadata(tmp_path / "labels" / "S01.parquet")["made_by"]
+    assert said == (
+        f"k-means with 3 clusters and seed 5 on the expression of {len(_genes(maps))} genes that model "
+        f"{made_by['model'][:16]} predicts"
+    )

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from _models import invent_model
 from _stores import Made, write_store
+from matplotlib.text import Text
 
 from histosge.prediction.expression_store import ExpressionStore
 from histosge.prediction.predict import predict
 from histosge.prediction.report import _common_limits, write_prediction_report
-from histosge.reporting.plots import robust_limits, shared_scale_maps, to_svg
+from histosge.reporting.plots import robust_limits, shared_scale_maps, slide_maps, to_svg
 from histosge.training.saved_model import load_model
 
 MADE = Made((19, 23), 11, (7, 11), frame=2)
@@ -47,6 +48,27 @@ def test_named_genes_are_shown_large_on_every_slide(
         for i in (5, 2)
     ]
     assert limits == pytest.approx(robust_limits(values))
+
+
+@pytest.mark.parametrize("shape", [(61, 57), (61, 89), (31, 89), (89, 41), (13, 11)])
+def test_no_word_of_a_picture_is_cut_off(shape: tuple[int, int]) -> None:
+    values = np.linspace(0, 1, shape[0] * shape[1], dtype=np.float32).reshape(shape)
+    figures = [
+        shared_scale_maps({f"GENE{i}": values for i in range(n)}, (0.0, 1.0), 110.0) for n in (1, 2, 3, 5)
+    ]
+    small = {f"GENE{i}": values for i in range(3)}
+    figures.append(slide_maps(np.full((*shape, 3), 200, np.uint8), small, 110.0, (0.0, 0.0)))
+    for figure in figures:
+        figure.draw_without_rendering()
+        for text in figure.findobj(Text):
+            if not text.get_text() or not text.get_visible() or (text.axes and not text.axes.get_visible()):
+                continue
+            box = text.get_window_extent()
+            # Ticks beyond an axis' limits are not drawn.
+            if text.get_text()[0].isalpha():
+                assert box.y1 <= figure.bbox.height, (text.get_text(), shape, len(figure.axes))
+                assert box.y0 >= 0, (text.get_text(), shape, len(figure.axes))
+                assert 0 <= box.x0 <= box.x1 <= figure.bbox.width
 
 
 def test_a_common_scale_spans_the_robust_range_of_each_map() -> None:

@@ -140,6 +140,14 @@ def test_a_second_gene_is_seen_beside_the_first_and_blended_with_it(page: "Page"
     page.locator("#opacity").fill("100")
     settled(page, "AAA1")
     page.locator("#predicted-legend", has_text="White where both are high").wait_for()
+    settled(page, "AAA1")
+    ranges = [
+        page.locator(f"#{view}-legend figcaption > div").all_inner_texts()
+        for view in ("measured", "predicted")
+    ]
+    assert ranges[0] == ranges[1], "one scale for both views"
+    page.locator("#scale").select_option("own")
+    settled(page, "AAA1")
     corners = middle(still(page, PREDICTED))
     high, wide = corners.shape[0] // 5, corners.shape[1] // 5
     right_top, left_bottom = corners[:high, -wide:].mean((0, 1)), corners[-high:, :wide].mean((0, 1))
@@ -218,6 +226,11 @@ def test_what_a_link_names_and_is_not_there_is_said(page: "Page", address: str) 
         "at=1,2": "at=1,2",
         "limits=3,1": "limits without a range",
         "region=x|1,2": "a region that is no outline",
+        "region=far|90000,1 90009,1 90009,9": "1 region beside the slide",
+        "opacity=much": "opacity=much",
+        "spot-size=900": "spot-size=900",
+        "outline=perhaps": "outline=perhaps",
+        "without-domains=0,77": "domains 77",
         f"show={HOSTILE}": f"show={HOSTILE}",
     }
     page.goto(f"{address}/#slide=here&gene=AAA1&{'&'.join(named)}")
@@ -225,6 +238,94 @@ def test_what_a_link_names_and_is_not_there_is_said(page: "Page", address: str) 
     for said in named.values():
         page.locator("#notes", has_text=f"The link names {said}, which is not known here").wait_for()
     assert page.locator("#notes img").count() == 0
+    page.goto("about:blank")
+    page.goto(
+        f"{address}/#slide=here&gene=AAA1&at=90000,300,500,600&region=r|300,300 900,300 900,900&compare=7,rest,measured"
+    )
+    settled(page, "AAA1")
+    for said in ("a place beside the slide", "compare=7,rest,measured"):
+        page.locator("#notes", has_text=f"The link names {said}, which is not known here").wait_for()
+    assert "at=" not in page.url, "the whole slide is shown"
+
+
+def test_a_slide_that_was_held_out_is_no_warning(page: "Page", address: str) -> None:
+    page.goto(f"{address}/#slide=gone&gene=AAA1")
+    settled(page, "AAA1")
+    colour = "e => getComputedStyle(e).color"
+    quiet = page.locator("#notes .quiet")
+    assert "without spots of this slide" in quiet.inner_text()
+    held_out = quiet.evaluate(colour)
+    page.locator("#notes", has_text="Its thumbnail is shown instead").wait_for()
+    assert held_out != page.locator("#notes").evaluate(colour)
+    open_page(page, address)
+    assert "trained on" in page.locator("#training").inner_text()
+    assert page.locator("#notes .quiet").count() == 0, "training on the slide's spots is a warning"
+
+
+def test_what_is_known_of_both_genes_is_said_while_both_are_seen(page: "Page", address: str) -> None:
+    page.goto(f"{address}/#slide=here&gene=AAA1&second=ZZZ5&layout=pair-predicted&limits=1,4")
+    settled(page, "AAA1")
+    about = page.locator("#about-gene")
+    assert "AAA1: 90 % prediction interval" in about.inner_text()
+    assert "ZZZ5: 90 % prediction interval" in about.inner_text()
+    assert "the model abstains" in about.inner_text().split("ZZZ5")[1]
+    # One scale for both is that of the contrast.
+    for legend in ("#measured-legend", "#predicted-legend"):
+        assert "≤ 1.00" in page.locator(legend).inner_text()
+        assert "≥ 4.00" in page.locator(legend).inner_text()
+    page.locator("#layout").select_option("both")
+    page.locator("#show").select_option("blend")
+    page.locator("#predicted-legend", has_text="The model abstains from ZZZ5").wait_for()
+    page.locator("#show").select_option("gene")
+    settled(page, "AAA1")
+    assert "ZZZ5" not in about.inner_text()
+    _tools(page, "set-tools")
+    page.locator("#set-genes").fill("AAA1 ZZZ5 CCC3")
+    page.get_by_role("button", name="Show mean of z-scores").click()
+    page.locator("#about-gene", has_text="the model abstains from 2 of its 3 predicted genes").wait_for()
+
+
+def test_a_saved_blend_says_which_colour_is_which_gene_and_nothing_is_cut_off(
+    page: "Page", address: str
+) -> None:
+    page.set_viewport_size({"width": 1024, "height": 700})
+    page.goto(f"{address}/#slide=here&gene=AAA1&second=BBB2&show=blend&rim=hatched&least-tissue=90")
+    settled(page, "AAA1")
+    page.wait_for_selector("body[data-picture]")
+    _tools(page, "save-tools")
+    name, found = _save(page, "SVG")
+    assert name == "here_AAA1_BBB2.svg"
+    root = ET.fromstring(found)
+    words = [text.text or "" for text in root.iter(f"{SVG}text")]
+    assert words[0] == "here (trained on) · AAA1 · BBB2"
+    whole = " ".join(words)
+    for wanted in ("AAA1: ", "BBB2: ", "White where both are high", "less than 90 % tissue are hatched"):
+        assert wanted in whole, wanted
+    fills = {shape.get("fill") for shape in root.iter(f"{SVG}rect")}
+    assert {"#ff00ff", "#00ff00"} <= fills
+    page.locator("#show").select_option("clusters")
+    page.wait_for_selector("body[data-state=ready]")
+    page.locator("#predicted-legend", has_text="k-means").wait_for()
+    root = ET.fromstring(_save(page, "SVG")[1])
+    # Eight keys and a long caption: of both views' groups, the lowest words.
+    lowest = max(sum(float(place.split()[-1]) for place in places) for places in _text_places(root))
+    assert lowest + 3 <= float(root.get("height", 0))
+
+
+def _text_places(root: ET.Element) -> list[list[str]]:
+    """Of each text, the vertical shifts of its groups and its own: they add up to its place."""
+    found = []
+
+    def walk(node: ET.Element, shifts: list[str]) -> None:
+        moved = re.match(r"translate\((.*)\)", node.get("transform", ""))
+        here = [*shifts, moved[1]] if moved else shifts
+        if node.tag == f"{SVG}text":
+            found.append([*here, node.get("y", "0")])
+        for child in node:
+            walk(child, here)
+
+    walk(root, [])
+    return found
 
 
 def test_domains_are_hidden_one_by_one_and_have_the_colours_of_exports(page: "Page", address: str) -> None:
@@ -372,8 +473,8 @@ def test_a_store_without_a_map_shows_components_clusters_and_tissue(page: "Page"
         page.wait_for_selector("body[data-state=ready]")
         assert change(bare, still(page, PREDICTED)) > 0.01, "the grid is drawn"
         assert page.locator("#show option:not([hidden])").all_inner_texts() == [
-            "three components as colours",
-            "clusters of embeddings",
+            "components (RGB)",
+            "clusters",
             "quality flags",
             "tissue share",
         ]

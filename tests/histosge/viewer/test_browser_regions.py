@@ -132,6 +132,70 @@ def test_geojson_of_qupath_is_opened_as_text_and_in_the_right_place(
     assert page.locator("#region-list li").count() == 1
 
 
+def test_genes_that_the_model_abstains_from_are_grey_in_the_table_and_named_in_the_csv(
+    page: "Page", address: str
+) -> None:
+    open_page(page, address)
+    _open_tools(page, "region-tools")
+    page.get_by_role("button", name="What is in sight").click()
+    _compared(page)
+    rows = page.locator("#region-genes tbody tr")
+    grey = page.locator("#region-genes tbody tr.abstained").all_inner_texts()
+    assert {text.split()[0] for text in grey} == {"CCC3", "ZZZ5"}
+    assert "In grey: 2 genes from which the model abstains" in page.locator("#region-genes").inner_text()
+    colours = {
+        name: page.locator("#region-genes tr", has_text=name)
+        .locator("td:last-child")
+        .evaluate("e => getComputedStyle(e).color")
+        for name in ("AAA1", "ZZZ5")
+    }
+    assert colours["AAA1"] != colours["ZZZ5"]
+    page.locator("#region-values").select_option("measured")
+    assert page.locator("#region-genes tbody tr.abstained").count() == 0, "what is measured needs no trust"
+    assert rows.count() == 5
+    with page.expect_download() as downloaded:
+        page.get_by_role("button", name="Save CSV").click()
+    found = {
+        row["gene"]: row for row in csv.DictReader(Path(downloaded.value.path()).read_text().splitlines())
+    }
+    assert {name: row["model_abstains"] for name, row in found.items()} == {
+        "AAA1": "no",
+        "BBB2": "no",
+        "CCC3": "yes",
+        "ABC4": "no",
+        "ZZZ5": "yes",
+        "ONLY9": "",
+    }
+    assert float(found["AAA1"]["predicted_trust"]) == 0.9
+
+
+def test_a_link_restores_which_regions_are_compared(page: "Page", address: str) -> None:
+    regions = "region=one|400,400 700,400 700,800&region=two|700,400 1000,400 1000,800"
+    page.goto(f"{address}/#slide=here&gene=AAA1&{regions}&compare=1,0,measured")
+    settled(page, "AAA1")
+    page.locator("#region-counts", has_text="measured spots in two").wait_for()
+    chosen = ["region-one", "region-other", "region-values"]
+    assert [page.locator(f"#{name}").input_value() for name in chosen] == ["1", "0", "measured"]
+    assert page.locator("#region-genes thead th").all_inner_texts()[1:3] == ["two", "one"]
+    page.wait_for_function("() => location.hash.includes('compare=1%2C0%2Cmeasured')")
+    page.locator("#region-other").select_option(label="the rest")
+    page.wait_for_function("() => location.hash.includes('compare=1%2Crest%2Cmeasured')")
+
+
+def test_the_file_of_regions_is_chosen_by_keyboard_and_its_button_shows_the_focus(
+    page: "Page", address: str
+) -> None:
+    open_page(page, address)
+    _open_tools(page, "region-tools")
+    page.locator("#in-sight").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "region-file"
+    label = page.locator("label[for=region-file]")
+    assert label.evaluate("e => getComputedStyle(e).outlineStyle") == "solid"
+    with page.expect_file_chooser():
+        label.click()
+
+
 @pytest.mark.e2e
 def test_the_whole_slide_is_shown_also_while_a_view_is_still_moving(page: "Page", address: str) -> None:
     open_page(page, address)

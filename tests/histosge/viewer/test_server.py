@@ -4,9 +4,11 @@ import http.client
 import io
 import json
 import urllib.parse
+from pathlib import Path
 
 import anndata
 import numpy as np
+import polars as pl
 import pytest
 from PIL import Image
 from viewer_world import GENES, GRID, MPP, SIZE, SPOT_GENES, Get, World
@@ -14,6 +16,7 @@ from viewer_world import GENES, GRID, MPP, SIZE, SPOT_GENES, Get, World
 from featurestore.slides.open_slide import open_slide
 from featurestore.storage.store import Store
 from histosge.prediction.expression_store import ExpressionStore
+from histosge.viewer.map_domains import table_domains_made_by
 
 BARE, GONE, HERE = 0, 1, 2
 
@@ -59,6 +62,10 @@ def test_a_gene_comes_as_the_store_holds_it(get: Get, world: World) -> None:
 
 
 def test_quality_flags_come_with_their_names_as_the_store_holds_them(get: Get, world: World) -> None:
+    assert (
+        "only those that are skipped were left out"
+        in _json(get, f"data/{HERE}/layers/0/layer.json")["quality_by"]
+    )
     """The slide is clean: its tissue patches have no flag but that their focus was measured, which is not shown."""
     layer = _json(get, f"data/{HERE}/layers/0/layer.json")
     assert layer["quality"] == ["pen", "blur", "fold", "bubble", "edge", "skipped"]
@@ -122,9 +129,18 @@ def test_domains_come_from_a_table(get: Get) -> None:
     layer = _json(get, f"data/{HERE}/layers/0/layer.json")
     labels = np.frombuffer(get(f"data/{HERE}/layers/0/domains.i16").body, "<i2").reshape(layer["shape"])
     assert layer["domains"] == 2
+    assert layer["domains_by"].endswith("that this page was given: two halves of a test.")
     assert set(np.unique(labels)) == {-1, 0, 1}
     assert _json(get, f"data/{GONE}/layers/0/layer.json")["domains"] == 0
     assert get(f"data/{GONE}/layers/0/domains.i16").status == 404
+
+
+def test_who_made_domains_is_said_at_a_length_that_a_legend_takes(tmp_path: Path) -> None:
+    frame = pl.DataFrame({"row": [0], "col": [0], "cluster": [0]})
+    frame.write_parquet(tmp_path / "a.parquet", metadata={"made_by": "x" * 9000})
+    frame.write_parquet(tmp_path / "b.parquet")
+    assert len(table_domains_made_by(tmp_path, "a")) < 300
+    assert table_domains_made_by(tmp_path, "b").endswith("that this page was given.")
 
 
 def test_a_slide_that_is_gone_is_said_with_its_reason_and_its_thumbnail_is_there(get: Get) -> None:

@@ -108,7 +108,7 @@ def _write_domains(store: Store, folder: Path) -> None:
     place = {"x_um": stored.grid.x_um[cols], "y_um": stored.grid.y_um[rows]}
     labels = (cols > stored.grid.n_cols * 0.45).astype(np.int32)
     pl.DataFrame({"row": rows, "col": cols, **place, "cluster": labels}).write_parquet(
-        folder / "here.parquet"
+        folder / "here.parquet", metadata={"made_by": "two halves\nof a test"}
     )
 
 
