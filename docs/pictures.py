@@ -226,17 +226,21 @@ def draw_spatialdata(folder: Path) -> None:
     import spatialdata_plot  # noqa: F401  # it adds `pl` to SpatialData
 
     data = spatialdata.read_zarr(folder / "maps.sdata.zarr")
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.9), layout="constrained")
-    for axis, (shapes, table) in zip(
-        axes, (("S3_spots", "S3_measured"), ("S3_patches", "S3_expression")), strict=True
-    ):
+    parts = []
+    for shapes, table in (("S3_spots", "S3_measured"), ("S3_patches", "S3_expression")):
+        # A figure each: it puts its colour bars where a second panel would be.
+        figure, axes = plt.subplots(figsize=(4.6, 3.6))
         drawn = data.pl.render_images("S3_image").pl.render_shapes(
             shapes, color=GENES[0], table_name=table, method="matplotlib"
         )
-        drawn.pl.show(coordinate_systems="S3", ax=axis, title=f"{shapes}, {GENES[0]}")
-    file = folder / "spatialdata.png"
-    figure.savefig(file, dpi=110)
-    keep(Image.open(file).convert("RGB"), "gallery-spatialdata")
+        drawn.pl.show(coordinate_systems="S3", ax=axes, title=f"{shapes}, {GENES[0]}")
+        file = folder / f"{shapes}.png"
+        figure.savefig(file, dpi=110, bbox_inches="tight")
+        parts.append(Image.open(file).convert("RGB"))
+    both = Image.new("RGB", (sum(part.width for part in parts), max(part.height for part in parts)), "white")
+    for part, left in zip(parts, (0, parts[0].width), strict=True):
+        both.paste(part, (left, 0))
+    keep(both, "gallery-spatialdata")
 
 
 @contextmanager
