@@ -12,6 +12,9 @@ NAMES = (
     "faults",
     "planning",
     "reading",
+    "retraining",
+    "streaming",
+    "training",
     "viewing",
 )
 
