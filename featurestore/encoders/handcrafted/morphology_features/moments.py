@@ -48,9 +48,7 @@ class Moments:
         mean = maps.mean(-1)
         # Centred first: moments of raw values cancel to noise on nearly flat maps.
         centred = maps - mean.unsqueeze(-1)
-        # MKL adds up in another order where a row does not begin at a multiple of 64 bytes.
-        aligned = pad(centred, (0, -maps.shape[2] % ALIGNED)) if maps.shape[2] % ALIGNED else centred
-        products = torch.bmm(aligned, aligned.transpose(1, 2))
+        products = _products(centred)
         some = centred[:, :skewed]
         return cls(mean, products.div_(maps.shape[2]), (some * some).mul_(some).mean(-1))
 
@@ -70,6 +68,19 @@ class Moments:
         a, b = list(ones), list(others)
         sd = self.sd + FLOOR
         return self.products[:, a, b] / (sd[:, a] * sd[:, b])
+
+
+def _products(maps: Tensor) -> Tensor:
+    """Return the products of each two maps, ``(n, maps, maps)``, of ``(n, maps, positions)``."""
+    # MKL shares a lone product out among its threads, on some processors along the positions: the last bits would depend
+    # on the number of threads. Of several products each is computed by one thread.
+    parts = 2 if len(maps) == 1 else 1
+    # It adds up in another order where a row does not begin at a multiple of 64 bytes.
+    missing = -maps.shape[2] % (parts * ALIGNED)
+    aligned = pad(maps, (0, missing)) if missing else maps
+    of_parts = aligned.unflatten(2, (parts, -1)).transpose(1, 2).flatten(0, 1)
+    products = torch.bmm(of_parts, of_parts.transpose(1, 2))
+    return products.unflatten(0, (len(maps), parts)).sum(1) if parts > 1 else products
 
 
 def spread(values: Tensor) -> Tensor:
