@@ -78,9 +78,10 @@ def _products(maps: Tensor) -> Tensor:
     # It adds up in another order where a row does not begin at a multiple of 64 bytes.
     missing = -maps.shape[2] % (parts * ALIGNED)
     aligned = pad(maps, (0, missing)) if missing else maps
-    of_parts = aligned.unflatten(2, (parts, -1)).transpose(1, 2).flatten(0, 1)
+    n, n_maps, length = aligned.shape
+    of_parts = aligned.reshape(n, n_maps, parts, length // parts).transpose(1, 2).flatten(0, 1)
     products = torch.bmm(of_parts, of_parts.transpose(1, 2))
-    return products.unflatten(0, (len(maps), parts)).sum(1) if parts > 1 else products
+    return products.reshape(n, parts, n_maps, n_maps).sum(1) if parts > 1 else products
 
 
 def spread(values: Tensor) -> Tensor:
