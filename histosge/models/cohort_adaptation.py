@@ -142,9 +142,8 @@ def solve_cautiously(
     whole = whole.mapped(shift, by)
     error, paths = np.zeros((len(PENALTIES), n)), list[list[Affine]]()
     for held_out in Standardised(groups, shift, by):
-        # One decomposition for both halves: it is nearly all of the work.
-        solver, sums = RidgeSolver.from_sums(whole - held_out), held_out.outputs(anew)
-        solutions = [solver.solve(penalty * factor) for penalty in PENALTIES]
+        sums = held_out.outputs(anew)
+        solutions = RidgeSolver.from_sums(whole - held_out).path([penalty * factor for penalty in PENALTIES])
         error += [sums.error_within(_outputs(solution, slice(0, n))) for solution in solutions]
         paths.append([_outputs(solution, slice(n, n + n_stacked)) for solution in solutions])
     shared = [slice(0, n_stacked), *(slice(i, i + 1) for i in range(n_stacked, n))]

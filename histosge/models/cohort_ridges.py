@@ -93,8 +93,9 @@ def solve_scale(
     standardiser = adjust(standardiser_from_sums(whole, reference))
     shift, by = standardiser.mean - reference, 1 / standardiser.scale
     shared = [slice(0, n_stacked), *(slice(i, i + 1) for i in range(n_stacked, len(whole.y)))]
-    chosen = choose_penalties(Standardised(groups, shift, by), shared)
-    ridge = RidgeSolver.from_sums(whole.mapped(shift, by)).solve(chosen.penalties)
+    whole = whole.mapped(shift, by)
+    chosen = choose_penalties(Standardised(groups, shift, by), shared, whole=whole)
+    ridge = RidgeSolver.from_sums(whole).solve(chosen.penalties)
     stacked = [Affine(fit.weight[:, :n_stacked], fit.offset[:n_stacked]) for fit in chosen.without]
     return ScaleSolution(
         ridge.after(standardiser),

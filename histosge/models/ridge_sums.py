@@ -18,13 +18,15 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, symmetric_eigen
+from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser, shifted_solve
 from histosge.threads import blas_threads_for
 
 # Two a decade; with four, the public sections scored the same to 0.001. The largest gives almost the mean.
 PENALTIES = tuple(float(p) for p in 10.0 ** np.arange(-2, 3.01, 0.5))
 LONE_GROUP_PENALTY = 1.0
 """Taken where there is one group, so nothing to choose on: about what the public sections choose."""
+_STRIP = 64
+"""Columns of a triangle that are mirrored at once."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,11 @@ class RidgeSums:
 
     def arrays(self) -> dict[str, Floats]:
         """Return everything as named arrays; of the Gram matrix, which is symmetric, the upper triangle row by row."""
-        upper = np.triu(np.ones(self.xx.shape, bool))
         return {
             "n": np.array([float(self.n)]),
             "x": self.x,
             "y": self.y,
-            "xx": self.xx[upper],
+            "xx": np.concatenate([np.empty(0), *(row[i:] for i, row in enumerate(self.xx))]),
             "xy": self.xy,
             "yy": self.yy,
         }
@@ -118,9 +119,16 @@ class RidgeSums:
     def from_arrays(cls, arrays: Mapping[str, Floats]) -> Self:
         """Rebuild."""
         dim = len(arrays["x"])
-        xx = np.zeros((dim, dim))
-        xx[np.triu(np.ones(xx.shape, bool))] = arrays["xx"]
-        xx += np.triu(xx, 1).T
+        xx, start = np.empty((dim, dim)), 0
+        for i, row in enumerate(xx):
+            row[i:] = arrays["xx"][start : start + dim - i]
+            start += dim - i
+        # The lower triangle in strips: whole columns would touch another line of the cache with every number.
+        for first in range(0, dim, _STRIP):
+            strip = slice(first, first + _STRIP)
+            xx[strip.stop :, strip] = xx[strip, strip.stop :].T
+            corner = xx[strip, strip]
+            corner[:] = np.triu(corner) + np.triu(corner, 1).T
         return cls(int(arrays["n"][0]), arrays["x"], arrays["y"], xx, arrays["xy"], arrays["yy"])
 
     def outputs(self, columns: Indices) -> Self:
@@ -129,11 +137,16 @@ class RidgeSums:
 
     def mapped(self, shift: Floats, by: Floats) -> "RidgeSums":
         """Return the sums of inputs less a shift, ``(dim,)``, then scaled by ``(dim,)`` or mapped by ``(dim, n)``."""
-        x, cross = self.x - self.n * shift, np.outer(self.x, shift)
-        xx = self.xx - cross - cross.T + self.n * np.outer(shift, shift)
+        x = self.x - self.n * shift
+        # The mean of `self.x` and `x` twice, with the shift: all that the shift changes, as one symmetric product.
+        between = self.x - 0.5 * self.n * shift
+        xx = np.stack([between, shift], axis=1) @ np.stack([-shift, -between])
+        xx += self.xx
         xy = self.xy - np.outer(shift, self.y)
         if by.ndim == 1:
-            return replace(self, x=x * by, xx=xx * by[:, None] * by, xy=xy * by[:, None])
+            xx *= by[:, None]
+            xx *= by
+            return replace(self, x=x * by, xx=xx, xy=xy * by[:, None])
         return replace(self, x=x @ by, xx=by.T @ xx @ by, xy=by.T @ xy)
 
     def residual(self, affine: Affine) -> "RidgeSums":
@@ -199,45 +212,52 @@ def standardiser_from_sums(sums: RidgeSums, reference: Floats) -> Standardiser:
 
 @dataclass(frozen=True)
 class RidgeSolver:
-    """Solutions for every penalty, from one eigendecomposition.
+    """Solutions for every penalty.
 
     Parameters
     ----------
-    axes, eigenvalues
-        Of the centred Gram matrix, ``(dim, dim)`` and ``(dim,)``.
-    projected
-        Products of inputs and outputs on the axes, ``(dim, n_outputs)``.
+    gram, products
+        Of the centred inputs: with themselves, ``(dim, dim)``, and with the outputs, ``(dim, n_outputs)``.
     x_mean, y_mean
         ``(dim,)`` and ``(n_outputs,)``.
     mean_length
         Mean squared length of the centred inputs.
     """
 
-    axes: Floats
-    eigenvalues: Floats
-    projected: Floats
+    gram: Floats
+    products: Floats
     x_mean: Floats
     y_mean: Floats
     mean_length: float
 
     @classmethod
     def from_sums(cls, sums: RidgeSums) -> Self:
-        """Decompose; without any row, all solutions are 0."""
+        """Centre the sums; without any row, all solutions are 0."""
         n = max(sums.n, 1)
         x_mean, y_mean = sums.x / n, sums.y / n
-        eigenvalues, axes = symmetric_eigen(sums.xx - n * np.outer(x_mean, x_mean))
-        projected = axes.T @ (sums.xy - n * np.outer(x_mean, y_mean))
-        # Rounding leaves tiny negative values where there are fewer rows than inputs; and of constant inputs a tiny
-        # length, by which nothing may be divided.
-        eigenvalues = np.maximum(eigenvalues, 0.0)
-        length = max(float(eigenvalues.sum()), 1e-9 * float(np.trace(sums.xx)), 1e-300) / n
-        return cls(axes, eigenvalues, projected, x_mean, y_mean, length)
+        gram = np.outer(sums.x, -x_mean)
+        gram += sums.xx
+        products = sums.xy - np.outer(sums.x, y_mean)
+        # Of constant inputs rounding leaves a tiny length, by which nothing may be divided.
+        length = max(float(np.trace(gram)), 1e-9 * float(np.trace(sums.xx)), 1e-300) / n
+        return cls(gram, products, x_mean, y_mean, length)
 
     def solve(self, penalty: float | Floats) -> Affine:
         """Return the solution for one penalty, or for one per output, ``(n_outputs,)``."""
-        added = np.asarray(penalty) * self.mean_length
-        weight = self.axes @ (self.projected / (self.eigenvalues[:, None] + added))
-        return Affine(weight, self.y_mean - self.x_mean @ weight)
+        return self.path([penalty])[0]
+
+    def path(self, penalties: Sequence[float | Floats]) -> list[Affine]:
+        """Return one solution for each of some penalties, or for one per output each; see `solve`."""
+        wanted = np.array([np.broadcast_to(penalty, self.y_mean.shape) for penalty in penalties], np.float64)
+        weights = [np.empty_like(self.products) for _ in penalties]
+        # One factor for each penalty, whichever outputs have it in whichever solution.
+        for penalty in np.unique(wanted).tolist():
+            has_it = wanted == penalty
+            columns = np.flatnonzero(has_it.any(axis=0))
+            found = shifted_solve(self.gram, penalty * self.mean_length, self.products[:, columns])
+            for weight, own in zip(weights, has_it, strict=True):
+                weight[:, own] = found[:, own[columns]]
+        return [Affine(weight, self.y_mean - self.x_mean @ weight) for weight in weights]
 
 
 @dataclass(frozen=True)
@@ -257,7 +277,10 @@ class ChosenRidges:
 
 
 def choose_penalties(
-    groups: Sequence[RidgeSums], shared: Sequence[slice], penalties: Sequence[float] = PENALTIES
+    groups: Sequence[RidgeSums],
+    shared: Sequence[slice],
+    penalties: Sequence[float] = PENALTIES,
+    whole: RidgeSums | None = None,
 ) -> ChosenRidges:
     """Choose the penalties with the least error within groups left out in turn.
 
@@ -270,17 +293,17 @@ def choose_penalties(
         0.016.
     penalties
         To choose from.
+    whole
+        Sums of all groups, where they are added up already.
     """
-    whole = total(groups)
+    whole = total(groups) if whole is None else whole
     n_outputs = len(whole.y)
     if len(groups) < 2:
         return ChosenRidges(np.full(n_outputs, LONE_GROUP_PENALTY), [])
     error = np.zeros((len(penalties), n_outputs))
-    # Solutions for all penalties are kept, and not decompositions: each of those is as large as a Gram matrix.
     paths = list[list[Affine]]()
     for held_out in groups:
-        solver = RidgeSolver.from_sums(whole - held_out)
-        paths.append([solver.solve(penalty) for penalty in penalties])
+        paths.append(RidgeSolver.from_sums(whole - held_out).path(penalties))
         error += [held_out.error_within(solution) for solution in paths[-1]]
     best = np.empty(n_outputs, np.int64)
     for part in shared:

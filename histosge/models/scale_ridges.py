@@ -250,7 +250,7 @@ class _Fits:
         sums = [inputs.sums(Y, self._groups == g) for g in range(self._n_groups)]
         whole = total(sums)
         if self.given is None:
-            chosen = choose_penalties(sums, shared)
+            chosen = choose_penalties(sums, shared, whole=whole)
         else:
             sizes = [part.stop - part.start for part in shared]
             chosen = leave_out(sums, np.repeat(self.given[len(self.ridges)], sizes))

@@ -19,21 +19,20 @@ from histosge.models.low_rank_targets import LowRankTargets
 from histosge.models.ridge_sums import RidgeSums, total
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, gene_products, log_library
-from histosge.training.streaming.cohort import Cohort, Fit, SectionInput, SectionSource
+from histosge.training.streaming.cohort import Cohort, SectionInput, SectionSource
 from histosge.training.streaming.dense_fit import (
     HoldingOut,
     Solved,
     held_out_name,
     hold_out,
     ridge_sums,
-    solve_ridges,
     stacking_sums,
 )
 from histosge.training.streaming.gather import gather_sums
 from histosge.training.streaming.hold_out import HeldOutSection, predict_section, take_genes
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.section_tasks import OnStep
-from histosge.training.streaming.solve_fits import solve_fits
+from histosge.training.streaming.solve_fits import solve_ridges
 from histosge.training.streaming.survey import fit_differences
 
 
@@ -154,13 +153,17 @@ def adapt_dense(
     differences = fit_differences(cohort)
     gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"), differences)
 
-    def solve(number: int, fit: Fit) -> Solved:
-        both, n_patterns = outputs.columns(number), bases[number].n_patterns
-        groups = ridge_sums(cohort, fit, both, None, differences)
-        ridges = solve_ridges(groups, reference, n_patterns, differences, solve_cautiously)
-        return Solved(fit, both[len(both) // 2 :], groups[0].groups, ridges)
-
-    solved = solve_fits(cohort, len(reference), outputs.n_outputs, solve)
+    both_halves = [outputs.columns(number) for number in range(len(cohort.fits))]
+    sums_of = [
+        ridge_sums(cohort, fit, both, None, differences)
+        for fit, both in zip(cohort.fits, both_halves, strict=True)
+    ]
+    n_patterns = [basis.n_patterns for basis in bases]
+    ridges = solve_ridges(cohort, sums_of, reference, n_patterns, differences, solve_cautiously)
+    solved = [
+        Solved(fit, both[len(both) // 2 :], sums[0].groups, found)
+        for fit, both, sums, found in zip(cohort.fits, both_halves, sums_of, ridges, strict=True)
+    ]
     hold_out(cohort, solved, HoldingOut(cohort.source, outputs, differences), passes.begin("holding out"))
     held_out = dict[int, _Adapted]()
     for part, basis in zip(solved, bases, strict=True):

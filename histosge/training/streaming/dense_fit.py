@@ -2,20 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histosge.data.embedded_slide import EmbeddedSlide
 from histosge.data.gaussian_pooling import Precision
-from histosge.models.cohort_ridges import ScaleSolution, StackingSums, solve_scale
+from histosge.models.cohort_ridges import ScaleSolution, StackingSums
 from histosge.models.count_loss import CountHead
 from histosge.models.dense import DenseModel
-from histosge.models.linear_algebra import Affine, Floats, Indices, Standardiser
+from histosge.models.linear_algebra import Affine, Floats, Indices
 from histosge.models.low_rank_targets import LowRankTargets
-from histosge.models.ridge_sums import RidgeSums
 from histosge.models.scale_differences import ScaleDifferences
 from histosge.models.scale_ridges import SIGMAS_UM, ScaleRidges, average_scales
 from histosge.models.target_sums import GeneMoments, TargetBasis, log_library
@@ -30,7 +28,7 @@ from histosge.training.streaming.hold_out import (
 )
 from histosge.training.streaming.progress import Passes
 from histosge.training.streaming.section_tasks import OnStep
-from histosge.training.streaming.solve_fits import solve_fits
+from histosge.training.streaming.solve_fits import solve_ridges
 from histosge.training.streaming.start import Start
 from histosge.training.streaming.survey import fit_bases, fit_differences
 
@@ -193,15 +191,18 @@ def fit_dense(
     n_patterns, outputs = bases[0].axes.shape[1], _PatternOutputs(bases)
     gather_sums(cohort, SIGMAS_UM, outputs, reference, passes.begin("reading"), differences)
 
-    def solve(number: int, fit: Fit) -> Solved:
-        own = np.arange(number * n_patterns, (number + 1) * n_patterns)
-        columns = np.append(own, outputs.n_outputs - 1)
-        groups = ridge_sums(cohort, fit, columns, kept, differences)
-        return Solved(
-            fit, columns, groups[0].groups, solve_ridges(groups, reference, n_patterns, differences)
-        )
-
-    solved = solve_fits(cohort, len(reference), outputs.n_outputs, solve)
+    columns = [
+        np.append(np.arange(k * n_patterns, (k + 1) * n_patterns), outputs.n_outputs - 1)
+        for k in range(len(cohort.fits))
+    ]
+    sums_of = [
+        ridge_sums(cohort, fit, own, kept, differences) for fit, own in zip(cohort.fits, columns, strict=True)
+    ]
+    ridges = solve_ridges(cohort, sums_of, reference, [n_patterns] * len(sums_of), differences)
+    solved = [
+        Solved(fit, own, sums[0].groups, found)
+        for fit, own, sums, found in zip(cohort.fits, columns, sums_of, ridges, strict=True)
+    ]
     if start is None:
         how = HoldingOut(cohort.source, outputs, differences, keeps_out_of_fold)
         hold_out(cohort, solved, how, passes.begin("holding out"))
@@ -233,36 +234,6 @@ def ridge_sums(
     """Return the sums of each scale, and those of the differences."""
     n_ridges = len(SIGMAS_UM) + (differences is not None)
     return [GroupSums(cohort, fit, number, columns, kept) for number in range(n_ridges)]
-
-
-class SolveRidge(Protocol):
-    """Fits one ridge from sums, as `solve_scale` does."""
-
-    def __call__(
-        self,
-        groups: Sequence[RidgeSums],
-        reference: Floats,
-        n_stacked: int,
-        adjust: Callable[[Standardiser], Standardiser] = ...,
-    ) -> ScaleSolution:
-        """Fit; parameters are those of `solve_scale`."""
-        ...
-
-
-def solve_ridges(
-    groups: Sequence[GroupSums],
-    reference: Floats,
-    n_patterns: int,
-    differences: ScaleDifferences | None,
-    solve: SolveRidge = solve_scale,
-) -> list[ScaleSolution]:
-    """Fit a ridge for each scale, and one for their differences, from the sums of `ridge_sums`."""
-    n_scales = len(SIGMAS_UM)
-    ridges = [solve(sums, reference, n_patterns) for sums in groups[:n_scales]]
-    if differences is not None:
-        adjust = partial(differences.standardiser, means=[ridge.input_mean for ridge in ridges])
-        ridges.append(solve(groups[n_scales], differences.reference(reference), n_patterns, adjust))
-    return ridges
 
 
 def _weights_of(model: object) -> Floats:
