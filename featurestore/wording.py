@@ -9,5 +9,7 @@ def counted(n: int, noun: str) -> str:
     noun
         In the singular, with whatever stands between: ``tissue patch``. Its last word takes the plural in -s or -es.
     """
-    ending = "" if n == 1 else "es" if noun.endswith(("ch", "sh", "s", "x")) else "s"
+    # The ch of an epoch is spoken as k.
+    takes_es = noun.endswith(("ch", "sh", "s", "x")) and not noun.endswith("epoch")
+    ending = "" if n == 1 else "es" if takes_es else "s"
     return f"{n} {noun}{ending}"

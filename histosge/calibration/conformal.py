@@ -38,6 +38,7 @@ from histosge.data.sections import Patches, Spots, TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.models.nested_state import take
 from histosge.models.protocol import DepthModel, Model, State
+from histosge.threads import prefetch
 
 LEVEL = 0.9
 TRUSTED = 0.1
@@ -252,6 +253,8 @@ def measure_intervals(
     names: tuple[str, ...],
     reference: EmbeddingReference,
     level: float = LEVEL,
+    *,
+    threads: int = 1,
 ) -> Intervals | None:
     """Return intervals and trust from held-out spots, predicted by fits without them.
 
@@ -263,6 +266,8 @@ def measure_intervals(
         ``donor``, ``section`` or ``block``.
     names
         Of the donors; empty where they are not known.
+    threads
+        That work on genes side by side; the result does not depend on them.
 
     Returns
     -------
@@ -275,12 +280,16 @@ def measure_intervals(
     strata = None
     # Strata are chosen on folds left out in turn, which takes two.
     if spots.depth is not None and spots.fold.max() > spots.fold.min():
-        strata = choose_strata(spots.truth, spots.predicted, spots.depth, spots.fold, level, spots.donor)
+        strata = choose_strata(
+            spots.truth, spots.predicted, spots.depth, spots.fold, level, spots.donor, threads=threads
+        )
     n_genes = spots.truth.shape[1]
     columns = np.unique(np.linspace(0, n_genes - 1, MAX_GENES_OF_COVERAGE).round().astype(np.int64))
-    widths = list[Values]()
-    for some in gene_parts(np.arange(n_genes), len(spots.truth)):
-        widths.append(half_width(np.abs(spots.truth[:, some] - spots.predicted[:, some]), spots.donor, level))
+
+    def width(some: NDArray[np.int64]) -> Values:
+        return half_width(np.abs(spots.truth[:, some] - spots.predicted[:, some]), spots.donor, level)
+
+    widths = list(prefetch(width, gene_parts(np.arange(n_genes), len(spots.truth)), threads))
     shares, parts = dict[int, float](), gene_parts(columns, len(spots.truth))
     for some in parts:
         error = np.abs(spots.truth[:, some] - spots.predicted[:, some])
@@ -289,7 +298,7 @@ def measure_intervals(
             shares[donor] = shares.get(donor, 0.0) + share * len(some) / len(columns)
     return Intervals(
         np.concatenate(widths),
-        measure_trust(spots),
+        measure_trust(spots, threads=threads),
         level,
         len(spots.truth),
         held_out,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from histosge.calibration.values_on_disk import ValuesOnDisk
 from histosge.calibration.widths import Labels, half_width
+from histosge.threads import prefetch
 
 Values = NDArray[np.float32]
 
@@ -97,6 +98,8 @@ def choose_strata(
     fold: Labels,
     level: float,
     donor: Labels | None = None,
+    *,
+    threads: int = 1,
 ) -> DepthStrata | None:
     """Return strata if they have a better interval score than one width on folds left out in turn, else None.
 
@@ -110,22 +113,28 @@ def choose_strata(
         Which spots were held out together, ``(n_spots,)``.
     donor
         Of each spot; None for one donor.
+    threads
+        That work on genes side by side.
     """
     donor = np.zeros(len(truth), np.int64) if donor is None else donor
     columns = np.unique(np.linspace(0, truth.shape[1] - 1, MAX_GENES_OF_CHOICE).round().astype(np.int64))
     score_pooled = score_by_depth = 0.0
-    for some in gene_parts(columns, len(truth)):
-        scores = _scores(truth[:, some], predicted[:, some], depth, fold, level, donor)
+
+    def compared(some: NDArray[np.int64]) -> tuple[float, float] | None:
+        return _scores(truth[:, some], predicted[:, some], depth, fold, level, donor)
+
+    for scores in prefetch(compared, gene_parts(columns, len(truth)), threads):
         if scores is None:
             return None
         score_pooled += scores[0]
         score_by_depth += scores[1]
     if score_by_depth >= score_pooled:
         return None
-    found = [
-        DepthStrata.fit(np.abs(truth[:, some] - predicted[:, some]), depth, donor, level)
-        for some in gene_parts(np.arange(truth.shape[1]), len(truth))
-    ]
+
+    def fitted(some: NDArray[np.int64]) -> DepthStrata | None:
+        return DepthStrata.fit(np.abs(truth[:, some] - predicted[:, some]), depth, donor, level)
+
+    found = list(prefetch(fitted, gene_parts(np.arange(truth.shape[1]), len(truth)), threads))
     parts = [part for part in found if part is not None]
     if len(parts) < len(found):
         return None

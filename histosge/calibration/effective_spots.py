@@ -24,6 +24,7 @@ from scipy.spatial.distance import pdist, squareform
 from histosge.calibration.values_on_disk import ValuesOnDisk
 from histosge.heldout.metrics import correlate, within_sections
 from histosge.heldout.smooth_fields import spot_pitch_um
+from histosge.threads import prefetch
 
 Floats = NDArray[np.float64]
 
@@ -151,6 +152,8 @@ def pearson_lower_limit(
     predicted: NDArray[np.floating] | ValuesOnDisk,
     xy_um: NDArray[np.floating],
     labels: NDArray[np.generic],
+    *,
+    threads: int = 1,
 ) -> NDArray[np.float32]:
     """Return per gene a lower confidence limit (99 %) of the Pearson within labels, at least 0, ``(n_genes,)``.
 
@@ -160,13 +163,17 @@ def pearson_lower_limit(
         ``(n_spots, n_genes)``.
     xy_um, labels
         Position of each spot, ``(n_spots, 2)`` microns, and its label, ``(n_spots,)``.
+    threads
+        That work on genes side by side.
     """
     pairs = SpotPairs.from_positions(xy_um, labels)
-    limits = np.zeros(truth.shape[1], np.float32)
     step = max(1, _VALUES_AT_ONCE // max(len(truth), 1))
-    for start in range(0, len(limits), step):
+
+    def of_genes(start: int) -> Floats:
         some = slice(start, start + step)
         a, b = truth[:, some].astype(np.float64), predicted[:, some].astype(np.float64)
         pearson, _ = correlate(a, b, labels)
-        limits[some] = lower_limit(pearson, effective_spots(a, b, pairs))
-    return limits
+        return lower_limit(pearson, effective_spots(a, b, pairs))
+
+    limits = list(prefetch(of_genes, range(0, truth.shape[1], step), threads))
+    return np.concatenate([np.zeros(0), *limits]).astype(np.float32)

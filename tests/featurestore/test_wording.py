@@ -12,6 +12,7 @@ from featurestore.wording import counted
         (1, "tissue patch", "1 tissue patch"),
         (3, "tissue patch", "3 tissue patches"),
         (5, "class", "5 classes"),
+        (6, "epoch", "6 epochs"),
     ],
 )
 def test_a_number_agrees_with_its_noun(n: int, noun: str, text: str) -> None:

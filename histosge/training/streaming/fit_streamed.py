@@ -274,7 +274,8 @@ def _intervals(
     reference = EmbeddingReference.from_moments(
         [(survey.embedding_mean, survey.embedding_variance) for survey in surveys]
     )
-    return measure_intervals(spots, cohort.held_out, tuple(dict.fromkeys(cohort.donors)), reference)
+    names = tuple(dict.fromkeys(cohort.donors))
+    return measure_intervals(spots, cohort.held_out, names, reference, threads=cohort.tasks.threads)
 
 
 def fit_from_sums(

@@ -23,10 +23,12 @@ from histosge.data.section_survey import SectionSurvey, read_surveyed, survey_se
 from histosge.data.sections import Spots
 from histosge.data.seurat_ranks import SeuratRanks
 from histosge.models.dense import N_PATTERNS
+from histosge.models.linear_algebra import Floats
 from histosge.models.scale_differences import PatchSample, ScaleDifferences, is_projected
 from histosge.models.scale_ridges import differences_of
 from histosge.models.target_sums import GeneMoments, TargetBasis, gene_products
-from histosge.training.streaming.cohort import Cohort, CohortSection, SectionSource
+from histosge.threads import prefetch
+from histosge.training.streaming.cohort import Cohort, CohortSection, Fit, SectionSource
 from histosge.training.streaming.section_tasks import OnStep, SectionTasks
 from histosge.training.streaming.work_folder import WorkFolder
 
@@ -254,16 +256,22 @@ def sparse_target(spots: Spots, genes: Sequence[str], library: np.ndarray) -> sp
 
 
 def fit_bases(cohort: Cohort, moments: Sequence[GeneMoments]) -> list[TargetBasis]:
-    """Compute the patterns of each fit's training sections."""
-    columns = GeneMoments.merge(moments).choose_basis()
+    """Compute the patterns of each fit's training sections, on the threads of the cohort's tasks."""
+    columns, threads = GeneMoments.merge(moments).choose_basis(), cohort.tasks.threads
     products = {int(k): np.zeros((len(columns), len(columns))) for k in np.unique(cohort.fold)}
-    for index in range(len(cohort.sections)):
-        products[int(cohort.fold[index])] += gene_products(cohort.target(index), columns)
-    bases = []
-    for fit in cohort.fits:
+
+    def of_section(index: int) -> Floats:
+        return gene_products(cohort.target(index), columns)
+
+    # Added up in the order of the sections: the same bits on any number of threads.
+    for index, found in enumerate(prefetch(of_section, range(len(cohort.sections)), threads)):
+        products[int(cohort.fold[index])] += found
+
+    def basis(fit: Fit) -> TargetBasis:
         used = [part for fold, part in products.items() if fold != fit.fold]
-        bases.append(TargetBasis.fit(np.sum(used, axis=0), columns, N_PATTERNS))
-    return bases
+        return TargetBasis.fit(np.sum(used, axis=0), columns, N_PATTERNS)
+
+    return list(prefetch(basis, cohort.fits, threads))
 
 
 def card_sections(cohort: Cohort) -> tuple[dict[str, object], ...]:

@@ -1,12 +1,14 @@
 """Trust over many donors: read once, a few genes at a time."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from histosge.calibration import depth_strata, effective_spots
+from histosge.calibration.conformal import measure_intervals
+from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.calibration.trust import OutOfFold, measure_trust
 from histosge.heldout.metrics import correlate
 
@@ -55,6 +57,31 @@ def test_trust_reads_few_genes_at_a_time_however_many_donors_there_are(
         assert isinstance(watched, Watched)
         assert max(watched.reads) <= at_once
         assert sum(watched.reads) == 2 * N_SPOTS * N_GENES  # once for the limit, once for all donors
+
+
+def test_intervals_and_trust_have_the_same_bits_on_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (depth_strata, effective_spots):
+        monkeypatch.setattr(module, "_VALUES_AT_ONCE", 4 * N_SPOTS)
+    rng = np.random.default_rng(2)
+    spots, depth = _spots(rng), rng.normal(8, 1, N_SPOTS)
+    # Shallow spots are noisier, so that strata are chosen, too.
+    noise = rng.standard_normal((N_SPOTS, N_GENES)) * np.exp(8 - depth)[:, None]
+    truth = (spots.predicted[:, :] + 3 + noise).astype(np.float32)
+    spots = replace(spots, truth=truth, predicted=spots.predicted[:, :] + 3, depth=depth)
+    reference, names = EmbeddingReference.from_moments([(np.zeros(3), np.ones(3))]), ("a", "b")
+    one, three = (
+        measure_intervals(spots, "donor", names * (N_DONORS // 2), reference, threads=threads)
+        for threads in (1, 3)
+    )
+    assert one is not None
+    assert three is not None
+    assert one.strata is not None
+    wanted = one.state()
+    for name, array in three.state().items():
+        np.testing.assert_array_equal(array, wanted[name])
+    assert three.config() == one.config()
 
 
 def test_a_gene_that_fails_on_more_than_a_tenth_of_the_donors_is_not_trusted() -> None:

@@ -5,6 +5,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.linear_model import Ridge
 
+from histosge.models.linear_algebra import shifted_solve
 from histosge.models.ridge_sums import PENALTIES, RidgeSolver, RidgeSums, choose_penalties, total
 
 ROWS, DIM, OUTPUTS = 113, 17, 3
@@ -63,6 +64,48 @@ def test_penalties_are_those_with_the_least_error_on_groups_left_out() -> None:
     X, Y = (np.concatenate([part[i] for part in parts[1:]]) for i in (0, 1))
     alone = RidgeSolver.from_sums(RidgeSums.from_rows(X, Y)).solve(chosen.penalties)
     np.testing.assert_allclose(chosen.without[0].weight, alone.weight, rtol=1e-8)
+
+
+@pytest.mark.parametrize("dim", [1, 5, 64, 65, 200])
+def test_a_triangle_of_sums_is_restored_to_the_bit(dim: int) -> None:
+    X, Y = np.random.default_rng(dim).standard_normal((30, dim)), np.ones((30, 2))
+    sums = RidgeSums.from_rows(X, Y)
+    arrays = sums.arrays()
+    # Row by row from the diagonal on, as sums that are kept with models have it.
+    np.testing.assert_array_equal(arrays["xx"], sums.xx[np.triu_indices(dim)])
+    upper = np.triu(sums.xx)
+    np.testing.assert_array_equal(RidgeSums.from_arrays(arrays).xx, upper + np.triu(upper, 1).T)
+
+
+def test_sums_of_shifted_and_scaled_inputs_are_those_of_their_rows() -> None:
+    X, Y = _rows(3)
+    shift, by = X.mean(axis=0) + 0.3, np.linspace(0.0, 2.0, DIM)
+    found, wanted = (
+        RidgeSums.from_rows(X, Y).mapped(shift, by),
+        RidgeSums.from_rows((X - shift) * by, Y),
+    )
+    for name, array in found.arrays().items():
+        np.testing.assert_allclose(array, wanted.arrays()[name], rtol=1e-9, atol=1e-8)
+
+
+def test_a_path_has_each_output_with_its_own_penalty() -> None:
+    X, Y = _rows(4)
+    solver = RidgeSolver.from_sums(RidgeSums.from_rows(X, Y))
+    mixed = [np.array([0.1, 3.0, 0.1]), np.array([3.0, 3.0, 50.0])]
+    for fit, penalties in zip(solver.path(mixed), mixed, strict=True):
+        for output, penalty in enumerate(penalties.tolist()):
+            alone = solver.solve(penalty)
+            np.testing.assert_allclose(fit.weight[:, output], alone.weight[:, output], rtol=1e-10)
+            np.testing.assert_allclose(fit.offset[output], alone.offset[output], rtol=1e-10)
+
+
+def test_a_shift_below_the_rounding_of_a_matrix_still_gives_a_solution() -> None:
+    vector = np.linspace(1, 2, 7)
+    matrix = np.outer(vector, vector)
+    # Rounding has left a value below 0, where a matrix of products cannot have one.
+    matrix -= 1e-13 * np.eye(7)
+    found = shifted_solve(matrix, 1e-14, vector[:, None])
+    np.testing.assert_allclose(matrix @ found, vector[:, None], rtol=1e-6)
 
 
 def test_one_group_or_constant_inputs_give_a_finite_fit() -> None:
