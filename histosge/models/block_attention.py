@@ -46,6 +46,7 @@ from histosge.models.block_training import (
     section_errors,
     split_sections,
     train_network,
+    whiten_blocks,
 )
 from histosge.models.checkpoint import Checkpoint
 from histosge.models.dense import DenseModel
@@ -295,7 +296,10 @@ class AttentionModel:
             network = BlockNetwork(shape, dense.targets.axes, dense.targets.sd)
             if start is not None:
                 network = start(network)
+            if (whitening := whiten_blocks(data, parts.training)) is not None:
+                network.whiten(whitening, is_trained=start is not None)
             trained = train_network(network, data, parts, settings, seed=seed, checkpoint=checkpoint)
+            trained.network.fold_whitening()
         return cls._judge(dense, standardiser, trained, data, parts, adds_nothing=start is None)
 
     @classmethod

@@ -1,6 +1,7 @@
 """The network of the preset `attention`: a transformer over the patches of a block and its halo.
 
     x_p  = T z_p                                            z: standardised embedding of a patch; once per patch and block
+                                                            T = U W while it is trained, see `histosge.models.whitening`
     x_p += O sum_n softmax_n(q_p k_n' / sqrt(d) + b(|p - n|)) v_n      n: tissue patches within the layer's radius, per head
     x_p += M2 gelu(M1 norm(x_p))
     r_p  = sd * (axes P norm(x_p) + G norm(x_p))            per gene; P and G are zero at the start, so r = 0
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from histosge.models.linear_algebra import Floats, Indices
+from histosge.models.whitening import Whitening
 
 MAX_STEPS = 6
 """Positions between a patch and the edge of its neighbourhood, at most. On a finer grid only every second, third ...
@@ -287,6 +289,7 @@ class BlockNetwork(nn.Module):
 
     axes: Tensor
     sd: Tensor
+    whitening: Tensor | None
 
     def __init__(self, shape: NetworkShape, axes: Floats, sd: Floats) -> None:
         super().__init__()
@@ -303,6 +306,29 @@ class BlockNetwork(nn.Module):
         nn.init.zeros_(self.residual.weight)
         self.register_buffer("axes", torch.from_numpy(np.asarray(axes, np.float32)))
         self.register_buffer("sd", torch.from_numpy(np.asarray(sd, np.float32)))
+        # Not saved: it is folded into the weights after the training.
+        self.register_buffer("whitening", None, persistent=False)
+
+    def whiten(self, whitening: Whitening, *, is_trained: bool) -> None:
+        """Train the tokens on whitened embeddings from here on.
+
+        Parameters
+        ----------
+        is_trained
+            What the network computes stays as it is. Otherwise its random weights become those of whitened embeddings.
+        """
+        if is_trained:
+            with torch.no_grad():
+                self.tokens.weight.copy_(self.tokens.weight.double() @ torch.from_numpy(whitening.inverse))
+        self.whitening = single(whitening.matrix)
+
+    def fold_whitening(self) -> None:
+        """Multiply the whitening into the weights; what the network computes does not change."""
+        if self.whitening is None:
+            return
+        with torch.no_grad():
+            self.tokens.weight.copy_(self.tokens.weight.double() @ self.whitening.double())
+        self.whitening = None
 
     def forward(self, embedding: Tensor, plan: BlockPlan, *, pairs: bool | None = None) -> Tensor:
         """Return what is added to log1p(CP10k), ``(n_of, n_genes)``.
@@ -314,10 +340,14 @@ class BlockNetwork(nn.Module):
         pairs
             See `Layer.forward`; None means on a GPU.
         """
+        weight = self.tokens.weight
+        # On the weights, which are fewer than the numbers of a block's embeddings.
         if self.training and self.shape.feature_dropout > 0:
-            kept = functional.dropout(embedding.new_ones(embedding.shape[1]), self.shape.feature_dropout)
-            embedding = embedding * kept
-        return self.from_tokens(self.tokens(embedding), plan, pairs=pairs)
+            weight = weight * functional.dropout(weight.new_ones(weight.shape[1]), self.shape.feature_dropout)
+        if self.whitening is not None:
+            weight = weight @ self.whitening
+        tokens = functional.linear(embedding, weight, self.tokens.bias)
+        return self.from_tokens(tokens, plan, pairs=pairs)
 
     def from_tokens(self, tokens: Tensor, plan: BlockPlan, *, pairs: bool | None = None) -> Tensor:
         """Return what `forward` does, from tokens ``(n_needed, width)`` that are computed already."""

@@ -67,7 +67,7 @@ def fit_attention(
         settings,
         seed=seed,
         # The folder is of this training alone: its record holds settings and inputs.
-        checkpoint=Checkpoint(cohort.folder.path / "network", f"seed {seed}, epochs {epochs}"),
+        checkpoint=Checkpoint(cohort.folder.path / "network", f"seed {seed}, epochs {epochs}, whitened"),
     )
     return StreamedAttention(model)
 

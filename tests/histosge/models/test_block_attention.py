@@ -24,6 +24,7 @@ from histosge.models.checkpoint import Checkpoint
 from histosge.models.dense import DenseModel
 from histosge.models.linear_algebra import Standardiser
 from histosge.models.low_rank_targets import MAX_LOG
+from histosge.models.whitening import SHRINKAGE, Whitening
 
 GENES, DIM, SIDE, STRIDE = 7, 5, 18, 56.0
 # Two small layers: the tests are about exactness.
@@ -91,6 +92,21 @@ def test_an_untrained_network_gives_dense_to_the_bit() -> None:
     shifted = spot_prediction(spot, d, r, (*overlap, share), float(MAX_LOG))  # type: ignore[arg-type]
     expected = spots_from_patches(section.overlap, (d + r).numpy())
     np.testing.assert_allclose(shifted.numpy(), expected, atol=2e-5)
+
+
+def test_a_whitened_covariance_is_shrunk_towards_one_and_keeps_its_length() -> None:
+    spread = np.array([4.0, 1.0, 0.25, 0.01, 0.0])
+    axes = np.linalg.qr(np.random.default_rng(7).standard_normal((5, 5)))[0]
+    covariance = (axes * spread) @ axes.T
+    whitening = Whitening.from_covariance(covariance)
+    assert whitening is not None
+    np.testing.assert_allclose(whitening.matrix @ whitening.inverse, np.eye(5), atol=1e-10)
+    np.testing.assert_allclose(whitening.matrix, whitening.matrix.T, atol=1e-12)
+    whitened = whitening.matrix @ covariance @ whitening.matrix
+    found = np.diag(axes.T @ whitened @ axes)
+    expected = spread / (spread + SHRINKAGE * spread.mean())
+    np.testing.assert_allclose(found, expected * spread.sum() / expected.sum(), atol=1e-10)
+    assert Whitening.from_covariance(np.zeros((3, 3))) is None
 
 
 @pytest.mark.parametrize("stride_um", [56.0, 14.0])
@@ -197,6 +213,39 @@ def test_a_network_takes_over_another_one_for_other_patterns_and_fewer_genes() -
     torch.testing.assert_close(
         found / 3, _added(earlier, patches, of, pairs=False)[:, columns], atol=1e-5, rtol=1e-5
     )
+
+
+def test_whitening_changes_neither_what_a_trained_network_computes_nor_what_is_saved() -> None:
+    patches, of = _section(1).patches, np.arange(40, 90)
+    mixed = np.random.default_rng(5).standard_normal((DIM, DIM)) * np.array([3.0, 1.0, 1.0, 0.3, 0.1])
+    whitening = Whitening.from_covariance(mixed.T @ mixed)
+    assert whitening is not None
+    plain, network = _network(), _network()
+    network.whiten(whitening, is_trained=True)
+    wanted = _added(plain, patches, of, pairs=False)
+    torch.testing.assert_close(_added(network, patches, of, pairs=False), wanted, atol=1e-5, rtol=1e-4)
+    assert set(network.state_dict()) == set(plain.state_dict())
+    # Folded in, it is part of the weights; without it, they are others.
+    network.fold_whitening()
+    torch.testing.assert_close(_added(network, patches, of, pairs=False), wanted, atol=1e-5, rtol=1e-4)
+    anew = _network()
+    anew.whiten(whitening, is_trained=False)
+    trained = _added(anew, patches, of, pairs=False)
+    assert (trained - wanted).abs().max() > 0.1
+    anew.fold_whitening()
+    torch.testing.assert_close(_added(anew, patches, of, pairs=False), trained, atol=1e-5, rtol=1e-4)
+
+
+def test_features_of_little_variance_are_learned_as_fast_as_others() -> None:
+    """The first number of the embedding, which genes follow, has a tenth of the variance of the others, and a rotation hides it."""
+    rotation = np.linalg.qr(np.random.default_rng(6).standard_normal((DIM, DIM)))[0]
+    weak = (np.diag([0.3, *[1.0] * (DIM - 1)]) @ rotation).astype(np.float32)
+    sections = [
+        replace(one, patches=one.patches.with_embedding(one.patches.embedding @ weak))
+        for one in map(_section, range(9))
+    ]
+    model = AttentionModel.fit(sections, epochs=14, settings=SMALL)
+    assert max(model.facts["judging_change"]) < -0.1
 
 
 def test_a_model_goes_on_from_its_network() -> None:
