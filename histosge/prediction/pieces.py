@@ -20,6 +20,9 @@ from histosge.data.embedded_slide import EmbeddedSlide, halo_patches, touched_in
 PIECE_BLOCKS = 8
 """Blocks of one task, neighbours in one row of blocks: half a second of work for 1,000 genes, against some milliseconds
 that a task costs the scheduler, and enough tasks of a slide of 10,000 patches to keep several workers busy."""
+SMALL_SLIDE_BLOCKS = 16
+"""Blocks of a slide that one task predicts whole: there is work enough for several workers in other slides, and what tasks
+cost, and patches that travel between them, took half as long again as the prediction itself."""
 ROWS_PER_HALO = 4
 """Rows of blocks in a task that reads its halo itself, for each row that the halo reaches on either side: at most half
 as many blocks again are read."""
@@ -85,6 +88,8 @@ def cut_into_pieces(
             bands.setdefault(block.index[0] // (ROWS_PER_HALO * halo_rows), []).append(block)
         return Pieces(tuple(Piece(tuple(band)) for band in bands.values()), {})
     planned = {block.index: block for block in slide.stored.planned(slide.array.block_shape)}
+    if missing and len(planned) <= SMALL_SLIDE_BLOCKS:
+        return Pieces((Piece(tuple(missing)),), {})
     pieces, needed = list[Piece](), set[tuple[int, int]]()
     for blocks in _grouped(missing).values():
         touched = {i for block in blocks for i in touched_indices(slide, block, halo_um) if i in planned}

@@ -237,7 +237,7 @@ def test_whitening_changes_neither_what_a_trained_network_computes_nor_what_is_s
 
 
 def test_features_of_little_variance_are_learned_as_fast_as_others() -> None:
-    """The first number of the embedding, which genes follow, has a tenth of the variance of the others, and a rotation hides it."""
+    """Genes follow a feature that has a tenth of the variance of the others, and that a rotation hides."""
     rotation = np.linalg.qr(np.random.default_rng(6).standard_normal((DIM, DIM)))[0]
     weak = (np.diag([0.3, *[1.0] * (DIM - 1)]) @ rotation).astype(np.float32)
     sections = [

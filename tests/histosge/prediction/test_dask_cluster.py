@@ -31,7 +31,7 @@ from histosge.data.section_loading import Selection
 from histosge.models.protocol import ReducingModel
 from histosge.prediction.dask_cluster import new_run, predict_on_cluster
 from histosge.prediction.expression_store import GENE_GROUP, ExpressionStore
-from histosge.prediction.pieces import cut_into_pieces
+from histosge.prediction.pieces import SMALL_SLIDE_BLOCKS, cut_into_pieces
 from histosge.prediction.predict import PredictSettings, predict
 from histosge.prediction.worker import (
     FailedTask,
@@ -46,7 +46,8 @@ from histosge.training.saved_model import SavedModel, load_model, save_model
 from histosge_cli.main import app
 
 SLIDES = 3
-MADE = Made((23, 29), 13, (7, 11), frame=2)
+MADE = Made((23, 29), 13, (5, 7), frame=2)
+"""25 blocks: more than one task predicts."""
 
 
 class Cohort:
@@ -273,6 +274,34 @@ def test_each_missing_block_is_in_one_piece_and_its_window_in_what_the_piece_rea
                     and other.cols[1] > cols[0]
                 )
                 assert not overlaps or other.index in inside
+
+
+def test_a_small_slide_is_one_task_that_reads_its_blocks_itself(made: Cohort, tmp_path: Path) -> None:
+    few = write_store(tmp_path / "few", 1, replace(MADE, block=(8, 8)))
+    for store, is_one in ((few, True), (made.store, False)):
+        slide = open_embedded(store, "S00", None, None)
+        planned = slide.stored.planned(slide.array.block_shape)
+        assert (len(planned) <= SMALL_SLIDE_BLOCKS) == is_one
+        cut = cut_into_pieces(slide, planned, 3 * slide.stored.grid.stride_um, is_reduced=True)
+        assert (len(cut.pieces) == 1) == is_one
+        assert (not cut.readings) == is_one
+        # A slide's size counts, not what is left of it.
+        rest = cut_into_pieces(slide, planned[-1:], 3 * slide.stored.grid.stride_um, is_reduced=True)
+        assert (not rest.readings) == is_one
+        assert [piece.blocks for piece in rest.pieces] == [tuple(planned[-1:])]
+        assert cut_into_pieces(slide, [], 99.0, is_reduced=True).pieces == ()
+
+
+@pytest.mark.e2e
+def test_small_slides_that_workers_share_out_have_the_same_maps(cluster: Client, tmp_path: Path) -> None:
+    few = write_store(tmp_path / "few", 3, replace(MADE, block=(8, 8)))
+    invent_model(few, "S00", tmp_path / "model", 17)
+    arguments = (few.location.url, tmp_path / "model")
+    seen: list[Progress] = []
+    here = predict(*arguments, str(tmp_path / "here"))
+    assert predict(*arguments, str(tmp_path / "there"), _on(cluster), on_progress=seen.append) == here
+    assert _blocks(tmp_path / "there") == _blocks(tmp_path / "here")
+    assert [progress.done for progress in seen] == [result.planned for result in here]
 
 
 @pytest.mark.e2e
