@@ -14,8 +14,9 @@ While it runs, the work folder takes about 4 GB.
     max_difference            largest difference between predictions of a streamed training and an oracle in plain float64
                               (`_dense_oracle.py`: scipy and scikit-learn, in memory), over their standard deviation, on six
                               small sections
-    workers_speedup           `train --workers 1` over `--workers 2`, beside two plain trainings at once over one after the
-                              other (workers_share_of_raw); the models are the same to the bit (workers_difference)
+    workers_speedup           `train --scheduler` with one worker over two, started and warm, one BLAS thread each, beside
+                              two plain trainings at once over one after the other (workers_share_of_raw); the models are the
+                              same to the bit (workers_difference)
     1,000 sections: ...       what the larger training comes to at 1,000 sections: nothing was run at that size
 """
 
@@ -26,7 +27,10 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +39,7 @@ from _common import Result, options, report
 from _dense_oracle import DenseOracle, predict_exactly
 from safetensors.numpy import load_file
 
+from featurestore.analysis.cluster_stream import connect
 from histosge.data.section_loading import Selection, load_sections, training_section
 from histosge.training.train import TrainSettings, train
 
@@ -95,8 +100,8 @@ SCRIPT = """
         return read_block(*args, **kwargs)
     BlockArray.read_block = count
     begun = time.perf_counter(), time.process_time()
-    sheet, store, model, workers = sys.argv[1:]
-    train(sheet, store, model, TrainSettings(genes=1000, workers=int(workers) or None), stream=True)
+    sheet, store, model, scheduler = sys.argv[1:]
+    train(sheet, store, model, TrainSettings(genes=1000, scheduler=scheduler or None), stream=True)
     seconds, cpu_s = time.perf_counter() - begun[0], time.process_time() - begun[1]
     (peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
     print(json.dumps([seconds, cpu_s, int(peak) / 2**20, reads]))
@@ -127,14 +132,14 @@ def run(kept: Path, made: MadeCohort, sections: int, scratch: Path) -> Run:
     )
 
 
-def start(sheet: Path, store: Path, model: Path, workers: int = 0) -> "subprocess.Popen[str]":
-    """Start a training in a process of its own, or on so many workers."""
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(sheet), str(store), str(model)]
+def start(
+    sheet: Path, store: Path, model: Path, scheduler: str = "", threads: int = 1
+) -> "subprocess.Popen[str]":
+    """Start a training in a process of its own, which has so many threads, or on the workers of a scheduler."""
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(sheet), str(store), str(model), scheduler]
     # Threads of BLAS that wait for each other would count as work.
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, str(workers)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
-    )
+    env = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
 
 
 def finish(process: "subprocess.Popen[str]") -> list[float]:
@@ -147,7 +152,15 @@ def finish(process: "subprocess.Popen[str]") -> list[float]:
 
 
 WORKER_SECTIONS = 10
-"""About 50 s on one worker: its start and that of the cluster, which count, take a few."""
+"""More than a minute on one worker."""
+
+
+@contextmanager
+def warm_cluster(workers: int) -> Iterator[str]:
+    """Start worker processes that have loaded what a training needs, and return the scheduler's address."""
+    with connect(workers, None) as client:
+        client.run(import_module, "histosge.training.train")
+        yield client.scheduler.address
 
 
 def on_workers(kept: Path, made: MadeCohort, scratch: Path, repeats: int) -> list[Result]:
@@ -157,7 +170,9 @@ def on_workers(kept: Path, made: MadeCohort, scratch: Path, repeats: int) -> lis
     for number in range(repeats):
         for workers in (1, 2):
             model = scratch / f"workers-{workers}-{number}"
-            seconds, *_ = finish(start(sheet, store, model, workers))
+            with warm_cluster(workers) as scheduler:
+                # Between the passes its process computes, and the workers wait: as many threads as with `--workers`.
+                seconds, *_ = finish(start(sheet, store, model, scheduler, threads=workers))
             found.setdefault(f"{workers} workers", []).append(seconds)
         for processes in (1, 2):
             models = [scratch / f"plain-{processes}-{number}-{i}" for i in range(processes)]

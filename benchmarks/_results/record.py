@@ -27,6 +27,11 @@ def store(name: str, entry: Mapping[str, Any]) -> None:
     RECORD.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
 
 
+def digits(value: float) -> float:
+    """Return a value with seven digits; not so many decimals, since a difference may be 1e-7."""
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
 def measured_now(name: str, values: Values) -> dict[str, Any]:
     """Return the entry of a part that was just measured on this working tree."""
     return {
@@ -34,5 +39,5 @@ def measured_now(name: str, values: Values) -> dict[str, Any]:
         "commit": commit(),
         "date": dt.datetime.now(dt.UTC).date().isoformat(),
         "machine": machine(),
-        "values": {what: round(value, 6) for what, value in values.items()},
+        "values": {what: digits(value) for what, value in values.items()},
     }

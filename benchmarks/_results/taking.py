@@ -6,7 +6,7 @@ from typing import Any
 from _common import commit
 
 from _results.catalogue import MEASURED
-from _results.record import ROOT
+from _results.record import ROOT, digits
 
 
 def taken(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -26,7 +26,7 @@ def taken(document: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         "commit": document["commit"] or commit(),
         "date": document["date"][:10],
         "machine": f"{about.strip('()')}, {document['machine']}" if name == "gpu" else document["machine"],
-        "values": {one["what"]: round(one["value"], 6) for one in figures},
+        "values": {one["what"]: digits(one["value"]) for one in figures},
         "units": {one["what"]: one["unit"] for one in figures if one["unit"]},
         # The record sorts its keys.
         "order": [one["what"] for one in figures],

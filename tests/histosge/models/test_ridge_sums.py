@@ -99,6 +99,17 @@ def test_a_path_has_each_output_with_its_own_penalty() -> None:
             np.testing.assert_allclose(fit.offset[output], alone.offset[output], rtol=1e-10)
 
 
+@pytest.mark.parametrize("n", [1, 95, 96, 97, 300])
+def test_a_shifted_solution_is_that_of_lapack(n: int) -> None:
+    rng = np.random.default_rng(n)
+    rows, right = rng.standard_normal((n + 5, n)), rng.standard_normal((n, 4))
+    matrix = rows.T @ rows
+    before = matrix.copy()
+    found = shifted_solve(matrix, 0.3, right)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix + 0.3 * np.eye(n), right), rtol=1e-8, atol=1e-10)
+    np.testing.assert_array_equal(matrix, before)
+
+
 def test_a_shift_below_the_rounding_of_a_matrix_still_gives_a_solution() -> None:
     vector = np.linspace(1, 2, 7)
     matrix = np.outer(vector, vector)
