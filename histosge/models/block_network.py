@@ -345,7 +345,9 @@ class BlockNetwork(nn.Module):
         if self.training and self.shape.feature_dropout > 0:
             weight = weight * functional.dropout(weight.new_ones(weight.shape[1]), self.shape.feature_dropout)
         if self.whitening is not None:
-            weight = weight @ self.whitening
+            # In single precision also where the layers are in bf16: small directions are differences of large weights.
+            with torch.autocast(weight.device.type, enabled=False):
+                weight = weight @ self.whitening
         tokens = functional.linear(embedding, weight, self.tokens.bias)
         return self.from_tokens(tokens, plan, pairs=pairs)
 
