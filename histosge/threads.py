@@ -23,6 +23,9 @@ Result = TypeVar("Result")
 _LARGE_PRODUCT = 2_000_000_000
 """Multiplications from which on a product may use all cores: 50 ms of one core; its threads may wait for some ms."""
 
+FEW_THREADS = 4
+"""That hold arrays of many spots each, at most: 0.1 to 0.2 GB a thread, however many cores there are."""
+
 
 def usable_cores() -> int:
     """Return how many cores this process is meant to use: those that are its own, or fewer by ``OMP_NUM_THREADS``."""

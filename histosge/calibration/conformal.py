@@ -38,7 +38,7 @@ from histosge.data.sections import Patches, Spots, TrainingSection
 from histosge.data.spot_overlap import spots_from_patches
 from histosge.models.nested_state import take
 from histosge.models.protocol import DepthModel, Model, State
-from histosge.threads import prefetch
+from histosge.threads import FEW_THREADS, prefetch
 
 LEVEL = 0.9
 TRUSTED = 0.1
@@ -267,7 +267,7 @@ def measure_intervals(
     names
         Of the donors; empty where they are not known.
     threads
-        That work on genes side by side; the result does not depend on them.
+        That work on genes side by side, `FEW_THREADS` at most; the result does not depend on them.
 
     Returns
     -------
@@ -277,7 +277,7 @@ def measure_intervals(
     # With fewer, the conformal rank exceeds the number of errors: no width has the level.
     if len(spots.truth) < 1 / (1 - level):
         return None
-    strata = None
+    strata, threads = None, min(threads, FEW_THREADS)
     # Strata are chosen on folds left out in turn, which takes two.
     if spots.depth is not None and spots.fold.max() > spots.fold.min():
         strata = choose_strata(

@@ -27,7 +27,7 @@ from histosge.models.linear_algebra import Floats
 from histosge.models.scale_differences import PatchSample, ScaleDifferences, is_projected
 from histosge.models.scale_ridges import differences_of
 from histosge.models.target_sums import GeneMoments, TargetBasis, gene_products
-from histosge.threads import prefetch
+from histosge.threads import FEW_THREADS, prefetch
 from histosge.training.streaming.cohort import Cohort, CohortSection, Fit, SectionSource
 from histosge.training.streaming.section_tasks import OnStep, SectionTasks
 from histosge.training.streaming.work_folder import WorkFolder
@@ -257,7 +257,7 @@ def sparse_target(spots: Spots, genes: Sequence[str], library: np.ndarray) -> sp
 
 def fit_bases(cohort: Cohort, moments: Sequence[GeneMoments]) -> list[TargetBasis]:
     """Compute the patterns of each fit's training sections, on the threads of the cohort's tasks."""
-    columns, threads = GeneMoments.merge(moments).choose_basis(), cohort.tasks.threads
+    columns, threads = GeneMoments.merge(moments).choose_basis(), min(cohort.tasks.threads, FEW_THREADS)
     products = {int(k): np.zeros((len(columns), len(columns))) for k in np.unique(cohort.fold)}
 
     def of_section(index: int) -> Floats:

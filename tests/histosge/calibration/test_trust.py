@@ -1,6 +1,8 @@
 """Trust over many donors: read once, a few genes at a time."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from histosge.calibration.conformal import measure_intervals
 from histosge.calibration.embedding_distance import EmbeddingReference
 from histosge.calibration.trust import OutOfFold, measure_trust
 from histosge.heldout.metrics import correlate
+from histosge.threads import FEW_THREADS
 
 N_SPOTS, N_GENES, N_DONORS = 600, 30, 20
 
@@ -82,6 +85,22 @@ def test_intervals_and_trust_have_the_same_bits_on_any_number_of_threads(
     for name, array in three.state().items():
         np.testing.assert_array_equal(array, wanted[name])
     assert three.config() == one.config()
+
+
+def test_few_threads_hold_values_however_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    most, started = [0], ThreadPoolExecutor.__init__
+
+    def counted(self: ThreadPoolExecutor, threads: int, *args: Any, **settings: Any) -> None:
+        most[0] = max(most[0], threads)
+        started(self, threads, *args, **settings)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "__init__", counted)
+    reference = EmbeddingReference.from_moments([(np.zeros(3), np.ones(3))])
+    spots = _spots(np.random.default_rng(3))
+    assert (
+        measure_intervals(spots, "donor", tuple(map(str, range(N_DONORS))), reference, threads=64) is not None
+    )
+    assert most == [FEW_THREADS]
 
 
 def test_a_gene_that_fails_on_more_than_a_tenth_of_the_donors_is_not_trusted() -> None:
