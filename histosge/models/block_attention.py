@@ -46,7 +46,6 @@ from histosge.models.block_training import (
     section_errors,
     split_sections,
     train_network,
-    whiten_blocks,
 )
 from histosge.models.checkpoint import Checkpoint
 from histosge.models.dense import DenseModel
@@ -59,6 +58,7 @@ from histosge.models.network_fitting import network_state
 from histosge.models.prediction_device import chosen_device_name
 from histosge.models.protocol import State
 from histosge.models.ranks import current_ranks
+from histosge.models.whitening import Whitening
 from histosge.threads import usable_cores
 
 _PATCHES_AT_ONCE = 4096
@@ -296,7 +296,8 @@ class AttentionModel:
             network = BlockNetwork(shape, dense.targets.axes, dense.targets.sd)
             if start is not None:
                 network = start(network)
-            if (whitening := whiten_blocks(data, parts.training)) is not None:
+            of_training = data.of_sections(parts.training)
+            if (whitening := Whitening.from_blocks(data.blocks, of_training, standardiser)) is not None:
                 network.whiten(whitening, is_trained=start is not None)
             trained = train_network(network, data, parts, settings, seed=seed, checkpoint=checkpoint)
             trained.network.fold_whitening()

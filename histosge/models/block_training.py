@@ -30,7 +30,6 @@ from histosge.models.gpu_memory import MemoryLimit
 from histosge.models.linear_algebra import Floats, Indices, Standardiser
 from histosge.models.ranks import Ranks, current_ranks
 from histosge.models.training_device import chosen_device
-from histosge.models.whitening import Whitening
 from histosge.threads import prefetch
 
 WIDTH_CPU, WIDTH_GPU = 64, 256
@@ -249,27 +248,6 @@ class TrainingData:
         target = single(block.target - self.dense[block.section].offset())
         embedding = single(self.standardiser.apply(block.patches.embedding[plan.needed]))
         return Example(block.section, embedding, plan, dense, dense_spot, overlap, target)
-
-
-_SAMPLED_BLOCKS, _SAMPLED_PATCHES = 64, 512
-"""Blocks that the whitening is computed from, and patches of each, at most."""
-
-
-def whiten_blocks(data: TrainingData, sections: Indices) -> Whitening | None:
-    """Return what whitens the standardised embeddings of some sections, from a sample of their blocks."""
-    numbers = data.of_sections(sections)
-    some = numbers[:: max(1, -(-len(numbers) // _SAMPLED_BLOCKS))]
-    dim = len(data.standardiser.mean)
-    covariance, mean, n = np.zeros((dim, dim)), np.zeros(dim), 0
-    for block in data.blocks.read(some.tolist()):
-        embedding = block.patches.embedding
-        rows = data.standardiser.apply(embedding[:: max(1, -(-len(embedding) // _SAMPLED_PATCHES))])
-        covariance += rows.T @ rows
-        mean += rows.sum(axis=0)
-        n += len(rows)
-    if n == 0:
-        return None
-    return Whitening.from_covariance(covariance / n - np.outer(mean / n, mean / n))
 
 
 def plan_patches(patches: Patches, radii_um: Sequence[float], of: Indices) -> BlockPlan:

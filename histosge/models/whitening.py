@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from histosge.models.linear_algebra import Floats, symmetric_eigen
+from histosge.data.spot_blocks import SpotBlocks
+from histosge.models.linear_algebra import Floats, Indices, Standardiser, symmetric_eigen
 
 SHRINKAGE = 0.1
 """Added to each variance, as a share of their mean: directions that are rounding or noise stay small."""
+SAMPLED_BLOCKS, SAMPLED_PATCHES = 64, 512
+"""Blocks that a covariance is computed from, and patches of each, at most."""
 
 
 class Whitening(NamedTuple):
@@ -35,3 +38,20 @@ class Whitening(NamedTuple):
         by = 1 / np.sqrt(values + SHRINKAGE * values.mean())
         by *= np.sqrt(values.sum() / (values * by**2).sum())
         return cls((axes * by) @ axes.T, (axes / by) @ axes.T)
+
+    @classmethod
+    def from_blocks(
+        cls, blocks: SpotBlocks, numbers: Indices, standardiser: Standardiser
+    ) -> "Whitening | None":
+        """Return the whitening of the standardised embeddings of some blocks, from a sample of them; see above."""
+        dim = len(standardiser.mean)
+        covariance, mean, n = np.zeros((dim, dim)), np.zeros(dim), 0
+        for block in blocks.read(numbers[:: max(1, -(-len(numbers) // SAMPLED_BLOCKS))].tolist()):
+            embedding = block.patches.embedding
+            rows = standardiser.apply(embedding[:: max(1, -(-len(embedding) // SAMPLED_PATCHES))])
+            covariance += rows.T @ rows
+            mean += rows.sum(axis=0)
+            n += len(rows)
+        if n == 0:
+            return None
+        return cls.from_covariance(covariance / n - np.outer(mean / n, mean / n))
