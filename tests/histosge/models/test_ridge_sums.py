@@ -117,6 +117,9 @@ def test_a_shift_below_the_rounding_of_a_matrix_still_gives_a_solution() -> None
     matrix -= 1e-13 * np.eye(7)
     found = shifted_solve(matrix, 1e-14, vector[:, None])
     np.testing.assert_allclose(matrix @ found, vector[:, None], rtol=1e-6)
+    # Along a direction that only rounding fills, it has the sign of a positive definite matrix.
+    across = np.eye(7)[0] - vector[0] * vector / (vector @ vector)
+    assert across @ shifted_solve(matrix, 1e-14, across[:, None])[:, 0] > 0
 
 
 def test_one_group_or_constant_inputs_give_a_finite_fit() -> None:
